@@ -1,0 +1,1 @@
+"""One file per command of the `cistron` command line, on top of everything else."""

@@ -1,0 +1,1 @@
+"""Config, parallelism, optimisation, checkpoints, metrics and the loop, on top of datasets and models."""
