@@ -1,0 +1,122 @@
+"""The decoder: tokens and their positions to logits, behind whatever mask it is handed.
+
+Plain modules and nothing else: parallelism, compilation and checkpointing are applied from outside by module name.
+
+    tok_embeddings -> layers.N [attention_norm -> attention (+ residual) -> ffn_norm -> feed_forward (+ residual)]
+                   -> norm -> output
+
+State-dict keys correspond one to one to Hugging Face's Llama and Qwen3, see `huggingface.py`.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import attend
+from .config import DecoderConfig
+from .masks import AttentionMask
+from .rope import rope_table, rotate, rotation
+
+
+class Decoder(nn.Module):
+    """A Llama-style transformer; causal or bidirectional is the mask's affair alone.
+
+    Construction under `torch.device("meta")` is free; give it values with `to_empty` and `init.init_weights`.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.tie_weights()
+        # Attributes, not buffers: `to_empty` would lose the values and `to(bfloat16)` their precision.
+        self.inv_freq, self.attention_factor = rope_table(config.rope, config.head_dim)
+
+    def tie_weights(self) -> None:
+        """Make `output` share the embedding table if the config says so; again after parameters were replaced."""
+        if self.config.tie_embeddings:
+            self.output.weight = self.tok_embeddings.weight
+
+    def forward(self, tokens: Tensor, positions: Tensor, mask: AttentionMask) -> Tensor:
+        """Logits of every position.
+
+        Args:
+            tokens: int64 [batch, seq_len].
+            positions: int32 [batch, seq_len], restarting at 0 with every document.
+            mask: what `DocumentMask.build` made of the batch's `sequence_ids`.
+
+        Returns:
+            [batch, seq_len, vocab_size].
+        """
+        cos, sin = rotation(positions, self.inv_freq, self.attention_factor)
+        x = self.tok_embeddings(tokens)
+        for block in self.layers:
+            x = block(x, cos, sin, mask)
+        logits: Tensor = self.output(self.norm(x))
+        return logits
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then feed-forward, each on a normalised copy of the residual stream and added back to it."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
+        """`x` [batch, seq_len, dim] to the same shape; `cos` and `sin` as `rope.rotation` returns them."""
+        x = x + self.attention(self.attention_norm(x), cos, sin, mask)
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return out
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions and optional normalisation of queries and keys.
+
+    Head counts are read off the projections' outputs, so the same code runs on the heads of one tensor-parallel rank.
+    The q and k norms see [batch, seq_len, heads, head_dim]: heads are dimension 2.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.wq = nn.Linear(config.dim, q_dim, bias=False)
+        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wo = nn.Linear(q_dim, config.dim, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
+        """`x` [batch, seq_len, dim] to the same shape."""
+        batch, seq_len, _ = x.shape
+        q, k, v = (w(x).view(batch, seq_len, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        heads = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask)
+        out: Tensor = self.wo(heads.transpose(1, 2).reshape(batch, seq_len, -1))
+        return out
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020): `w2(silu(w1(x)) * w3(x))`."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [batch, seq_len, dim] to the same shape."""
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out

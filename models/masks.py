@@ -1,0 +1,203 @@
+"""The document mask: who may attend to whom in a packed row, in the three forms that attention kernels read.
+
+The rule is one line, `sequence_ids[q] == sequence_ids[k]`, and `q >= k` when causal. Padding carries the id -1 and is
+just one more segment: padding sees padding, so no query is without a key and no softmax becomes NaN.
+
+`DocumentMask` holds the rule and knows its own special ids; `build` writes it down for one executor:
+
+| executor | form | cost for a row of S tokens |
+|---|---|---|
+| flex | `BlockMask`, blocks of 128 x 128, see `document_block_mask` | (S / 128)^2 |
+| varlen | `DocumentOffsets`, where each document starts, see `document_offsets` | S |
+| sdpa | bool [batch, 1, S, S] | S^2 |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+Executor: TypeAlias = Literal["flex", "varlen", "sdpa"]
+
+
+class DocumentOffsets(NamedTuple):
+    """Documents as intervals of the flattened batch, the form that varlen attention reads.
+
+    Attributes:
+        cu_seqlens: int32 [capacity + 1]; segment i is tokens `cu_seqlens[i]` to `cu_seqlens[i + 1]` of the B·S tokens.
+        max_seqlen: an upper bound of every segment's length, the row length: constant, so that nothing recompiles.
+        causal: whether a token sees only its past within its segment.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    causal: bool
+
+    def to(self, device: torch.device | str) -> DocumentOffsets:
+        """The same offsets on another device."""
+        return self._replace(cu_seqlens=self.cu_seqlens.to(device, non_blocking=True))
+
+
+AttentionMask: TypeAlias = BlockMask | DocumentOffsets | Tensor
+
+
+@dataclass(frozen=True)
+class DocumentMask:
+    """The mask rule, with the special ids this party believes in (the eos contract compares them with the others').
+
+    Attributes:
+        eos_id: the token that ends every document.
+        pad_id: the token that fills a row after its last document; may equal `eos_id`.
+        causal: whether a token sees only its past within its document.
+        executor: which attention kernel `build` writes for.
+    """
+
+    eos_id: int
+    pad_id: int
+    causal: bool = True
+    executor: Executor = "sdpa"
+
+    def sequence_ids(self, tokens: Tensor) -> Tensor:
+        """Number the documents of each row from its tokens and `eos_id` alone.
+
+        A document ends with its eos; a last segment without one (a fragment) is a document too. Padding is the longest
+        suffix of `pad_id` that starts right after an eos or fills the whole row. So when pad and eos are one id, the
+        first of a trailing run ends a document and the rest is padding; and `pad_id` at the end of a fragment is text.
+
+        Args:
+            tokens: int64 [batch, seq_len].
+
+        Returns:
+            int32 [batch, seq_len]: 0, 1, 2, ... per document, -1 on padding.
+        """
+        seq_len = tokens.shape[1]
+        index = torch.arange(seq_len, device=tokens.device)
+        after_eos = torch.zeros_like(tokens, dtype=torch.bool)
+        after_eos[:, 1:] = tokens[:, :-1] == self.eos_id
+        only_pads_from_here = (tokens == self.pad_id).flip(1).cumprod(1).flip(1).bool()
+        padding_may_start = only_pads_from_here & (after_eos | (index == 0))
+        padding_start = torch.where(padding_may_start, index, seq_len).amin(1, keepdim=True)
+        return torch.where(index < padding_start, after_eos.cumsum(1), -1).int()
+
+    def build(self, sequence_ids: Tensor, device: torch.device | str | None = None) -> AttentionMask:
+        """Write the mask of one batch for this executor.
+
+        Args:
+            sequence_ids: int32 [batch, seq_len], rising along each row, -1 on padding at its end.
+            device: where the mask is used; default: where `sequence_ids` are. For varlen, give CPU ids and name the
+                device here: the number of documents is read on the host, which would wait for a GPU.
+        """
+        device = device or sequence_ids.device
+        if self.executor == "varlen":
+            offsets = document_offsets(sequence_ids, offsets_capacity(sequence_ids))
+            return DocumentOffsets(offsets, sequence_ids.shape[1], self.causal).to(device)
+        sequence_ids = sequence_ids.to(device, non_blocking=True)
+        if self.executor == "flex":
+            return document_block_mask(sequence_ids, self.causal)
+        return document_dense_mask(sequence_ids, self.causal)
+
+
+def document_dense_mask(sequence_ids: Tensor, causal: bool) -> Tensor:
+    """The rule at every pair: bool [batch, 1, seq_len, seq_len], True where query (row) may see key (column)."""
+    same = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
+    return same.tril() if causal else same
+
+
+def document_block_mask(sequence_ids: Tensor, causal: bool, block_size: int = 128) -> BlockMask:
+    """FlexAttention's `BlockMask` from two ids per block instead of one comparison per (query, key) pair.
+
+    Ids never fall along a row once padding is numbered after the last document, so a block is described by its first
+    and last id, and two blocks share a document exactly when those ranges overlap. The pair is full, needing no
+    comparison inside the kernel, exactly when both blocks lie in one and the same document (and, when causal, no key
+    comes after a query). All other non-empty pairs are partial, and the kernel evaluates the true rule there. Equal to
+    `create_block_mask` in every table, with (seq_len / block_size)^2 comparisons where that makes seq_len^2. No shape
+    depends on the ids and nothing waits for the host.
+
+    Args:
+        sequence_ids: int32 [batch, seq_len], rising along each row, -1 on padding at its end; any `seq_len`.
+        causal: whether a token sees only its past within its document.
+        block_size: tokens per block, of queries and of keys.
+
+    Returns:
+        `BlockMask` of shape [batch, 1, seq_len, seq_len], on the device of `sequence_ids`.
+    """
+    device, seq_len = sequence_ids.device, sequence_ids.shape[1]
+    ids = torch.where(sequence_ids < 0, sequence_ids.amax(1, keepdim=True) + 1, sequence_ids)
+
+    start = torch.arange(0, seq_len, block_size, device=device)
+    end = (start + block_size).clamp(max=seq_len) - 1
+    first, last = ids[:, start], ids[:, end]
+    nonempty = (first[:, :, None] <= last[:, None, :]) & (first[:, None, :] <= last[:, :, None])
+    # A last block shorter than the others is never full: the kernel must not read past the row.
+    whole = (first == last) & (start + block_size <= seq_len)
+    full = whole[:, :, None] & whole[:, None, :] & (first[:, :, None] == first[:, None, :])
+    if causal:
+        nonempty &= start[None, :] <= end[:, None]
+        full &= end[None, :] <= start[:, None]
+
+    def document_rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        same = ids[b, q] == ids[b, k]
+        return same & (q >= k) if causal else same
+
+    return BlockMask.from_kv_blocks(
+        *_ordered(nonempty & ~full),
+        *_ordered(full),
+        BLOCK_SIZE=block_size,
+        mask_mod=document_rule,
+        seq_lengths=(seq_len, seq_len),
+    )
+
+
+def _ordered(dense: Tensor) -> tuple[Tensor, Tensor]:
+    """Per query block of `dense` bool [batch, n, n]: how many key blocks, and all key blocks with those first.
+
+    Returns:
+        int32 [batch, 1, n] and int32 [batch, 1, n, n], the second dimension standing for the heads.
+    """
+    counts = dense.sum(-1, dtype=torch.int32)
+    indices = dense.to(torch.int8).argsort(dim=-1, descending=True, stable=True).int()
+    return counts[:, None], indices[:, None]
+
+
+def document_offsets(sequence_ids: Tensor, capacity: int) -> Tensor:
+    """Start of every segment in the flattened batch, in a tensor of fixed size.
+
+    A segment is a document or a run of padding; rows never share one.
+
+    Args:
+        sequence_ids: int32 [batch, seq_len].
+        capacity: number of segments there is room for, see `offsets_capacity`.
+
+    Returns:
+        int32 [capacity + 1], beginning with 0; what follows the last segment is batch·seq_len: empty segments.
+    """
+    starts = _segment_starts(sequence_ids)
+    total = starts.numel()
+    index = torch.arange(total, device=starts.device)
+    slot = torch.where(starts, starts.cumsum(0) - 1, capacity)
+    offsets = torch.full((capacity + 1,), total, device=starts.device)
+    return offsets.scatter_(0, slot, torch.where(starts, index, total)).int()
+
+
+def offsets_capacity(sequence_ids: Tensor) -> int:
+    """Room for the segments of this batch: batch·seq_len / 128, doubled until they fit.
+
+    Read on the host. Constant as long as segments are 128 tokens long on average, so that compiled code sees one shape
+    for ordinary text; batches of shorter documents double it, at most 7 times before each token is its own document.
+    """
+    capacity = max(sequence_ids.numel() // 128, 1)
+    segments = int(_segment_starts(sequence_ids).sum())
+    while capacity < segments:
+        capacity *= 2
+    return capacity
+
+
+def _segment_starts(sequence_ids: Tensor) -> Tensor:
+    """Bool [batch·seq_len]: True where a document, a run of padding or a row begins."""
+    starts = torch.ones_like(sequence_ids, dtype=torch.bool)
+    starts[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
+    return starts.flatten()
