@@ -1,0 +1,34 @@
+"""The one exception that a user's data can cause: what is wrong, and exactly where."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """A file or a record cannot be used.
+
+    Attributes:
+        problem: What was found and what would be right.
+        file: Path or URL of the file.
+        record: Line number (jsonl, from 1), record name (FASTA), or None where the file is the record.
+        offset: Byte offset in the uncompressed file, or None where it has no meaning.
+    """
+
+    def __init__(self, problem: str, *, file: str, record: int | str | None = None, offset: int | None = None) -> None:
+        self.problem = problem
+        self.file = file
+        self.record = record
+        self.offset = offset
+        place = file
+        if record is not None:
+            place += f", record {record}"
+        if offset is not None:
+            place += f", byte {offset}"
+        super().__init__(f"{place}: {problem}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the fields across processes: exceptions pickle their message only, and ours is made of four parts."""
+        return _rebuild, (self.problem, self.file, self.record, self.offset)
+
+
+def _rebuild(problem: str, file: str, record: int | str | None, offset: int | None) -> DataError:
+    return DataError(problem, file=file, record=record, offset=offset)

@@ -1,0 +1,96 @@
+"""Names to files: globs, `{stdlib}`, `~` and fsspec URLs become a sorted list; gzip is undone while reading."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import sysconfig
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from .errors import DataError
+
+
+class DataFile(NamedTuple):
+    """A file as found: its path or URL and its size in bytes as stored (before decompression)."""
+
+    path: str
+    size: int
+
+
+def expand(patterns: Iterable[str]) -> list[DataFile]:
+    """Return the files that `patterns` name, sorted by path, each once.
+
+    A pattern is a path, a glob (`*`, `?`, `[...]`, `**`) or any fsspec URL; `{stdlib}` stands for the folder of
+    Python's standard library and a leading `~` for the home folder.
+
+    Raises:
+        DataError: A file is missing, is a folder or has no bytes, or a glob matches nothing.
+    """
+    found: dict[str, DataFile] = {}
+    for pattern in patterns:
+        matches = _match(pattern)
+        found.update((file.path, file) for file in matches)
+    return [found[path] for path in sorted(found)]
+
+
+def _match(pattern: str) -> list[DataFile]:
+    target = pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
+    remote = "://" in target
+    filesystem, root = url_to_fs(target if remote else str(Path(target).expanduser()))
+
+    def named(path: str, size: object) -> DataFile:
+        name = str(filesystem.unstrip_protocol(path)) if remote else path
+        if not isinstance(size, int):
+            raise DataError("its file system states no size; copy it to a store that does", file=name)
+        return DataFile(name, size)
+
+    if any(character in root for character in "*?["):
+        listing = filesystem.glob(root, detail=True)
+        matches = [named(path, info["size"]) for path, info in listing.items() if info["type"] == "file"]
+        if not matches:
+            raise DataError("this pattern matches no file", file=pattern)
+        return matches
+    try:
+        info = filesystem.info(root)
+    except FileNotFoundError:
+        raise DataError("there is no such file", file=target) from None
+    if info["type"] == "directory":
+        raise DataError("this is a folder; name its files with a pattern such as folder/*.jsonl", file=target)
+    file = named(info["name"], info["size"])
+    if file.size == 0:
+        raise DataError("this file is empty (0 bytes)", file=target)
+    return [file]
+
+
+def is_compressed(path: str) -> bool:
+    """Tell by its name whether a file is gzip-compressed, and so can only be read from its start."""
+    return path.endswith(".gz")
+
+
+@contextmanager
+def open_binary(path: str) -> Iterator[IO[bytes]]:
+    """Open a path or URL for reading bytes, inflating `.gz`; offsets are those of the uncompressed bytes.
+
+    Raises:
+        DataError: The file cannot be opened or read, or its compression is damaged, here or while reading in the block.
+    """
+    try:
+        with fsspec.open(path, "rb").open() if "://" in path else Path(path).open("rb") as raw:
+            yield cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if is_compressed(path) else raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"the gzip data is truncated or damaged: {error}", file=path) from error
+    except OSError as error:
+        raise DataError(f"cannot be read: {error}", file=path) from error
+
+
+def digest(files: Iterable[DataFile]) -> str:
+    """Return a sha256 over the names and sizes of `files`, by which a resumed run knows its corpus again."""
+    listing = "\n".join(f"{file.path}\t{file.size}" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()

@@ -1,0 +1,208 @@
+"""Bytes to token ids. A tokenizer states its special ids and where they are written; none can come out of a document.
+
+`byte` follows Evo 2's CharLevelTokenizer: raw UTF-8 bytes, EOD = EOS = 0, PAD = 1, vocabulary 512. `hf` is any
+`tokenizer.json`, with the text of special tokens encoded as text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+Ids = npt.NDArray[np.integer[Any]]
+
+
+class TokenizeError(ValueError):
+    """A document cannot be encoded; `offset` is the byte inside the data at which it fails, None where unknown."""
+
+    def __init__(self, problem: str, offset: int | None) -> None:
+        self.problem = problem
+        self.offset = offset
+        super().__init__(problem, offset)
+
+
+class Tokenizer(Protocol):
+    """What the data path and the eos contract need of a tokenizer.
+
+    Attributes:
+        kind: `byte` or `hf`.
+        eos_id: Id that ends every document.
+        pad_id: Id that fills the end of a row.
+        vocab_size: One more than the largest id.
+        where: Where these ids are written, for a human reader.
+        fingerprint: Changes whenever the encoding does.
+        streams: True where encoding a concatenation equals concatenating encodings, so that a document may be encoded
+            chunk by chunk.
+        hf_config: What the Hugging Face `config.json` beside the tokenizer states, None where there is none.
+    """
+
+    kind: str
+    eos_id: int
+    pad_id: int
+    vocab_size: int
+    where: str
+    fingerprint: str
+    streams: bool
+    hf_config: dict[str, Any] | None
+
+    def encode(self, data: bytes) -> Ids:
+        """Encode UTF-8 `data` to ids, 1-d, without an eos.
+
+        Raises:
+            TokenizeError: The data is not valid for this tokenizer, or an eos came out of it.
+        """
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode ids to text, special ones included."""
+        ...
+
+
+class ByteTokenizer:
+    """Raw bytes as ids, without a copy."""
+
+    kind = "byte"
+    eos_id = 0
+    pad_id = 1
+    vocab_size = 512
+    where = "byte tokenizer: Evo 2's CharLevelTokenizer convention"
+    fingerprint = "byte"
+    streams = True
+    hf_config: dict[str, Any] | None = None
+
+    def encode(self, data: bytes) -> Ids:
+        """View `data` as uint8 ids; a NUL byte would be an eos and is refused."""
+        nul = data.find(0)
+        if nul >= 0:
+            raise TokenizeError("a NUL byte, which is the eos of the byte tokenizer; remove it from the document", nul)
+        return np.frombuffer(data, dtype=np.uint8)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode ids below 256 as UTF-8; others, and broken sequences, become U+FFFD."""
+        return b"".join(bytes((i,)) if i < 256 else b"\xff" for i in ids).decode("utf-8", errors="replace")
+
+
+class HFTokenizer:
+    """Any Hugging Face `tokenizer.json`, its special ids from arguments or from `tokenizer_config.json` beside it."""
+
+    kind = "hf"
+    streams = False
+
+    def __init__(self, path: str, eos_token: str | None = None, pad_token: str | None = None) -> None:
+        given = Path(path).expanduser()
+        file = given / "tokenizer.json" if given.is_dir() else given
+        if not file.is_file():
+            raise ValueError(f"tokenizer.path: there is no tokenizer.json at {given}")
+        self._arguments = (path, eos_token, pad_token)
+        source = file.read_bytes()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(source.decode())
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from error
+        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document stays text
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.fingerprint = hashlib.sha256(source).hexdigest()
+        # Ids may have gaps, so that the count of tokens can be less than the largest id + 1.
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+        settings_file = file.with_name("tokenizer_config.json")
+        settings = _read_json(settings_file) if settings_file.is_file() else {}
+        eos = eos_token or _token_text(settings.get("eos_token"))
+        if eos is None:
+            raise ValueError(
+                f"tokenizer.eos_token is not set and {settings_file} states none; name the token that ends a document"
+            )
+        # Labels and masks go by position, never by id, so that padding with the eos is safe.
+        pad = pad_token or _token_text(settings.get("pad_token")) or eos
+        self.eos_id = self._special_id("eos_token", eos, file)
+        self.pad_id = self._special_id("pad_token", pad, file)
+        self.where = str(file) if eos_token else f"{file} + {settings_file}"
+        self._eos = eos
+
+        config_file = file.with_name("config.json")
+        self.hf_config: dict[str, Any] | None = None
+        if config_file.is_file():
+            config = _read_json(config_file)
+            self.hf_config = {"where": str(config_file)} | {
+                key: config[key] for key in ("eos_token_id", "pad_token_id", "vocab_size") if key in config
+            }
+
+    def _special_id(self, key: str, token: str, file: Path) -> int:
+        index = self._tokenizer.token_to_id(token)
+        if index is None:
+            raise ValueError(f"tokenizer.{key}: {token!r} is not a token of {file}")
+        return int(index)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel to a worker as arguments: pickling the inner tokenizer would lose `encode_special_tokens`."""
+        return HFTokenizer, self._arguments
+
+    def encode(self, data: bytes) -> Ids:
+        """Encode UTF-8 text to int32 ids, the text of special tokens as text."""
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TokenizeError(f"not valid UTF-8 ({error.reason})", error.start) from None
+        ids: Ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        if (ids == self.eos_id).any():
+            raise TokenizeError(
+                f"the document encodes to the eos {self._eos!r} (id {self.eos_id}); "
+                f"mark that token as special in {self.where}, or remove its text",
+                data.find(self._eos.encode()) if self._eos.encode() in data else None,
+            )
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode ids to text, special tokens included."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def build_tokenizer(
+    kind: str, path: str | None = None, eos_token: str | None = None, pad_token: str | None = None
+) -> Tokenizer:
+    """Make the tokenizer that a config names.
+
+    Args:
+        kind: `byte` or `hf`.
+        path: For `hf`: a `tokenizer.json` or the folder that holds one.
+        eos_token: For `hf`: text of the eos token, else `tokenizer_config.json` says.
+        pad_token: For `hf`: text of the pad token, else `tokenizer_config.json` says, else the eos.
+
+    Raises:
+        ValueError: A key is missing or wrong; the message names it.
+    """
+    if kind == "byte":
+        for key, value in (("path", path), ("eos_token", eos_token), ("pad_token", pad_token)):
+            if value is not None:
+                raise ValueError(f"tokenizer.{key}: {value!r} means nothing to the byte tokenizer; remove it")
+        return ByteTokenizer()
+    if kind == "hf":
+        if path is None:
+            raise ValueError("tokenizer.path is not set; kind 'hf' needs a tokenizer.json or the folder that holds it")
+        return HFTokenizer(path, eos_token, pad_token)
+    raise ValueError(f"tokenizer.kind: {kind!r} is not one of 'byte', 'hf'")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, not a JSON object")
+    return content
+
+
+def _token_text(value: object) -> str | None:
+    """A token is written as a string or as an object with its `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None

@@ -1,0 +1,181 @@
+"""Rows from where they are made to where they are used: worker processes, or this one.
+
+torchdata's StatefulDataLoader moves them, many rows to a message. Its own state is never asked for: the state of a lane
+travels with each row.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import wait
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from .errors import DataError
+from .lane import Lane, LaneState
+from .mixer import Mixer
+from .packing import Packer, Planes
+from .pieces import Piece
+from .readers import Reader
+from .tokenizers import Tokenizer
+
+# torchdata 0.11 calls a function that torch 2.13 deprecates; its users can do nothing about it.
+warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning, module=r"torchdata\.")
+
+# Tokens per message: 4 MiB of int32 planes, where the cost of a message is small against that of its rows.
+MESSAGE_TOKENS = 2**18
+MAX_MESSAGE_ROWS = 64
+
+
+class Row(NamedTuple):
+    """A row with the state of its lane after it.
+
+    Attributes:
+        planes: int32 [4, seq_len].
+        source: Number of its source.
+        state: Of its lane, plain JSON.
+    """
+
+    planes: torch.Tensor
+    source: int
+    state: list[int]
+
+
+class Message(NamedTuple):
+    """Consecutive rows of a worker.
+
+    Attributes:
+        worker: Its number.
+        planes: int32 [rows, 4, seq_len].
+        sources: Source of each row.
+        states: Lane state after each row.
+    """
+
+    worker: int
+    planes: torch.Tensor
+    sources: list[int]
+    states: list[list[int]]
+
+
+class RowStream(IterableDataset[Message | DataError]):
+    """The rows of one rank, or of one of its workers when iterated there."""
+
+    def __init__(
+        self,
+        *,
+        plan: Sequence[Sequence[Sequence[Piece]]],
+        readers: Sequence[Reader],
+        weights: Sequence[float],
+        tokenizer: Tokenizer,
+        packer: Packer,
+        lanes: int,
+        seed: int,
+        rank: int,
+        degree: int,
+        start: int,
+        mixer_counts: Sequence[int],
+        states: Mapping[tuple[int, int], list[int]],
+    ) -> None:
+        self._plan = plan
+        self._readers = readers
+        self._weights = weights
+        self._tokenizer = tokenizer
+        self._packer = packer
+        self._lanes = lanes
+        self._seed = seed
+        self._rank = rank
+        self._degree = degree
+        self._start = start
+        self._mixer_counts = mixer_counts
+        self._states = states
+
+    def __iter__(self) -> Iterator[Message | DataError]:
+        """Yield messages for ever; a DataError as an item, since raised through torchdata it would lose its parts."""
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        size = min(max(MESSAGE_TOKENS // self._packer.seq_len, 1), MAX_MESSAGE_ROWS)
+        rows = self._rows(worker, workers)
+        while True:
+            try:
+                batch = [next(rows) for _ in range(size)]
+            except DataError as error:
+                yield error
+                return
+            planes = torch.from_numpy(np.stack([planes for planes, _, _ in batch]))
+            yield Message(worker, planes, [source for _, source, _ in batch], [list(state) for _, _, state in batch])
+
+    def _rows(self, worker: int, workers: int) -> Iterator[tuple[Planes, int, LaneState]]:
+        mixer = Mixer(self._weights, self._lanes, self._seed)
+        mixer.seek(self._start, self._mixer_counts)
+        lanes: dict[tuple[int, int], Iterator[tuple[Planes, LaneState]]] = {}
+        row = self._start + self._rank + worker * self._degree
+        while True:
+            source, lane = mixer.source(row), row % self._lanes
+            if (source, lane) not in lanes:
+                lanes[source, lane] = self._lane(source, lane).rows()
+            planes, state = next(lanes[source, lane])
+            yield planes, source, state
+            row += self._degree * workers
+
+    def _lane(self, source: int, lane: int) -> Lane:
+        return Lane(
+            self._plan[source][lane],
+            self._readers[source],
+            self._tokenizer,
+            self._packer,
+            (self._seed, source, lane),
+            LaneState(*self._states.get((source, lane), ())),
+        )
+
+
+def in_order(stream: RowStream, workers: int) -> Iterator[Row]:
+    """Yield the rows of a rank in order, made by `workers` processes, or in this thread when 0.
+
+    Raises:
+        DataError: As it was raised where the row was made.
+        RuntimeError: A worker died.
+    """
+    options: dict[str, Any] = {}
+    if workers:
+        # Spawned: a forked child would hold the parent's CUDA context, gloo sockets and the locks of its threads, and a
+        # fork server would die of a SIGTERM to the process group, its children with it.
+        options = {"multiprocessing_context": "spawn", "prefetch_factor": 2, "worker_init_fn": _start_worker}
+    # No automatic collation, and no snapshots of a state that is never asked for.
+    loader = StatefulDataLoader(stream, batch_size=None, num_workers=workers, snapshot_every_n_steps=0, **options)
+    messages = iter(loader)
+    while True:
+        # Row k of the rank is made by worker k mod W; messages come from workers in turn and are equally long.
+        turn = [_raise_error(next(messages)) for _ in range(max(1, workers))]
+        assert [message.worker for message in turn] == list(range(len(turn)))
+        for index in range(len(turn[0].sources)):
+            for message in turn:
+                yield Row(message.planes[index], message.sources[index], message.states[index])
+
+
+def _raise_error(item: Message | DataError) -> Message:
+    if isinstance(item, DataError):
+        raise item
+    return item
+
+
+def _start_worker(worker: int) -> None:
+    """Tie a worker to its parent, whose part it is to act on signals to the process group, and not to outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def die_with_parent() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=die_with_parent, name="cistron-watch", daemon=True).start()
