@@ -122,13 +122,13 @@ def _qwen3(dim: int, n_layers: int, n_heads: int, hidden_dim: int, tied: bool) -
 
 
 PRESETS: dict[str, DecoderConfig] = {
-    # 2.0M parameters over the byte vocabulary: grouped queries, and heads that split over 2 or 4 tensor-parallel ranks.
+    # 1.1M parameters over the byte vocabulary: grouped queries, and heads that split over 2 tensor-parallel ranks.
     "debug": DecoderConfig(
         vocab_size=512,
-        dim=256,
-        n_layers=3,
-        n_heads=8,
-        n_kv_heads=4,
+        dim=128,
+        n_layers=4,
+        n_heads=4,
+        n_kv_heads=2,
         head_dim=32,
         hidden_dim=512,
         norm_eps=1e-5,

@@ -1,0 +1,146 @@
+"""The configuration: strict, complete about mistakes, and readable back from what it prints."""
+
+import dataclasses
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from cistron.trainer.config import ConfigError, JobConfig, load_config
+from cistron.trainer.distributed import Layout
+from cistron.trainer.optimizer import learning_rate
+from hypothesis import given
+from hypothesis import strategies as st
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SOURCE = '[[data.sources]]\nname = "a"\nformat = "text"\npaths = ["x"]\n'
+
+
+def write(folder: Path, text: str, name: str = "job.toml") -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def mistakes(folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(["--config", write(folder, text), *overrides])
+    return str(caught.value)
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, "[training]\nsteps = 3\nseq_len = 64\n" + SOURCE)
+    config, _ = load_config(
+        ["--config", path, "--training.steps", "7", "--optimizer.lr", "3e-4", "--compile.enable", "true"]
+    )
+    assert (config.training.steps, config.training.seq_len, config.training.local_batch_size) == (7, 64, 8)
+    assert config.optimizer.lr == 3e-4
+    assert config.compile.enable is True
+
+
+def test_every_mistake_of_a_file_is_reported_at_once_with_its_key_and_the_nearest_name(tmp_path: Path) -> None:
+    message = mistakes(
+        tmp_path,
+        '[training]\nstepz = 3\nsteps = "7"\nseq_len = 1\n[modle]\nx = 1\n'
+        '[[data.sources]]\nname = "a"\nformat = "texx"\npath = "q"\n',
+    )
+    assert "7 mistake(s)" in message
+    for part in (
+        "training.stepz: unknown key, did you mean 'steps'?",
+        "training.steps = '7': input should be a valid integer",
+        "training.seq_len = 1: input should be greater than or equal to 2",
+        "modle: unknown key, did you mean 'model'?",
+        "data.sources.0.format = 'texx': input should be 'text', 'jsonl' or 'fasta'",
+        "data.sources.0.path: unknown key, did you mean 'paths'?",
+        "data.sources.0.paths: missing",
+    ):
+        assert part in message
+
+
+def test_a_misspelt_override_is_refused_with_the_nearest_name_even_when_it_is_a_prefix(tmp_path: Path) -> None:
+    message = mistakes(tmp_path, SOURCE, "--training.step", "3")
+    assert "unknown option --training.step, did you mean '--training.steps'?" in message
+
+
+def test_an_override_of_the_wrong_type_names_key_and_value(tmp_path: Path) -> None:
+    assert "training.steps = 'many'" in mistakes(tmp_path, SOURCE, "--training.steps", "many")
+
+
+def test_environment_variables_do_not_change_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAINING", '{"steps": 5}')
+    assert load_config(["--config", write(tmp_path, SOURCE)])[0].training.steps == JobConfig().training.steps
+
+
+def test_extends_merges_tables_key_by_key_and_replaces_lists(tmp_path: Path) -> None:
+    write(tmp_path, "[training]\nsteps = 5\nseq_len = 64\n" + SOURCE, "base.toml")
+    middle = '[training]\nsteps = 6\n[[data.sources]]\nname = "b"\nformat = "fasta"\npaths = ["y"]\n'
+    write(tmp_path, 'extends = "base.toml"\n' + middle, "middle.toml")
+    config, _ = load_config(["--config", write(tmp_path, 'extends = "middle.toml"\n[model]\ndim = 8\n')])
+    assert (config.training.steps, config.training.seq_len, config.model.dim) == (6, 64, 8)
+    assert [s.name for s in config.data.sources] == ["b"]
+
+
+def test_extends_in_a_circle_and_a_missing_base_are_refused_by_name(tmp_path: Path) -> None:
+    write(tmp_path, 'extends = "job.toml"\n', "other.toml")
+    assert "goes in a circle" in mistakes(tmp_path, 'extends = "other.toml"\n')
+    assert "nowhere.toml: cannot read" in mistakes(tmp_path, 'extends = "nowhere.toml"\n')
+
+
+def test_a_file_that_is_not_toml_is_refused_with_the_place(tmp_path: Path) -> None:
+    assert "not valid TOML" in mistakes(tmp_path, "[training\nsteps = 3")
+    assert "line 1" in mistakes(tmp_path, "[training\nsteps = 3")
+
+
+@given(
+    steps=st.integers(1, 10**9),
+    lr=st.floats(1e-12, 1e3),
+    text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    eos=st.none() | st.integers(0, 10**6),
+    weight=st.floats(1e-3, 1e3),
+)
+def test_the_printed_configuration_reads_back_to_the_same_job(
+    steps: int, lr: float, text: str, eos: int | None, weight: float
+) -> None:
+    config = JobConfig(
+        job={"description": text},
+        model={"eos_id": eos},
+        training={"steps": steps},
+        optimizer={"lr": lr},
+        data={"sources": [{"name": text, "format": "text", "paths": [text], "weight": weight}]},
+    )
+    assert JobConfig(**tomllib.loads(config.to_toml())) == config
+
+
+def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_config(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, table in JobConfig.model_fields.items():
+        for key, field in getattr(table.annotation, "model_fields", {}).items():
+            assert f"--{name}.{key}" in text
+            assert field.description, f"{name}.{key} has no docstring"
+            assert field.description.split(".")[0] in text
+
+
+def test_degrees_that_do_not_multiply_to_the_world_size_are_refused_with_the_arithmetic() -> None:
+    config = JobConfig(parallelism={"tensor_parallel_degree": 2, "data_parallel_shard_degree": 3})
+    with pytest.raises(ConfigError, match=r"replicate 1 x shard 3 x tensor 2 = 6, but 4 process"):
+        Layout.resolve(config, 4)
+    assert dataclasses.astuple(Layout.resolve(JobConfig(parallelism={"tensor_parallel_degree": 2}), 8)) == (1, 4, 2)
+
+
+@pytest.mark.parametrize(("decay_type", "halfway"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", 1 - 0.5**0.5)])
+def test_the_learning_rate_warms_up_stays_and_decays(decay_type: str, halfway: float) -> None:
+    schedule = {"warmup_steps": 10, "decay_ratio": 0.4, "decay_type": decay_type, "min_lr_factor": 0.1}
+    config = JobConfig(training={"steps": 100}, optimizer={"lr": 2.0}, lr_scheduler=schedule)
+    rates = [learning_rate(config, step) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == rates[59] == 2.0
+    assert rates[79] == pytest.approx(2.0 * (0.1 + 0.9 * halfway))
+    assert rates[99] == pytest.approx(0.2)
+    assert all(later <= earlier for earlier, later in pairwise(rates[9:]))

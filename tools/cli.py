@@ -1,0 +1,29 @@
+"""The `cistron` command: `cistron train ...` is `python -m cistron.tools.train ...`."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train a job, or resume it",
+    "check": "verify a job without training: config, eos contract, memory, packing",
+    "inspect": "look at packed rows: a picture of a batch and its documents in the terminal",
+    "generate": "sample text from a checkpoint",
+}
+
+
+def main() -> None:
+    """Run the command that the first argument names; each lives in a module that is imported only then."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        listing = "\n".join(f"  {command.ljust(width)}  {what}" for command, what in COMMANDS.items())
+        print(f"usage: cistron COMMAND ...\n\n{listing}\n\ncistron COMMAND --help says more.")
+        return
+    if name not in COMMANDS:
+        print(f"error: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    import_module(f"cistron.tools.{name}").main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""`cistron generate CHECKPOINT --prompt TEXT`: sample from a checkpoint of any layout, on one device."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..models.config import DecoderConfig, RopeConfig
+from ..models.decoder import Decoder
+from ..trainer import checkpoint
+from ..trainer.components import make_tokenizer
+from ..trainer.config import ConfigError, JobConfig
+from ..trainer.contract import Statement, check_statements
+from ..trainer.distributed import pick_device
+from ..trainer.failures import run_command
+from ..trainer.sampling import sample
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, load, sample, print."""
+    parser = argparse.ArgumentParser(prog="cistron generate", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="a step folder: <dump_folder>/checkpoint/step-<N>")
+    parser.add_argument("--prompt", required=True, help="text to continue")
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="stop here if no eos came (default: 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token (default: 0.8)")
+    parser.add_argument("--top-k", type=int, default=50, help="draw from the k most likely tokens (default: 50)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--samples", type=int, default=1, help="how many, with seeds seed, seed + 1, ... (default: 1)")
+    options = parser.parse_args(argv)
+    run_command(lambda: generate(options))
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Print `options.samples` continuations of the prompt."""
+    found = checkpoint.read(options.checkpoint)
+    config = JobConfig(**found.state["config"])
+    tokenizer = make_tokenizer(config)
+    shape = found.state["model"]
+    decoder = DecoderConfig(**{**shape, "rope": RopeConfig(**shape["rope"])})
+    saved = found.state["contract"]
+    check_statements(
+        [
+            Statement(party="tokenizer", where=tokenizer.where, eos=(tokenizer.eos_id,), pad=tokenizer.pad_id),
+            Statement(
+                party="model", where=str(found.path / checkpoint.STATE), eos=(saved["eos"],), vocab=decoder.vocab_size
+            ),
+        ]
+    )
+    prompt = tokenizer.encode(options.prompt.encode()).tolist()
+    if not prompt:
+        raise ConfigError("--prompt: has no tokens; a model learns to continue documents, not to begin them")
+    device = pick_device()
+    with torch.device("meta"):
+        model = Decoder(decoder)
+    model.to_empty(device=device)
+    checkpoint.load_model(found.path, model)
+    for index in range(options.samples):
+        text = sample(
+            model,
+            tokenizer,
+            prompt,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            seed=options.seed + index,
+            device=device,
+        )
+        print(f"{options.prompt}{text}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,130 @@
+"""`cistron inspect CONFIG`: see a packed batch. A PNG of its documents and their mask, and rows decoded in the terminal."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch.nn.attention.flex_attention import BlockMask
+
+from ..datasets.loader import Batch
+from ..datasets.tokenizers import Tokenizer
+from ..models.masks import document_block_mask
+from ..trainer.components import make_loader, make_mask, verify
+from ..trainer.config import load_config
+from ..trainer.contract import check_rows, check_statements, gather_statements
+from ..trainer.distributed import Layout
+from ..trainer.failures import run_command
+
+STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of consecutive documents
+EMPTY, PARTIAL, FULL = 0, 1, 2
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, pack, draw."""
+    parser = argparse.ArgumentParser(
+        prog="cistron inspect", description=__doc__, epilog="Further options are TOML overrides."
+    )
+    parser.add_argument("config", help="TOML file of the job")
+    parser.add_argument(
+        "--output", type=Path, default=Path("packed_batch.png"), help="the picture (default: packed_batch.png)"
+    )
+    parser.add_argument("--rows", type=int, default=16, help="rows of the batch in the picture (default: 16)")
+    parser.add_argument("--decode", type=int, default=2, help="rows to decode in the terminal (default: 2)")
+    options, overrides = parser.parse_known_args(argv)
+    run_command(lambda: inspect(["--config", options.config, *overrides], options))
+
+
+def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
+    """Pack the first rows as training would, hold the contract against them, and show them."""
+    config, _ = load_config(argv, prog="cistron inspect")
+    tokenizer, decoder = verify(config, Layout.resolve(config))
+    mask = make_mask(config, tokenizer, torch.device("cpu"))
+    with make_loader(config, tokenizer, options.rows, world=None) as loader:
+        batch = loader.next()
+        assert batch is not None
+        statements = gather_statements(config, tokenizer, loader.packer, mask, decoder.vocab_size)
+        check_statements(statements)
+        check_rows(batch, mask, statements)
+    console = Console(highlight=False, soft_wrap=True)
+    for row in range(min(options.decode, options.rows)):
+        console.rule(f"row {batch.rows[row]}")
+        console.print(decoded(batch, row, tokenizer))
+    draw(batch, options.output)
+    console.print(f"\nwrote {options.output}: {options.rows} rows, and the mask of the row with most documents")
+
+
+def decoded(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
+    """One row as text: a colour per document, ⏹ where an eos ends one, ⋯ where a fragment goes on in another row."""
+    text = Text()
+    sequence_ids = batch.sequence_ids[row]
+    documents = int(sequence_ids.amax()) + 1
+    for document in range(documents):
+        ids = batch.tokens[row][sequence_ids == document].tolist()
+        ended = ids[-1] == tokenizer.eos_id
+        text.append(tokenizer.decode(ids[:-1] if ended else ids), style=STYLES[document % len(STYLES)])
+        text.append(f" {'⏹' if ended else '⋯'} {len(ids)} tokens\n", style="bold reverse")
+    if padding := int((sequence_ids < 0).sum()):
+        text.append(f"{padding} positions of padding", style="dim")
+    return text
+
+
+def draw(batch: Batch, output: Path) -> None:
+    """Write the picture: documents coloured along the rows, beside the causal document mask of one row by blocks."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    seq_len = batch.tokens.shape[1]
+    chosen = int(batch.sequence_ids.amax(1).argmax())
+    block_size = max(1, min(128, seq_len // 32))
+    mask = document_block_mask(batch.sequence_ids[chosen : chosen + 1], causal=True, block_size=block_size)
+
+    ids = batch.sequence_ids.numpy().astype(float)
+    colours = np.where(ids < 0, np.nan, ids % 10)
+    palette = mpl.colormaps["tab10"].with_extremes(bad="#eeeeee")
+    figure, (rows, blocks) = plt.subplots(1, 2, figsize=(15, 6), width_ratios=(1.5, 1), layout="constrained")
+    rows.imshow(colours, aspect="auto", interpolation="nearest", cmap=palette, vmin=0, vmax=9)
+    used = float((ids >= 0).mean())
+    rows.set(title=f"documents in packed rows ({used:.1%} of positions used; padding is grey)", xlabel="position")
+    rows.set_yticks(range(len(batch.rows)), [str(r) for r in batch.rows])
+    rows.set_ylabel("row of the run")
+
+    palette = mpl.colors.ListedColormap(["white", "#9ecae1", "#08519c"])
+    blocks.imshow(block_states(mask), cmap=palette, vmin=EMPTY, vmax=FULL, extent=(0, seq_len, seq_len, 0))
+    blocks.set(
+        title=f"document mask of row {batch.rows[chosen]} in blocks of {block_size}", xlabel="key", ylabel="query"
+    )
+    handles: list[Any] = [
+        mpl.patches.Patch(facecolor=palette(state), edgecolor="grey", label=label)
+        for state, label in (
+            (EMPTY, "empty: skipped"),
+            (PARTIAL, "partial: rule evaluated"),
+            (FULL, "full: no rule needed"),
+        )
+    ]
+    blocks.legend(handles=handles, loc="upper right")
+    figure.savefig(output, dpi=120)
+    plt.close(figure)
+
+
+def block_states(mask: BlockMask) -> torch.Tensor:
+    """EMPTY, PARTIAL or FULL for every (query block, key block) of the first row: int64 [blocks, blocks]."""
+    states = torch.full(mask.kv_indices.shape[-2:], EMPTY)
+    tables = ((mask.kv_num_blocks, mask.kv_indices, PARTIAL), (mask.full_kv_num_blocks, mask.full_kv_indices, FULL))
+    for counts, indices, state in tables:
+        assert counts is not None
+        assert indices is not None
+        for query in range(len(states)):
+            states[query, indices[0, 0, query, : int(counts[0, 0, query])].long()] = state
+    return states
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

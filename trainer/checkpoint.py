@@ -1,0 +1,185 @@
+"""Checkpoints: torch.distributed.checkpoint for tensors, JSON for the rest, and a manifest that makes them count.
+
+    <dump_folder>/<checkpoint.folder>/step-<N>/
+        __<rank>_0.distcp, .metadata   model and optimizer, written by DCP, loadable in any layout
+        state.json                     step, tokens seen, data state, contract, model shape, resolved config, versions
+        manifest.json                  name and size of every file above
+
+The manifest is written last and moved into place atomically: a folder without one, or whose files differ from it, was torn by
+a crash and is passed over, saying so. Nothing here draws from a global random generator and the learning rate is a function
+of the step, so there is no more state than this.
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+from .config import Checkpoint
+
+MANIFEST, STATE = "manifest.json", "state.json"
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # keyed by parameter name, so that it can be resharded
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that was asked for is missing, torn, or of another model."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done when it was saved."""
+        return int(self.state["step"])
+
+
+def step_folders(folder: Path) -> list[tuple[int, Path]]:
+    """The `step-<N>` folders, oldest first, complete or not."""
+    matches = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*")]
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def what_is_torn(path: Path) -> str | None:
+    """Why the checkpoint at `path` is not complete, or None when it is."""
+    if not path.is_dir():
+        return "no such folder"
+    try:
+        files: dict[str, int] = json.loads((path / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return f"no {MANIFEST}: it was interrupted while being written"
+    except (ValueError, KeyError):
+        return f"{MANIFEST} is not readable"
+    for name, size in files.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if (found := (path / name).stat().st_size) != size:
+            return f"{name} has {found} bytes, {MANIFEST} says {size}"
+    return None
+
+
+def read(path: Path) -> Found:
+    """The complete checkpoint at `path`. Raises CheckpointError with the reason when it is not one."""
+    if reason := what_is_torn(path):
+        raise CheckpointError(f"{path}: not a complete checkpoint: {reason}")
+    return Found(path, json.loads((path / STATE).read_text()))
+
+
+def find(config: Checkpoint, folder: Path) -> tuple[Found | None, list[str]]:
+    """The checkpoint to resume from, if any, and a message for each newer one that had to be passed over.
+
+    Raises:
+        CheckpointError: when `checkpoint.load_step` names one that is not there or torn, or when all there are are torn.
+    """
+    if config.load_step == 0:
+        return None, []
+    if config.load_step > 0:
+        return read(folder / f"step-{config.load_step}"), []
+    skipped: list[str] = []
+    for _, path in reversed(step_folders(folder)):
+        if (reason := what_is_torn(path)) is None:
+            return read(path), skipped
+        skipped.append(f"passed over {path}: {reason}")
+    return None, skipped
+
+
+def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Write a checkpoint; every rank calls it. It counts only once its manifest is in place, on rank 0, at the end.
+
+    Args:
+        path: the step folder; what a torn save left there is removed first.
+        model: in any layout.
+        optimizer: its optimizer.
+        state: JSON-able, written by rank 0.
+    """
+    if dist.get_rank() == 0:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+    dist.barrier()
+    tensors = {
+        "model": get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=FLAT),
+    }
+    dcp_save(tensors, checkpoint_id=path)
+    if dist.get_rank() == 0:
+        write_atomically(path / STATE, json.dumps(state, indent=1))
+        files = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
+        write_atomically(path / MANIFEST, json.dumps({"format": 1, "files": files}, indent=1))
+    dist.barrier()
+
+
+def load_model(path: Path, model: nn.Module) -> None:
+    """Fill the model's parameters from the checkpoint at `path`, whatever layout saved it."""
+    tensors = {"model": get_model_state_dict(model)}
+    dcp_load(tensors, checkpoint_id=path)
+    set_model_state_dict(model, tensors["model"])
+
+
+def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Fill the optimizer's state from the checkpoint at `path`, whatever layout saved it."""
+    tensors = {"optimizer": get_optimizer_state_dict(model, optimizer, options=FLAT)}
+    dcp_load(tensors, checkpoint_id=path)
+    set_optimizer_state_dict(model, optimizer, tensors["optimizer"], options=FLAT)
+
+
+def check_shape(found: Found, shape: dict[str, Any]) -> None:
+    """Raise CheckpointError listing every key of the model shape in which the checkpoint and this job differ."""
+    saved: dict[str, Any] = found.state["model"]
+    different = [
+        f"{key}: checkpoint {saved.get(key)!r}, this job {shape.get(key)!r}"
+        for key in sorted(saved.keys() | shape.keys())
+        if saved.get(key) != shape.get(key)
+    ]
+    if different:
+        raise CheckpointError("\n  ".join([f"{found.path}: the checkpoint is of another model:", *different]))
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` complete checkpoints (0: none), manifest first so that none is ever half there."""
+    complete = [path for _, path in step_folders(folder) if (path / MANIFEST).exists()]
+    for path in complete[:-keep] if keep else []:
+        (path / MANIFEST).unlink()
+        shutil.rmtree(path)
+
+
+def set_aside_after(folder: Path, step: int) -> list[Path]:
+    """Rename checkpoints of later steps, which a run that goes back to `step` leaves behind: they must not be resumed from."""
+    moved = []
+    for later, path in step_folders(folder):
+        if later > step:
+            target = next(
+                t for n in itertools.count() if not (t := path.with_name(f"{path.name}.aside{n or ''}")).exists()
+            )
+            moved.append(path.rename(target))
+    return moved
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write, flush to disk, and move into place: readers see the old file or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,78 @@
+"""From the configuration to the parts that datasets and models provide. Shared by training and by every tool."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..datasets.loader import DataConfig, Loader, SourceConfig
+from ..datasets.tokenizers import Tokenizer, build_tokenizer
+from ..models.attention import check_executor, default_executor
+from ..models.config import PRESETS, DecoderConfig, RopeConfig
+from ..models.masks import DocumentMask
+from .config import ConfigError, JobConfig, nearest
+from .distributed import Layout, World
+from .parallelize import check_layout
+
+
+def make_tokenizer(config: JobConfig) -> Tokenizer:
+    """The tokenizer of `[tokenizer]`."""
+    t = config.tokenizer
+    return build_tokenizer(t.kind, path=t.path, eos_token=t.eos_token, pad_token=t.pad_token)
+
+
+def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfig:
+    """The preset of `[model]` with the keys that the TOML sets, and the tokenizer's vocabulary unless it sets one.
+
+    Raises:
+        ConfigError: for an unknown preset.
+        ModelError: for a shape that does not fit together.
+    """
+    m = config.model
+    if m.preset not in PRESETS:
+        raise ConfigError(f"model.preset = {m.preset!r}: unknown preset{nearest(m.preset, list(PRESETS))}")
+    overrides = m.model_dump(exclude_none=True, exclude={"preset", "eos_id", "attention", "rope"})
+    overrides.setdefault("vocab_size", tokenizer.vocab_size)
+    if m.rope.theta is not None:
+        overrides["rope"] = RopeConfig(theta=m.rope.theta)
+    return replace(PRESETS[m.preset], **overrides)
+
+
+def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> DocumentMask:
+    """The document mask with the model's own statement of its ids: `model.eos_id` where the TOML gives one."""
+    m = config.model
+    executor = default_executor(device.type) if m.attention == "auto" else m.attention
+    check_executor(executor, device.type)
+    eos_id = tokenizer.eos_id if m.eos_id is None else m.eos_id
+    return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, executor=executor)
+
+
+def make_data_config(config: JobConfig) -> DataConfig:
+    """The data path's share of the configuration."""
+    d, t = config.data, config.training
+    return DataConfig(
+        sources=tuple(SourceConfig(**{**s.model_dump(), "paths": tuple(s.paths)}) for s in d.sources),
+        lanes=d.lanes,
+        packing=d.packing,
+        seq_len=t.seq_len,
+        seed=t.seed,
+        num_workers=d.num_workers,
+    )
+
+
+def make_loader(
+    config: JobConfig, tokenizer: Tokenizer, batch_size: int, world: World | None, state: Any = None
+) -> Loader:
+    """This rank's loader; without a world, that of a single process."""
+    rank, degree = (world.dp_rank, world.layout.data_parallel) if world else (0, 1)
+    return Loader(
+        make_data_config(config), tokenizer, batch_size=batch_size, dp_rank=rank, dp_degree=degree, state=state
+    )
+
+
+def verify(config: JobConfig, layout: Layout) -> tuple[Tokenizer, DecoderConfig]:
+    """Everything that can be checked from the configuration and the tokenizer alone, before data or model are touched."""
+    tokenizer = make_tokenizer(config)
+    decoder = make_decoder_config(config, tokenizer)
+    check_layout(config, decoder, layout)
+    return tokenizer, decoder

@@ -1,0 +1,158 @@
+"""The eos contract: every party that knows special ids states them, and nothing expensive starts until they agree.
+
+`datasets` and `models` never import each other, so the tokenizer and packer on one side and the attention mask on the other
+are independent witnesses; this file is the third party that compares them, first by what they say, then by what they do to
+the first real rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..datasets.loader import Batch
+from ..datasets.packing import Packer, row_violations
+from ..datasets.tokenizers import Tokenizer
+from ..models.masks import DocumentMask
+from .config import JobConfig
+
+
+class EosMismatchError(ValueError):
+    """Two parties disagree about where documents end; the message is a table of who says what, and where it is written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """What one party says about special ids. None: it does not say. `eos` holds every id that the party accepts as an end."""
+
+    party: str
+    where: str
+    eos: tuple[int, ...] | None = None
+    pad: int | None = None
+    vocab: int | None = None
+
+
+def gather_statements(
+    config: JobConfig,
+    tokenizer: Tokenizer,
+    packer: Packer,
+    mask: DocumentMask,
+    vocab_size: int,
+    checkpoint: dict[str, Any] | None = None,
+) -> list[Statement]:
+    """Ask every party. `checkpoint` is the contract saved with the run being resumed, with its path under "where"."""
+    statements = [
+        Statement(
+            party="tokenizer",
+            where=tokenizer.where,
+            eos=(tokenizer.eos_id,),
+            pad=tokenizer.pad_id,
+            vocab=tokenizer.vocab_size,
+        ),
+        Statement(party="packer", where="datasets.packing.Packer", eos=(packer.eos_id,), pad=packer.pad_id),
+        Statement(party="attention mask", where="models.masks.DocumentMask", eos=(mask.eos_id,), pad=mask.pad_id),
+        Statement(party="model", where="model.vocab_size (embedding rows)", vocab=vocab_size),
+    ]
+    if config.model.eos_id is not None:
+        statements.append(Statement(party="TOML", where="model.eos_id", eos=(config.model.eos_id,)))
+    if tokenizer.hf_config is not None:
+        stated = tokenizer.hf_config
+        eos = stated.get("eos_token_id")
+        statements.append(
+            Statement(
+                party="Hugging Face config",
+                where=stated["where"],
+                eos=None if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+                pad=stated.get("pad_token_id"),
+                vocab=stated.get("vocab_size"),
+            )
+        )
+    if checkpoint is not None:
+        statements.append(
+            Statement(
+                party="checkpoint",
+                where=checkpoint["where"],
+                eos=(checkpoint["eos"],),
+                pad=checkpoint["pad"],
+                vocab=checkpoint["vocab"],
+            )
+        )
+    return statements
+
+
+def check_statements(statements: Sequence[Statement]) -> None:
+    """Compare what the parties say.
+
+    Raises:
+        EosMismatchError: with the whole table, when two parties disagree on eos or pad, when an id lies outside the
+            embedding, or when the tokenizer or the checkpoint needs more (another number of) ids than the embedding has.
+    """
+    complaints: list[str] = []
+    for role in ("eos", "pad"):
+        said = [(s.party, ids(getattr(s, role))) for s in statements if getattr(s, role) is not None]
+        for index, (party, values) in enumerate(said):
+            complaints += [
+                f"{party} says {role} is {show(values)}, {other} says {show(others)}"
+                for other, others in said[index + 1 :]
+                if not values & others
+            ]
+    rows = next(s.vocab for s in statements if s.party == "model")
+    assert rows is not None
+    for s in statements:
+        complaints += [
+            f"{s.party}'s {role} {id_} is outside the embedding, which has {rows} rows"
+            for role in ("eos", "pad")
+            for id_ in sorted(ids(getattr(s, role)))
+            if not 0 <= id_ < rows
+        ]
+        if s.party == "checkpoint" and s.vocab != rows:
+            complaints.append(f"the checkpoint's embedding has {s.vocab} rows, model.vocab_size is {rows}")
+        elif s.vocab is not None and s.vocab > rows:
+            complaints.append(
+                f"{s.party} has {s.vocab} ids, model.vocab_size only {rows}: raise it to at least {s.vocab}"
+            )
+    if complaints:
+        raise EosMismatchError("\n  ".join(["the eos contract is broken:", *complaints]) + "\n\n" + table(statements))
+
+
+def check_rows(batch: Batch, mask: DocumentMask, statements: Sequence[Statement]) -> None:
+    """Hold real rows against both sides: the packer's documents must be the ones that the mask's eos implies.
+
+    Raises:
+        EosMismatchError: naming the first row and position at which the two differ, or the row invariant that is broken.
+    """
+    implied = mask.sequence_ids(batch.tokens)
+    different = implied != batch.sequence_ids
+    if different.any():
+        row, position = (int(i) for i in torch.nonzero(different)[0])
+        raise EosMismatchError(
+            f"row {batch.rows[row]}, position {position}: the packer says document {int(batch.sequence_ids[row, position])}, "
+            f"the attention mask's eos {mask.eos_id} implies {int(implied[row, position])} (-1: padding)\n\n{table(statements)}"
+        )
+    violations = row_violations(
+        batch.tokens.numpy(), batch.labels.numpy(), batch.positions.numpy(), batch.sequence_ids.numpy(), mask.eos_id
+    )
+    if violations:
+        raise EosMismatchError("\n  ".join([f"rows {batch.rows[0]} and on:", *violations]) + "\n\n" + table(statements))
+
+
+def ids(value: tuple[int, ...] | int | None) -> set[int]:
+    """The ids of a statement's field as a set; empty when it says nothing."""
+    return set() if value is None else {value} if isinstance(value, int) else set(value)
+
+
+def show(values: set[int]) -> str:
+    """`5`, or `5 or 7` where a party accepts several."""
+    return " or ".join(map(str, sorted(values)))
+
+
+def table(statements: Sequence[Statement]) -> str:
+    """The statements as aligned text: party | where it is written | eos | pad | vocab; `-` where a party does not say."""
+    rows = [("party", "where it is written", "eos", "pad", "vocab")]
+    for s in statements:
+        rows.append((s.party, s.where, show(ids(s.eos)) or "-", show(ids(s.pad)) or "-", show(ids(s.vocab)) or "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return "\n".join(
+        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,144 @@
+"""Processes and the device mesh: how many ranks there are, what each one is, and what they must agree on.
+
+The mesh has the dimensions (replicate, shard, tp). Ranks that differ only in tp see the same rows; replicate x shard is the
+data-parallel degree. Whatever every rank must know before a step (how many targets, has anyone been told to stop, has
+anyone failed) travels through one small CPU all-reduce, so that no GPU is ever synchronised for it.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from .config import ConfigError, JobConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Degrees of parallelism; their product is the number of processes."""
+
+    replicate: int
+    shard: int
+    tp: int
+
+    @property
+    def data_parallel(self) -> int:
+        """Ranks with rows of their own."""
+        return self.replicate * self.shard
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.data_parallel * self.tp
+
+    @classmethod
+    def resolve(cls, config: JobConfig, world_size: int | None = None) -> "Layout":
+        """Fit `[parallelism]` to `world_size` processes (None: to as many as the degrees name).
+
+        Raises:
+            ConfigError: with the arithmetic, when the degrees do not multiply to the world size.
+        """
+        p = config.parallelism
+        fixed = p.data_parallel_replicate_degree * p.tensor_parallel_degree
+        shard = p.data_parallel_shard_degree
+        if shard == 0 or shard < -1:
+            raise ConfigError(
+                f"parallelism.data_parallel_shard_degree = {shard}: must be -1 (all that are left) or >= 1"
+            )
+        if shard == -1:
+            shard = 1 if world_size is None else world_size // fixed
+        layout = cls(replicate=p.data_parallel_replicate_degree, shard=shard, tp=p.tensor_parallel_degree)
+        if world_size is not None and layout.world_size != world_size:
+            raise ConfigError(
+                f"parallelism: replicate {layout.replicate} x shard {layout.shard} x tensor {layout.tp} = "
+                f"{layout.world_size}, but {world_size} process(es) were started; change the degrees or the number of processes"
+            )
+        return layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among the others."""
+
+    rank: int
+    layout: Layout
+    device: torch.device
+    mesh: DeviceMesh
+
+    @property
+    def is_first(self) -> bool:
+        """The rank that talks to people."""
+        return self.rank == 0
+
+    @property
+    def dp_rank(self) -> int:
+        """Which rows of a step are this rank's."""
+        replicate, shard, _ = self.mesh.get_coordinate() or (0, 0, 0)
+        return replicate * self.layout.shard + shard
+
+    @property
+    def tp_rank(self) -> int:
+        """0 for exactly one of the ranks that share the same rows."""
+        return self.mesh.get_local_rank("tp")
+
+    @property
+    def data_mesh(self) -> DeviceMesh:
+        """The mesh that FSDP2 shards (and, in two dimensions, replicates) over."""
+        return self.mesh["replicate", "shard"] if self.layout.replicate > 1 else self.mesh["shard"]
+
+    def sum(self, values: list[int]) -> list[int]:
+        """Element-wise sum over all ranks, through CPU memory. Integers wrap at 2^63."""
+        total = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(total)
+        return [int(value) for value in total]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank. For small plain objects."""
+        values: list[Any] = [None] * self.layout.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise the first rank's error on all ranks, if any rank has one, so that none waits for a rank that has left."""
+        first = next((e for e in self.gather(error) if e is not None), None)
+        if first is not None:
+            raise first
+
+
+def world_size() -> int:
+    """Processes that the launcher started: torchrun's WORLD_SIZE, else 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def pick_device() -> torch.device:
+    """This process's GPU by torchrun's LOCAL_RANK where CUDA is there, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def join(config: JobConfig) -> World:
+    """Join the process group (a group of one without torchrun) and lay the mesh.
+
+    Raises:
+        ConfigError: when `[parallelism]` does not fit the number of processes.
+    """
+    layout = Layout.resolve(config, world_size())
+    device = pick_device()
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=config.comm.timeout_seconds)
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
+    shape = (layout.replicate, layout.shard, layout.tp)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "tp"))
+    return World(rank=dist.get_rank(), layout=layout, device=device, mesh=mesh)

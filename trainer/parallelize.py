@@ -1,0 +1,143 @@
+"""Parallelism applied to a plain decoder, from outside, in one order: tensor parallel -> checkpointing -> compile -> FSDP2.
+
+Each step wraps what the one before left: checkpointing recomputes sharded matmuls, compile sees the recomputation, FSDP2
+gathers parameters around compiled blocks. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
+clipping by a global norm needs all gradients on comparable meshes.
+"""
+
+import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from ..models.config import DecoderConfig
+from ..models.decoder import Decoder
+from .config import ConfigError, JobConfig
+from .distributed import Layout, World
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> None:
+    """Refuse what the layout cannot divide, all complaints in one message.
+
+    Raises:
+        ConfigError: naming each key, its value and what it must be a multiple of.
+    """
+    rows = global_batch_size(config, layout)
+    per_rank = rows // layout.data_parallel
+    local = min(config.training.local_batch_size, per_rank)
+    loaders = layout.data_parallel * max(1, config.data.num_workers)
+    tp = layout.tp
+    # (key, value, must be a multiple of, why)
+    divisions = [
+        ("training.global_batch_size", rows, layout.data_parallel, "data-parallel ranks"),
+        ("data.lanes", config.data.lanes, loaders, "data-parallel ranks x data.num_workers"),
+        (
+            "training.seq_len",
+            config.training.seq_len,
+            tp,
+            "parallelism.tensor_parallel_degree, which splits the sequence",
+        ),
+        ("model.n_heads", model.n_heads, tp, "parallelism.tensor_parallel_degree"),
+        ("model.n_kv_heads", model.n_kv_heads, tp, "parallelism.tensor_parallel_degree"),
+        ("model.hidden_dim", model.hidden_dim, tp, "parallelism.tensor_parallel_degree"),
+        ("model.vocab_size", model.vocab_size, tp, "parallelism.tensor_parallel_degree"),
+    ]
+    complaints = [
+        f"{key} = {value}: must be a multiple of {divisor} ({why}); the next is {-(-value // divisor) * divisor}"
+        for key, value, divisor, why in divisions
+        if value % divisor
+    ]
+    if per_rank and rows % layout.data_parallel == 0 and per_rank % local:
+        complaints.append(
+            f"training.local_batch_size = {local}: must divide the {per_rank} rows of a rank "
+            f"(training.global_batch_size {rows} / {layout.data_parallel} data-parallel ranks)"
+        )
+    if not config.data.sources:
+        complaints.append("data.sources: no [[data.sources]] table; name at least one source of documents")
+    names = [source.name for source in config.data.sources]
+    if len(set(names)) < len(names):
+        complaints.append(f"data.sources: names must differ, found {names}")
+    if complaints:
+        raise ConfigError("\n  ".join(["the configuration does not fit:", *complaints]))
+
+
+def global_batch_size(config: JobConfig, layout: Layout) -> int:
+    """Rows per optimizer step over all ranks. Raises ConfigError for a value below the number of data-parallel ranks."""
+    t = config.training
+    rows = t.local_batch_size * layout.data_parallel if t.global_batch_size == -1 else t.global_batch_size
+    if rows < layout.data_parallel:
+        raise ConfigError(
+            f"training.global_batch_size = {t.global_batch_size}: must be -1 or at least {layout.data_parallel}, one row per "
+            "data-parallel rank"
+        )
+    return rows
+
+
+def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
+    """Apply the layout of `world` to a decoder on the meta device, in place."""
+    if world.layout.tp > 1:
+        apply_tensor_parallel(model, world.mesh["tp"])
+    if config.activation_checkpoint.mode == "full":
+        for name, block in model.layers.named_children():
+            model.layers.register_module(name, checkpoint_wrapper(block))
+    if config.compile.enable:
+        for block in model.layers.children():
+            block.compile()
+    apply_fsdp(model, config, world.data_mesh)
+
+
+def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
+    """Megatron's column/row split of every matrix with sequence-parallel norms (Korthikanti et al. 2022, arXiv:2205.05198)."""
+    parallelize_module(
+        model,
+        mesh,
+        {
+            "tok_embeddings": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
+            "norm": SequenceParallel(),
+            "output": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
+        },
+    )
+    for block in model.layers.children():
+        whole = (Replicate(), None, None, None)  # x gathered along the sequence; cos, sin and mask are whole already
+        plan = {
+            "attention_norm": SequenceParallel(),
+            "attention": PrepareModuleInput(input_layouts=(Shard(1), None, None, None), desired_input_layouts=whole),
+            "attention.wq": ColwiseParallel(),
+            "attention.wk": ColwiseParallel(),
+            "attention.wv": ColwiseParallel(),
+            "attention.wo": RowwiseParallel(output_layouts=Shard(1)),
+            "ffn_norm": SequenceParallel(),
+            "feed_forward": PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)),
+            "feed_forward.w1": ColwiseParallel(),
+            "feed_forward.w3": ColwiseParallel(),
+            "feed_forward.w2": RowwiseParallel(output_layouts=Shard(1)),
+        }
+        if model.config.qk_norm:  # applied per head to [batch, seq, heads, head_dim], so "sequence" parallel over heads
+            plan |= {
+                "attention.q_norm": SequenceParallel(sequence_dim=2),
+                "attention.k_norm": SequenceParallel(sequence_dim=2),
+            }
+        parallelize_module(block, mesh, plan)
+    model.tie_weights()  # the plan replaced both parameters of a tied pair
+
+
+def apply_fsdp(model: Decoder, config: JobConfig, mesh: DeviceMesh) -> None:
+    """FSDP2 per block and for the rest. Also on one rank, where it is what casts to the compute type."""
+    policy = MixedPrecisionPolicy(
+        param_dtype=DTYPES[config.training.mixed_precision_param],
+        reduce_dtype=DTYPES[config.training.mixed_precision_reduce],
+        output_dtype=torch.float32,  # the loss is taken in float32
+    )
+    for block in model.layers.children():
+        fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(policy.param_dtype, policy.reduce_dtype))
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)  # its backward starts at once

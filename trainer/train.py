@@ -1,0 +1,326 @@
+"""Training, in the order of a run: check everything cheap, feed, build, resume, loop.
+
+torchrun --nproc_per_node 2 -m cistron.trainer.train --config x.toml [--section.key value ...]
+"""
+
+import gc
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from .. import __version__
+from ..datasets.loader import Batch, merge_states
+from ..models.decoder import Decoder
+from ..models.init import init_weights
+from . import checkpoint
+from .checkpoint import Found
+from .components import make_loader, make_mask, verify
+from .config import JobConfig, load_config
+from .contract import check_rows, check_statements, gather_statements
+from .distributed import World, join
+from .failures import USER_ERRORS, NonFiniteError, run_command
+from .loss import summed_loss
+from .metrics import MetricsLog, Progress, StepTotals
+from .optimizer import build_optimizer, learning_rate, set_learning_rate
+from .parallelize import global_batch_size, parallelize
+from .sampling import sample
+from .signals import StopRequest
+
+
+class Trainer:
+    """One job on one rank.
+
+    Args:
+        config: the resolved configuration.
+        world: this process among the others.
+        stop: polled at every wait; once true, the run ends after the current step, saved.
+
+    Raises:
+        ConfigError, DataError, ModelError, EosMismatchError, CheckpointError: on all ranks alike, before any step.
+    """
+
+    def __init__(self, config: JobConfig, world: World, stop: StopRequest) -> None:
+        """Check what is cheap to check, open the data, then build the model and resume."""
+        self.config, self.world, self.stop = config, world, stop
+        self.folder = Path(config.job.dump_folder)
+        self.tokenizer, self.decoder_config = verify(config, world.layout)
+        self.mask = make_mask(config, self.tokenizer, world.device)
+        rows_per_rank = global_batch_size(config, world.layout) // world.layout.data_parallel
+        self.micro_batch_size = min(config.training.local_batch_size, rows_per_rank)
+        self.micro_batches = rows_per_rank // self.micro_batch_size
+
+        self.data_state: dict[str, Any] | None = None
+        self.peeked: Batch | None = None
+        self.prompt: list[int] = []
+        self.messages: list[str] = []
+
+        found = self.find_checkpoint()
+        self.progress = Progress(**found.state["progress"]) if found else Progress()
+        self.open_data(found)
+        self.build_model()
+        self.load(found)
+        self.log = MetricsLog(self.folder, config, world, self.progress.step, self.decoder_config)
+
+    def train(self) -> None:
+        """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
+        self.introduce()
+        gc.disable()  # collected on a schedule instead, so that ranks do not stall each other at moments of their own
+        while self.progress.step < self.config.training.steps:
+            started = time.perf_counter()
+            batches, error = self.fetch()
+            fetched = time.perf_counter()
+            totals = self.agree(batches, error)
+            if totals is None:
+                break
+            loss, grad_norm = self.optimize(batches, totals)
+            self.data_state = batches[-1].state
+            self.progress.advance(totals)
+            self.log.step(self.progress, totals, loss, grad_norm, fetched - started, time.perf_counter() - started)
+            if self.progress.step % self.config.training.gc_freq == 0:
+                gc.collect(1)
+            if self.progress.step % self.config.checkpoint.interval == 0:
+                self.save()
+        gc.enable()
+        self.save()
+        self.conclude()
+
+    def fetch(self) -> tuple[list[Batch], Exception | None]:
+        """This rank's micro-batches of the next step: fewer when a stop was asked for, and the error when the data failed."""
+        batches: list[Batch] = []
+        try:
+            while len(batches) < self.micro_batches and (batch := self.next_batch()) is not None:
+                batches.append(batch)
+            if batches and (self.progress.step + 1) % self.config.metrics.log_freq == 0:
+                check_rows(batches[0], self.mask, self.statements)
+        except USER_ERRORS as error:
+            return batches, error
+        return batches, None
+
+    def agree(self, batches: list[Batch], error: Exception | None) -> StepTotals | None:
+        """What the step holds over all ranks; None when any of them was asked to stop. Raises one rank's error on all."""
+        stop = self.stop() or (error is None and len(batches) < self.micro_batches)
+        # ranks of one tensor-parallel group hold the same rows: only its first counts them
+        mine = StepTotals.of(batches if self.world.tp_rank == 0 else [])
+        stops, errors, *totals = self.world.sum([int(stop), int(error is not None), *mine])
+        if errors:
+            self.world.agree(error)
+        return None if stops else StepTotals(*totals)
+
+    def optimize(self, batches: list[Batch], totals: StepTotals) -> tuple[float, float]:
+        """One optimizer step. Returns the mean loss per target (nats) over the whole step, and the gradient norm."""
+        # FSDP2 averages gradients over the data-parallel ranks; times their number, that is the sum
+        scale = self.world.layout.data_parallel / totals.targets
+        local = torch.zeros((), device=self.world.device)
+        for batch in batches:
+            loss = summed_loss(self.model, *self.to_device(batch))
+            (loss * scale).backward()
+            local += loss.detach()
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_norm)
+        loss = local / totals.targets if self.world.tp_rank == 0 else torch.zeros_like(local)
+        dist.all_reduce(loss)
+        loss_value, norm_value = torch.stack([loss, norm.full_tensor()]).tolist()  # the step's one wait for the device
+        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+            self.refuse_step(local, loss_value, norm_value)
+        set_learning_rate(self.optimizer, learning_rate(self.config, self.progress.step + 1))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss_value, norm_value
+
+    def refuse_step(self, local_loss: torch.Tensor, loss: float, norm: float) -> None:
+        """Raise NonFiniteError, naming the ranks whose own loss or gradients are not finite; no rank has stepped."""
+        bad_gradients = [
+            name
+            for name, p in self.model.named_parameters()
+            if isinstance(p.grad, DTensor) and not bool(p.grad.to_local().isfinite().all())
+        ]
+        suspects = []
+        for rank, (value, names) in enumerate(self.world.gather((float(local_loss), bad_gradients))):
+            if not math.isfinite(value):
+                suspects.append(f"rank {rank}: its loss is {value}")
+            elif names:
+                suspects.append(f"rank {rank}: {len(names)} gradients are not finite, the first {names[0]}")
+        raise NonFiniteError(
+            "\n  ".join(
+                [
+                    f"step {self.progress.step + 1}: loss {loss}, gradient norm {norm}; the step was not taken, and the last "
+                    f"checkpoint in {self.checkpoints} is from before it",
+                    *suspects,
+                ]
+            )
+        )
+
+    def to_device(self, batch: Batch) -> tuple[Any, ...]:
+        """Tokens, labels, positions and the mask of a micro-batch, where the model is."""
+        device = self.world.device
+        tensors = [t.to(device, non_blocking=True) for t in (batch.tokens, batch.labels, batch.positions)]
+        return *tensors, self.mask.build(batch.sequence_ids, device)
+
+    def next_batch(self) -> Batch | None:
+        """The batch that the contract check looked at, then the loader's; None when a stop was asked for while waiting."""
+        batch, self.peeked = self.peeked, None
+        return batch or self.loader.next(self.stop)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the step folders."""
+        return self.folder / self.config.checkpoint.folder
+
+    def find_checkpoint(self) -> Found | None:
+        """What to resume from, as rank 0 sees the disk, so that all ranks resume from the same."""
+        result: tuple[Found | None, list[str]] = (None, [])
+        error = None
+        try:
+            if self.world.is_first and self.config.checkpoint.enable:
+                result = checkpoint.find(self.config.checkpoint, self.checkpoints)
+                aside = checkpoint.set_aside_after(self.checkpoints, result[0].step if result[0] else 0)
+                result[1].extend(f"set aside {path}: this run goes on from an earlier step" for path in aside)
+        except USER_ERRORS as e:
+            error = e
+        self.world.agree(error)
+        found: Found | None
+        found, self.messages = self.world.gather(result)[0]
+        return found
+
+    def open_data(self, found: Found | None) -> None:
+        """Start the loader and hold the eos contract, in words and against the first real rows, before a model exists."""
+        error = None
+        contract = {"where": str(found.path / checkpoint.STATE), **found.state["contract"]} if found else None
+        self.data_state = found.state["data"] if found else None
+        try:
+            self.loader = make_loader(self.config, self.tokenizer, self.micro_batch_size, self.world, self.data_state)
+            self.statements = gather_statements(
+                self.config, self.tokenizer, self.loader.packer, self.mask, self.decoder_config.vocab_size, contract
+            )
+            check_statements(self.statements)
+            self.peeked = self.loader.next(self.stop)
+            if self.peeked is not None:
+                check_rows(self.peeked, self.mask, self.statements)
+                self.prompt = self.peeked.tokens[0, :16].tolist()
+        except USER_ERRORS as e:
+            error = e
+        self.world.agree(error)
+
+    def build_model(self) -> None:
+        """Materialise this rank's share of a model that was laid out on the meta device."""
+        with torch.device("meta"):
+            self.model = Decoder(self.decoder_config)
+        parallelize(self.model, self.config, self.world)
+        self.model.to_empty(device=self.world.device)
+        self.optimizer = build_optimizer(self.model, self.config)
+
+    def load(self, found: Found | None) -> None:
+        """Weights and optimizer state: resumed, taken from `checkpoint.initial_load_path`, or fresh."""
+        shape = asdict(self.decoder_config)
+        initial = self.config.checkpoint.initial_load_path
+        init_weights(self.model, self.config.training.seed)
+        if found:
+            checkpoint.check_shape(found, shape)
+            checkpoint.load_model(found.path, self.model)
+            checkpoint.load_optimizer(found.path, self.model, self.optimizer)
+            self.messages.append(f"resumed from {found.path}")
+        elif initial:
+            start = checkpoint.read(Path(initial))
+            checkpoint.check_shape(start, shape)
+            checkpoint.load_model(start.path, self.model)
+            self.messages.append(f"weights from {start.path}")
+
+    def save(self) -> None:
+        """Write a checkpoint of the steps done, unless there is one."""
+        path = self.checkpoints / f"step-{self.progress.step}"
+        saved = self.world.gather(checkpoint.what_is_torn(path) is None)[0]
+        if not self.config.checkpoint.enable or self.progress.step == 0 or saved:
+            return
+        states = [s for s, tp_rank in self.world.gather((self.data_state, self.world.tp_rank)) if tp_rank == 0]
+        state = {
+            "progress": asdict(self.progress),
+            "data": merge_states(states),
+            "contract": {
+                "eos": self.mask.eos_id,
+                "pad": self.mask.pad_id,
+                "vocab": self.decoder_config.vocab_size,
+            },
+            "model": asdict(self.decoder_config),
+            "config": self.config.to_dict(),
+            "versions": {"cistron": __version__, "torch": torch.__version__},
+        }
+        checkpoint.save(path, self.model, self.optimizer, state)
+        if self.world.is_first:
+            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep_latest_k)
+        self.log.say(f"saved {path}")
+
+    def introduce(self) -> None:
+        """Say what is about to be trained, and write the resolved configuration beside it."""
+        c, d = self.config, self.decoder_config
+        if self.world.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_atomically(self.folder / "config.toml", c.to_toml())
+        layout = self.world.layout
+        rows = self.micro_batches * self.micro_batch_size * layout.data_parallel
+        for message in self.messages:
+            self.log.say(message)
+        self.log.say(
+            f"{c.model.preset}: {d.parameter_count():,} parameters, {self.mask.executor} attention over documents ending in "
+            f"eos {self.mask.eos_id}; {rows} rows x {c.training.seq_len} tokens a step on {layout.world_size} process(es) "
+            f"({self.world.device.type}): replicate {layout.replicate} x shard {layout.shard} x tensor {layout.tp}, "
+            f"{self.micro_batches} micro-batch(es) of {self.micro_batch_size} rows"
+        )
+
+    def conclude(self) -> None:
+        """Say how the run ended, show a sample of what the model has learnt, and how to go on."""
+        step, steps = self.progress.step, self.config.training.steps
+        if self.stop():
+            self.log.say(f"{self.stop.signal_name}: stopped after step {step} of {steps}")
+        elif prompt := [t for t in self.prompt if t != self.tokenizer.pad_id]:
+            text = sample(
+                self.model,
+                self.tokenizer,
+                prompt,
+                multiple_of=self.world.layout.tp,
+                device=self.world.device,
+                max_new_tokens=120,
+            )
+            self.log.say(f"\nA sample, continuing {self.tokenizer.decode(prompt)!r}:\n{text}\n")
+        self.log.say(f"run         {self.folder}")
+        self.log.say(f"watch       tensorboard --logdir {self.folder}/tensorboard")
+        if self.config.checkpoint.enable:
+            more = "the same command" if step < steps else f"the same command with --training.steps {2 * steps}"
+            self.log.say(f"resume      {more} goes on after step {step}")
+            self.log.say(f"try it      cistron generate {self.checkpoints}/step-{step} --prompt TEXT")
+
+    def close(self) -> None:
+        """Stop the loader's workers and flush the reports."""
+        self.loader.close()
+        self.log.close()
+
+
+def run(argv: Sequence[str]) -> None:
+    """Train the job that `argv` describes."""
+    config, options = load_config(argv)
+    if options.print_config:
+        print(config.to_toml(), end="")
+        return
+    with StopRequest() as stop:
+        world = join(config)
+        trainer = Trainer(config, world, stop)
+        try:
+            trainer.train()
+        finally:
+            trainer.close()
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Entry point of `python -m cistron.trainer.train`."""
+    run_command(lambda: run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
