@@ -36,5 +36,5 @@ def rotation(positions: Tensor, inv_freq: Tensor, attention_factor: float) -> tu
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate every head of `x` [batch, heads, seq_len, head_dim] by its token's angles; the dtype of `x` is kept."""
-    first, second = x.float().chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)  # products with float32 cosines are float32
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

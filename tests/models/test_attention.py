@@ -1,0 +1,94 @@
+"""The executors compute one and the same attention; those that cannot run somewhere say so."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from cistron.models.attention import attend, check_executor, default_executor
+from cistron.models.config import ModelError
+from cistron.models.masks import DocumentMask
+from cistron.tests.models.packed import EOS, PAD, pack
+from torch import Tensor
+from torch.testing import assert_close
+
+CAUSAL = pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+
+
+def _qkv(batch: int, seq_len: int, heads: int = 4, kv_heads: int = 2, head_dim: int = 16) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(batch, n, seq_len, head_dim) for n in (heads, kv_heads, kv_heads)]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Softmax attention of one document, [heads, length, head_dim], in float64 and one line per formula."""
+    q, k, v = q.double(), k.double(), v.double()
+    k, v = (x.repeat_interleave(q.shape[0] // x.shape[0], dim=0) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if causal:
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -math.inf)
+    return (scores.softmax(-1) @ v).float()
+
+
+@CAUSAL
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("executor", ["sdpa", "flex"])
+def test_each_document_attends_as_if_alone(executor: str, causal: bool) -> None:
+    batch = pack()
+    q, k, v = _qkv(*batch.tokens.shape)
+    with torch.no_grad():
+        out = attend(q, k, v, DocumentMask(EOS, PAD, causal, executor).build(batch.sequence_ids))
+    for row, where in batch.documents:
+        alone = _written_out(*(x[row, :, where] for x in (q, k, v)), causal)
+        assert_close(out[row, :, where], alone, rtol=1e-5, atol=1e-5)
+
+
+@CAUSAL
+def test_the_segments_of_the_offsets_attend_as_the_dense_mask_does(causal: bool) -> None:
+    """What varlen is told: attention over each interval of the flattened batch, empty ones included."""
+    ids = pack().sequence_ids
+    q, k, v = _qkv(*ids.shape)
+    offsets = DocumentMask(EOS, PAD, causal, "varlen").build(ids)
+    assert offsets.causal is causal
+    assert (offsets.cu_seqlens.diff() >= 0).all()
+    assert offsets.cu_seqlens.diff().max() <= offsets.max_seqlen
+
+    flat = [x.transpose(1, 2).flatten(0, 1).transpose(0, 1) for x in (q, k, v)]
+    bounds = offsets.cu_seqlens.tolist()
+    pieces = [_written_out(*(x[:, a:b] for x in flat), causal) for a, b in pairwise(bounds)]
+    by_segment = torch.cat(pieces, dim=1).transpose(0, 1).unflatten(0, ids.shape).transpose(1, 2)
+    dense = attend(q, k, v, DocumentMask(EOS, PAD, causal, "sdpa").build(ids))
+    assert_close(dense, by_segment, rtol=1e-5, atol=1e-5)
+
+
+def test_varlen_off_cuda_names_the_key_and_what_would_work() -> None:
+    ids = pack().sequence_ids
+    with pytest.raises(ModelError, match=r'model\.attention "varlen" got torch\.float32 on cpu.*"sdpa"'):
+        attend(*_qkv(*ids.shape), DocumentMask(EOS, PAD, executor="varlen").build(ids))
+
+
+def test_the_default_executor_passes_its_own_check() -> None:
+    assert default_executor("cpu") == "sdpa"
+    assert default_executor("cuda:1") == "flex"
+    for device in ("cpu", "cuda"):
+        check_executor(default_executor(device), device)
+
+
+@pytest.mark.parametrize(
+    ("executor", "reason"),
+    [("flex", "no backward"), ("varlen", "CUDA only"), ("fast", "one of flex, varlen, sdpa")],
+)
+def test_an_executor_that_cannot_train_on_the_device_is_refused(executor: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=rf"model\.attention is .{executor}.*{reason}"):
+        check_executor(executor, "cpu")
+
+
+def test_flex_on_the_cpu_really_has_no_backward() -> None:
+    """Why `check_executor` refuses it; when this fails, torch has learned it and the refusal can go."""
+    ids = pack().sequence_ids
+    q, k, v = (x.requires_grad_() for x in _qkv(*ids.shape))
+    with pytest.raises(NotImplementedError):
+        attend(q, k, v, DocumentMask(EOS, PAD, executor="flex").build(ids))

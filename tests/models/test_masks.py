@@ -1,0 +1,190 @@
+"""Every form of the document mask says what the rule says, and the rule is read off the tokens correctly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cistron.models.masks import (
+    DocumentMask,
+    document_block_mask,
+    document_dense_mask,
+    document_offsets,
+    offsets_capacity,
+)
+from cistron.tests.models.packed import EOS, LLAMA, PAD, pack, random_decoder
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
+
+# Block size 16 shows at 64 tokens what 128 shows at 512.
+BLOCK = 16
+CAUSAL = pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+
+
+def _slow_sequence_ids(row: list[int], eos: int, pad: int) -> list[int]:
+    """The definition, token by token: find where padding starts, then count the eos before each place."""
+    padding_start = len(row)
+    for start in range(len(row)):
+        if all(token == pad for token in row[start:]) and (start == 0 or row[start - 1] == eos):
+            padding_start = start
+            break
+    return [row[:i].count(eos) if i < padding_start else -1 for i in range(len(row))]
+
+
+def _ids(lengths: list[int], seq_len: int) -> list[int]:
+    """Sequence ids of documents of these lengths, cut off at `seq_len` or followed by padding up to it."""
+    ids = [number for number, length in enumerate(lengths) for _ in range(length)][:seq_len]
+    return ids + [-1] * (seq_len - len(ids))
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Tensor:
+    """Sequence ids int32 [1 to 3, 1 to 100] of random documents, many of them one token long."""
+    seq_len = draw(st.integers(1, 100))
+    lengths = st.one_of(st.integers(1, 3), st.integers(1, 100), st.sampled_from([BLOCK, 2 * BLOCK]))
+    rows = draw(st.lists(st.lists(lengths, max_size=60), min_size=1, max_size=3))
+    return torch.tensor([_ids(row, seq_len) for row in rows], dtype=torch.int32)
+
+
+ADVERSARIAL = {
+    "documents of one token": [1] * 64,
+    "one document": [64],
+    "boundaries on block edges": [16, 32, 16],
+    "boundaries one off block edges": [15, 1, 17, 31],
+    "a boundary before and after each edge": [15, 2, 14, 2, 14, 2, 14, 1],
+    "nothing but padding": [],
+    "padding from a block edge": [20, 28],
+    "padding from inside a block": [20, 29],
+    "one token of padding": [40, 23],
+}
+
+
+def _assert_equals_create_block_mask(sequence_ids: Tensor, causal: bool, block_size: int) -> None:
+    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        same = sequence_ids[b, q] == sequence_ids[b, k]
+        return same & (q >= k) if causal else same
+
+    batch, seq_len = sequence_ids.shape
+    theirs = create_block_mask(rule, batch, None, seq_len, seq_len, device="cpu", BLOCK_SIZE=block_size)
+    ours = document_block_mask(sequence_ids, causal, block_size)
+    assert (ours.shape, ours.BLOCK_SIZE, ours.seq_lengths) == (theirs.shape, theirs.BLOCK_SIZE, theirs.seq_lengths)
+    for side in ("kv", "full_kv", "q", "full_q"):
+        for table in (f"{side}_num_blocks", f"{side}_indices"):
+            our_table, their_table = getattr(ours, table), getattr(theirs, table)
+            assert our_table.dtype == their_table.dtype
+            assert torch.equal(our_table, their_table), table
+    assert torch.equal(ours.to_dense(), theirs.to_dense())
+    # Both take everything not in a full block from their mask_mod, so that has to agree as well.
+    everywhere = (batch, 1, seq_len, seq_len, "cpu")
+    assert torch.equal(create_mask(ours.mask_mod, *everywhere), create_mask(rule, *everywhere))
+
+
+@CAUSAL
+@pytest.mark.parametrize("lengths", [pytest.param(lengths, id=name) for name, lengths in ADVERSARIAL.items()])
+def test_block_mask_equals_create_block_mask_on_adversarial_rows(lengths: list[int], causal: bool) -> None:
+    _assert_equals_create_block_mask(torch.tensor([_ids(lengths, 64)], dtype=torch.int32), causal, BLOCK)
+
+
+@CAUSAL
+def test_block_mask_equals_create_block_mask_on_a_batch_of_unlike_rows(causal: bool) -> None:
+    rows = [_ids(lengths, 64) for lengths in ADVERSARIAL.values()]
+    _assert_equals_create_block_mask(torch.tensor(rows, dtype=torch.int32), causal, BLOCK)
+
+
+@CAUSAL
+def test_block_mask_equals_create_block_mask_at_the_block_size_in_use(causal: bool) -> None:
+    rows = [_ids([300, 128, 84, 1, 127], 640), _ids([129, 127, 300], 640)]
+    _assert_equals_create_block_mask(torch.tensor(rows, dtype=torch.int32), causal, 128)
+
+
+@settings(max_examples=120, deadline=None)
+@given(batches(), st.booleans(), st.sampled_from([1, 3, BLOCK, 128]))
+def test_block_mask_equals_create_block_mask_on_any_rows(ids: Tensor, causal: bool, block_size: int) -> None:
+    _assert_equals_create_block_mask(ids, causal, block_size)
+
+
+@CAUSAL
+def test_block_mask_is_built_without_reading_a_value_on_the_host(causal: bool) -> None:
+    ids = torch.empty(
+        2, 300, dtype=torch.int32, device="meta"
+    )  # .item(), or a shape made from values, would raise here
+    assert document_block_mask(ids, causal).kv_indices.shape == (2, 1, 3, 3)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_other_documents_in_the_next_batch_recompile_nothing() -> None:
+    torch.compiler.reset()
+    model, mask = random_decoder(LLAMA), DocumentMask(EOS, PAD, executor="flex")
+    for block in model.layers:
+        block.compile(backend="eager", fullgraph=True)
+    batch = pack()
+    with torch.no_grad():
+        model(batch.tokens, batch.positions, mask.build(batch.sequence_ids))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for lengths in ADVERSARIAL.values():
+                ids = torch.tensor([_ids(lengths, 64)] * 4, dtype=torch.int32)
+                model(batch.tokens, batch.positions, mask.build(ids))
+
+
+@settings(max_examples=300)
+@given(
+    st.integers(1, 24).flatmap(lambda n: st.lists(st.lists(st.integers(0, 3), min_size=n, max_size=n), min_size=1)),
+    st.integers(0, 3),
+    st.integers(0, 3),
+)
+@example([[0, 0, 0]], 0, 0)  # nothing but eos that is also pad
+@example([[2, 0, 0, 0]], 0, 0)  # the first eos of a trailing run ends a document, the others pad
+@example([[2, 2, 0, 2]], 0, 0)  # a fragment at the end
+@example([[2, 0, 1, 1], [2, 2, 1, 1], [1, 1, 1, 1]], 0, 1)  # padding, a fragment that ends in the pad id, all padding
+def test_sequence_ids_are_what_the_definition_says(rows: list[list[int]], eos: int, pad: int) -> None:
+    ids = DocumentMask(eos, pad).sequence_ids(torch.tensor(rows))
+    assert ids.dtype == torch.int32
+    assert ids.tolist() == [_slow_sequence_ids(row, eos, pad) for row in rows]
+
+
+def test_sequence_ids_of_packed_rows_are_the_packers() -> None:
+    batch = pack()
+    assert torch.equal(DocumentMask(EOS, PAD).sequence_ids(batch.tokens), batch.sequence_ids)
+
+
+@settings(max_examples=50)
+@given(batches(), st.booleans())
+def test_dense_mask_is_the_rule_at_every_pair(ids: Tensor, causal: bool) -> None:
+    mask = document_dense_mask(ids, causal)
+    for row, values in enumerate(ids.tolist()):
+        expected = [[a == b and (q >= k or not causal) for k, b in enumerate(values)] for q, a in enumerate(values)]
+        assert mask[row, 0].tolist() == expected
+    assert mask.any(-1).all(), "a query without any key would make softmax NaN"
+
+
+@settings(max_examples=100)
+@given(batches())
+def test_offsets_are_the_runs_of_equal_ids(ids: Tensor) -> None:
+    starts = [
+        row * ids.shape[1] + place
+        for row, values in enumerate(ids.tolist())
+        for place, value in enumerate(values)
+        if place == 0 or value != values[place - 1]
+    ]
+    capacity = offsets_capacity(ids)
+    offsets = document_offsets(ids, capacity)
+    assert offsets.dtype == torch.int32
+    assert offsets.tolist() == starts + [ids.numel()] * (capacity + 1 - len(starts))
+
+
+def test_capacity_stays_the_same_for_ordinary_text_and_doubles_for_short_documents() -> None:
+    def capacity(lengths: list[int]) -> int:
+        return offsets_capacity(torch.tensor([_ids(lengths, 1024)] * 2, dtype=torch.int32))
+
+    assert {capacity([1024]), capacity([300, 700]), capacity([128] * 8)} == {16}
+    assert capacity([100] * 10) == 32
+    assert capacity([1] * 1024) == 2048
+
+
+@pytest.mark.parametrize(("executor", "form"), [("flex", BlockMask), ("sdpa", Tensor), ("varlen", tuple)])
+def test_build_writes_the_form_of_the_executor_on_the_device_asked_for(executor: str, form: type) -> None:
+    mask = DocumentMask(EOS, PAD, executor=executor).build(pack().sequence_ids, device="meta")
+    assert isinstance(mask, form)
+    tensor = {"flex": "kv_indices", "varlen": "cu_seqlens"}.get(executor)
+    assert (getattr(mask, tensor) if tensor else mask).device.type == "meta"
