@@ -152,13 +152,19 @@ def in_order(stream: RowStream, workers: int) -> Iterator[Row]:
     # No automatic collation, and no snapshots of a state that is never asked for.
     loader = StatefulDataLoader(stream, batch_size=None, num_workers=workers, snapshot_every_n_steps=0, **options)
     messages = iter(loader)
-    while True:
-        # Row k of the rank is made by worker k mod W; messages come from workers in turn and are equally long.
-        turn = [_raise_error(next(messages)) for _ in range(max(1, workers))]
-        assert [message.worker for message in turn] == list(range(len(turn)))
-        for index in range(len(turn[0].sources)):
-            for message in turn:
-                yield Row(message.planes[index], message.sources[index], message.states[index])
+    try:
+        while True:
+            # Row k of the rank is made by worker k mod W; messages come from workers in turn and are equally long.
+            turn = [_raise_error(next(messages)) for _ in range(max(1, workers))]
+            assert [message.worker for message in turn] == list(range(len(turn)))
+            for index in range(len(turn[0].sources)):
+                for message in turn:
+                    yield Row(message.planes[index], message.sources[index], message.states[index])
+    finally:
+        if workers:
+            # torch ends workers when the iterator is collected, which the traceback of an exception would put off; they
+            # ignore signals, so an exit of this process would wait for them.
+            messages._shutdown_workers()
 
 
 def _raise_error(item: Message | DataError) -> Message:

@@ -1,0 +1,92 @@
+"""Corpora on disk, loaders over them, and rows read back into documents without the code under test."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cistron.datasets.loader import Batch, DataConfig, Loader, SourceConfig
+from cistron.datasets.tokenizers import build_tokenizer
+
+
+def words(count: int, seed: int = 0) -> list[str]:
+    """Return documents of varied lengths, each of its own letters, none empty."""
+    random = np.random.default_rng(seed)
+    return [f"{number}:" + "ab é"[number % 4] * int(random.integers(0, 90)) for number in range(count)]
+
+
+def write_text(folder: Path, documents: Iterable[str]) -> str:
+    """Write one file per document; return a pattern for all of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, document in enumerate(documents):
+        (folder / f"{number:04}.txt").write_bytes(document.encode())
+    return str(folder / "*.txt")
+
+
+def write_jsonl(path: Path, documents: Iterable[str], field: str = "text") -> str:
+    """Write one line per document, gzipped if the name says so."""
+    return write_bytes(path, b"".join(json.dumps({"id": 1, field: text}).encode() + b"\n" for text in documents))
+
+
+def write_fasta(path: Path, sequences: Iterable[str], width: int = 7) -> str:
+    """Write one record per sequence in lines of `width`, gzipped if the name says so."""
+    records = []
+    for number, sequence in enumerate(sequences):
+        lines = [sequence[start : start + width] for start in range(0, len(sequence), width)]
+        records.append("\n".join([f">r{number} some text", *lines]) + "\n")
+    return write_bytes(path, "".join(records).encode())
+
+
+def write_bytes(path: Path, data: bytes) -> str:
+    """Write `data`, gzipped if the name says so; return the path as text."""
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def text_source(path: str, name: str = "main", weight: float = 1.0) -> SourceConfig:
+    """Return a source of text files."""
+    return SourceConfig(name=name, format="text", paths=(path,), weight=weight)
+
+
+def config(*sources: SourceConfig, **changes: Any) -> DataConfig:
+    """Return a config of small rows over `sources`."""
+    settings: dict[str, Any] = {"lanes": 4, "packing": "best_fit", "seq_len": 32, "seed": 0, "num_workers": 0}
+    return DataConfig(sources=sources, **settings | changes)
+
+
+def byte_loader(data: DataConfig, **arguments: Any) -> Loader:
+    """Return a loader with the byte tokenizer, 4 rows per batch unless said otherwise."""
+    return Loader(data, build_tokenizer("byte"), **{"batch_size": 4} | arguments)
+
+
+def take(loader: Loader, count: int) -> list[Batch]:
+    """Return the next `count` batches."""
+    batches = [loader.next() for _ in range(count)]
+    assert all(batch is not None for batch in batches)
+    return batches  # type: ignore[return-value]
+
+
+def numbered_rows(batches: Iterable[Batch]) -> dict[int, tuple[bytes, ...]]:
+    """Return what each global row holds, as bytes to compare."""
+    return {
+        number: tuple(
+            plane[place].numpy().tobytes()
+            for plane in (batch.tokens, batch.labels, batch.positions, batch.sequence_ids)
+        )
+        for batch in batches
+        for place, number in enumerate(batch.rows)
+    }
+
+
+def segments(row: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Split the tokens of a row, given as its four planes, where `sequence_ids` change; padding is left out."""
+    tokens, _, _, sequence_ids = row
+    split: dict[int, list[int]] = {}
+    for token, number in zip(tokens, sequence_ids, strict=True):
+        if number >= 0:
+            split.setdefault(int(number), []).append(int(token))
+    return list(split.values())

@@ -1,0 +1,153 @@
+"""No document can produce an eos, and every special id is stated with the place it comes from."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cistron.datasets.tokenizers import HFTokenizer, TokenizeError, build_tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+EOS = "<|endoftext|>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a byte-level BPE trained on a sentence, its eos and its config."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[EOS, "<pad>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(["the cat sat on the mat and the dog sat on the cat"] * 9, trainer)
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=4)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS}))
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": [0, 7], "vocab_size": 320, "dim": 3}))
+    return folder
+
+
+def _copy(folder: Path, target: Path, settings: dict[str, Any] | None) -> Path:
+    (target / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    if settings is not None:
+        (target / "tokenizer_config.json").write_text(json.dumps(settings))
+    return target
+
+
+def test_byte_ids_are_the_bytes() -> None:
+    tokenizer = build_tokenizer("byte")
+    assert tokenizer.encode("aé".encode()).tolist() == [97, 0xC3, 0xA9]
+    assert tokenizer.decode([97, 0xC3, 0xA9, 0, 98, 300]) == "aé\x00b\ufffd"
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (0, 1, 512)
+
+
+def test_a_nul_byte_is_refused_where_it_stands() -> None:
+    with pytest.raises(TokenizeError, match="NUL") as caught:
+        build_tokenizer("byte").encode(b"ab\0c")
+    assert caught.value.offset == 2
+
+
+@pytest.mark.parametrize("travelled", [False, True], ids=["here", "in-a-worker"])
+def test_special_token_text_in_a_document_stays_text(folder: Path, travelled: bool) -> None:
+    tokenizer = build_tokenizer("hf", str(folder))
+    if travelled:
+        tokenizer = pickle.loads(pickle.dumps(tokenizer))
+    text = f"the {EOS} cat<pad>"
+    ids = tokenizer.encode(text.encode())
+    assert not {tokenizer.eos_id, 1} & set(ids.tolist())
+    assert tokenizer.decode(ids) == text
+
+
+def test_a_document_is_neither_truncated_nor_padded(folder: Path) -> None:
+    tokenizer = build_tokenizer("hf", str(folder))
+    assert tokenizer.decode(tokenizer.encode(b"a")) == "a"
+    assert tokenizer.decode(tokenizer.encode(b"dog " * 40)) == "dog " * 40
+
+
+def test_special_ids_come_with_the_place_they_are_written(folder: Path) -> None:
+    tokenizer = build_tokenizer("hf", str(folder))
+    assert (tokenizer.eos_id, tokenizer.pad_id) == (0, 0)
+    assert tokenizer.where == f"{folder}/tokenizer.json + {folder}/tokenizer_config.json"
+    assert tokenizer.hf_config == {"where": f"{folder}/config.json", "eos_token_id": [0, 7], "vocab_size": 320}
+    assert build_tokenizer("hf", str(folder / "tokenizer.json"), pad_token="<pad>").pad_id == 1
+
+
+def test_a_special_token_may_be_written_as_an_object(folder: Path, tmp_path: Path) -> None:
+    settings = {"eos_token": {"content": EOS, "special": True}, "pad_token": "<pad>"}
+    tokenizer = build_tokenizer("hf", str(_copy(folder, tmp_path, settings)))
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.hf_config) == (0, 1, None)
+
+
+@pytest.mark.parametrize("settings", [None, {}, {"eos_token": None}])
+def test_an_eos_that_nobody_states_is_refused(folder: Path, tmp_path: Path, settings: dict[str, Any] | None) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.eos_token is not set"):
+        build_tokenizer("hf", str(_copy(folder, tmp_path, settings)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("wordpiece",), r"tokenizer\.kind: 'wordpiece'"),
+        (("hf",), r"tokenizer\.path is not set"),
+        (("hf", "/absent"), r"tokenizer\.path: there is no tokenizer\.json at /absent"),
+        (("byte", "/absent"), r"tokenizer\.path: '/absent' means nothing"),
+    ],
+)
+def test_a_wrong_setting_is_named(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_tokenizer(*arguments)
+
+
+def test_an_unknown_special_token_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.pad_token: '<no>' is not a token of"):
+        build_tokenizer("hf", str(folder), pad_token="<no>")
+
+
+def test_a_damaged_tokenizer_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.path: .* is not a tokenizer\.json"):
+        build_tokenizer("hf", str(tmp_path))
+
+
+def test_an_eos_not_marked_special_is_refused_in_a_document(folder: Path, tmp_path: Path) -> None:
+    inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    inner.add_tokens([AddedToken("</s>", special=False)])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = HFTokenizer(str(tmp_path), eos_token="</s>")
+    assert tokenizer.vocab_size == tokenizer.eos_id + 1
+    with pytest.raises(TokenizeError, match="mark that token as special") as caught:
+        tokenizer.encode(b"the </s> cat")
+    assert caught.value.offset == 4
+
+
+def test_bad_utf8_is_refused_where_it_stands(folder: Path) -> None:
+    with pytest.raises(TokenizeError, match="UTF-8") as caught:
+        build_tokenizer("hf", str(folder)).encode(b"abc\xff")
+    assert caught.value.offset == 3
+
+
+def test_vocabulary_size_follows_the_largest_id(tmp_path: Path) -> None:
+    inner = Tokenizer(models.WordLevel({"a": 0, "b": 90, "<e>": 5}, unk_token="a"))
+    inner.save(str(tmp_path / "tokenizer.json"))
+    assert HFTokenizer(str(tmp_path), eos_token="<e>").vocab_size == 91
+
+
+def test_a_fingerprint_follows_the_file(folder: Path, tmp_path: Path) -> None:
+    same = build_tokenizer("hf", str(_copy(folder, tmp_path, {"eos_token": EOS}))).fingerprint
+    assert same == build_tokenizer("hf", str(folder)).fingerprint
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes(file.read_bytes() + b"\n")
+    assert build_tokenizer("hf", str(tmp_path)).fingerprint != same
+
+
+def test_byte_and_hf_ids_are_integers(folder: Path) -> None:
+    for tokenizer in (build_tokenizer("byte"), build_tokenizer("hf", str(folder))):
+        ids = tokenizer.encode(b"the cat")
+        assert np.issubdtype(ids.dtype, np.integer)
+        assert ids.ndim == 1
