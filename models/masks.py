@@ -98,6 +98,7 @@ class DocumentMask:
         sequence_ids = sequence_ids.to(device, non_blocking=True)
         if self.executor == "flex":
             return document_block_mask(sequence_ids, self.causal)
+        assert self.executor == "sdpa", self.executor
         return document_dense_mask(sequence_ids, self.causal)
 
 
@@ -143,7 +144,7 @@ def document_block_mask(sequence_ids: Tensor, causal: bool, block_size: int = 12
         same = ids[b, q] == ids[b, k]
         return same & (q >= k) if causal else same
 
-    # `BlockMask.from_kv_blocks` would recover the query side from the tables, which takes 4 times what all of this does.
+    # `BlockMask.from_kv_blocks` would recover the query side from the tables, which takes 4 times as long as all of this.
     partial = nonempty & ~full
     kv_num_blocks, kv_indices = _ordered(partial)
     full_kv_num_blocks, full_kv_indices = _ordered(full)
