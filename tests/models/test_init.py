@@ -97,7 +97,7 @@ def test_an_unknown_parameter_is_an_error_not_left_to_chance() -> None:
 
 def test_moments_follow_the_table() -> None:
     model = _initialised(PRESETS["debug"])
-    residual = 0.02 / math.sqrt(2 * 3)
+    residual = 0.02 / math.sqrt(2 * PRESETS["debug"].n_layers)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             assert torch.equal(parameter, torch.ones_like(parameter))
