@@ -1,6 +1,10 @@
-"""The one exception that a user's data can cause: what is wrong, and exactly where."""
+"""What a user can get wrong here: the data (`DataError`: what is wrong, and exactly where) or the settings."""
 
 from __future__ import annotations
+
+
+class DataConfigError(ValueError):
+    """A setting of `[data]` or `[tokenizer]` cannot be met; the message names the key."""
 
 
 class DataError(ValueError):

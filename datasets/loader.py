@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from .errors import DataConfigError
 from .files import digest, expand
 from .mixer import Mixer
 from .packing import LABELS, POSITIONS, SEQUENCE_IDS, TOKENS, Packer
@@ -132,7 +133,7 @@ class Loader:
         state: A state of a loader with the same config, merged over its ranks if there were several.
 
     Raises:
-        ValueError: The config cannot be met, or the state belongs to another one.
+        DataConfigError: The config cannot be met, or the state belongs to another one.
         DataError: A source's files cannot be used.
     """
 
@@ -340,15 +341,15 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _check(config: DataConfig, degree: int) -> None:
     workers = max(1, config.num_workers)
     if not config.sources:
-        raise ValueError("data.sources is empty; name at least one source")
+        raise DataConfigError("data.sources is empty; name at least one source")
     names = [source.name for source in config.sources]
     if len(set(names)) < len(names):
-        raise ValueError(f"data.sources.name: the names {names} must differ")
+        raise DataConfigError(f"data.sources.name: the names {names} must differ")
     for source in config.sources:
         if not source.weight > 0:
-            raise ValueError(f"data.sources.weight: {source.weight} of source {source.name!r} must be above 0")
+            raise DataConfigError(f"data.sources.weight: {source.weight} of source {source.name!r} must be above 0")
     if config.lanes < 1 or config.lanes % (degree * workers):
-        raise ValueError(
+        raise DataConfigError(
             f"data.lanes: {config.lanes} is not a multiple of data-parallel degree x workers = {degree} x {workers} = "
             f"{degree * workers}; raise it to {-(-max(config.lanes, 1) // (degree * workers)) * degree * workers}"
         )
@@ -357,7 +358,9 @@ def _check(config: DataConfig, degree: int) -> None:
 def _check_state(state: dict[str, Any], identity: dict[str, Any]) -> None:
     """Refuse a state under which other rows would follow than in the run that wrote it."""
     if state["version"] != STATE_VERSION:
-        raise ValueError(f"data state version: the checkpoint holds {state['version']}, this program {STATE_VERSION}")
+        raise DataConfigError(
+            f"data state version: the checkpoint holds {state['version']}, this program {STATE_VERSION}"
+        )
     saved = _flatten("data", state["config"])
     present = _flatten("data", identity)
     differences = [
@@ -366,7 +369,7 @@ def _check_state(state: dict[str, Any], identity: dict[str, Any]) -> None:
         if saved.get(key) != present.get(key)
     ]
     if differences:
-        raise ValueError("the checkpoint's data order belongs to other settings; " + "; ".join(differences))
+        raise DataConfigError("the checkpoint's data order belongs to other settings; " + "; ".join(differences))
 
 
 def _flatten(prefix: str, value: Any) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .errors import DataConfigError
+
 Planes = npt.NDArray[np.int32]
 POLICIES = ("best_fit", "concat")
 IGNORE = -100
@@ -100,7 +102,7 @@ class Packer:
 
     def __init__(self, seq_len: int, eos_id: int, pad_id: int, policy: str) -> None:
         if policy not in POLICIES:
-            raise ValueError(f"data.packing: {policy!r} is not one of {', '.join(map(repr, POLICIES))}")
+            raise DataConfigError(f"data.packing: {policy!r} is not one of {', '.join(map(repr, POLICIES))}")
         self.seq_len = seq_len
         self.eos_id = eos_id
         self.pad_id = pad_id

@@ -9,6 +9,7 @@ import heapq
 from itertools import pairwise
 from typing import NamedTuple
 
+from .errors import DataConfigError
 from .files import DataFile, is_compressed, open_binary
 
 # Large enough that a seek and a shuffle per piece cost nothing, small enough to balance lanes.
@@ -76,12 +77,12 @@ def deal(pieces: list[Piece], lanes: int, source: str) -> list[list[Piece]]:
     """Deal `pieces` to lanes, longest first and each to the lane with the fewest bytes so far.
 
     Raises:
-        ValueError: There are fewer pieces than lanes.
+        DataConfigError: There are fewer pieces than lanes.
     """
     if not pieces:
-        raise ValueError(f"data.sources.paths: no file of source {source!r} has a byte in it")
+        raise DataConfigError(f"data.sources.paths: no file of source {source!r} has a byte in it")
     if len(pieces) < lanes:
-        raise ValueError(
+        raise DataConfigError(
             f"data.lanes: {lanes} lanes need as many files, or parts of files that can be split, and source {source!r} "
             f"has {len(pieces)}; lower data.lanes, or give it more files (jsonl and FASTA split when not compressed)"
         )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from .errors import DataError
+from .errors import DataConfigError, DataError
 from .files import open_binary
 from .pieces import Piece
 
@@ -221,4 +221,4 @@ def build_reader(format: str, field: str) -> Reader:
         return JsonlReader(field)
     if format == "fasta":
         return FastaReader()
-    raise ValueError(f"data.sources.format: {format!r} is not one of 'text', 'jsonl', 'fasta'")
+    raise DataConfigError(f"data.sources.format: {format!r} is not one of 'text', 'jsonl', 'fasta'")

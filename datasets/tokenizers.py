@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from .errors import DataConfigError
+
 Ids = npt.NDArray[np.integer[Any]]
 
 
@@ -99,13 +101,13 @@ class HFTokenizer:
         given = Path(path).expanduser()
         file = given / "tokenizer.json" if given.is_dir() else given
         if not file.is_file():
-            raise ValueError(f"tokenizer.path: there is no tokenizer.json at {given}")
+            raise DataConfigError(f"tokenizer.path: there is no tokenizer.json at {given}")
         self._arguments = (path, eos_token, pad_token)
         source = file.read_bytes()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(source.decode())
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from error
+            raise DataConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from error
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document stays text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -117,7 +119,7 @@ class HFTokenizer:
         settings = _read_json(settings_file) if settings_file.is_file() else {}
         eos = eos_token or _token_text(settings.get("eos_token"))
         if eos is None:
-            raise ValueError(
+            raise DataConfigError(
                 f"tokenizer.eos_token is not set and {settings_file} states none; name the token that ends a document"
             )
         # Labels and masks go by position, never by id, so that padding with the eos is safe.
@@ -138,7 +140,7 @@ class HFTokenizer:
     def _special_id(self, key: str, token: str, file: Path) -> int:
         index = self._tokenizer.token_to_id(token)
         if index is None:
-            raise ValueError(f"tokenizer.{key}: {token!r} is not a token of {file}")
+            raise DataConfigError(f"tokenizer.{key}: {token!r} is not a token of {file}")
         return int(index)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -177,27 +179,29 @@ def build_tokenizer(
         pad_token: For `hf`: text of the pad token, else `tokenizer_config.json` says, else the eos.
 
     Raises:
-        ValueError: A key is missing or wrong; the message names it.
+        DataConfigError: A key is missing or wrong; the message names it.
     """
     if kind == "byte":
         for key, value in (("path", path), ("eos_token", eos_token), ("pad_token", pad_token)):
             if value is not None:
-                raise ValueError(f"tokenizer.{key}: {value!r} means nothing to the byte tokenizer; remove it")
+                raise DataConfigError(f"tokenizer.{key}: {value!r} means nothing to the byte tokenizer; remove it")
         return ByteTokenizer()
     if kind == "hf":
         if path is None:
-            raise ValueError("tokenizer.path is not set; kind 'hf' needs a tokenizer.json or the folder that holds it")
+            raise DataConfigError(
+                "tokenizer.path is not set; kind 'hf' needs a tokenizer.json or the folder that holds it"
+            )
         return HFTokenizer(path, eos_token, pad_token)
-    raise ValueError(f"tokenizer.kind: {kind!r} is not one of 'byte', 'hf'")
+    raise DataConfigError(f"tokenizer.kind: {kind!r} is not one of 'byte', 'hf'")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
+        raise DataConfigError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, not a JSON object")
+        raise DataConfigError(f"{file} holds a {type(content).__name__}, not a JSON object")
     return content
 
 

@@ -52,7 +52,7 @@ class Found:
     @property
     def step(self) -> int:
         """Optimizer steps done when it was saved."""
-        return int(self.state["step"])
+        return int(self.state["progress"]["step"])
 
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:

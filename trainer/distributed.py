@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from .config import ConfigError, JobConfig
@@ -138,7 +137,8 @@ def join(config: JobConfig) -> World:
         if "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
         else:
-            dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # type: ignore[attr-defined]  # public, but re-exported implicitly
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
     shape = (layout.replicate, layout.shard, layout.tp)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "tp"))
     return World(rank=dist.get_rank(), layout=layout, device=device, mesh=mesh)

@@ -8,13 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 
-from ..datasets.errors import DataError
+from ..datasets.errors import DataConfigError, DataError
 from ..models.config import ModelError
 from .checkpoint import CheckpointError
 from .config import ConfigError
 from .contract import EosMismatchError
 
-USER_ERRORS = (ConfigError, DataError, ModelError, EosMismatchError, CheckpointError)
+USER_ERRORS = (ConfigError, DataConfigError, DataError, ModelError, EosMismatchError, CheckpointError)
 
 
 class NonFiniteError(ArithmeticError):

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from ..models.attention import AttentionMask
 from ..models.decoder import Decoder
+from ..models.masks import AttentionMask
 
 IGNORE = -100  # label of a position without a target
 

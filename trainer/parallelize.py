@@ -122,11 +122,9 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             "feed_forward.w3": ColwiseParallel(),
             "feed_forward.w2": RowwiseParallel(output_layouts=Shard(1)),
         }
-        if model.config.qk_norm:  # applied per head to [batch, seq, heads, head_dim], so "sequence" parallel over heads
-            plan |= {
-                "attention.q_norm": SequenceParallel(sequence_dim=2),
-                "attention.k_norm": SequenceParallel(sequence_dim=2),
-            }
+        if model.config.qk_norm:  # applied to [batch, seq, heads, head_dim]: "sequence" parallel over the heads
+            per_head = SequenceParallel(sequence_dim=2, use_local_output=True)
+            plan |= {"attention.q_norm": per_head, "attention.k_norm": per_head}
         parallelize_module(block, mesh, plan)
     model.tie_weights()  # the plan replaced both parameters of a tied pair
 

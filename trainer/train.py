@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from .. import __version__
+from ..datasets.errors import DataConfigError
 from ..datasets.loader import Batch, merge_states
 from ..models.decoder import Decoder
 from ..models.init import init_weights
@@ -191,7 +192,7 @@ class Trainer:
 
     def open_data(self, found: Found | None) -> None:
         """Start the loader and hold the eos contract, in words and against the first real rows, before a model exists."""
-        error = None
+        error: Exception | None = None
         contract = {"where": str(found.path / checkpoint.STATE), **found.state["contract"]} if found else None
         self.data_state = found.state["data"] if found else None
         try:
@@ -204,6 +205,8 @@ class Trainer:
             if self.peeked is not None:
                 check_rows(self.peeked, self.mask, self.statements)
                 self.prompt = self.peeked.tokens[0, :16].tolist()
+        except DataConfigError as e:
+            error = checkpoint.CheckpointError(f"{found.path}: {e}") if found else e
         except USER_ERRORS as e:
             error = e
         self.world.agree(error)

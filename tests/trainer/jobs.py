@@ -1,0 +1,120 @@
+"""Small jobs for the trainer's tests: a corpus, a TOML, and the ways to run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cistron.trainer.failures import run_command
+from cistron.trainer.train import run
+
+TOML = """
+[job]
+dump_folder = "{folder}/run"
+[model]
+preset = "debug"
+dim = 32
+n_layers = 2
+n_heads = 4
+n_kv_heads = 2
+head_dim = 8
+hidden_dim = 64
+[data]
+lanes = 8
+[[data.sources]]
+name = "words"
+format = "jsonl"
+paths = ["{folder}/corpus/*.jsonl"]
+[training]
+seq_len = 64
+local_batch_size = 4
+global_batch_size = 8
+steps = {steps}
+mixed_precision_param = "float32"
+[optimizer]
+lr = 1e-2
+[lr_scheduler]
+warmup_steps = 4
+[checkpoint]
+interval = 4
+[metrics]
+log_freq = 1
+enable_tensorboard = false
+"""
+
+
+def write_job(folder: Path, steps: int = 20, more: str = "") -> Path:
+    """A corpus of 600 short and a few long documents, and the TOML that trains a tiny decoder on it."""
+    corpus = folder / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(0)
+    words = ["pack", "row", "mask", "eos", "lane", "token", "cistron"]
+    for part in range(2):
+        with (corpus / f"{part}.jsonl").open("w") as file:
+            for number in range(300):
+                length = draw.randint(40, 80) if number % 50 == 0 else draw.randint(1, 12)
+                file.write(json.dumps({"text": " ".join(draw.choices(words, k=length))}) + "\n")
+    path = folder / "job.toml"
+    path.write_text(TOML.format(folder=folder, steps=steps) + more)
+    return path
+
+
+def train_here(config: Path, *overrides: str) -> None:
+    """Run the job in this process, to its end."""
+    run(["--config", str(config), *overrides])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], config: Path, *overrides: str, status: int = 2) -> str:
+    """Run a job that must end before its first step; returns its one message."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: train_here(config, *overrides))
+    captured = capsys.readouterr()
+    assert caught.value.code == status
+    assert "Traceback" not in captured.err
+    assert "step      1" not in captured.out
+    return captured.err
+
+
+def command(config: Path, *overrides: str, processes: int = 1) -> list[str]:
+    """The command line of a run of its own."""
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    return [*launcher, "cistron.trainer.train", "--config", str(config), *overrides]
+
+
+def start(config: Path, *overrides: str, processes: int = 1) -> subprocess.Popen[str]:
+    """Start a run in a process group of its own, one thread per rank as torchrun would have it."""
+    return subprocess.Popen(
+        command(config, *overrides, processes=processes),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def train(config: Path, *overrides: str, processes: int = 1) -> str:
+    """Run the job in processes of its own, to its end; returns what it printed."""
+    running = start(config, *overrides, processes=processes)
+    output, _ = running.communicate(timeout=300)
+    assert running.returncode == 0, output
+    return output
+
+
+def metrics(config: Path, run: str = "run") -> list[dict[str, Any]]:
+    """The records of metrics.jsonl."""
+    return [json.loads(line) for line in (config.parent / run / "metrics.jsonl").read_text().splitlines()]
+
+
+def column(records: list[dict[str, Any]], key: str) -> dict[int, Any]:
+    """One metric by step."""
+    return {record["step"]: record[key] for record in records}

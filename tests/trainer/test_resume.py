@@ -1,0 +1,217 @@
+"""A run that was killed, stopped, or moved to other processes goes on as if nothing had happened."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cistron.trainer.checkpoint import what_is_torn
+from cistron.trainer.config import load_config
+from cistron.trainer.distributed import join
+from cistron.trainer.signals import StopRequest
+from cistron.trainer.train import Trainer
+
+from .jobs import column, metrics, refusal, start, train, train_here, write_job
+
+STEPS = 16
+
+
+def copy_job(job: Path, folder: Path) -> Path:
+    """The same job and corpus with a run of its own; the corpus stays where it is, as its path is part of the data's identity."""
+    config = folder / "job.toml"
+    config.write_text(job.read_text().replace(f"{job.parent}/run", f"{folder}/run"))
+    return config
+
+
+def wait_for_step(config: Path, step: int, running: subprocess.Popen[str]) -> None:
+    """Block until the run has logged `step`."""
+    file = config.parent / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (file.exists() and f'"step": {step},' in file.read_text()):
+        assert running.poll() is None, running.communicate()[0]
+        assert time.monotonic() < deadline, "the run makes no progress"
+        time.sleep(0.02)
+
+
+def kill_group(running: subprocess.Popen[str]) -> None:
+    """kill -9 to every process of a run at once."""
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The undisturbed run on so many processes."""
+    done: dict[int, Path] = {}
+
+    def run(processes: int) -> Path:
+        if processes not in done:
+            folder = tmp_path_factory.mktemp(f"straight{processes}")
+            first = next(iter(done.values()), None)
+            done[processes] = copy_job(first, folder) if first else write_job(folder, STEPS)
+            train(done[processes], processes=processes)
+        return done[processes]
+
+    return run
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_at_any_moment_resumes_bit_for_bit(
+    tmp_path: Path, straight: Callable[[int], Path], processes: int, workers: int
+) -> None:
+    undisturbed = straight(processes)
+    config = copy_job(undisturbed, tmp_path)
+    options = ("--data.num_workers", str(workers), "--checkpoint.interval", "2")
+    running = start(config, *options, processes=processes)
+    draw = random.Random(processes * 10 + workers)
+    wait_for_step(config, draw.randint(6, 12), running)
+    time.sleep(draw.uniform(0, 0.1))
+    kill_group(running)
+
+    output = train(config, *options, processes=processes)
+    assert "resumed from" in output
+    assert column(metrics(config), "loss") == column(metrics(undisturbed), "loss")
+    assert column(metrics(config), "rows_hash") == column(metrics(undisturbed), "rows_hash")
+
+
+@pytest.mark.parametrize(("before", "after"), [((2, 2), (1, 0)), ((1, 0), (2, 2))])
+def test_a_run_moves_to_other_ranks_and_workers_and_sees_the_same_rows(
+    tmp_path: Path, straight: Callable[[int], Path], before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    undisturbed = straight(1)
+    config = copy_job(undisturbed, tmp_path)
+    running = start(config, "--data.num_workers", str(before[1]), processes=before[0])
+    wait_for_step(config, 6, running)
+    kill_group(running)
+
+    train(config, "--data.num_workers", str(after[1]), processes=after[0])
+    assert column(metrics(config), "rows_hash") == column(metrics(undisturbed), "rows_hash")
+    assert column(metrics(config), "loss") == pytest.approx(column(metrics(undisturbed), "loss"), abs=1e-5)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_finishes_the_step_saves_and_exits_0_saying_so(
+    tmp_path: Path, straight: Callable[[int], Path], processes: int
+) -> None:
+    undisturbed = straight(processes)
+    config = copy_job(undisturbed, tmp_path)
+    running = start(config, "--checkpoint.interval", "1000", processes=processes)
+    wait_for_step(config, 5, running)
+    os.killpg(running.pid, signal.SIGTERM)  # torchrun's agent passes it on to its ranks as well
+    output, _ = running.communicate(timeout=60)
+    assert "SIGTERM: stopped after step" in output
+    if processes == 1:
+        assert running.returncode == 0
+    saved = [path for path in (tmp_path / "run" / "checkpoint").iterdir() if what_is_torn(path) is None]
+    assert len(saved) == 1
+
+    train(config, processes=processes)
+    assert column(metrics(config), "loss") == column(metrics(undisturbed), "loss")
+
+
+def test_a_stop_while_waiting_for_data_saves_what_was_done(tmp_path: Path) -> None:
+    config, _ = load_config(["--config", str(write_job(tmp_path))])
+    stop = StopRequest()
+    trainer = Trainer(config, join(config), stop)
+    fetched = trainer.loader.next
+
+    def stuck_after_three(interrupted: Callable[[], bool]) -> object:
+        if trainer.progress.step == 3:
+            stop.signal_name = "SIGTERM"
+            assert interrupted(), "the wait is told"
+            return None
+        return fetched(interrupted)
+
+    trainer.loader.next = stuck_after_three  # type: ignore[method-assign, assignment]
+    trainer.train()
+    trainer.close()
+    assert what_is_torn(tmp_path / "run" / "checkpoint" / "step-3") is None
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A run of 8 steps with checkpoints at 4 and 8."""
+    config = write_job(tmp_path, steps=8)
+    train_here(config)
+    return config
+
+
+def test_a_torn_checkpoint_is_passed_over_saying_so_and_refused_when_named(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = finished.parent / "run" / "checkpoint" / "step-8"
+    before = column(metrics(finished), "loss")
+    data = max(newest.glob("*.distcp"), key=lambda file: file.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-100])
+    message = refusal(capsys, finished, "--checkpoint.load_step", "8")
+    assert str(newest) in message
+    assert data.name in message
+    train_here(finished)
+    output = capsys.readouterr().out
+    assert f"passed over {newest}: {data.name} has" in output
+    assert f"resumed from {newest.with_name('step-4')}" in output
+    assert column(metrics(finished), "loss") == before
+
+
+def test_a_save_cut_off_before_its_manifest_does_not_count(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = finished.parent / "run" / "checkpoint" / "step-8"
+    (newest / "manifest.json").unlink()
+    train_here(finished)
+    assert "it was interrupted while being written" in capsys.readouterr().out
+    assert what_is_torn(newest) is None, "the same step was saved anew in its place"
+
+
+def test_load_step_goes_back_and_sets_later_checkpoints_aside(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = column(metrics(finished), "loss")
+    train_here(finished, "--checkpoint.load_step", "4", "--training.steps", "6")
+    folder = finished.parent / "run" / "checkpoint"
+    assert "set aside" in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} == {"step-4", "step-6", "step-8.aside"}
+    after = column(metrics(finished), "loss")
+    assert sorted(after) == [1, 2, 3, 4, 5, 6]
+    assert after[5] == before[5]
+    assert "step-9" in refusal(capsys, finished, "--checkpoint.load_step", "9")
+
+
+def test_only_the_latest_k_checkpoints_are_kept(tmp_path: Path) -> None:
+    config = write_job(tmp_path, steps=7)
+    train_here(config, "--checkpoint.interval", "2", "--checkpoint.keep_latest_k", "2")
+    assert {path.name for path in (tmp_path / "run" / "checkpoint").iterdir()} == {"step-6", "step-7"}
+
+
+def test_weights_of_another_run_start_a_new_one_and_a_different_shape_is_refused_by_key(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(finished.parent / "run" / "checkpoint" / "step-8")
+    fresh = ("--job.dump_folder", str(finished.parent / "other"), "--checkpoint.initial_load_path", path)
+    train_here(finished, *fresh, "--training.steps", "1", "--optimizer.lr", "1e-9")
+    continued = metrics(finished, "other")[0]["loss"]
+    losses = column(metrics(finished), "loss")
+    assert continued < losses[4] < losses[1]
+    shutil.rmtree(finished.parent / "other")
+    message = refusal(capsys, finished, *fresh, "--model.hidden_dim", "32")
+    assert "hidden_dim: checkpoint 64, this job 32" in message
+
+
+def test_data_settings_that_would_change_the_rows_are_refused_on_resume(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, finished, "--data.packing", "concat", "--training.steps", "12")
+    assert "data.packing: checkpoint 'best_fit', now 'concat'" in message
+    assert "step-8" in message
+
+
+def test_the_resolved_configuration_lies_beside_the_run_and_in_the_checkpoint(finished: Path) -> None:
+    run = finished.parent / "run"
+    config, _ = load_config(["--config", str(finished)])
+    assert load_config(["--config", str(run / "config.toml")])[0].to_dict() == config.to_dict()
+    assert json.loads((run / "checkpoint" / "step-8" / "state.json").read_text())["config"] == config.to_dict()
