@@ -155,7 +155,7 @@ def in_order(stream: RowStream, workers: int) -> Iterator[Row]:
     try:
         while True:
             # Row k of the rank is made by worker k mod W; messages come from workers in turn and are equally long.
-            turn = [_raise_error(next(messages)) for _ in range(max(1, workers))]
+            turn = [_receive(messages) for _ in range(max(1, workers))]
             assert [message.worker for message in turn] == list(range(len(turn)))
             for index in range(len(turn[0].sources)):
                 for message in turn:
@@ -167,7 +167,13 @@ def in_order(stream: RowStream, workers: int) -> Iterator[Row]:
             messages._shutdown_workers()
 
 
-def _raise_error(item: Message | DataError) -> Message:
+def _receive(messages: Iterator[Message | DataError]) -> Message:
+    """Return the next message, or raise the error that came in its place."""
+    try:
+        item = next(messages)
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        # A message announces memory that the worker hands over on request, when it may already be dead.
+        raise RuntimeError(f"a data worker exited unexpectedly while handing over rows ({error!r})") from error
     if isinstance(item, DataError):
         raise item
     return item
