@@ -183,7 +183,7 @@ class Loader:
         own = {
             self._lane_name(source, lane)
             for source in range(len(self._names))
-            for lane in range(dp_rank, config.lanes, dp_degree)
+            for lane in range((state["rows"] + dp_rank) % dp_degree, config.lanes, dp_degree)
         }
         self._state = {**state, "lanes": {name: list(at) for name, at in state["lanes"].items() if name in own}}
         self._stream = RowStream(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from cistron.datasets.blocks import block_tokens
+from cistron.datasets.errors import DataConfigError
 from cistron.datasets.packing import IGNORE, Block, Packer, Part, best_fit, concat, row_violations
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,5 +150,5 @@ def test_each_broken_invariant_is_told(problem: str) -> None:
 
 
 def test_an_unknown_policy_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"data\.packing: 'first_fit' is not one of 'best_fit', 'concat'"):
+    with pytest.raises(DataConfigError, match=r"data\.packing: 'first_fit' is not one of 'best_fit', 'concat'"):
         Packer(8, EOS, PAD, "first_fit")

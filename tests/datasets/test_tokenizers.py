@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cistron.datasets.errors import DataConfigError
 from cistron.datasets.tokenizers import HFTokenizer, TokenizeError, build_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -86,7 +87,7 @@ def test_a_special_token_may_be_written_as_an_object(folder: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("settings", [None, {}, {"eos_token": None}])
 def test_an_eos_that_nobody_states_is_refused(folder: Path, tmp_path: Path, settings: dict[str, Any] | None) -> None:
-    with pytest.raises(ValueError, match=r"tokenizer\.eos_token is not set"):
+    with pytest.raises(DataConfigError, match=r"tokenizer\.eos_token is not set"):
         build_tokenizer("hf", str(_copy(folder, tmp_path, settings)))
 
 
@@ -100,18 +101,18 @@ def test_an_eos_that_nobody_states_is_refused(folder: Path, tmp_path: Path, sett
     ],
 )
 def test_a_wrong_setting_is_named(arguments: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataConfigError, match=message):
         build_tokenizer(*arguments)
 
 
 def test_an_unknown_special_token_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"tokenizer\.pad_token: '<no>' is not a token of"):
+    with pytest.raises(DataConfigError, match=r"tokenizer\.pad_token: '<no>' is not a token of"):
         build_tokenizer("hf", str(folder), pad_token="<no>")
 
 
 def test_a_damaged_tokenizer_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer\.path: .* is not a tokenizer\.json"):
+    with pytest.raises(DataConfigError, match=r"tokenizer\.path: .* is not a tokenizer\.json"):
         build_tokenizer("hf", str(tmp_path))
 
 
