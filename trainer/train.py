@@ -142,12 +142,16 @@ class Trainer:
             for name, p in self.model.named_parameters()
             if isinstance(p.grad, DTensor) and not bool(p.grad.to_local().isfinite().all())
         ]
-        suspects = []
-        for rank, (value, names) in enumerate(self.world.gather((float(local_loss), bad_gradients))):
-            if not math.isfinite(value):
-                suspects.append(f"rank {rank}: its loss is {value}")
-            elif names:
-                suspects.append(f"rank {rank}: {len(names)} gradients are not finite, the first {names[0]}")
+        reports = self.world.gather((float(local_loss), bad_gradients))
+        # a rank's NaN reaches every rank's shard of the gradients, so these are only evidence when all losses are finite
+        suspects = [
+            f"rank {r}: its loss is {value}" for r, (value, _) in enumerate(reports) if not math.isfinite(value)
+        ]
+        suspects = suspects or [
+            f"rank {r}: {len(names)} gradients are not finite, the first {names[0]}"
+            for r, (_, names) in enumerate(reports)
+            if names
+        ]
         raise NonFiniteError(
             "\n  ".join(
                 [

@@ -23,7 +23,7 @@ STEPS = 16
 
 
 def copy_job(job: Path, folder: Path) -> Path:
-    """The same job and corpus with a run of its own; the corpus stays where it is, as its path is part of the data's identity."""
+    """The same job with a run of its own; the corpus stays, since its path is part of what a checkpoint remembers."""
     config = folder / "job.toml"
     config.write_text(job.read_text().replace(f"{job.parent}/run", f"{folder}/run"))
     return config
@@ -40,7 +40,7 @@ def wait_for_step(config: Path, step: int, running: subprocess.Popen[str]) -> No
 
 
 def kill_group(running: subprocess.Popen[str]) -> None:
-    """kill -9 to every process of a run at once."""
+    """Send kill -9 to every process of a run at once."""
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
 

@@ -1,0 +1,186 @@
+"""The eos contract: whichever party alone is wrong, the run ends before its first step with a table of who says what."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from cistron.datasets.packing import Packer
+from cistron.datasets.tokenizers import ByteTokenizer
+from cistron.models.masks import DocumentMask
+from cistron.trainer import components
+from cistron.trainer.contract import EosMismatchError, Statement, check_statements
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .jobs import metrics, refusal, train_here, write_job
+
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A small byte-level job."""
+    return write_job(tmp_path, steps=4)
+
+
+@pytest.fixture
+def refuse(capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """Run a job that must be refused with exit status 2 before any step; returns the message."""
+    return lambda config, *overrides: refusal(capsys, config, *overrides)
+
+
+def hf_tokenizer(folder: Path, eos: str = "<|endoftext|>") -> Path:
+    """A word-level tokenizer.json with two special tokens, 0 and 1, and a tokenizer_config.json that says which ends documents."""
+    special = ["<|endoftext|>", "<|other|>"]
+    words = ["[UNK]", "pack", "row", "mask", "eos", "lane", "token", "cistron"]
+    vocabulary = {word: index for index, word in enumerate([*special, *words])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(special)
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "pad_token": "<|other|>"}))
+    return folder
+
+
+def hf_job(folder: Path, **tokenizer: str) -> Path:
+    """The same job through a tokenizer.json."""
+    path = hf_tokenizer(folder / "tokenizer", **tokenizer)
+    return write_job(folder, steps=4, more=f'[tokenizer]\nkind = "hf"\npath = "{path}"\n')
+
+
+def test_a_wrong_toml_is_refused_beside_what_the_tokenizer_says(job: Path, refuse: Refusal) -> None:
+    message = refuse(job, "--model.eos_id", "7")
+    assert "tokenizer says eos is 0, TOML says 7" in message
+    assert "model.eos_id" in message
+    assert "byte tokenizer: Evo 2's CharLevelTokenizer convention" in message
+    assert "where it is written" in message
+
+
+def test_a_wrong_tokenizer_is_refused_beside_what_everyone_else_says(tmp_path: Path, refuse: Refusal) -> None:
+    config = hf_job(tmp_path, eos="<|other|>")
+    (tmp_path / "tokenizer" / "config.json").write_text(json.dumps({"eos_token_id": 0, "vocab_size": 10}))
+    message = refuse(config, "--model.eos_id", "0")
+    assert "tokenizer says eos is 1, attention mask says 0" in message
+    assert "tokenizer says eos is 1, TOML says 0" in message
+    assert "tokenizer says eos is 1, Hugging Face config says 0" in message
+    assert str(tmp_path / "tokenizer" / "tokenizer_config.json") in message
+
+
+def test_a_wrong_packer_is_refused(job: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Packer.__init__
+
+    def wrong(self: Packer, seq_len: int, eos_id: int, pad_id: int, policy: str) -> None:
+        original(self, seq_len, 10, pad_id, policy)
+
+    monkeypatch.setattr(Packer, "__init__", wrong)
+    message = refuse(job)
+    assert "tokenizer says eos is 0, packer says 10" in message
+    assert "datasets.packing.Packer" in message
+
+
+def test_a_wrong_attention_mask_is_refused(job: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components, "DocumentMask", lambda **given: DocumentMask(**{**given, "eos_id": 10}))
+    message = refuse(job)
+    assert "packer says eos is 0, attention mask says 10" in message
+    assert "models.masks.DocumentMask" in message
+
+
+def test_a_wrong_pad_is_refused(job: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components, "DocumentMask", lambda **given: DocumentMask(**{**given, "pad_id": 9}))
+    assert "packer says pad is 1, attention mask says 9" in refuse(job)
+
+
+def test_a_wrong_hugging_face_config_is_refused(tmp_path: Path, refuse: Refusal) -> None:
+    config = hf_job(tmp_path)
+    stated = tmp_path / "tokenizer" / "config.json"
+    stated.write_text(json.dumps({"eos_token_id": 1, "vocab_size": 10}))
+    message = refuse(config)
+    assert "tokenizer says eos is 0, Hugging Face config says 1" in message
+    assert str(stated) in message
+
+
+def test_a_hugging_face_config_that_lists_several_ends_agrees_with_any_of_them(tmp_path: Path) -> None:
+    config = hf_job(tmp_path)
+    (tmp_path / "tokenizer" / "config.json").write_text(json.dumps({"eos_token_id": [1, 0]}))
+    train_here(config)
+    assert metrics(config)[-1]["step"] == 4
+
+
+def test_a_wrong_checkpoint_is_refused(job: Path, refuse: Refusal) -> None:
+    train_here(job)
+    state = job.parent / "run" / "checkpoint" / "step-4" / "state.json"
+    saved = json.loads(state.read_text())
+    saved["contract"]["eos"] = 3
+    rewritten = json.dumps(saved, indent=1)
+    assert len(rewritten) == len(state.read_text()), "the manifest still matches"
+    state.write_text(rewritten)
+    message = refuse(job, "--training.steps", "6")
+    assert "tokenizer says eos is 0, checkpoint says 3" in message
+    assert str(state) in message
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused_with_the_number_that_works(
+    job: Path, refuse: Refusal
+) -> None:
+    message = refuse(job, "--model.vocab_size", "256")
+    assert "tokenizer has 512 ids, model.vocab_size only 256: raise it to at least 512" in message
+
+
+def test_rows_whose_documents_are_not_those_that_eos_implies_are_refused(
+    job: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Packer.assemble
+
+    def forgets_an_eos(self: Packer, block: Any, plan: Any) -> Any:
+        for row in original(self, block, plan):
+            first = int((row[0] == self.eos_id).argmax())
+            row[0, first] = 65
+            yield row
+
+    monkeypatch.setattr(Packer, "assemble", forgets_an_eos)
+    message = refuse(job)
+    assert "the packer says document 1, the attention mask's eos 0 implies 0" in message
+
+
+def test_a_literal_special_token_in_a_document_stays_text_and_trains(tmp_path: Path) -> None:
+    config = hf_job(tmp_path)
+    (tmp_path / "corpus" / "2.jsonl").write_text('{"text": "pack <|endoftext|> row"}\n' * 50)
+    train_here(config)
+    assert metrics(config)[-1]["step"] == 4
+
+
+def test_a_nul_in_a_document_is_refused_with_file_record_and_offset(job: Path, refuse: Refusal) -> None:
+    file = job.parent / "corpus" / "1.jsonl"
+    lines = file.read_text().splitlines()
+    lines[41] = json.dumps({"text": "before\0after"})
+    file.write_text("\n".join(lines) + "\n")
+    message = refuse(job, "--data.lanes", "1")
+    assert f"{file}, record 42, byte {len(chr(10).join(lines[:41])) + 1}: " in message
+    assert "NUL" in message
+
+
+def test_the_byte_tokenizer_states_evo2s_ids() -> None:
+    tokenizer = ByteTokenizer()
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (0, 1, 512)
+    assert tokenizer.encode("ACGTé".encode()).tolist() == [65, 67, 71, 84, 195, 169]
+
+
+@given(
+    eos=st.lists(st.integers(0, 3), min_size=2, max_size=5),
+    pad=st.lists(st.integers(0, 3), min_size=2, max_size=5),
+    rows=st.integers(1, 5),
+)
+def test_agreement_is_accepted_and_anything_else_is_not(eos: list[int], pad: list[int], rows: int) -> None:
+    statements = [Statement(party="model", where="m", vocab=rows)]
+    statements += [Statement(party=f"e{i}", where="w", eos=(value,)) for i, value in enumerate(eos)]
+    statements += [Statement(party=f"p{i}", where="w", pad=value) for i, value in enumerate(pad)]
+    if len(set(eos)) == 1 and len(set(pad)) == 1 and max(eos + pad) < rows:
+        check_statements(statements)
+    else:
+        with pytest.raises(EosMismatchError) as caught:
+            check_statements(statements)
+        assert all(s.party in str(caught.value) for s in statements), "the table lists every party"

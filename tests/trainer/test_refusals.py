@@ -1,0 +1,207 @@
+"""Bad input: one clear message, exit status 2, nothing trained. And numbers that go wrong stop the run before they spread."""
+
+import gzip
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cistron.datasets.errors import DataError
+from cistron.tests.spawn import run_on_ranks
+from cistron.trainer.checkpoint import what_is_torn
+from cistron.trainer.config import load_config
+from cistron.trainer.distributed import join
+from cistron.trainer.failures import NonFiniteError
+from cistron.trainer.signals import StopRequest
+from cistron.trainer.train import Trainer
+
+from .jobs import metrics, refusal, start, write_job
+
+
+def jsonl(folder: Path, *lines: str) -> dict[str, str]:
+    (folder / "bad.jsonl").write_text("\n".join(lines) + "\n")
+    return {"format": "jsonl", "path": str(folder / "bad.jsonl")}
+
+
+def fasta(folder: Path, data: bytes, name: str = "bad.fasta") -> dict[str, str]:
+    (folder / name).write_bytes(data)
+    return {"format": "fasta", "path": str(folder / name)}
+
+
+def empty(folder: Path) -> dict[str, str]:
+    (folder / "empty.txt").touch()
+    return {"format": "text", "path": str(folder / "empty.txt")}
+
+
+GOOD = json.dumps({"text": "a document"})
+RECORDS = b"".join(b">r%d\nACGT\n" % i for i in range(3000))
+BAD_DATA = {
+    "missing file": (lambda f: {"format": "text", "path": str(f / "nowhere.txt")}, ["nowhere.txt", "no such file"]),
+    "empty file": (empty, ["empty.txt", "empty"]),
+    "glob without a match": (lambda f: {"format": "text", "path": str(f / "*.none")}, ["*.none", "matches no file"]),
+    "no documents": (lambda f: jsonl(f, "", " ", ""), ["bad.jsonl", "no document"]),
+    "invalid JSON": (lambda f: jsonl(f, GOOD, '{"text": oops}'), ["bad.jsonl", "record 2", "not valid JSON"]),
+    "missing field": (lambda f: jsonl(f, '{"body": "x"}'), ["bad.jsonl", "record 1", "'text'", "'body'"]),
+    "text before the first header": (lambda f: fasta(f, b"ACGT\n>r\nACGT\n"), ["bad.fasta", "'>'", "ACGT"]),
+    "truncated gzip": (
+        lambda f: fasta(f, gzip.compress(RECORDS)[:-200], "bad.fasta.gz"),
+        ["bad.fasta.gz", "gzip data is truncated"],
+    ),
+}
+BAD_SETTINGS = {
+    "seq_len under tensor parallelism": (
+        ("--training.seq_len", "63", "--parallelism.tensor_parallel_degree", "2"),
+        ["training.seq_len = 63: must be a multiple of 2", "the next is 64"],
+    ),
+    "heads under tensor parallelism": (
+        ("--model.n_kv_heads", "1", "--parallelism.tensor_parallel_degree", "2"),
+        ["model.n_kv_heads = 1: must be a multiple of 2"],
+    ),
+    "lanes and data-parallel degree": (
+        ("--parallelism.data_parallel_shard_degree", "2", "--data.lanes", "5"),
+        ["data.lanes = 5: must be a multiple of 2", "the next is 6"],
+    ),
+    "lanes and workers": (("--data.num_workers", "3"), ["data.lanes = 8: must be a multiple of 3"]),
+    "more lanes than pieces": (
+        ("--data.sources", '[{"name": "a", "format": "text", "paths": ["CORPUS/*.jsonl"]}]'),
+        ["data.lanes: 8 lanes", "source 'a' has 2", "lower data.lanes"],
+    ),
+    "global batch and ranks": (
+        ("--parallelism.data_parallel_shard_degree", "4", "--training.global_batch_size", "6"),
+        ["training.global_batch_size = 6: must be a multiple of 4"],
+    ),
+    "micro-batches that do not fit": (
+        ("--training.local_batch_size", "3"),
+        ["training.local_batch_size = 3: must divide the 8 rows"],
+    ),
+    "query and key heads": (("--model.n_kv_heads", "3"), ["model.n_heads", "n_kv_heads"]),
+    "unknown preset": (("--model.preset", "llama3_8B"), ["unknown preset", "llama3_8b"]),
+    "an executor the CPU lacks": (("--model.attention", "flex"), ["model.attention", "no backward", "sdpa"]),
+    "an option of the other tokenizer": (("--tokenizer.eos_token", "<eos>"), ["tokenizer.eos_token", "byte"]),
+    "hf without a path": (("--tokenizer.kind", "hf"), ["tokenizer.path is not set"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_is_refused_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    make, expected = BAD_DATA[case]
+    source = make(tmp_path)
+    text = json.dumps([{"name": "bad", "format": source["format"], "paths": [source["path"]]}])
+    message = refusal(capsys, write_job(tmp_path), "--data.lanes", "1", "--data.sources", text)
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_settings_that_do_not_fit_are_refused_with_the_arithmetic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    overrides, expected = BAD_SETTINGS[case]
+    config = write_job(tmp_path)
+    overrides = tuple(o.replace("CORPUS", str(tmp_path / "corpus")) for o in overrides)
+    if any("parallelism" in o for o in overrides):  # what `check` does: no such processes need to exist
+        from cistron.tools.check import main
+
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(config), *overrides])
+        assert caught.value.code == 2
+        message = capsys.readouterr().err
+    else:
+        message = refusal(capsys, config, *overrides)
+    for part in expected:
+        assert part in message
+
+
+def test_degrees_that_do_not_fit_the_processes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, write_job(tmp_path), "--parallelism.tensor_parallel_degree", "2")
+    assert "= 0, but 1 process" in message or "= 2, but 1 process" in message
+
+
+def test_no_sources_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no [[data.sources]] table" in refusal(capsys, write_job(tmp_path), "--data.sources", "[]")
+
+
+def test_under_torchrun_a_mistake_is_printed_once_with_status_2(tmp_path: Path) -> None:
+    running = start(write_job(tmp_path), "--model.eos_id", "7", processes=2)
+    output, _ = running.communicate(timeout=120)
+    assert running.returncode != 0
+    assert output.count("the eos contract is broken") == 1
+    assert "exitcode  : 2" in output
+    assert "train.py" not in output, "no traceback into the trainer"
+
+
+def bad_record_at_step_3(config_path: str) -> tuple[str, int]:
+    """Rank 1's loader meets a bad record while rank 0's does not: returns the error of this rank and the steps taken."""
+    config, _ = load_config(["--config", config_path])
+    world = join(config)
+    trainer = Trainer(config, world, StopRequest())
+    good = trainer.loader.next
+
+    def fails(interrupted: Callable[[], bool]) -> Any:
+        if world.rank == 1 and trainer.progress.step == 2:
+            raise DataError("not valid JSON", file="x.jsonl", record=12, offset=345)
+        return good(interrupted)
+
+    trainer.loader.next = fails  # type: ignore[method-assign, assignment]
+    message = ""
+    try:
+        trainer.train()
+    except DataError as error:
+        message = str(error)
+    trainer.close()
+    return message, trainer.progress.step
+
+
+def test_a_bad_record_that_one_rank_meets_late_ends_all_ranks_with_its_place(tmp_path: Path) -> None:
+    results = run_on_ranks(bad_record_at_step_3, 2, str(write_job(tmp_path)))
+    assert results == [("x.jsonl, record 12, byte 345: not valid JSON", 2)] * 2
+
+
+def non_finite_gradient(config_path: str) -> tuple[str, bool]:
+    """One of two ranks gets a NaN: returns its message and whether any parameter moved."""
+    config, _ = load_config(["--config", config_path])
+    world = join(config)
+    trainer = Trainer(config, world, StopRequest())
+    before = [p.to_local().clone() for p in trainer.model.parameters()]  # type: ignore[attr-defined]
+    if world.rank == 1:
+        hook = lambda _m, _i, logits: logits * float("nan")  # noqa: E731
+        trainer.model.register_forward_hook(hook)
+    message = ""
+    try:
+        trainer.train()
+    except NonFiniteError as error:
+        message = str(error)
+    trainer.close()
+    after = [p.to_local() for p in trainer.model.parameters()]  # type: ignore[attr-defined]
+    return message, any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_nan_on_one_rank_stops_all_before_the_optimizer_naming_step_and_rank(tmp_path: Path) -> None:
+    for message, moved in run_on_ranks(non_finite_gradient, 2, str(write_job(tmp_path))):
+        assert message.startswith("step 1: loss nan")
+        assert "rank 1: its loss is nan" in message
+        assert "rank 0" not in message
+        assert not moved
+
+
+def test_a_divergence_keeps_the_last_good_checkpoint_and_exits_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_job(tmp_path, steps=60)
+    with pytest.raises(AssertionError):  # `refusal` sees that steps were taken
+        refusal(capsys, config, "--optimizer.lr", "1e30", "--training.max_norm", "1e30", status=1)
+    saved = (
+        sorted((tmp_path / "run" / "checkpoint").glob("step-*")) if (tmp_path / "run" / "checkpoint").exists() else []
+    )
+    assert all(what_is_torn(path) is None for path in saved)
+    assert metrics(config)[-1]["step"] < 60
+
+
+def test_a_command_that_does_not_exist_is_answered_with_those_that_do() -> None:
+    done = subprocess.run(["cistron", "trian"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "train, check, inspect, generate" in done.stderr
