@@ -8,6 +8,7 @@ a lane resumes by opening one block again: the cost is a block, however far the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -47,10 +48,11 @@ class LaneState(NamedTuple):
     dropped: int = 0
 
 
+@dataclass(frozen=True)
 class Lane:
     """Rows of one lane of one source.
 
-    Args:
+    Attributes:
         pieces: The lane's parts of files.
         reader: Reads them.
         tokenizer: Encodes them.
@@ -59,21 +61,12 @@ class Lane:
         state: Where to go on.
     """
 
-    def __init__(
-        self,
-        pieces: Sequence[Piece],
-        reader: Reader,
-        tokenizer: Tokenizer,
-        packer: Packer,
-        key: tuple[int, int, int],
-        state: LaneState,
-    ) -> None:
-        self._pieces = pieces
-        self._reader = reader
-        self._tokenizer = tokenizer
-        self._packer = packer
-        self._key = key
-        self._state = state
+    pieces: Sequence[Piece]
+    reader: Reader
+    tokenizer: Tokenizer
+    packer: Packer
+    key: tuple[int, int, int]
+    state: LaneState
 
     def rows(self) -> Iterator[tuple[Planes, LaneState]]:
         """Yield rows for ever, int32 [4, seq_len], each with the state after it.
@@ -81,19 +74,19 @@ class Lane:
         Raises:
             DataError: A document cannot be read or encoded, or an epoch holds no document.
         """
-        state = self._state
+        state = self.state
         while True:
-            order = permutation(len(self._pieces), *self._key, state.epoch)
-            spans = self._spans([self._pieces[place] for place in order], state)
-            builder = BlockBuilder(spans, self._packer.seq_len, self._packer.policy)
+            order = permutation(len(self.pieces), *self.key, state.epoch)
+            spans = self._spans([self.pieces[place] for place in order], state)
+            builder = BlockBuilder(spans, self.packer.seq_len, self.packer.policy)
             empty = True
             for block, dropped, following in builder:
                 empty = False
-                plan = self._packer.plan(block)
-                if self._packer.policy == "best_fit":
-                    shuffled = permutation(len(plan), *self._key, state.epoch, state.block)
+                plan = self.packer.plan(block)
+                if self.packer.policy == "best_fit":
+                    shuffled = permutation(len(plan), *self.key, state.epoch, state.block)
                     plan = [plan[place] for place in shuffled]
-                for planes in self._packer.assemble(block, plan[state.row :]):
+                for planes in self.packer.assemble(block, plan[state.row :]):
                     state = state._replace(row=state.row + 1)
                     yield planes, state
                 counts = {"documents": state.documents + block.closed, "dropped": state.dropped + dropped}
@@ -102,7 +95,7 @@ class Lane:
                 else:
                     state = LaneState(state.epoch, state.block + 1, *following, **counts)
             if empty:
-                names = ", ".join(sorted({piece.path for piece in self._pieces})[:3])
+                names = ", ".join(sorted({piece.path for piece in self.pieces})[:3])
                 raise DataError("a lane finds no document in its files; remove the empty ones", file=names)
 
     def _spans(self, pieces: Sequence[Piece], state: LaneState) -> Iterator[Span]:
@@ -110,13 +103,13 @@ class Lane:
         offset, first, skip = state.offset, bool(state.first), state.skip
         for place in range(state.piece, len(pieces)):
             piece = pieces[place]
-            chunks = self._reader.chunks(piece, piece.start if offset < 0 else offset, first)
+            chunks = self.reader.chunks(piece, piece.start if offset < 0 else offset, first)
             tokens = 0 if first and skip == 0 else 1  # of the current document; the address may be inside of one
-            for chunk in chunks if self._tokenizer.streams else _whole_documents(chunks):
+            for chunk in chunks if self.tokenizer.streams else _whole_documents(chunks):
                 ids = self._encode(piece, chunk)
                 tokens = len(ids) + (0 if chunk.first and skip == 0 else tokens)
                 if chunk.last and tokens:
-                    ids = np.append(ids, np.asarray(self._tokenizer.eos_id, dtype=ids.dtype))
+                    ids = np.append(ids, np.asarray(self.tokenizer.eos_id, dtype=ids.dtype))
                 if len(ids) or chunk.last:
                     yield Span(ids[skip:], Address(place, chunk.offset, int(chunk.first), skip), chunk.last)
                 skip = 0
@@ -124,9 +117,9 @@ class Lane:
 
     def _encode(self, piece: Piece, chunk: Chunk) -> Ids:
         try:
-            return self._tokenizer.encode(chunk.data)
+            return self.tokenizer.encode(chunk.data)
         except TokenizeError as error:
-            record, offset = self._reader.locate(piece.path, chunk.offset, error.offset or 0)
+            record, offset = self.reader.locate(piece.path, chunk.offset, error.offset or 0)
             raise DataError(error.problem, file=piece.path, record=record, offset=offset) from None
 
 

@@ -21,24 +21,27 @@ _PURPOSE = 0x6D6978  # "mix": keeps these draws apart from the lanes'
 
 
 class Mixer:
-    """Source numbers of consecutive global rows."""
+    """Source numbers of consecutive global rows.
 
-    def __init__(self, weights: Sequence[float], lanes: int, seed: int) -> None:
+    Args:
+        weights: Of the sources, positive, in any unit.
+        lanes: Rows of a round.
+        seed: Of the rotations.
+        row: First row that will be asked for.
+        counts: The state at `row`, as `counts(row)` returned it; zeros at row 0.
+    """
+
+    def __init__(self, weights: Sequence[float], lanes: int, seed: int, row: int, counts: Sequence[int]) -> None:
         # As integers in proportion: shares never drift, however long the run.
         fractions = [Fraction(str(weight)) for weight in weights]
         scale = math.lcm(*(fraction.denominator for fraction in fractions))
         self._weights = [int(fraction * scale) for fraction in fractions]
         self._lanes = lanes
         self._seed = seed
-        self._round = -1
+        self._round = row // lanes - 1
         self._before: list[int] = []
-        self._after = [0] * len(weights)
-        self._plan: list[int] = []
-
-    def seek(self, row: int, counts: Sequence[int]) -> None:
-        """Go to the round of global row `row`, given the state that `counts(row)` returned there."""
-        self._round = row // self._lanes - 1
         self._after = list(counts)
+        self._plan: list[int] = []
 
     def source(self, row: int) -> int:
         """Return the source of global row `row`; rows are asked for in ascending order."""

@@ -11,7 +11,9 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
@@ -24,8 +26,7 @@ from .errors import DataError
 from .lane import Lane, LaneState
 from .mixer import Mixer
 from .packing import Packer, Planes
-from .pieces import Piece
-from .readers import Reader
+from .sources import Source
 from .tokenizers import Tokenizer
 
 # torchdata 0.11 calls a function that torch 2.13 deprecates; its users can do nothing about it.
@@ -66,43 +67,42 @@ class Message(NamedTuple):
     states: list[list[int]]
 
 
+@dataclass(eq=False)
 class RowStream(IterableDataset[Message | DataError]):
-    """The rows of one rank, or of one of its workers when iterated there."""
+    """The rows of one rank, or of one of its workers when iterated there.
 
-    def __init__(
-        self,
-        *,
-        plan: Sequence[Sequence[Sequence[Piece]]],
-        readers: Sequence[Reader],
-        weights: Sequence[float],
-        tokenizer: Tokenizer,
-        packer: Packer,
-        lanes: int,
-        seed: int,
-        rank: int,
-        degree: int,
-        start: int,
-        mixer_counts: Sequence[int],
-        states: Mapping[tuple[int, int], list[int]],
-    ) -> None:
-        self._plan = plan
-        self._readers = readers
-        self._weights = weights
-        self._tokenizer = tokenizer
-        self._packer = packer
-        self._lanes = lanes
-        self._seed = seed
-        self._rank = rank
-        self._degree = degree
-        self._start = start
-        self._mixer_counts = mixer_counts
-        self._states = states
+    Attributes:
+        sources: Where rows are drawn from.
+        tokenizer: Encodes documents.
+        packer: Packs them.
+        seed: Of all random choices.
+        rank: Data-parallel rank.
+        degree: Data-parallel ranks.
+        state: The rank's loader state from which to go on.
+    """
+
+    sources: Sequence[Source]
+    tokenizer: Tokenizer
+    packer: Packer
+    seed: int
+    rank: int
+    degree: int
+    state: dict[str, Any]
+
+    def mixer(self) -> Mixer:
+        """Return the mixer at the state's row."""
+        weights = [source.config.weight for source in self.sources]
+        return Mixer(weights, self._lanes, self.seed, self.state["rows"], self.state["mixer"])
+
+    @property
+    def _lanes(self) -> int:
+        return len(self.sources[0].lanes)
 
     def __iter__(self) -> Iterator[Message | DataError]:
         """Yield messages for ever; a DataError as an item, since raised through torchdata it would lose its parts."""
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        size = min(max(MESSAGE_TOKENS // self._packer.seq_len, 1), MAX_MESSAGE_ROWS)
+        size = min(max(MESSAGE_TOKENS // self.packer.seq_len, 1), MAX_MESSAGE_ROWS)
         rows = self._rows(worker, workers)
         while True:
             try:
@@ -114,27 +114,19 @@ class RowStream(IterableDataset[Message | DataError]):
             yield Message(worker, planes, [source for _, source, _ in batch], [list(state) for _, _, state in batch])
 
     def _rows(self, worker: int, workers: int) -> Iterator[tuple[Planes, int, LaneState]]:
-        mixer = Mixer(self._weights, self._lanes, self._seed)
-        mixer.seek(self._start, self._mixer_counts)
+        """Yield this worker's rows: every `workers`-th of the rank's, each with its source and its lane's state."""
+        mixer = self.mixer()
         lanes: dict[tuple[int, int], Iterator[tuple[Planes, LaneState]]] = {}
-        row = self._start + self._rank + worker * self._degree
-        while True:
-            source, lane = mixer.source(row), row % self._lanes
-            if (source, lane) not in lanes:
-                lanes[source, lane] = self._lane(source, lane).rows()
-            planes, state = next(lanes[source, lane])
-            yield planes, source, state
-            row += self._degree * workers
-
-    def _lane(self, source: int, lane: int) -> Lane:
-        return Lane(
-            self._plan[source][lane],
-            self._readers[source],
-            self._tokenizer,
-            self._packer,
-            (self._seed, source, lane),
-            LaneState(*self._states.get((source, lane), ())),
-        )
+        for row in count(self.state["rows"] + self.rank + worker * self.degree, self.degree * workers):
+            key = number, lane = mixer.source(row), row % self._lanes
+            if key not in lanes:
+                source = self.sources[number]
+                state = LaneState(*self.state["lanes"].get(source.lane_name(lane), ()))
+                lanes[key] = Lane(
+                    source.lanes[lane], source.reader, self.tokenizer, self.packer, (self.seed, *key), state
+                ).rows()
+            planes, state = next(lanes[key])
+            yield planes, number, state
 
 
 def in_order(stream: RowStream, workers: int) -> Iterator[Row]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -60,7 +61,9 @@ def _with_workers(data: DataConfig, workers: int) -> DataConfig:
     return DataConfig(**{**vars(data), "num_workers": workers})
 
 
-def _run(data: DataConfig, ranks: int, size: int, batches: int, state: dict | None) -> tuple[list[Batch], dict]:
+def _run(
+    data: DataConfig, ranks: int, size: int, batches: int, state: dict[str, Any] | None
+) -> tuple[list[Batch], dict[str, Any]]:
     """Take batches on every rank, one rank after the other; return them and the merged state, as JSON would keep it."""
     taken: list[Batch] = []
     states = []
@@ -218,7 +221,7 @@ def test_states_of_ranks_at_different_rows_do_not_merge(mixed: DataConfig) -> No
         ({"lanes": 0}, 1, r"data\.lanes: 0 .* raise it to 1"),
         ({"lanes": 64}, 1, r"data\.lanes: 64 lanes .* source 'main' has 20"),
         ({"packing": "random"}, 1, r"data\.packing: 'random'"),
-        ({"sources": ()}, 1, r"data\.sources is empty"),
+        ({"sources": ()}, 1, r"data\.sources: name at least one"),
     ],
 )
 def test_a_config_that_cannot_be_met_is_refused(
@@ -244,7 +247,7 @@ def test_a_bad_source_is_refused(source: SourceConfig, message: str) -> None:
 
 def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
     source = text_source(write_text(tmp_path, words(9)))
-    with pytest.raises(DataConfigError, match="must differ"):
+    with pytest.raises(DataConfigError, match="each by its own name"):
         byte_loader(config(source, source))
 
 

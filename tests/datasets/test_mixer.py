@@ -12,7 +12,7 @@ WEIGHTS = st.lists(st.sampled_from([0.001, 0.1, 0.25, 1 / 3, 1.0, 2.0, 7.5]), mi
 
 
 def _sources(weights: list[float], lanes: int, rows: int, seed: int = 0) -> np.ndarray:
-    mixer = Mixer(weights, lanes, seed)
+    mixer = Mixer(weights, lanes, seed, 0, [0] * len(weights))
     return np.array([mixer.source(row) for row in range(rows)])
 
 
@@ -39,10 +39,9 @@ def test_every_lane_draws_from_every_source(weights: list[float], lanes: int) ->
 @given(WEIGHTS, st.integers(1, 9), st.integers(0, 300))
 @settings(max_examples=40, deadline=None)
 def test_a_resumed_mixer_goes_on_identically(weights: list[float], lanes: int, row: int) -> None:
-    straight = Mixer(weights, lanes, seed=3)
+    straight = Mixer(weights, lanes, 3, 0, [0] * len(weights))
     counts = straight.counts(row)
-    resumed = Mixer(weights, lanes, seed=3)
-    resumed.seek(row, counts)
+    resumed = Mixer(weights, lanes, 3, row, counts)
     assert [resumed.source(i) for i in range(row, row + 50)] == [straight.source(i) for i in range(row, row + 50)]
 
 
