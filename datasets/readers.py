@@ -7,8 +7,9 @@ all later ones, byte for byte. Its memory does not grow with the length of a doc
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
 from .errors import DataConfigError, DataError
 from .files import open_binary
@@ -130,6 +131,48 @@ class JsonlReader:
         return lines, offset
 
 
+class _Cursor:
+    """A place in a file that moves forward; bytes are read as they are looked at, and let go a chunk later."""
+
+    def __init__(self, file: IO[bytes], offset: int, end: int | None) -> None:
+        file.seek(offset)
+        self.offset = offset
+        self._file = file
+        self._end = end
+        self._buffer = b""
+        self._at = 0  # of byte `offset` in the buffer
+        self._ended = False
+
+    def find(self, needle: bytes, limit: int) -> int | None:
+        """Return how many of the next `limit` bytes lie before `needle`, None where it is not wholly among them."""
+        while True:
+            found = self._buffer.find(needle, self._at, self._at + limit)
+            if found >= 0:
+                return found - self._at
+            if self._ended or len(self._buffer) - self._at >= limit:
+                return None
+            at = self.offset + len(self._buffer) - self._at
+            more = self._file.read(CHUNK_BYTES if self._end is None else min(CHUNK_BYTES, self._end - at))
+            self._buffer, self._at, self._ended = self._buffer[self._at :] + more, 0, len(more) < CHUNK_BYTES
+
+    def take(self, count: int) -> bytes:
+        """Move over the next `count` bytes, or fewer at the end, of those looked at."""
+        data = self._buffer[self._at : self._at + count]
+        self.offset += len(data)
+        self._at += len(data)
+        return data
+
+    def back(self, count: int) -> None:
+        """Return over `count` of the bytes just taken."""
+        self.offset -= count
+        self._at -= count
+
+    def line(self) -> bytes:
+        """Move over a line with its line feed; nothing at the end."""
+        length = self.find(b"\n", sys.maxsize)
+        return self.take(sys.maxsize if length is None else length + 1)
+
+
 class FastaReader:
     r"""A record is a document: everything between two header lines, line ends removed, case kept.
 
@@ -142,66 +185,39 @@ class FastaReader:
     def chunks(self, piece: Piece, offset: int, first: bool) -> Iterator[Chunk]:
         """Yield the sequences of `piece` in chunks of at most `CHUNK_BYTES` of the file."""
         with open_binary(piece.path) as file:
-            file.seek(offset)
-            buffer, position = b"", 0  # buffer[position] is byte `offset` of the file
-            ended = False
-            in_record = offset > piece.start
+            cursor = _Cursor(file, offset, piece.end)
+            if offset > piece.start:  # inside a record, whose header lies before
+                yield from self._record(cursor, first)
+            while line := cursor.line():
+                if line.startswith(b">"):
+                    yield from self._record(cursor, True)
+                elif not line.isspace():
+                    problem = f"expected a header line beginning with '>', found {line[:40]!r}"
+                    raise DataError(problem, file=piece.path, offset=cursor.offset - len(line))
 
-            def fill() -> None:
-                nonlocal buffer, position, ended
-                at = offset + len(buffer) - position
-                wanted = CHUNK_BYTES if piece.end is None else min(CHUNK_BYTES, piece.end - at)
-                more = file.read(wanted)
-                buffer, position, ended = buffer[position:] + more, 0, len(more) < CHUNK_BYTES
-
-            while True:
-                if not in_record:
-                    line_end = buffer.find(b"\n", position)
-                    if line_end < 0 and not ended:
-                        fill()
-                        continue
-                    line = buffer[position : line_end + 1] if line_end >= 0 else buffer[position:]
-                    if line and not line.isspace() and not line.startswith(b">"):
-                        raise DataError(
-                            f"expected a header line beginning with '>', found {line[:40]!r}",
-                            file=piece.path,
-                            offset=offset,
-                        )
-                    offset, position = offset + len(line), position + len(line)
-                    if line.startswith(b">"):
-                        in_record, first = True, True
-                    elif not line:
-                        return
-                    continue
-                limit = position + CHUNK_BYTES
-                if first and buffer.startswith(b">", position):
-                    end, last = position, True
-                else:
-                    end = buffer.find(b"\n>", position, limit)
-                    last = end >= 0
-                if not last:
-                    if len(buffer) < limit and not ended:
-                        fill()
-                        continue
-                    end = min(len(buffer), limit)
-                    last = len(buffer) < limit
-                    if not last and buffer[end - 1 : end] == b"\n":
-                        end -= 1
-                yield Chunk(buffer[position:end].translate(None, b"\r\n"), offset, first, last)
-                offset, position = offset + end - position, end
-                first, in_record = False, not last
+    def _record(self, cursor: _Cursor, first: bool) -> Iterator[Chunk]:
+        last = False
+        while not last:
+            # Directly after a header line, a header means that the record is empty.
+            length = 0 if first and cursor.find(b">", 1) == 0 else cursor.find(b"\n>", CHUNK_BYTES)
+            last = length is not None
+            offset = cursor.offset
+            data = cursor.take(CHUNK_BYTES if length is None else length)
+            if length is None:
+                last = len(data) < CHUNK_BYTES
+                if not last and data.endswith(b"\n"):
+                    cursor.back(1)
+            yield Chunk(data.translate(None, b"\r\n"), offset, first, last)
+            first = False
 
     def locate(self, path: str, offset: int, index: int) -> tuple[int | str | None, int]:
         """Walk the file: the name of the last header before `offset`, and the byte that `index` residues later is."""
         name: str | None = None
-        at = 0
         with open_binary(path) as file:
-            while at < offset:
-                line = file.readline(CHUNK_BYTES)
+            while file.tell() < offset:
+                line = file.readline()
                 if line.startswith(b">"):
-                    words = line[1:].split(maxsplit=1)
-                    name = words[0].decode("utf-8", errors="replace") if words else ""
-                at += len(line)
+                    name = (line[1:].decode("utf-8", errors="replace").split() or [""])[0]
             file.seek(offset)
             while data := file.read(CHUNK_BYTES):
                 kept = len(data.translate(None, b"\r\n"))

@@ -153,7 +153,9 @@ class HFTokenizer:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise TokenizeError(f"not valid UTF-8 ({error.reason})", error.start) from None
-        ids: Ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        # The one call that keeps no character offsets: 1.3 to 1.9 times as fast as `encode`.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids: Ids = np.array(encoding.ids, dtype=np.int32)
         if (ids == self.eos_id).any():
             raise TokenizeError(
                 f"the document encodes to the eos {self._eos!r} (id {self.eos_id}); "
