@@ -87,7 +87,8 @@ def draw(batch: Batch, output: Path) -> None:
     mask = document_block_mask(batch.sequence_ids[chosen : chosen + 1], causal=True, block_size=block_size)
 
     ids = batch.sequence_ids.numpy().astype(float)
-    colours = np.where(ids < 0, np.nan, ids % 10)
+    shifted = ids + 3 * np.arange(len(ids))[:, None]  # so that neighbours above and below differ too
+    colours = np.where(ids < 0, np.nan, shifted % 10)
     palette = mpl.colormaps["tab10"].with_extremes(bad="#eeeeee")
     figure, (rows, blocks) = plt.subplots(1, 2, figsize=(15, 6), width_ratios=(1.5, 1), layout="constrained")
     rows.imshow(colours, aspect="auto", interpolation="nearest", cmap=palette, vmin=0, vmax=9)
@@ -97,7 +98,7 @@ def draw(batch: Batch, output: Path) -> None:
     rows.set_ylabel("row of the run")
 
     palette = mpl.colors.ListedColormap(["white", "#9ecae1", "#08519c"])
-    blocks.imshow(block_states(mask), cmap=palette, vmin=EMPTY, vmax=FULL, extent=(0, seq_len, seq_len, 0))
+    blocks.imshow(block_states(mask).numpy(), cmap=palette, vmin=EMPTY, vmax=FULL, extent=(0, seq_len, seq_len, 0))
     blocks.set(
         title=f"document mask of row {batch.rows[chosen]} in blocks of {block_size}", xlabel="key", ylabel="query"
     )

@@ -132,14 +132,14 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: 
 def load_model(path: Path, model: nn.Module) -> None:
     """Fill the model's parameters from the checkpoint at `path`, whatever layout saved it."""
     tensors = {"model": get_model_state_dict(model)}
-    dcp_load(tensors, checkpoint_id=path)
+    dcp_load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_model_state_dict(model, tensors["model"])
 
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Fill the optimizer's state from the checkpoint at `path`, whatever layout saved it."""
     tensors = {"optimizer": get_optimizer_state_dict(model, optimizer, options=FLAT)}
-    dcp_load(tensors, checkpoint_id=path)
+    dcp_load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_optimizer_state_dict(model, optimizer, tensors["optimizer"], options=FLAT)
 
 

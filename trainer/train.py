@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from .. import __version__
 from ..datasets.errors import DataConfigError
@@ -124,12 +125,15 @@ class Trainer:
             loss = summed_loss(self.model, *self.to_device(batch))
             (loss * scale).backward()
             local += loss.detach()
-        norm: Any = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_norm)
+        parameters = list(self.model.parameters())
+        partial: Any = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = partial.full_tensor()
         loss = local / totals.targets if self.world.tp_rank == 0 else torch.zeros_like(local)
         dist.all_reduce(loss)
-        loss_value, norm_value = torch.stack([loss, norm.full_tensor()]).tolist()  # the step's one wait for the device
+        loss_value, norm_value = torch.stack([loss, norm]).tolist()  # the step's one wait for the device
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             self.refuse_step(local, loss_value, norm_value)
+        clip_grads_with_norm_(parameters, self.config.training.max_norm, norm)
         set_learning_rate(self.optimizer, learning_rate(self.config, self.progress.step + 1))
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -33,7 +33,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refusal:
 
 
 def hf_tokenizer(folder: Path, eos: str = "<|endoftext|>") -> Path:
-    """A word-level tokenizer.json with two special tokens, 0 and 1, and a tokenizer_config.json that says which ends documents."""
+    """A tokenizer.json with two special tokens, 0 and 1, and a tokenizer_config.json that says which ends documents."""
     special = ["<|endoftext|>", "<|other|>"]
     words = ["[UNK]", "pack", "row", "mask", "eos", "lane", "token", "cistron"]
     vocabulary = {word: index for index, word in enumerate([*special, *words])}

@@ -14,11 +14,11 @@ from cistron.tests.spawn import run_on_ranks
 from cistron.trainer.checkpoint import what_is_torn
 from cistron.trainer.config import load_config
 from cistron.trainer.distributed import join
-from cistron.trainer.failures import NonFiniteError
+from cistron.trainer.failures import NonFiniteError, run_command
 from cistron.trainer.signals import StopRequest
 from cistron.trainer.train import Trainer
 
-from .jobs import metrics, refusal, start, write_job
+from .jobs import metrics, refusal, start, train_here, write_job
 
 
 def jsonl(folder: Path, *lines: str) -> dict[str, str]:
@@ -188,17 +188,22 @@ def test_a_nan_on_one_rank_stops_all_before_the_optimizer_naming_step_and_rank(t
         assert not moved
 
 
-def test_a_divergence_keeps_the_last_good_checkpoint_and_exits_1(
+def test_a_divergence_ends_with_status_1_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_job(tmp_path, steps=60)
-    with pytest.raises(AssertionError):  # `refusal` sees that steps were taken
-        refusal(capsys, config, "--optimizer.lr", "1e30", "--training.max_norm", "1e30", status=1)
-    saved = (
-        sorted((tmp_path / "run" / "checkpoint").glob("step-*")) if (tmp_path / "run" / "checkpoint").exists() else []
-    )
-    assert all(what_is_torn(path) is None for path in saved)
-    assert metrics(config)[-1]["step"] < 60
+    overrides = ("--optimizer.lr", "1e30", "--training.max_norm", "1e30", "--checkpoint.interval", "1")
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: train_here(config, *overrides))
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    last = metrics(config)[-1]["step"]
+    assert error.startswith(f"stopped: step {last + 1}: loss ")
+    assert "nan" in error
+    assert "Traceback" not in error
+    newest = max((tmp_path / "run" / "checkpoint").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    assert newest.name == f"step-{last}"
+    assert what_is_torn(newest) is None
 
 
 def test_a_command_that_does_not_exist_is_answered_with_those_that_do() -> None:

@@ -1,0 +1,138 @@
+"""The commands that look at a job: check, inspect, generate."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cistron.models.config import DecoderConfig, RopeConfig
+from cistron.models.decoder import Decoder
+from cistron.models.masks import document_block_mask, document_dense_mask
+from cistron.tests.trainer.jobs import train_here, write_job
+from cistron.tools import check, generate, inspect
+from cistron.tools.check import memory_parts
+from cistron.trainer.config import load_config
+from cistron.trainer.distributed import Layout
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job trained for 60 steps: enough to write a space between words."""
+    config = write_job(tmp_path_factory.mktemp("trained"), steps=60)
+    train_here(config, "--checkpoint.interval", "60")
+    return config
+
+
+def test_check_verifies_a_job_and_says_what_it_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check.main([str(write_job(tmp_path)), "--training.steps", "77"])
+    output = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "steps = 77",
+        "party | where it is written",
+        "51,360 parameters",
+        "AdamW",
+        "8 rows = 512 positions",
+        "all checks passed",
+    ):
+        assert part in output
+    assert not (tmp_path / "run").exists(), "checking leaves nothing behind"
+
+
+def test_check_refuses_what_training_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        check.main([str(write_job(tmp_path)), "--model.eos_id", "9"])
+    assert caught.value.code == 2
+    assert "tokenizer says eos is 0, attention mask says 9" in capsys.readouterr().err
+
+
+def test_check_estimates_the_steps_of_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_job(tmp_path)
+    tokens = sum(
+        len(json.loads(line)["text"]) + 1
+        for file in (tmp_path / "corpus").iterdir()
+        for line in file.read_text().splitlines()
+    )
+    check.main([str(config)])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("an epoch"))
+    estimate = int(line.split("about ")[1].split(" ")[0].replace(",", ""))
+    assert tokens < estimate < 1.35 * tokens, "a jsonl line holds 12 bytes beside its text"
+
+
+def test_parameters_gradients_and_optimizer_take_16_bytes_each_over_the_ranks_that_share_them(tmp_path: Path) -> None:
+    config, _ = load_config(["--config", str(write_job(tmp_path))])
+    shape = DecoderConfig(
+        vocab_size=512,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        hidden_dim=64,
+        norm_eps=1e-5,
+        qk_norm=False,
+        tie_embeddings=False,
+        rope=RopeConfig(),
+    )
+    parameters = sum(p.numel() for p in Decoder(shape).parameters())
+    for layout in (Layout(replicate=1, shard=1, tp=1), Layout(replicate=2, shard=2, tp=2)):
+        parts = {part.name: part.size for part in memory_parts(config, shape, layout)}
+        total = parts["parameters"] + parts["gradients"] + parts["AdamW"]
+        assert total == 16 * parameters / (layout.shard * layout.tp)
+
+
+def test_inspect_draws_a_picture_and_marks_every_boundary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "rows.png"
+    inspect.main([str(write_job(tmp_path)), "--output", str(picture), "--rows", "4", "--decode", "3"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    output = capsys.readouterr().out
+    assert "cistron row eos" in output, "the text of the rows"
+    assert output.count("⏹") + output.count("⋯") >= 3
+    assert "row 0" in output
+
+
+def test_the_picture_shows_the_block_mask_as_the_dense_mask_has_it() -> None:
+    sequence_ids = torch.tensor([[0] * 5 + [1] * 8 + [2] * 16 + [-1] * 3], dtype=torch.int32)
+    states = inspect.block_states(document_block_mask(sequence_ids, causal=True, block_size=4))
+    dense = document_dense_mask(sequence_ids, causal=True)[0, 0].view(8, 4, 8, 4).transpose(1, 2)
+    assert torch.equal(states == inspect.FULL, dense.all(-1).all(-1))
+    assert torch.equal(states == inspect.EMPTY, ~dense.any(-1).any(-1))
+
+
+def test_generate_continues_a_prompt_the_same_way_for_the_same_seed(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(trained.parent / "run" / "checkpoint" / "step-60")
+    texts = []
+    for seed in ("0", "0", "1"):
+        capsys.readouterr()
+        generate.main([path, "--prompt", "pack row", "--max-new-tokens", "40", "--seed", seed])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0].startswith("pack row")
+    assert set(texts[0].strip()) <= set("packrowmskeoslanetokencistron "), "it has learnt the corpus's letters"
+
+
+def test_generate_refuses_a_checkpoint_of_another_tokenizer_and_one_that_is_not_there(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, expected in (
+        ([str(tmp_path), "--prompt", "x"], "not a complete checkpoint"),
+        ([str(trained.parent / "run" / "checkpoint" / "step-60"), "--prompt", ""], "--prompt: has no tokens"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            generate.main(arguments)
+        assert caught.value.code == 2
+        assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "train_configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid(config: Path) -> None:
+    load_config(["--config", str(config)])
+
+
+def test_the_debug_job_takes_the_same_steps_on_1_2_4_and_8_processes() -> None:
+    config, _ = load_config(["--config", str(ROOT / "train_configs" / "debug.toml")])
+    assert config.training.global_batch_size % 8 == 0
+    assert config.data.lanes % 8 == 0
