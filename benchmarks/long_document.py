@@ -104,9 +104,7 @@ def main() -> None:
             for rows in arguments.rows:
                 for name, path in files.items():
                     done, seconds = measure_resume(path, packing, arguments.seq_len, rows)
-                    print(
-                        f"{packing}: resume after {done} rows of {name} documents: {seconds * 1e3:.0f} ms to the first row"
-                    )
+                    print(f"{packing}: resume after {done} rows of {name} documents: {seconds * 1e3:.0f} ms to the first row")
 
 
 if __name__ == "__main__":

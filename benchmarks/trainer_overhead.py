@@ -81,9 +81,7 @@ def main() -> None:
         trainer.close()
 
     ours, plain = (statistics.median(seconds[options.warmup :]) for seconds in (trainer_seconds, bare_seconds))
-    print(
-        f"\nbare loop {plain * 1e3:.1f} ms a step, trainer {ours * 1e3:.1f} ms a step (medians of {options.steps - 1})"
-    )
+    print(f"\nbare loop {plain * 1e3:.1f} ms a step, trainer {ours * 1e3:.1f} ms a step (medians of {options.steps - 1})")
     print(f"trainer / bare = {ours / plain:.3f}")
 
 

@@ -5,8 +5,6 @@ A block closes after 4,096 documents or some 192 rows of tokens. A document that
 on the token stream from its address on and on nothing else, so it is the same when the stream is re-opened there.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What a user can get wrong here: the data (`DataError`: what is wrong, and exactly where) or the settings."""
 
-from __future__ import annotations
-
 
 class DataConfigError(ValueError):
     """A setting of `[data]` or `[tokenizer]` cannot be met; the message names the key."""

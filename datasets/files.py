@@ -1,7 +1,5 @@
 """Names to files: globs, `{stdlib}`, `~` and fsspec URLs become a sorted list; gzip is undone while reading."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import sysconfig

@@ -5,8 +5,6 @@ Pieces are read in an order drawn per epoch, tokenised, cut into blocks, packed,
 a lane resumes by opening one block again: the cost is a block, however far the lane has come.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -7,8 +7,6 @@ i = r mod R, worker w of W every W-th of these; as R x W divides `lanes`, each l
 and the rows do not depend on R or W.
 """
 
-from __future__ import annotations
-
 import atexit
 import queue
 import threading
@@ -168,13 +166,11 @@ class Loader:
             self._thread.join()
             atexit.unregister(self.close)
 
-    def __enter__(self) -> Loader:
+    def __enter__(self) -> "Loader":
         """Return the loader itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         """Close."""
         self.close()
 

@@ -9,8 +9,6 @@ alternate, and the odd lanes of the first would never be read. So each round is 
 A rotation moves rows within their round only; at every row a count is within three rows of its share.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -71,9 +69,7 @@ class Mixer:
         plan = []
         for row in range(sum(counts) + 1, sum(counts) + 1 + self._lanes):
             behind = [
-                index
-                for index, weight in enumerate(self._weights)
-                if slack * (weight * row - counts[index] * total) >= total
+                index for index, weight in enumerate(self._weights) if slack * (weight * row - counts[index] * total) >= total
             ]
             chosen = min(behind, key=lambda index: Fraction(slack * (counts[index] + 1) - 1, self._weights[index]))
             counts[chosen] += 1

@@ -3,8 +3,6 @@
 Only the raw Philox stream is used, whose bits numpy guarantees; `Generator.permutation` may change between releases.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

@@ -5,8 +5,6 @@ amounts of room are open is one Python integer, a bit per amount, so the tightes
 `concat` cuts the concatenated documents every `seq_len` tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -111,9 +109,7 @@ class Packer:
 
     def plan(self, block: Block) -> list[list[Part]]:
         """Return the rows of a block, in order of the plan."""
-        return (
-            best_fit(block.lengths, self.seq_len) if self.policy == "best_fit" else concat(block.lengths, self.seq_len)
-        )
+        return best_fit(block.lengths, self.seq_len) if self.policy == "best_fit" else concat(block.lengths, self.seq_len)
 
     def assemble(self, block: Block, plan: Sequence[Sequence[Part]]) -> Iterator[Planes]:
         """Yield int32 [4, seq_len] per row of `plan`: tokens, labels, positions, sequence_ids.

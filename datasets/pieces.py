@@ -3,8 +3,6 @@
 Both steps are deterministic in (files, lanes), so every process that looks at the same files makes the same plan.
 """
 
-from __future__ import annotations
-
 import heapq
 from itertools import pairwise
 from typing import NamedTuple

@@ -4,8 +4,6 @@ A reader is a pure function of (piece, offset, first): opened at a chunk's `offs
 all later ones, byte for byte. Its memory does not grow with the length of a document.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator
@@ -114,9 +112,7 @@ class JsonlReader:
         try:
             return text.encode()
         except UnicodeEncodeError as error:
-            raise self._error(
-                f"field {self.field!r} holds half a surrogate pair ({error.reason})", path, offset
-            ) from None
+            raise self._error(f"field {self.field!r} holds half a surrogate pair ({error.reason})", path, offset) from None
 
     def _error(self, problem: str, path: str, offset: int) -> DataError:
         record, offset = self.locate(path, offset, 0)

@@ -1,7 +1,5 @@
 """The corpora of a run as they are found on disk: which files, cut into which pieces, dealt to which lanes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from .errors import DataConfigError

@@ -7,8 +7,6 @@ A lane that is not listed has not been read. The state of a rank lists the rank'
 state of the run, from which any number of ranks and workers goes on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@
 `tokenizer.json`, with the text of special tokens encoded as text.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable
@@ -190,9 +188,7 @@ def build_tokenizer(
         return ByteTokenizer()
     if kind == "hf":
         if path is None:
-            raise DataConfigError(
-                "tokenizer.path is not set; kind 'hf' needs a tokenizer.json or the folder that holds it"
-            )
+            raise DataConfigError("tokenizer.path is not set; kind 'hf' needs a tokenizer.json or the folder that holds it")
         return HFTokenizer(path, eos_token, pad_token)
     raise DataConfigError(f"tokenizer.kind: {kind!r} is not one of 'byte', 'hf'")
 

@@ -4,8 +4,6 @@ torchdata's StatefulDataLoader moves them, many rows to a message. Its own state
 travels with each row.
 """
 
-from __future__ import annotations
-
 import atexit
 import multiprocessing
 import os

@@ -7,8 +7,6 @@
 | sdpa | `scaled_dot_product_attention` with a dense mask: the reference | everywhere |
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable
@@ -97,7 +95,5 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, mask: DocumentOffsets) -> Tensor:
     q, k, v = (x.transpose(1, 2).reshape(batch * seq_len, -1, head_dim) for x in (q, k, v))
     offsets, longest = mask.cu_seqlens, mask.max_seqlen
     window = (-1, 0) if mask.causal else (-1, -1)
-    out = cast(Callable[..., Tensor], varlen_attn)(
-        q, k, v, offsets, offsets, longest, longest, window_size=window, **grouped
-    )
+    out = cast(Callable[..., Tensor], varlen_attn)(q, k, v, offsets, offsets, longest, longest, window_size=window, **grouped)
     return out.view(batch, seq_len, heads, head_dim).transpose(1, 2)

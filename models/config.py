@@ -1,7 +1,5 @@
 """The shape of a decoder, as numbers: what a TOML's `[model]` chooses, and the presets it may start from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -8,8 +8,6 @@ Plain modules and nothing else: parallelism, compilation and checkpointing are a
 State-dict keys correspond one to one to Hugging Face's Llama and Qwen3, see `huggingface.py`.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

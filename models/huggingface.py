@@ -3,8 +3,6 @@
 Both lay out every matrix as we do, rotary halves included, so a name is all that changes.
 """
 
-from __future__ import annotations
-
 from .config import DecoderConfig
 
 _TOP = {

@@ -14,8 +14,6 @@ rank keeps its shard. So values depend neither on how parameters are split nor o
 nothing is communicated. The cost is one whole parameter of scratch memory at a time: 4.2 GB for llama3_70b's table.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 

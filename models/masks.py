@@ -12,8 +12,6 @@ just one more segment: padding sees padding, so no query is without a key and no
 | sdpa | bool [batch, 1, S, S] | S^2 |
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -37,7 +35,7 @@ class DocumentOffsets(NamedTuple):
     max_seqlen: int
     causal: bool
 
-    def to(self, device: torch.device | str) -> DocumentOffsets:
+    def to(self, device: torch.device | str) -> "DocumentOffsets":
         """The same offsets on another device."""
         return self._replace(cu_seqlens=self.cu_seqlens.to(device, non_blocking=True))
 

@@ -4,8 +4,6 @@ Element i of a head is paired with element i + head_dim/2, so Hugging Face weigh
 and rotation are float32 whatever the model's dtype: in bfloat16, which has 8 bits of precision, position 257 is 256.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -28,13 +28,9 @@ ROWS = 256  # looked at; 256 rows of 2,048 tokens pack and check in under a seco
 
 def main(argv: Sequence[str]) -> None:
     """Parse, verify, report."""
-    parser = argparse.ArgumentParser(
-        prog="cistron check", description=__doc__, epilog="Further options are TOML overrides."
-    )
+    parser = argparse.ArgumentParser(prog="cistron check", description=__doc__, epilog="Further options are TOML overrides.")
     parser.add_argument("config", help="TOML file of the job")
-    parser.add_argument(
-        "--world-size", type=int, help="number of processes to check for; default: as many as the degrees name"
-    )
+    parser.add_argument("--world-size", type=int, help="number of processes to check for; default: as many as the degrees name")
     parser.add_argument(
         "--device", default="cpu", choices=["cpu", "cuda"], help="device to choose attention for (default: cpu)"
     )
@@ -134,18 +130,14 @@ def report_data(
         total_bytes += source.bytes
         fewest, most = source.pieces_per_lane
         lanes = f"{fewest} to {most} in {config.data.lanes} lanes"
-        grid.add_row(
-            source.name, table_.format, f"{source.files:,}", f"{source.bytes / 1e6:,.1f}", f"{source.pieces:,}", lanes
-        )
+        grid.add_row(source.name, table_.format, f"{source.files:,}", f"{source.bytes / 1e6:,.1f}", f"{source.pieces:,}", lanes)
     console.print(grid)
     console.print(
         f"the first {totals.rows} rows: {totals.tokens / (totals.rows * seq_len):.2%} of the positions used, "
         f"{totals.documents / totals.rows:.2f} documents or fragments per row, {split} rows end in a fragment that goes on"
     )
     rows_per_step = global_batch_size(config, layout)
-    console.print(
-        f"a step: {rows_per_step} rows = {rows_per_step * seq_len:,} positions on {layout.world_size} process(es)"
-    )
+    console.print(f"a step: {rows_per_step} rows = {rows_per_step * seq_len:,} positions on {layout.world_size} process(es)")
     if all(not path.endswith(".gz") for s in config.data.sources for path in s.paths):
         used = batch.tokens[batch.sequence_ids >= 0]
         bytes_per_token = len(tokenizer.decode(used.tolist()).encode()) / len(used)

@@ -43,9 +43,7 @@ def generate(options: argparse.Namespace) -> None:
     check_statements(
         [
             Statement(party="tokenizer", where=tokenizer.where, eos=(tokenizer.eos_id,), pad=tokenizer.pad_id),
-            Statement(
-                party="model", where=str(found.path / checkpoint.STATE), eos=(saved["eos"],), vocab=decoder.vocab_size
-            ),
+            Statement(party="model", where=str(found.path / checkpoint.STATE), eos=(saved["eos"],), vocab=decoder.vocab_size),
         ]
     )
     prompt = tokenizer.encode(options.prompt.encode()).tolist()

@@ -26,13 +26,9 @@ EMPTY, PARTIAL, FULL = 0, 1, 2
 
 def main(argv: Sequence[str]) -> None:
     """Parse, pack, draw."""
-    parser = argparse.ArgumentParser(
-        prog="cistron inspect", description=__doc__, epilog="Further options are TOML overrides."
-    )
+    parser = argparse.ArgumentParser(prog="cistron inspect", description=__doc__, epilog="Further options are TOML overrides.")
     parser.add_argument("config", help="TOML file of the job")
-    parser.add_argument(
-        "--output", type=Path, default=Path("packed_batch.png"), help="the picture (default: packed_batch.png)"
-    )
+    parser.add_argument("--output", type=Path, default=Path("packed_batch.png"), help="the picture (default: packed_batch.png)")
     parser.add_argument("--rows", type=int, default=16, help="rows of the batch in the picture (default: 16)")
     parser.add_argument("--decode", type=int, default=2, help="rows to decode in the terminal (default: 2)")
     options, overrides = parser.parse_known_args(argv)
@@ -99,9 +95,7 @@ def draw(batch: Batch, output: Path) -> None:
 
     palette = mpl.colors.ListedColormap(["white", "#9ecae1", "#08519c"])
     blocks.imshow(block_states(mask).numpy(), cmap=palette, vmin=EMPTY, vmax=FULL, extent=(0, seq_len, seq_len, 0))
-    blocks.set(
-        title=f"document mask of row {batch.rows[chosen]} in blocks of {block_size}", xlabel="key", ylabel="query"
-    )
+    blocks.set(title=f"document mask of row {batch.rows[chosen]} in blocks of {block_size}", xlabel="key", ylabel="query")
     handles: list[Any] = [
         mpl.patches.Patch(facecolor=palette(state), edgecolor="grey", label=label)
         for state, label in (

@@ -90,7 +90,8 @@ def find(config: Checkpoint, folder: Path) -> tuple[Found | None, list[str]]:
     """The checkpoint to resume from, if any, and a message for each newer one that had to be passed over.
 
     Raises:
-        CheckpointError: when `checkpoint.load_step` names one that is not there or torn, or when all there are are torn.
+        CheckpointError: when `checkpoint.load_step` names one that is missing or torn, or when checkpoints were completed
+            but all are damaged now: starting afresh by itself would throw the run away.
     """
     if config.load_step == 0:
         return None, []
@@ -101,6 +102,9 @@ def find(config: Checkpoint, folder: Path) -> tuple[Found | None, list[str]]:
         if (reason := what_is_torn(path)) is None:
             return read(path), skipped
         skipped.append(f"passed over {path}: {reason}")
+    if any((path / MANIFEST).exists() for _, path in step_folders(folder)):
+        advice = "every checkpoint is damaged; restore one, or start afresh with checkpoint.load_step = 0"
+        raise CheckpointError("\n  ".join([f"{folder}: {advice}", *skipped]))
     return None, skipped
 
 
@@ -164,13 +168,14 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def set_aside_after(folder: Path, step: int) -> list[Path]:
-    """Rename checkpoints of later steps, which a run that goes back to `step` leaves behind: they must not be resumed from."""
+    """Rename checkpoints of later steps, which a run that goes back to `step` leaves behind: none must be resumed from.
+
+    One without a manifest cannot be, and is overwritten when its step comes round again.
+    """
     moved = []
     for later, path in step_folders(folder):
-        if later > step:
-            target = next(
-                t for n in itertools.count() if not (t := path.with_name(f"{path.name}.aside{n or ''}")).exists()
-            )
+        if later > step and (path / MANIFEST).exists():
+            target = next(t for n in itertools.count() if not (t := path.with_name(f"{path.name}.aside{n or ''}")).exists())
             moved.append(path.rename(target))
     return moved
 

@@ -60,14 +60,10 @@ def make_data_config(config: JobConfig) -> DataConfig:
     )
 
 
-def make_loader(
-    config: JobConfig, tokenizer: Tokenizer, batch_size: int, world: World | None, state: Any = None
-) -> Loader:
+def make_loader(config: JobConfig, tokenizer: Tokenizer, batch_size: int, world: World | None, state: Any = None) -> Loader:
     """This rank's loader; without a world, that of a single process."""
     rank, degree = (world.dp_rank, world.layout.data_parallel) if world else (0, 1)
-    return Loader(
-        make_data_config(config), tokenizer, batch_size=batch_size, dp_rank=rank, dp_degree=degree, state=state
-    )
+    return Loader(make_data_config(config), tokenizer, batch_size=batch_size, dp_rank=rank, dp_degree=degree, state=state)
 
 
 def verify(config: JobConfig, layout: Layout) -> tuple[Tokenizer, DecoderConfig]:

@@ -109,9 +109,7 @@ def check_statements(statements: Sequence[Statement]) -> None:
         if s.party == "checkpoint" and s.vocab != rows:
             complaints.append(f"the checkpoint's embedding has {s.vocab} rows, model.vocab_size is {rows}")
         elif s.vocab is not None and s.vocab > rows:
-            complaints.append(
-                f"{s.party} has {s.vocab} ids, model.vocab_size only {rows}: raise it to at least {s.vocab}"
-            )
+            complaints.append(f"{s.party} has {s.vocab} ids, model.vocab_size only {rows}: raise it to at least {s.vocab}")
     if complaints:
         raise EosMismatchError("\n  ".join(["the eos contract is broken:", *complaints]) + "\n\n" + table(statements))
 
@@ -153,6 +151,4 @@ def table(statements: Sequence[Statement]) -> str:
     for s in statements:
         rows.append((s.party, s.where, show(ids(s.eos)) or "-", show(ids(s.pad)) or "-", show(ids(s.vocab)) or "-"))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return "\n".join(
-        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -46,9 +46,7 @@ class Layout:
         fixed = p.data_parallel_replicate_degree * p.tensor_parallel_degree
         shard = p.data_parallel_shard_degree
         if shard == 0 or shard < -1:
-            raise ConfigError(
-                f"parallelism.data_parallel_shard_degree = {shard}: must be -1 (all that are left) or >= 1"
-            )
+            raise ConfigError(f"parallelism.data_parallel_shard_degree = {shard}: must be -1 (all that are left) or >= 1")
         if shard == -1:
             shard = 1 if world_size is None else world_size // fixed
         layout = cls(replicate=p.data_parallel_replicate_degree, shard=shard, tp=p.tensor_parallel_degree)

@@ -148,9 +148,7 @@ class Trainer:
         ]
         reports = self.world.gather((float(local_loss), bad_gradients))
         # a rank's NaN reaches every rank's shard of the gradients, so these are only evidence when all losses are finite
-        suspects = [
-            f"rank {r}: its loss is {value}" for r, (value, _) in enumerate(reports) if not math.isfinite(value)
-        ]
+        suspects = [f"rank {r}: its loss is {value}" for r, (value, _) in enumerate(reports) if not math.isfinite(value)]
         suspects = suspects or [
             f"rank {r}: {len(names)} gradients are not finite, the first {names[0]}"
             for r, (_, names) in enumerate(reports)

@@ -146,9 +146,7 @@ def test_an_epoch_holds_every_token_once_and_every_invariant(case: Case) -> None
     assert sorted(labels[labels != IGNORE]) == sorted(targets), "every token but a document's first, once"
     # The label of token t is t + 1, or eos where the document ends: also from a fragment to the next.
     followers = {token: after for document in expected for token, after in pairwise(document)}
-    assert all(
-        followers[token] == label for token, label in zip(*(p[labels != IGNORE] for p in (tokens, labels)), strict=True)
-    )
+    assert all(followers[token] == label for token, label in zip(*(p[labels != IGNORE] for p in (tokens, labels)), strict=True))
 
 
 @settings(max_examples=100, deadline=None)

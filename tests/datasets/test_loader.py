@@ -49,9 +49,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
         SourceConfig(
             name="lines", format="jsonl", paths=(write_jsonl(folder / "x.jsonl", words(70, 1), "body"),), field="body"
         ),
-        SourceConfig(
-            name="genes", format="fasta", paths=(write_fasta(folder / "x.fa", ["ACGT" * n for n in range(1, 60)]),)
-        ),
+        SourceConfig(name="genes", format="fasta", paths=(write_fasta(folder / "x.fa", ["ACGT" * n for n in range(1, 60)]),)),
         lanes=8,
         seq_len=48,
     )
@@ -224,9 +222,7 @@ def test_states_of_ranks_at_different_rows_do_not_merge(mixed: DataConfig) -> No
         ({"sources": ()}, 1, r"data\.sources: name at least one"),
     ],
 )
-def test_a_config_that_cannot_be_met_is_refused(
-    changes: dict[str, object], degree: int, message: str, tmp_path: Path
-) -> None:
+def test_a_config_that_cannot_be_met_is_refused(changes: dict[str, object], degree: int, message: str, tmp_path: Path) -> None:
     data = config(text_source(write_text(tmp_path, words(20))))
     with pytest.raises(DataConfigError, match=message):
         byte_loader(DataConfig(**{**vars(data), **changes}), dp_degree=degree)

@@ -106,9 +106,7 @@ def test_block_mask_equals_create_block_mask_on_any_rows(ids: Tensor, causal: bo
 
 @CAUSAL
 def test_block_mask_is_built_without_reading_a_value_on_the_host(causal: bool) -> None:
-    ids = torch.empty(
-        2, 300, dtype=torch.int32, device="meta"
-    )  # .item(), or a shape made from values, would raise here
+    ids = torch.empty(2, 300, dtype=torch.int32, device="meta")  # .item(), or a shape made from values, would raise here
     assert document_block_mask(ids, causal).kv_indices.shape == (2, 1, 3, 3)
 
 

@@ -34,9 +34,7 @@ def test_a_score_depends_on_the_distance_of_its_tokens_alone() -> None:
     inv_freq, factor = rope_table(RopeConfig(), HEAD_DIM)
 
     def score(q_position: int, k_position: int) -> torch.Tensor:
-        rotated = [
-            rotate(x, *rotation(torch.tensor([[p]]), inv_freq, factor)) for x, p in ((q, q_position), (k, k_position))
-        ]
+        rotated = [rotate(x, *rotation(torch.tensor([[p]]), inv_freq, factor)) for x, p in ((q, q_position), (k, k_position))]
         return (rotated[0] * rotated[1]).sum()
 
     assert_close(score(7, 4), score(1007, 1004), rtol=1e-4, atol=1e-4)

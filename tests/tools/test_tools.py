@@ -50,9 +50,7 @@ def test_check_refuses_what_training_would(tmp_path: Path, capsys: pytest.Captur
 def test_check_estimates_the_steps_of_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_job(tmp_path)
     tokens = sum(
-        len(json.loads(line)["text"]) + 1
-        for file in (tmp_path / "corpus").iterdir()
-        for line in file.read_text().splitlines()
+        len(json.loads(line)["text"]) + 1 for file in (tmp_path / "corpus").iterdir() for line in file.read_text().splitlines()
     )
     check.main([str(config)])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("an epoch"))
@@ -100,9 +98,7 @@ def test_the_picture_shows_the_block_mask_as_the_dense_mask_has_it() -> None:
     assert torch.equal(states == inspect.EMPTY, ~dense.any(-1).any(-1))
 
 
-def test_generate_continues_a_prompt_the_same_way_for_the_same_seed(
-    trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generate_continues_a_prompt_the_same_way_for_the_same_seed(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(trained.parent / "run" / "checkpoint" / "step-60")
     texts = []
     for seed in ("0", "0", "1"):

@@ -34,9 +34,7 @@ def mistakes(folder: Path, text: str, *overrides: str) -> str:
 
 def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, "[training]\nsteps = 3\nseq_len = 64\n" + SOURCE)
-    config, _ = load_config(
-        ["--config", path, "--training.steps", "7", "--optimizer.lr", "3e-4", "--compile.enable", "true"]
-    )
+    config, _ = load_config(["--config", path, "--training.steps", "7", "--optimizer.lr", "3e-4", "--compile.enable", "true"])
     assert (config.training.steps, config.training.seq_len, config.training.local_batch_size) == (7, 64, 8)
     assert config.optimizer.lr == 3e-4
     assert config.compile.enable is True

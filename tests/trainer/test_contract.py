@@ -123,9 +123,7 @@ def test_a_wrong_checkpoint_is_refused(job: Path, refuse: Refusal) -> None:
     assert str(state) in message
 
 
-def test_a_vocabulary_smaller_than_the_tokenizers_is_refused_with_the_number_that_works(
-    job: Path, refuse: Refusal
-) -> None:
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused_with_the_number_that_works(job: Path, refuse: Refusal) -> None:
     message = refuse(job, "--model.vocab_size", "256")
     assert "tokenizer has 512 ids, model.vocab_size only 256: raise it to at least 512" in message
 

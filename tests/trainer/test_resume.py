@@ -168,9 +168,20 @@ def test_a_save_cut_off_before_its_manifest_does_not_count(finished: Path, capsy
     assert what_is_torn(newest) is None, "the same step was saved anew in its place"
 
 
-def test_load_step_goes_back_and_sets_later_checkpoints_aside(
+def test_damage_to_every_checkpoint_is_refused_instead_of_starting_afresh(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    folder = finished.parent / "run" / "checkpoint"
+    for step in ("step-4", "step-8"):
+        (folder / step / ".metadata").unlink()
+    message = refusal(capsys, finished)
+    assert "every checkpoint is damaged" in message
+    assert f"passed over {folder}/step-4: .metadata is missing" in message
+    train_here(finished, "--checkpoint.load_step", "0")
+    assert {path.name for path in folder.iterdir()} == {"step-4", "step-8", "step-4.aside", "step-8.aside"}
+
+
+def test_load_step_goes_back_and_sets_later_checkpoints_aside(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = column(metrics(finished), "loss")
     train_here(finished, "--checkpoint.load_step", "4", "--training.steps", "6")
     folder = finished.parent / "run" / "checkpoint"
