@@ -2,12 +2,13 @@
 
 | parameter | value |
 |---|---|
-| tok_embeddings, output, wq, wk, wv, w1, w3 | normal, standard deviation 0.02 |
-| wo, w2: what a block adds to the residual stream | normal, standard deviation 0.02 / sqrt(2 · n_layers) |
+| tok_embeddings, output, wq, wk, wv, w1, w3 | normal, standard deviation 1 / sqrt(dim) |
+| wo, w2: what a block adds to the residual stream | normal, standard deviation 1 / sqrt(dim · 2 · n_layers) |
 | every norm | 1 |
 
-The scheme of GPT-2 (Radford et al. 2019): after 2·n_layers additions the residual stream's variance does not depend on
-depth. A tied table is one parameter, drawn once.
+The depth scaling of GPT-2 (Radford et al. 2019): after 2·n_layers additions the residual stream's variance does not depend
+on depth. Its constant 0.02 is 1 / sqrt(dim) at a width of 2,500; following the width instead took the debug model (width 128)
+to a loss of 1.93 after 120 steps, where 0.02 took it to 2.12. A tied table is one parameter, drawn once.
 
 Each parameter is drawn whole from a generator of its own, seeded by the run's seed and the parameter's name, and every
 rank keeps its shard. So values depend neither on how parameters are split nor on which others a rank holds, and
@@ -23,7 +24,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .decoder import Decoder
 
-_STD = 0.02
 _MATRICES = frozenset({"tok_embeddings", "output", "wq", "wk", "wv", "w1", "w3"})
 _RESIDUAL_MATRICES = frozenset({"wo", "w2"})
 _NORMS = frozenset({"attention_norm", "ffn_norm", "q_norm", "k_norm", "norm"})
@@ -39,7 +39,8 @@ def init_weights(model: Decoder, seed: int) -> None:
         model: the decoder, its parameters plain or DTensors.
         seed: the run's seed. CPU and CUDA generators differ, so values agree among devices of one type.
     """
-    residual_std = _STD / math.sqrt(2 * model.config.n_layers)
+    matrix_std = 1 / math.sqrt(model.config.dim)
+    residual_std = matrix_std / math.sqrt(2 * model.config.n_layers)
     for name, parameter in model.named_parameters():
         for wrapper in _WRAPPERS:
             name = name.replace(wrapper, "")
@@ -48,7 +49,7 @@ def init_weights(model: Decoder, seed: int) -> None:
             nn.init.ones_(parameter)
             continue
         assert module in _MATRICES | _RESIDUAL_MATRICES, f"no initial value is defined for {name}"
-        std = residual_std if module in _RESIDUAL_MATRICES else _STD
+        std = residual_std if module in _RESIDUAL_MATRICES else matrix_std
         _fill(parameter, _draw(name, parameter, std, seed))
 
 

@@ -97,12 +97,13 @@ def test_an_unknown_parameter_is_an_error_not_left_to_chance() -> None:
 
 def test_moments_follow_the_table() -> None:
     model = _initialised(PRESETS["debug"])
-    residual = 0.02 / math.sqrt(2 * PRESETS["debug"].n_layers)
+    matrix = 1 / math.sqrt(PRESETS["debug"].dim)
+    residual = matrix / math.sqrt(2 * PRESETS["debug"].n_layers)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             assert torch.equal(parameter, torch.ones_like(parameter))
             continue
-        expected = residual if name.endswith(("wo.weight", "w2.weight")) else 0.02
+        expected = residual if name.endswith(("wo.weight", "w2.weight")) else matrix
         # Of n normal values, the mean deviates by std/sqrt(n) and the deviation by std/sqrt(2n); 5 sigma of each.
         n = parameter.numel()
         assert abs(parameter.mean().item()) < 5 * expected / math.sqrt(n), name
