@@ -76,7 +76,7 @@ def main() -> None:
             return previous, error
 
         trainer.fetch = fetch_after_a_bare_step
-        trainer.conclude = lambda: None
+        trainer.conclude = lambda stopped: None
         trainer.train()
         trainer.close()
 

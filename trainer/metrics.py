@@ -80,7 +80,7 @@ class MetricsLog:
     """Rank 0's reporter; on the other ranks every method does nothing.
 
     Args:
-        folder: of the run; made if need be.
+        folder: of the run.
         config: what and how often to report.
         world: this process among the others.
         start_step: step resumed from; records of later steps, from a run that was cut off, are removed.
@@ -94,7 +94,6 @@ class MetricsLog:
         self.start_window()
         if not world.is_first:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "metrics.jsonl"
         forget_after(self.file, start_step)
         self.writer = None

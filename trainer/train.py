@@ -25,7 +25,7 @@ from ..models.init import init_weights
 from . import checkpoint
 from .checkpoint import Found
 from .components import make_loader, make_mask, verify
-from .config import JobConfig, load_config
+from .config import ConfigError, JobConfig, load_config
 from .contract import check_rows, check_statements, gather_statements
 from .distributed import World, join
 from .failures import USER_ERRORS, NonFiniteError, run_command
@@ -61,12 +61,12 @@ class Trainer:
 
         self.data_state: dict[str, Any] | None = None
         self.peeked: Batch | None = None
-        self.prompt: list[int] = []
         self.messages: list[str] = []
 
         found = self.find_checkpoint()
         self.progress = Progress(**found.state["progress"]) if found else Progress()
         self.open_data(found)
+        self.open_folder()
         self.build_model()
         self.load(found)
         self.log = MetricsLog(self.folder, config, world, self.progress.step, self.decoder_config)
@@ -75,12 +75,13 @@ class Trainer:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
         self.introduce()
         gc.disable()  # collected on a schedule instead, so that ranks do not stall each other at moments of their own
+        stopped = False
         while self.progress.step < self.config.training.steps:
             started = time.perf_counter()
             batches, error = self.fetch()
             fetched = time.perf_counter()
             totals = self.agree(batches, error)
-            if totals is None:
+            if stopped := totals is None:
                 break
             loss, grad_norm = self.optimize(batches, totals)
             self.data_state = batches[-1].state
@@ -92,7 +93,7 @@ class Trainer:
                 self.save()
         gc.enable()
         self.save()
-        self.conclude()
+        self.conclude(stopped)
 
     def fetch(self) -> tuple[list[Batch], Exception | None]:
         """This rank's micro-batches of the next step: fewer when a stop was asked for, and the error when the data failed."""
@@ -183,7 +184,7 @@ class Trainer:
     def find_checkpoint(self) -> Found | None:
         """What to resume from, as rank 0 sees the disk, so that all ranks resume from the same."""
         result: tuple[Found | None, list[str]] = (None, [])
-        error = None
+        error: Exception | None = None
         try:
             if self.world.is_first and self.config.checkpoint.enable:
                 result = checkpoint.find(self.config.checkpoint, self.checkpoints)
@@ -210,11 +211,24 @@ class Trainer:
             self.peeked = self.loader.next(self.stop)
             if self.peeked is not None:
                 check_rows(self.peeked, self.mask, self.statements)
-                self.prompt = self.peeked.tokens[0, :16].tolist()
         except DataConfigError as e:
             error = checkpoint.CheckpointError(f"{found.path}: {e}") if found else e
         except USER_ERRORS as e:
             error = e
+        self.world.agree(error)
+        # the first document of rank 0's first row: what the sample at the end goes on from
+        opening = self.peeked.tokens[0, :16][self.peeked.sequence_ids[0, :16] == 0].tolist() if self.peeked else []
+        self.prompt = self.world.gather([token for token in opening if token != self.tokenizer.eos_id])[0]
+
+    def open_folder(self) -> None:
+        """Make the run's folder and write the resolved configuration into it: nothing is left by a job that was refused."""
+        error = None
+        try:
+            if self.world.is_first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                checkpoint.write_atomically(self.folder / "config.toml", self.config.to_toml())
+        except OSError as e:
+            error = ConfigError(f"job.dump_folder = {str(self.folder)!r}: cannot be written: {e.strerror}: {e.filename}")
         self.world.agree(error)
 
     def build_model(self) -> None:
@@ -229,7 +243,6 @@ class Trainer:
         """Weights and optimizer state: resumed, taken from `checkpoint.initial_load_path`, or fresh."""
         shape = asdict(self.decoder_config)
         initial = self.config.checkpoint.initial_load_path
-        init_weights(self.model, self.config.training.seed)
         if found:
             checkpoint.check_shape(found, shape)
             checkpoint.load_model(found.path, self.model)
@@ -240,6 +253,8 @@ class Trainer:
             checkpoint.check_shape(start, shape)
             checkpoint.load_model(start.path, self.model)
             self.messages.append(f"weights from {start.path}")
+        else:
+            init_weights(self.model, self.config.training.seed)
 
     def save(self) -> None:
         """Write a checkpoint of the steps done, unless there is one."""
@@ -266,11 +281,8 @@ class Trainer:
         self.log.say(f"saved {path}")
 
     def introduce(self) -> None:
-        """Say what is about to be trained, and write the resolved configuration beside it."""
+        """Say what is about to be trained."""
         c, d = self.config, self.decoder_config
-        if self.world.is_first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_atomically(self.folder / "config.toml", c.to_toml())
         layout = self.world.layout
         rows = self.micro_batches * self.micro_batch_size * layout.data_parallel
         for message in self.messages:
@@ -282,21 +294,15 @@ class Trainer:
             f"{self.micro_batches} micro-batch(es) of {self.micro_batch_size} rows"
         )
 
-    def conclude(self) -> None:
+    def conclude(self, stopped: bool) -> None:
         """Say how the run ended, show a sample of what the model has learnt, and how to go on."""
         step, steps = self.progress.step, self.config.training.steps
-        if self.stop():
-            self.log.say(f"{self.stop.signal_name}: stopped after step {step} of {steps}")
-        elif prompt := [t for t in self.prompt if t != self.tokenizer.pad_id]:
-            text = sample(
-                self.model,
-                self.tokenizer,
-                prompt,
-                multiple_of=self.world.layout.tp,
-                device=self.world.device,
-                max_new_tokens=120,
-            )
-            self.log.say(f"\nA sample, continuing {self.tokenizer.decode(prompt)!r}:\n{text}\n")
+        if stopped:
+            self.log.say(f"{self.stop.signal_name or 'a signal to another rank'}: stopped after step {step} of {steps}")
+        elif self.prompt:
+            room = {"multiple_of": self.world.layout.tp, "max_new_tokens": 120}
+            text = sample(self.model, self.tokenizer, self.prompt, device=self.world.device, **room)
+            self.log.say(f"\nA sample, continuing {self.tokenizer.decode(self.prompt)!r}:\n{text}\n")
         self.log.say(f"run         {self.folder}")
         self.log.say(f"watch       tensorboard --logdir {self.folder}/tensorboard")
         if self.config.checkpoint.enable:

@@ -121,6 +121,17 @@ def test_degrees_that_do_not_fit_the_processes_are_refused(tmp_path: Path, capsy
     assert "= 0, but 1 process" in message or "= 2, but 1 process" in message
 
 
+def test_a_folder_that_cannot_be_written_is_refused_by_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    message = refusal(capsys, write_job(tmp_path), "--job.dump_folder", str(tmp_path / "file" / "run"))
+    assert f"job.dump_folder = '{tmp_path}/file/run': cannot be written" in message
+
+
+def test_a_refused_job_leaves_no_folder_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refusal(capsys, write_job(tmp_path), "--model.eos_id", "7")
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_sources_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no [[data.sources]] table" in refusal(capsys, write_job(tmp_path), "--data.sources", "[]")
 
