@@ -324,12 +324,14 @@ def run(argv: Sequence[str]) -> None:
         return
     with StopRequest() as stop:
         world = join(config)
-        trainer = Trainer(config, world, stop)
         try:
-            trainer.train()
+            trainer = Trainer(config, world, stop)
+            try:
+                trainer.train()
+            finally:
+                trainer.close()
         finally:
-            trainer.close()
-    dist.destroy_process_group()
+            dist.destroy_process_group()
 
 
 def main() -> None:
