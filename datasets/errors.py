@@ -1,8 +1,15 @@
-"""What a user can get wrong here: the data (`DataError`: what is wrong, and exactly where) or the settings."""
+"""What a user can get wrong here: the data (`DataError`: what is wrong, and exactly where) or the settings.
+
+And what the machine can do to a run: `WorkerError`.
+"""
 
 
 class DataConfigError(ValueError):
     """A setting of `[data]` or `[tokenizer]` cannot be met; the message names the key."""
+
+
+class WorkerError(RuntimeError):
+    """A worker process died: it was killed, most often for want of memory."""
 
 
 class DataError(ValueError):

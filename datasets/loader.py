@@ -20,11 +20,11 @@ import torch
 from .errors import DataConfigError
 from .packing import LABELS, POSITIONS, SEQUENCE_IDS, TOKENS, Packer
 from .sources import Source, SourceConfig, SourceSummary, find_source
-from .state import check_state, initial_state, merge_states
+from .state import check_state, documents_dropped, initial_state, merge_states
 from .tokenizers import Tokenizer
 from .transport import Row, RowStream, in_order
 
-__all__ = ["Batch", "DataConfig", "Loader", "SourceConfig", "SourceSummary", "merge_states"]
+__all__ = ["Batch", "DataConfig", "Loader", "SourceConfig", "SourceSummary", "documents_dropped", "merge_states"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class Loader:
 
         Raises:
             DataError: A file or record cannot be used.
-            RuntimeError: A worker died.
+            WorkerError: A worker died.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._prefetch, name="cistron-data", daemon=True)

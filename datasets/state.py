@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import DataConfigError
+from .lane import LaneState
 
 VERSION = 1
 
@@ -50,6 +51,11 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
             f"ranks stand at different rows: {[state['rows'] for state in states]}"
         )
     return {**first, "lanes": {name: at for state in states for name, at in state["lanes"].items()}}
+
+
+def documents_dropped(state: dict[str, Any]) -> int:
+    """Return how many documents without tokens the lanes of `state` have met, up to the blocks that they stand in."""
+    return sum(LaneState(*lane).dropped for lane in state["lanes"].values())
 
 
 def _flatten(prefix: str, value: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from .errors import DataError
+from .errors import DataError, WorkerError
 from .lane import Lane, LaneState
 from .mixer import Mixer
 from .packing import Packer, Planes
@@ -133,7 +133,7 @@ def in_order(stream: RowStream, workers: int) -> Iterator[Row]:
 
     Raises:
         DataError: As it was raised where the row was made.
-        RuntimeError: A worker died.
+        WorkerError: A worker died.
     """
     options: dict[str, Any] = {}
     if workers:
@@ -164,7 +164,12 @@ def _receive(messages: Iterator[Message | DataError]) -> Message:
         item = next(messages)
     except (ConnectionError, EOFError, FileNotFoundError) as error:
         # A message announces memory that the worker hands over on request, when it may already be dead.
-        raise RuntimeError(f"a data worker exited unexpectedly while handing over rows ({error!r})") from error
+        raise WorkerError(f"a data worker exited unexpectedly while handing over rows ({error!r})") from error
+    except RuntimeError as error:
+        # What torch raises for a dead worker; an error inside of one reads "Caught ... in DataLoader worker process".
+        if "exited unexpectedly" in str(error):
+            raise WorkerError(str(error)) from error
+        raise
     if isinstance(item, DataError):
         raise item
     return item

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import pytest
 from cistron.datasets import transport
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.loader import Batch, DataConfig, SourceConfig, merge_states
+from cistron.datasets.loader import Batch, DataConfig, SourceConfig, documents_dropped, merge_states
 from cistron.datasets.packing import row_violations
 from cistron.datasets.transport import Message, RowStream
 from cistron.tests.datasets.corpus import (
@@ -258,6 +258,16 @@ def test_sources_are_described(tmp_path: Path) -> None:
     assert (summary.pieces, summary.pieces_per_lane, summary.lanes) == (6, (1, 2), 4)
 
 
+def test_documents_without_tokens_are_counted_over_lanes_and_ranks(tmp_path: Path) -> None:
+    # Per 10 lines 3 empty ones; every lane holds some, and a batch of a new epoch counts all of the last.
+    lines = [("" if number % 10 < 3 else "abc") for number in range(400)]
+    path = write_jsonl(tmp_path / "x.jsonl", lines)
+    data = config(SourceConfig(name="s", format="jsonl", paths=(path,)), seq_len=16)
+    _, state = _run(data, 2, 2, 24, None)
+    assert {lane[0] for lane in state["lanes"].values()} == {1}
+    assert documents_dropped(state) == 120
+
+
 NUL_IN_FORMATS = {
     "text": (b"abc\0d", None, 3),
     "jsonl": (b'{"text": "fine"}\n{"text": "a\\u0000"}\n', 2, 17),
@@ -302,6 +312,7 @@ def test_waiting_for_a_batch_can_be_interrupted(mixed: DataConfig, monkeypatch: 
 
 SCRIPT = """
 import sys
+from cistron.datasets.errors import WorkerError
 from cistron.datasets.loader import DataConfig, Loader, SourceConfig
 from cistron.datasets.tokenizers import build_tokenizer
 
@@ -315,7 +326,7 @@ if __name__ == "__main__":
     try:
         while True:
             loader.next()
-    except RuntimeError as error:
+    except WorkerError as error:
         sys.exit(str(error))
 """
 
