@@ -10,6 +10,9 @@ set -euo pipefail
 NGPU=${NGPU:-1}
 CONFIG_FILE=${CONFIG_FILE:-"$(dirname "$0")/train_configs/debug.toml"}
 
+case "$NGPU" in
+    "" | *[!0-9]* | 0*) echo "error: NGPU=$NGPU: must be a number of processes, 1 or more" >&2; exit 2 ;;
+esac
 if [ "$NGPU" -eq 1 ]; then
     exec python3 -m cistron.trainer.train --config "$CONFIG_FILE" "$@"
 fi

@@ -23,7 +23,7 @@ from ..trainer.failures import run_command
 from ..trainer.metrics import StepTotals
 from ..trainer.parallelize import DTYPES, global_batch_size
 
-ROWS = 256  # looked at; 256 rows of 2,048 tokens pack and check in under a second
+TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in under a second
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,7 +48,8 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     console.rule("configuration")
     console.print(config.to_toml(), markup=False)
 
-    with make_loader(config, tokenizer, ROWS, world=None) as loader:
+    rows = max(8, min(256, TOKENS // config.training.seq_len))
+    with make_loader(config, tokenizer, rows, world=None) as loader:
         console.rule("eos contract")
         statements = gather_statements(config, tokenizer, loader.packer, mask, decoder.vocab_size)
         check_statements(statements)
@@ -56,7 +57,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
         batch = loader.next()
         assert batch is not None
         check_rows(batch, mask, statements)
-        console.print(f"the first {ROWS} rows agree: the packer's documents are those that eos {mask.eos_id} implies")
+        console.print(f"the first {rows} rows agree: the packer's documents are those that eos {mask.eos_id} implies")
 
         console.rule("model and memory")
         report_model(console, config, decoder, layout)
@@ -130,7 +131,8 @@ def report_data(
         total_bytes += source.bytes
         fewest, most = source.pieces_per_lane
         lanes = f"{fewest} to {most} in {config.data.lanes} lanes"
-        grid.add_row(source.name, table_.format, f"{source.files:,}", f"{source.bytes / 1e6:,.1f}", f"{source.pieces:,}", lanes)
+        files = f"{source.files:,}" + (f" ({source.empty_files:,} empty)" if source.empty_files else "")
+        grid.add_row(source.name, table_.format, files, f"{source.bytes / 1e6:,.1f}", f"{source.pieces:,}", lanes)
     console.print(grid)
     console.print(
         f"the first {totals.rows} rows: {totals.tokens / (totals.rows * seq_len):.2%} of the positions used, "

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
+from ..datasets.tokenizers import TokenizeError
 from ..models.config import DecoderConfig, RopeConfig
 from ..models.decoder import Decoder
 from ..trainer import checkpoint
@@ -21,7 +23,7 @@ from ..trainer.sampling import sample
 def main(argv: Sequence[str]) -> None:
     """Parse, load, sample, print."""
     parser = argparse.ArgumentParser(prog="cistron generate", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a step folder: <dump_folder>/checkpoint/step-<N>")
+    parser.add_argument("checkpoint", type=Path, help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest")
     parser.add_argument("--prompt", required=True, help="text to continue")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="stop here if no eos came (default: 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token (default: 0.8)")
@@ -34,8 +36,15 @@ def main(argv: Sequence[str]) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """Print `options.samples` continuations of the prompt."""
-    found = checkpoint.read(options.checkpoint)
-    config = JobConfig(**found.state["config"])
+    for name, value, smallest in (("temperature", options.temperature, 0), ("top-k", options.top_k, 1)):
+        if not smallest <= value < float("inf"):
+            raise ConfigError(f"--{name} {value}: must be finite and at least {smallest}")
+    steps = checkpoint.step_folders(options.checkpoint)
+    found = checkpoint.read(steps[-1][1] if steps else options.checkpoint)
+    try:
+        config = JobConfig(**found.state["config"])
+    except ValidationError as error:
+        raise checkpoint.CheckpointError(f"{found.path}: its configuration is of another version: {error}") from None
     tokenizer = make_tokenizer(config)
     shape = found.state["model"]
     decoder = DecoderConfig(**{**shape, "rope": RopeConfig(**shape["rope"])})
@@ -46,14 +55,17 @@ def generate(options: argparse.Namespace) -> None:
             Statement(party="model", where=str(found.path / checkpoint.STATE), eos=(saved["eos"],), vocab=decoder.vocab_size),
         ]
     )
-    prompt = tokenizer.encode(options.prompt.encode()).tolist()
+    try:
+        prompt = tokenizer.encode(options.prompt.encode(errors="surrogateescape")).tolist()
+    except TokenizeError as error:
+        raise ConfigError(f"--prompt: {error.problem}") from None
     if not prompt:
         raise ConfigError("--prompt: has no tokens; a model learns to continue documents, not to begin them")
     device = pick_device()
     with torch.device("meta"):
         model = Decoder(decoder)
     model.to_empty(device=device)
-    checkpoint.load_model(found.path, model)
+    checkpoint.load(found.path, model, optimizer=None)
     for index in range(options.samples):
         text = sample(
             model,

@@ -15,7 +15,7 @@ from ..datasets.loader import Batch
 from ..datasets.tokenizers import Tokenizer
 from ..models.masks import document_block_mask
 from ..trainer.components import make_loader, make_mask, verify
-from ..trainer.config import load_config
+from ..trainer.config import ConfigError, load_config
 from ..trainer.contract import check_rows, check_statements, gather_statements
 from ..trainer.distributed import Layout
 from ..trainer.failures import run_command
@@ -37,6 +37,10 @@ def main(argv: Sequence[str]) -> None:
 
 def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
     """Pack the first rows as training would, hold the contract against them, and show them."""
+    if options.rows < 1 or options.decode < 0:
+        raise ConfigError(f"--rows {options.rows} --decode {options.decode}: must be at least 1 and 0")
+    if options.output.suffix.lower() != ".png" or not options.output.parent.is_dir():
+        raise ConfigError(f"--output {options.output}: must be a .png in a folder that exists")
     config, _ = load_config(argv, prog="cistron inspect")
     tokenizer, decoder = verify(config, Layout.resolve(config))
     mask = make_mask(config, tokenizer, torch.device("cpu"))

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,18 @@ def what_is_torn(path: Path) -> str | None:
             return f"{name} is missing"
         if (found := (path / name).stat().st_size) != size:
             return f"{name} has {found} bytes, {MANIFEST} says {size}"
+    try:
+        json.loads((path / STATE).read_text())["progress"]
+    except (ValueError, KeyError):
+        return f"{STATE} is not readable"
     return None
 
 
 def read(path: Path) -> Found:
     """The complete checkpoint at `path`. Raises CheckpointError with the reason when it is not one."""
     if reason := what_is_torn(path):
-        raise CheckpointError(f"{path}: not a complete checkpoint: {reason}")
+        steps = ", ".join(p.name for _, p in step_folders(path))
+        raise CheckpointError(f"{path}: not a complete checkpoint: {f'choose one of {steps}' if steps else reason}")
     return Found(path, json.loads((path / STATE).read_text()))
 
 
@@ -133,18 +139,24 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: 
     dist.barrier()
 
 
-def load_model(path: Path, model: nn.Module) -> None:
-    """Fill the model's parameters from the checkpoint at `path`, whatever layout saved it."""
-    tensors = {"model": get_model_state_dict(model)}
-    dcp_load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Fill the model, and the optimizer's state if one is given, from the checkpoint at `path`, whatever layout saved it.
+
+    The optimizer's settings stay what they are: a resume may change the weight decay.
+    """
+    tensors: dict[str, Any] = {"model": get_model_state_dict(model)}
+    settings: list[dict[str, Any]] = []
+    if optimizer:
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        tensors["optimizer"] = get_optimizer_state_dict(model, optimizer, options=FLAT)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process, which is what is meant
+        dcp_load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_model_state_dict(model, tensors["model"])
-
-
-def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill the optimizer's state from the checkpoint at `path`, whatever layout saved it."""
-    tensors = {"optimizer": get_optimizer_state_dict(model, optimizer, options=FLAT)}
-    dcp_load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
-    set_optimizer_state_dict(model, optimizer, tensors["optimizer"], options=FLAT)
+    if optimizer:
+        set_optimizer_state_dict(model, optimizer, tensors["optimizer"], options=FLAT)
+        for group, setting in zip(optimizer.param_groups, settings, strict=True):
+            group.update(setting)
 
 
 def check_shape(found: Found, shape: dict[str, Any]) -> None:
@@ -160,11 +172,17 @@ def check_shape(found: Found, shape: dict[str, Any]) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints (0: none), manifest first so that none is ever half there."""
-    complete = [path for _, path in step_folders(folder) if (path / MANIFEST).exists()]
-    for path in complete[:-keep] if keep else []:
-        (path / MANIFEST).unlink()
-        shutil.rmtree(path)
+    """Right after a save, remove what torn ones left and all but the newest `keep` (0: keep all) complete checkpoints.
+
+    The manifest goes first, so that a checkpoint is never half there.
+    """
+    folders = [path for _, path in step_folders(folder)]
+    complete = [path for path in folders if (path / MANIFEST).exists()]
+    kept = complete[-keep:] if keep else complete
+    for path in folders:
+        if path not in kept:
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path)
 
 
 def set_aside_after(folder: Path, step: int) -> list[Path]:
@@ -172,12 +190,13 @@ def set_aside_after(folder: Path, step: int) -> list[Path]:
 
     One without a manifest cannot be, and is overwritten when its step comes round again.
     """
-    moved = []
-    for later, path in step_folders(folder):
-        if later > step and (path / MANIFEST).exists():
-            target = next(t for n in itertools.count() if not (t := path.with_name(f"{path.name}.aside{n or ''}")).exists())
-            moved.append(path.rename(target))
-    return moved
+    return [set_aside(path) for later, path in step_folders(folder) if later > step and (path / MANIFEST).exists()]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename to the first free of `<name>.aside`, `<name>.aside1`, ...; returns the new path."""
+    names = (path.with_name(f"{path.name}.aside{n or ''}") for n in itertools.count())
+    return path.rename(next(name for name in names if not name.exists()))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -32,7 +32,8 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     if m.preset not in PRESETS:
         raise ConfigError(f"model.preset = {m.preset!r}: unknown preset{nearest(m.preset, list(PRESETS))}")
     overrides = m.model_dump(exclude_none=True, exclude={"preset", "eos_id", "attention", "rope"})
-    overrides.setdefault("vocab_size", tokenizer.vocab_size)
+    stated = (tokenizer.hf_config or {}).get("vocab_size") or 0  # embeddings are often padded beyond the tokenizer's ids
+    overrides.setdefault("vocab_size", max(tokenizer.vocab_size, stated))
     if m.rope.theta is not None:
         overrides["rope"] = RopeConfig(theta=m.rope.theta)
     return replace(PRESETS[m.preset], **overrides)
@@ -43,6 +44,8 @@ def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> 
     m = config.model
     executor = default_executor(device.type) if m.attention == "auto" else m.attention
     check_executor(executor, device.type)
+    if executor == "varlen" and config.training.mixed_precision_param == "float32":
+        raise ConfigError('model.attention = "varlen" needs training.mixed_precision_param = "bfloat16"')
     eos_id = tokenizer.eos_id if m.eos_id is None else m.eos_id
     return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, executor=executor)
 

@@ -19,6 +19,7 @@ from pydantic_settings import (
     CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -31,6 +32,7 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Degree = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class ConfigError(ValueError):
@@ -40,7 +42,7 @@ class ConfigError(ValueError):
 class Table(BaseModel):
     """What all TOML tables share: unknown keys refused, no silent conversion ("7" is not 7), immutable once read."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Job(Table):
@@ -163,9 +165,9 @@ class Optimizer(Table):
     """The algorithm."""
     lr: float = Field(default=8e-4, gt=0.0)
     """Peak learning rate."""
-    beta1: Fraction = 0.9
+    beta1: Decay = 0.9
     """Decay of the first moment."""
-    beta2: Fraction = 0.95
+    beta2: Decay = 0.95
     """Decay of the second moment."""
     eps: float = Field(default=1e-8, gt=0.0)
     """Added to the denominator."""
@@ -183,7 +185,7 @@ class LrScheduler(Table):
     decay_type: Literal["linear", "cosine", "sqrt"] = "linear"
     """Shape of the decay; sqrt is 1 - sqrt(progress)."""
     min_lr_factor: Fraction = 0.0
-    """Factor reached at the last step."""
+    """Factor that the decay ends at."""
 
 
 class Parallelism(Table):
@@ -321,7 +323,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def load_config(argv: Sequence[str], prog: str = "cistron train") -> tuple[JobConfig, argparse.Namespace]:
-    """Read `--config FILE`, the files it extends and the overrides in `argv`.
+    """Read `--config FILE` (or just `FILE`, in front), the files it extends and the overrides in `argv`.
 
     Returns:
         The validated configuration and the namespace of the non-config options (`config`, `print_config`).
@@ -333,8 +335,11 @@ def load_config(argv: Sequence[str], prog: str = "cistron train") -> tuple[JobCo
     parser.add_argument("--config", metavar="FILE", help="TOML file of the job")
     parser.add_argument("--print-config", action="store_true", help="print the resolved TOML and exit")
     cli: CliSettingsSource[Any] = CliSettingsSource(JobConfig, root_parser=parser, cli_parse_args=False)
-    options = parser.parse_args(argv)
-    overrides = cli(parsed_args=options)()
+    options = parser.parse_args(["--config", *argv] if argv and not argv[0].startswith("-") else argv)
+    try:
+        overrides = cli(parsed_args=options)()
+    except SettingsError as error:
+        raise ConfigError(f"command line: {error}; lists and tables are written as JSON") from None
     files = extends_chain(Path(options.config)) if options.config else []
     toml = TomlConfigSettingsSource(JobConfig, toml_file=files or None, deep_merge=True)
     merged = deep_merge(toml() if files else {}, overrides)
@@ -376,7 +381,10 @@ def describe(problem: Any) -> str:
         return f"{key}: unknown key{nearest(str(name), list(fields_at(parents)))}"
     if problem["type"] == "missing":
         return f"{key}: missing, and it has no default"
-    return f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    hint = ""
+    if problem["type"] == "list_type":
+        hint = f": write [[{key}]]" if isinstance(problem["input"], dict) else f": write [{problem['input']!r}]"
+    return f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}"
 
 
 def fields_at(path: Sequence[str | int]) -> Sequence[str]:

@@ -6,15 +6,19 @@ anyone failed) travels through one small CPU all-reduce, so that no GPU is ever 
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from .config import ConfigError, JobConfig
+from .failures import USER_ERRORS
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +47,14 @@ class Layout:
             ConfigError: with the arithmetic, when the degrees do not multiply to the world size.
         """
         p = config.parallelism
+        if world_size is not None and world_size < 1:
+            raise ConfigError(f"{world_size} processes: there must be at least 1")
         fixed = p.data_parallel_replicate_degree * p.tensor_parallel_degree
         shard = p.data_parallel_shard_degree
         if shard == 0 or shard < -1:
             raise ConfigError(f"parallelism.data_parallel_shard_degree = {shard}: must be -1 (all that are left) or >= 1")
         if shard == -1:
-            shard = 1 if world_size is None else world_size // fixed
+            shard = 1 if world_size is None else max(1, world_size // fixed)
         layout = cls(replicate=p.data_parallel_replicate_degree, shard=shard, tp=p.tensor_parallel_degree)
         if world_size is not None and layout.world_size != world_size:
             raise ConfigError(
@@ -94,11 +100,21 @@ class World:
         dist.all_reduce(total)
         return [int(value) for value in total]
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """Every rank's value, in rank order, on every rank. For small plain objects."""
-        values: list[Any] = [None] * self.layout.world_size
+        values = [value] * self.layout.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def together(self, step: Callable[[], T]) -> T:
+        """Do on every rank what any may fail at; the first rank's error is raised on all. Raises one of USER_ERRORS."""
+        result, error = None, None
+        try:
+            result = step()
+        except USER_ERRORS as e:
+            error = e
+        self.agree(error)
+        return cast(T, result)
 
     def agree(self, error: Exception | None) -> None:
         """Raise the first rank's error on all ranks, if any rank has one, so that none waits for a rank that has left."""
@@ -116,7 +132,10 @@ def pick_device() -> torch.device:
     """This process's GPU by torchrun's LOCAL_RANK where CUDA is there, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    local, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= devices:
+        raise ConfigError(f"process {local} of this machine has no GPU: it has {devices}; start at most as many (NGPU)")
+    device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
 

@@ -1,6 +1,7 @@
 """How a run ends when it cannot go on: one message, once, and an exit status that says whose move it is.
 
-Status 2: the user's (configuration, data, contract, checkpoint). Status 1: the numbers went wrong, or a bug (with traceback).
+Status 2: the user's (configuration, data, contract, checkpoint). Status 1: the numbers went wrong, a loader process was
+killed, or a bug (with traceback). Status 130: Ctrl-C before there was anything to save.
 """
 
 import gc
@@ -10,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from ..datasets.errors import DataConfigError, DataError
+from ..datasets.errors import DataConfigError, DataError, WorkerError
 from ..models.config import ModelError
 from .checkpoint import CheckpointError
 from .config import ConfigError
@@ -28,8 +29,11 @@ def run_command(command: Callable[[], None]) -> None:
     ending: tuple[str, int] | None = None
     try:
         command()
-    except (*USER_ERRORS, NonFiniteError) as error:
-        ending = (f"stopped: {error}", 1) if isinstance(error, NonFiniteError) else (f"error: {error}", 2)
+    except (*USER_ERRORS, NonFiniteError, WorkerError, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt):  # before training took the signal over, or in a tool
+            ending = ("interrupted", 130)
+        else:
+            ending = (f"error: {error}", 2) if isinstance(error, USER_ERRORS) else (f"stopped: {error}", 1)
         traceback.clear_frames(error.__traceback__)
     # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the interpreter
     # ends the process in std::terminate, 1 time in 10, and SIGABRT hides the exit status.
@@ -39,12 +43,14 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def end(message: str, status: int) -> None:
-    """Exit all ranks with `status`; only the first prints.
+    """Exit with `status` and a message that is printed once.
 
-    torchrun kills the group as soon as one rank is gone, so the silent ones give the first a moment to speak.
+    torchrun kills the group as soon as one rank is gone. So the others give the first time to speak and to end them; one that
+    is still there then is alone with its error (a file that only its machine lacks) and speaks itself.
     """
-    if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr, flush=True)
-    else:
-        time.sleep(2.0)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(3.0)
+        message = f"[rank {rank}] {message}"
+    print(message, file=sys.stderr, flush=True)
     sys.exit(status)

@@ -15,7 +15,7 @@ from rich.progress import Progress as ProgressBar
 
 from ..datasets.loader import Batch
 from ..models.config import DecoderConfig
-from .checkpoint import write_atomically
+from .checkpoint import set_aside, write_atomically
 from .config import JobConfig
 from .distributed import World
 from .optimizer import learning_rate
@@ -192,15 +192,18 @@ class MetricsLog:
 
 
 def forget_after(file: Path, step: int) -> None:
-    """Drop the records of steps after `step`, and a last line that a crash cut in half."""
+    """Drop the records of steps after `step`, and a last line that a crash cut in half; at step 0 set the file aside."""
     if not file.exists():
+        return
+    if step == 0:
+        set_aside(file)
         return
     kept = []
     for line in file.read_text().splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except ValueError:
+        except (ValueError, TypeError, KeyError):
             break
     write_atomically(file, "".join(kept))
 

@@ -22,14 +22,14 @@ def build_optimizer(model: nn.Module, config: JobConfig) -> torch.optim.AdamW:
 def learning_rate(config: JobConfig, step: int) -> float:
     """The learning rate of optimizer step `step`, counted from 1.
 
-    Warmup rises linearly to the peak at `warmup_steps`; the last `decay_ratio` of the steps falls to `min_lr_factor` of it at
-    the last step (warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395; the sqrt shape is Hägele et al. 2024,
-    arXiv:2405.18392). Where the two overlap, the smaller holds.
+    Warmup rises linearly to the peak at `warmup_steps`; the last `decay_ratio` of the steps fall towards `min_lr_factor` of it,
+    which the step after the last would have, so that the last one still teaches. Where the two overlap, the smaller holds.
+    Warmup-stable-decay is Hu et al. 2024, arXiv:2404.06395; the sqrt shape Hägele et al. 2024, arXiv:2405.18392.
     """
     schedule, steps = config.lr_scheduler, config.training.steps
     warmup = step / schedule.warmup_steps if step < schedule.warmup_steps else 1.0
     decay_steps = round(schedule.decay_ratio * steps)
-    progress = max(0.0, (step - (steps - decay_steps)) / decay_steps) if decay_steps else 0.0
+    progress = max(0.0, (step - 1 - (steps - decay_steps)) / decay_steps) if decay_steps else 0.0
     shape = {
         "linear": 1.0 - progress,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),

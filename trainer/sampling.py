@@ -38,12 +38,7 @@ def sample(
         seed: of the draws.
         multiple_of: pad the row to a multiple of this, for sequence-parallel layouts.
         device: where the model is.
-
-    Raises:
-        ValueError: for an empty prompt.
     """
-    if not prompt:
-        raise ValueError("the prompt has no tokens; a model learns to continue documents, not to begin them: give it some text")
     mask = DocumentMask(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, executor="sdpa")
     generator = torch.Generator().manual_seed(seed)
     new: list[int] = []

@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from .. import __version__
 from ..datasets.errors import DataConfigError
-from ..datasets.loader import Batch, merge_states
+from ..datasets.loader import Batch, documents_dropped, merge_states
 from ..models.decoder import Decoder
 from ..models.init import init_weights
 from . import checkpoint
@@ -53,23 +53,25 @@ class Trainer:
         """Check what is cheap to check, open the data, then build the model and resume."""
         self.config, self.world, self.stop = config, world, stop
         self.folder = Path(config.job.dump_folder)
-        self.tokenizer, self.decoder_config = verify(config, world.layout)
+        self.tokenizer, self.decoder_config = world.together(lambda: verify(config, world.layout))
         self.mask = make_mask(config, self.tokenizer, world.device)
         rows_per_rank = global_batch_size(config, world.layout) // world.layout.data_parallel
         self.micro_batch_size = min(config.training.local_batch_size, rows_per_rank)
         self.micro_batches = rows_per_rank // self.micro_batch_size
 
-        self.data_state: dict[str, Any] | None = None
-        self.peeked: Batch | None = None
-        self.messages: list[str] = []
-
-        found = self.find_checkpoint()
-        self.progress = Progress(**found.state["progress"]) if found else Progress()
-        self.open_data(found)
-        self.open_folder()
+        # as rank 0 sees the disk, so that all ranks do the same
+        self.origin, self.resuming, self.messages = world.gather(world.together(self.find_checkpoint))[0]
+        resumed = self.origin.state if self.origin and self.resuming else {"progress": {}, "data": None}
+        self.progress = Progress(**resumed["progress"])
+        self.data_state: dict[str, Any] | None = resumed["data"]
+        self.peeked = world.together(self.open_data)
+        # the first document of rank 0's first row: what the sample at the end goes on from
+        opening: list[int] = []
+        if self.peeked:
+            opening = self.peeked.tokens[0, :16][self.peeked.sequence_ids[0, :16] == 0].tolist()
+        self.prompt = world.gather([token for token in opening if token != self.tokenizer.eos_id])[0]
         self.build_model()
-        self.load(found)
-        self.log = MetricsLog(self.folder, config, world, self.progress.step, self.decoder_config)
+        self.log = world.together(self.open_folder)
 
     def train(self) -> None:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
@@ -114,13 +116,16 @@ class Trainer:
         mine = StepTotals.of(batches if self.world.tp_rank == 0 else [])
         stops, errors, *totals = self.world.sum([int(stop), int(error is not None), *mine])
         if errors:
+            self.save()  # the weights are good, and what lies before the bad record need not be trained again
             self.world.agree(error)
         return None if stops else StepTotals(*totals)
 
     def optimize(self, batches: list[Batch], totals: StepTotals) -> tuple[float, float]:
         """One optimizer step. Returns the mean loss per target (nats) over the whole step, and the gradient norm."""
+        # documents of exactly `seq_len` tokens leave rows that hold nothing but an eos, and a small step may have no other
+        targets = max(1, totals.targets)
         # FSDP2 averages gradients over the data-parallel ranks; times their number, that is the sum
-        scale = self.world.layout.data_parallel / totals.targets
+        scale = self.world.layout.data_parallel / targets
         local = torch.zeros((), device=self.world.device)
         for batch in batches:
             loss = summed_loss(self.model, *self.to_device(batch))
@@ -129,7 +134,7 @@ class Trainer:
         parameters = list(self.model.parameters())
         partial: Any = get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = partial.full_tensor()
-        loss = local / totals.targets if self.world.tp_rank == 0 else torch.zeros_like(local)
+        loss = local / targets if self.world.tp_rank == 0 else torch.zeros_like(local)
         dist.all_reduce(loss)
         loss_value, norm_value = torch.stack([loss, norm]).tolist()  # the step's one wait for the device
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
@@ -181,80 +186,63 @@ class Trainer:
         """Folder of the step folders."""
         return self.folder / self.config.checkpoint.folder
 
-    def find_checkpoint(self) -> Found | None:
-        """What to resume from, as rank 0 sees the disk, so that all ranks resume from the same."""
-        result: tuple[Found | None, list[str]] = (None, [])
-        error: Exception | None = None
-        try:
-            if self.world.is_first and self.config.checkpoint.enable:
-                result = checkpoint.find(self.config.checkpoint, self.checkpoints)
-                aside = checkpoint.set_aside_after(self.checkpoints, result[0].step if result[0] else 0)
-                result[1].extend(f"set aside {path}: this run goes on from an earlier step" for path in aside)
-        except USER_ERRORS as e:
-            error = e
-        self.world.agree(error)
-        found: Found | None
-        found, self.messages = self.world.gather(result)[0]
-        return found
+    def find_checkpoint(self) -> tuple[Found | None, bool, list[str]]:
+        """Where the weights come from (None: fresh ones), whether that is this run itself, and what was passed over."""
+        c = self.config.checkpoint
+        if not self.world.is_first:
+            return None, False, []
+        found, messages = checkpoint.find(c, self.checkpoints) if c.enable else (None, [])
+        origin = found or (checkpoint.read(Path(c.initial_load_path)) if c.initial_load_path else None)
+        if origin:
+            checkpoint.check_shape(origin, asdict(self.decoder_config))
+            messages.append(f"{'resumed from' if found else 'weights from'} {origin.path}")
+        return origin, found is not None, messages
 
-    def open_data(self, found: Found | None) -> None:
-        """Start the loader and hold the eos contract, in words and against the first real rows, before a model exists."""
-        error: Exception | None = None
-        contract = {"where": str(found.path / checkpoint.STATE), **found.state["contract"]} if found else None
-        self.data_state = found.state["data"] if found else None
+    def open_data(self) -> Batch | None:
+        """Start the loader and hold the eos contract, in words and against the first real rows, before a model exists.
+
+        Returns those rows, which the first step will use; None when a stop was asked for meanwhile.
+        """
+        origin = self.origin
+        contract = {"where": str(origin.path / checkpoint.STATE), **origin.state["contract"]} if origin else None
         try:
             self.loader = make_loader(self.config, self.tokenizer, self.micro_batch_size, self.world, self.data_state)
-            self.statements = gather_statements(
-                self.config, self.tokenizer, self.loader.packer, self.mask, self.decoder_config.vocab_size, contract
-            )
-            check_statements(self.statements)
-            self.peeked = self.loader.next(self.stop)
-            if self.peeked is not None:
-                check_rows(self.peeked, self.mask, self.statements)
         except DataConfigError as e:
-            error = checkpoint.CheckpointError(f"{found.path}: {e}") if found else e
-        except USER_ERRORS as e:
-            error = e
-        self.world.agree(error)
-        # the first document of rank 0's first row: what the sample at the end goes on from
-        opening = self.peeked.tokens[0, :16][self.peeked.sequence_ids[0, :16] == 0].tolist() if self.peeked else []
-        self.prompt = self.world.gather([token for token in opening if token != self.tokenizer.eos_id])[0]
-
-    def open_folder(self) -> None:
-        """Make the run's folder and write the resolved configuration into it: nothing is left by a job that was refused."""
-        error = None
-        try:
-            if self.world.is_first:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                checkpoint.write_atomically(self.folder / "config.toml", self.config.to_toml())
-        except OSError as e:
-            error = ConfigError(f"job.dump_folder = {str(self.folder)!r}: cannot be written: {e.strerror}: {e.filename}")
-        self.world.agree(error)
+            raise checkpoint.CheckpointError(f"{origin.path}: {e}") if origin and self.resuming else e from None
+        self.statements = gather_statements(
+            self.config, self.tokenizer, self.loader.packer, self.mask, self.decoder_config.vocab_size, contract
+        )
+        check_statements(self.statements)
+        first = self.loader.next(self.stop)
+        if first is not None:
+            check_rows(first, self.mask, self.statements)
+        return first
 
     def build_model(self) -> None:
-        """Materialise this rank's share of a model that was laid out on the meta device."""
+        """Materialise this rank's share of a model laid out on the meta device, with fresh or loaded weights."""
         with torch.device("meta"):
             self.model = Decoder(self.decoder_config)
         parallelize(self.model, self.config, self.world)
         self.model.to_empty(device=self.world.device)
         self.optimizer = build_optimizer(self.model, self.config)
-
-    def load(self, found: Found | None) -> None:
-        """Weights and optimizer state: resumed, taken from `checkpoint.initial_load_path`, or fresh."""
-        shape = asdict(self.decoder_config)
-        initial = self.config.checkpoint.initial_load_path
-        if found:
-            checkpoint.check_shape(found, shape)
-            checkpoint.load_model(found.path, self.model)
-            checkpoint.load_optimizer(found.path, self.model, self.optimizer)
-            self.messages.append(f"resumed from {found.path}")
-        elif initial:
-            start = checkpoint.read(Path(initial))
-            checkpoint.check_shape(start, shape)
-            checkpoint.load_model(start.path, self.model)
-            self.messages.append(f"weights from {start.path}")
-        else:
+        if self.origin is None:
             init_weights(self.model, self.config.training.seed)
+        else:
+            checkpoint.load(self.origin.path, self.model, self.optimizer if self.resuming else None)
+
+    def open_folder(self) -> MetricsLog:
+        """Make the run's folder and open its reports, last of all: a job that is refused changes nothing on disk."""
+        try:
+            if self.world.is_first:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                checkpoint.write_atomically(self.folder / "config.toml", self.config.to_toml())
+                if self.config.checkpoint.enable:
+                    aside = checkpoint.set_aside_after(self.checkpoints, self.progress.step)
+                    self.messages += [f"set aside {path}: this run goes on from an earlier step" for path in aside]
+            return MetricsLog(self.folder, self.config, self.world, self.progress.step, self.decoder_config)
+        except OSError as e:
+            reason = f"{e.strerror}: {e.filename}"
+            raise ConfigError(f"job.dump_folder = {str(self.folder)!r}: cannot be written: {reason}") from None
 
     def save(self) -> None:
         """Write a checkpoint of the steps done, unless there is one."""
@@ -262,7 +250,8 @@ class Trainer:
         saved = self.world.gather(checkpoint.what_is_torn(path) is None)[0]
         if not self.config.checkpoint.enable or self.progress.step == 0 or saved:
             return
-        states = [s for s, tp_rank in self.world.gather((self.data_state, self.world.tp_rank)) if tp_rank == 0]
+        reports = self.world.gather((self.data_state, self.world.tp_rank))
+        states = [data_state for data_state, tp_rank in reports if tp_rank == 0 and data_state]
         state = {
             "progress": asdict(self.progress),
             "data": merge_states(states),
@@ -278,13 +267,20 @@ class Trainer:
         checkpoint.save(path, self.model, self.optimizer, state)
         if self.world.is_first:
             checkpoint.prune(self.checkpoints, self.config.checkpoint.keep_latest_k)
-        self.log.say(f"saved {path}")
+        dropped = documents_dropped(state["data"])
+        self.log.say(f"saved {path}" + (f"; {dropped} documents without a token were left out so far" if dropped else ""))
 
     def introduce(self) -> None:
         """Say what is about to be trained."""
         c, d = self.config, self.decoder_config
         layout = self.world.layout
         rows = self.micro_batches * self.micro_batch_size * layout.data_parallel
+        if c.lr_scheduler.warmup_steps > c.training.steps:
+            self.messages.append(
+                f"lr_scheduler.warmup_steps exceeds training.steps = {c.training.steps}: the peak is never reached"
+            )
+        if self.progress.step >= c.training.steps:
+            self.messages.append(f"nothing to train: step {self.progress.step} of training.steps = {c.training.steps} is done")
         for message in self.messages:
             self.log.say(message)
         self.log.say(
@@ -305,10 +301,10 @@ class Trainer:
             self.log.say(f"\nA sample, continuing {self.tokenizer.decode(self.prompt)!r}:\n{text}\n")
         self.log.say(f"run         {self.folder}")
         self.log.say(f"watch       tensorboard --logdir {self.folder}/tensorboard")
-        if self.config.checkpoint.enable:
-            more = "the same command" if step < steps else f"the same command with --training.steps {2 * steps}"
+        if self.config.checkpoint.enable and step:
+            more = "the same command" if step < steps else f"the same command with --training.steps {2 * step}"
             self.log.say(f"resume      {more} goes on after step {step}")
-            self.log.say(f"try it      cistron generate {self.checkpoints}/step-{step} --prompt TEXT")
+            self.log.say(f"try it      cistron generate {self.checkpoints} --prompt TEXT")
 
     def close(self) -> None:
         """Stop the loader's workers and flush the reports."""

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from cistron.datasets.tokenizers import ByteTokenizer
 from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.models.masks import document_block_mask, document_dense_mask
 from cistron.tests.trainer.jobs import train_here, write_job
 from cistron.tools import check, generate, inspect
 from cistron.tools.check import memory_parts
+from cistron.trainer.components import make_loader
 from cistron.trainer.config import load_config
 from cistron.trainer.distributed import Layout
 
@@ -82,12 +84,16 @@ def test_parameters_gradients_and_optimizer_take_16_bytes_each_over_the_ranks_th
 
 def test_inspect_draws_a_picture_and_marks_every_boundary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "rows.png"
-    inspect.main([str(write_job(tmp_path)), "--output", str(picture), "--rows", "4", "--decode", "3"])
+    config, _ = load_config(["--config", str(write_job(tmp_path))])
+    inspect.main([str(tmp_path / "job.toml"), "--output", str(picture), "--rows", "4", "--decode", "3"])
     assert picture.read_bytes().startswith(b"\x89PNG")
     output = capsys.readouterr().out
     assert "cistron row eos" in output, "the text of the rows"
-    assert output.count("⏹") + output.count("⋯") >= 3
-    assert "row 0" in output
+    with make_loader(config, ByteTokenizer(), 3, world=None) as loader:
+        batch = loader.next()
+    assert batch is not None
+    assert output.count("⏹") == int((batch.tokens == 0).sum())
+    assert output.count("⏹") + output.count("⋯") == int((batch.sequence_ids.amax(1) + 1).sum())
 
 
 def test_the_picture_shows_the_block_mask_as_the_dense_mask_has_it() -> None:
@@ -110,12 +116,14 @@ def test_generate_continues_a_prompt_the_same_way_for_the_same_seed(trained: Pat
     assert set(texts[0].strip()) <= set("packrowmskeoslanetokencistron "), "it has learnt the corpus's letters"
 
 
-def test_generate_refuses_a_checkpoint_of_another_tokenizer_and_one_that_is_not_there(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generate_refuses_what_it_cannot_sample_from(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = str(trained.parent / "run" / "checkpoint")
     for arguments, expected in (
         ([str(tmp_path), "--prompt", "x"], "not a complete checkpoint"),
-        ([str(trained.parent / "run" / "checkpoint" / "step-60"), "--prompt", ""], "--prompt: has no tokens"),
+        ([newest, "--prompt", ""], "--prompt: has no tokens"),
+        ([newest, "--prompt", "a\0b"], "NUL byte"),
+        ([newest, "--prompt", "x", "--top-k", "0"], "--top-k 0: must be"),
+        ([newest, "--prompt", "x", "--temperature", "nan"], "--temperature nan: must be"),
     ):
         with pytest.raises(SystemExit) as caught:
             generate.main(arguments)
@@ -123,12 +131,20 @@ def test_generate_refuses_a_checkpoint_of_another_tokenizer_and_one_that_is_not_
         assert expected in capsys.readouterr().err
 
 
+def test_generate_refuses_a_checkpoint_of_another_tokenizer(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ByteTokenizer, "eos_id", 10)
+    with pytest.raises(SystemExit) as caught:
+        generate.main([str(trained.parent / "run" / "checkpoint"), "--prompt", "pack"])
+    assert caught.value.code == 2
+    assert "tokenizer says eos is 10, model says 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("config", sorted((ROOT / "train_configs").glob("*.toml")), ids=lambda path: path.stem)
-def test_every_shipped_configuration_is_valid(config: Path) -> None:
-    load_config(["--config", str(config)])
-
-
-def test_the_debug_job_takes_the_same_steps_on_1_2_4_and_8_processes() -> None:
-    config, _ = load_config(["--config", str(ROOT / "train_configs" / "debug.toml")])
-    assert config.training.global_batch_size % 8 == 0
-    assert config.data.lanes % 8 == 0
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_every_shipped_configuration_passes_its_check(config: Path, processes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    check.main([str(config), "--world-size", str(processes)])
+    output = capsys.readouterr().out
+    assert "all checks passed" in output
+    assert f"on {processes} process(es)" in output

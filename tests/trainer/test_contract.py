@@ -40,7 +40,7 @@ def hf_tokenizer(folder: Path, eos: str = "<|endoftext|>") -> Path:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(special)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "pad_token": "<|other|>"}))
     return folder
@@ -121,6 +121,21 @@ def test_a_wrong_checkpoint_is_refused(job: Path, refuse: Refusal) -> None:
     message = refuse(job, "--training.steps", "6")
     assert "tokenizer says eos is 0, checkpoint says 3" in message
     assert str(state) in message
+
+
+def test_weights_of_a_run_with_another_eos_are_refused(tmp_path: Path, refuse: Refusal) -> None:
+    bytes_job = write_job(tmp_path / "bytes", steps=1)
+    train_here(bytes_job)
+    weights = tmp_path / "bytes" / "run" / "checkpoint" / "step-1"
+    words_job = hf_job(tmp_path / "words", eos="<|other|>")
+    message = refuse(words_job, "--checkpoint.initial_load_path", str(weights), "--model.vocab_size", "512")
+    assert "tokenizer says eos is 1, checkpoint says 0" in message
+    assert str(weights) in message
+    assert not (tmp_path / "words" / "run").exists()
+
+
+def test_an_eos_outside_the_embedding_is_refused(job: Path, refuse: Refusal) -> None:
+    assert "attention mask's eos 600 is outside the embedding, which has 512 rows" in refuse(job, "--model.eos_id", "600")
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused_with_the_number_that_works(job: Path, refuse: Refusal) -> None:

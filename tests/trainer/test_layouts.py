@@ -8,14 +8,14 @@ from .jobs import column, metrics, train, train_here, write_job
 
 TENSOR = ("--parallelism.tensor_parallel_degree", "2")
 LAYOUTS = {
-    "fsdp": (2, ()),
+    "fsdp_two_workers": (2, ("--data.num_workers", "2")),
     "tensor": (2, TENSOR),
     "fsdp_tensor": (4, TENSOR),
     "hsdp_checkpointing": (
         4,
         ("--parallelism.data_parallel_replicate_degree", "2", "--activation_checkpoint.mode", "full"),
     ),
-    "compiled": (1, ("--compile.enable", "true")),
+    "compiled_fsdp": (2, ("--compile.enable", "true")),
 }
 
 

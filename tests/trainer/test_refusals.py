@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,10 @@ BAD_DATA = {
     "missing file": (lambda f: {"format": "text", "path": str(f / "nowhere.txt")}, ["nowhere.txt", "no such file"]),
     "empty file": (empty, ["empty.txt", "empty"]),
     "glob without a match": (lambda f: {"format": "text", "path": str(f / "*.none")}, ["*.none", "matches no file"]),
+    "compressed in another way": (
+        lambda f: {**empty(f), "path": str(shutil.copy(f / "empty.txt", f / "a.txt.zst"))},
+        ["a.txt.zst"],
+    ),
     "no documents": (lambda f: jsonl(f, "", " ", ""), ["bad.jsonl", "no document"]),
     "invalid JSON": (lambda f: jsonl(f, GOOD, '{"text": oops}'), ["bad.jsonl", "record 2", "not valid JSON"]),
     "missing field": (lambda f: jsonl(f, '{"body": "x"}'), ["bad.jsonl", "record 1", "'text'", "'body'"]),
@@ -80,6 +85,9 @@ BAD_SETTINGS = {
     "query and key heads": (("--model.n_kv_heads", "3"), ["model.n_heads", "n_kv_heads"]),
     "unknown preset": (("--model.preset", "llama3_8B"), ["unknown preset", "llama3_8b"]),
     "an executor the CPU lacks": (("--model.attention", "flex"), ["model.attention", "no backward", "sdpa"]),
+    "more processes than none": (("--parallelism.data_parallel_shard_degree", "0"), ["must be -1"]),
+    "an infinite learning rate": (("--optimizer.lr", "Infinity"), ["optimizer.lr", "finite"]),
+    "a list that is no JSON": (("--data.sources", "[{bad"), ["command line", "JSON"]),
     "an option of the other tokenizer": (("--tokenizer.eos_token", "<eos>"), ["tokenizer.eos_token", "byte"]),
     "hf without a path": (("--tokenizer.kind", "hf"), ["tokenizer.path is not set"]),
 }
@@ -118,7 +126,7 @@ def test_settings_that_do_not_fit_are_refused_with_the_arithmetic(
 
 def test_degrees_that_do_not_fit_the_processes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, write_job(tmp_path), "--parallelism.tensor_parallel_degree", "2")
-    assert "= 0, but 1 process" in message or "= 2, but 1 process" in message
+    assert "replicate 1 x shard 1 x tensor 2 = 2, but 1 process(es) were started" in message
 
 
 def test_a_folder_that_cannot_be_written_is_refused_by_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,6 +138,26 @@ def test_a_folder_that_cannot_be_written_is_refused_by_key(tmp_path: Path, capsy
 def test_a_refused_job_leaves_no_folder_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refusal(capsys, write_job(tmp_path), "--model.eos_id", "7")
     assert not (tmp_path / "run").exists()
+
+
+def test_documents_of_exactly_a_row_train_although_some_rows_hold_an_eos_alone(tmp_path: Path) -> None:
+    records = "".join(f">{i}\n{'ACGT' * 16}\n" for i in range(400))
+    (tmp_path / "fixed.fasta").write_text(records)
+    source = [{"name": "a", "format": "fasta", "paths": [str(tmp_path / "fixed.fasta")]}]
+    config = write_job(tmp_path, steps=200)
+    options = ("--training.global_batch_size", "1", "--checkpoint.enable", "false")
+    train_here(config, "--data.sources", json.dumps(source), *options)
+    losses = [record["loss"] for record in metrics(config)]
+    assert losses.count(0.0) >= 1, "a step without a target has no loss"
+    assert min(loss for loss in losses if loss) < 3.0
+
+
+def test_text_that_holds_the_pad_byte_is_not_taken_for_padding(tmp_path: Path) -> None:
+    (tmp_path / "soh.txt").write_bytes(b"\x01" * 5000)
+    source = [{"name": "a", "format": "text", "paths": [str(tmp_path / "soh.txt")]}]
+    config = write_job(tmp_path, steps=2)
+    train_here(config, "--data.sources", json.dumps(source), "--data.lanes", "1")
+    assert metrics(config)[-1]["packing_use"] == 1.0
 
 
 def test_no_sources_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,6 +192,7 @@ def bad_record_at_step_3(config_path: str) -> tuple[str, int]:
     except DataError as error:
         message = str(error)
     trainer.close()
+    assert what_is_torn(trainer.checkpoints / "step-2") is None, "what was trained before the bad record is saved"
     return message, trainer.progress.step
 
 

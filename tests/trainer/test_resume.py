@@ -96,19 +96,36 @@ def test_a_run_moves_to_other_ranks_and_workers_and_sees_the_same_rows(
     assert column(metrics(config), "loss") == pytest.approx(column(metrics(undisturbed), "loss"), abs=1e-5)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_finishes_the_step_saves_and_exits_0_saying_so(
-    tmp_path: Path, straight: Callable[[int], Path], processes: int
+def test_a_run_killed_in_the_middle_of_a_save_resumes_bit_for_bit(tmp_path: Path, straight: Callable[[int], Path]) -> None:
+    undisturbed = straight(1)
+    config = copy_job(undisturbed, tmp_path)
+    running = start(config)
+    folder = tmp_path / "run" / "checkpoint" / "step-8"
+    deadline = time.monotonic() + 120
+    while not folder.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    kill_group(running)
+    assert what_is_torn(folder) == "no manifest.json: it was interrupted while being written"
+
+    assert f"passed over {folder}" in train(config)
+    assert column(metrics(config), "loss") == column(metrics(undisturbed), "loss")
+
+
+@pytest.mark.parametrize(("processes", "sig"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])
+def test_a_stop_signal_finishes_the_step_saves_and_says_so(
+    tmp_path: Path, straight: Callable[[int], Path], processes: int, sig: signal.Signals
 ) -> None:
     undisturbed = straight(processes)
     config = copy_job(undisturbed, tmp_path)
     running = start(config, "--checkpoint.interval", "1000", processes=processes)
     wait_for_step(config, 5, running)
-    os.killpg(running.pid, signal.SIGTERM)  # torchrun's agent passes it on to its ranks as well
+    os.killpg(running.pid, sig)
     output, _ = running.communicate(timeout=60)
-    assert "SIGTERM: stopped after step" in output
-    if processes == 1:
+    assert f"{sig.name}: stopped after step" in output
+    if processes == 1:  # torchrun itself answers a signal with a status and a traceback of its own
         assert running.returncode == 0
+        assert "Traceback" not in output
     saved = [path for path in (tmp_path / "run" / "checkpoint").iterdir() if what_is_torn(path) is None]
     assert len(saved) == 1
 
@@ -168,6 +185,27 @@ def test_a_save_cut_off_before_its_manifest_does_not_count(finished: Path, capsy
     assert what_is_torn(newest) is None, "the same step was saved anew in its place"
 
 
+def test_a_refused_resume_changes_nothing_on_disk(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished.parent / "run"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for wrong in (("--model.eos_id", "7"), ("--model.n_layers", "1"), ("--data.packing", "concat")):
+        refusal(capsys, finished, "--checkpoint.load_step", "4", *wrong)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_fresh_start_in_a_used_folder_sets_its_history_aside(finished: Path) -> None:
+    run = finished.parent / "run"
+    history = (run / "metrics.jsonl").read_text()
+    train_here(finished, "--checkpoint.enable", "false", "--training.steps", "2")
+    assert (run / "metrics.jsonl.aside").read_text() == history
+    assert [record["step"] for record in metrics(finished)] == [1, 2]
+
+
+def test_a_finished_run_says_that_there_is_nothing_to_train(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_here(finished, "--training.steps", "5")
+    assert "nothing to train: step 8 of training.steps = 5 is done" in capsys.readouterr().out
+
+
 def test_damage_to_every_checkpoint_is_refused_instead_of_starting_afresh(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +235,26 @@ def test_only_the_latest_k_checkpoints_are_kept(tmp_path: Path) -> None:
     config = write_job(tmp_path, steps=7)
     train_here(config, "--checkpoint.interval", "2", "--checkpoint.keep_latest_k", "2")
     assert {path.name for path in (tmp_path / "run" / "checkpoint").iterdir()} == {"step-6", "step-7"}
+
+
+def test_optimizer_settings_may_change_on_resume(finished: Path) -> None:
+    options = [
+        "--config",
+        str(finished),
+        "--training.steps",
+        "9",
+        "--optimizer.weight_decay",
+        "0.5",
+        "--optimizer.beta2",
+        "0.5",
+    ]
+    config, _ = load_config(options)
+    trainer = Trainer(config, join(config), StopRequest())
+    matrices, vectors = trainer.optimizer.param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"], matrices["betas"]) == (0.5, 0.0, (0.9, 0.5))
+    moments = [trainer.optimizer.state[p]["exp_avg_sq"].to_local().abs().sum() for p in matrices["params"]]
+    assert min(moments) > 0, "the moments are the checkpoint's"
+    trainer.close()
 
 
 def test_weights_of_another_run_start_a_new_one_and_a_different_shape_is_refused_by_key(
