@@ -4,8 +4,6 @@ Both corpora are FASTA files of the same size, read, tokenised and packed by one
 Cases are interleaved, each in a process of its own so that its peak memory is its own.
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import re

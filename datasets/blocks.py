@@ -1,8 +1,9 @@
 """A lane's documents, cut into blocks: the stretches of a lane that are packed, shuffled and resumed as one.
 
-A block closes after 4,096 documents or some 192 rows of tokens. A document that is not over by then is cut, at a multiple of
-`seq_len` tokens, with the next token kept as lookahead; what lies behind the cut opens the next block. A block depends
-on the token stream from its address on and on nothing else, so it is the same when the stream is re-opened there.
+A block closes after 4,096 documents or the tokens of `block_tokens`. A document that is not over by then is
+cut, at a multiple of `seq_len` tokens, with the next token kept as lookahead; what lies behind the cut opens the next
+block. A block depends on the token stream from its address on and on nothing else, so it is the same when the stream is
+re-opened there.
 """
 
 from bisect import bisect_right
@@ -66,12 +67,13 @@ class AddressedBlock(NamedTuple):
 def block_tokens(seq_len: int) -> int:
     """Return the tokens at which a block closes, a multiple of `seq_len`.
 
-    Some 0.75 rows of a block stay empty, whatever its size: with text of lognormal lengths (mean 870, median 450) and
-    `seq_len` 2048, 128 rows are used to 99.4 %, 192 rows to 99.6 %. More rows take memory and delay the first batch, so
-    there are fewer where rows are long.
+    192 rows, but at least 2^18 tokens where rows are short, and at most 2^22 where they are long, though never fewer
+    than 8 rows: 512 rows at `seq_len` 512, 192 at 2,048, 64 at 65,536, 8 at 2^20. Some 0.75 rows of a block stay
+    empty, whatever its size: with text of lognormal lengths (mean 870, median 450) and `seq_len` 2048, 128 rows are
+    used to 99.4 %, 192 rows to 99.6 %. More rows take memory and delay the first batch.
     """
-    rows = min(192, 2**22 // seq_len)
-    return max(rows, 64, -(-(2**18) // seq_len)) * seq_len
+    rows = min(192, max(8, 2**22 // seq_len))
+    return max(rows, -(-(2**18) // seq_len)) * seq_len
 
 
 class BlockBuilder:

@@ -1,7 +1,6 @@
-"""What a user can get wrong here: the data (`DataError`: what is wrong, and exactly where) or the settings.
+"""What goes wrong here: the data (`DataError`: what is wrong, and exactly where), the settings, or a worker process."""
 
-And what the machine can do to a run: `WorkerError`.
-"""
+from functools import partial
 
 
 class DataConfigError(ValueError):
@@ -36,8 +35,4 @@ class DataError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the fields across processes: exceptions pickle their message only, and ours is made of four parts."""
-        return _rebuild, (self.problem, self.file, self.record, self.offset)
-
-
-def _rebuild(problem: str, file: str, record: int | str | None, offset: int | None) -> DataError:
-    return DataError(problem, file=file, record=record, offset=offset)
+        return partial(DataError, self.problem, file=self.file, record=self.record, offset=self.offset), ()

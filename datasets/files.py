@@ -14,6 +14,9 @@ from fsspec.core import url_to_fs
 
 from .errors import DataError
 
+# What is not inflated would be read as text, byte for byte.
+FOREIGN_COMPRESSION = (".zst", ".zstd", ".bz2", ".xz", ".zip", ".lz4", ".7z")
+
 
 class DataFile(NamedTuple):
     """A file as found: its path or URL and its size in bytes as stored (before decompression)."""
@@ -26,30 +29,36 @@ def expand(patterns: Iterable[str]) -> list[DataFile]:
     """Return the files that `patterns` name, sorted by path, each once.
 
     A pattern is a path, a glob (`*`, `?`, `[...]`, `**`) or any fsspec URL; `{stdlib}` stands for the folder of
-    Python's standard library and a leading `~` for the home folder.
+    Python's standard library and a leading `~` for the home folder. What exists by that very name is no glob.
 
     Raises:
-        DataError: A file is missing, is a folder or has no bytes, or a glob matches nothing.
+        DataError: A file is missing, is a folder, has no bytes or is compressed by other means than gzip; a glob
+            matches nothing; a URL's driver is missing or unknown.
     """
-    found: dict[str, DataFile] = {}
-    for pattern in patterns:
-        matches = _match(pattern)
-        found.update((file.path, file) for file in matches)
+    found = {file.path: file for pattern in patterns for file in _match(pattern)}
     return [found[path] for path in sorted(found)]
 
 
 def _match(pattern: str) -> list[DataFile]:
     target = pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
     remote = "://" in target
-    filesystem, root = url_to_fs(target if remote else str(Path(target).expanduser()))
+    try:
+        filesystem, root = url_to_fs(target if remote else str(Path(target).expanduser()))
+    except ImportError as error:
+        raise DataError(f"the fsspec driver of this URL is not installed: {error}", file=target) from None
+    except ValueError as error:
+        known = "spell it as file://, s3://, gs://, https://, ..., or install the fsspec driver that provides it"
+        raise DataError(f"{error}; {known}", file=target) from None
 
     def named(path: str, size: object) -> DataFile:
         name = str(filesystem.unstrip_protocol(path)) if remote else path
         if not isinstance(size, int):
             raise DataError("its file system states no size; copy it to a store that does", file=name)
+        if name.lower().endswith(FOREIGN_COMPRESSION):
+            raise DataError("of compressed files only .gz is read; unpack it, or compress it with gzip", file=name)
         return DataFile(name, size)
 
-    if any(character in root for character in "*?["):
+    if any(character in root for character in "*?[") and not filesystem.exists(root):
         listing = filesystem.glob(root, detail=True)
         matches = [named(path, info["size"]) for path, info in listing.items() if info["type"] == "file"]
         if not matches:
@@ -69,7 +78,7 @@ def _match(pattern: str) -> list[DataFile]:
 
 def is_compressed(path: str) -> bool:
     """Tell by its name whether a file is gzip-compressed, and so can only be read from its start."""
-    return path.endswith(".gz")
+    return path.lower().endswith(".gz")
 
 
 @contextmanager

@@ -71,10 +71,6 @@ class Batch:
     state: dict[str, Any]
 
 
-def _never() -> bool:
-    return False
-
-
 class Loader:
     """An endless iterator of batches with an exact, elastic state.
 
@@ -126,7 +122,7 @@ class Loader:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def next(self, interrupted: Callable[[], bool] = _never) -> Batch | None:
+    def next(self, interrupted: Callable[[], bool] = lambda: False) -> Batch | None:
         """Return the next batch, or None when `interrupted()` turns true while waiting for it.
 
         Raises:

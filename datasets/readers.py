@@ -14,6 +14,7 @@ from .files import open_binary
 from .pieces import Piece
 
 CHUNK_BYTES = 2**20
+BOM = b"\xef\xbb\xbf"  # at the head of a file it is no part of a record; json.loads skips it by itself
 
 
 class Chunk(NamedTuple):
@@ -99,7 +100,7 @@ class JsonlReader:
     def _document(self, line: bytes, path: str, offset: int) -> bytes:
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._error(f"not valid JSON ({error})", path, offset) from None
         if not isinstance(record, dict):
             raise self._error(f"expected a JSON object, found a {type(record).__name__}", path, offset)
@@ -185,9 +186,10 @@ class FastaReader:
             if offset > piece.start:  # inside a record, whose header lies before
                 yield from self._record(cursor, first)
             while line := cursor.line():
-                if line.startswith(b">"):
+                content = line.removeprefix(BOM)
+                if content.startswith(b">"):
                     yield from self._record(cursor, True)
-                elif not line.isspace():
+                elif content.strip():
                     problem = f"expected a header line beginning with '>', found {line[:40]!r}"
                     raise DataError(problem, file=piece.path, offset=cursor.offset - len(line))
 
@@ -211,7 +213,7 @@ class FastaReader:
         name: str | None = None
         with open_binary(path) as file:
             while file.tell() < offset:
-                line = file.readline()
+                line = file.readline().removeprefix(BOM)
                 if line.startswith(b">"):
                     name = (line[1:].decode("utf-8", errors="replace").split() or [""])[0]
             file.seek(offset)

@@ -38,7 +38,6 @@ class SourceSummary:
         bytes: Size of all files as stored.
         pieces: Parts that the files were split into.
         pieces_per_lane: (fewest, most).
-        lanes: Number of lanes.
     """
 
     name: str
@@ -47,7 +46,6 @@ class SourceSummary:
     bytes: int
     pieces: int
     pieces_per_lane: tuple[int, int]
-    lanes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +92,5 @@ def find_source(config: SourceConfig, lanes: int) -> Source:
         bytes=sum(file.size for file in files),
         pieces=len(pieces),
         pieces_per_lane=(min(counts), max(counts)),
-        lanes=lanes,
     )
     return Source(config=config, reader=reader, lanes=dealt, files_digest=digest(files), summary=summary)

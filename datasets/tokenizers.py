@@ -32,7 +32,6 @@ class Tokenizer(Protocol):
     """What the data path and the eos contract need of a tokenizer.
 
     Attributes:
-        kind: `byte` or `hf`.
         eos_id: Id that ends every document.
         pad_id: Id that fills the end of a row.
         vocab_size: One more than the largest id.
@@ -43,7 +42,6 @@ class Tokenizer(Protocol):
         hf_config: What the Hugging Face `config.json` beside the tokenizer states, None where there is none.
     """
 
-    kind: str
     eos_id: int
     pad_id: int
     vocab_size: int
@@ -68,7 +66,6 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """Raw bytes as ids, without a copy."""
 
-    kind = "byte"
     eos_id = 0
     pad_id = 1
     vocab_size = 512
@@ -92,7 +89,6 @@ class ByteTokenizer:
 class HFTokenizer:
     """Any Hugging Face `tokenizer.json`, its special ids from arguments or from `tokenizer_config.json` beside it."""
 
-    kind = "hf"
     streams = False
 
     def __init__(self, path: str, eos_token: str | None = None, pad_token: str | None = None) -> None:
@@ -124,6 +120,12 @@ class HFTokenizer:
         pad = pad_token or _token_text(settings.get("pad_token")) or eos
         self.eos_id = self._special_id("eos_token", eos, file)
         self.pad_id = self._special_id("pad_token", pad, file)
+        added = self._tokenizer.get_added_tokens_decoder().get(self.pad_id)
+        if self.pad_id != self.eos_id and not (added and added.special):
+            raise DataConfigError(
+                f"tokenizer.pad_token: {pad!r} is not marked as special in {file}, so that a document's own token could be "
+                "taken for padding; name a special token, or the eos"
+            )
         self.where = str(file) if eos_token else f"{file} + {settings_file}"
         self._eos = eos
 
@@ -131,9 +133,15 @@ class HFTokenizer:
         self.hf_config: dict[str, Any] | None = None
         if config_file.is_file():
             config = _read_json(config_file)
-            self.hf_config = {"where": str(config_file)} | {
+            stated: dict[str, Any] = {
                 key: config[key] for key in ("eos_token_id", "pad_token_id", "vocab_size") if key in config
             }
+            for key, value in stated.items():
+                ids = value if key == "eos_token_id" and isinstance(value, list) else [value]
+                if value is not None and not all(type(item) is int for item in ids):
+                    expected = "an integer, a list of integers" if key == "eos_token_id" else "an integer"
+                    raise DataConfigError(f"{config_file}: {key} is {value!r}; it must be {expected} or null")
+            self.hf_config = {"where": str(config_file), **stated}
 
     def _special_id(self, key: str, token: str, file: Path) -> int:
         index = self._tokenizer.token_to_id(token)

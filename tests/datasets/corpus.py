@@ -1,7 +1,5 @@
 """Corpora on disk, loaders over them, and rows read back into documents without the code under test."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """An epoch of a lane holds each token once, whatever the lengths, and resumes to the bit from any row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise, takewhile
@@ -65,7 +63,6 @@ class Plain:
     """A tokenizer whose ids are the int32 numbers that the data is made of."""
 
     streams: bool
-    kind = "plain"
     eos_id = EOS
     pad_id = PAD
     vocab_size = 10**6

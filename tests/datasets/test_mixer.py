@@ -1,7 +1,5 @@
 """Sources get their shares at every row, in every lane, and across a resume."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from cistron.datasets.mixer import Mixer

@@ -1,13 +1,11 @@
 """Plans are tight and whole; planes obey the row invariants, and whatever breaks one is told."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from cistron.datasets.blocks import block_tokens
+from cistron.datasets.blocks import Address, BlockBuilder, Span, block_tokens
 from cistron.datasets.errors import DataConfigError
 from cistron.datasets.packing import IGNORE, Block, Packer, Part, best_fit, concat, row_violations
 from hypothesis import given, settings
@@ -78,15 +76,27 @@ def test_best_fit_of_4096_documents_uses_999_of_1000_tokens() -> None:
         assert sum(lengths) / (len(best_fit(lengths, 2048)) * 2048) >= 0.999
 
 
-def test_best_fit_of_blocks_of_text_uses_995_of_1000_tokens() -> None:
-    random = np.random.default_rng(0)
-    tokens = rows = 0
-    for _ in range(20):
-        lengths = _lognormal(4096, random)
-        documents = int(np.searchsorted(np.cumsum(lengths), block_tokens(2048))) + 1
-        tokens += sum(lengths[:documents])
-        rows += len(best_fit(lengths[:documents], 2048))
-    assert tokens / (rows * 2048) >= 0.995
+def test_best_fit_of_the_blocks_of_a_stream_of_text_uses_995_of_1000_tokens() -> None:
+    lengths = _lognormal(10_000, np.random.default_rng(0))
+    here = Address(0, 0, 1, 0)
+    spans = (Span(np.zeros(length, dtype=np.uint8), here, True) for length in lengths)
+    packer = Packer(2048, EOS, PAD, "best_fit")
+    tokens = [0]
+    rows = 0
+    for built in BlockBuilder(spans, packer.seq_len, packer.policy):
+        tokens.append(sum(built.block.lengths))
+        rows += len(packer.plan(built.block))
+    assert sum(tokens) == sum(lengths)
+    assert max(tokens) < 195 * 2048, "a block is no larger than is used"
+    assert sum(tokens) / (rows * 2048) >= 0.995
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "rows"),
+    [(1, 2**18), (512, 512), (1000, 263), (2048, 192), (2**16, 64), (2**19, 8), (2**20, 8)],
+)
+def test_a_block_holds_as_many_rows_as_documented(seq_len: int, rows: int) -> None:
+    assert block_tokens(seq_len) == rows * seq_len
 
 
 def _block(lengths: list[int], closed: bool = True) -> Block:

@@ -1,7 +1,5 @@
 """A reader yields every document once, from any address, in bounded memory; bad files are refused by place."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from cistron.datasets.files import digest, expand
 from cistron.datasets.pieces import Piece, split
 from cistron.datasets.readers import Chunk, build_reader
 from cistron.tests.datasets.corpus import write_bytes, write_fasta, write_jsonl, write_text
+from fsspec.registry import known_implementations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -137,6 +136,13 @@ def test_patterns_are_sorted_without_duplicates(tmp_path: Path) -> None:
     assert [Path(file.path).name for file in found] == ["0000.txt", "0001.txt", "0002.txt"]
 
 
+def test_a_name_with_glob_characters_is_taken_literally_where_it_exists(tmp_path: Path) -> None:
+    for folder in ("data[1]", "data1", "data2"):
+        write_text(tmp_path / folder, ["x"])
+    found = {name: [file.path for file in expand([str(tmp_path / name / "0000.txt")])] for name in ("data[1]", "data[2]")}
+    assert found == {"data[1]": [str(tmp_path / "data[1]/0000.txt")], "data[2]": [str(tmp_path / "data2/0000.txt")]}
+
+
 def test_stdlib_stands_for_pythons_own_sources() -> None:
     assert json.__file__ in [file.path for file in expand(["{stdlib}/json/*.py"])]
 
@@ -160,9 +166,41 @@ def test_a_path_that_names_no_data_is_refused(pattern: str, message: str, tmp_pa
     assert str(tmp_path / pattern) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.ZSTD", "a.bz2", "a.xz", "a.zip", "a.lz4", "a.7z"])
+def test_compression_that_is_not_undone_is_refused(name: str, tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / name, b"(")
+    for pattern in (path, str(tmp_path / "*")):
+        with pytest.raises(DataError, match=r"only \.gz is read") as caught:
+            expand([pattern])
+        assert caught.value.file == path
+
+
+def test_gz_is_known_in_any_case(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "x.gz", b'{"text": "a"}\n')
+    assert _read("jsonl", str(Path(path).rename(tmp_path / "x.jsonl.GZ"))) == [b"a"]
+
+
+def test_a_url_without_a_driver_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"^nosuch://a/b: Protocol not known: nosuch"):
+        expand(["nosuch://a/b"])
+    monkeypatch.setitem(known_implementations, "absent", {"class": "absent_driver.X", "err": "install absent_driver"})
+    with pytest.raises(DataError, match=r"^absent://a/b: the fsspec driver .* is not installed: install absent_driver"):
+        expand(["absent://a/b"])
+
+
+@pytest.mark.parametrize("format", ["jsonl", "fasta"])
+def test_a_byte_order_mark_is_no_part_of_the_first_record(format: str, tmp_path: Path) -> None:
+    path = Path(_write(format, tmp_path / "x", ["ACGT", "C"]))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert _read(format, str(path)) == [b"ACGT", b"C"]
+    if format == "fasta":
+        assert build_reader("fasta", "").locate(str(path), 18, 0)[0] == "r0"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        pytest.param("[" * 200_000, "not valid JSON", id="nested"),
         ('{"text": "a"', "not valid JSON"),
         ('{"body": "a"}', "no field 'text'; its fields are: 'body'"),
         ('{"text": 3}', "must be a string, found a int"),

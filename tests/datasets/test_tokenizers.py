@@ -1,9 +1,8 @@
 """No document can produce an eos, and every special id is stated with the place it comes from."""
 
-from __future__ import annotations
-
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from cistron.datasets.errors import DataConfigError
 from cistron.datasets.tokenizers import HFTokenizer, TokenizeError, build_tokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 EOS = "<|endoftext|>"
 
@@ -83,6 +82,44 @@ def test_a_special_token_may_be_written_as_an_object(folder: Path, tmp_path: Pat
     settings = {"eos_token": {"content": EOS, "special": True}, "pad_token": "<pad>"}
     tokenizer = build_tokenizer("hf", str(_copy(folder, tmp_path, settings)))
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.hf_config) == (0, 1, None)
+
+
+@pytest.mark.parametrize("added", [AddedToken("<fill>", special=False), None], ids=["added", "of-the-model"])
+def test_a_pad_that_a_document_could_hold_is_refused(folder: Path, tmp_path: Path, added: AddedToken | None) -> None:
+    pad = added.content if added else "a"
+    inner = Tokenizer.from_file(str(_copy(folder, tmp_path, {"eos_token": EOS, "pad_token": pad}) / "tokenizer.json"))
+    inner.add_tokens([added] if added else [])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    for argument in (None, pad):
+        with pytest.raises(DataConfigError, match=rf"tokenizer\.pad_token: '{pad}' is not marked as special"):
+            build_tokenizer("hf", str(tmp_path), pad_token=argument)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("eos_token_id", "0"), ("eos_token_id", [0, None]), ("pad_token_id", [1]), ("pad_token_id", True), ("vocab_size", 32.0)],
+)
+def test_a_config_whose_ids_are_no_integers_is_refused(folder: Path, tmp_path: Path, key: str, value: object) -> None:
+    _copy(folder, tmp_path, {"eos_token": EOS})
+    (tmp_path / "config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(DataConfigError, match=re.escape(f"{tmp_path}/config.json: {key} is {value!r}; it must be an integer")):
+        build_tokenizer("hf", str(tmp_path))
+
+
+def test_a_config_may_state_null(folder: Path, tmp_path: Path) -> None:
+    _copy(folder, tmp_path, {"eos_token": EOS})
+    (tmp_path / "config.json").write_text('{"pad_token_id": null, "eos_token_id": 0}')
+    stated = build_tokenizer("hf", str(tmp_path)).hf_config
+    assert stated == {"where": f"{tmp_path}/config.json", "pad_token_id": None, "eos_token_id": 0}
+
+
+def test_no_bos_is_added_to_a_document(folder: Path, tmp_path: Path) -> None:
+    inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    inner.post_processor = processors.TemplateProcessing(single="<pad> $A", special_tokens=[("<pad>", 1)])
+    assert inner.encode("the cat").ids[0] == 1
+    _copy(folder, tmp_path, {"eos_token": EOS, "bos_token": "<pad>", "add_bos_token": True})
+    inner.save(str(tmp_path / "tokenizer.json"))
+    assert 1 not in build_tokenizer("hf", str(tmp_path)).encode(b"the cat")
 
 
 @pytest.mark.parametrize("settings", [None, {}, {"eos_token": None}])
