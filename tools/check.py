@@ -108,11 +108,7 @@ def memory_parts(config: JobConfig, decoder: DecoderConfig, layout: Layout) -> l
         Part("parameters", 4 * parameters / sharded, f"float32, over shard x tensor = {sharded}"),
         Part("gradients", 4 * parameters / sharded, "float32, sharded alike"),
         Part("AdamW", 8 * parameters / sharded, "two float32 moments"),
-        Part(
-            "gathered",
-            width * (2 * block + tables) / layout.tp,
-            f"two blocks and the tables, {t.mixed_precision_param}",
-        ),
+        Part("gathered", width * (2 * block + tables) / layout.tp, f"two blocks and the tables, {t.mixed_precision_param}"),
         Part("activations", width * tokens * per_token * d.n_layers / layout.tp, f"{rows} rows, {what}"),
         Part("logits", (2 * 4 + width) * tokens * d.vocab_size, "with their float32 copy and its gradient"),
     ]

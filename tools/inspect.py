@@ -102,11 +102,7 @@ def draw(batch: Batch, output: Path) -> None:
     blocks.set(title=f"document mask of row {batch.rows[chosen]} in blocks of {block_size}", xlabel="key", ylabel="query")
     handles: list[Any] = [
         mpl.patches.Patch(facecolor=palette(state), edgecolor="grey", label=label)
-        for state, label in (
-            (EMPTY, "empty: skipped"),
-            (PARTIAL, "partial: rule evaluated"),
-            (FULL, "full: no rule needed"),
-        )
+        for state, label in ((EMPTY, "empty: skipped"), (PARTIAL, "partial: rule evaluated"), (FULL, "full: no rule needed"))
     ]
     blocks.legend(handles=handles, loc="upper right")
     figure.savefig(output, dpi=120)

@@ -127,10 +127,7 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: 
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
     dist.barrier()
-    tensors = {
-        "model": get_model_state_dict(model),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=FLAT),
-    }
+    tensors = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer, options=FLAT)}
     dcp_save(tensors, checkpoint_id=path)
     if dist.get_rank() == 0:
         write_atomically(path / STATE, json.dumps(state, indent=1))

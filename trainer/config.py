@@ -253,36 +253,25 @@ class Comm(Table):
 class JobConfig(BaseSettings):
     """Train a decoder on eos-delimited packed rows. Every key is a TOML key too: --training.steps is [training] steps."""
 
-    model_config = SettingsConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, cli_use_class_docs_for_groups=True
+    )
 
     extends: str | None = None
     """Another TOML, relative to this one, whose keys this one starts from."""
     job: Job = Job()
-    """Where the run lives."""
     model: Model = Model()
-    """The decoder: a preset and what to change in it."""
     tokenizer: TokenizerTable = TokenizerTable()
-    """From text or bytes to ids."""
     data: Data = Data()
-    """From files to packed rows."""
     training: Training = Training()
-    """The optimisation loop."""
     optimizer: Optimizer = Optimizer()
-    """AdamW."""
     lr_scheduler: LrScheduler = LrScheduler()
-    """Warmup, stable, decay."""
     parallelism: Parallelism = Parallelism()
-    """How ranks divide the work."""
     compile: Compile = Compile()
-    """torch.compile."""
     activation_checkpoint: ActivationCheckpoint = ActivationCheckpoint()
-    """Activation checkpointing."""
     checkpoint: Checkpoint = Checkpoint()
-    """What a run leaves behind to continue from."""
     metrics: Metrics = Metrics()
-    """What is reported."""
     comm: Comm = Comm()
-    """Process groups."""
 
     @classmethod
     def settings_customise_sources(

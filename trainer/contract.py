@@ -44,11 +44,7 @@ def gather_statements(
     """Ask every party. `checkpoint` is the contract saved with the weights to start from, with its path under "where"."""
     statements = [
         Statement(
-            party="tokenizer",
-            where=tokenizer.where,
-            eos=(tokenizer.eos_id,),
-            pad=tokenizer.pad_id,
-            vocab=tokenizer.vocab_size,
+            party="tokenizer", where=tokenizer.where, eos=(tokenizer.eos_id,), pad=tokenizer.pad_id, vocab=tokenizer.vocab_size
         ),
         Statement(party="packer", where="datasets.packing.Packer", eos=(packer.eos_id,), pad=packer.pad_id),
         Statement(party="attention mask", where="models.masks.DocumentMask", eos=(mask.eos_id,), pad=mask.pad_id),

@@ -21,12 +21,7 @@ from .distributed import World
 from .optimizer import learning_rate
 
 # Dense bf16 FLOP/s by the vendors' datasheets. A device that is not listed has no MFU: a wrong number is worse than none.
-PEAK_FLOPS = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA A100-SXM4": 312e12,
-    "NVIDIA B200": 2250e12,
-}
+PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4": 312e12, "NVIDIA B200": 2250e12}
 
 
 class StepTotals(NamedTuple):
@@ -104,13 +99,7 @@ class MetricsLog:
         self.console = Console(highlight=False, soft_wrap=True)
         self.bar: ProgressBar | None = None
         if sys.stdout.isatty():
-            columns = (
-                TextColumn("step"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
+            columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             self.bar = ProgressBar(*columns, console=self.console)
             self.task = self.bar.add_task("train", total=config.training.steps, completed=start_step)
             self.bar.start()

@@ -30,11 +30,9 @@ def learning_rate(config: JobConfig, step: int) -> float:
     warmup = step / schedule.warmup_steps if step < schedule.warmup_steps else 1.0
     decay_steps = round(schedule.decay_ratio * steps)
     progress = max(0.0, (step - 1 - (steps - decay_steps)) / decay_steps) if decay_steps else 0.0
-    shape = {
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-        "sqrt": 1.0 - math.sqrt(progress),
-    }[schedule.decay_type]
+    shape = {"linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)), "sqrt": 1.0 - math.sqrt(progress)}[
+        schedule.decay_type
+    ]
     return config.optimizer.lr * min(warmup, schedule.min_lr_factor + (1.0 - schedule.min_lr_factor) * shape)
 
 

@@ -41,12 +41,7 @@ def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> Non
     divisions = [
         ("training.global_batch_size", rows, layout.data_parallel, "data-parallel ranks"),
         ("data.lanes", config.data.lanes, loaders, "data-parallel ranks x data.num_workers"),
-        (
-            "training.seq_len",
-            config.training.seq_len,
-            tp,
-            "parallelism.tensor_parallel_degree, which splits the sequence",
-        ),
+        ("training.seq_len", config.training.seq_len, tp, "parallelism.tensor_parallel_degree, which splits the sequence"),
         ("model.n_heads", model.n_heads, tp, "parallelism.tensor_parallel_degree"),
         ("model.n_kv_heads", model.n_kv_heads, tp, "parallelism.tensor_parallel_degree"),
         ("model.hidden_dim", model.hidden_dim, tp, "parallelism.tensor_parallel_degree"),

@@ -255,11 +255,7 @@ class Trainer:
         state = {
             "progress": asdict(self.progress),
             "data": merge_states(states),
-            "contract": {
-                "eos": self.mask.eos_id,
-                "pad": self.mask.pad_id,
-                "vocab": self.decoder_config.vocab_size,
-            },
+            "contract": {"eos": self.mask.eos_id, "pad": self.mask.pad_id, "vocab": self.decoder_config.vocab_size},
             "model": asdict(self.decoder_config),
             "config": self.config.to_dict(),
             "versions": {"cistron": __version__, "torch": torch.__version__},
@@ -330,10 +326,10 @@ def run(argv: Sequence[str]) -> None:
             dist.destroy_process_group()
 
 
-def main() -> None:
-    """Entry point of `python -m cistron.trainer.train`."""
-    run_command(lambda: run(sys.argv[1:]))
+def main(argv: Sequence[str]) -> None:
+    """`cistron train`, and what torchrun starts as `cistron.trainer.train`."""
+    run_command(lambda: run(argv))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

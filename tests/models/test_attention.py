@@ -78,8 +78,7 @@ def test_the_default_executor_passes_its_own_check() -> None:
 
 
 @pytest.mark.parametrize(
-    ("executor", "reason"),
-    [("flex", "no backward"), ("varlen", "CUDA only"), ("fast", "one of flex, varlen, sdpa")],
+    ("executor", "reason"), [("flex", "no backward"), ("varlen", "CUDA only"), ("fast", "one of flex, varlen, sdpa")]
 )
 def test_an_executor_that_cannot_train_on_the_device_is_refused(executor: str, reason: str) -> None:
     with pytest.raises(ModelError, match=rf"model\.attention is .{executor}.*{reason}"):

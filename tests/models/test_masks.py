@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cistron.models.masks import (
-    DocumentMask,
-    document_block_mask,
-    document_dense_mask,
-    document_offsets,
-    offsets_capacity,
-)
+from cistron.models.masks import DocumentMask, document_block_mask, document_dense_mask, document_offsets, offsets_capacity
 from cistron.tests.models.packed import EOS, LLAMA, PAD, pack, random_decoder
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

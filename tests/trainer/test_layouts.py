@@ -11,10 +11,7 @@ LAYOUTS = {
     "fsdp_two_workers": (2, ("--data.num_workers", "2")),
     "tensor": (2, TENSOR),
     "fsdp_tensor": (4, TENSOR),
-    "hsdp_checkpointing": (
-        4,
-        ("--parallelism.data_parallel_replicate_degree", "2", "--activation_checkpoint.mode", "full"),
-    ),
+    "hsdp_checkpointing": (4, ("--parallelism.data_parallel_replicate_degree", "2", "--activation_checkpoint.mode", "full")),
     "compiled_fsdp": (2, ("--compile.enable", "true")),
 }
 
