@@ -60,7 +60,12 @@ def _match(pattern: str) -> list[DataFile]:
 
     if any(character in root for character in "*?[") and not filesystem.exists(root):
         listing = filesystem.glob(root, detail=True)
-        matches = [named(path, info["size"]) for path, info in listing.items() if info["type"] == "file"]
+        # of a link, `glob` tells that it is one and `info` what it leads to: data folders are often made of links
+        try:
+            found = [filesystem.info(path) if info["type"] != "directory" else info for path, info in listing.items()]
+        except FileNotFoundError as error:
+            raise DataError("this link leads nowhere", file=error.filename or pattern) from None
+        matches = [named(info["name"], info["size"]) for info in found if info["type"] == "file"]
         if not matches:
             raise DataError("this pattern matches no file", file=pattern)
         return matches

@@ -156,10 +156,10 @@ class Loader:
         return [source.summary for source in self._sources]
 
     def close(self) -> None:
-        """Stop reading and end the workers."""
+        """Stop reading and end the workers; a thread that is still reading a block after 10 s is left to the exit."""
         self._stopped.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout=10.0)
             atexit.unregister(self.close)
 
     def __enter__(self) -> "Loader":

@@ -141,11 +141,7 @@ class Packer:
 
 
 def row_violations(
-    tokens: npt.NDArray[Any],
-    labels: npt.NDArray[Any],
-    positions: npt.NDArray[Any],
-    sequence_ids: npt.NDArray[Any],
-    eos_id: int,
+    tokens: npt.NDArray[Any], labels: npt.NDArray[Any], positions: npt.NDArray[Any], sequence_ids: npt.NDArray[Any], eos_id: int
 ) -> list[str]:
     """Return what in a batch breaks the row invariants, from the eos tokens alone; nothing when all hold.
 

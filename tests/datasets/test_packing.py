@@ -92,8 +92,7 @@ def test_best_fit_of_the_blocks_of_a_stream_of_text_uses_995_of_1000_tokens() ->
 
 
 @pytest.mark.parametrize(
-    ("seq_len", "rows"),
-    [(1, 2**18), (512, 512), (1000, 263), (2048, 192), (2**16, 64), (2**19, 8), (2**20, 8)],
+    ("seq_len", "rows"), [(1, 2**18), (512, 512), (1000, 263), (2048, 192), (2**16, 64), (2**19, 8), (2**20, 8)]
 )
 def test_a_block_holds_as_many_rows_as_documented(seq_len: int, rows: int) -> None:
     assert block_tokens(seq_len) == rows * seq_len

@@ -85,9 +85,7 @@ def test_a_file_reopened_at_any_address_goes_on_identically(format: str, suffix:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(
-    records=st.lists(st.text(alphabet="AC\n\r", max_size=60), max_size=8),
-    chunk=st.integers(2, 40),
-    final_newline=st.booleans(),
+    records=st.lists(st.text(alphabet="AC\n\r", max_size=60), max_size=8), chunk=st.integers(2, 40), final_newline=st.booleans()
 )
 def test_fasta_agrees_with_a_parser_by_lines(
     records: list[str], chunk: int, final_newline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -247,3 +245,18 @@ def test_a_byte_of_a_document_is_located_in_its_file(tmp_path: Path) -> None:
             assert (record, raw[offset]) == ("r1", letter)
     text = write_bytes(tmp_path / "x.txt", b"hello")
     assert build_reader("text", "").locate(text, 3, 1) == (None, 4)
+
+
+def test_links_to_files_are_files_and_a_link_to_nowhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "links").mkdir()
+    for name in "abc":
+        (tmp_path / "real" / name).write_text("document " + name)
+        (tmp_path / "links" / name).symlink_to(tmp_path / "real" / name)
+    (tmp_path / "links" / "d").write_text("a file")
+    files = expand([f"{tmp_path}/links/*"])
+    assert [Path(file.path).name for file in files] == ["a", "b", "c", "d"]
+    assert [file.size for file in files] == [10, 10, 10, 6]
+    (tmp_path / "links" / "e").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="leads nowhere"):
+        expand([f"{tmp_path}/links/*"])
