@@ -18,13 +18,14 @@ from typing import Any
 import torch
 
 from .errors import DataConfigError
+from .files import digest
 from .packing import LABELS, POSITIONS, SEQUENCE_IDS, TOKENS, Packer
-from .sources import Source, SourceConfig, SourceSummary, find_source
+from .sources import Source, SourceConfig, find_source
 from .state import check_state, documents_dropped, initial_state, merge_states
 from .tokenizers import Tokenizer
 from .transport import Row, RowStream, in_order
 
-__all__ = ["Batch", "DataConfig", "Loader", "SourceConfig", "SourceSummary", "documents_dropped", "merge_states"]
+__all__ = ["Batch", "DataConfig", "Loader", "SourceConfig", "documents_dropped", "merge_states"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +106,19 @@ class Loader:
         self._config = config
         self._batch_size = batch_size
         self._rank, self._degree = dp_rank, dp_degree
-        self._sources = [find_source(source, config.lanes) for source in config.sources]
+        self.sources = [find_source(source, config.lanes) for source in config.sources]
 
-        identity = _identity(config, self._sources, tokenizer)
+        identity = _identity(config, self.sources, tokenizer)
         if state is None:
             state = initial_state(identity, len(names))
         check_state(state, identity)
         own = {
             source.lane_name(lane)
-            for source in self._sources
+            for source in self.sources
             for lane in range((state["rows"] + dp_rank) % dp_degree, config.lanes, dp_degree)
         }
         self._state = {**state, "lanes": {name: at for name, at in state["lanes"].items() if name in own}}
-        self._stream = RowStream(self._sources, tokenizer, self.packer, config.seed, dp_rank, dp_degree, self._state)
+        self._stream = RowStream(self.sources, tokenizer, self.packer, config.seed, dp_rank, dp_degree, self._state)
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=2)
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -150,10 +151,6 @@ class Loader:
     def state(self) -> dict[str, Any]:
         """Return the state after the last batch that `next` returned: plain JSON, at most some 100 bytes per lane."""
         return self._state
-
-    def describe(self) -> list[SourceSummary]:
-        """Return what each source was found to hold."""
-        return [source.summary for source in self._sources]
 
     def close(self) -> None:
         """Stop reading and end the workers; a thread that is still reading a block after 10 s is left to the exit."""
@@ -198,7 +195,7 @@ class Loader:
             sources = [mixer.source(number) for number in numbers]
             for row, number, source in zip(taken, numbers, sources, strict=True):
                 assert row.source == source
-                lanes[self._sources[source].lane_name(number % self._config.lanes)] = row.state
+                lanes[self.sources[source].lane_name(number % self._config.lanes)] = row.state
             done += self._batch_size * self._degree
             planes = torch.stack([row.planes for row in taken])
             yield Batch(
@@ -236,7 +233,7 @@ def _identity(config: DataConfig, sources: Sequence[Source], tokenizer: Tokenize
                 "format": source.config.format,
                 "field": source.config.field,
                 "weight": source.config.weight,
-                "files": source.files_digest,
+                "files": digest(source.files),
             }
             for source in sources
         ],

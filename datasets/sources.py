@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .errors import DataConfigError
-from .files import digest, expand
+from .files import DataFile, expand
 from .pieces import Piece, deal, split
 from .readers import Reader, build_reader
 
@@ -28,43 +28,20 @@ class SourceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceSummary:
-    """What a source was found to hold, before reading it.
-
-    Attributes:
-        name: Of the source.
-        files: Number of files.
-        empty_files: Files of them without a byte, which are left out.
-        bytes: Size of all files as stored.
-        pieces: Parts that the files were split into.
-        pieces_per_lane: (fewest, most).
-    """
-
-    name: str
-    files: int
-    empty_files: int
-    bytes: int
-    pieces: int
-    pieces_per_lane: tuple[int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Source:
     """A source ready to be read.
 
     Attributes:
         config: As given.
         reader: Of its format.
+        files: All of its files, those without a byte included.
         lanes: Pieces of each lane.
-        files_digest: By which a resumed run knows the files again.
-        summary: For a human reader.
     """
 
     config: SourceConfig
     reader: Reader
+    files: list[DataFile]
     lanes: list[list[Piece]]
-    files_digest: str
-    summary: SourceSummary
 
     def lane_name(self, lane: int) -> str:
         """Return the key of a lane in the loader's state."""
@@ -82,15 +59,5 @@ def find_source(config: SourceConfig, lanes: int) -> Source:
         raise DataConfigError(f"data.sources.weight: {config.weight} of source {config.name!r} must be above 0")
     reader = build_reader(config.format, config.field)
     files = expand(config.paths)
-    pieces = split(files, reader.boundary, lanes)
-    dealt = deal(pieces, lanes, config.name)
-    counts = [len(lane) for lane in dealt]
-    summary = SourceSummary(
-        name=config.name,
-        files=len(files),
-        empty_files=sum(file.size == 0 for file in files),
-        bytes=sum(file.size for file in files),
-        pieces=len(pieces),
-        pieces_per_lane=(min(counts), max(counts)),
-    )
-    return Source(config=config, reader=reader, lanes=dealt, files_digest=digest(files), summary=summary)
+    dealt = deal(split(files, reader.boundary, lanes), lanes, config.name)
+    return Source(config=config, reader=reader, files=files, lanes=dealt)

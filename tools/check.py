@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..datasets.files import is_compressed
 from ..datasets.loader import Batch, Loader
 from ..datasets.tokenizers import Tokenizer
 from ..models.config import DecoderConfig
@@ -123,12 +124,13 @@ def report_data(
     split = int((batch.labels[:, -1] >= 0).sum())
     total_bytes = 0
     grid = Table("source", "format", "files", "MB", "pieces", "pieces per lane", box=None)
-    for source, table_ in zip(loader.describe(), config.data.sources, strict=True):
-        total_bytes += source.bytes
-        fewest, most = source.pieces_per_lane
-        lanes = f"{fewest} to {most} in {config.data.lanes} lanes"
-        files = f"{source.files:,}" + (f" ({source.empty_files:,} empty)" if source.empty_files else "")
-        grid.add_row(source.name, table_.format, files, f"{source.bytes / 1e6:,.1f}", f"{source.pieces:,}", lanes)
+    for source in loader.sources:
+        size, pieces = sum(file.size for file in source.files), [len(lane) for lane in source.lanes]
+        total_bytes += size
+        empty = sum(file.size == 0 for file in source.files)
+        files = f"{len(source.files):,}" + (f" ({empty:,} empty)" if empty else "")
+        lanes = f"{min(pieces)} to {max(pieces)} in {len(pieces)} lanes"
+        grid.add_row(source.config.name, source.config.format, files, f"{size / 1e6:,.1f}", f"{sum(pieces):,}", lanes)
     console.print(grid)
     console.print(
         f"the first {totals.rows} rows: {totals.tokens / (totals.rows * seq_len):.2%} of the positions used, "
@@ -136,7 +138,7 @@ def report_data(
     )
     rows_per_step = global_batch_size(config, layout)
     console.print(f"a step: {rows_per_step} rows = {rows_per_step * seq_len:,} positions on {layout.world_size} process(es)")
-    if all(not path.endswith(".gz") for s in config.data.sources for path in s.paths):
+    if not any(is_compressed(file.path) for source in loader.sources for file in source.files):
         used = batch.tokens[batch.sequence_ids >= 0]
         bytes_per_token = len(tokenizer.decode(used.tolist()).encode()) / len(used)
         tokens = total_bytes / bytes_per_token

@@ -247,10 +247,12 @@ def test_a_source_of_empty_files_is_refused(tmp_path: Path) -> None:
         byte_loader(config(text_source(write_text(tmp_path, ["", ""]))))
 
 
-def test_sources_are_described(tmp_path: Path) -> None:
-    (summary,) = byte_loader(config(text_source(write_text(tmp_path, ["abc", "", *"defgh"])), lanes=4)).describe()
-    assert (summary.name, summary.files, summary.empty_files, summary.bytes) == ("main", 7, 1, 8)
-    assert (summary.pieces, summary.pieces_per_lane) == (6, (1, 2))
+def test_every_file_with_a_byte_is_dealt_to_a_lane(tmp_path: Path) -> None:
+    (source,) = byte_loader(config(text_source(write_text(tmp_path, ["abc", "", *"defgh"])), lanes=4)).sources
+    assert sorted(file.size for file in source.files) == [0, 1, 1, 1, 1, 1, 3]
+    dealt = [piece.path for lane in source.lanes for piece in lane]
+    assert sorted(dealt) == sorted(file.path for file in source.files if file.size)
+    assert {len(lane) for lane in source.lanes} == {1, 2}
 
 
 def test_documents_without_tokens_are_counted_over_lanes_and_ranks(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The commands that look at a job: check, inspect, generate."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def test_check_estimates_the_steps_of_an_epoch(tmp_path: Path, capsys: pytest.Ca
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("an epoch"))
     estimate = int(line.split("about ")[1].split(" ")[0].replace(",", ""))
     assert tokens < estimate < 1.35 * tokens, "a jsonl line holds 12 bytes beside its text"
+
+
+def test_check_does_not_guess_the_epoch_of_compressed_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_job(tmp_path)
+    for number in range(8):
+        (tmp_path / "corpus" / f"{number}.jsonl.gz").write_bytes(gzip.compress((tmp_path / "corpus" / "0.jsonl").read_bytes()))
+    config.write_text(config.read_text().replace("*.jsonl", "*.gz"))
+    check.main([str(config)])
+    assert "an epoch: not estimated" in capsys.readouterr().out
 
 
 def test_parameters_gradients_and_optimizer_take_16_bytes_each_over_the_ranks_that_share_them(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Both lay out every matrix as we do, rotary halves included, so a name is all that changes.
 """
 
-from .config import DecoderConfig
+from cistron.models.config import DecoderConfig
 
 _TOP = {
     "tok_embeddings.weight": "model.embed_tokens.weight",
