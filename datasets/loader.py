@@ -194,7 +194,6 @@ class Loader:
             numbers = [done + self._rank + k * self._degree for k in range(self._batch_size)]
             sources = [mixer.source(number) for number in numbers]
             for row, number, source in zip(taken, numbers, sources, strict=True):
-                assert row.source == source
                 lanes[self.sources[source].lane_name(number % self._config.lanes)] = row.state
             done += self._batch_size * self._degree
             planes = torch.stack([row.planes for row in taken])

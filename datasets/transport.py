@@ -41,12 +41,10 @@ class Row(NamedTuple):
 
     Attributes:
         planes: int32 [4, seq_len].
-        source: Number of its source.
         state: Of its lane, plain JSON.
     """
 
     planes: torch.Tensor
-    source: int
     state: list[int]
 
 
@@ -56,13 +54,11 @@ class Message(NamedTuple):
     Attributes:
         worker: Its number.
         planes: int32 [rows, 4, seq_len].
-        sources: Source of each row.
         states: Lane state after each row.
     """
 
     worker: int
     planes: torch.Tensor
-    sources: list[int]
     states: list[list[int]]
 
 
@@ -109,11 +105,11 @@ class RowStream(IterableDataset[Message | DataError]):
             except DataError as error:
                 yield error
                 return
-            planes = torch.from_numpy(np.stack([planes for planes, _, _ in batch]))
-            yield Message(worker, planes, [source for _, source, _ in batch], [list(state) for _, _, state in batch])
+            planes = torch.from_numpy(np.stack([planes for planes, _ in batch]))
+            yield Message(worker, planes, [list(state) for _, state in batch])
 
-    def _rows(self, worker: int, workers: int) -> Iterator[tuple[Planes, int, LaneState]]:
-        """Yield this worker's rows: every `workers`-th of the rank's, each with its source and its lane's state."""
+    def _rows(self, worker: int, workers: int) -> Iterator[tuple[Planes, LaneState]]:
+        """Yield this worker's rows: every `workers`-th of the rank's, each with its lane's state."""
         mixer = self.mixer()
         lanes: dict[tuple[int, int], Iterator[tuple[Planes, LaneState]]] = {}
         for row in count(self.state["rows"] + self.rank + worker * self.degree, self.degree * workers):
@@ -124,8 +120,7 @@ class RowStream(IterableDataset[Message | DataError]):
                 lanes[key] = Lane(
                     source.lanes[lane], source.reader, self.tokenizer, self.packer, (self.seed, *key), state
                 ).rows()
-            planes, state = next(lanes[key])
-            yield planes, number, state
+            yield next(lanes[key])
 
 
 def in_order(stream: RowStream, workers: int) -> Iterator[Row]:
@@ -148,9 +143,9 @@ def in_order(stream: RowStream, workers: int) -> Iterator[Row]:
             # Row k of the rank is made by worker k mod W; messages come from workers in turn and are equally long.
             turn = [_receive(messages) for _ in range(max(1, workers))]
             assert [message.worker for message in turn] == list(range(len(turn)))
-            for index in range(len(turn[0].sources)):
+            for index in range(len(turn[0].states)):
                 for message in turn:
-                    yield Row(message.planes[index], message.sources[index], message.states[index])
+                    yield Row(message.planes[index], message.states[index])
     finally:
         if workers:
             # torch ends workers when the iterator is collected, which the traceback of an exception would put off; they

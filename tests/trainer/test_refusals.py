@@ -208,8 +208,7 @@ def non_finite_gradient(config_path: str) -> tuple[str, bool]:
     trainer = Trainer(config, world, StopRequest())
     before = [p.to_local().clone() for p in trainer.model.parameters()]  # type: ignore[attr-defined]
     if world.rank == 1:
-        hook = lambda _m, _i, logits: logits * float("nan")  # noqa: E731
-        trainer.model.register_forward_hook(hook)
+        trainer.model.register_forward_hook(lambda _m, _i, logits: logits * float("nan"))
     message = ""
     try:
         trainer.train()
