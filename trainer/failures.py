@@ -36,7 +36,7 @@ def run_command(command: Callable[[], None]) -> None:
             ending = (f"error: {error}", 2) if isinstance(error, USER_ERRORS) else (f"stopped: {error}", 1)
         traceback.clear_frames(error.__traceback__)
     # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the interpreter
-    # ends the process in std::terminate, 1 time in 10, and SIGABRT hides the exit status.
+    # ends the process in std::terminate, in 2 of 40 refused runs, and SIGABRT hides the exit status.
     gc.collect()
     if ending:
         end(*ending)

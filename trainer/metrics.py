@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
+from torch.utils.tensorboard import SummaryWriter
 
 from ..datasets.loader import Batch
 from ..models.config import DecoderConfig
@@ -91,11 +92,8 @@ class MetricsLog:
             return
         self.file = folder / "metrics.jsonl"
         forget_after(self.file, start_step)
-        self.writer = None
-        if config.metrics.enable_tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # takes 1 s to import, needed on one rank only
-
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        tensorboard = config.metrics.enable_tensorboard
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1) if tensorboard else None
         self.console = Console(highlight=False, soft_wrap=True)
         self.bar: ProgressBar | None = None
         if sys.stdout.isatty():
