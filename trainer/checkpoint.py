@@ -50,11 +50,6 @@ class Found:
     path: Path
     state: dict[str, Any]
 
-    @property
-    def step(self) -> int:
-        """Optimizer steps done when it was saved."""
-        return int(self.state["progress"]["step"])
-
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
     """The `step-<N>` folders, oldest first, complete or not."""

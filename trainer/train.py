@@ -246,9 +246,10 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the steps done, unless there is one."""
+        if not self.config.checkpoint.enable or self.progress.step == 0:
+            return
         path = self.checkpoints / f"step-{self.progress.step}"
-        saved = self.world.gather(checkpoint.what_is_torn(path) is None)[0]
-        if not self.config.checkpoint.enable or self.progress.step == 0 or saved:
+        if self.world.gather(self.world.is_first and checkpoint.what_is_torn(path) is None)[0]:
             return
         reports = self.world.gather((self.data_state, self.world.tp_rank))
         states = [data_state for data_state, tp_rank in reports if tp_rank == 0 and data_state]

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from cistron.datasets.tokenizers import ByteTokenizer
-from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.models.masks import document_block_mask, document_dense_mask
 from cistron.tests.trainer.jobs import train_here, write_job
 from cistron.tools import check, generate, inspect
 from cistron.tools.check import memory_parts
-from cistron.trainer.components import make_loader
+from cistron.trainer.components import make_loader, verify
 from cistron.trainer.config import load_config
 from cistron.trainer.distributed import Layout
 
@@ -72,19 +71,7 @@ def test_check_does_not_guess_the_epoch_of_compressed_files(tmp_path: Path, caps
 
 def test_parameters_gradients_and_optimizer_take_16_bytes_each_over_the_ranks_that_share_them(tmp_path: Path) -> None:
     config, _ = load_config(["--config", str(write_job(tmp_path))])
-    shape = DecoderConfig(
-        vocab_size=512,
-        dim=32,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=8,
-        hidden_dim=64,
-        norm_eps=1e-5,
-        qk_norm=False,
-        tie_embeddings=False,
-        rope=RopeConfig(),
-    )
+    _, shape = verify(config, Layout.resolve(config))
     parameters = sum(p.numel() for p in Decoder(shape).parameters())
     for layout in (Layout(replicate=1, shard=1, tp=1), Layout(replicate=2, shard=2, tp=2)):
         parts = {part.name: part.size for part in memory_parts(config, shape, layout)}
