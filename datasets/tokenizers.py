@@ -6,9 +6,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,18 +21,39 @@ Ids = npt.NDArray[np.integer[Any]]
 
 
 class TokenizeError(ValueError):
-    """A document cannot be encoded; `offset` is the byte inside the data at which it fails, None where unknown."""
+    """A document cannot be encoded.
 
-    def __init__(self, problem: str, offset: int | None) -> None:
+    Attributes:
+        problem: What is wrong with it.
+        offset: Byte inside of the document at which it fails, None where unknown.
+        index: Its place in the batch; documents before it are sound.
+    """
+
+    def __init__(self, problem: str, offset: int | None, index: int) -> None:
         self.problem = problem
         self.offset = offset
-        super().__init__(problem, offset)
+        self.index = index
+        super().__init__(problem, offset, index)
+
+
+class Encoded(NamedTuple):
+    """Documents as ids, one after another, each followed by its eos.
+
+    Attributes:
+        ids: 1-d integers of the tokenizer's dtype; may be read-only.
+        lengths: Of each document with its eos: 1 for a document without tokens.
+    """
+
+    ids: Ids
+    lengths: list[int]
 
 
 class Tokenizer(Protocol):
     """What the data path and the eos contract need of a tokenizer.
 
     Attributes:
+        kind: `byte` or `hf`.
+        dtype: Of the ids.
         eos_id: Id that ends every document.
         pad_id: Id that fills the end of a row.
         vocab_size: One more than the largest id.
@@ -42,6 +64,8 @@ class Tokenizer(Protocol):
         hf_config: What the Hugging Face `config.json` beside the tokenizer states, None where there is none.
     """
 
+    kind: str
+    dtype: npt.DTypeLike
     eos_id: int
     pad_id: int
     vocab_size: int
@@ -51,10 +75,14 @@ class Tokenizer(Protocol):
     hf_config: dict[str, Any] | None
 
     def encode(self, data: bytes) -> Ids:
-        """Encode UTF-8 `data` to ids, 1-d, without an eos.
+        """Encode UTF-8 `data` to ids, 1-d, without an eos; see `encode_batch`."""
+        ...
+
+    def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
+        """Encode documents, UTF-8, and end each with an eos.
 
         Raises:
-            TokenizeError: The data is not valid for this tokenizer, or an eos came out of it.
+            TokenizeError: A document is not valid for this tokenizer, or an eos came out of it; it is the first such.
         """
         ...
 
@@ -64,8 +92,10 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """Raw bytes as ids, without a copy."""
+    """Raw bytes as ids."""
 
+    kind = "byte"
+    dtype: npt.DTypeLike = np.uint8
     eos_id = 0
     pad_id = 1
     vocab_size = 512
@@ -76,10 +106,17 @@ class ByteTokenizer:
 
     def encode(self, data: bytes) -> Ids:
         """View `data` as uint8 ids; a NUL byte would be an eos and is refused."""
-        nul = data.find(0)
-        if nul >= 0:
-            raise TokenizeError("a NUL byte, which is the eos of the byte tokenizer; remove it from the document", nul)
-        return np.frombuffer(data, dtype=np.uint8)
+        return self.encode_batch([data]).ids[:-1]
+
+    def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
+        """Join documents with the eos byte; a NUL byte inside of one would be an eos and is refused."""
+        ids = np.frombuffer(b"\0".join((*documents, b"")), dtype=np.uint8)
+        # Counting what is not 0 is vectorised: 10 times as fast as bytes.count.
+        if len(ids) - np.count_nonzero(ids) != len(documents):
+            index, offset = next((i, at) for i, data in enumerate(documents) if (at := data.find(0)) >= 0)
+            problem = "a NUL byte, which is the eos of the byte tokenizer; remove it from the document"
+            raise TokenizeError(problem, offset, index)
+        return Encoded(ids, [len(data) + 1 for data in documents])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids below 256 as UTF-8; others, and broken sequences, become U+FFFD."""
@@ -89,6 +126,8 @@ class ByteTokenizer:
 class HFTokenizer:
     """Any Hugging Face `tokenizer.json`, its special ids from arguments or from `tokenizer_config.json` beside it."""
 
+    kind = "hf"
+    dtype: npt.DTypeLike = np.int32
     streams = False
 
     def __init__(self, path: str, eos_token: str | None = None, pad_token: str | None = None) -> None:
@@ -155,20 +194,43 @@ class HFTokenizer:
 
     def encode(self, data: bytes) -> Ids:
         """Encode UTF-8 text to int32 ids, the text of special tokens as text."""
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise TokenizeError(f"not valid UTF-8 ({error.reason})", error.start) from None
-        # The one call that keeps no character offsets: 1.3 to 1.9 times as fast as `encode`.
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        ids: Ids = np.array(encoding.ids, dtype=np.int32)
-        if (ids == self.eos_id).any():
-            raise TokenizeError(
-                f"the document encodes to the eos {self._eos!r} (id {self.eos_id}); "
-                f"mark that token as special in {self.where}, or remove its text",
-                data.find(self._eos.encode()) if self._eos.encode() in data else None,
-            )
-        return ids
+        return self.encode_batch([data]).ids[:-1]
+
+    def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
+        """Encode UTF-8 texts to int32 ids on the library's threads, the text of special tokens as text."""
+        texts: list[str] = []
+        for index, data in enumerate(documents):
+            try:
+                texts.append(data.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                self._refuse_eos(documents, self._encode(texts))
+                raise TokenizeError(f"not valid UTF-8 ({error.reason})", error.start, index) from None
+        encoded = self._encode(texts)
+        self._refuse_eos(documents, encoded)
+        return encoded
+
+    def _encode(self, texts: list[str]) -> Encoded:
+        # The one call that keeps no character offsets: 1.3 to 1.9 times as fast as `encode_batch`.
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        for row in rows:
+            row.append(self.eos_id)
+        lengths = [len(row) for row in rows]
+        return Encoded(np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=sum(lengths)), lengths)
+
+    def _refuse_eos(self, documents: Sequence[bytes], encoded: Encoded) -> None:
+        """Raise a TokenizeError for the first document from whose own text an eos came."""
+        found = np.flatnonzero(encoded.ids == self.eos_id)
+        if len(found) == len(encoded.lengths):
+            return
+        ends = np.cumsum(encoded.lengths) - 1
+        index = int(np.argmax(found[: len(ends)] != ends))
+        offset = documents[index].find(self._eos.encode())
+        raise TokenizeError(
+            f"the document encodes to the eos {self._eos!r} (id {self.eos_id}); "
+            f"mark that token as special in {self.where}, or remove its text",
+            offset if offset >= 0 else None,
+            index,
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids to text, special tokens included."""
