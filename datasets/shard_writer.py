@@ -42,6 +42,7 @@ class ShardWriter:
             self._files["weights"] = self._temporary("weights").open("w+b")
         self._files["offsets"].write(np.zeros(1, OFFSET).tobytes())
         self._open_tokens = 0
+        self._longest = 0
 
     def _temporary(self, ending: str) -> Path:
         return self._stem.with_name(f"{self._stem.name}.{ending}{TEMPORARY}")
@@ -59,6 +60,7 @@ class ShardWriter:
         self._write(ids, weights)
         ends = np.cumsum(lengths, dtype=np.int64) + self.tokens
         self._files["offsets"].write(ends.astype(OFFSET).tobytes())
+        self._longest = max(self._longest, max(lengths, default=0))
         self.documents += len(lengths)
         self.tokens += len(ids)
 
@@ -69,6 +71,7 @@ class ShardWriter:
 
     def close_document(self) -> None:
         """End the open document, whose last id must be the eos."""
+        self._longest = max(self._longest, self._open_tokens)
         self.documents += 1
         self.tokens += self._open_tokens
         self._open_tokens = 0
@@ -144,6 +147,7 @@ class ShardWriter:
             dtype=self._dtype.name,
             documents=self.documents,
             tokens=self.tokens,
+            longest_document=self._longest,
             largest_id=int(max(chunk.max() for chunk in chunks)),
             weights="weights" in self._files,
             checksums={ending: checksum(str(self._temporary(ending))) for ending in self._files},

@@ -82,6 +82,7 @@ class Manifest(Record):
         dtype: Of the ids: uint8, uint16 or uint32.
         documents: How many.
         tokens: How many, each document's eos included.
+        longest_document: Tokens of the longest document.
         largest_id: The largest id in the shard.
         weights: Whether there are loss weights.
         checksums: `xxh3_128:` and hexadecimal digits by the ending of each file but the manifest.
@@ -98,6 +99,7 @@ class Manifest(Record):
     dtype: str = Field(pattern="^uint(8|16|32)$")
     documents: int = Field(ge=1)
     tokens: int = Field(ge=1)
+    longest_document: int = Field(ge=1)
     largest_id: int = Field(ge=0)
     weights: bool
     checksums: dict[str, str]
@@ -225,18 +227,23 @@ def _check(shard: Shard) -> None:
     if offsets[-1] != manifest.tokens:
         problem = f"the last document ends at token {offsets[-1]}, not at the {manifest.tokens} that there are"
         raise DataError(problem, file=shard.file("offsets"))
+    longest = 0
     for first, bounds in _chunks(offsets, overlap=1):
-        falling = bounds[1:] <= bounds[:-1]
-        if falling.any():
-            at = int(falling.argmax())
+        lengths = np.diff(bounds.view(np.int64))
+        if lengths.min() <= 0:
+            at = int(lengths.argmin())
             problem = f"it begins at token {bounds[at]} and ends at {bounds[at + 1]}: offsets must rise"
             raise DataError(problem, file=shard.file("offsets"), record=first + at)
+        longest = max(longest, int(lengths.max()))
         last = ids[bounds[1:] - np.uint64(1)]
         wrong = last != manifest.eos_id
         if wrong.any():
             at = int(wrong.argmax())
             problem = f"its last id is {last[at]}, not the eos {manifest.eos_id}"
             raise DataError(problem, file=shard.file("ids"), record=first + at)
+    if longest != manifest.longest_document:
+        problem = f"its longest document has {longest:,} tokens, and its manifest says {manifest.longest_document:,}"
+        raise DataError(problem, file=shard.file("offsets"))
 
 
 def verify_shard(shard: Shard) -> None:
