@@ -1,7 +1,7 @@
 """Writing a token shard: streamed, atomic, and held against its own eos contract before it counts as written.
 
 Files grow under temporary names, ids, offsets and weights side by side, so that memory does not grow with the shard. A
-document may come in parts; until it is closed it can be taken back. `finish` reads everything once more for the
+document may come in parts; until its end it can be taken back. `finish` reads everything once more for the
 checksums, syncs, renames, and writes the manifest last: what is killed before leaves no shard.
 """
 
@@ -25,12 +25,12 @@ class ShardWriter:
     """One shard in the making; nothing but temporary files until `finish`.
 
     Attributes:
-        documents: Closed so far.
-        tokens: In closed documents.
+        documents: Written to their end.
+        tokens: Of these.
     """
 
     def __init__(self, folder: Path, name: str, tokenizer: Tokenizer, *, weighted: bool = False) -> None:
-        """Create the temporary files of `folder`/`name`.*, over those of an attempt before."""
+        """Create temporary files beside `folder`/`name`.*, of names that no other process uses."""
         folder.mkdir(parents=True, exist_ok=True)
         self.documents = 0
         self.tokens = 0
@@ -40,42 +40,34 @@ class ShardWriter:
         self._files = {ending: self._temporary(ending).open("w+b") for ending in ("ids", "offsets")}
         if weighted:
             self._files["weights"] = self._temporary("weights").open("w+b")
-        self._files["offsets"].write(np.zeros(1, OFFSET).tobytes())
+        _put(self._files["offsets"], np.zeros(1), OFFSET)
         self._open_tokens = 0
         self._longest = 0
 
     def _temporary(self, ending: str) -> Path:
-        return self._stem.with_name(f"{self._stem.name}.{ending}{TEMPORARY}")
+        return temporary(self._stem.with_name(f"{self._stem.name}.{ending}"))
 
-    def add(self, ids: Ids, lengths: Sequence[int], weights: Weights | None = None) -> None:
-        """Append whole documents.
+    def write(self, ids: Ids, ends: Sequence[int] | npt.NDArray[np.integer[Any]], weights: Weights | None = None) -> None:
+        """Append tokens: the rest of the open document, whole ones, the beginning of the next.
 
         Args:
-            ids: Tokens of all of them, each document's eos included.
-            lengths: Tokens of each.
+            ids: 1-d.
+            ends: Where in `ids` documents end, each behind its eos, ascending.
             weights: Loss weight of each token, for a weighted shard.
         """
-        assert not self._open_tokens, "the document before is still open"
-        assert sum(lengths) == len(ids)
-        self._write(ids, weights)
-        ends = np.cumsum(lengths, dtype=np.int64) + self.tokens
-        self._files["offsets"].write(ends.astype(OFFSET).tobytes())
-        self._longest = max(self._longest, max(lengths, default=0))
-        self.documents += len(lengths)
-        self.tokens += len(ids)
-
-    def extend(self, ids: Ids, weights: Weights | None = None) -> None:
-        """Append to the open document, opening one where there is none."""
-        self._write(ids, weights)
-        self._open_tokens += len(ids)
-
-    def close_document(self) -> None:
-        """End the open document, whose last id must be the eos."""
-        self._longest = max(self._longest, self._open_tokens)
-        self.documents += 1
-        self.tokens += self._open_tokens
-        self._open_tokens = 0
-        self._files["offsets"].write(np.array([self.tokens], OFFSET).tobytes())
+        assert (weights is not None) == ("weights" in self._files)
+        _put(self._files["ids"], ids, self._dtype)
+        if weights is not None:
+            assert len(weights) == len(ids)
+            _put(self._files["weights"], weights, WEIGHT)
+        written = self.tokens + self._open_tokens + len(ids)
+        if len(ends):
+            closed = np.asarray(ends, dtype=np.int64) + (written - len(ids))
+            _put(self._files["offsets"], closed, OFFSET)
+            self._longest = max(self._longest, int(np.diff(closed, prepend=self.tokens).max()))
+            self.documents += len(ends)
+            self.tokens = int(closed[-1])
+        self._open_tokens = written - self.tokens
 
     def take_back(self) -> None:
         """Forget the open document, if there is one."""
@@ -86,26 +78,21 @@ class ShardWriter:
             self._open_tokens = 0
 
     def move(self, other: "ShardWriter") -> None:
-        """Close the open document in another writer instead of here."""
+        """Close the open document, which has its eos, in another writer instead of here."""
         assert "weights" not in self._files, "only raw text is divided, and it has no weights"
         file = self._files["ids"]
         file.seek(self.tokens * self._dtype.itemsize)
-        while data := file.read(CHUNK * self._dtype.itemsize):
-            other.extend(np.frombuffer(data, self._dtype))
-        other.close_document()
+        left = self._open_tokens
+        while left:
+            ids = np.frombuffer(file.read(min(left, CHUNK) * self._dtype.itemsize), self._dtype)
+            left -= len(ids)
+            other.write(ids, [] if left else [len(ids)])
         self.take_back()
 
     def _truncate(self, ending: str, itemsize: int) -> None:
         file = self._files[ending]
         file.seek(self.tokens * itemsize)
         file.truncate()
-
-    def _write(self, ids: Ids, weights: Weights | None) -> None:
-        assert (weights is not None) == ("weights" in self._files)
-        _put(self._files["ids"], ids, self._dtype)
-        if weights is not None:
-            assert len(weights) == len(ids)
-            _put(self._files["weights"], weights, WEIGHT)
 
     def discard(self) -> None:
         """Close and remove the temporary files."""
@@ -171,14 +158,18 @@ def _put(file: IO[bytes], values: npt.NDArray[Any], dtype: np.dtype[Any]) -> Non
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all, and its folder's names before it, even after a power cut."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
+    with temporary(path).open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(path.parent)
-    temporary.replace(path)
+    temporary(path).replace(path)
     sync_folder(path.parent)
+
+
+def temporary(path: Path) -> Path:
+    """Return the name under which this process writes a file: one that was orphaned may still be writing its own."""
+    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
 
 
 def sync_folder(folder: Path) -> None:
