@@ -12,31 +12,30 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..datasets.files import is_compressed
-from ..datasets.loader import Batch, Loader
-from ..datasets.tokenizers import Tokenizer
+from ..datasets.loader import Batch
 from ..models.config import DecoderConfig
-from ..trainer.components import make_loader, make_mask, verify
+from ..trainer.components import make_mask, verify
 from ..trainer.config import JobConfig, load_config
-from ..trainer.contract import check_rows, check_statements, gather_statements, table
+from ..trainer.contract import table
+from ..trainer.data import open_feed
 from ..trainer.distributed import Layout
 from ..trainer.failures import run_command
-from ..trainer.metrics import StepTotals
 from ..trainer.parallelize import DTYPES, global_batch_size
+from .corpus import report_sources
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, verify, report."""
-    parser = argparse.ArgumentParser(prog="cistron check", description=__doc__, epilog="Further options are TOML overrides.")
-    parser.add_argument("config", help="TOML file of the job")
+    usage = "cistron check FILE [--world-size N] [--device {cpu,cuda}] [--section.key value ...]"
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
     parser.add_argument("--world-size", type=int, help="number of processes to check for; default: as many as the degrees name")
     parser.add_argument(
         "--device", default="cpu", choices=["cpu", "cuda"], help="device to choose attention for (default: cpu)"
     )
-    options, overrides = parser.parse_known_args(argv)
-    run_command(lambda: check(["--config", options.config, *overrides], options.world_size, options.device))
+    options, others = parser.parse_known_args(argv)
+    run_command(lambda: check(others, options.world_size, options.device))
 
 
 def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
@@ -50,21 +49,22 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     console.print(config.to_toml(), markup=False)
 
     rows = max(8, min(256, TOKENS // config.training.seq_len))
-    with make_loader(config, tokenizer, rows, world=None) as loader:
-        console.rule("eos contract")
-        statements = gather_statements(config, tokenizer, loader.packer, mask, decoder.vocab_size)
-        check_statements(statements)
-        console.print(table(statements), markup=False)
-        batch = loader.next()
-        assert batch is not None
-        check_rows(batch, mask, statements)
+    feed = open_feed(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=rows)
+    feed.loader.close()
+    console.rule("eos contract")
+    console.print(table(feed.statements), markup=False)
+    if feed.first is not None:
         console.print(f"the first {rows} rows agree: the packer's documents are those that eos {mask.eos_id} implies")
-
-        console.rule("model and memory")
-        report_model(console, config, decoder, layout)
-        console.rule("data")
-        report_data(console, config, loader, batch, tokenizer, layout)
-    console.print("all checks passed")
+    console.rule("model and memory")
+    report_model(console, config, decoder, layout)
+    console.rule("data")
+    rows_per_step = global_batch_size(config, layout)
+    positions = rows_per_step * config.training.seq_len
+    console.print(f"a step: {rows_per_step} rows = {positions:,} positions on {layout.world_size} process(es)")
+    if feed.first is not None:
+        report_rows(console, feed.first)
+    report_sources(console, config, feed.loader.sources, tokenizer, rows_per_step)
+    console.print("\nall checks passed")
 
 
 def report_model(console: Console, config: JobConfig, decoder: DecoderConfig, layout: Layout) -> None:
@@ -115,40 +115,15 @@ def memory_parts(config: JobConfig, decoder: DecoderConfig, layout: Layout) -> l
     ]
 
 
-def report_data(
-    console: Console, config: JobConfig, loader: Loader, batch: Batch, tokenizer: Tokenizer, layout: Layout
-) -> None:
-    """What there is to read, how it packs, and how far an epoch reaches."""
-    seq_len = config.training.seq_len
-    totals = StepTotals.of([batch])
-    split = int((batch.labels[:, -1] >= 0).sum())
-    total_bytes = 0
-    grid = Table("source", "format", "files", "MB", "pieces", "pieces per lane", box=None)
-    for source in loader.sources:
-        size, pieces = sum(file.size for file in source.files), [len(lane) for lane in source.lanes]
-        total_bytes += size
-        empty = sum(file.size == 0 for file in source.files)
-        files = f"{len(source.files):,}" + (f" ({empty:,} empty)" if empty else "")
-        lanes = f"{min(pieces)} to {max(pieces)} in {len(pieces)} lanes"
-        grid.add_row(source.config.name, source.config.format, files, f"{size / 1e6:,.1f}", f"{sum(pieces):,}", lanes)
-    console.print(grid)
+def report_rows(console: Console, batch: Batch) -> None:
+    """How well real rows are filled."""
+    used = batch.sequence_ids >= 0
+    documents = (batch.sequence_ids.amax(1) + 1).float().mean()
+    last = batch.labels.gather(1, used.sum(1, keepdim=True) - 1)
     console.print(
-        f"the first {totals.rows} rows: {totals.tokens / (totals.rows * seq_len):.2%} of the positions used, "
-        f"{totals.documents / totals.rows:.2f} documents or fragments per row, {split} rows end in a fragment that goes on"
+        f"the first {len(batch.rows)} rows: {used.float().mean():.2%} of the positions used, {documents:.2f} documents or "
+        f"fragments per row, {int((last >= 0).sum())} rows end in a fragment that goes on"
     )
-    rows_per_step = global_batch_size(config, layout)
-    console.print(f"a step: {rows_per_step} rows = {rows_per_step * seq_len:,} positions on {layout.world_size} process(es)")
-    if not any(is_compressed(file.path) for source in loader.sources for file in source.files):
-        used = batch.tokens[batch.sequence_ids >= 0]
-        bytes_per_token = len(tokenizer.decode(used.tolist()).encode()) / len(used)
-        tokens = total_bytes / bytes_per_token
-        steps = tokens / (totals.tokens / totals.rows) / rows_per_step
-        console.print(
-            f"an epoch: about {tokens:,.0f} tokens by the files' sizes and {bytes_per_token:.2f} bytes a token, "
-            f"about {steps:,.0f} steps; the job's {config.training.steps:,} are {config.training.steps / steps:.2f} epochs"
-        )
-    else:
-        console.print("an epoch: not estimated, since some files are compressed")
 
 
 if __name__ == "__main__":

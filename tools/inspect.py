@@ -14,11 +14,13 @@ from torch.nn.attention.flex_attention import BlockMask
 from ..datasets.loader import Batch
 from ..datasets.tokenizers import Tokenizer
 from ..models.masks import document_block_mask
-from ..trainer.components import make_loader, make_mask, verify
+from ..trainer.components import make_mask, verify
 from ..trainer.config import ConfigError, load_config
-from ..trainer.contract import check_rows, check_statements, gather_statements
+from ..trainer.data import open_feed
 from ..trainer.distributed import Layout
 from ..trainer.failures import run_command
+from ..trainer.parallelize import global_batch_size
+from .corpus import report_sources
 
 STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of consecutive documents
 EMPTY, PARTIAL, FULL = 0, 1, 2
@@ -26,13 +28,13 @@ EMPTY, PARTIAL, FULL = 0, 1, 2
 
 def main(argv: Sequence[str]) -> None:
     """Parse, pack, draw."""
-    parser = argparse.ArgumentParser(prog="cistron inspect", description=__doc__, epilog="Further options are TOML overrides.")
-    parser.add_argument("config", help="TOML file of the job")
+    usage = "cistron inspect FILE [--output PNG] [--rows N] [--decode N] [--section.key value ...]"
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=Path("packed_batch.png"), help="the picture (default: packed_batch.png)")
     parser.add_argument("--rows", type=int, default=16, help="rows of the batch in the picture (default: 16)")
     parser.add_argument("--decode", type=int, default=2, help="rows to decode in the terminal (default: 2)")
-    options, overrides = parser.parse_known_args(argv)
-    run_command(lambda: inspect(["--config", options.config, *overrides], options))
+    options, others = parser.parse_known_args(argv)
+    run_command(lambda: inspect(others, options))
 
 
 def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
@@ -42,15 +44,16 @@ def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
     if options.output.suffix.lower() != ".png" or not options.output.parent.is_dir():
         raise ConfigError(f"--output {options.output}: must be a .png in a folder that exists")
     config, _ = load_config(argv, prog="cistron inspect")
-    tokenizer, decoder = verify(config, Layout.resolve(config))
+    layout = Layout.resolve(config)
+    tokenizer, decoder = verify(config, layout)
     mask = make_mask(config, tokenizer, torch.device("cpu"))
-    with make_loader(config, tokenizer, options.rows, world=None) as loader:
-        batch = loader.next()
-        assert batch is not None
-        statements = gather_statements(config, tokenizer, loader.packer, mask, decoder.vocab_size)
-        check_statements(statements)
-        check_rows(batch, mask, statements)
+    feed = open_feed(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=options.rows)
+    feed.loader.close()
     console = Console(highlight=False, soft_wrap=True)
+    report_sources(console, config, feed.loader.sources, tokenizer, global_batch_size(config, layout))
+    batch = feed.first
+    if batch is None:
+        raise ConfigError(f"--rows {options.rows}: the data ends before so many rows (data.sources.max_epochs)")
     for row in range(min(options.decode, options.rows)):
         console.rule(f"row {batch.rows[row]}")
         console.print(decoded(batch, row, tokenizer))

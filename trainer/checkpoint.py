@@ -3,6 +3,7 @@
     <dump_folder>/<checkpoint.folder>/step-<N>/
         __<rank>_0.distcp, .metadata   model and optimizer, written by DCP, loadable in any layout
         state.json                     step, tokens seen, data state, contract, model shape, resolved config, versions
+        inventory.json                 the files that the data state is about: path, size, stamp
         manifest.json                  name and size of every file above
 
 The manifest is written last and moved into place atomically: a folder without one, or whose files differ from it, was torn by
@@ -33,9 +34,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from .config import Checkpoint
+from .tables import Checkpoint
 
-MANIFEST, STATE = "manifest.json", "state.json"
+MANIFEST, STATE, INVENTORY = "manifest.json", "state.json", "inventory.json"
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # keyed by parameter name, so that it can be resharded
 
 
@@ -49,6 +50,10 @@ class Found:
 
     path: Path
     state: dict[str, Any]
+
+    def inventory(self) -> Any:
+        """The files that its data state is about, as the loader listed them."""
+        return json.loads((self.path / INVENTORY).read_text())
 
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
@@ -109,7 +114,7 @@ def find(config: Checkpoint, folder: Path) -> tuple[Found | None, list[str]]:
     return None, skipped
 
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], inventory: Any) -> None:
     """Write a checkpoint; every rank calls it. It counts only once its manifest is in place, on rank 0, at the end.
 
     Args:
@@ -117,6 +122,7 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: 
         model: in any layout.
         optimizer: its optimizer.
         state: JSON-able, written by rank 0.
+        inventory: likewise; a file of its own, since a corpus of many files would make `state` slow to read.
     """
     if dist.get_rank() == 0:
         shutil.rmtree(path, ignore_errors=True)
@@ -126,6 +132,7 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: 
     dcp_save(tensors, checkpoint_id=path)
     if dist.get_rank() == 0:
         write_atomically(path / STATE, json.dumps(state, indent=1))
+        write_atomically(path / INVENTORY, json.dumps(inventory))
         files = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
         write_atomically(path / MANIFEST, json.dumps({"format": 1, "files": files}, indent=1))
     dist.barrier()

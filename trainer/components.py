@@ -1,17 +1,15 @@
 """From the configuration to the parts that datasets and models provide. Shared by training and by every tool."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from ..datasets.loader import DataConfig, Loader, SourceConfig
 from ..datasets.tokenizers import Tokenizer, build_tokenizer
 from ..models.attention import check_executor, default_executor
 from ..models.config import PRESETS, DecoderConfig, RopeConfig
 from ..models.masks import DocumentMask
 from .config import ConfigError, JobConfig, nearest
-from .distributed import Layout, World
+from .distributed import Layout
 from .parallelize import check_layout
 
 
@@ -48,25 +46,6 @@ def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> 
         raise ConfigError('model.attention = "varlen" needs training.mixed_precision_param = "bfloat16"')
     eos_id = tokenizer.eos_id if m.eos_id is None else m.eos_id
     return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, executor=executor)
-
-
-def make_data_config(config: JobConfig) -> DataConfig:
-    """The data path's share of the configuration."""
-    d, t = config.data, config.training
-    return DataConfig(
-        sources=tuple(SourceConfig(**{**s.model_dump(), "paths": tuple(s.paths)}) for s in d.sources),
-        lanes=d.lanes,
-        packing=d.packing,
-        seq_len=t.seq_len,
-        seed=t.seed,
-        num_workers=d.num_workers,
-    )
-
-
-def make_loader(config: JobConfig, tokenizer: Tokenizer, batch_size: int, world: World | None, state: Any = None) -> Loader:
-    """This rank's loader; without a world, that of a single process."""
-    rank, degree = (world.dp_rank, world.layout.data_parallel) if world else (0, 1)
-    return Loader(make_data_config(config), tokenizer, batch_size=batch_size, dp_rank=rank, dp_degree=degree, state=state)
 
 
 def verify(config: JobConfig, layout: Layout) -> tuple[Tokenizer, DecoderConfig]:

@@ -13,6 +13,7 @@ import torch
 
 from ..datasets.loader import Batch
 from ..datasets.packing import Packer, row_violations
+from ..datasets.sources import Source
 from ..datasets.tokenizers import Tokenizer
 from ..models.masks import DocumentMask
 from .config import JobConfig
@@ -24,13 +25,17 @@ class EosMismatchError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """What one party says about special ids. None: it does not say. `eos` holds every id that the party accepts as an end."""
+    """What one party says about special ids. None: it does not say. `eos` holds every id that the party accepts as an end.
+
+    `tokenizer` is the fingerprint of the tokenizer that the party is, or whose ids it holds.
+    """
 
     party: str
     where: str
     eos: tuple[int, ...] | None = None
     pad: int | None = None
     vocab: int | None = None
+    tokenizer: str | None = None
 
 
 def gather_statements(
@@ -39,12 +44,18 @@ def gather_statements(
     packer: Packer,
     mask: DocumentMask,
     vocab_size: int,
+    sources: Sequence[Source] = (),
     checkpoint: dict[str, Any] | None = None,
 ) -> list[Statement]:
     """Ask every party. `checkpoint` is the contract saved with the weights to start from, with its path under "where"."""
     statements = [
         Statement(
-            party="tokenizer", where=tokenizer.where, eos=(tokenizer.eos_id,), pad=tokenizer.pad_id, vocab=tokenizer.vocab_size
+            party="tokenizer",
+            where=tokenizer.where,
+            eos=(tokenizer.eos_id,),
+            pad=tokenizer.pad_id,
+            vocab=tokenizer.vocab_size,
+            tokenizer=tokenizer.fingerprint,
         ),
         Statement(party="packer", where="datasets.packing.Packer", eos=(packer.eos_id,), pad=packer.pad_id),
         Statement(party="attention mask", where="models.masks.DocumentMask", eos=(mask.eos_id,), pad=mask.pad_id),
@@ -64,6 +75,8 @@ def gather_statements(
                 vocab=stated.get("vocab_size"),
             )
         )
+    for source in sources:
+        statements += shard_statements(source)
     if checkpoint is not None:
         statements.append(
             Statement(
@@ -77,12 +90,30 @@ def gather_statements(
     return statements
 
 
+def shard_statements(source: Source) -> list[Statement]:
+    """What the manifests of a source's token shards say: one statement for all shards that say the same, with the first."""
+    said: dict[tuple[Any, ...], Statement] = {}
+    for shard in source.corpus.shards if source.corpus else ():
+        m = shard.manifest
+        statement = Statement(
+            party=f"token shards {source.config.name}",
+            where=shard.path,
+            eos=(m.eos_id,),
+            pad=m.pad_id,
+            vocab=m.vocab_size,
+            tokenizer=m.tokenizer.fingerprint,
+        )
+        said.setdefault((m.eos_id, m.pad_id, m.vocab_size, m.tokenizer.fingerprint), statement)
+    return list(said.values())
+
+
 def check_statements(statements: Sequence[Statement]) -> None:
     """Compare what the parties say.
 
     Raises:
         EosMismatchError: with the whole table, when two parties disagree on eos or pad, when an id lies outside the
-            embedding, or when the tokenizer or the checkpoint needs more (another number of) ids than the embedding has.
+            embedding, when the tokenizer or the checkpoint needs more (another number of) ids than the embedding has, or when
+            token shards hold the ids of another tokenizer.
     """
     complaints: list[str] = []
     for role in ("eos", "pad"):
@@ -93,6 +124,13 @@ def check_statements(statements: Sequence[Statement]) -> None:
                 for other, others in said[index + 1 :]
                 if not values & others
             ]
+    made = [s for s in statements if s.tokenizer is not None]
+    complaints += [
+        f"{s.party} hold ids of a tokenizer with fingerprint {s.tokenizer}, that of [tokenizer] is {made[0].tokenizer}: "
+        "name the one that made them"
+        for s in made[1:]
+        if s.tokenizer != made[0].tokenizer
+    ]
     rows = next(s.vocab for s in statements if s.party == "model")
     assert rows is not None
     for s in statements:

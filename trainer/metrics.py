@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,34 +26,64 @@ PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A1
 
 
 class StepTotals(NamedTuple):
-    """What the rows of one optimizer step hold: of some micro-batches, or summed over ranks."""
+    """What the rows of one optimizer step hold: those of some micro-batches, of all ranks, or of all steps of a window.
 
-    targets: int = 0
-    tokens: int = 0
-    documents: int = 0
-    rows: int = 0
-    rows_hash: int = 0
+    Attributes:
+        documents: or fragments.
+        rows: how many.
+        positions: of tokens and of padding.
+        rows_hash: sum of `row_hash`.
+        tokens: of each source, without padding.
+        targets: of each source; where it states weights of its targets, their sum.
+    """
+
+    documents: int
+    rows: int
+    positions: int
+    rows_hash: int
+    tokens: list[int]
+    targets: list[float]
 
     @classmethod
-    def of(cls, batches: Sequence[Batch]) -> "StepTotals":
-        """Count some micro-batches."""
+    def of(cls, batches: Sequence[Batch], sources: int) -> "StepTotals":
+        """Count some micro-batches of a job with so many sources."""
+        tokens, targets = torch.zeros(sources, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64)
+        for batch in batches:
+            of = torch.tensor(batch.sources)
+            weights = (batch.labels >= 0).double()
+            if batch.weights is not None:
+                weights *= batch.weights
+            tokens += torch.bincount(of, (batch.sequence_ids >= 0).sum(1), sources)
+            targets += torch.bincount(of, weights.sum(1), sources)
         return cls(
-            targets=sum(int((b.labels >= 0).sum()) for b in batches),
-            tokens=sum(int((b.sequence_ids >= 0).sum()) for b in batches),
             documents=sum(int((b.sequence_ids.amax(1) + 1).sum()) for b in batches),
             rows=sum(len(b.rows) for b in batches),
+            positions=sum(b.tokens.numel() for b in batches),
             rows_hash=sum(row_hash(b, i) for b in batches for i in range(len(b.rows))),
+            tokens=[int(count) for count in tokens],  # float64 is exact up to 2^53
+            targets=targets.tolist(),
+        )
+
+    def plus(self, other: "StepTotals") -> "StepTotals":
+        """Both together."""
+        return StepTotals(
+            *(a + b for a, b in zip(self[:4], other[:4], strict=True)),
+            tokens=[a + b for a, b in zip(self.tokens, other.tokens, strict=True)],
+            targets=[a + b for a, b in zip(self.targets, other.targets, strict=True)],
         )
 
 
 def row_hash(batch: Batch, index: int) -> int:
-    """48 bits of one row's number, tokens and labels. Sums over rows tell any difference in content or order, on any layout.
+    """48 bits of one row's number, tokens, labels and weights. Sums over rows tell any difference, on any layout.
 
-    48 bits leave room for a step of 32,768 rows in an int64 sum. Hashing 2,048 tokens takes about 40 microseconds.
+    Padding is left out: a padded row has as much of it as its neighbours need. 48 bits leave room for a step of 32,768 rows
+    in an int64 sum. Hashing 2,048 tokens takes about 40 microseconds.
     """
+    used = int((batch.sequence_ids[index] >= 0).sum())
     digest = hashlib.blake2b(str(batch.rows[index]).encode(), digest_size=6)
-    digest.update(batch.tokens[index].numpy().tobytes())
-    digest.update(batch.labels[index].numpy().tobytes())
+    for plane in (batch.tokens, batch.labels, batch.weights):
+        if plane is not None:
+            digest.update(plane[index, :used].numpy().tobytes())
     return int.from_bytes(digest.digest(), "little")
 
 
@@ -64,12 +94,29 @@ class Progress:
     step: int = 0
     tokens_seen: int = 0
     rows_hash: int = 0
+    source_tokens: dict[str, int] = field(default_factory=dict)
 
-    def advance(self, totals: StepTotals) -> None:
-        """Count one optimizer step. `rows_hash` covers every row since step 1."""
+    def advance(self, totals: StepTotals, sources: Sequence[str]) -> None:
+        """Count one optimizer step on the named sources. `rows_hash` covers every row since step 1."""
         self.step += 1
-        self.tokens_seen += totals.tokens
+        self.tokens_seen += sum(totals.tokens)
         self.rows_hash = (self.rows_hash + totals.rows_hash) % 2**64
+        for name, tokens in zip(sources, totals.tokens, strict=True):
+            self.source_tokens[name] = self.source_tokens.get(name, 0) + tokens
+
+
+class Outcome(NamedTuple):
+    """What one optimizer step came to.
+
+    Attributes:
+        loss: mean over all targets (nats), by their weights where there are any.
+        grad_norm: global 2-norm before clipping.
+        shares: what each source contributes to the loss; they sum to it.
+    """
+
+    loss: float
+    grad_norm: float
+    shares: list[float]
 
 
 class MetricsLog:
@@ -86,6 +133,7 @@ class MetricsLog:
     def __init__(self, folder: Path, config: JobConfig, world: World, start_step: int, decoder: DecoderConfig) -> None:
         """Open the files and, on a terminal, show the bar."""
         self.config, self.world, self.decoder = config, world, decoder
+        self.sources = [source.name for source in config.data.sources]
         self.peak_flops = peak_flops(config.metrics.peak_flops, world.device)
         self.start_window()
         if not world.is_first:
@@ -105,45 +153,58 @@ class MetricsLog:
     def start_window(self) -> None:
         """Forget what was summed for the last record."""
         self.seconds, self.data_seconds = 0.0, 0.0
-        self.sums = StepTotals()
+        self.sums = StepTotals.of([], len(self.sources))
+        self.nats = [0.0] * len(self.sources)
 
     def say(self, message: str) -> None:
         """One line on stdout."""
         if self.world.is_first:
             self.console.print(message, markup=False)
 
-    def step(
-        self, progress: Progress, totals: StepTotals, loss: float, grad_norm: float, data_seconds: float, seconds: float
-    ) -> None:
+    def step(self, progress: Progress, totals: StepTotals, outcome: Outcome, data_seconds: float, seconds: float) -> None:
         """Count one step of `seconds`, of which `data_seconds` were spent waiting for rows; report it when it is due.
 
         The clock runs over the steps alone, so saving a checkpoint does not look like slow training.
         """
         self.seconds += seconds
         self.data_seconds += data_seconds
-        self.sums = StepTotals(*map(sum, zip(self.sums, totals, strict=True)))
+        self.sums = self.sums.plus(totals)
+        self.nats = [nats + share * sum(totals.targets) for nats, share in zip(self.nats, outcome.shares, strict=True)]
         if self.world.is_first and self.bar:
             self.bar.update(self.task, completed=progress.step)
         if progress.step % self.config.metrics.log_freq and progress.step not in (1, self.config.training.steps):
             return
-        tokens_per_second = self.sums.tokens / self.seconds
+        tokens = sum(self.sums.tokens)
         self.write(
             {
                 "step": progress.step,
-                "loss": loss,
-                "grad_norm": grad_norm,
+                "loss": outcome.loss,
+                "grad_norm": outcome.grad_norm,
                 "lr": learning_rate(self.config, progress.step),
-                "tokens_per_second": tokens_per_second,
+                "tokens_per_second": tokens / self.seconds,
                 "tokens_seen": progress.tokens_seen,
-                "mfu": self.mfu(tokens_per_second),
+                "mfu": self.mfu(tokens / self.seconds),
                 "data_wait": self.data_seconds / self.seconds,
-                "packing_use": self.sums.tokens / (self.sums.rows * self.config.training.seq_len),
+                "packing_use": tokens / self.sums.positions,
                 "documents_per_row": self.sums.documents / self.sums.rows,
                 "memory_gib": memory_gib(self.world.device),
                 "rows_hash": f"{progress.rows_hash:016x}",
+                **self.by_source(progress),
             }
         )
         self.start_window()
+
+    def by_source(self, progress: Progress) -> dict[str, Any]:
+        """Loss since the last record (None without a target) and tokens so far of each source, where there are several."""
+        if len(self.sources) == 1:
+            return {}
+        losses = [nats / targets if targets else None for nats, targets in zip(self.nats, self.sums.targets, strict=True)]
+        return {
+            "sources": {
+                name: {"loss": loss, "tokens": progress.source_tokens[name]}
+                for name, loss in zip(self.sources, losses, strict=True)
+            }
+        }
 
     def mfu(self, tokens_per_second: float) -> float | None:
         """Share of the devices' peak that the model's FLOPs amount to; None where the peak is not known."""
@@ -168,6 +229,10 @@ class MetricsLog:
             for key, value in record.items():
                 if isinstance(value, int | float) and key != "step":
                     self.writer.add_scalar(key, value, record["step"])
+            for name, of_source in record.get("sources", {}).items():
+                for key, value in of_source.items():
+                    if value is not None:
+                        self.writer.add_scalar(f"{key}/{name}", value, record["step"])
 
     def close(self) -> None:
         """Flush the files and put the bar away."""

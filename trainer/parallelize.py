@@ -57,11 +57,12 @@ def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> Non
             f"training.local_batch_size = {local}: must divide the {per_rank} rows of a rank "
             f"(training.global_batch_size {rows} / {layout.data_parallel} data-parallel ranks)"
         )
+    if config.data.layout == "padded" and 128 % tp:
+        complaints.append(
+            f"parallelism.tensor_parallel_degree = {tp}: must divide 128, the step of padded widths (data.layout)"
+        )
     if not config.data.sources:
         complaints.append("data.sources: no [[data.sources]] table; name at least one source of documents")
-    names = [source.name for source in config.data.sources]
-    if len(set(names)) < len(names):
-        complaints.append(f"data.sources: names must differ, found {names}")
     if complaints:
         raise ConfigError("\n  ".join(["the configuration does not fit:", *complaints]))
 

@@ -18,19 +18,20 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from .. import __version__
-from ..datasets.errors import DataConfigError
-from ..datasets.loader import Batch, documents_dropped, merge_states
+from ..datasets.errors import DataEnd, DataOrderError
+from ..datasets.loader import Batch, documents_dropped, merge_states, records_skipped
 from ..models.decoder import Decoder
 from ..models.init import init_weights
 from . import checkpoint
 from .checkpoint import Found
-from .components import make_loader, make_mask, verify
+from .components import make_mask, verify
 from .config import ConfigError, JobConfig, load_config
-from .contract import check_rows, check_statements, gather_statements
+from .contract import check_rows
+from .data import Feed, open_feed
 from .distributed import World, join
 from .failures import USER_ERRORS, NonFiniteError, run_command
 from .loss import summed_loss
-from .metrics import MetricsLog, Progress, StepTotals
+from .metrics import MetricsLog, Outcome, Progress, StepTotals
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
 from .parallelize import global_batch_size, parallelize
 from .sampling import sample
@@ -52,6 +53,7 @@ class Trainer:
     def __init__(self, config: JobConfig, world: World, stop: StopRequest) -> None:
         """Check what is cheap to check, open the data, then build the model and resume."""
         self.config, self.world, self.stop = config, world, stop
+        self.ending = ""  # why training ends before its last step
         self.folder = Path(config.job.dump_folder)
         self.tokenizer, self.decoder_config = world.together(lambda: verify(config, world.layout))
         self.mask = make_mask(config, self.tokenizer, world.device)
@@ -64,7 +66,8 @@ class Trainer:
         resumed = self.origin.state if self.origin and self.resuming else {"progress": {}, "data": None}
         self.progress = Progress(**resumed["progress"])
         self.data_state: dict[str, Any] | None = resumed["data"]
-        self.peeked = world.together(self.open_data)
+        self.feed = self.open_data()
+        self.peeked = self.feed.first
         # the first document of rank 0's first row: what the sample at the end goes on from
         opening: list[int] = []
         if self.peeked:
@@ -77,73 +80,82 @@ class Trainer:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
         self.introduce()
         gc.disable()  # collected on a schedule instead, so that ranks do not stall each other at moments of their own
-        stopped = False
         while self.progress.step < self.config.training.steps:
             started = time.perf_counter()
             batches, error = self.fetch()
             fetched = time.perf_counter()
             totals = self.agree(batches, error)
-            if stopped := totals is None:
+            if totals is None:
                 break
-            loss, grad_norm = self.optimize(batches, totals)
+            outcome = self.optimize(batches, totals)
             self.data_state = batches[-1].state
-            self.progress.advance(totals)
-            self.log.step(self.progress, totals, loss, grad_norm, fetched - started, time.perf_counter() - started)
+            self.progress.advance(totals, self.log.sources)
+            self.log.step(self.progress, totals, outcome, fetched - started, time.perf_counter() - started)
             if self.progress.step % self.config.training.gc_freq == 0:
                 gc.collect(1)
             if self.progress.step % self.config.checkpoint.interval == 0:
                 self.save()
         gc.enable()
         self.save()
-        self.conclude(stopped)
+        self.conclude()
 
     def fetch(self) -> tuple[list[Batch], Exception | None]:
-        """This rank's micro-batches of the next step: fewer when a stop was asked for, and the error when the data failed."""
+        """This rank's micro-batches of the next step: fewer when a stop was asked for, and how the data failed or ended."""
         batches: list[Batch] = []
         try:
             while len(batches) < self.micro_batches and (batch := self.next_batch()) is not None:
                 batches.append(batch)
             if batches and (self.progress.step + 1) % self.config.metrics.log_freq == 0:
-                check_rows(batches[0], self.mask, self.statements)
-        except USER_ERRORS as error:
+                check_rows(batches[0], self.mask, self.feed.statements)
+        except (*USER_ERRORS, DataEnd) as error:
             return batches, error
         return batches, None
 
     def agree(self, batches: list[Batch], error: Exception | None) -> StepTotals | None:
-        """What the step holds over all ranks; None when any of them was asked to stop. Raises one rank's error on all."""
+        """What the step holds over all ranks, or None and why in `self.ending`. Raises one rank's error on all."""
         stop = self.stop() or (error is None and len(batches) < self.micro_batches)
         # ranks of one tensor-parallel group hold the same rows: only its first counts them
-        mine = StepTotals.of(batches if self.world.tp_rank == 0 else [])
-        stops, errors, *totals = self.world.sum([int(stop), int(error is not None), *mine])
+        mine = StepTotals.of(batches if self.world.tp_rank == 0 else [], len(self.log.sources))
+        stops, errors, *counts = self.world.sum([int(stop), int(error is not None), *mine[:4], *mine.tokens])
+        targets = self.world.sum(mine.targets)
         if errors:
-            self.save()  # the weights are good, and what lies before the bad record need not be trained again
-            self.world.agree(error)
-        return None if stops else StepTotals(*totals)
+            met = [error for error in self.world.gather(error) if error]
+            ends = [error for error in met if isinstance(error, DataEnd)]
+            if len(ends) < len(met):
+                self.save()  # the weights are good, and what lies before the bad record need not be trained again
+                raise next(error for error in met if error not in ends)
+            self.ending = str(ends[0])
+        elif stops:
+            self.ending = self.stop.signal_name or "a signal to another rank"
+        return None if self.ending else StepTotals(*counts[:4], counts[4:], targets)
 
-    def optimize(self, batches: list[Batch], totals: StepTotals) -> tuple[float, float]:
-        """One optimizer step. Returns the mean loss per target (nats) over the whole step, and the gradient norm."""
+    def optimize(self, batches: list[Batch], totals: StepTotals) -> Outcome:
+        """One optimizer step."""
         # documents of exactly `seq_len` tokens leave rows that hold nothing but an eos, and a small step may have no other
-        targets = max(1, totals.targets)
+        targets = sum(totals.targets) or 1.0
         # FSDP2 averages gradients over the data-parallel ranks; times their number, that is the sum
         scale = self.world.layout.data_parallel / targets
-        local = torch.zeros((), device=self.world.device)
+        # the loss, and what each source contributes to it
+        local = torch.zeros(1 + len(totals.targets), device=self.world.device)
         for batch in batches:
-            loss = summed_loss(self.model, *self.to_device(batch))
+            loss, by_row = summed_loss(self.model, *self.to_device(batch))
             (loss * scale).backward()
-            local += loss.detach()
+            local[0] += loss.detach()
+            drawn_from = torch.tensor([[s == source for s in batch.sources] for source in range(len(totals.targets))])
+            local[1:] += (by_row * drawn_from.to(by_row.device, non_blocking=True)).sum(1)
         parameters = list(self.model.parameters())
         partial: Any = get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = partial.full_tensor()
-        loss = local / targets if self.world.tp_rank == 0 else torch.zeros_like(local)
-        dist.all_reduce(loss)
-        loss_value, norm_value = torch.stack([loss, norm]).tolist()  # the step's one wait for the device
+        losses = local / targets if self.world.tp_rank == 0 else torch.zeros_like(local)
+        dist.all_reduce(losses)
+        norm_value, loss_value, *shares = torch.cat([norm[None], losses]).tolist()  # the step's one wait for the device
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            self.refuse_step(local, loss_value, norm_value)
+            self.refuse_step(local[0], loss_value, norm_value)
         clip_grads_with_norm_(parameters, self.config.training.max_norm, norm)
         set_learning_rate(self.optimizer, learning_rate(self.config, self.progress.step + 1))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss_value, norm_value
+        return Outcome(loss_value, norm_value, shares)
 
     def refuse_step(self, local_loss: torch.Tensor, loss: float, norm: float) -> None:
         """Raise NonFiniteError, naming the ranks whose own loss or gradients are not finite; no rank has stepped."""
@@ -171,15 +183,18 @@ class Trainer:
         )
 
     def to_device(self, batch: Batch) -> tuple[Any, ...]:
-        """Tokens, labels, positions and the mask of a micro-batch, where the model is."""
+        """Tokens, labels, positions, the mask, and weights or None of a micro-batch, where the model is."""
         device = self.world.device
-        tensors = [t.to(device, non_blocking=True) for t in (batch.tokens, batch.labels, batch.positions)]
-        return *tensors, self.mask.build(batch.sequence_ids, device)
+        tokens, labels, positions, weights = (
+            None if t is None else t.to(device, non_blocking=True)
+            for t in (batch.tokens, batch.labels, batch.positions, batch.weights)
+        )
+        return tokens, labels, positions, self.mask.build(batch.sequence_ids, device), weights
 
     def next_batch(self) -> Batch | None:
         """The batch that the contract check looked at, then the loader's; None when a stop was asked for while waiting."""
         batch, self.peeked = self.peeked, None
-        return batch or self.loader.next(self.stop)
+        return batch or self.feed.loader.next(self.stop)
 
     @property
     def checkpoints(self) -> Path:
@@ -198,25 +213,50 @@ class Trainer:
             messages.append(f"{'resumed from' if found else 'weights from'} {origin.path}")
         return origin, found is not None, messages
 
-    def open_data(self) -> Batch | None:
-        """Start the loader and hold the eos contract, in words and against the first real rows, before a model exists.
+    def open_data(self) -> Feed:
+        """Start the loader and hold the eos contract before a model exists.
 
-        Returns those rows, which the first step will use; None when a stop was asked for meanwhile.
+        Where a resume finds the data changed, on any rank, all ranks begin it anew, if `data.on_change` says so.
         """
-        origin = self.origin
-        contract = {"where": str(origin.path / checkpoint.STATE), **origin.state["contract"]} if origin else None
+        feed, refusal = self.world.together(self.resume_data)
+        refusal = next(filter(None, self.world.gather(refusal)), None)
+        if refusal is None and feed:
+            return feed
+        if feed:
+            feed.loader.close()
+        self.data_state = None
+        row = self.progress.step * global_batch_size(self.config, self.world.layout)
+        self.messages.append(f'{refusal}; data.on_change = "restart": the data begins anew, at row {row}')
+        return self.world.together(lambda: self.open_feed(row=row))
+
+    def resume_data(self) -> tuple[Feed | None, str | None]:
+        """The data where the checkpoint left it, or else why it must begin anew."""
+        inventory = self.origin.inventory() if self.origin and self.resuming else None
         try:
-            self.loader = make_loader(self.config, self.tokenizer, self.micro_batch_size, self.world, self.data_state)
-        except DataConfigError as e:
-            raise checkpoint.CheckpointError(f"{origin.path}: {e}") if origin and self.resuming else e from None
-        self.statements = gather_statements(
-            self.config, self.tokenizer, self.loader.packer, self.mask, self.decoder_config.vocab_size, contract
+            return self.open_feed(state=self.data_state, inventory=inventory), None
+        except DataOrderError as e:
+            assert self.origin
+            refusal = f"{self.origin.path}: {e}"
+            if self.config.data.on_change == "refuse":
+                raise checkpoint.CheckpointError(f'{refusal}; data.on_change = "restart" accepts it') from None
+            return None, refusal
+
+    def open_feed(self, **place: Any) -> Feed:
+        """This rank's loader from some place on."""
+        world, origin = self.world, self.origin
+        return open_feed(
+            self.config,
+            world.layout,
+            self.tokenizer,
+            self.mask,
+            self.decoder_config.vocab_size,
+            batch_size=self.micro_batch_size,
+            contract={"where": str(origin.path / checkpoint.STATE), **origin.state["contract"]} if origin else None,
+            interrupted=self.stop,
+            dp_rank=world.dp_rank,
+            dp_degree=world.layout.data_parallel,
+            **place,
         )
-        check_statements(self.statements)
-        first = self.loader.next(self.stop)
-        if first is not None:
-            check_rows(first, self.mask, self.statements)
-        return first
 
     def build_model(self) -> None:
         """Materialise this rank's share of a model laid out on the meta device, with fresh or loaded weights."""
@@ -261,11 +301,13 @@ class Trainer:
             "config": self.config.to_dict(),
             "versions": {"cistron": __version__, "torch": torch.__version__},
         }
-        checkpoint.save(path, self.model, self.optimizer, state)
+        checkpoint.save(path, self.model, self.optimizer, state, self.feed.loader.inventory())
         if self.world.is_first:
             checkpoint.prune(self.checkpoints, self.config.checkpoint.keep_latest_k)
-        dropped = documents_dropped(state["data"])
-        self.log.say(f"saved {path}" + (f"; {dropped} documents without a token were left out so far" if dropped else ""))
+        dropped, skipped = documents_dropped(state["data"]), records_skipped(state["data"])
+        left_out = [f"{dropped} documents without a token"] if dropped else []
+        left_out += [f"{skipped} bad records"] if skipped else []
+        self.log.say(f"saved {path}" + (f"; {' and '.join(left_out)} were left out so far" if left_out else ""))
 
     def introduce(self) -> None:
         """Say what is about to be trained."""
@@ -287,11 +329,11 @@ class Trainer:
             f"{self.micro_batches} micro-batch(es) of {self.micro_batch_size} rows"
         )
 
-    def conclude(self, stopped: bool) -> None:
+    def conclude(self) -> None:
         """Say how the run ended, show a sample of what the model has learnt, and how to go on."""
         step, steps = self.progress.step, self.config.training.steps
-        if stopped:
-            self.log.say(f"{self.stop.signal_name or 'a signal to another rank'}: stopped after step {step} of {steps}")
+        if self.ending:
+            self.log.say(f"{self.ending}: stopped after step {step} of {steps}")
         elif self.prompt:
             room = {"multiple_of": self.world.layout.tp, "max_new_tokens": 120}
             text = sample(self.model, self.tokenizer, self.prompt, device=self.world.device, **room)
@@ -305,7 +347,7 @@ class Trainer:
 
     def close(self) -> None:
         """Stop the loader's workers and flush the reports."""
-        self.loader.close()
+        self.feed.loader.close()
         self.log.close()
 
 

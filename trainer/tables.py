@@ -1,0 +1,278 @@
+"""The TOML's tables: one class each, every key documented where it is declared. These docstrings are the `--help` text."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Degree = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Table(BaseModel):
+    """What all TOML tables share: unknown keys refused, no silent conversion ("7" is not 7), immutable once read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Job(Table):
+    """Where the run lives."""
+
+    dump_folder: str = "outputs"
+    """Folder of this run: metrics.jsonl, TensorBoard files, checkpoints, the resolved config."""
+    description: str = ""
+    """One line about the job, for people."""
+
+
+class Rope(Table):
+    """Rotary position embedding."""
+
+    theta: float | None = None
+    """Base of the rotary frequencies; unset: the preset's."""
+
+
+class Model(Table):
+    """The decoder: a preset and what to change in it. Unset keys keep the preset's value."""
+
+    preset: str = "debug"
+    """Shape to start from: debug, llama3_1b, llama3_8b, llama3_70b, qwen3_0.6b, qwen3_8b."""
+    vocab_size: Positive | None = None
+    """Rows of the embedding table; unset: the tokenizer's vocabulary. May be larger, never smaller."""
+    eos_id: NonNegative | None = None
+    """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Checked against every other party."""
+    attention: Literal["auto", "flex", "varlen", "sdpa"] = "auto"
+    """Executor of the document mask; auto: flex on CUDA, sdpa (dense mask) on CPU."""
+    dim: Positive | None = None
+    """Width of the residual stream."""
+    n_layers: Positive | None = None
+    """Number of transformer blocks."""
+    n_heads: Positive | None = None
+    """Number of query heads."""
+    n_kv_heads: Positive | None = None
+    """Number of key and value heads (grouped-query attention)."""
+    head_dim: Positive | None = None
+    """Width of one head."""
+    hidden_dim: Positive | None = None
+    """Width of the SwiGLU feed-forward."""
+    norm_eps: float | None = None
+    """Epsilon of the RMS norms."""
+    qk_norm: bool | None = None
+    """RMS-normalise queries and keys per head (Qwen3)."""
+    tie_embeddings: bool | None = None
+    """Use the embedding table as the output projection."""
+    rope: Rope = Rope()
+    """Rotary position embedding."""
+
+
+class TokenizerTable(Table):
+    """From text or bytes to ids."""
+
+    kind: Literal["byte", "hf"] = "byte"
+    """byte: raw UTF-8 bytes, eos 0, pad 1, vocabulary 512. hf: any Hugging Face tokenizer.json."""
+    path: str | None = None
+    """hf: the tokenizer.json or the folder that holds it."""
+    eos_token: str | None = None
+    """hf: the token that ends a document; unset: tokenizer_config.json's."""
+    pad_token: str | None = None
+    """hf: the padding token; unset: tokenizer_config.json's, else the eos (safe: labels go by position)."""
+
+
+class Source(Table):
+    """One source of documents."""
+
+    name: Name
+    """Name in logs, in metrics.jsonl and in the checkpointed data state."""
+    format: Literal["text", "jsonl", "fasta", "parquet", "tokens"]
+    """text: a file is a document. jsonl: a line. fasta: a record. parquet: a row. tokens: shards by `cistron prepare`."""
+    paths: list[str] = Field(min_length=1)
+    """Files, globs or fsspec URLs; tokens: manifests (*.json) or their folder. {stdlib} is the folder of Python's library."""
+    field: str = "text"
+    """jsonl and parquet: the key or column that holds the document."""
+    weight: Weight = 1.0
+    """Relative share of packed rows, hence of tokens; 0: none before a stage gives it one."""
+    max_epochs: Positive | None = None
+    """End training, saved, before this source would be read for one more time than this; unset: it is read for ever."""
+
+
+class Stage(Table):
+    """Other weights from a step on."""
+
+    step: Annotated[int, Field(ge=2)]
+    """First step whose rows are drawn by these weights."""
+    weights: dict[str, Weight]
+    """The weight of each source that is used from then on, as { name = weight, ... }; a source left out has none."""
+
+
+class Data(Table):
+    """From files to packed rows."""
+
+    sources: list[Source] = Field(default_factory=list)
+    """The [[data.sources]] tables."""
+    stages: list[Stage] = Field(default_factory=list)
+    """The [[data.stages]] tables: weights that replace those of the sources, in ascending order of steps."""
+    lanes: Positive = 16
+    """Independent row streams; a multiple of data-parallel ranks x workers. Row i comes from a lane that i alone decides."""
+    packing: Literal["best_fit", "concat"] = "best_fit"
+    """best_fit: whole documents, least padding. concat: classic concatenate-and-chunk."""
+    layout: Literal["packed", "padded"] = "packed"
+    """packed: many documents in a row. padded: one, in rows as long as the longest of the micro-batch needs."""
+    num_workers: NonNegative = 0
+    """Loader processes per rank; 0 reads ahead in a thread. Any value gives the same rows."""
+    on_bad_record: Literal["error", "skip"] = "error"
+    """error: a record that cannot be used ends the run. skip: it is left out, logged and counted."""
+    on_change: Literal["refuse", "restart"] = "refuse"
+    """When a resume finds data or settings other than the checkpoint's. restart: go on with the weights, the data anew."""
+    verify: bool = False
+    """Read token shards whole before the first step, to compare checksums, eos counts and largest ids."""
+    cache_dir: str | None = None
+    """Folder for copies of remote files; unset: they are read over the network each time."""
+    cache_gb: float = Field(default=50.0, gt=0.0)
+    """Size that the copies are kept below (10^9 bytes); what was used longest ago goes first."""
+    retries: NonNegative = 5
+    """Further attempts, at growing intervals, at a remote read that fails."""
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Data":
+        """Refuse names that are not unique, stages out of order or of unknown names, and weights that name no source."""
+        names = [source.name for source in self.sources]
+        wrong = [f"data.sources: names must differ, found {names}"] if len(set(names)) < len(names) else []
+        if names and not any(source.weight for source in self.sources):
+            wrong.append("data.sources.weight: all are 0, so that there is nothing to begin with; give one more than 0")
+        used = {name for stage in self.stages for name, weight in stage.weights.items() if weight}
+        wrong += [
+            f"data.sources.{index}.weight = 0.0: no stage gives {source.name!r} another one, so it is never read; remove it"
+            for index, source in enumerate(self.sources)
+            if not source.weight and source.name not in used and any(s.weight for s in self.sources)
+        ]
+        before = 1
+        for index, stage in enumerate(self.stages):
+            key = f"data.stages.{index}"
+            if stage.step <= before and index:
+                wrong.append(f"{key}.step = {stage.step}: must come after step {before} of the stage before it")
+            before = stage.step
+            unknown = [name for name in stage.weights if name not in names]
+            wrong += [f"{key}.weights.{name}: no source of this name; there are: {', '.join(names)}" for name in unknown]
+            if not any(stage.weights.values()):
+                wrong.append(f"{key}.weights: name at least one source with a weight above 0")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+class Training(Table):
+    """The optimisation loop."""
+
+    seq_len: Annotated[int, Field(ge=2)] = 2048
+    """Tokens per row."""
+    local_batch_size: Positive = 8
+    """Largest number of rows in one forward pass of one rank; more are accumulated."""
+    global_batch_size: int = -1
+    """Rows per optimizer step over all ranks; -1: local_batch_size x data-parallel ranks."""
+    steps: Positive = 1000
+    """Optimizer steps of the whole job."""
+    max_norm: float = Field(default=1.0, gt=0.0)
+    """Gradients are clipped to this global 2-norm."""
+    seed: NonNegative = 0
+    """Decides initial weights and the order of the data."""
+    mixed_precision_param: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of parameters and activations in forward and backward; master weights stay float32."""
+    mixed_precision_reduce: Literal["float32", "bfloat16"] = "float32"
+    """Type in which gradients are summed over ranks."""
+    gc_freq: Positive = 50
+    """Steps between runs of Python's garbage collector, which would otherwise stall ranks at different moments."""
+
+
+class Optimizer(Table):
+    """AdamW. Weight decay applies to matrices, not to norms."""
+
+    name: Literal["AdamW"] = "AdamW"
+    """The algorithm."""
+    lr: float = Field(default=8e-4, gt=0.0)
+    """Peak learning rate."""
+    beta1: Decay = 0.9
+    """Decay of the first moment."""
+    beta2: Decay = 0.95
+    """Decay of the second moment."""
+    eps: float = Field(default=1e-8, gt=0.0)
+    """Added to the denominator."""
+    weight_decay: float = Field(default=0.1, ge=0.0)
+    """Decoupled weight decay."""
+
+
+class LrScheduler(Table):
+    """Warmup, stable, decay: factors on optimizer.lr as a pure function of the step."""
+
+    warmup_steps: NonNegative = 200
+    """Steps of linear warmup from zero."""
+    decay_ratio: Fraction = 0.2
+    """Share of training.steps spent decaying at the end."""
+    decay_type: Literal["linear", "cosine", "sqrt"] = "linear"
+    """Shape of the decay; sqrt is 1 - sqrt(progress)."""
+    min_lr_factor: Fraction = 0.0
+    """Factor that the decay ends at."""
+
+
+class Parallelism(Table):
+    """How ranks divide the work. The degrees multiply to the number of processes."""
+
+    data_parallel_replicate_degree: Degree = 1
+    """Copies of the sharded model (HSDP)."""
+    data_parallel_shard_degree: int = -1
+    """Ranks that share one copy of parameters, gradients and optimizer state (FSDP2); -1: all that are left."""
+    tensor_parallel_degree: Degree = 1
+    """Ranks that split every matrix and, between the norms, the sequence."""
+    context_parallel_degree: Literal[1] = 1
+    """Ranks that split the sequence of attention: only 1 so far."""
+
+
+class Compile(Table):
+    """torch.compile."""
+
+    enable: bool = False
+    """Compile every transformer block."""
+
+
+class ActivationCheckpoint(Table):
+    """Activation checkpointing."""
+
+    mode: Literal["none", "full"] = "none"
+    """full: keep only each block's input and recompute the rest in the backward pass."""
+
+
+class Checkpoint(Table):
+    """What a run leaves behind to continue from."""
+
+    enable: bool = True
+    """Save and resume."""
+    folder: str = "checkpoint"
+    """Folder inside job.dump_folder; checkpoints are step-<N> in it."""
+    interval: Positive = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep_latest_k: NonNegative = 3
+    """Checkpoints to keep; 0 keeps all."""
+    load_step: Annotated[int, Field(ge=-1)] = -1
+    """Step to resume from; -1: the newest complete one, 0: none, start afresh."""
+    initial_load_path: str | None = None
+    """A checkpoint (…/step-N) of another run whose weights to start from; ignored once this run has its own."""
+
+
+class Metrics(Table):
+    """What is reported."""
+
+    log_freq: Positive = 10
+    """Steps between console lines, metrics.jsonl records and TensorBoard points."""
+    enable_tensorboard: bool = True
+    """Write TensorBoard files to job.dump_folder/tensorboard."""
+    peak_flops: float | None = Field(default=None, gt=0.0)
+    """Peak FLOP/s of one device, for MFU on devices Cistron does not know."""
+
+
+class Comm(Table):
+    """Process groups."""
+
+    timeout_seconds: Positive = 600
+    """A collective that takes longer ends the run instead of hanging."""
