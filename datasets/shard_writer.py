@@ -25,18 +25,19 @@ class ShardWriter:
     """One shard in the making; nothing but temporary files until `finish`.
 
     Attributes:
+        path: Of the manifest, once there is one.
         documents: Written to their end.
         tokens: Of these.
     """
 
-    def __init__(self, folder: Path, name: str, tokenizer: Tokenizer, *, weighted: bool = False) -> None:
+    def __init__(self, folder: Path, name: str, tokenizer: Tokenizer, dtype: np.dtype[Any], *, weighted: bool = False) -> None:
         """Create temporary files beside `folder`/`name`.*, of names that no other process uses."""
         folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{name}.json"
         self.documents = 0
         self.tokens = 0
-        self._stem = folder / name
         self._tokenizer = tokenizer
-        self._dtype = id_dtype(tokenizer)
+        self._dtype = dtype
         self._files = {ending: self._temporary(ending).open("w+b") for ending in ("ids", "offsets")}
         if weighted:
             self._files["weights"] = self._temporary("weights").open("w+b")
@@ -45,7 +46,7 @@ class ShardWriter:
         self._longest = 0
 
     def _temporary(self, ending: str) -> Path:
-        return temporary(self._stem.with_name(f"{self._stem.name}.{ending}"))
+        return temporary(self.path.with_suffix(f".{ending}"))
 
     def write(self, ids: Ids, ends: Sequence[int] | npt.NDArray[np.integer[Any]], weights: Weights | None = None) -> None:
         """Append tokens: the rest of the open document, whole ones, the beginning of the next.
@@ -68,6 +69,10 @@ class ShardWriter:
             self.documents += len(ends)
             self.tokens = int(closed[-1])
         self._open_tokens = written - self.tokens
+
+    def close(self) -> None:
+        """End the open document, which has its eos."""
+        self.write(np.empty(0, self._dtype), [0])
 
     def take_back(self) -> None:
         """Forget the open document, if there is one."""
@@ -106,14 +111,13 @@ class ShardWriter:
         if not self.documents:
             self.discard()
             return None
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        for ending, file in self._files.items():
             file.close()
+            sync(self._temporary(ending))
         manifest = self._manifest(tuple(sources))
         for ending in self._files:
-            self._temporary(ending).replace(self._stem.with_name(f"{self._stem.name}.{ending}"))
-        write_atomically(self._stem.with_name(f"{self._stem.name}.json"), manifest.model_dump_json(indent=1).encode() + b"\n")
+            self._temporary(ending).replace(self.path.with_suffix(f".{ending}"))
+        write_atomically(self.path, manifest.model_dump_json(indent=1).encode() + b"\n")
         return manifest
 
     def _manifest(self, sources: tuple[SourceRecord, ...]) -> Manifest:
@@ -142,14 +146,9 @@ class ShardWriter:
         )
 
 
-def id_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
-    """Return the smallest dtype of a shard that holds every id which this tokenizer writes.
-
-    The byte tokenizer has a vocabulary of 512 and writes ids below 256 only: it states uint8.
-    """
-    if np.dtype(tokenizer.dtype) == np.uint8:
-        return DTYPES["uint8"]
-    return next(dtype for dtype in DTYPES.values() if tokenizer.vocab_size - 1 <= np.iinfo(dtype).max)
+def id_dtype(largest: int) -> np.dtype[Any]:
+    """Return the smallest dtype of a shard that holds ids up to `largest`."""
+    return next(dtype for dtype in DTYPES.values() if largest <= np.iinfo(dtype).max)
 
 
 def _put(file: IO[bytes], values: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
@@ -158,13 +157,11 @@ def _put(file: IO[bytes], values: npt.NDArray[Any], dtype: np.dtype[Any]) -> Non
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all, and its folder's names before it, even after a power cut."""
-    with temporary(path).open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
+    temporary(path).write_bytes(data)
+    sync(temporary(path))
+    sync(path.parent)
     temporary(path).replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def temporary(path: Path) -> Path:
@@ -172,9 +169,9 @@ def temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make the bytes of a file durable, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
