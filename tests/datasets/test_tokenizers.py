@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from cistron.datasets.errors import DataConfigError
 from cistron.datasets.tokenizers import HFTokenizer, TokenizeError, build_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 EOS = "<|endoftext|>"
@@ -51,6 +53,28 @@ def test_a_nul_byte_is_refused_where_it_stands() -> None:
     with pytest.raises(TokenizeError, match="NUL") as caught:
         build_tokenizer("byte").encode(b"ab\0c")
     assert caught.value.offset == 2
+
+
+@pytest.mark.parametrize("kind", ["byte", "hf"])
+@given(texts=st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=5))
+def test_a_batch_is_its_documents_each_with_its_eos(folder: Path, kind: str, texts: list[str]) -> None:
+    tokenizer = build_tokenizer(kind, str(folder) if kind == "hf" else None)
+    assert tokenizer.kind == kind
+    documents = [text.encode() for text in texts]
+    alone = [[*tokenizer.encode(document).tolist(), tokenizer.eos_id] for document in documents]
+    ids, lengths = tokenizer.encode_batch(documents)
+    assert ids.dtype == tokenizer.dtype
+    assert ids.tolist() == [one for document in alone for one in document]
+    assert lengths == [len(document) for document in alone]
+
+
+@pytest.mark.parametrize(
+    ("documents", "index", "offset"), [([b"a", b"", b"b\0", b"\0"], 2, 1), ([b"\0\0"], 0, 0), ([b"a", b"\0"], 1, 0)]
+)
+def test_the_first_document_with_a_nul_byte_is_named(documents: list[bytes], index: int, offset: int) -> None:
+    with pytest.raises(TokenizeError, match="NUL") as caught:
+        build_tokenizer("byte").encode_batch(documents)
+    assert (caught.value.index, caught.value.offset) == (index, offset)
 
 
 @pytest.mark.parametrize("travelled", [False, True], ids=["here", "in-a-worker"])
@@ -159,15 +183,16 @@ def test_an_eos_not_marked_special_is_refused_in_a_document(folder: Path, tmp_pa
     inner.save(str(tmp_path / "tokenizer.json"))
     tokenizer = HFTokenizer(str(tmp_path), eos_token="</s>")
     assert tokenizer.vocab_size == tokenizer.eos_id + 1
-    with pytest.raises(TokenizeError, match="mark that token as special") as caught:
-        tokenizer.encode(b"the </s> cat")
-    assert caught.value.offset == 4
+    for bad in ([b"the cat", b"the </s> cat", b"</s>"], [b"", b"the </s>", b"\xff"]):
+        with pytest.raises(TokenizeError, match="mark that token as special") as caught:
+            tokenizer.encode_batch(bad)
+        assert (caught.value.index, caught.value.offset) == (1, 4)
 
 
 def test_bad_utf8_is_refused_where_it_stands(folder: Path) -> None:
     with pytest.raises(TokenizeError, match="UTF-8") as caught:
-        build_tokenizer("hf", str(folder)).encode(b"abc\xff")
-    assert caught.value.offset == 3
+        build_tokenizer("hf", str(folder)).encode_batch([b"the cat", b"", b"abc\xff", b"\xff"])
+    assert (caught.value.index, caught.value.offset) == (2, 3)
 
 
 def test_vocabulary_size_follows_the_largest_id(tmp_path: Path) -> None:
