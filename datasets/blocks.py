@@ -2,32 +2,32 @@
 
 A block closes after 4,096 documents or the tokens of `block_tokens`. A document that is not over by then is
 cut, at a multiple of `seq_len` tokens, with the next token kept as lookahead; what lies behind the cut opens the next
-block. A block depends on the token stream from its address on and on nothing else, so it is the same when the stream is
-re-opened there.
+block. A block depends on the tokens from its address on and on nothing else, so it is the same when the lane is
+opened again there.
 """
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .packing import Block
 from .tokenizers import Ids
 
 MAX_DOCUMENTS = 4096
+KEPT, EMPTY, BAD = range(3)  # fates of what was read
 
 
 class Address(NamedTuple):
-    """Where a stream of tokens can be opened again.
+    """Where a lane can be opened again.
 
     Attributes:
         piece: Place of the piece in its lane's order of this epoch.
-        offset: Byte of the file at which a chunk begins.
-        first: 1 where that chunk opens its document.
-        skip: Tokens of that chunk that lie before.
+        offset: Where a document, or a stretch of one, begins in the piece.
+        first: 1 where that stretch opens its document.
+        skip: Tokens of that stretch that lie before.
     """
 
     piece: int
@@ -36,31 +36,74 @@ class Address(NamedTuple):
     skip: int
 
 
-class Span(NamedTuple):
-    """Consecutive tokens of one document; an empty span that `ends` is a document without tokens.
+class Stretch(NamedTuple):
+    """Consecutive documents of a piece, encoded; its first and its last may be parts.
 
     Attributes:
-        ids: 1-d integers, with the eos where `ends`.
-        address: Address of the first.
-        ends: Whether the document is over with it.
+        ids: 1-d integers, the documents one after another.
+        lengths: int64 [documents]: tokens of each, its eos included where it ends here; 0 unless kept.
+        offsets: Address of each.
+        fates: int8 [documents]: KEPT, EMPTY (had no token) or BAD (was skipped). A BAD one of some length is the eos
+            that ends a document early.
+        piece: Of all addresses.
+        first: Whether the first document opens here.
+        last: Whether the last document ends here.
+        skip: Tokens of the first that lie before.
     """
 
     ids: Ids
-    address: Address
-    ends: bool
+    lengths: npt.NDArray[np.int64]
+    offsets: list[int]
+    fates: npt.NDArray[np.int8]
+    piece: int
+    first: bool
+    last: bool
+    skip: int = 0
+
+    def behind(self, document: int, tokens: int) -> "Stretch":
+        """Return what lies behind the first `tokens` of `document`: views."""
+        lengths = self.lengths[document:].copy()
+        start = int(self.lengths[:document].sum()) + tokens
+        skip = tokens if document else self.skip + tokens
+        if tokens:
+            lengths[0] -= tokens
+        return Stretch(
+            self.ids[start:],
+            lengths,
+            self.offsets[document:],
+            self.fates[document:],
+            self.piece,
+            self.first if document == 0 else True,
+            self.last,
+            skip,
+        )
+
+    @property
+    def documents(self) -> int:
+        """Documents that end in it, those without a token left out."""
+        return int(np.count_nonzero(self.lengths)) - (not self.last and bool(self.lengths[-1]))
+
+    @property
+    def address(self) -> Address:
+        """Where it begins."""
+        return Address(self.piece, self.offsets[0], int(self.first), self.skip)
 
 
 class AddressedBlock(NamedTuple):
-    """A block with its place in the stream.
+    """A block with its place in the lane.
 
     Attributes:
         block: What is packed.
+        documents: Documents that end in it.
         dropped: Documents without tokens met on the way.
-        next: Address of the block after it, None when the stream is over.
+        skipped: Bad records passed over on the way.
+        next: Address of the block after it, None when the epoch is over.
     """
 
     block: Block
+    documents: int
     dropped: int
+    skipped: int
     next: Address | None
 
 
@@ -77,76 +120,85 @@ def block_tokens(seq_len: int) -> int:
 
 
 class BlockBuilder:
-    """Takes a stream of spans apart into blocks, holding no more than a block and a chunk."""
+    """Takes stretches apart into blocks, holding no more than a block and a stretch."""
 
-    def __init__(self, spans: Iterator[Span], seq_len: int, policy: str) -> None:
-        self._spans = spans
+    def __init__(self, stretches: Iterator[Stretch], seq_len: int, policy: str) -> None:
+        self._stretches = stretches
         self._seq_len = seq_len
         self._whole_rows = policy == "concat"
         self._tokens = block_tokens(seq_len)
-        self._ahead: deque[Span] = deque()
+        self._ahead: deque[Stretch] = deque()
 
     def __iter__(self) -> Iterator[AddressedBlock]:
-        """Yield blocks until the stream is over."""
+        """Yield blocks until the stretches are over."""
         while (built := self._build()) is not None:
             yield built
 
-    def _pull(self) -> Span | None:
-        return self._ahead.popleft() if self._ahead else next(self._spans, None)
-
     def _build(self) -> AddressedBlock | None:
-        spans: list[tuple[int, Span]] = []  # with the place of their first token in the block
-        ends: list[int] = []
-        count = opened = 0  # tokens so far, and of them those before the current document
-        while (room := self._room(count, opened, len(ends))) > 0 and (span := self._pull()) is not None:
-            if len(span.ids) > room:
-                self._ahead.appendleft(_tail(span, room))
-                span = Span(span.ids[:room], span.address, False)
-            spans.append((count, span))
-            count += len(span.ids)
-            if span.ends and len(span.ids):
-                ends.append(count)
-                opened = count
-        if count == 0:
+        total = sum(len(stretch.ids) for stretch in self._ahead)
+        documents = sum(stretch.documents for stretch in self._ahead)
+        # Enough to know whether the document that crosses the last token fits in a row.
+        while total <= self._tokens + self._seq_len and (documents < MAX_DOCUMENTS or self._whole_rows):
+            stretch = next(self._stretches, None)
+            if stretch is None:
+                break
+            self._ahead.append(stretch)
+            total += len(stretch.ids)
+            documents += stretch.documents
+        if total == 0:
             return None
 
-        ids = np.concatenate([span.ids for _, span in spans], dtype=np.int32, casting="same_kind")
-        kept = self._cut(count, opened)
-        while spans and spans[-1][0] + len(spans[-1][1].ids) > kept:
-            start, span = spans.pop()
-            self._ahead.appendleft(_tail(span, max(kept - start, 0)))
-        dropped = sum(span.ends and not len(span.ids) for _, span in spans)
-        while not self._ahead and (following := next(self._spans, None)) is not None:
-            if len(following.ids):
-                self._ahead.append(following)
-            else:
-                dropped += following.ends
+        lengths = np.concatenate([stretch.lengths for stretch in self._ahead])
+        over = np.concatenate([np.ones(len(stretch.offsets), dtype=bool) for stretch in self._ahead])
+        last = np.cumsum([len(stretch.offsets) for stretch in self._ahead]) - 1
+        over[last] = [stretch.last for stretch in self._ahead]
+        ends = np.cumsum(lengths)[over & (lengths > 0)]
+        closed, cut = self._cut(ends, total)
+        bounds = np.concatenate([[0], ends[:closed], [cut]] if closed == 0 or ends[closed - 1] < cut else [[0], ends[:closed]])
+        segments = len(bounds) - 1
 
-        closed = bisect_right(ends, kept)
-        bounds = [0, *ends[:closed]]
-        if bounds[-1] < kept:
-            bounds.append(kept)
-        lengths = [end - start for start, end in pairwise(bounds)]
-        return AddressedBlock(Block(ids, lengths, closed), dropped, self._ahead[0].address if self._ahead else None)
+        ids, dropped, skipped = self._take(cut)
+        block = Block(
+            [ids], None, np.zeros(segments, dtype=np.int64), bounds[:-1], np.diff(bounds), np.arange(segments) >= closed
+        )
+        return AddressedBlock(block, closed, dropped, skipped, self._ahead[0].address if self._ahead else None)
 
-    def _room(self, count: int, opened: int, documents: int) -> int:
-        """Tokens that the block still takes."""
+    def _cut(self, ends: npt.NDArray[np.int64], total: int) -> tuple[int, int]:
+        """Return the documents that end in the block and its tokens, of `total` at hand in which documents end at `ends`."""
         if self._whole_rows:
-            return self._tokens + 1 - count  # one of lookahead
-        if count == opened:
-            return self._tokens - count if documents < MAX_DOCUMENTS else 0
+            cut = min(total, self._tokens)
+            return int(np.searchsorted(ends, cut, side="right")), cut
+        closed = int(np.searchsorted(ends, self._tokens, side="right"))
+        if closed >= MAX_DOCUMENTS:
+            return MAX_DOCUMENTS, int(ends[MAX_DOCUMENTS - 1])
+        opened = int(ends[closed - 1]) if closed else 0
+        if opened == min(total, self._tokens):
+            return closed, opened
         # A document is cut only when it is known not to fit in a row.
-        return max(self._tokens - count, self._seq_len + 1 - (count - opened))
+        room = max(self._tokens - opened, self._seq_len + 1)
+        if closed < len(ends) and ends[closed] - opened <= room:
+            return closed + 1, int(ends[closed])
+        return closed, opened + (room - 1) // self._seq_len * self._seq_len
 
-    def _cut(self, count: int, opened: int) -> int:
-        """Tokens that stay in a block of `count`, the others being lookahead."""
-        if self._whole_rows:
-            return min(count, self._tokens)
-        if count == opened:
-            return count
-        return opened + (count - opened - 1) // self._seq_len * self._seq_len
-
-
-def _tail(span: Span, start: int) -> Span:
-    """What is left of a span after `start` tokens: a view."""
-    return Span(span.ids[start:], span.address._replace(skip=span.address.skip + start), span.ends)
+    def _take(self, cut: int) -> tuple[Ids, int, int]:
+        """Move over `cut` tokens. Returns them, with the next one if there is one, and the counts of EMPTY and BAD met."""
+        taken: list[Ids] = []
+        fates = [0, 0, 0]
+        left = cut
+        while self._ahead:
+            stretch = self._ahead.popleft()
+            ends = np.cumsum(stretch.lengths)
+            # Over documents without tokens too, so that the next block never consists of them alone.
+            document = int(np.searchsorted(ends, left, side="right"))
+            met = np.bincount(stretch.fates[:document], minlength=3).tolist()
+            fates = [before + more for before, more in zip(fates, met, strict=True)]
+            if document < len(stretch.offsets):
+                begun = int(ends[document - 1]) if document else 0
+                taken.append(stretch.ids[: left + 1])
+                self._ahead.appendleft(stretch.behind(document, left - begun))
+                break
+            taken.append(stretch.ids)
+            left -= len(stretch.ids)
+            if not self._ahead and (following := next(self._stretches, None)) is not None:
+                self._ahead.append(following)
+        return np.concatenate(taken), fates[EMPTY], fates[BAD]

@@ -11,6 +11,14 @@ class WorkerError(RuntimeError):
     """A worker process died: it was killed, most often for want of memory."""
 
 
+class DataEnd(Exception):
+    """A source was read as often as it may be; no more rows follow."""
+
+
+class DataOrderError(DataConfigError):
+    """A data state belongs to other settings: other rows would follow than in the run that wrote it."""
+
+
 class DataError(ValueError):
     """A file or a record cannot be used.
 

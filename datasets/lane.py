@@ -1,30 +1,36 @@
 """A lane: one of a source's fixed, deterministic streams of packed rows, without end.
 
-Pieces are read in an order drawn per epoch, tokenised, cut into blocks, packed, and the rows of a block shuffled
-(`best_fit`) or kept in order (`concat`). Everything follows from (seed, source, lane) and a state of nine integers, so
-a lane resumes by opening one block again: the cost is a block, however far the lane has come.
+What is read is encoded, cut into blocks and packed; the documents of a block are shuffled before, its rows after that.
+Everything follows from (seed, source, lane) and a state of ten integers, so a lane resumes by opening one block again: the
+cost is a block, however far the lane has come.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .blocks import Address, BlockBuilder, Span
-from .errors import DataError
+from .blocks import BAD, EMPTY, KEPT, Address, AddressedBlock, BlockBuilder, Stretch
+from .errors import DataEnd, DataError
 from .order import permutation
-from .packing import Packer, Planes
+from .packing import Block, PackedRow, Packer
 from .pieces import Piece
-from .readers import Chunk, Reader
-from .tokenizers import Ids, TokenizeError, Tokenizer
+from .readers import Reader, Records
+from .tokenizers import Encoded, TokenizeError, Tokenizer
+
+# "cistron.data": one line for each record that is passed over, up to so many of a lane in a process; all are counted.
+LOG = logging.getLogger("cistron.data")
+LOGGED_RECORDS = 10
+ROWS, DOCUMENTS, PIECES = range(3)  # what a permutation is of
 
 
 class LaneState(NamedTuple):
     """Where a lane stands. All of it is as of the beginning of a block, but for `row`.
 
     Attributes:
-        epoch: Times that the lane has read all of its pieces.
+        epoch: Times that the lane has read all of its documents.
         block: Blocks read in this epoch.
         piece: With `offset`, `first` and `skip`: address of the block; offset -1 is the beginning of the piece.
         offset: See `piece`.
@@ -33,6 +39,7 @@ class LaneState(NamedTuple):
         row: Rows taken of the block.
         documents: Documents finished, in all epochs.
         dropped: Documents without tokens met, in all epochs.
+        skipped: Bad records passed over, in all epochs.
     """
 
     epoch: int = 0
@@ -44,6 +51,20 @@ class LaneState(NamedTuple):
     row: int = 0
     documents: int = 0
     dropped: int = 0
+    skipped: int = 0
+
+    @property
+    def address(self) -> Address:
+        """Of the block."""
+        return Address(self.piece, self.offset, self.first, self.skip)
+
+
+class Documents(Protocol):
+    """What a lane reads, over and over."""
+
+    def blocks(self, epoch: int, start: Address) -> Iterator[AddressedBlock]:
+        """Yield the blocks of an epoch from an address on; offset -1 is the beginning of its piece."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,12 +72,69 @@ class Lane:
     """Rows of one lane of one source.
 
     Attributes:
-        pieces: The lane's parts of files.
-        reader: Reads them.
-        tokenizer: Encodes them.
+        documents: What it reads.
         packer: Packs them.
         key: (seed, source, lane), from which all random choices follow.
         state: Where to go on.
+        name: Of the source, for messages.
+        max_epochs: Times to read all; None: for ever.
+    """
+
+    documents: Documents
+    packer: Packer
+    key: tuple[int, int, int]
+    state: LaneState
+    name: str
+    max_epochs: int | None = None
+
+    def rows(self) -> Iterator[tuple[PackedRow, LaneState]]:
+        """Yield rows, each with the state after it.
+
+        Raises:
+            DataError: A document cannot be read or encoded, or an epoch holds no document.
+            DataEnd: All documents were read `max_epochs` times.
+        """
+        state = self.state
+        while self.max_epochs is None or state.epoch < self.max_epochs:
+            empty = True
+            for block, documents, dropped, skipped, following in self.documents.blocks(state.epoch, state.address):
+                empty = False
+                for row in self.packer.rows(*self._shuffled(block, state)):
+                    state = state._replace(row=state.row + 1)
+                    yield row, state
+                counts = {
+                    "documents": state.documents + documents,
+                    "dropped": state.dropped + dropped,
+                    "skipped": state.skipped + skipped,
+                }
+                if following is None:
+                    state = LaneState(epoch=state.epoch + 1, **counts)
+                else:
+                    state = LaneState(state.epoch, state.block + 1, *following, **counts)
+            if empty:
+                raise DataError("a lane of this source finds no document with a token in its files", file=self.name)
+        raise DataEnd(f"source {self.name!r} was read data.sources.max_epochs = {self.max_epochs} times")
+
+    def _shuffled(self, block: Block, state: LaneState) -> tuple[Block, list[list[tuple[int, int, int]]]]:
+        """Return the block with its documents in random order, and those rows of its plan that are still to come."""
+        order = permutation(len(block.lengths), *self.key, state.epoch, state.block, DOCUMENTS)
+        block = Block(block.arrays, block.weights, *(field[order] for field in block[2:]))
+        plan = self.packer.plan(block)
+        places = permutation(len(plan), *self.key, state.epoch, state.block, ROWS)
+        return block, [plan[place] for place in places[state.row :]]
+
+
+@dataclass
+class RawDocuments:
+    """Documents of files that are read in order and encoded on the way.
+
+    Attributes:
+        pieces: The lane's parts of files.
+        reader: Reads them.
+        tokenizer: Encodes them.
+        packer: That the blocks are for.
+        key: As the lane's: pieces are read in an order drawn per epoch.
+        skip_bad: Pass over bad records instead of raising.
     """
 
     pieces: Sequence[Piece]
@@ -64,69 +142,102 @@ class Lane:
     tokenizer: Tokenizer
     packer: Packer
     key: tuple[int, int, int]
-    state: LaneState
+    skip_bad: bool
+    _logged: int = field(default=0, init=False)
 
-    def rows(self) -> Iterator[tuple[Planes, LaneState]]:
-        """Yield rows for ever, int32 [4, seq_len], each with the state after it.
+    def blocks(self, epoch: int, start: Address) -> Iterator[AddressedBlock]:
+        """See `Documents`."""
+        order = permutation(len(self.pieces), *self.key, epoch, PIECES)
+        stretches = self._stretches([self.pieces[place] for place in order], start)
+        return iter(BlockBuilder(stretches, self.packer.seq_len, self.packer.policy))
 
-        Raises:
-            DataError: A document cannot be read or encoded, or an epoch holds no document.
-        """
-        state = self.state
-        while True:
-            order = permutation(len(self.pieces), *self.key, state.epoch)
-            spans = self._spans([self.pieces[place] for place in order], state)
-            builder = BlockBuilder(spans, self.packer.seq_len, self.packer.policy)
-            empty = True
-            for block, dropped, following in builder:
-                empty = False
-                plan = self.packer.plan(block)
-                if self.packer.policy == "best_fit":
-                    shuffled = permutation(len(plan), *self.key, state.epoch, state.block)
-                    plan = [plan[place] for place in shuffled]
-                for planes in self.packer.assemble(block, plan[state.row :]):
-                    state = state._replace(row=state.row + 1)
-                    yield planes, state
-                counts = {"documents": state.documents + block.closed, "dropped": state.dropped + dropped}
-                if following is None:
-                    state = LaneState(epoch=state.epoch + 1, **counts)
-                else:
-                    state = LaneState(state.epoch, state.block + 1, *following, **counts)
-            if empty:
-                names = ", ".join(sorted({piece.path for piece in self.pieces})[:3])
-                raise DataError("a lane finds no document in its files; remove the empty ones", file=names)
-
-    def _spans(self, pieces: Sequence[Piece], state: LaneState) -> Iterator[Span]:
-        """Yield the epoch's tokens from the block address of `state` on."""
-        offset, first, skip = state.offset, bool(state.first), state.skip
-        for place in range(state.piece, len(pieces)):
+    def _stretches(self, pieces: Sequence[Piece], start: Address) -> Iterator[Stretch]:
+        """Yield the epoch's documents from `start` on."""
+        offset, first, skip = start.offset, bool(start.first), start.skip
+        for place in range(start.piece, len(pieces)):
             piece = pieces[place]
-            chunks = self.reader.chunks(piece, piece.start if offset < 0 else offset, first)
-            tokens = 0 if first and skip == 0 else 1  # of the current document; the address may be inside of one
-            for chunk in chunks if self.tokenizer.streams else _whole_documents(chunks):
-                ids = self._encode(piece, chunk)
-                tokens = len(ids) + (0 if chunk.first and skip == 0 else tokens)
-                if chunk.last and tokens:
-                    ids = np.append(ids, np.asarray(self.tokenizer.eos_id, dtype=ids.dtype))
-                if len(ids) or chunk.last:
-                    yield Span(ids[skip:], Address(place, chunk.offset, int(chunk.first), skip), chunk.last)
+            groups = self.reader.groups(piece, piece.start if offset < 0 else offset, first)
+            for stretch in self._encoded(place, piece, groups if self.tokenizer.streams else _whole_documents(groups)):
+                yield stretch.behind(0, skip) if skip else stretch
                 skip = 0
             offset, first = -1, True
 
-    def _encode(self, piece: Piece, chunk: Chunk) -> Ids:
-        try:
-            return self.tokenizer.encode(chunk.data)
-        except TokenizeError as error:
-            record, offset = self.reader.locate(piece.path, chunk.offset, error.offset or 0)
-            raise DataError(error.problem, file=piece.path, record=record, offset=offset) from None
+    def _encoded(self, place: int, piece: Piece, groups: Iterator[Records]) -> Iterator[Stretch]:
+        """Encode groups; what has no token is EMPTY, and what is bad is raised, or BAD."""
+        tokens = True  # whether the document that a group continues has had any
+        abandoned = False  # whether it turned out bad before it was over
+        for documents, offsets, first, last, error, bad_offset in groups:
+            begin = 0
+            if abandoned and not first and documents:
+                begin, abandoned = 1, len(documents) == 1 and not last
+            while begin < len(documents):
+                opens = first or begin > 0
+                problem: DataError | None = None
+                try:
+                    end, encoded = len(documents), self.tokenizer.encode_batch(documents[begin:])
+                except TokenizeError as bad:
+                    end = begin + bad.index
+                    problem = self._located(piece, offsets[end], bad)
+                    encoded = self.tokenizer.encode_batch(documents[begin:end]) if bad.index else None
+                if encoded is not None:
+                    whole = last or problem is not None
+                    stretch = self._stretch(place, offsets[begin:end], encoded, opens, whole, tokens)
+                    tokens = whole or bool(stretch.lengths[-1]) or (tokens and not opens and end - begin == 1)
+                    yield stretch
+                if problem is not None:
+                    self._pass_over(problem)
+                    continued = end == 0 and not first
+                    yield self._bad(place, offsets[end], not continued, continued and tokens)
+                    abandoned = end == len(documents) - 1 and not last
+                    tokens = True
+                begin = end + 1 if problem else end
+            if error is not None:
+                self._pass_over(error)
+                yield self._bad(place, bad_offset, True, False)
+
+    def _stretch(self, place: int, offsets: list[int], encoded: Encoded, first: bool, last: bool, tokens: bool) -> Stretch:
+        """Take the eos off a document that goes on, and documents that have nothing else."""
+        ids, lengths = encoded.ids, np.array(encoded.lengths, dtype=np.int64)
+        empty = lengths == 1
+        if not last:
+            ids, lengths[-1], empty[-1] = ids[:-1], lengths[-1] - 1, False
+        if not first and tokens:
+            empty[0] = False
+        if empty.any():
+            ids = ids[np.repeat(~empty, lengths)]
+            lengths[empty] = 0
+        return Stretch(ids, lengths, offsets, np.where(empty, EMPTY, KEPT).astype(np.int8), place, first, last)
+
+    def _bad(self, place: int, offset: int, first: bool, ended: bool) -> Stretch:
+        """Return a bad record: nothing, or the eos of the document whose beginning was good and has been yielded."""
+        ids = np.full(int(ended), self.tokenizer.eos_id, dtype=self.tokenizer.dtype)
+        return Stretch(ids, np.array([len(ids)]), [offset], np.array([BAD], dtype=np.int8), place, first, True)
+
+    def _pass_over(self, problem: DataError) -> None:
+        if not self.skip_bad:
+            raise problem
+        self._logged += 1
+        if self._logged <= LOGGED_RECORDS:
+            more = "; further ones of this lane are counted only" if self._logged == LOGGED_RECORDS else ""
+            LOG.warning("skipped: %s%s", problem, more)
+
+    def _located(self, piece: Piece, offset: int, bad: TokenizeError) -> DataError:
+        record, place = self.reader.locate(piece.path, offset, bad.offset or 0)
+        return DataError(bad.problem, file=piece.path, record=record, offset=place)
 
 
-def _whole_documents(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Join the chunks of each document, for tokenizers that must see all of it."""
-    parts: list[Chunk] = []
-    for chunk in chunks:
-        parts.append(chunk)
-        if chunk.last:
-            data = chunk.data if len(parts) == 1 else b"".join(part.data for part in parts)
-            yield Chunk(data, parts[0].offset, True, True)
-            parts = []
+def _whole_documents(groups: Iterator[Records]) -> Iterator[Records]:
+    """Join the stretches of a document, for tokenizers that must see all of it."""
+    parts: list[bytes] = []
+    begun, opened = 0, True
+    for group in groups:
+        documents, offsets, first = list(group.documents), list(group.offsets), group.first
+        if parts and documents:
+            parts.append(documents[0])
+            if len(documents) == 1 and not group.last:
+                continue
+            documents[0], offsets[0], first, parts = b"".join(parts), begun, opened, []
+        if documents and not group.last:
+            opened = bool(documents[1:]) or first
+            parts, begun = [documents.pop()], offsets.pop()
+        yield Records(documents, offsets, first, True, group.error, group.bad_offset)

@@ -1,44 +1,73 @@
 """Batches of packed rows: the entry of this room.
 
-    files --Reader--> chunks --Tokenizer--> ids --BlockBuilder, Packer--> rows --Mixer, workers--> batches
+    files --Reader--> records --Tokenizer--> ids --BlockBuilder--> blocks --Packer--> rows --Mixer, workers--> batches
+    token shards ------------------------ShardDocuments----------> blocks
 
-Row i of the run is drawn from lane i mod `lanes` of source `Mixer.source(i)`. Data-parallel rank r of R takes the rows
-i = r mod R, worker w of W every W-th of these; as R x W divides `lanes`, each lane is read by one worker of one rank,
-and the rows do not depend on R or W.
+Row i of the run is drawn from source `Mixer.source(i)`, and there from lane `Mixer.lane(i)`. Lane l belongs to data-parallel
+rank l mod R, and there to worker l // R mod W; as R x W divides `lanes`, each lane is read by one worker of one rank, and
+the rows do not depend on R or W.
 """
 
 import atexit
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .errors import DataConfigError
-from .files import digest
-from .packing import LABELS, POSITIONS, SEQUENCE_IDS, TOKENS, Packer
-from .sources import Source, SourceConfig, find_source
-from .state import check_state, documents_dropped, initial_state, merge_states
-from .tokenizers import Tokenizer
+from .files import Storage, fingerprint
+from .packing import Packer
+from .shards import verify_shard
+from .sources import SourceConfig, find_source
+from .state import Inventory, check_state, documents_dropped, initial_state, merge_states, records_skipped
+from .tokenizers import HFTokenizer, Tokenizer
 from .transport import Row, RowStream, in_order
 
-__all__ = ["Batch", "DataConfig", "Loader", "SourceConfig", "documents_dropped", "merge_states"]
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "Loader",
+    "SourceConfig",
+    "Stage",
+    "Storage",
+    "documents_dropped",
+    "merge_states",
+    "records_skipped",
+]
+
+
+class Stage(NamedTuple):
+    """Other weights from a row on.
+
+    Attributes:
+        row: First global row of the stage.
+        weights: Of the sources by name; 0 for those that are not named.
+    """
+
+    row: int
+    weights: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What determines the rows of a run, and `num_workers`, which does not.
+    """What determines the rows of a run, and from `num_workers` on what does not.
 
     Attributes:
         sources: At least one.
         lanes: Streams per source; a multiple of data-parallel degree x workers.
-        packing: `best_fit` or `concat`.
+        packing: `best_fit` or `concat`, where `layout` is `packed`.
+        layout: `packed`, or `padded`: a document, or a fragment of a long one, per row.
         seq_len: Tokens per row.
         seed: Of all random choices.
+        stages: Weights that replace the sources' own from some row on, ascending.
         num_workers: Worker processes per rank; 0 reads in a thread of this process.
+        on_bad_record: `error`, or `skip`: pass over, log and count it.
+        verify: Compare token shards with their checksums before reading; ranks share the work.
+        storage: Where remote files are kept.
     """
 
     sources: tuple[SourceConfig, ...]
@@ -46,7 +75,12 @@ class DataConfig:
     packing: str
     seq_len: int
     seed: int
-    num_workers: int
+    layout: str = "packed"
+    stages: tuple[Stage, ...] = ()
+    num_workers: int = 0
+    on_bad_record: str = "error"
+    verify: bool = False
+    storage: Storage = Storage()
 
 
 @dataclass
@@ -54,13 +88,14 @@ class Batch:
     """Rows of one rank.
 
     Attributes:
-        tokens: int64 [batch, seq_len].
-        labels: int64 [batch, seq_len], -100 where no loss is taken.
-        positions: int32 [batch, seq_len].
-        sequence_ids: int32 [batch, seq_len], -1 on padding.
+        tokens: int64 [batch, seq_len]; in the padded layout as wide as the longest row needs, rounded up to 128.
+        labels: int64, as `tokens`; -100 where no loss is taken.
+        positions: int32, as `tokens`.
+        sequence_ids: int32, as `tokens`; -1 on padding.
         rows: Global number of each row.
         sources: Source number of each row.
         state: The rank's loader state after this batch, plain JSON.
+        weights: float32, as `tokens`: loss weight of each label, 0 where there is none; None where all are 1.
     """
 
     tokens: torch.Tensor
@@ -70,6 +105,7 @@ class Batch:
     rows: list[int]
     sources: list[int]
     state: dict[str, Any]
+    weights: torch.Tensor | None
 
 
 class Loader:
@@ -82,9 +118,11 @@ class Loader:
         dp_rank: Data-parallel rank.
         dp_degree: Data-parallel ranks.
         state: A state of a loader with the same config, merged over its ranks if there were several.
+        inventory: What `inventory` returned then: a refusal names the file that has changed.
+        row: Global row to begin at, without a state.
 
     Raises:
-        DataConfigError: The config cannot be met, or the state belongs to another one.
+        DataConfigError: The config cannot be met; as DataOrderError: the state belongs to another one.
         DataError: A source's files cannot be used.
     """
 
@@ -97,29 +135,72 @@ class Loader:
         dp_rank: int = 0,
         dp_degree: int = 1,
         state: dict[str, Any] | None = None,
+        inventory: Inventory | None = None,
+        row: int = 0,
     ) -> None:
         _check_degrees(config.lanes, dp_degree, max(1, config.num_workers))
         names = [source.name for source in config.sources]
         if not names or len(set(names)) < len(names):
             raise DataConfigError(f"data.sources: name at least one source, each by its own name; found {names}")
-        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, config.packing)
+        policy = "padded" if config.layout == "padded" else config.packing
+        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, policy)
         self._config = config
         self._batch_size = batch_size
-        self._rank, self._degree = dp_rank, dp_degree
-        self.sources = [find_source(source, config.lanes) for source in config.sources]
+        self._degree = dp_degree
+        stages = _stages(config)
+        self.sources = [find_source(source, config.lanes, config.seq_len, config.storage) for source in config.sources]
 
-        identity = _identity(config, self.sources, tokenizer)
-        if state is None:
-            state = initial_state(identity, len(names))
-        check_state(state, identity)
-        own = {
-            source.lane_name(lane)
-            for source in self.sources
-            for lane in range((state["rows"] + dp_rank) % dp_degree, config.lanes, dp_degree)
+        identity = {
+            "lanes": config.lanes,
+            "packing": policy,
+            "seq_len": config.seq_len,
+            "seed": config.seed,
+            "tokenizer": tokenizer.fingerprint,
+            # Keys are strings, as JSON has no others.
+            "stages": {str(row): dict(zip(names, weights, strict=True)) for row, weights in stages},
+            "sources": [
+                {
+                    "name": source.config.name,
+                    "format": source.config.format,
+                    "field": source.config.field,
+                    "files": fingerprint(source.files),
+                }
+                for source in self.sources
+            ],
         }
-        self._state = {**state, "lanes": {name: at for name, at in state["lanes"].items() if name in own}}
-        self._stream = RowStream(self.sources, tokenizer, self.packer, config.seed, dp_rank, dp_degree, self._state)
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=2)
+        if state is None:
+            state = initial_state(identity, len(names), row)
+        check_state(state, identity, {source.config.name: source.files for source in self.sources}, inventory)
+        if len(names) > 1 and state["rows"] % dp_degree:  # the ranks' rows would not be one of each in a turned round
+            raise DataConfigError(
+                f"the data stands at row {state['rows']}, which is no multiple of data-parallel degree {dp_degree}: go on with "
+                "the training.global_batch_size of the checkpoint, or with a degree that divides both"
+            )
+        if config.verify:
+            for source in self.sources:
+                for shard in source.corpus.shards[dp_rank::dp_degree] if source.corpus else ():
+                    verify_shard(shard)
+        # Said by `cistron check`: what turns text into ids.
+        self.encoding = tokenizer.kind
+        raw = [document for source in self.sources for document in source.sample()]
+        if raw and isinstance(tokenizer, HFTokenizer):
+            self.encoding = tokenizer.prove_twin(raw)
+        own = {source.lane_name(lane) for source in self.sources for lane in range(dp_rank, config.lanes, dp_degree)}
+        lanes = {name: at for name, at in state["lanes"].items() if name in own}
+        self._state = {**state, "config": identity, "lanes": lanes}
+        self._stream = RowStream(
+            self.sources,
+            tokenizer,
+            self.packer,
+            stages,
+            config.seed,
+            config.on_bad_record == "skip",
+            config.lanes,
+            dp_rank,
+            dp_degree,
+            self._state,
+        )
+        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=4)
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -128,6 +209,7 @@ class Loader:
 
         Raises:
             DataError: A file or record cannot be used.
+            DataEnd: A source was read `max_epochs` times.
             WorkerError: A worker died.
         """
         if self._thread is None:
@@ -152,6 +234,10 @@ class Loader:
         """Return the state after the last batch that `next` returned: plain JSON, at most some 100 bytes per lane."""
         return self._state
 
+    def inventory(self) -> dict[str, list[list[str | int]]]:
+        """Return path, size and stamp of all files by source: kept beside a state, it lets a refusal name a changed file."""
+        return {source.config.name: [list(file) for file in source.files] for source in self.sources}
+
     def close(self) -> None:
         """Stop reading and end the workers; a thread that is still reading a block after 10 s is left to the exit."""
         self._stopped.set()
@@ -170,7 +256,7 @@ class Loader:
     def _prefetch(self) -> None:
         """Body of the thread: keep the queue filled until stopped."""
         try:
-            for batch in self._batches(in_order(self._stream, self._config.num_workers)):
+            for batch in self._batches():
                 if not self._put(batch):
                     return
         except BaseException as error:
@@ -185,26 +271,26 @@ class Loader:
                 continue
         return False
 
-    def _batches(self, rows: Iterator[Row]) -> Iterator[Batch]:
-        """Gather rows, given in this rank's order, into batches with the state after each."""
-        done, lanes = self._state["rows"], dict(self._state["lanes"])
+    def _batches(self) -> Iterator[Batch]:
+        """Gather rows, in this rank's order, into batches with the state after each."""
         mixer = self._stream.mixer()
+        rows = in_order(self._stream, mixer, self._config.num_workers)
+        done, lanes = self._state["rows"], dict(self._state["lanes"])
         while True:
             taken = [next(rows) for _ in range(self._batch_size)]
-            numbers = [done + self._rank + k * self._degree for k in range(self._batch_size)]
-            sources = [mixer.source(number) for number in numbers]
-            for row, number, source in zip(taken, numbers, sources, strict=True):
-                lanes[self.sources[source].lane_name(number % self._config.lanes)] = row.state
+            for (_, source, lane), _, state in taken:
+                lanes[self.sources[source].lane_name(lane)] = list(state)
             done += self._batch_size * self._degree
-            planes = torch.stack([row.planes for row in taken])
+            planes = self.packer.expand([row.packed for row in taken])
             yield Batch(
-                tokens=planes[:, TOKENS].long(),
-                labels=planes[:, LABELS].long(),
-                positions=planes[:, POSITIONS].contiguous(),
-                sequence_ids=planes[:, SEQUENCE_IDS].contiguous(),
-                rows=numbers,
-                sources=sources,
-                state={**self._state, "rows": done, "mixer": mixer.counts(done), "lanes": dict(lanes)},
+                tokens=torch.from_numpy(planes.tokens),
+                labels=torch.from_numpy(planes.labels),
+                positions=torch.from_numpy(planes.positions),
+                sequence_ids=torch.from_numpy(planes.sequence_ids),
+                rows=[row.place.row for row in taken],
+                sources=[row.place.source for row in taken],
+                state={**self._state, "rows": done, "counts": mixer.counts(done), "lanes": dict(lanes)},
+                weights=None if planes.weights is None else torch.from_numpy(planes.weights),
             )
 
 
@@ -218,22 +304,17 @@ def _check_degrees(lanes: int, degree: int, workers: int) -> None:
         )
 
 
-def _identity(config: DataConfig, sources: Sequence[Source], tokenizer: Tokenizer) -> dict[str, Any]:
-    """All that the order and content of rows depend on."""
-    return {
-        "lanes": config.lanes,
-        "packing": config.packing,
-        "seq_len": config.seq_len,
-        "seed": config.seed,
-        "tokenizer": tokenizer.fingerprint,
-        "sources": [
-            {
-                "name": source.config.name,
-                "format": source.config.format,
-                "field": source.config.field,
-                "weight": source.config.weight,
-                "files": digest(source.files),
-            }
-            for source in sources
-        ],
-    }
+def _stages(config: DataConfig) -> list[tuple[int, list[float]]]:
+    """Return first row and weights of each stage, the sources' own weights first."""
+    names = [source.name for source in config.sources]
+    stages: list[tuple[int, list[float]]] = [(0, [source.weight for source in config.sources])]
+    for row, weights in config.stages:
+        if row <= stages[-1][0]:
+            raise DataConfigError(f"data.stages: a stage begins at row {row}, not after the one before it")
+        if unknown := [name for name in weights if name not in names]:
+            raise DataConfigError(f"data.stages.weights: {unknown[0]!r} is none of the sources {names}")
+        stages.append((row, [weights.get(name, 0.0) for name in names]))
+    for row, values in stages:
+        if min(values) < 0 or not sum(values) > 0:
+            raise DataConfigError(f"data.sources.weight: {values} from row {row} on; none may be below 0, one must be above")
+    return stages

@@ -1,12 +1,13 @@
-"""Which source each global row is drawn from: exact shares, spread as evenly as rows allow.
+"""Which source, and which lane, each global row is drawn from: at every row each source is within a row of its share.
 
-Rows are planned in rounds of `lanes`. Within the stream of rounds the sources follow Tijdeman's chairman assignment
-(R. Tijdeman, "The chairman assignment problem", Discrete Mathematics 32, 1980): among the sources that the next row
-does not put ahead of their share, the one whose deadline comes first. Each count is then within a row of its share.
+A share is the sum of a source's weights, normalised, over all rows so far; stages change the weights at given rows. The
+k-th row of a source may come when the share has reached k - 1 + s and must come before it exceeds k - s, s = 1 / (2n - 2) for
+n sources; such a schedule exists for any weights, and then the earliest deadline first finds one (R. Tijdeman, "The
+chairman assignment problem", Discrete Mathematics 32, 1980). It keeps every count within 1 - s of its share.
 
-Row i comes from lane i mod lanes of its source, and a regular pattern would marry sources to lanes: two equal sources
-alternate, and the odd lanes of the first would never be read. So each round is rotated by a random number of lanes.
-A rotation moves rows within their round only; at every row a count is within three rows of its share.
+A schedule is often periodic, and with row i from lane i mod `lanes` that would marry sources to lanes: two equal sources
+alternate, and the odd lanes of the first would never be read. So in each round of `lanes` rows the lanes take turns from
+a random one on.
 """
 
 import math
@@ -15,64 +16,111 @@ from fractions import Fraction
 
 from .order import random_bits
 
+Stage = tuple[int, Sequence[float]]
 _PURPOSE = 0x6D6978  # "mix": keeps these draws apart from the lanes'
 
 
 class Mixer:
-    """Source numbers of consecutive global rows.
+    """Sources and lanes of consecutive global rows.
 
     Args:
-        weights: Of the sources, positive, in any unit.
+        stages: First row and weights of each, ascending, the first from row 0 on. Weights are not negative, not all 0,
+            and in any unit.
         lanes: Rows of a round.
-        seed: Of the rotations.
+        seed: Of the turns.
+        begin: Row at which the counting began.
         row: First row that will be asked for.
-        counts: The state at `row`, as `counts(row)` returned it; zeros at row 0.
+        counts: Rows of each source in `begin`..`row`; zeros where they are the same.
     """
 
-    def __init__(self, weights: Sequence[float], lanes: int, seed: int, row: int, counts: Sequence[int]) -> None:
-        # As integers in proportion: shares never drift, however long the run.
-        fractions = [Fraction(str(weight)) for weight in weights]
-        scale = math.lcm(*(fraction.denominator for fraction in fractions))
-        self._weights = [int(fraction * scale) for fraction in fractions]
+    def __init__(
+        self, stages: Sequence[Stage], lanes: int, seed: int, begin: int = 0, row: int = 0, counts: Sequence[int] = ()
+    ) -> None:
         self._lanes = lanes
         self._seed = seed
-        self._round = row // lanes - 1
-        self._before: list[int] = []
-        self._after = list(counts)
-        self._plan: list[int] = []
+        self._row = row
+        self._turns = (-1, 0)
+        self._shares = _Shares(stages, begin)
+        sources = len(stages[0][1])
+        self._counts = list(counts) or [0] * sources
+        self._windows = [self._window(source) for source in range(sources)] if sources > 1 else []
+
+    def lane(self, row: int) -> int:
+        """Return the lane of global row `row`."""
+        return (row + self.turn(row)) % self._lanes
+
+    def turn(self, row: int) -> int:
+        """Return by how many lanes the round of `row` is turned."""
+        number = row // self._lanes
+        if self._windows and self._turns[0] != number:
+            self._turns = number, int(random_bits(1, self._seed, _PURPOSE, number)[0]) % self._lanes
+        return self._turns[1]
 
     def source(self, row: int) -> int:
-        """Return the source of global row `row`; rows are asked for in ascending order."""
-        self._advance(row)
-        return self._plan[row % self._lanes]
+        """Return the source of global row `row`; rows are asked for in ascending order, each once."""
+        assert row >= self._row, "rows are asked for in ascending order"
+        chosen = 0
+        while self._row <= row:
+            chosen = self._next()
+        return chosen
 
     def counts(self, row: int) -> list[int]:
-        """Return the state at row `row`: rows of each source in all rounds before its own."""
-        self._advance(row)
-        return list(self._before)
+        """Return the rows of each source before row `row`, which is the next to be asked for, or behind it."""
+        while self._row < row:
+            self._next()
+        return list(self._counts)
 
-    def _advance(self, row: int) -> None:
-        target = row // self._lanes
-        assert self._round <= target, "rows are asked for in ascending order"
-        while self._round < target:
-            self._round += 1
-            self._before = list(self._after)
-            self._plan = self._next_round()
+    def _next(self) -> int:
+        chosen = 0
+        if self._windows:
+            chosen = min(
+                (deadline, source) for source, (release, deadline) in enumerate(self._windows) if release <= self._row
+            )[1]
+        self._counts[chosen] += 1
+        self._row += 1
+        if self._windows:
+            self._windows[chosen] = self._window(chosen)
+        return chosen
 
-    def _next_round(self) -> list[int]:
-        sources = len(self._weights)
-        if sources == 1:
-            self._after[0] += self._lanes
-            return [0] * self._lanes
-        total, counts = sum(self._weights), self._after
-        slack = 2 * sources - 2
-        plan = []
-        for row in range(sum(counts) + 1, sum(counts) + 1 + self._lanes):
-            behind = [
-                index for index, weight in enumerate(self._weights) if slack * (weight * row - counts[index] * total) >= total
-            ]
-            chosen = min(behind, key=lambda index: Fraction(slack * (counts[index] + 1) - 1, self._weights[index]))
-            counts[chosen] += 1
-            plan.append(chosen)
-        turn = int(random_bits(1, self._seed, _PURPOSE, self._round)[0]) % self._lanes
-        return plan[turn:] + plan[:turn]
+    def _window(self, source: int) -> tuple[int, int]:
+        """Return the first and the last row at which the next row of `source` may stand."""
+        shares, count = self._shares, self._counts[source]
+        # Standing at row r, it is counted in the prefix of r + 1 rows.
+        release = shares.row(source, count * shares.unit + shares.slack, up=True) - 1
+        return release, shares.row(source, (count + 1) * shares.unit - shares.slack, up=False)
+
+
+class _Shares:
+    """Cumulative shares of the sources, piecewise linear in rows, as integers: exact, however long the run.
+
+    Attributes:
+        unit: The share of one row.
+        slack: s of the module's docstring, in the same unit.
+    """
+
+    def __init__(self, stages: Sequence[Stage], begin: int) -> None:
+        exact = [[Fraction(str(weight)) for weight in weights] for _, weights in stages]
+        rates = [[weight / sum(weights) for weight in weights] for weights in exact]
+        self.slack = math.lcm(*(rate.denominator for rates_of_stage in rates for rate in rates_of_stage))
+        self.unit = self.slack * (2 * len(stages[0][1]) - 2)
+        self._pieces: list[tuple[int, list[int], list[int]]] = []  # first row, shares there, shares per row
+        shares = [0] * len(stages[0][1])
+        for number, (row, _) in enumerate(stages):
+            following = stages[number + 1][0] if number + 1 < len(stages) else None
+            if following is not None and following <= begin:
+                continue
+            first = max(row, begin)
+            steps = [int(rate * self.unit) for rate in rates[number]]
+            self._pieces.append((first, shares, steps))
+            if following is not None:
+                shares = [share + step * (following - first) for share, step in zip(shares, steps, strict=True)]
+
+    def row(self, source: int, share: int, *, up: bool) -> int:
+        """Return the row at which the share of `source` is `share`, rounded up or down; 2^63 where it never is."""
+        for first, before, steps in reversed(self._pieces):
+            if before[source] < share:
+                if not steps[source]:
+                    break
+                missing = share - before[source]
+                return first + (-(-missing // steps[source]) if up else missing // steps[source])
+        return 2**63

@@ -17,3 +17,34 @@ def permutation(count: int, *key: int) -> list[int]:
     """Return 0..count-1 in an order that depends on `key` alone."""
     order: list[int] = np.argsort(random_bits(count, *key), kind="stable").tolist()
     return order
+
+
+class Shuffle:
+    """A permutation of 0..count-1 that is computed, not stored: any part of it costs its own length only.
+
+    A Feistel network of six rounds on the smallest even number of bits that holds `count`, walked in circles until a value
+    falls below it (J. Black, P. Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002): at most four values are
+    drawn for one that is kept, on average. The round function is the finaliser of SplitMix64.
+    """
+
+    def __init__(self, count: int, *key: int) -> None:
+        self._count = np.uint64(count)
+        self._half = np.uint64(max((max(count, 2) - 1).bit_length() + 1, 2) // 2)
+        self._mask = (np.uint64(1) << self._half) - np.uint64(1)
+        self._keys = random_bits(6, *key)
+
+    def __getitem__(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the values at `places`, int64 of the same shape."""
+        values = self._encrypt(places.astype(np.uint64))
+        while (outside := values >= self._count).any():
+            values[outside] = self._encrypt(values[outside])
+        return values.astype(np.int64)
+
+    def _encrypt(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        left, right = values >> self._half, values & self._mask
+        for key in self._keys:
+            mixed = right + key
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & self._mask)
+        return (left << self._half) | right

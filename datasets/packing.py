@@ -1,8 +1,8 @@
-"""Documents of a block into rows: plans on lengths alone, and the planes of a row from a plan.
+"""Documents of a block into rows: plans on lengths alone, and batches from rows.
 
 `best_fit` is best-fit decreasing: the longest segment first, into the open row that it leaves the least room in. Which
 amounts of room are open is one Python integer, a bit per amount, so the tightest fit is a shift and a lowest set bit.
-`concat` cuts the concatenated documents every `seq_len` tokens.
+`concat` cuts the concatenated documents every `seq_len` tokens. `padded` gives each document rows of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,67 +12,98 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DataConfigError
+from .tokenizers import Ids
 
-Planes = npt.NDArray[np.int32]
-POLICIES = ("best_fit", "concat")
+POLICIES = ("best_fit", "concat", "padded")
 IGNORE = -100
-TOKENS, LABELS, POSITIONS, SEQUENCE_IDS = range(4)
+PAD_MULTIPLE = 128  # a padded batch is this much wide, or a multiple: few shapes for compilers, whole blocks for masks
 
-
-class Part(NamedTuple):
-    """`length` tokens of a segment from its token `start` on, side by side in one row."""
-
-    segment: int
-    start: int
-    length: int
+Weights = npt.NDArray[np.float32]
+Part = tuple[int, int, int]  # segment, its first token in this row, how many
 
 
 class Block(NamedTuple):
     """Consecutive documents of a lane.
 
     Attributes:
-        ids: int32 [tokens + lookahead]; a segment without eos is followed by its document's next token.
-        lengths: Tokens of each segment, the eos included; segments lie one after another from token 0 on.
-        closed: Segments that end with eos: all, or all but the last, which is cut at a multiple of `seq_len`.
+        arrays: Token ids, 1-d; what segments are parts of.
+        weights: Loss weights, one for each id of `arrays`; None where there are none.
+        array: int64 [segments]: in which of `arrays` a segment lies.
+        starts: int64 [segments]: where it begins there.
+        lengths: int64 [segments]: its tokens, the eos included.
+        open: bool [segments]: it goes on behind its last token, so has no eos. Its length is a multiple of `seq_len`,
+            except under `concat`, where the last segment of the block may end anywhere.
     """
 
-    ids: npt.NDArray[np.int32]
-    lengths: list[int]
-    closed: int
+    arrays: Sequence[Ids]
+    weights: Sequence[Weights] | None
+    array: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    open: npt.NDArray[np.bool_]
+
+
+class PackedRow(NamedTuple):
+    """The documents of one row, not yet laid out.
+
+    Attributes:
+        parts: Ids of each document or fragment, views; together at most `seq_len`.
+        following: The token after the last part where its document goes on, else None.
+        weights: float32 per token of `parts` and, where there is one, for `following`, in one array; None: all 1.
+    """
+
+    parts: list[Ids]
+    following: int | None = None
+    weights: Weights | None = None
+
+
+class Planes(NamedTuple):
+    """A batch.
+
+    Attributes:
+        tokens: int64 [batch, width].
+        labels: int64 [batch, width], -100 where no loss is taken.
+        positions: int32 [batch, width].
+        sequence_ids: int32 [batch, width], -1 on padding.
+        weights: float32 [batch, width]: of each label, 0 where there is none; None: 1 for each label.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int32]
+    sequence_ids: npt.NDArray[np.int32]
+    weights: Weights | None
 
 
 def best_fit(lengths: Sequence[int], seq_len: int) -> list[list[Part]]:
     """Plan rows so that segments that fit in one are whole and few rows are needed.
 
-    A longer segment becomes full rows and a remainder. Documents keep their order within a row.
+    A longer segment becomes full rows and a remainder. Segments keep their order within a row.
     """
-    rows: list[list[Part]] = []
-    items = []
-    for segment, length in enumerate(lengths):
-        whole = length - length % seq_len
-        rows += [[Part(segment, start, seq_len)] for start in range(0, whole, seq_len)]
-        if length > whole:
-            items.append(Part(segment, whole, length - whole))
-    items.sort(key=lambda part: -part.length)
-
+    rows, items = _whole_rows(lengths, seq_len)
+    items.sort(key=lambda part: -part[2])
     room = 0  # bit n: some row has exactly n tokens of room left
     rows_with_room: dict[int, list[list[Part]]] = {}
     for part in items:
-        fitting = room >> part.length
+        length = part[2]
+        fitting = room >> length
         if fitting:
             left = (fitting & -fitting).bit_length() - 1
-            open_rows = rows_with_room[left + part.length]
+            open_rows = rows_with_room[left + length]
             row = open_rows.pop()
             if not open_rows:
-                room ^= 1 << (left + part.length)
+                room ^= 1 << (left + length)
         else:
-            left = seq_len - part.length
+            left = seq_len - length
             row = []
             rows.append(row)
         row.append(part)
         if left:
-            rows_with_room.setdefault(left, []).append(row)
-            room |= 1 << left
+            if room >> left & 1:
+                rows_with_room[left].append(row)
+            else:
+                rows_with_room[left] = [row]
+                room |= 1 << left
     for row in rows:
         row.sort()
     return rows
@@ -89,55 +120,132 @@ def concat(lengths: Sequence[int], seq_len: int) -> list[list[Part]]:
                 rows.append([])
                 room = seq_len
             taken = min(room, length - start)
-            rows[-1].append(Part(segment, start, taken))
+            rows[-1].append((segment, start, taken))
             start += taken
             room -= taken
     return rows
 
 
+def padded(lengths: Sequence[int], seq_len: int) -> list[list[Part]]:
+    """Plan rows of one segment each; one that is longer than a row becomes full rows and a remainder."""
+    rows, items = _whole_rows(lengths, seq_len)
+    return rows + [[part] for part in items]
+
+
+def _whole_rows(lengths: Sequence[int], seq_len: int) -> tuple[list[list[Part]], list[Part]]:
+    """Return the full rows that long segments make on their own, and what is left of each segment, if anything."""
+    rows: list[list[Part]] = []
+    rest = []
+    for segment, length in enumerate(lengths):
+        start = 0
+        if length >= seq_len:
+            start = length - length % seq_len
+            rows += [[(segment, at, seq_len)] for at in range(0, start, seq_len)]
+        if length > start:
+            rest.append((segment, start, length - start))
+    return rows, rest
+
+
 class Packer:
-    """Blocks to rows. States the ids that it writes, for the eos contract."""
+    """Blocks to rows to batches. States the ids that it writes, for the eos contract."""
 
     def __init__(self, seq_len: int, eos_id: int, pad_id: int, policy: str) -> None:
         if policy not in POLICIES:
-            raise DataConfigError(f"data.packing: {policy!r} is not one of {', '.join(map(repr, POLICIES))}")
+            raise DataConfigError(f"data.packing: {policy!r} is not one of {', '.join(map(repr, POLICIES[:2]))}")
         self.seq_len = seq_len
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.policy = policy
-        self._ramp = np.arange(seq_len, dtype=np.int32)
+        self._padding = np.full(seq_len, pad_id)
 
     def plan(self, block: Block) -> list[list[Part]]:
         """Return the rows of a block, in order of the plan."""
-        return best_fit(block.lengths, self.seq_len) if self.policy == "best_fit" else concat(block.lengths, self.seq_len)
+        lengths: list[int] = block.lengths.tolist()
+        if self.policy == "padded":
+            return padded(lengths, self.seq_len)
+        if self.policy == "best_fit":
+            return best_fit(lengths, self.seq_len)
+        # Open segments are whole rows by themselves; but one may end anywhere, and then fills the block's last row.
+        alone = block.open & (block.lengths % self.seq_len == 0)
+        tail = block.open & ~alone
+        rows = [
+            [(segment, start, self.seq_len)]
+            for segment in np.flatnonzero(alone).tolist()
+            for start in range(0, lengths[segment], self.seq_len)
+        ]
+        order = [*np.flatnonzero(~block.open).tolist(), *np.flatnonzero(tail).tolist()]
+        for row in concat([lengths[segment] for segment in order], self.seq_len):
+            rows.append([(order[place], start, length) for place, start, length in row])
+        return rows
 
-    def assemble(self, block: Block, plan: Sequence[Sequence[Part]]) -> Iterator[Planes]:
-        """Yield int32 [4, seq_len] per row of `plan`: tokens, labels, positions, sequence_ids.
+    def rows(self, block: Block, plan: Sequence[Sequence[Part]]) -> Iterator[PackedRow]:
+        """Yield the rows of `plan`, views of the block's arrays."""
+        array, starts, lengths, goes_on = (field.tolist() for field in block[2:])
+        for parts in plan:
+            places = [(array[segment], starts[segment] + start, length) for segment, start, length in parts]
+            views = [block.arrays[number][start : start + length] for number, start, length in places]
+            segment, start, length = parts[-1]
+            number, end = array[segment], starts[segment] + start + length
+            unfinished = goes_on[segment] or start + length < lengths[segment]
+            assert unfinished or views[-1][-1] == self.eos_id, "a segment that does not go on ends with eos"
+            weights = None
+            if block.weights is not None:
+                stretches = [block.weights[number][start : start + length] for number, start, length in places]
+                if unfinished:
+                    stretches.append(block.weights[number][end : end + 1])
+                weights = np.concatenate(stretches)
+            yield PackedRow(views, int(block.arrays[number][end]) if unfinished else None, weights)
+
+    def expand(self, rows: Sequence[PackedRow]) -> Planes:
+        """Lay rows out as a batch, `seq_len` wide; under `padded` as wide as the longest needs.
 
         A label is the next token of the same document. It is -100 where the document ends, which is known by position,
         and on padding; the last token of a fragment is labelled with the token that opens the next one.
         """
-        ends = np.cumsum(block.lengths)
-        assert (block.ids[ends[: block.closed] - 1] == self.eos_id).all(), "every closed segment ends with eos"
-        starts = (ends - block.lengths).tolist()
-        targets = np.full_like(block.ids, IGNORE)
-        targets[:-1] = block.ids[1:]
-        targets[ends[: block.closed] - 1] = IGNORE
-        for parts in plan:
-            row = np.empty((4, self.seq_len), dtype=np.int32)
-            end = 0
-            for number, (segment, start, length) in enumerate(parts):
-                begin, end = end, end + length
-                source = slice(starts[segment] + start, starts[segment] + start + length)
-                row[TOKENS, begin:end] = block.ids[source]
-                row[LABELS, begin:end] = targets[source]
-                row[POSITIONS, begin:end] = self._ramp[:length]
-                row[SEQUENCE_IDS, begin:end] = number
-            row[TOKENS, end:] = self.pad_id
-            row[LABELS, end:] = IGNORE
-            row[POSITIONS, end:] = 0
-            row[SEQUENCE_IDS, end:] = -1
-            yield row
+        count, width = len(rows), self.seq_len
+        used = [sum(map(len, row.parts)) for row in rows]
+        if self.policy == "padded":
+            width = min(width, -(-max(used) // PAD_MULTIPLE) * PAD_MULTIPLE)
+        shape = (count, width)
+        parts: list[Ids] = []
+        numbers: list[int] = []
+        for row, tokens_used in zip(rows, used, strict=True):
+            parts += row.parts
+            numbers += range(len(row.parts))
+            if tokens_used < width:
+                parts.append(self._padding[tokens_used:width])
+                numbers.append(-1)
+        tokens = np.concatenate(parts, dtype=np.int64, casting="same_kind")
+        lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
+        ends = np.cumsum(lengths)
+        number = np.array(numbers, dtype=np.int32)
+        sequence_ids = np.repeat(number, lengths)
+        positions = np.arange(count * width, dtype=np.int32)
+        positions -= np.repeat((ends - lengths).astype(np.int32), lengths)
+        labels = np.empty_like(tokens)
+        labels[:-1] = tokens[1:]
+        labels[ends - 1] = IGNORE
+        for place in np.flatnonzero(number < 0).tolist():
+            blank = slice(int(ends[place] - lengths[place]), int(ends[place]))
+            labels[blank] = IGNORE
+            positions[blank] = 0
+        for place, row in enumerate(rows):
+            if row.following is not None:
+                labels[place * width + used[place] - 1] = row.following
+        tokens, labels = tokens.reshape(shape), labels.reshape(shape)
+        return Planes(tokens, labels, positions.reshape(shape), sequence_ids.reshape(shape), _weights(rows, labels))
+
+
+def _weights(rows: Sequence[PackedRow], labels: npt.NDArray[np.int64]) -> Weights | None:
+    """A label's weight is that of the token that it names: the next one."""
+    if all(row.weights is None for row in rows):
+        return None
+    weights = np.ones(labels.shape, dtype=np.float32)
+    for place, row in enumerate(rows):
+        if row.weights is not None:
+            weights[place, : len(row.weights) - 1] = row.weights[1:]
+    weights[labels == IGNORE] = 0.0
+    return weights
 
 
 def row_violations(

@@ -1,11 +1,17 @@
-"""The corpora of a run as they are found on disk: which files, cut into which pieces, dealt to which lanes."""
+"""The corpora of a run as they are found: which files, cut into which pieces or shards, dealt to which lanes."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 from .errors import DataConfigError
-from .files import DataFile, expand
-from .pieces import Piece, deal, split
+from .files import DataFile, Storage
+from .lane import Documents, RawDocuments
+from .packing import Packer
+from .pieces import Piece, deal, target_size
 from .readers import Reader, build_reader
+from .shard_blocks import ShardCorpus, ShardDocuments
+from .shards import open_shards
+from .tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,10 +20,11 @@ class SourceConfig:
 
     Attributes:
         name: Unique among sources.
-        format: `text` (a file is a document), `jsonl` or `fasta`.
-        paths: Paths, globs or fsspec URLs.
-        field: For jsonl: the field that holds the document.
-        weight: Share of rows, and so of tokens, relative to the other sources' weights.
+        format: `text` (a file is a document), `jsonl`, `parquet`, `fasta`, or `tokens` (shards of `cistron prepare`).
+        paths: Paths, globs or fsspec URLs; for `tokens` manifests, or folders of them.
+        field: For jsonl and parquet: the field or column that holds the document.
+        weight: Share of rows, and so of tokens, relative to the other sources' weights; 0: none before a stage.
+        max_epochs: Times that a lane reads all of its documents before the data is over; None: it never is.
     """
 
     name: str
@@ -25,39 +32,64 @@ class SourceConfig:
     paths: tuple[str, ...]
     field: str = "text"
     weight: float = 1.0
+    max_epochs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A source ready to be read.
+    """A source ready to be read: either raw files with their reader, or token shards.
 
     Attributes:
         config: As given.
-        reader: Of its format.
-        files: All of its files, those without a byte included.
-        lanes: Pieces of each lane.
+        files: All of its files, those without a byte included; of token shards the manifests.
+        lanes: Pieces of each lane; empty for token shards.
+        reader: Of the format; None for token shards.
+        corpus: Token shards; None for raw files.
     """
 
     config: SourceConfig
-    reader: Reader
     files: list[DataFile]
     lanes: list[list[Piece]]
+    reader: Reader | None
+    corpus: ShardCorpus | None
 
     def lane_name(self, lane: int) -> str:
         """Return the key of a lane in the loader's state."""
         return f"{self.config.name}/{lane}"
 
+    def documents(self, lane: int, tokenizer: Tokenizer, packer: Packer, key: tuple[int, int], skip_bad: bool) -> Documents:
+        """Return what a lane reads; `key` is (seed, number of the source)."""
+        if self.corpus is not None:
+            return ShardDocuments(self.corpus, lane, key, packer.policy == "concat")
+        assert self.reader is not None
+        return RawDocuments(self.lanes[lane], self.reader, tokenizer, packer, (*key, lane), skip_bad)
 
-def find_source(config: SourceConfig, lanes: int) -> Source:
+    def sample(self) -> list[bytes]:
+        """Return the heads of some raw documents from some lanes: at most 64 of 16 KiB."""
+        heads = []
+        for pieces in self.lanes[:4]:
+            assert self.reader is not None
+            groups = self.reader.groups(pieces[0], pieces[0].start, True)
+            documents = (document for group in groups for document in group.documents)
+            heads += [document[: 2**14] for document in islice(documents, 16)]
+        return heads
+
+
+def find_source(config: SourceConfig, lanes: int, seq_len: int, storage: Storage) -> Source:
     """Look up a source's files and deal them to `lanes`.
 
     Raises:
         DataConfigError: A setting is wrong, or there are fewer pieces than lanes.
         DataError: A file is missing, or cannot be read.
     """
-    if not config.weight > 0:
-        raise DataConfigError(f"data.sources.weight: {config.weight} of source {config.name!r} must be above 0")
-    reader = build_reader(config.format, config.field)
-    files = expand(config.paths)
-    dealt = deal(split(files, reader.boundary, lanes), lanes, config.name)
-    return Source(config=config, reader=reader, files=files, lanes=dealt)
+    if not config.weight >= 0:
+        raise DataConfigError(f"data.sources.weight: {config.weight} of source {config.name!r} must not be below 0")
+    if config.format == "tokens":
+        files = storage.expand(config.paths, "*.json")
+        corpus = ShardCorpus(open_shards(files, storage), seq_len, lanes, config.name)
+        return Source(config=config, files=files, lanes=[], reader=None, corpus=corpus)
+    reader = build_reader(config.format, config.field, storage)
+    files = storage.expand(config.paths)
+    target = target_size(files, lanes)
+    dealt = deal([piece for file in files for piece in reader.split(file, target)], lanes, config.name)
+    return Source(config=config, files=files, lanes=dealt, reader=reader, corpus=None)

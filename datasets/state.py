@@ -1,42 +1,59 @@
 """A loader's state: a few integers per lane and what they mean something to. Plain JSON.
 
-    {"version": 1, "rows": global rows consumed, "mixer": rows per source in whole rounds,
-     "lanes": {"<source>/<lane>": LaneState}, "config": all that determines the order of rows}
+    {"version": 2, "rows": global row at which the next batch begins, "begin": row at which this order of data began,
+     "counts": rows of each source since then, "lanes": {"<source>/<lane>": LaneState}, "config": what determines the order}
 
 A lane that is not listed has not been read. The state of a rank lists the rank's own lanes; merged over ranks it is the
 state of the run, from which any number of ranks and workers goes on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import DataConfigError
+from .errors import DataOrderError
+from .files import DataFile, changes
 from .lane import LaneState
 
-VERSION = 1
+VERSION = 2
+
+Inventory = Mapping[str, Sequence[Sequence[str | int]]]
 
 
-def initial_state(config: dict[str, Any], sources: int) -> dict[str, Any]:
-    """Return the state of a run that has not begun."""
-    return {"version": VERSION, "rows": 0, "mixer": [0] * sources, "lanes": {}, "config": config}
+def initial_state(config: dict[str, Any], sources: int, row: int) -> dict[str, Any]:
+    """Return the state of data that begins at global row `row`."""
+    return {"version": VERSION, "rows": row, "begin": row, "counts": [0] * sources, "lanes": {}, "config": config}
 
 
-def check_state(state: dict[str, Any], config: dict[str, Any]) -> None:
+def check_state(
+    state: dict[str, Any], config: dict[str, Any], files: Mapping[str, Sequence[DataFile]], inventory: Inventory | None
+) -> None:
     """Refuse a state under which other rows would follow than in the run that wrote it.
 
+    Stages that begin at or after the state's row may differ: no row so far has depended on them.
+
+    Args:
+        state: As saved.
+        config: What determines the order of rows now.
+        files: Of each source, now.
+        inventory: Of each source when the state was saved, if that was kept: lets the message name a changed file.
+
     Raises:
-        DataConfigError: Listing each key that differs, the checkpoint's value and the present one.
+        DataOrderError: Listing each key that differs, the checkpoint's value and the present one.
     """
     if state["version"] != VERSION:
-        raise DataConfigError(f"the checkpoint's data state has version {state['version']}, this program {VERSION}")
-    saved, present = _flatten("data", state["config"]), _flatten("data", config)
-    differences = [
-        f"{key}: checkpoint {saved.get(key, 'none')!r}, now {present.get(key, 'none')!r}"
-        for key in sorted(saved | present)
-        if saved.get(key) != present.get(key)
-    ]
+        raise DataOrderError(f"the checkpoint's data state has version {state['version']}, this program {VERSION}")
+    saved, present = ({**side, "stages": _begun(side["stages"], state["rows"])} for side in (state["config"], config))
+    saved, present = _flatten("data", saved), _flatten("data", present)
+    differences = []
+    for key in sorted(saved | present):
+        if saved.get(key) != present.get(key):
+            name = key.removeprefix("data.sources.").removesuffix(".files")
+            if key.endswith(".files") and inventory and name in inventory and name in files:
+                differences.append(f"data.sources.{name}: " + "; ".join(changes(inventory[name], files[name])))
+            else:
+                differences.append(f"{key}: checkpoint {saved.get(key, 'none')!r}, now {present.get(key, 'none')!r}")
     if differences:
-        raise DataConfigError("the checkpoint's data order belongs to other settings; " + "; ".join(differences))
+        raise DataOrderError("the checkpoint's data order belongs to other settings; " + "; ".join(differences))
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -47,7 +64,7 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     first = states[0]
     for state in states[1:]:
-        assert all(state[key] == first[key] for key in ("version", "rows", "mixer", "config")), (
+        assert all(state[key] == first[key] for key in first if key != "lanes"), (
             f"ranks stand at different rows: {[state['rows'] for state in states]}"
         )
     return {**first, "lanes": {name: at for state in states for name, at in state["lanes"].items()}}
@@ -56,6 +73,16 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def documents_dropped(state: dict[str, Any]) -> int:
     """Return how many documents without tokens the lanes of `state` have met, up to the blocks that they stand in."""
     return sum(LaneState(*lane).dropped for lane in state["lanes"].values())
+
+
+def records_skipped(state: dict[str, Any]) -> int:
+    """Return how many bad records the lanes of `state` have passed over, up to the blocks that they stand in."""
+    return sum(LaneState(*lane).skipped for lane in state["lanes"].values())
+
+
+def _begun(stages: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Keep the stages that begin before row `rows`, and the first in any case."""
+    return {row: weights for row, weights in stages.items() if int(row) < rows or int(row) == 0}
 
 
 def _flatten(prefix: str, value: Any) -> dict[str, Any]:

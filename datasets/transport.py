@@ -10,9 +10,10 @@ import os
 import signal
 import threading
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
@@ -21,56 +22,87 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from .errors import DataError, WorkerError
+from .errors import DataEnd, DataError, WorkerError
 from .lane import Lane, LaneState
-from .mixer import Mixer
-from .packing import Packer, Planes
+from .mixer import Mixer, Stage
+from .packing import PackedRow, Packer
 from .sources import Source
 from .tokenizers import Tokenizer
 
 # torchdata 0.11 calls a function that torch 2.13 deprecates; its users can do nothing about it.
 warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning, module=r"torchdata\.")
 
-# Tokens per message: 4 MiB of int32 planes, where the cost of a message is small against that of its rows.
+# Tokens per message: 1 MiB of int32, where the cost of a message is small against that of its rows.
 MESSAGE_TOKENS = 2**18
 MAX_MESSAGE_ROWS = 64
 
 
-class Row(NamedTuple):
-    """A row with the state of its lane after it.
+class Place(NamedTuple):
+    """Where a row comes from.
 
     Attributes:
-        planes: int32 [4, seq_len].
-        state: Of its lane, plain JSON.
+        row: Its global number.
+        source: Number of its source.
+        lane: Its lane.
     """
 
-    planes: torch.Tensor
-    state: list[int]
+    row: int
+    source: int
+    lane: int
+
+
+class Row(NamedTuple):
+    """A row with the state of its lane after it."""
+
+    place: Place
+    packed: PackedRow
+    state: LaneState
 
 
 class Message(NamedTuple):
-    """Consecutive rows of a worker.
+    """Consecutive rows of a worker, and what ended it if it ended.
 
     Attributes:
         worker: Its number.
-        planes: int32 [rows, 4, seq_len].
-        states: Lane state after each row.
+        ids: int32: the parts of all rows, one after another.
+        lengths: Of the parts of each row.
+        following: Of each row.
+        weights: Of each row.
+        states: Of the rows' lanes.
+        error: Comes after the rows.
     """
 
     worker: int
-    planes: torch.Tensor
+    ids: torch.Tensor
+    lengths: list[list[int]]
+    following: list[int | None]
+    weights: list[torch.Tensor | None]
     states: list[list[int]]
+    error: DataError | DataEnd | None
+
+    def rows(self) -> Iterator[tuple[PackedRow, LaneState]]:
+        """Yield the rows, views of the message."""
+        ids, at = self.ids.numpy(), 0
+        for lengths, following, weights, state in zip(self.lengths, self.following, self.weights, self.states, strict=True):
+            parts = []
+            for length in lengths:
+                parts.append(ids[at : at + length])
+                at += length
+            yield PackedRow(parts, following, None if weights is None else weights.numpy()), LaneState(*state)
 
 
 @dataclass(eq=False)
-class RowStream(IterableDataset[Message | DataError]):
+class RowStream(IterableDataset[Message]):
     """The rows of one rank, or of one of its workers when iterated there.
 
     Attributes:
         sources: Where rows are drawn from.
         tokenizer: Encodes documents.
         packer: Packs them.
+        stages: First row and weights of each stage.
         seed: Of all random choices.
+        skip_bad: Pass over bad records.
+        lanes: Of each source.
         rank: Data-parallel rank.
         degree: Data-parallel ranks.
         state: The rank's loader state from which to go on.
@@ -79,84 +111,123 @@ class RowStream(IterableDataset[Message | DataError]):
     sources: Sequence[Source]
     tokenizer: Tokenizer
     packer: Packer
+    stages: Sequence[Stage]
     seed: int
+    skip_bad: bool
+    lanes: int
     rank: int
     degree: int
     state: dict[str, Any]
 
     def mixer(self) -> Mixer:
         """Return the mixer at the state's row."""
-        weights = [source.config.weight for source in self.sources]
-        return Mixer(weights, self._lanes, self.seed, self.state["rows"], self.state["mixer"])
+        return Mixer(self.stages, self.lanes, self.seed, *(self.state[key] for key in ("begin", "rows", "counts")))
 
-    @property
-    def _lanes(self) -> int:
-        return len(self.sources[0].lanes)
+    def places(self, mixer: Mixer) -> Iterator[Place]:
+        """Yield this rank's rows: of any `degree` rows that follow one another, the one whose lane is its own."""
+        for first in count(self.state["rows"], self.degree):
+            row = first + (self.rank - mixer.turn(first) - first) % self.degree
+            yield Place(row, mixer.source(row), mixer.lane(row))
 
-    def __iter__(self) -> Iterator[Message | DataError]:
-        """Yield messages for ever; a DataError as an item, since raised through torchdata it would lose its parts."""
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        size = min(max(MESSAGE_TOKENS // self.packer.seq_len, 1), MAX_MESSAGE_ROWS)
-        rows = self._rows(worker, workers)
-        while True:
-            try:
-                batch = [next(rows) for _ in range(size)]
-            except DataError as error:
-                yield error
-                return
-            planes = torch.from_numpy(np.stack([planes for planes, _ in batch]))
-            yield Message(worker, planes, [list(state) for _, state in batch])
-
-    def _rows(self, worker: int, workers: int) -> Iterator[tuple[Planes, LaneState]]:
-        """Yield this worker's rows: every `workers`-th of the rank's, each with its lane's state."""
-        mixer = self.mixer()
-        lanes: dict[tuple[int, int], Iterator[tuple[Planes, LaneState]]] = {}
-        for row in count(self.state["rows"] + self.rank + worker * self.degree, self.degree * workers):
-            key = number, lane = mixer.source(row), row % self._lanes
+    def rows(self, places: Iterator[Place]) -> Iterator[Row]:
+        """Yield the rows of some of this rank's places."""
+        lanes: dict[tuple[int, int], Iterator[tuple[PackedRow, LaneState]]] = {}
+        for place in places:
+            key = place.source, place.lane
             if key not in lanes:
-                source = self.sources[number]
-                state = LaneState(*self.state["lanes"].get(source.lane_name(lane), ()))
+                source = self.sources[place.source]
+                key_of_source = (self.seed, place.source)
                 lanes[key] = Lane(
-                    source.lanes[lane], source.reader, self.tokenizer, self.packer, (self.seed, *key), state
+                    source.documents(place.lane, self.tokenizer, self.packer, key_of_source, self.skip_bad),
+                    self.packer,
+                    (*key_of_source, place.lane),
+                    LaneState(*self.state["lanes"].get(source.lane_name(place.lane), ())),
+                    source.config.name,
+                    source.config.max_epochs,
                 ).rows()
-            yield next(lanes[key])
+            yield Row(place, *next(lanes[key]))
+
+    def owner(self, place: Place, workers: int) -> int:
+        """Return which of this rank's workers reads the lane of `place`."""
+        return place.lane // self.degree % workers
+
+    def __iter__(self) -> Iterator[Message]:
+        """Yield a worker's messages; an error inside of one, since raised through torchdata it would lose its parts."""
+        info = get_worker_info()
+        assert info is not None
+        places = (place for place in self.places(self.mixer()) if self.owner(place, info.num_workers) == info.id)
+        size = min(max(MESSAGE_TOKENS // self.packer.seq_len, 1), MAX_MESSAGE_ROWS)
+        rows = self.rows(places)
+        error: DataError | DataEnd | None = None
+        while error is None:
+            taken: list[Row] = []
+            try:
+                for row in islice(rows, size):
+                    taken.append(row)  # what came before an error stays
+            except (DataError, DataEnd) as raised:
+                error = raised
+            packed = [row.packed for row in taken]
+            parts = [part for row in packed for part in row.parts]
+            ids = np.concatenate([np.empty(0, dtype=np.int32), *parts], dtype=np.int32, casting="same_kind")
+            yield Message(
+                info.id,
+                torch.from_numpy(ids),
+                [[len(part) for part in row.parts] for row in packed],
+                [row.following for row in packed],
+                [None if row.weights is None else torch.from_numpy(row.weights) for row in packed],
+                [list(row.state) for row in taken],
+                error,
+            )
 
 
-def in_order(stream: RowStream, workers: int) -> Iterator[Row]:
+def in_order(stream: RowStream, mixer: Mixer, workers: int) -> Iterator[Row]:
     """Yield the rows of a rank in order, made by `workers` processes, or in this thread when 0.
 
     Raises:
         DataError: As it was raised where the row was made.
+        DataEnd: Likewise.
         WorkerError: A worker died.
     """
-    options: dict[str, Any] = {}
-    if workers:
-        # Spawned: a forked child would hold the parent's CUDA context, gloo sockets and the locks of its threads, and a
-        # fork server would die of a SIGTERM to the process group, its children with it.
-        options = {"multiprocessing_context": "spawn", "prefetch_factor": 2, "worker_init_fn": _start_worker}
-    # No automatic collation, and no snapshots of a state that is never asked for.
-    loader = StatefulDataLoader(stream, batch_size=None, num_workers=workers, snapshot_every_n_steps=0, **options)
+    places = stream.places(mixer)
+    if not workers:
+        yield from stream.rows(places)
+        return
+    # No automatic collation, and no snapshots of a state that is never asked for. Workers are spawned: a forked child would
+    # hold the parent's CUDA context, gloo sockets and the locks of its threads, and a fork server would die of a SIGTERM to
+    # the process group, its children with it.
+    loader = StatefulDataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        snapshot_every_n_steps=0,
+        multiprocessing_context="spawn",
+        prefetch_factor=2,
+        worker_init_fn=_start_worker,
+    )
     messages = iter(loader)
+    waiting: list[deque[tuple[PackedRow, LaneState] | Exception]] = [deque() for _ in range(workers)]
     try:
-        while True:
-            # Row k of the rank is made by worker k mod W; messages come from workers in turn and are equally long.
-            turn = [_receive(messages) for _ in range(max(1, workers))]
-            assert [message.worker for message in turn] == list(range(len(turn)))
-            for index in range(len(turn[0].states)):
-                for message in turn:
-                    yield Row(message.planes[index], message.states[index])
+        for place in places:
+            made = waiting[stream.owner(place, workers)]
+            while not made:
+                message = _receive(messages)
+                waiting[message.worker].extend(message.rows())
+                if message.error is not None:
+                    waiting[message.worker].append(message.error)
+            item = made.popleft()
+            if isinstance(item, Exception):
+                raise item
+            yield Row(place, *item)
     finally:
-        if workers:
-            # torch ends workers when the iterator is collected, which the traceback of an exception would put off; they
-            # ignore signals, so an exit of this process would wait for them.
-            messages._shutdown_workers()
+        # torch ends workers when the iterator is collected, which the traceback of an exception would put off; they ignore
+        # signals, so an exit of this process would wait for them.
+        messages._shutdown_workers()
 
 
-def _receive(messages: Iterator[Message | DataError]) -> Message:
-    """Return the next message, or raise the error that came in its place."""
+def _receive(messages: Iterator[Message]) -> Message:
+    """Return the next message."""
     try:
-        item = next(messages)
+        return next(messages)
     except (ConnectionError, EOFError, FileNotFoundError) as error:
         # A message announces memory that the worker hands over on request, when it may already be dead.
         raise WorkerError(f"a data worker exited unexpectedly while handing over rows ({error!r})") from error
@@ -165,9 +236,6 @@ def _receive(messages: Iterator[Message | DataError]) -> Message:
         if "exited unexpectedly" in str(error):
             raise WorkerError(str(error)) from error
         raise
-    if isinstance(item, DataError):
-        raise item
-    return item
 
 
 def _start_worker(worker: int) -> None:

@@ -1,20 +1,22 @@
 """An epoch of a lane holds each token once, whatever the lengths, and resumes to the bit from any row."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise, takewhile
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from cistron.datasets import blocks
-from cistron.datasets.errors import DataError
-from cistron.datasets.lane import Lane, LaneState
-from cistron.datasets.packing import IGNORE, Packer, Planes, row_violations
+from cistron.datasets.errors import DataEnd, DataError
+from cistron.datasets.files import DataFile
+from cistron.datasets.lane import Lane, LaneState, RawDocuments
+from cistron.datasets.packing import IGNORE, PackedRow, Packer, row_violations
 from cistron.datasets.pieces import Piece
-from cistron.datasets.readers import Chunk
-from cistron.datasets.tokenizers import Ids
+from cistron.datasets.readers import Records
+from cistron.datasets.tokenizers import Encoded, TokenizeError
 from cistron.tests.datasets.corpus import segments
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,15 +30,37 @@ class Numbered:
 
     Attributes:
         lengths: Tokens of each document, eos not counted; piece p holds the documents from `start` to `end`.
-        chunk: Tokens per chunk.
+        chunk: Tokens per stretch of a document.
+        group: Documents per group, at most.
+        bad: Documents that cannot be read.
     """
 
     lengths: list[int]
     chunk: int
-    boundary: bytes | None = None
+    group: int
+    bad: frozenset[int] = frozenset()
 
-    def chunks(self, piece: Piece, offset: int, first: bool) -> Iterator[Chunk]:
+    def split(self, file: DataFile, target: int) -> list[Piece]:
+        """Make no pieces: the case has them."""
+        raise NotImplementedError
+
+    def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
         """Yield the documents of a piece; offsets are token numbers, and a document takes one more than it has."""
+        stretches = list(self._stretches(piece, offset, first))
+        while stretches:
+            data, begin, opens, last, error = stretches[0]
+            if error is not None:
+                yield Records([], [], True, True, error, begin)
+                stretches = stretches[1:]
+                continue
+            end = 1
+            while end < min(len(stretches), self.group) and stretches[end - 1][3] and stretches[end][4] is None:
+                end += 1
+            documents, offsets = [data for data, *_ in stretches[:end]], [begin for _, begin, *_ in stretches[:end]]
+            yield Records(documents, offsets, opens, stretches[end - 1][3])
+            stretches = stretches[end:]
+
+    def _stretches(self, piece: Piece, offset: int, first: bool) -> Iterator[tuple[bytes, int, bool, bool, DataError | None]]:
         starts = [0, *accumulate(length + 1 for length in self.lengths)]
         assert piece.end is not None
         for document in range(piece.start, piece.end):
@@ -45,24 +69,30 @@ class Numbered:
             begin = opens if offset == piece.start and first else max(offset - 10**6, opens)
             if begin > closes:
                 continue
+            if document in self.bad:
+                yield b"", begin + 10**6, True, True, DataError("unreadable", file="corpus", record=document)
+                continue
             while True:
                 end = min(begin + self.chunk, closes)
                 data = np.arange(begin + 2, end + 2, dtype=np.int32).tobytes()
-                yield Chunk(data, begin + 10**6, begin == opens, end == closes)
+                yield data, begin + 10**6, begin == opens, end == closes, None
                 if end == closes:
                     break
                 begin = end
 
     def locate(self, path: str, offset: int, index: int) -> tuple[int | str | None, int]:
-        """Make no sense of a place."""
-        raise NotImplementedError
+        """Name a place by its token."""
+        return None, offset - 10**6 + index
 
 
 @dataclass
 class Plain:
-    """A tokenizer whose ids are the int32 numbers that the data is made of."""
+    """A tokenizer whose ids are the int32 numbers that the data is made of; some of them it cannot encode."""
 
     streams: bool
+    poison: frozenset[int] = frozenset()
+    kind = "plain"
+    dtype: npt.DTypeLike = np.int32
     eos_id = EOS
     pad_id = PAD
     vocab_size = 10**6
@@ -70,8 +100,14 @@ class Plain:
     fingerprint = "plain"
     hf_config: dict[str, Any] | None = None
 
-    def encode(self, data: bytes) -> Ids:
-        return np.frombuffer(data, dtype=np.int32)
+    def encode_batch(self, documents: list[bytes]) -> Encoded:
+        parts = []
+        for index, data in enumerate(documents):
+            ids = np.frombuffer(data, dtype=np.int32)
+            if self.poison.intersection(ids.tolist()):
+                raise TokenizeError("poisoned", 0, index)
+            parts += [ids, np.array([EOS], dtype=np.int32)]
+        return Encoded(np.concatenate(parts), [len(data) // 4 + 1 for data in documents])
 
     def decode(self, ids: object) -> str:
         return str(ids)
@@ -88,30 +124,44 @@ class Case:
     pieces: int = 2
     streams: bool = True
     block_rows: int = 3
+    group: int = 3
+    bad: frozenset[int] = frozenset()
+    poison: frozenset[int] = frozenset()
+    skip_bad: bool = True
+    max_epochs: int | None = None
+
+    @property
+    def packer(self) -> Packer:
+        return Packer(self.seq_len, EOS, PAD, self.policy)
 
     def lane(self, state: LaneState | None = None, seed: int = 0) -> Lane:
         bounds = np.linspace(0, len(self.lengths), self.pieces + 1).astype(int).tolist()
         parts = [Piece("corpus", start, end, 1) for start, end in pairwise(bounds) if end > start]
-        packer = Packer(self.seq_len, EOS, PAD, self.policy)
-        reader = Numbered(list(self.lengths), self.chunk)
-        return Lane(parts, reader, Plain(self.streams), packer, (seed, 0, 0), state or LaneState())
+        reader = Numbered(list(self.lengths), self.chunk, self.group, self.bad)
+        key = (seed, 0, 0)
+        raw = RawDocuments(parts, reader, Plain(self.streams, self.poison), self.packer, key, self.skip_bad)
+        return Lane(raw, self.packer, key, state or LaneState(), "main", self.max_epochs)
 
-    def rows(self, count: int, state: LaneState | None = None) -> list[tuple[Planes, LaneState]]:
+    def rows(self, count: int, state: LaneState | None = None) -> list[tuple[PackedRow, LaneState]]:
         with patch.object(blocks, "block_tokens", lambda seq_len: self.block_rows * seq_len):
             return list(islice(self.lane(state).rows(), count))
 
-    def epoch(self, number: int = 0, seed: int = 0) -> list[Planes]:
+    def epoch(self, number: int = 0, seed: int = 0) -> np.ndarray:
+        """Return the rows of an epoch: int64 [4, rows, seq_len]."""
         with patch.object(blocks, "block_tokens", lambda seq_len: self.block_rows * seq_len):
             rows = takewhile(lambda row: row[1].epoch <= number, self.lane(seed=seed).rows())
-            return [planes for planes, state in rows if state.epoch == number]
+            return self.planes([row for row, state in rows if state.epoch == number])
+
+    def planes(self, rows: list[PackedRow]) -> np.ndarray:
+        return np.stack([plane.astype(np.int64) for plane in self.packer.expand(rows)[:4]])
 
     def documents(self) -> list[list[int]]:
-        """What the corpus holds: its documents without the empty ones, each with its eos."""
+        """What the corpus holds: its documents without the empty and the bad ones, each with its eos."""
         starts = [0, *accumulate(length + 1 for length in self.lengths)]
         return [
             [*range(start + 2, start + length + 2), EOS]
-            for start, length in zip(starts[:-1], self.lengths, strict=True)
-            if length
+            for number, (start, length) in enumerate(zip(starts[:-1], self.lengths, strict=True))
+            if length and number not in self.bad
         ]
 
 
@@ -127,16 +177,22 @@ def cases(draw: st.DrawFn, policies: tuple[str, ...] = ("best_fit", "concat")) -
         pieces=draw(st.integers(1, 4)),
         streams=draw(st.booleans()),
         block_rows=draw(st.integers(1, 6)),
+        group=draw(st.integers(1, 5)),
+        bad=draw(st.frozensets(st.integers(0, len(lengths) - 1), max_size=len(lengths) // 2)),
     )
 
 
-@settings(max_examples=150, deadline=None)
-@given(cases())
-def test_an_epoch_holds_every_token_once_and_every_invariant(case: Case) -> None:
-    planes = np.stack(case.epoch())
-    assert row_violations(*planes.transpose(1, 0, 2), eos_id=EOS) == []
+def _has_documents(case: Case) -> bool:
+    return bool(case.documents())
 
-    tokens, labels, _, sequence_ids = planes.transpose(1, 0, 2)
+
+@settings(max_examples=150, deadline=None)
+@given(cases().filter(_has_documents))
+def test_an_epoch_holds_every_token_once_and_every_invariant(case: Case) -> None:
+    planes = case.epoch()
+    assert row_violations(*planes, eos_id=EOS) == []
+
+    tokens, labels, _, sequence_ids = planes
     expected = case.documents()
     assert sorted(tokens[sequence_ids >= 0]) == sorted(token for document in expected for token in document)
     targets = [token for document in expected for token in document[1:]]
@@ -147,9 +203,9 @@ def test_an_epoch_holds_every_token_once_and_every_invariant(case: Case) -> None
 
 
 @settings(max_examples=100, deadline=None)
-@given(cases(policies=("best_fit",)))
+@given(cases(policies=("best_fit",)).filter(_has_documents))
 def test_documents_that_fit_are_whole_and_others_are_cut_every_row(case: Case) -> None:
-    found = sorted(segment for row in case.epoch() for segment in segments(row))
+    found = sorted(segment for row in case.epoch().transpose(1, 0, 2) for segment in segments(row))
     cut = [
         document[start : start + case.seq_len]
         for document in case.documents()
@@ -159,66 +215,105 @@ def test_documents_that_fit_are_whole_and_others_are_cut_every_row(case: Case) -
 
 
 @settings(max_examples=50, deadline=None)
-@given(cases(policies=("concat",)))
-def test_concat_keeps_documents_in_order_and_rows_full(case: Case) -> None:
-    *full, last = case.epoch()
-    assert all((row[3] >= 0).all() for row in full)
-    stream = [token for row in [*full, last] for segment in segments(row) for token in segment]
-    parts: list[list[int]] = [[]]
-    for token in stream:
-        parts[-1].append(token)
-        if token == EOS:
-            parts.append([])
-    assert sorted(parts[:-1]) == sorted(case.documents())
+@given(cases(policies=("concat",)).filter(_has_documents))
+def test_concat_fills_all_rows_but_one(case: Case) -> None:
+    assert ((case.epoch()[3] < 0).any(1)).sum() <= 1
 
 
 @settings(max_examples=60, deadline=None)
-@given(cases(), st.data())
+@given(cases().filter(_has_documents), st.data())
 def test_a_lane_resumed_at_any_row_goes_on_identically(case: Case, data: st.DataObject) -> None:
-    rows = len(case.epoch())
+    rows = case.epoch().shape[1]
     straight = case.rows(2 * rows + 5)
     stop = data.draw(st.integers(1, len(straight) - 1), label="rows taken")
     resumed = case.rows(len(straight) - stop, straight[stop - 1][1])
     assert [state for _, state in resumed] == [state for _, state in straight[stop:]]
-    assert all((a == b).all() for (a, _), (b, _) in zip(resumed, straight[stop:], strict=True))
+    assert (case.planes([row for row, _ in resumed]) == case.planes([row for row, _ in straight[stop:]])).all()
 
 
 def test_rows_do_not_depend_on_how_documents_arrive() -> None:
     lengths = (40, 0, 3, 100, 5, 7, 0, 64)
     for policy in ("best_fit", "concat"):
-        whole = np.stack(Case(lengths, 8, policy, streams=False).epoch())
-        for chunk in (1, 8, 1000):
-            assert (np.stack(Case(lengths, 8, policy, chunk=chunk).epoch()) == whole).all()
+        whole = Case(lengths, 8, policy, streams=False).epoch()
+        for chunk, group in ((1, 1), (8, 2), (1000, 9)):
+            assert (Case(lengths, 8, policy, chunk=chunk, group=group).epoch() == whole).all()
 
 
 def test_order_changes_with_the_epoch_and_the_seed() -> None:
     case = Case(tuple(range(1, 30)), 16, "best_fit", pieces=4)
-    orders = [np.stack(case.epoch(0)), np.stack(case.epoch(1)), np.stack(case.epoch(0, seed=1))]
+    orders = [case.epoch(0), case.epoch(1), case.epoch(0, seed=1)]
     assert all(a.shape != b.shape or (a != b).any() for a, b in [orders[:2], orders[1:], orders[::2]])
 
 
-def test_documents_and_dropped_ones_are_counted() -> None:
-    case = Case((4, 0, 0, 30, 2, 0), 8, "best_fit")
+def test_documents_dropped_and_skipped_ones_are_counted() -> None:
+    case = Case((4, 0, 0, 30, 2, 0, 5), 8, "best_fit", bad=frozenset({6}))
     state = next(state for _, state in case.rows(100) if state.epoch == 2)
-    assert (state.documents, state.dropped) == (6, 6)
+    assert (state.documents, state.dropped, state.skipped) == (6, 6, 2)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_document_that_turns_out_bad_ends_there_or_is_left_out(streams: bool, caplog: pytest.LogCaptureFixture) -> None:
+    # Token 40 is document 1's 35th: behind 4 stretches of 7 where documents stream, and part of it all where they do not.
+    case = Case((4, 60, 20), 8, "best_fit", pieces=1, streams=streams, poison=frozenset({2 + 5 + 34}))
+    tokens, _, _, sequence_ids = case.epoch()
+    kept = [*range(7, 7 + 28), EOS] if streams else []
+    expected = [*range(2, 6), EOS, *kept, *range(68, 88), EOS]
+    assert sorted(tokens[sequence_ids >= 0]) == sorted(expected)
+    assert "poisoned" in caplog.text
+    state = next(state for _, state in case.rows(100) if state.epoch == 1)
+    assert state.skipped == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(), st.data())
+def test_a_lane_with_bad_documents_resumes_to_the_bit(case: Case, data: st.DataObject) -> None:
+    poison = data.draw(st.frozensets(st.integers(2, sum(case.lengths) + 2), max_size=3))
+    case = replace(case, poison=poison)
+    try:
+        straight = case.rows(30)
+    except DataError:
+        return  # nothing is left of it
+    stop = data.draw(st.integers(1, len(straight) - 1), label="rows taken")
+    resumed = case.rows(len(straight) - stop, straight[stop - 1][1])
+    assert [state for _, state in resumed] == [state for _, state in straight[stop:]]
+    planes = case.planes([row for row, _ in straight])
+    assert (case.planes([row for row, _ in resumed]) == planes[:, stop:]).all()
+    assert row_violations(*planes, eos_id=EOS) == []
+
+
+def test_a_bad_document_is_raised_where_that_is_asked_for() -> None:
+    for case in (Case((4, 5), 8, "best_fit", bad=frozenset({1})), Case((4, 5), 8, "best_fit", poison=frozenset({8}))):
+        with pytest.raises(DataError, match="corpus.*(unreadable|poisoned)"):
+            replace(case, skip_bad=False).rows(9)
+
+
+def test_a_lane_ends_after_its_last_epoch() -> None:
+    case = Case((4, 5, 60), 8, "best_fit", max_epochs=2)
+    rows = 0
+    with pytest.raises(DataEnd, match=r"source 'main' was read data\.sources\.max_epochs = 2 times"):
+        for _ in case.lane().rows():
+            rows += 1
+    endless = replace(case, max_epochs=None)
+    assert rows == endless.epoch(0).shape[1] + endless.epoch(1).shape[1]
 
 
 @pytest.mark.parametrize("policy", ["best_fit", "concat"])
-def test_a_giant_document_is_encoded_once_and_its_chunks_are_let_go(policy: str) -> None:
+def test_a_giant_document_is_encoded_once_and_its_stretches_are_let_go(policy: str) -> None:
     case = Case((5000, 3), 8, policy, chunk=640, pieces=1)
     encoded = 0
+    encode = Plain.encode_batch
 
-    def count(self: Plain, data: bytes) -> Ids:
+    def count(self: Plain, documents: list[bytes]) -> Encoded:
         nonlocal encoded
-        encoded += len(data) // 4
-        return np.frombuffer(data, dtype=np.int32)
+        encoded += sum(map(len, documents)) // 4
+        return encode(self, documents)
 
-    with patch.object(Plain, "encode", count):
-        assert len(case.epoch()) > 600
+    with patch.object(Plain, "encode_batch", count):
+        assert case.epoch().shape[1] > 600
     # The second epoch is begun to see the first one end.
     assert encoded <= 5003 + 640
 
 
 def test_an_epoch_without_documents_is_refused() -> None:
-    with pytest.raises(DataError, match="corpus: a lane finds no document"):
+    with pytest.raises(DataError, match="main: a lane of this source finds no document"):
         Case((0, 0, 0), 8, "best_fit").rows(1)

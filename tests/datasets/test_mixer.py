@@ -1,48 +1,89 @@
-"""Sources get their shares at every row, in every lane, and across a resume."""
+"""Sources get their shares at every row, through stages, in every lane, and across a resume."""
+
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from cistron.datasets.mixer import Mixer
+from cistron.datasets.mixer import Mixer, Stage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-WEIGHTS = st.lists(st.sampled_from([0.001, 0.1, 0.25, 1 / 3, 1.0, 2.0, 7.5]), min_size=1, max_size=6)
+ROWS = 400
 
 
-def _sources(weights: list[float], lanes: int, rows: int, seed: int = 0) -> np.ndarray:
-    mixer = Mixer(weights, lanes, seed, 0, [0] * len(weights))
-    return np.array([mixer.source(row) for row in range(rows)])
+@st.composite
+def schedules(draw: st.DrawFn) -> list[Stage]:
+    """Up to three stages of up to six sources, some of which rest in some."""
+    sources = draw(st.integers(1, 6))
+    weights = st.lists(st.sampled_from([0.0, 0.001, 0.1, 1 / 3, 1.0, 2.0, 7.5]), min_size=sources, max_size=sources)
+    begins = sorted(draw(st.sets(st.integers(1, ROWS), max_size=2)))
+    return [(row, draw(weights.filter(any))) for row in [0, *begins]]
 
 
-@settings(max_examples=40, deadline=None)
-@given(WEIGHTS, st.integers(1, 9))
-def test_every_prefix_is_within_three_rows_of_its_shares(weights: list[float], lanes: int) -> None:
-    sources = _sources(weights, lanes, 500)
-    counts = np.cumsum(sources[:, None] == np.arange(len(weights)), axis=0)
-    shares = np.arange(1, 501)[:, None] * np.array(weights) / sum(weights)
-    assert np.abs(counts - shares).max() < 3
-    assert np.abs(counts - shares)[lanes - 1 :: lanes].max() < 1, "whole rounds are within one"
+def _shares(stages: list[Stage], rows: int) -> list[list[Fraction]]:
+    """Each source's exact share of the first 1, 2, ... rows, by adding up row after row."""
+    share = [Fraction(0)] * len(stages[0][1])
+    shares = []
+    for row in range(rows):
+        weights = [Fraction(str(weight)) for weight in [weights for first, weights in stages if first <= row][-1]]
+        share = [before + weight / sum(weights) for before, weight in zip(share, weights, strict=True)]
+        shares.append(share)
+    return shares
+
+
+@settings(max_examples=60, deadline=None)
+@given(schedules())
+def test_every_prefix_is_within_a_row_of_its_shares(stages: list[Stage]) -> None:
+    mixer = Mixer(stages, 8, 0)
+    counts = [0] * len(stages[0][1])
+    for row, shares in enumerate(_shares(stages, ROWS)):
+        counts[mixer.source(row)] += 1
+        assert max(abs(share - count) for share, count in zip(shares, counts, strict=True)) < 1
+
+
+def test_a_stage_takes_effect_at_its_row() -> None:
+    mixer = Mixer([(0, (1.0, 0.0)), (10, (0.0, 1.0)), (20, (1.0, 1.0))], 4, 0)
+    sources = [mixer.source(row) for row in range(40)]
+    assert sources[:20] == [0] * 10 + [1] * 10
+    assert sorted(sources[20:]) == [0] * 10 + [1] * 10
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [3.0, 1.0], [1.0, 2.0, 1.0, 4.0], [255.0, 1.0]])
 @pytest.mark.parametrize("lanes", [16, 12])
 def test_every_lane_draws_from_every_source(weights: list[float], lanes: int) -> None:
     rows = 40 * lanes * int(sum(weights))
-    sources = _sources(weights, lanes, rows).reshape(-1, lanes)
-    for source, weight in enumerate(weights):
-        share = (sources == source).mean(axis=0) * sum(weights) / weight
-        assert share.min() > 0.4, "some lanes of a source are left unread"
+    mixer = Mixer([(0, weights)], lanes, 0)
+    drawn = np.zeros((len(weights), lanes))
+    for row in range(rows):
+        drawn[mixer.source(row), mixer.lane(row)] += 1
+    share = drawn / drawn.sum(axis=1, keepdims=True) * lanes
+    assert share.min() > 0.4, "some lanes of a source are left unread"
 
 
-@given(WEIGHTS, st.integers(1, 9), st.integers(0, 300))
-@settings(max_examples=40, deadline=None)
-def test_a_resumed_mixer_goes_on_identically(weights: list[float], lanes: int, row: int) -> None:
-    straight = Mixer(weights, lanes, 3, 0, [0] * len(weights))
-    counts = straight.counts(row)
-    resumed = Mixer(weights, lanes, 3, row, counts)
-    assert [resumed.source(i) for i in range(row, row + 50)] == [straight.source(i) for i in range(row, row + 50)]
+@given(st.integers(1, 3), st.sampled_from([4, 6, 12]), st.integers(0, 100))
+def test_consecutive_rows_come_from_a_lane_of_each_rank(sources: int, lanes: int, seed: int) -> None:
+    mixer = Mixer([(0, [1.0] * sources)], lanes, seed)
+    for ranks in (ranks for ranks in range(1, lanes + 1) if lanes % ranks == 0):
+        for first in range(0, 3 * lanes, ranks):
+            assert sorted(mixer.lane(row) % ranks for row in range(first, first + ranks)) == list(range(ranks))
 
 
-def test_order_depends_on_the_seed() -> None:
-    first, second = (_sources([1.0, 1.0], 8, 200, seed) for seed in (0, 1))
-    assert (first != second).any()
+@given(schedules(), st.integers(0, ROWS))
+@settings(max_examples=60, deadline=None)
+def test_a_resumed_mixer_goes_on_identically(stages: list[Stage], row: int) -> None:
+    straight = Mixer(stages, 8, 3)
+    resumed = Mixer(stages, 8, 3, 0, row, straight.counts(row))
+    rows = range(row, row + 50)
+    assert [(resumed.source(i), resumed.lane(i)) for i in rows] == [(straight.source(i), straight.lane(i)) for i in rows]
+
+
+def test_shares_are_counted_from_where_the_data_began() -> None:
+    mixer = Mixer([(0, (1.0, 3.0)), (1000, (3.0, 1.0))], 4, 0, 996, 996)
+    sources = [mixer.source(row) for row in range(996, 1004)]
+    assert sources[:4].count(0) == 1
+    assert sources[4:].count(0) == 3
+
+
+def test_lanes_depend_on_the_seed() -> None:
+    first, second = ([Mixer([(0, (1.0, 1.0))], 8, seed).lane(row) for row in range(200)] for seed in (0, 1))
+    assert first != second

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from cistron.datasets.blocks import Address, BlockBuilder, Span, block_tokens
+from cistron.datasets.blocks import BlockBuilder, Stretch, block_tokens
 from cistron.datasets.errors import DataConfigError
-from cistron.datasets.packing import IGNORE, Block, Packer, Part, best_fit, concat, row_violations
+from cistron.datasets.packing import IGNORE, PAD_MULTIPLE, Block, Packer, Part, Planes, best_fit, concat, padded, row_violations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,33 +40,33 @@ def _best_fit_by_search(lengths: list[int], seq_len: int) -> list[int]:
 @given(LENGTHS, st.integers(1, 40))
 def test_best_fit_fills_rows_as_an_exhaustive_search_does(lengths: list[int], seq_len: int) -> None:
     rows = best_fit(lengths, seq_len)
-    assert sorted(sum(part.length for part in row) for row in rows) == _best_fit_by_search(lengths, seq_len)
+    assert sorted(sum(length for _, _, length in row) for row in rows) == _best_fit_by_search(lengths, seq_len)
 
 
-@pytest.mark.parametrize("plan", [best_fit, concat])
+@pytest.mark.parametrize("plan", [best_fit, concat, padded])
 @given(lengths=LENGTHS, seq_len=st.integers(1, 40))
 def test_a_plan_holds_every_token_once_in_order(
     plan: Callable[[list[int], int], list[list[Part]]], lengths: list[int], seq_len: int
 ) -> None:
     rows = plan(lengths, seq_len)
     planned = sorted(
-        (part.segment, token) for row in rows for part in row for token in range(part.start, part.start + part.length)
+        (segment, token) for row in rows for segment, start, length in row for token in range(start, start + length)
     )
     assert planned == [(segment, token) for segment, length in enumerate(lengths) for token in range(length)]
-    assert all(row == sorted(row) and sum(part.length for part in row) <= seq_len for row in rows)
+    assert all(row == sorted(row) and sum(length for _, _, length in row) <= seq_len for row in rows)
 
 
 @given(lengths=LENGTHS, seq_len=st.integers(1, 40))
 def test_best_fit_never_splits_what_fits(lengths: list[int], seq_len: int) -> None:
     for row in best_fit(lengths, seq_len):
-        for part in row:
-            assert part.length == min(lengths[part.segment] - part.start, seq_len)
+        for segment, start, length in row:
+            assert length == min(lengths[segment] - start, seq_len)
 
 
 @given(lengths=LENGTHS.filter(bool), seq_len=st.integers(1, 40))
 def test_concat_leaves_room_in_its_last_row_only(lengths: list[int], seq_len: int) -> None:
     *full, _ = concat(lengths, seq_len)
-    assert all(sum(part.length for part in row) == seq_len for row in full)
+    assert all(sum(length for _, _, length in row) == seq_len for row in full)
 
 
 def test_best_fit_of_4096_documents_uses_999_of_1000_tokens() -> None:
@@ -78,8 +78,8 @@ def test_best_fit_of_4096_documents_uses_999_of_1000_tokens() -> None:
 
 def test_best_fit_of_the_blocks_of_a_stream_of_text_uses_995_of_1000_tokens() -> None:
     lengths = _lognormal(10_000, np.random.default_rng(0))
-    here = Address(0, 0, 1, 0)
-    spans = (Span(np.zeros(length, dtype=np.uint8), here, True) for length in lengths)
+    one, kept = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int8)
+    spans = (Stretch(np.zeros(length, dtype=np.uint8), one * length, [0], kept, 0, True, True) for length in lengths)
     packer = Packer(2048, EOS, PAD, "best_fit")
     tokens = [0]
     rows = 0
@@ -98,64 +98,89 @@ def test_a_block_holds_as_many_rows_as_documented(seq_len: int, rows: int) -> No
     assert block_tokens(seq_len) == rows * seq_len
 
 
-def _block(lengths: list[int], closed: bool = True) -> Block:
-    """Number the tokens from 2 on; end documents with eos, but for an unclosed last one, which goes on."""
+def _block(lengths: list[int], closed: bool = True, weights: bool = False) -> Block:
+    """Number the tokens from 2 on; end documents with eos, but for an unclosed last one, which goes on. A weight is id / 10."""
     ids = np.arange(2, sum(lengths) + 2 + (not closed), dtype=np.int32)
-    ends = np.cumsum(lengths)[: len(lengths) - (not closed)]
-    ids[ends - 1] = EOS
-    return Block(ids, lengths, len(ends))
+    ends = np.cumsum(lengths)
+    ids[ends[: len(lengths) - (not closed)] - 1] = EOS
+    goes_on = np.zeros(len(lengths), dtype=bool)
+    goes_on[-1] = not closed
+    stated = [(ids / 10).astype(np.float32)] if weights else None
+    return Block([ids], stated, np.zeros(len(lengths), dtype=np.int64), ends - lengths, np.array(lengths), goes_on)
+
+
+def _expand(packer: Packer, block: Block) -> Planes:
+    return packer.expand(list(packer.rows(block, packer.plan(block))))
 
 
 def test_planes_of_a_small_block_are_as_written_by_hand() -> None:
-    packer = Packer(6, EOS, PAD, "concat")
-    block = _block([3, 2, 4, 1])
-    rows = list(packer.assemble(block, packer.plan(block)))
+    tokens, labels, positions, sequence_ids, weights = _expand(Packer(6, EOS, PAD, "concat"), _block([3, 2, 4, 1]))
     no = IGNORE
-    assert rows[0].tolist() == [[2, 3, 0, 5, 0, 7], [3, 0, no, 0, no, 8], [0, 1, 2, 0, 1, 0], [0, 0, 0, 1, 1, 2]]
-    assert rows[1].tolist() == [[8, 9, 0, 0, 1, 1], [9, 0, no, no, no, no], [0, 1, 2, 0, 0, 0], [0, 0, 0, 1, -1, -1]]
+    assert tokens.tolist() == [[2, 3, 0, 5, 0, 7], [8, 9, 0, 0, 1, 1]]
+    assert labels.tolist() == [[3, 0, no, 0, no, 8], [9, 0, no, no, no, no]]
+    assert positions.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 0, 0, 0]]
+    assert sequence_ids.tolist() == [[0, 0, 0, 1, 1, 2], [0, 0, 0, 1, -1, -1]]
+    assert weights is None
 
 
 @settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20),
     seq_len=st.integers(2, 12),
-    policy=st.sampled_from(["best_fit", "concat"]),
+    policy=st.sampled_from(["best_fit", "concat", "padded"]),
     pad=st.sampled_from([PAD, EOS]),
+    wide=st.integers(0, 1000),
 )
-def test_planes_keep_the_row_invariants(lengths: list[int], seq_len: int, policy: str, pad: int) -> None:
-    packer = Packer(seq_len, EOS, pad, policy)
-    block = _block(lengths)
-    planes = np.stack(list(packer.assemble(block, packer.plan(block))))
-    assert row_violations(*planes.transpose(1, 0, 2), eos_id=EOS) == []
+def test_planes_keep_the_row_invariants(lengths: list[int], seq_len: int, policy: str, pad: int, wide: int) -> None:
+    planes = _expand(Packer(seq_len + wide, EOS, pad, policy), _block(lengths))
+    assert row_violations(*planes[:4], eos_id=EOS) == []
+    if policy == "padded":
+        longest = int((planes.sequence_ids >= 0).sum(1).max())
+        assert planes.tokens.shape[1] == min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, seq_len + wide)
+        assert planes.sequence_ids.max() == 0, "a row holds one document, or a part of one"
 
 
 def test_a_document_that_goes_on_is_labelled_with_its_next_token() -> None:
-    packer = Packer(4, EOS, PAD, "best_fit")
-    block = _block([3, 8], closed=False)
-    rows = [row for row in packer.assemble(block, packer.plan(block)) if row[0, 0] != 2]
-    assert [(row[0, -1], row[1, -1]) for row in rows] == [(8, 9), (12, 13)]
+    tokens, labels, *_ = _expand(Packer(4, EOS, PAD, "best_fit"), _block([3, 8], closed=False))
+    assert [(row[-1], label[-1]) for row, label in zip(tokens.tolist(), labels.tolist(), strict=True) if row[0] != 2] == [
+        (8, 9),
+        (12, 13),
+    ]
 
 
-VIOLATIONS: dict[str, Callable[[np.ndarray], object]] = {
-    "padding comes before a token": lambda p: p[3, 0].__setitem__(0, -1),
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20),
+    seq_len=st.integers(2, 12),
+    policy=st.sampled_from(["best_fit", "concat", "padded"]),
+)
+def test_a_weight_stays_with_the_label_that_it_belongs_to(lengths: list[int], seq_len: int, policy: str) -> None:
+    planes = _expand(Packer(seq_len, EOS, PAD, policy), _block(lengths, weights=True))
+    plain = _expand(Packer(seq_len, EOS, PAD, policy), _block(lengths))
+    assert (planes.labels == plain.labels).all()
+    assert planes.weights is not None
+    inside = planes.labels >= 2
+    assert np.allclose(planes.weights[inside], planes.labels[inside] / 10)
+    assert (planes.weights[planes.labels == IGNORE] == 0).all()
+
+
+VIOLATIONS: dict[str, Callable[[Planes], object]] = {
+    "padding comes before a token": lambda p: p[3][0].__setitem__(0, -1),
     "a row holds no token": lambda p: p[3].__setitem__(1, -1),
-    "sequence_ids differ from what the eos tokens imply": lambda p: p[0, 0].__setitem__(1, EOS),
-    "positions differ from what the eos tokens imply": lambda p: p[2, 0].__setitem__(4, 3),
-    "padding follows a document without eos": lambda p: p[0, 1].__setitem__(3, 9),
-    "the label at an eos is not -100": lambda p: p[1, 0].__setitem__(2, 5),
-    "the label on padding is not -100": lambda p: p[1, 1].__setitem__(5, 1),
-    "a label is not the next token of its document": lambda p: p[1, 0].__setitem__(1, IGNORE),
-    "the last token of a fragment has no target": lambda p: p[1, 0].__setitem__(5, IGNORE),
+    "sequence_ids differ from what the eos tokens imply": lambda p: p[0][0].__setitem__(1, EOS),
+    "positions differ from what the eos tokens imply": lambda p: p[2][0].__setitem__(4, 3),
+    "padding follows a document without eos": lambda p: p[0][1].__setitem__(3, 9),
+    "the label at an eos is not -100": lambda p: p[1][0].__setitem__(2, 5),
+    "the label on padding is not -100": lambda p: p[1][1].__setitem__(5, 1),
+    "a label is not the next token of its document": lambda p: p[1][0].__setitem__(1, IGNORE),
+    "the last token of a fragment has no target": lambda p: p[1][0].__setitem__(5, IGNORE),
 }
 
 
 @pytest.mark.parametrize("problem", VIOLATIONS)
 def test_each_broken_invariant_is_told(problem: str) -> None:
-    packer = Packer(6, EOS, PAD, "concat")
-    block = _block([3, 2, 4, 1])
-    planes = np.stack(list(packer.assemble(block, packer.plan(block)))).transpose(1, 0, 2).copy()
+    planes = _expand(Packer(6, EOS, PAD, "concat"), _block([3, 2, 4, 1]))
     VIOLATIONS[problem](planes)
-    assert problem in " ".join(row_violations(*planes, eos_id=EOS))
+    assert problem in " ".join(row_violations(*planes[:4], eos_id=EOS))
 
 
 def test_an_unknown_policy_is_refused() -> None:

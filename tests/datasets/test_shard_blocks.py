@@ -1,0 +1,158 @@
+"""Token shards in lanes: every epoch each token once, in an order of its own, spread over lanes, resumed to the bit."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from cistron.datasets import shard_blocks
+from cistron.datasets.blocks import Address
+from cistron.datasets.errors import DataConfigError
+from cistron.datasets.files import Storage
+from cistron.datasets.lane import Lane, LaneState
+from cistron.datasets.order import Shuffle
+from cistron.datasets.packing import IGNORE, Packer, row_violations
+from cistron.datasets.shard_blocks import ShardCorpus, ShardDocuments
+from cistron.datasets.shards import open_shards
+from cistron.tests.datasets.corpus import write_shard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+EOS, PAD = 0, 1
+LANES = 3
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**40))
+def test_a_shuffle_is_a_permutation_of_which_any_part_can_be_asked_for(count: int, key: int) -> None:
+    shuffle = Shuffle(count, key, 1)
+    values = shuffle[np.arange(count)]
+    assert sorted(values.tolist()) == list(range(count))
+    part = np.arange(count)[:: max(count // 7, 1)]
+    assert (shuffle[part] == values[part]).all()
+
+
+def test_a_shuffle_leaves_no_trace_of_the_order() -> None:
+    values = Shuffle(100_000, 7)[np.arange(100_000)]
+    # Of a random order neighbours lie a third of the whole apart, and places and values are uncorrelated within 1 / sqrt(n).
+    assert abs(np.abs(np.diff(values)).mean() / 100_000 - 1 / 3) < 0.005
+    assert abs(np.corrcoef(values, np.arange(100_000))[0, 1]) < 0.015
+    assert (values != Shuffle(100_000, 8)[np.arange(100_000)]).mean() > 0.999
+
+
+@pytest.fixture(scope="module", params=["weighted", "plain"])
+def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShardCorpus]:
+    """Two shards; units of 256 tokens and blocks of 1,024 stand for larger ones."""
+    folder = tmp_path_factory.mktemp("shards")
+    random = np.random.default_rng(0)
+    lengths = [random.integers(2, 60, 150).tolist(), [*random.integers(2, 60, 50).tolist(), 5000, 257, 256, 512, 2]]
+    token = 2
+    for number, shard in enumerate(lengths):
+        documents = []
+        for length in shard:
+            documents.append([*range(token, token + length - 1), EOS])
+            token += length
+        write_shard(folder / f"{number}", documents, weighted=request.param == "weighted" and number == 0)
+    with patch.object(shard_blocks, "UNIT_TOKENS", 256), patch.object(shard_blocks, "BLOCK_TOKENS", 1024):
+        yield _corpus(folder)
+
+
+def _corpus(folder: Path, seq_len: int = 32) -> ShardCorpus:
+    storage = Storage()
+    return ShardCorpus(open_shards(storage.expand([str(folder)], "*.json"), storage), seq_len, LANES, "main")
+
+
+def _lane(corpus: ShardCorpus, lane: int, policy: str, state: LaneState | None = None) -> Lane:
+    documents = ShardDocuments(corpus, lane, (0, 0), policy == "concat")
+    return Lane(documents, Packer(corpus.seq_len, EOS, PAD, policy), (0, 0, lane), state or LaneState(), "main", 1)
+
+
+@pytest.mark.parametrize("policy", ["best_fit", "concat", "padded"])
+def test_an_epoch_of_all_lanes_holds_every_token_once(policy: str, corpus: ShardCorpus) -> None:
+    rows = []
+    for lane in range(LANES):
+        made = _lane(corpus, lane, policy).rows()
+        state = LaneState()
+        while state.epoch == 0:
+            try:
+                row, state = next(made)
+            except Exception as end:
+                assert "max_epochs = 1" in str(end)
+                break
+            rows.append(row)
+    planes = Packer(corpus.seq_len, EOS, PAD, policy).expand(rows)
+    assert row_violations(*planes[:4], eos_id=EOS) == []
+    total = sum(shard.tokens for shard in corpus.shards)
+    numbers = sorted(planes.tokens[(planes.sequence_ids >= 0) & (planes.tokens != EOS)].tolist())
+    ends = np.cumsum(np.concatenate([np.diff(shard.offsets().astype(int)) for shard in corpus.shards])) + 1
+    assert numbers == sorted(set(range(2, total + 2)) - set(ends.tolist()))
+    # A label is its token's successor, or eos where the document ends; all but the first token of each are labels.
+    inside = planes.labels > EOS
+    assert (planes.labels[inside] == planes.tokens[inside] + 1).all()
+    assert (planes.labels != IGNORE).sum() == total - corpus.documents
+    if planes.weights is not None:
+        assert np.allclose(planes.weights[inside & (planes.labels < ends[149])] * 1000, planes.labels[inside & (planes.labels < ends[149])])
+    if policy == "concat":
+        assert ((planes.sequence_ids < 0).any(1)).sum() <= LANES, "only the last row of a lane has padding"
+
+
+@settings(max_examples=30, deadline=None)
+@given(policy=st.sampled_from(["best_fit", "concat", "padded"]), lane=st.integers(0, LANES - 1), stop=st.integers(1, 80))
+def test_a_lane_of_shards_resumes_to_the_bit(corpus: ShardCorpus, policy: str, lane: int, stop: int) -> None:
+    rows = _lane(corpus, lane, policy).rows()
+    for _ in range(stop):
+        _, state = next(rows)
+    again = _lane(corpus, lane, policy, state).rows()
+    for _ in range(5):
+        try:
+            row, state = next(rows)
+        except Exception:
+            break
+        resumed, resumed_state = next(again)
+        assert state == resumed_state
+        assert row.following == resumed.following
+        assert all((a == b).all() for a, b in zip(row.parts, resumed.parts, strict=True))
+
+
+def test_a_long_document_is_spread_over_all_lanes(corpus: ShardCorpus) -> None:
+    held = []
+    for lane in range(LANES):
+        blocks = ShardDocuments(corpus, lane, (0, 0), False).blocks(0, Address(0, -1, 1, 0))
+        held.append(sum(int(block.block.open.sum()) for block in blocks))
+    # 5,000 tokens are 19 units that go on and a last one; 257 and 512 are one each.
+    assert sum(held) == 19 + 1 + 1
+    assert min(held) >= 3
+
+
+def test_every_epoch_has_an_order_of_its_own(corpus: ShardCorpus) -> None:
+    first, second = (
+        [start for block in ShardDocuments(corpus, 0, (0, 0), False).blocks(epoch, Address(0, -1, 1, 0)) for start in block.block.starts]
+        for epoch in (0, 1)
+    )
+    assert first[:20] != second[:20]
+
+
+def test_open_maps_are_bounded(tmp_path: Path) -> None:
+    for number in range(9):
+        write_shard(tmp_path / f"{number}", [[5, EOS], [6, 7, EOS]])
+    with patch.object(shard_blocks, "OPEN_SHARDS", 3):
+        corpus = _corpus(tmp_path)
+        lengths = corpus.locate(np.arange(18))[2]
+        assert lengths.tolist() == [2, 3] * 9
+        assert len(corpus._open) == 3
+
+
+def test_too_few_documents_for_the_lanes_are_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path / "x", [[5, EOS], [6, 7, EOS]])
+    with pytest.raises(DataConfigError, match=r"data\.lanes: 3 lanes .* source 'main' has 2; lower data\.lanes"):
+        _corpus(tmp_path)
+
+
+def test_lengths_of_a_source_sorted_by_length_are_mixed_in_every_block(tmp_path: Path) -> None:
+    lengths = np.sort(np.random.default_rng(0).integers(2, 400, 3000))
+    write_shard(tmp_path / "x", [[5] * int(length - 1) + [EOS] for length in lengths])
+    (block, *_) = ShardDocuments(_corpus(tmp_path), 1, (0, 0), False).blocks(0, Address(0, -1, 1, 0))
+    quarters = np.array_split(block.block.lengths, 4)
+    assert max(abs(quarter.mean() / lengths.mean() - 1) for quarter in quarters) < 0.15
+    assert all(abs(after - before) < 80 for before, after in pairwise(quarter.mean() for quarter in quarters))
