@@ -7,7 +7,6 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -218,19 +217,16 @@ class HFTokenizer:
         """Encode by `tiktoken` from now on, if that gives the same ids for all documents of the sample.
 
         Args:
-            sample: Documents of the corpus; those that are not UTF-8 are passed over.
+            sample: Documents of the corpus, or parts of them; bytes that are not UTF-8 are passed over.
 
         Returns:
             What encodes from now on, and why.
         """
         self._twin = None
-        texts = []
-        for data in sample:
-            with suppress(UnicodeDecodeError):
-                texts.append(data.decode("utf-8"))
+        texts = [data.decode("utf-8", errors="ignore") for data in sample]
         try:
             twin = Twin(self._tokenizer, self.eos_id)
-            if not texts:
+            if not any(texts):
                 raise NoTwinError("there is no text to compare tiktoken's ids on")
             ids = self._encode_library(texts)
             if not np.array_equal(ids, self._encode_twin(twin, texts)):

@@ -116,7 +116,7 @@ def test_a_worker_keeps_the_twin(pair: tuple[HFTokenizer, HFTokenizer]) -> None:
 
 
 def test_what_is_no_text_in_the_sample_is_passed_over(pair: tuple[HFTokenizer, HFTokenizer]) -> None:
-    assert pair[0].prove_twin([b"\xff", b"the cat"]).startswith("tiktoken encodes")
+    assert pair[0].prove_twin([b"\xff", "the café".encode()[:-1]]).startswith("tiktoken encodes")
     assert pair[1].prove_twin([b"\xff"]) == "tokenizers encodes: there is no text to compare tiktoken's ids on"
 
 
