@@ -17,7 +17,7 @@ from .errors import DataEnd, DataError
 from .order import permutation
 from .packing import Block, PackedRow, Packer
 from .pieces import Piece
-from .readers import Reader, Records
+from .records import Reader, Records
 from .tokenizers import Encoded, TokenizeError, Tokenizer
 
 # "cistron.data": one line for each record that is passed over, up to so many of a lane in a process; all are counted.

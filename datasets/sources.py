@@ -8,7 +8,8 @@ from .files import DataFile, Storage
 from .lane import Documents, RawDocuments
 from .packing import Packer
 from .pieces import Piece, deal, target_size
-from .readers import Reader, build_reader
+from .readers import build_reader
+from .records import Reader
 from .shard_blocks import ShardCorpus, ShardDocuments
 from .shards import open_shards
 from .tokenizers import Tokenizer

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from cistron.datasets.loader import Batch, DataConfig, Loader, SourceConfig
-from cistron.datasets.tokenizers import build_tokenizer
+from cistron.datasets.shard_writer import ShardWriter
+from cistron.datasets.tokenizers import ByteTokenizer, build_tokenizer
 
 
 def words(count: int, seed: int = 0) -> list[str]:
@@ -30,12 +31,12 @@ def write_jsonl(path: Path, documents: Iterable[str], field: str = "text") -> st
     return write_bytes(path, b"".join(json.dumps({"id": 1, field: text}).encode() + b"\n" for text in documents))
 
 
-def write_fasta(path: Path, sequences: Iterable[str], width: int = 7) -> str:
+def write_fasta(path: Path, sequences: Iterable[str], width: int = 7, header: str = "r{} some text") -> str:
     """Write one record per sequence in lines of `width`, gzipped if the name says so."""
     records = []
     for number, sequence in enumerate(sequences):
         lines = [sequence[start : start + width] for start in range(0, len(sequence), width)]
-        records.append("\n".join([f">r{number} some text", *lines]) + "\n")
+        records.append("\n".join([">" + header.format(number), *lines]) + "\n")
     return write_bytes(path, "".join(records).encode())
 
 
@@ -43,6 +44,17 @@ def write_bytes(path: Path, data: bytes) -> str:
     """Write `data`, gzipped if the name says so; return the path as text."""
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return str(path)
+
+
+def write_shard(path: Path, documents: Sequence[Sequence[int]], weighted: bool = False) -> None:
+    """Write documents of ids, each with its eos 0, as the token shard `path`.*; a weight is id / 1000."""
+    writer = ShardWriter(path.parent, path.name, ByteTokenizer(), np.dtype("<u2"), weighted=weighted)
+    for document in documents:
+        ids = np.array(document)
+        writer.write(ids, [len(ids)], (ids / 1000).astype(np.float32) if weighted else None)
+    manifest = writer.finish([])
+    assert manifest is not None
+    writer.path.write_text(manifest.model_copy(update={"vocab_size": 2**16}).model_dump_json())
 
 
 def text_source(path: str, name: str = "main", weight: float = 1.0) -> SourceConfig:

@@ -15,7 +15,7 @@ from cistron.datasets.files import DataFile
 from cistron.datasets.lane import Lane, LaneState, RawDocuments
 from cistron.datasets.packing import IGNORE, PackedRow, Packer, row_violations
 from cistron.datasets.pieces import Piece
-from cistron.datasets.readers import Records
+from cistron.datasets.records import Records
 from cistron.datasets.tokenizers import Encoded, TokenizeError
 from cistron.tests.datasets.corpus import segments
 from hypothesis import given, settings

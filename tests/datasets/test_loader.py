@@ -21,7 +21,7 @@ from cistron.datasets import transport
 from cistron.datasets.errors import DataConfigError, DataError
 from cistron.datasets.loader import Batch, DataConfig, SourceConfig, documents_dropped, merge_states
 from cistron.datasets.packing import row_violations
-from cistron.datasets.transport import Message, RowStream
+from cistron.datasets.transport import Message, Row, RowStream
 from cistron.tests.datasets.corpus import (
     byte_loader,
     config,
@@ -77,15 +77,15 @@ class TakingTurns:
     """Stands in for StatefulDataLoader: the workers' iterators, asked in turn in this process (a real one costs 3 s)."""
 
     def __init__(self, stream: RowStream, num_workers: int, **_: object) -> None:
-        self._workers = cycle([(worker, iter(stream)) for worker in range(max(num_workers, 1))])
+        self._workers = cycle([(worker, iter(stream)) for worker in range(num_workers)])
         self._count = num_workers
 
-    def __iter__(self) -> Iterator[Message | DataError]:
+    def __iter__(self) -> Iterator[Message]:
         return self
 
-    def __next__(self) -> Message | DataError:
+    def __next__(self) -> Message:
         worker, rows = next(self._workers)
-        info = SimpleNamespace(id=worker, num_workers=self._count) if self._count else None
+        info = SimpleNamespace(id=worker, num_workers=self._count)
         with patch.object(transport, "get_worker_info", lambda: info):
             return next(rows)
 
@@ -93,16 +93,17 @@ class TakingTurns:
         pass
 
 
-# Ranks, workers, rows per batch of a rank, batches: rows done are not a multiple of the next leg's ranks.
+# Ranks, workers, rows per batch of a rank, batches: rows done are a multiple of the next leg's ranks, but not of its
+# ranks x workers.
 TOPOLOGIES = [
-    *[(1, 0, 5, 1), (2, 1, 3, 3), (4, 2, 3, 5), (4, 0, 1, 2), (1, 2, 7, 7)],
-    *[(2, 2, 6, 1), (1, 1, 11, 4), (4, 1, 5, 3), (2, 0, 8, 6)],
+    *[(1, 0, 4, 1), (2, 1, 3, 2), (4, 2, 3, 5), (4, 0, 1, 2), (1, 2, 6, 2)],
+    *[(2, 2, 6, 1), (1, 1, 12, 4), (4, 1, 5, 3), (2, 0, 8, 6)],
 ]
 
 
 @pytest.mark.parametrize(
     ("legs", "processes"),
-    [(TOPOLOGIES, False), (TOPOLOGIES[::-1], False), ([(1, 0, 5, 1), (2, 1, 6, 2), (1, 2, 9, 3)], True)],
+    [(TOPOLOGIES, False), (TOPOLOGIES[::-1], False), ([(1, 0, 6, 1), (2, 1, 6, 2), (1, 2, 9, 3)], True)],
     ids=["in-turns", "in-turns-reversed", "in-processes"],
 )
 def test_rows_are_the_same_on_any_ranks_and_workers_across_resumes(
@@ -193,7 +194,7 @@ def test_a_state_of_another_config_is_refused(changes: dict[str, object], messag
 def test_a_state_of_other_files_or_weights_is_refused(tmp_path: Path) -> None:
     pattern = write_text(tmp_path, words(20))
     state = byte_loader(config(text_source(pattern))).state()
-    with pytest.raises(DataConfigError, match=r"data\.sources\.main\.weight: checkpoint 1\.0, now 2\.0"):
+    with pytest.raises(DataConfigError, match=r"data\.stages\.0\.main: checkpoint 1\.0, now 2\.0"):
         byte_loader(config(text_source(pattern, weight=2.0)), state=state)
     (tmp_path / "new.txt").write_text("new")
     with pytest.raises(DataConfigError, match=r"data\.sources\.main\.files: checkpoint '[0-9a-f]+', now '[0-9a-f]+'"):
@@ -226,8 +227,9 @@ def test_a_config_that_cannot_be_met_is_refused(changes: dict[str, Any], degree:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (text_source("x", weight=0.0), r"data\.sources\.weight: 0\.0 of source 'main' must be above 0"),
-        (SourceConfig(name="x", format="parquet", paths=(__file__,)), r"data\.sources\.format: 'parquet'"),
+        (text_source("x", weight=-1.0), r"data\.sources\.weight: \[-1\.0\] from row 0 on; none may be below 0"),
+        (text_source("x", weight=0.0), r"data\.sources\.weight: \[0\.0\] from row 0 on; .* one must be above"),
+        (SourceConfig(name="x", format="csv", paths=(__file__,)), r"data\.sources\.format: 'csv'"),
         (SourceConfig(name="x", format="text", paths=()), r"no file of source 'x' has a byte"),
     ],
 )
@@ -296,11 +298,11 @@ def test_an_error_in_a_worker_names_file_record_and_offset(tmp_path: Path) -> No
 def test_waiting_for_a_batch_can_be_interrupted(mixed: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
-    def stall(self: RowStream) -> Iterator[Message | DataError]:
+    def stall(self: RowStream, places: object) -> Iterator[Row]:
         released.wait()
         return iter(())
 
-    monkeypatch.setattr(RowStream, "__iter__", stall)
+    monkeypatch.setattr(RowStream, "rows", stall)
     polls = iter([False, True])
     with byte_loader(mixed) as loader:
         assert loader.next(interrupted=lambda: next(polls)) is None
