@@ -1,108 +1,103 @@
-"""Names to files: globs, `{stdlib}`, `~` and fsspec URLs become a sorted list; gzip is undone while reading."""
+"""Files of a corpus: found by pattern, known again by their stamps, opened wherever they are and however compressed."""
 
 import gzip
-import hashlib
-import sysconfig
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import Any, Protocol
 
 import fsspec
-from fsspec.core import url_to_fs
+import xxhash
 
 from .errors import DataError
+from .patterns import DataFile, expand, is_remote, plain_name
 
-# What is not inflated would be read as text, byte for byte.
-FOREIGN_COMPRESSION = (".zst", ".zstd", ".bz2", ".xz", ".zip", ".lz4", ".7z")
-
-
-class DataFile(NamedTuple):
-    """A file as found: its path or URL and its size in bytes as stored (before decompression)."""
-
-    path: str
-    size: int
+__all__ = ["ByteFile", "DataFile", "Storage", "changes", "fingerprint", "is_compressed"]
 
 
-def expand(patterns: Iterable[str]) -> list[DataFile]:
-    """Return the files that `patterns` name, sorted by path, each once.
+class ByteFile(Protocol):
+    """The uncompressed bytes of a file."""
 
-    A pattern is a path, a glob (`*`, `?`, `[...]`, `**`) or any fsspec URL; `{stdlib}` stands for the folder of
-    Python's standard library and a leading `~` for the home folder. What exists by that very name is no glob.
+    def read(self, size: int, /) -> bytes:
+        """Return the next `size` bytes, fewer only at the end."""
+        ...
 
-    Raises:
-        DataError: A file is missing, is a folder, has no bytes or is compressed by other means than gzip; a glob
-            matches nothing; a URL's driver is missing or unknown.
+    def seek(self, offset: int, /) -> int:
+        """Go to a byte; in what can only be inflated from the start, by reading."""
+        ...
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where files are and how they are reached.
+
+    Attributes:
+        cache_dir: Folder that keeps whole copies of remote files; None: they are read where they are.
+        cache_gb: 10^9 bytes that the copies may take together; those used longest ago go first.
+        retries: Times that a failed access to a remote file is tried again, after ever longer pauses.
     """
-    found = {file.path: file for pattern in patterns for file in _match(pattern)}
-    return [found[path] for path in sorted(found)]
 
+    cache_dir: str | None = None
+    cache_gb: float = 50.0
+    retries: int = 5
 
-def _match(pattern: str) -> list[DataFile]:
-    target = pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
-    remote = "://" in target
-    try:
-        filesystem, root = url_to_fs(target if remote else str(Path(target).expanduser()))
-    except ImportError as error:
-        raise DataError(f"the fsspec driver of this URL is not installed: {error}", file=target) from None
-    except ValueError as error:
-        known = "spell it as file://, s3://, gs://, https://, ..., or install the fsspec driver that provides it"
-        raise DataError(f"{error}; {known}", file=target) from None
+    def expand(self, patterns: Iterable[str], folder_glob: str | None = None) -> list[DataFile]:
+        """Return the files that `patterns` name; see `patterns.expand`."""
+        return expand(patterns, folder_glob)
 
-    def named(path: str, size: object) -> DataFile:
-        name = str(filesystem.unstrip_protocol(path)) if remote else path
-        if not isinstance(size, int):
-            raise DataError("its file system states no size; copy it to a store that does", file=name)
-        if name.lower().endswith(FOREIGN_COMPRESSION):
-            raise DataError("of compressed files only .gz is read; unpack it, or compress it with gzip", file=name)
-        return DataFile(name, size)
+    def local(self, path: str) -> str:
+        """Return a local path with the stored bytes of `path`, which for a URL is a copy in the cache."""
+        if is_remote(path):
+            raise DataError("a remote file", file=path)
+        return path
 
-    if any(character in root for character in "*?[") and not filesystem.exists(root):
-        listing = filesystem.glob(root, detail=True)
-        # of a link, `glob` tells that it is one and `info` what it leads to: data folders are often made of links
+    @contextmanager
+    def open(self, path: str) -> Iterator[ByteFile]:
+        """Open a path or URL for reading its bytes, uncompressed.
+
+        Raises:
+            DataError: The file cannot be opened or read, or its compression is damaged, here or while reading in the block.
+        """
         try:
-            found = [filesystem.info(path) if info["type"] != "directory" else info for path, info in listing.items()]
-        except FileNotFoundError as error:
-            raise DataError("this link leads nowhere", file=error.filename or pattern) from None
-        matches = [named(info["name"], info["size"]) for info in found if info["type"] == "file"]
-        if not matches:
-            raise DataError("this pattern matches no file", file=pattern)
-        return matches
-    try:
-        info = filesystem.info(root)
-    except FileNotFoundError:
-        raise DataError("there is no such file", file=target) from None
-    if info["type"] == "directory":
-        raise DataError("this is a folder; name its files with a pattern such as folder/*.jsonl", file=target)
-    file = named(info["name"], info["size"])
-    if file.size == 0:
-        raise DataError("this file is empty (0 bytes)", file=target)
-    return [file]
+            with fsspec.open(path, "rb").open() if is_remote(path) else Path(path).open("rb") as raw:
+                file: Any = gzip.GzipFile(fileobj=raw) if is_compressed(path) else raw
+                yield file
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"the gzip data is truncated or damaged: {error}", file=path) from error
+        except OSError as error:
+            raise DataError(f"cannot be read: {error}", file=path) from error
 
 
 def is_compressed(path: str) -> bool:
-    """Tell by its name whether a file is gzip-compressed, and so can only be read from its start."""
-    return path.lower().endswith(".gz")
+    """Tell by its name whether a file is inflated while it is read."""
+    return plain_name(path).endswith((".gz", ".bgz", ".zst", ".zstd"))
 
 
-@contextmanager
-def open_binary(path: str) -> Iterator[IO[bytes]]:
-    """Open a path or URL for reading bytes, inflating `.gz`; offsets are those of the uncompressed bytes.
+def fingerprint(files: Iterable[DataFile]) -> str:
+    """Return a hash over names, sizes and stamps, by which a resumed run knows its corpus again."""
+    listing = "\n".join("\t".join(map(str, file)) for file in files)
+    return xxhash.xxh3_128_hexdigest(listing.encode())
 
-    Raises:
-        DataError: The file cannot be opened or read, or its compression is damaged, here or while reading in the block.
+
+def changes(saved: Sequence[Sequence[str | int]], files: Sequence[DataFile]) -> list[str]:
+    """Return a line for each file that is not as it was, at most five and a line for the number of others.
+
+    Args:
+        saved: (path, size, stamp) of the files as they were.
+        files: As they are.
     """
-    try:
-        with fsspec.open(path, "rb").open() if "://" in path else Path(path).open("rb") as raw:
-            yield cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if is_compressed(path) else raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"the gzip data is truncated or damaged: {error}", file=path) from error
-    except OSError as error:
-        raise DataError(f"cannot be read: {error}", file=path) from error
-
-
-def digest(files: Iterable[DataFile]) -> str:
-    """Return a sha256 over the names and sizes of `files`, by which a resumed run knows its corpus again."""
-    listing = "\n".join(f"{file.path}\t{file.size}" for file in files)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    before = {str(path): DataFile(str(path), int(size), str(stamp)) for path, size, stamp in saved}
+    now = {file.path: file for file in files}
+    lines = []
+    for path in sorted(before | now):
+        if path not in now:
+            lines.append(f"{path} is gone")
+        elif path not in before:
+            lines.append(f"{path} is new")
+        elif before[path].size != now[path].size:
+            lines.append(f"{path} changed its size from {before[path].size} to {now[path].size} bytes")
+        elif before[path].stamp != now[path].stamp:
+            lines.append(f"{path} was changed: its stamp was {before[path].stamp!r} and is {now[path].stamp!r}")
+    return lines if len(lines) <= 5 else [*lines[:5], f"and {len(lines) - 5} more"]

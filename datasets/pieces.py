@@ -4,16 +4,17 @@ Both steps are deterministic in (files, lanes), so every process that looks at t
 """
 
 import heapq
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from .errors import DataConfigError
-from .files import DataFile, is_compressed, open_binary
+from .files import ByteFile, DataFile
 
 # Large enough that a seek and a shuffle per piece cost nothing, small enough to balance lanes.
 MAX_PIECE_BYTES = 64 * 2**20
 # So that a lane's pieces can be permuted, and that one long record does not empty a lane.
 PIECES_PER_LANE = 4
+WINDOW_BYTES = 2**16
 
 
 class Piece(NamedTuple):
@@ -21,8 +22,8 @@ class Piece(NamedTuple):
 
     Attributes:
         path: Path or URL.
-        start: First byte.
-        end: Byte after the last, None for "to the end" where it is unknown (compressed files).
+        start: Its first offset, as its reader counts: a byte of the uncompressed file, or a row.
+        end: The offset after its last, None for "to the end" where that is unknown.
         size: Bytes as stored, by which lanes are balanced.
     """
 
@@ -32,42 +33,31 @@ class Piece(NamedTuple):
     size: int
 
 
-def split(files: list[DataFile], boundary: bytes | None, lanes: int) -> list[Piece]:
-    """Cut `files` into pieces; those without a byte vanish.
+def target_size(files: Sequence[DataFile], lanes: int) -> int:
+    """Return the bytes, as stored, that a piece of these files should have."""
+    return min(MAX_PIECE_BYTES, sum(file.size for file in files) // (PIECES_PER_LANE * lanes) + 1)
+
+
+def record_starts(file: ByteFile, size: int, boundary: bytes, target: int) -> list[int]:
+    """Return 0 and later record starts at least `target` bytes apart, reading onwards from each to the next.
 
     Args:
-        files: The files of one source.
-        boundary: What a record start follows (the reader's), None where files are not split.
-        lanes: Lanes of the source, from which the size of pieces follows.
+        file: Cheap to seek in.
+        size: Its bytes, uncompressed.
+        boundary: Its first byte ends a record, the one after that begins the next.
+        target: In uncompressed bytes.
     """
-    target = min(MAX_PIECE_BYTES, sum(file.size for file in files) // (PIECES_PER_LANE * lanes) + 1)
-    pieces = []
-    for path, size in files:
-        if is_compressed(path):
-            pieces.append(Piece(path, 0, None, size))
-        elif boundary is None or size <= target:
-            pieces.append(Piece(path, 0, size, size))
-        else:
-            starts = _record_starts(path, size, boundary, target)
-            pieces += [Piece(path, start, end, end - start) for start, end in pairwise([*starts, size])]
-    return [piece for piece in pieces if piece.size > 0]
-
-
-def _record_starts(path: str, size: int, boundary: bytes, target: int) -> list[int]:
-    """Return record starts at least `target` bytes apart, reading onwards from each to the next."""
     starts = [0]
-    window = 2**16
-    with open_binary(path) as file:
-        at = target - 1  # the boundary's first byte belongs to the record before
-        while at < size:
-            file.seek(at)
-            data = file.read(window)
-            found = data.find(boundary)
-            if found >= 0 and at + found + 1 < size:
-                starts.append(at + found + 1)
-                at = starts[-1] + target - 1
-            else:
-                at += max(len(data) - len(boundary) + 1, 1)
+    at = target - 1  # the boundary's first byte belongs to the record before
+    while at < size:
+        file.seek(at)
+        data = file.read(WINDOW_BYTES)
+        found = data.find(boundary)
+        if found >= 0 and at + found + 1 < size:
+            starts.append(at + found + 1)
+            at = starts[-1] + target - 1
+        else:
+            at += max(len(data) - len(boundary) + 1, 1)
     return starts
 
 
@@ -82,7 +72,8 @@ def deal(pieces: list[Piece], lanes: int, source: str) -> list[list[Piece]]:
     if len(pieces) < lanes:
         raise DataConfigError(
             f"data.lanes: {lanes} lanes need as many files, or parts of files that can be split, and source {source!r} "
-            f"has {len(pieces)}; lower data.lanes, or give it more files (jsonl and FASTA split when not compressed)"
+            f"has {len(pieces)}; lower data.lanes, give it more files, or make token shards of them by `cistron prepare` "
+            "(jsonl and FASTA split when uncompressed or in bgzip's blocks, parquet by row groups, text never)"
         )
     dealt: list[list[Piece]] = [[] for _ in range(lanes)]
     loads = [(0, lane) for lane in range(lanes)]
@@ -90,4 +81,4 @@ def deal(pieces: list[Piece], lanes: int, source: str) -> list[list[Piece]]:
         load, lane = heapq.heappop(loads)
         dealt[lane].append(piece)
         heapq.heappush(loads, (load + piece.size, lane))
-    return [sorted(lane) for lane in dealt]
+    return [sorted(lane, key=lambda piece: (piece.path, piece.start)) for lane in dealt]

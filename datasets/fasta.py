@@ -1,0 +1,131 @@
+r"""FASTA: a record is a document, everything between two header lines, line ends removed and case kept.
+
+A long record comes in stretches of `group_bytes`, cut before a line feed rather than after one. So `\n>` always lies within
+a stretch, and what a stretch begins with is never a header.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+from .errors import DataError
+from .files import ByteFile, DataFile, Storage
+from .pieces import Piece
+from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, Records, Window, split_records
+
+BOUNDARY = b"\n>"
+
+
+@dataclass(frozen=True)
+class FastaReader:
+    """Documents between headers; an address is that of the header's `>`, or lies within the record.
+
+    Attributes:
+        storage: Opens files.
+        group_bytes: Bytes of the file that become a group or a stretch; a header has fewer.
+    """
+
+    storage: Storage
+    group_bytes: int = GROUP_BYTES
+
+    def split(self, file: DataFile, target: int) -> list[Piece]:
+        """See `Reader`."""
+        return split_records(self.storage, file, BOUNDARY, target)
+
+    def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
+        """See `Reader`."""
+        with self.storage.open(piece.path) as file:
+            window = Window(file, piece, offset)
+            if first:
+                yield from self._before_header(window, piece.path)
+            # One byte more than a stretch: what a record comes in depends on its own beginning only.
+            while window.fill(self.group_bytes + 1):
+                whole = len(window.buffer) if window.over else window.buffer.rfind(BOUNDARY) + 1
+                if whole:
+                    offset = window.offset
+                    yield from _group(window.take(whole), offset, first)
+                    first = True
+                else:
+                    yield self._stretch(window, piece.path, first)
+                    first = False
+
+    def _before_header(self, window: Window, path: str) -> Iterator[Records]:
+        """Move to the first header; whatever is before it but blank lines is one bad record."""
+        opens_line, good = True, True
+        if window.offset == 0 and window.fill(self.group_bytes) and window.buffer.startswith(BOM):
+            window.take(len(BOM))
+        while window.fill(self.group_bytes):
+            if opens_line and window.buffer.startswith(b">"):
+                return
+            offset = window.offset
+            junk = window.take(window.buffer.find(BOUNDARY) + 1 or len(window.buffer))
+            opens_line = junk.endswith(b"\n")
+            if good and junk.strip():
+                begin = junk.rfind(b"\n", 0, len(junk) - len(junk.lstrip())) + 1
+                found = junk[begin:].partition(b"\n")[0][:40]
+                problem = f"expected a header line beginning with '>', found {found!r}"
+                yield Records([], [], error=DataError(problem, file=path, offset=offset + begin), bad_offset=offset + begin)
+                good = False
+
+    def _stretch(self, window: Window, path: str, first: bool) -> Records:
+        """Take a stretch of a record that is longer."""
+        offset = window.offset
+        data = window.take(self.group_bytes - (window.buffer[self.group_bytes - 1 : self.group_bytes] == b"\n"))
+        if first:
+            header, line_end, data = data.partition(b"\n")
+            if not line_end:
+                problem = f"a header line has more than {self.group_bytes} bytes, beginning with {header[:40]!r}"
+                raise DataError(problem, file=path, offset=offset)
+        return Records([data.translate(None, b"\r\n")], [offset], first, last=False)
+
+    def locate(self, path: str, offset: int, index: int) -> tuple[str, int]:
+        """Return the name of the record at `offset`, and the byte that `index` residues later is."""
+        with self.storage.open(path) as file:
+            header = _header_before(file, offset)
+            file.seek(header)
+            line = file.read(GROUP_BYTES).partition(b"\n")[0]
+            name = (line[1:].decode("utf-8", errors="replace").split() or [""])[0]
+            if header == offset:
+                offset += len(line) + 1
+            file.seek(offset)
+            while data := file.read(GROUP_BYTES):
+                residues = [place for place, byte in enumerate(data) if byte not in b"\r\n"]
+                if index < len(residues):
+                    return name, offset + residues[index]
+                index -= len(residues)
+                offset += len(data)
+        return name, offset
+
+
+def _group(data: bytes, offset: int, first: bool) -> Iterator[Records]:
+    """Yield the records of `data`, all of them whole but the first one's beginning."""
+    parts = data.split(BOUNDARY)
+    offsets = list(accumulate((len(part) + 2 for part in parts[:-1]), initial=offset))
+    offsets[1:] = [place - 1 for place in offsets[1:]]
+    documents = [part.partition(b"\n")[2].translate(None, b"\r\n") for part in parts]
+    if not first:
+        documents[0] = parts[0].translate(None, b"\r\n")
+    for start in range(0, len(documents), GROUP_DOCUMENTS):
+        stop = start + GROUP_DOCUMENTS
+        yield Records(documents[start:stop], offsets[start:stop], first or start > 0)
+
+
+def _header_before(file: ByteFile, offset: int) -> int:
+    """Return where the last header that begins at or before `offset` does, looking back further and further."""
+    reach = GROUP_BYTES
+    while True:
+        at = max(0, offset - reach)
+        header = 0 if at == 0 else None
+        file.seek(at)
+        before = b""
+        while at <= offset and (block := file.read(min(GROUP_BYTES, offset + 1 - at))):
+            if at == 0 and block.startswith(BOM):
+                header = len(BOM)
+            data = before + block
+            if (place := data.rfind(BOUNDARY)) >= 0:
+                header = at - len(before) + place + 1
+            at += len(block)
+            before = block[-1:]
+        if header is not None:
+            return header
+        reach *= 2

@@ -1,0 +1,118 @@
+"""What readers give: documents in groups of up to a MiB, each with an address from which it can be read again.
+
+A reader is a pure function of (piece, offset, first): opened at the address of any document or stretch it yields that one
+and all later ones, byte for byte, whatever was read before. Its memory does not grow with the length of a document.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+from .errors import DataError
+from .files import ByteFile, DataFile, Storage, is_compressed
+from .pieces import Piece, record_starts
+
+GROUP_BYTES = 2**20
+GROUP_DOCUMENTS = 1024
+BOM = b"\xef\xbb\xbf"  # at the head of a file it is no part of a record
+
+
+class Records(NamedTuple):
+    """Consecutive documents, at most `GROUP_DOCUMENTS` and `GROUP_BYTES` or one that is longer by itself.
+
+    Attributes:
+        documents: UTF-8 bytes, maybe none.
+        offsets: Where each begins; for a document that continues, where this stretch of it does.
+        first: Whether documents[0] opens its document, or continues that of the group before.
+        last: Whether documents[-1] ends its document, or goes on in the next group.
+        error: A bad record right behind the documents. The reader goes on behind it.
+        bad_offset: Its address.
+    """
+
+    documents: list[bytes]
+    offsets: list[int]
+    first: bool = True
+    last: bool = True
+    error: DataError | None = None
+    bad_offset: int = -1
+
+
+class Reader(Protocol):
+    """One file format, of files reached through a storage."""
+
+    def split(self, file: DataFile, target: int) -> list[Piece]:
+        """Cut a file at record starts into pieces of about `target` bytes as stored; into one where it cannot be cut."""
+        ...
+
+    def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
+        """Yield the documents of `piece` from an address on; its beginning is (`piece.start`, True).
+
+        Raises:
+            DataError: The file cannot be read, ends early, or is damaged in a way that hides where records begin.
+        """
+        ...
+
+    def locate(self, path: str, offset: int, index: int) -> tuple[int | str | None, int | None]:
+        """Return (record, byte in the file) of byte `index` of the document data that begins at `offset`.
+
+        Reads the file again: for error messages only.
+        """
+        ...
+
+
+def whole_piece(file: DataFile) -> list[Piece]:
+    """Return a file uncut, or nothing if it has no bytes."""
+    end = None if is_compressed(file.path) else file.size
+    return [Piece(file.path, 0, end, file.size)] if file.size else []
+
+
+def split_records(storage: Storage, file: DataFile, boundary: bytes, target: int) -> list[Piece]:
+    """Cut a file where `boundary` says that records begin, if it can be read from there."""
+    if file.size <= target or is_compressed(file.path):
+        return whole_piece(file)
+    with storage.open(file.path) as opened:
+        starts = record_starts(opened, file.size, boundary, target)
+    return [Piece(file.path, start, end, end - start) for start, end in pairwise([*starts, file.size])]
+
+
+class Window:
+    """A piece seen through a buffer that moves forward.
+
+    Attributes:
+        buffer: Bytes read and not yet taken.
+        offset: Of the buffer's first byte.
+        over: Whether nothing follows the buffer.
+    """
+
+    def __init__(self, file: ByteFile, piece: Piece, offset: int) -> None:
+        file.seek(offset)
+        self.buffer = b""
+        self.offset = offset
+        self.over = False
+        self._file = file
+        self._piece = piece
+
+    def fill(self, size: int) -> bool:
+        """Read until the buffer holds `size` bytes or the piece is over; tell whether it holds any.
+
+        Raises:
+            DataError: The file ends before the piece does.
+        """
+        end = self._piece.end
+        missing = size - len(self.buffer)
+        if missing > 0 and not self.over:
+            at = self.offset + len(self.buffer)
+            more = self._file.read(missing if end is None else min(missing, end - at))
+            self.buffer = self.buffer + more if self.buffer else more
+            at += len(more)
+            self.over = len(more) < missing if end is None else at >= end
+            if end is not None and len(more) < missing and not self.over:
+                raise DataError(f"ends at byte {at}, and had {end} bytes when it was found", file=self._piece.path)
+        return bool(self.buffer)
+
+    def take(self, count: int) -> bytes:
+        """Move over `count` bytes of the buffer."""
+        data = self.buffer[:count]
+        self.buffer = self.buffer[count:]
+        self.offset += len(data)
+        return data
