@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,8 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import DataConfigError, DataError
-from .files import DataFile
-
-if TYPE_CHECKING:
-    from .files import Storage
+from .files import DataFile, Storage
+from .patterns import is_remote
 
 VERSION = 1
 CHUNK = 2**22  # elements looked at together
@@ -123,7 +121,7 @@ class Shard:
 
     path: str
     manifest: Manifest
-    storage: "Storage"
+    storage: Storage
 
     @property
     def documents(self) -> int:
@@ -161,7 +159,7 @@ class Shard:
             raise DataError(f"this file of the shard {self.path} cannot be mapped: {error}", file=path) from None
 
 
-def open_shards(files: Sequence[DataFile], storage: "Storage") -> list[Shard]:
+def open_shards(files: Sequence[DataFile], storage: Storage) -> list[Shard]:
     """Read manifests and check that the files keep what these promise.
 
     Checked are version and fields, sizes, offsets that begin at 0, rise and end at the number of tokens, an eos at the
@@ -172,7 +170,7 @@ def open_shards(files: Sequence[DataFile], storage: "Storage") -> list[Shard]:
         DataConfigError: The remote shards do not fit in the cache.
     """
     shards = [_read(file, storage) for file in files]
-    remote = [sum(shard.manifest.sizes().values()) for shard in shards if "://" in shard.path]
+    remote = [sum(shard.manifest.sizes().values()) for shard in shards if is_remote(shard.path)]
     if sum(remote) > storage.cache_gb * 1e9:
         raise DataConfigError(
             f"data.cache_gb: {storage.cache_gb:g} GB do not hold the {len(remote)} remote shards of this source, which take "
@@ -183,7 +181,7 @@ def open_shards(files: Sequence[DataFile], storage: "Storage") -> list[Shard]:
     return shards
 
 
-def _read(file: DataFile, storage: "Storage") -> Shard:
+def _read(file: DataFile, storage: Storage) -> Shard:
     if not file.path.endswith(".json"):
         raise DataError("a token shard is named by its manifest, which ends in .json", file=file.path)
     try:

@@ -7,6 +7,7 @@ COMMANDS = {
     "train": "train a job, or resume it",
     "check": "verify a job without training: config, eos contract, memory, packing",
     "inspect": "look at packed rows: a picture of a batch and its documents in the terminal",
+    "prepare": "turn raw files, or token files of others, into token shards",
     "generate": "sample text from a checkpoint",
 }
 

@@ -1,0 +1,310 @@
+"""`cistron prepare`: raw files, or token files of others, to token shards. Restartable, and the same bytes on any machine.
+
+cistron prepare --config job.toml --output DIR
+cistron prepare --format jsonl --field text --tokenizer PATH|byte 'data/*.jsonl.zst' --output DIR
+cistron prepare --import megatron --tokenizer PATH PREFIX --output DIR
+cistron prepare --verify DIR
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from ..datasets.errors import DataConfigError
+from ..datasets.files import Storage
+from ..datasets.importers import TokenCorpus, TokenReader
+from ..datasets.prepare import Corpus, Event, Result, prepare
+from ..datasets.raw_corpus import RawCorpus
+from ..datasets.readers import build_reader
+from ..datasets.shards import open_shards, verify_shard
+from ..datasets.statistics import length_statistics, shard_lengths
+from ..datasets.token_files import DumpReader, ListReader, MegatronReader
+from ..datasets.tokenizers import HFTokenizer, Tokenizer, build_tokenizer
+from ..datasets.workers import Emit, Pool
+from ..trainer.config import ConfigError, load_config
+from .progress import make_monitor
+
+FORMATS = ("text", "jsonl", "fasta", "parquet")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A source and where its shards go."""
+
+    name: str
+    corpus: Corpus
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a source, and in how many seconds; a rerun counts what was there already."""
+
+    work: Work
+    result: Result
+    seconds: float
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, then verify or prepare."""
+    # Worker processes import this module too, and without torch that takes 0.5 s instead of 2.
+    from ..trainer.failures import run_command
+
+    options = make_parser().parse_args(argv)
+    run_command(lambda: verify(options.verify, options.processes) if options.verify else run(options))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="cistron prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    what = parser.add_argument_group("what to read")
+    what.add_argument("paths", nargs="*", help="files, globs or URLs; with --import megatron: prefixes of .bin and .idx")
+    what.add_argument("--config", help="a job's TOML: its [tokenizer] and [[data.sources]] instead of paths and flags")
+    what.add_argument("--source", action="append", default=[], metavar="NAME", help="only this source of it; may be repeated")
+    what.add_argument("--format", choices=FORMATS, help="of the files at PATHS")
+    what.add_argument("--field", default="text", help="jsonl, parquet: what holds the document (default: text)")
+    what.add_argument("--tokenizer", help="a tokenizer.json, the folder that holds one, or byte")
+    what.add_argument("--eos-token", help="the token that ends a document (default: as tokenizer_config.json says)")
+    what.add_argument("--pad-token", help="the padding token (default: as tokenizer_config.json says)")
+
+    how = parser.add_argument_group("what to write")
+    how.add_argument("--output", type=Path, metavar="DIR", help="folder for train/, validation/ and plan/")
+    how.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one per core")
+    how.add_argument("--shard-mb", type=int, default=256, help="bytes of files per shard, in 10^6 (default: 256)")
+    how.add_argument(
+        "--validation-share", type=float, default=0.0, metavar="SHARE",
+        help="share of the documents, chosen by their hash, for validation (default: 0)",
+    )  # fmt: skip
+    how.add_argument("--seed", type=int, default=0, help="of that hash (default: 0)")
+    how.add_argument("--deduplicate", action="store_true", help="leave out documents equal to one before, byte by byte")
+    how.add_argument("--on-bad-record", choices=["error", "skip"], help="default: the TOML's, else error")
+    how.add_argument("--report", type=Path, metavar="FILE.html", help="write what there is, and how it packs")
+    how.add_argument("--seq-len", type=int, default=2048, help="tokens of a row in the report (default: 2048)")
+
+    tokens = parser.add_argument_group("token files of others")
+    tokens.add_argument("--import", dest="kind", choices=["megatron", "tokens", "parquet"], help="what PATHS are")
+    tokens.add_argument("--append-eos", action="store_true", help="end documents that come without an eos")
+    tokens.add_argument("--eos-id", type=int, help="tokens: the id that ends documents")
+    tokens.add_argument("--dtype", choices=["uint8", "uint16", "uint32", "int32", "int64"], help="tokens: of raw files")
+    tokens.add_argument("--column", default="input_ids", help="parquet: of the ids (default: input_ids)")
+    tokens.add_argument("--weights-column", help="parquet: of loss weights, or of a loss mask of 0 and 1")
+
+    parser.add_argument("--verify", metavar="DIR", help="only check all shards below a folder, byte by byte")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prepare every source, then say what there is now."""
+    for name, smallest in (("processes", 1), ("shard_mb", 1), ("seq_len", 2), ("seed", 0)):
+        if getattr(options, name) < smallest:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {smallest}")
+    if not 0.0 <= options.validation_share < 1.0:
+        raise ConfigError(f"--validation-share {options.validation_share}: must be at least 0 and below 1")
+    if options.output is None:
+        raise ConfigError("--output is not set; name the folder for the shards")
+    if options.report is not None and not options.report.parent.is_dir():
+        raise ConfigError(f"--report {options.report}: its folder does not exist")
+
+    outcomes = []
+    for work in works_of(options):
+        start = time.monotonic()
+        with make_monitor(work.name) as monitor:
+            result = prepare(
+                work.corpus, work.folder, shard_bytes=options.shard_mb * 10**6, processes=options.processes, monitor=monitor
+            )
+        outcomes.append(Outcome(work, result, time.monotonic() - start))
+    for outcome in outcomes:
+        print(summary(outcome))
+    print(f"\n{toml_lines(outcomes)}", end="")
+    if options.report is not None:
+        report(options.report, outcomes, options.seq_len)
+        print(f"\nreport: {options.report}")
+
+
+def works_of(options: argparse.Namespace) -> list[Work]:
+    """What the command line names, looked up on disk."""
+    if options.config is not None:
+        return config_works(options)
+    for name in ("tokenizer", *(() if options.kind else ("format",))):
+        if getattr(options, name) is None:
+            raise ConfigError(f"--{name} is not set; give it, or a job's TOML by --config")
+    if options.source:
+        raise ConfigError("--source names a source of --config, which is not set")
+    if not options.paths:
+        raise ConfigError("no files are named; give paths or globs, or a job's TOML by --config")
+    kind, path = ("byte", None) if options.tokenizer == "byte" else ("hf", options.tokenizer)
+    tokenizer = build_tokenizer(kind, path, options.eos_token, options.pad_token)
+    if options.kind:
+        return [Work(options.output.name, token_corpus(options, tokenizer), options.output)]
+    corpus = raw_corpus(options, tokenizer, Storage(), options.format, options.field, options.paths)
+    return [Work(options.output.name, corpus, options.output)]
+
+
+def config_works(options: argparse.Namespace) -> list[Work]:
+    """The sources of a job's TOML, each with a folder of its own."""
+    for name in ("paths", "format", "tokenizer", "eos_token", "pad_token", "kind"):
+        if getattr(options, name):
+            flag = {"paths": "PATHS", "kind": "--import"}.get(name, f"--{name.replace('_', '-')}")
+            raise ConfigError(f"{flag} and --config exclude each other: the TOML says what to read")
+    config, _ = load_config(["--config", options.config], prog="cistron prepare")
+    d = config.data
+    sources = {source.name: source for source in d.sources}
+    unknown = [name for name in options.source if name not in sources]
+    if unknown or not sources:
+        names = ", ".join(map(repr, sources)) or "none"
+        raise ConfigError(
+            f"{options.config}: no source {' or '.join(map(repr, unknown)) or 'at all'}; its sources are: {names}"
+        )
+    if options.on_bad_record is None:
+        options.on_bad_record = d.on_bad_record
+    storage = Storage(cache_dir=d.cache_dir, cache_gb=d.cache_gb, retries=d.retries)
+    t = config.tokenizer
+    tokenizer = build_tokenizer(t.kind, t.path, t.eos_token, t.pad_token)
+    works = []
+    for name in options.source or sources:
+        source = sources[name]
+        if source.format == "tokens":
+            if options.source:
+                raise ConfigError(f"--source {name}: it holds token shards already")
+            continue
+        corpus = raw_corpus(options, tokenizer, storage, source.format, source.field, source.paths)
+        works.append(Work(name, corpus, options.output / name))
+    return works
+
+
+def raw_corpus(
+    options: argparse.Namespace, tokenizer: Tokenizer, storage: Storage, format: str, field: str, paths: Sequence[str]
+) -> Corpus:
+    """Raw files, and the tokenizer in its fastest proven form."""
+    corpus = RawCorpus(
+        files=storage.expand(paths),
+        reader=build_reader(format, field, storage),
+        tokenizer=tokenizer,
+        format=format,
+        field=field,
+        validation_share=options.validation_share,
+        deduplicate=options.deduplicate,
+        seed=options.seed,
+        skip_bad=options.on_bad_record == "skip",
+    )
+    if isinstance(tokenizer, HFTokenizer):
+        print(tokenizer.prove_twin(corpus.sample()))
+    return corpus
+
+
+def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer) -> Corpus:
+    """Token files, as `--import` says."""
+    for name in ("validation_share", "deduplicate", "on_bad_record", "format"):
+        if getattr(options, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is for raw files; --import takes all documents as they are")
+    own = {"eos_id": "tokens", "dtype": "tokens", "weights_column": "parquet"}
+    for name, kind in own.items():
+        if getattr(options, name) is not None and options.kind != kind:
+            raise ConfigError(f"--{name.replace('_', '-')} is for --import {kind}, and not for {options.kind}")
+    storage = Storage()
+    paths, eos_id = options.paths, tokenizer.eos_id
+    reader: TokenReader
+    if options.kind == "megatron":
+        prefixes = [path.removesuffix(".bin").removesuffix(".idx") for path in paths]
+        paths = [prefix + ending for prefix in prefixes for ending in (".bin", ".idx")]
+        reader = MegatronReader(storage, eos_id, options.append_eos)
+    elif options.kind == "tokens":
+        if options.eos_id is None:
+            raise ConfigError(f"--eos-id is not set; say which id ends a document of the dump (the tokenizer's is {eos_id})")
+        if options.eos_id != eos_id:
+            raise ConfigError(
+                f"--eos-id {options.eos_id}: the tokenizer's eos is {eos_id} ({tokenizer.where}); they must agree"
+            )
+        reader = DumpReader(storage, eos_id, options.append_eos, options.dtype)
+    else:
+        reader = ListReader(storage, options.column, options.weights_column)
+    return TokenCorpus(files=storage.expand(paths), reader=reader, tokenizer=tokenizer, append_eos=options.append_eos)
+
+
+def summary(outcome: Outcome) -> str:
+    """What was read, written and left out."""
+    result = outcome.result
+    validation = validation_shards(result)
+    lines = [
+        f"{len(outcome.work.corpus.files):,} files, {result.documents:,} documents, {result.tokens:,} tokens",
+        f"{len(result.shards) - validation:,} training and {validation:,} validation shards in {outcome.work.folder}",
+    ]
+    if result.text_bytes:
+        lines[0] += f", {result.text_bytes / result.tokens:.3f} bytes a token"
+    counts = {
+        "documents without tokens dropped": result.dropped,
+        "duplicates left out": result.duplicates,
+        "bad records skipped": result.skipped,
+        "documents given an eos": result.eos_appended,
+    }
+    lines.append("; ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing left out")
+    lines.append(f"{outcome.seconds:.1f} s")
+    return f"\n{outcome.work.name}: " + "\n  ".join(lines)
+
+
+def toml_lines(outcomes: Sequence[Outcome]) -> str:
+    """The sources as a job names them."""
+    tables = []
+    for outcome in outcomes:
+        folder = outcome.work.folder.resolve() / "train"
+        tables.append({"name": outcome.work.name, "format": "tokens", "paths": [str(folder)]})
+    aside = [str(outcome.work.folder.resolve() / "validation") for outcome in outcomes if validation_shards(outcome.result)]
+    return tomli_w.dumps({"data": {"sources": tables}}) + "".join(f"# validation: {folder}\n" for folder in aside)
+
+
+def validation_shards(result: Result) -> int:
+    """How many of the shards are for validation."""
+    return sum(shard.startswith("validation/") for shard in result.shards)
+
+
+def report(path: Path, outcomes: Sequence[Outcome], seq_len: int) -> None:
+    """Write the page on all sources."""
+    from .prepare_report import Section, write_report  # matplotlib takes 0.3 s to import
+
+    storage = Storage()
+    sections = []
+    for outcome in outcomes:
+        shards = open_shards(storage.expand([str(outcome.work.folder / "train")], "*.json"), storage)
+        files = [(file.path, file.size) for file in outcome.work.corpus.files]
+        statistics = length_statistics(shard_lengths(shards), seq_len)
+        sections.append(Section(outcome.work.name, files, outcome.result, statistics))
+    write_report(path, sections, seq_len)
+
+
+def verify(folder: str, processes: int) -> None:
+    """Check every shard below a folder."""
+    paths = [str(path) for path in sorted(Path(folder).rglob("*.json")) if path.parent.name != "plan"]
+    if not paths:
+        raise DataConfigError(f"--verify {folder}: there is no shard (no .json) in it")
+    tokens = 0
+    with make_monitor("verify") as monitor:
+        monitor.begin("shards", sum(map(size_of, paths)))
+        for path, found in Pool(verify_one, str, processes, monitor).run(paths):
+            tokens += found
+            monitor(Event(stored=size_of(path)))
+    print(f"{len(paths):,} shards with {tokens:,} tokens are as they were written")
+
+
+def size_of(manifest: str) -> int:
+    """Bytes of a shard's files."""
+    return sum(file.stat().st_size for file in Path(manifest).parent.glob(f"{Path(manifest).stem}.*"))
+
+
+def verify_one(path: str, _: Emit) -> int:
+    """Check one shard; return its tokens."""
+    storage = Storage()
+    (shard,) = open_shards(storage.expand([path]), storage)
+    verify_shard(shard)
+    return shard.tokens
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
