@@ -63,7 +63,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     console.print(f"a step: {rows_per_step} rows = {positions:,} positions on {layout.world_size} process(es)")
     if feed.first is not None:
         report_rows(console, feed.first)
-    report_sources(console, config, feed.loader.sources, tokenizer, rows_per_step)
+    report_sources(console, config, feed.loader, tokenizer, rows_per_step)
     console.print("\nall checks passed")
 
 

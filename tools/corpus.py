@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.console import Console
 
+from ..datasets.loader import Loader
 from ..datasets.pieces import Piece
 from ..datasets.readers import Reader
 from ..datasets.sources import Source
@@ -46,25 +47,23 @@ class Holdings:
         return s.tokens / seq_len if config.data.packing == "concat" else s.rows
 
 
-def report_sources(
-    console: Console, config: JobConfig, sources: list[Source], tokenizer: Tokenizer, rows_per_step: int
-) -> None:
-    """Print a paragraph on each source: what it holds, how that packs, how far it reaches, and how long its documents are."""
-    for source in sources:
+def report_sources(console: Console, config: JobConfig, loader: Loader, tokenizer: Tokenizer, rows_per_step: int) -> None:
+    """Print what encodes raw text, and what each source holds, how that packs, how far it reaches, how long documents are."""
+    console.print(f"encoding: {loader.encoding}", markup=False)
+    for source in loader.sources:
         holdings = look_into(source, tokenizer, config.training.seq_len)
-        console.print(f"\n[bold]{source.config.name}[/bold] ({source.config.format}): {on_disk(source, config.data.lanes)}")
+        lines = ["", f"{source.config.name} ({source.config.format}): {on_disk(source, config.data.lanes)}"]
         if holdings is None:
-            console.print("  no document in the sample")
-            continue
-        for line in [
-            in_tokens(holdings),
-            in_rows(holdings, config),
-            in_steps(holdings, config, source.config.name, rows_per_step),
-        ]:
-            console.print(f"  {line}")
-        console.print(f"  tokens of a document: median {holdings.statistics.median:,}, longest {holdings.statistics.longest:,}")
-        for bar in bars(holdings.statistics.histogram):
-            console.print(f"    {bar}")
+            lines.append("  no document in the sample")
+        else:
+            lines += [
+                f"  {in_tokens(holdings)}",
+                f"  {in_rows(holdings, config)}",
+                f"  {in_steps(holdings, config, source.config.name, rows_per_step)}",
+                f"  tokens of a document: median {holdings.statistics.median:,}, longest {holdings.statistics.longest:,}",
+                *(f"    {bar}" for bar in bars(holdings.statistics.histogram)),
+            ]
+        console.print("\n".join(lines), markup=False)
 
 
 def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | None:

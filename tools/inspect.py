@@ -50,7 +50,7 @@ def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
     feed = open_feed(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=options.rows)
     feed.loader.close()
     console = Console(highlight=False, soft_wrap=True)
-    report_sources(console, config, feed.loader.sources, tokenizer, global_batch_size(config, layout))
+    report_sources(console, config, feed.loader, tokenizer, global_batch_size(config, layout))
     batch = feed.first
     if batch is None:
         raise ConfigError(f"--rows {options.rows}: the data ends before so many rows (data.sources.max_epochs)")

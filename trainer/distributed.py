@@ -19,6 +19,7 @@ from .config import ConfigError, JobConfig
 from .failures import USER_ERRORS
 
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +95,11 @@ class World:
         """The mesh that FSDP2 shards (and, in two dimensions, replicates) over."""
         return self.mesh["replicate", "shard"] if self.layout.replicate > 1 else self.mesh["shard"]
 
-    def sum(self, values: list[int]) -> list[int]:
-        """Element-wise sum over all ranks, through CPU memory. Integers wrap at 2^63."""
-        total = torch.tensor(values, dtype=torch.int64)
+    def sum(self, values: list[Number]) -> list[Number]:
+        """Element-wise sum over all ranks, through CPU memory: of integers, which wrap at 2^63, or of floats, in float64."""
+        total = torch.tensor(values, dtype=torch.float64 if isinstance(values[0], float) else torch.int64)
         dist.all_reduce(total)
-        return [int(value) for value in total]
+        return cast("list[Number]", total.tolist())
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in rank order, on every rank. For small plain objects."""

@@ -64,13 +64,21 @@ class StepTotals(NamedTuple):
             targets=targets.tolist(),
         )
 
+    @property
+    def counts(self) -> list[int]:
+        """All that is counted in integers, in order, as `from_counts` takes it."""
+        return [self.documents, self.rows, self.positions, self.rows_hash, *self.tokens]
+
+    @classmethod
+    def from_counts(cls, counts: list[int], targets: list[float]) -> "StepTotals":
+        """From sums of `counts` and of `targets`."""
+        documents, rows, positions, rows_hash, *tokens = counts
+        return cls(documents, rows, positions, rows_hash, tokens, targets)
+
     def plus(self, other: "StepTotals") -> "StepTotals":
         """Both together."""
-        return StepTotals(
-            *(a + b for a, b in zip(self[:4], other[:4], strict=True)),
-            tokens=[a + b for a, b in zip(self.tokens, other.tokens, strict=True)],
-            targets=[a + b for a, b in zip(self.targets, other.targets, strict=True)],
-        )
+        counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        return self.from_counts(counts, [a + b for a, b in zip(self.targets, other.targets, strict=True)])
 
 
 def row_hash(batch: Batch, index: int) -> int:

@@ -148,6 +148,8 @@ class Data(Table):
             for index, source in enumerate(self.sources)
             if not source.weight and source.name not in used and any(s.weight for s in self.sources)
         ]
+        if self.layout == "padded" and self.packing == "concat":
+            wrong.append('data.packing = "concat": a padded row holds one document (data.layout); leave packing out')
         before = 1
         for index, stage in enumerate(self.stages):
             key = f"data.stages.{index}"

@@ -116,7 +116,7 @@ class Trainer:
         stop = self.stop() or (error is None and len(batches) < self.micro_batches)
         # ranks of one tensor-parallel group hold the same rows: only its first counts them
         mine = StepTotals.of(batches if self.world.tp_rank == 0 else [], len(self.log.sources))
-        stops, errors, *counts = self.world.sum([int(stop), int(error is not None), *mine[:4], *mine.tokens])
+        stops, errors, *counts = self.world.sum([int(stop), int(error is not None), *mine.counts])
         targets = self.world.sum(mine.targets)
         if errors:
             met = [error for error in self.world.gather(error) if error]
@@ -127,7 +127,7 @@ class Trainer:
             self.ending = str(ends[0])
         elif stops:
             self.ending = self.stop.signal_name or "a signal to another rank"
-        return None if self.ending else StepTotals(*counts[:4], counts[4:], targets)
+        return None if self.ending else StepTotals.from_counts(counts, targets)
 
     def optimize(self, batches: list[Batch], totals: StepTotals) -> Outcome:
         """One optimizer step."""
@@ -305,9 +305,9 @@ class Trainer:
         if self.world.is_first:
             checkpoint.prune(self.checkpoints, self.config.checkpoint.keep_latest_k)
         dropped, skipped = documents_dropped(state["data"]), records_skipped(state["data"])
-        left_out = [f"{dropped} documents without a token"] if dropped else []
-        left_out += [f"{skipped} bad records"] if skipped else []
-        self.log.say(f"saved {path}" + (f"; {' and '.join(left_out)} were left out so far" if left_out else ""))
+        left_out = [f"{skipped} bad record(s)"] if skipped else []
+        left_out += [f"{dropped} document(s) without a token"] if dropped else []
+        self.log.say(f"saved {path}" + (f"; left out so far: {', '.join(left_out)}" if left_out else ""))
 
     def introduce(self) -> None:
         """Say what is about to be trained."""

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from cistron.datasets.tokenizers import ByteTokenizer
 from cistron.models.decoder import Decoder
 from cistron.models.masks import document_block_mask, document_dense_mask
-from cistron.tests.trainer.jobs import train_here, write_job
+from cistron.tests.trainer.jobs import train_here, write_job, write_mixture
 from cistron.tools import check, generate, inspect
 from cistron.tools.check import memory_parts
-from cistron.trainer.components import make_loader, verify
+from cistron.trainer.components import make_mask, verify
 from cistron.trainer.config import load_config
+from cistron.trainer.data import open_feed
 from cistron.trainer.distributed import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,24 +51,85 @@ def test_check_refuses_what_training_would(tmp_path: Path, capsys: pytest.Captur
     assert "tokenizer says eos is 0, attention mask says 9" in capsys.readouterr().err
 
 
-def test_check_estimates_the_steps_of_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_job(tmp_path)
-    tokens = sum(
-        len(json.loads(line)["text"]) + 1 for file in (tmp_path / "corpus").iterdir() for line in file.read_text().splitlines()
-    )
+def paragraphs(output: str, names: list[str]) -> dict[str, str]:
+    """What was printed on each source, as one line each."""
+    texts = output.split("all checks passed")[0].split("\n\n")
+    return {name: " ".join(text.split()) for name in names for text in texts if text.strip().startswith(f"{name} (")}
+
+
+def number(text: str, before: str) -> float:
+    """The number that stands in front of some words."""
+    return float(text.split(f" {before}")[0].split(" ")[-1].replace(",", ""))
+
+
+@pytest.mark.parametrize("order", [("FILE", "--training.steps", "77"), ("--training.steps", "77", "FILE")])
+def test_the_file_may_stand_behind_an_option_and_its_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], order: tuple[str, ...]
+) -> None:
+    config = str(write_job(tmp_path))
+    check.main([config if word == "FILE" else word for word in order])
+    assert "steps = 77" in capsys.readouterr().out
+
+
+def test_check_is_exact_about_token_shards_and_estimates_raw_sources(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_mixture(tmp_path, steps=10)
     check.main([str(config)])
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("an epoch"))
-    estimate = int(line.split("about ")[1].split(" ")[0].replace(",", ""))
-    assert tokens < estimate < 1.35 * tokens, "a jsonl line holds 12 bytes beside its text"
+    of = paragraphs(capsys.readouterr().out, ["words", "genes", "shards"])
+
+    manifests = [json.loads(file.read_text()) for file in (tmp_path / "shards").glob("*.json")]
+    tokens = sum(manifest["tokens"] for manifest in manifests)
+    assert f"400 documents, {tokens:,} tokens" in of["shards"]
+    assert "2 documents are longer than a row and make 10 fragments" in of["shards"]
+    assert "longest 300" in of["shards"]
+    rows = number(of["shards"].split("an epoch of ")[1], "rows takes")
+    assert tokens / 64 < rows < 1.02 * tokens / 64
+    # steps 5 to 10 draw 3 of 4 rows from the shards
+    assert "0.0% of the rows, then 75.0% of the rows from step 5" in of["shards"]
+    assert number(of["shards"], "epochs") == pytest.approx(6 * 8 * 0.75 / rows, abs=0.005)
+    assert number(of["shards"].split("rows takes ")[1], "steps;") == pytest.approx(rows / (8 * 0.75), abs=0.5)
+
+    lines = [line for file in (tmp_path / "corpus").iterdir() for line in file.read_text().splitlines()]
+    lengths = [len(json.loads(line)["text"]) + 1 for line in lines]
+    assert number(of["words"], "documents, about") == pytest.approx(600, rel=0.02)
+    assert number(of["words"], "tokens, estimated") == pytest.approx(sum(lengths), rel=0.02)
+    assert f"longest {max(lengths)}" in of["words"]
+    assert f"{sum(length > 64 for length in lengths)} documents are longer than a row" in of["words"]
+    assert "2 files" in of["words"]
+    assert "of 8 lanes" in of["genes"]
+
+
+def test_a_sample_of_a_large_file_is_scaled_to_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_job(tmp_path)
+    draw = random.Random(0)
+    file = tmp_path / "corpus" / "0.jsonl"
+    lengths = [draw.randint(100, 3000) for _ in range(6000)]
+    file.write_text("".join(json.dumps({"text": "x" * length}) + "\n" for length in lengths))
+    (tmp_path / "corpus" / "1.jsonl").unlink()
+    check.main([str(config)])
+    text = paragraphs(capsys.readouterr().out, ["words"])["words"]
+    assert number(text, "documents, about") == pytest.approx(6000, rel=0.05)
+    assert number(text, "tokens, estimated") == pytest.approx(sum(lengths) + 6000, rel=0.05)
+    assert number(text, "documents and") < 3000, "it is a sample"
+
+
+def test_the_bars_of_the_histogram_count_every_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check.main([str(write_mixture(tmp_path))])
+    output = capsys.readouterr().out
+    bars = [line.split() for line in output.split("shards (tokens)")[1].splitlines() if line.startswith("    ")]
+    assert sum(int(bar[-1].replace(",", "")) for bar in bars) == 400
+    assert [int(bar[0]) for bar in bars] == [2**n for n in range(int(bars[0][0]).bit_length() - 1, 9)]
 
 
 def test_check_does_not_guess_the_epoch_of_compressed_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_job(tmp_path)
-    for number in range(8):
-        (tmp_path / "corpus" / f"{number}.jsonl.gz").write_bytes(gzip.compress((tmp_path / "corpus" / "0.jsonl").read_bytes()))
+    lines = b"".join(b'{"text": "%s"}\n' % random.Random(n).randbytes(2000).hex().encode() for n in range(200))
+    for name in range(8):
+        (tmp_path / "corpus" / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines))
     config.write_text(config.read_text().replace("*.jsonl", "*.gz"))
     check.main([str(config)])
-    assert "an epoch: not estimated" in capsys.readouterr().out
+    assert "the whole is not estimated, since its files are compressed" in capsys.readouterr().out
 
 
 def test_parameters_gradients_and_optimizer_take_16_bytes_each_over_the_ranks_that_share_them(tmp_path: Path) -> None:
@@ -85,10 +148,15 @@ def test_inspect_draws_a_picture_and_marks_every_boundary(tmp_path: Path, capsys
     inspect.main([str(tmp_path / "job.toml"), "--output", str(picture), "--rows", "4", "--decode", "3"])
     assert picture.read_bytes().startswith(b"\x89PNG")
     output = capsys.readouterr().out
+    assert "tokens, estimated from a sample of 600 documents" in output
     assert "cistron row eos" in output, "the text of the rows"
-    with make_loader(config, ByteTokenizer(), 3, world=None) as loader:
-        batch = loader.next()
-    assert batch is not None
+    layout = Layout.resolve(config)
+    tokenizer, shape = verify(config, layout)
+    mask = make_mask(config, tokenizer, torch.device("cpu"))
+    feed = open_feed(config, layout, tokenizer, mask, shape.vocab_size, batch_size=3)
+    feed.loader.close()
+    assert feed.first is not None
+    batch = feed.first
     assert output.count("⏹") == int((batch.tokens == 0).sum())
     assert output.count("⏹") + output.count("⋯") == int((batch.sequence_ids.amax(1) + 1).sum())
 

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from cistron.datasets.shard_writer import ShardWriter, id_dtype
+from cistron.datasets.tokenizers import ByteTokenizer
 from cistron.trainer.failures import run_command
 from cistron.trainer.train import run
 
@@ -47,6 +50,21 @@ interval = 4
 log_freq = 1
 enable_tensorboard = false
 """
+MIXTURE = """
+[[data.sources]]
+name = "genes"
+format = "fasta"
+paths = ["{folder}/genes.fasta"]
+weight = 0.5
+[[data.sources]]
+name = "shards"
+format = "tokens"
+paths = ["{folder}/shards"]
+weight = 0.0
+[[data.stages]]
+step = 5
+weights = {{ words = 1.0, shards = 3.0 }}
+"""
 
 
 def write_job(folder: Path, steps: int = 20, more: str = "") -> Path:
@@ -63,6 +81,30 @@ def write_job(folder: Path, steps: int = 20, more: str = "") -> Path:
     path = folder / "job.toml"
     path.write_text(TOML.format(folder=folder, steps=steps) + more)
     return path
+
+
+def write_shards(folder: Path, *, shards: int = 2, weighted: bool = False) -> Path:
+    """Token shards of 200 byte documents each, one of them long, with random loss weights if asked for; returns the folder."""
+    draw = np.random.default_rng(1)
+    for number in range(shards):
+        writer = ShardWriter(folder, f"part-{number}", ByteTokenizer(), id_dtype(511), weighted=weighted)
+        lengths = [*draw.integers(1, 60, size=199), 300]
+        ids = draw.choice(np.frombuffer(b"ACGT", dtype=np.uint8), size=sum(lengths))
+        ends = np.cumsum(lengths)
+        ids[ends - 1] = 0
+        weights = draw.choice(np.array([0, 0.25, 1, 2], dtype=np.float32), size=len(ids)) if weighted else None
+        writer.write(ids, ends, weights)
+        writer.finish([])
+    return folder
+
+
+def write_mixture(folder: Path, steps: int = 10, *, weighted: bool = False, more: str = "") -> Path:
+    """The job of `write_job` with two sources more: "genes" in FASTA, and "shards" of tokens, which step 5 brings in."""
+    draw = random.Random(2)
+    write_shards(folder / "shards", weighted=weighted)
+    records = (f">{n}\n{''.join(draw.choices('acgt', k=draw.randint(10, 90)))}\n" for n in range(400))
+    (folder / "genes.fasta").write_text("".join(records))
+    return write_job(folder, steps, MIXTURE.format(folder=folder) + more)
 
 
 def train_here(config: Path, *overrides: str) -> None:

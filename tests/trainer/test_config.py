@@ -9,6 +9,7 @@ import pytest
 from cistron.trainer.config import ConfigError, JobConfig, load_config
 from cistron.trainer.distributed import Layout
 from cistron.trainer.optimizer import learning_rate
+from cistron.trainer.tables import Source, Stage
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,11 +53,59 @@ def test_every_mistake_of_a_file_is_reported_at_once_with_its_key_and_the_neares
         "training.steps = '7': input should be a valid integer",
         "training.seq_len = 1: input should be greater than or equal to 2",
         "modle: unknown key, did you mean 'model'?",
-        "data.sources.0.format = 'texx': input should be 'text', 'jsonl' or 'fasta'",
+        "data.sources.0.format = 'texx': input should be 'text', 'jsonl', 'fasta', 'parquet' or 'tokens'",
         "data.sources.0.path: unknown key, did you mean 'paths'?",
         "data.sources.0.paths: missing",
     ):
         assert part in message
+
+
+def test_every_mistake_in_the_stages_of_a_mixture_is_reported_with_its_key(tmp_path: Path) -> None:
+    b = SOURCE.replace('"a"', '"b"') + "weight = 0\n"
+    stages = "".join(
+        f"[[data.stages]]\nstep = {step}\nweights = {weights}\n"
+        for step, weights in ((9, "{ a = 1, q = 2 }"), (9, "{ a = 0.0 }"), (3, "{ a = 1 }"))
+    )
+    message = mistakes(tmp_path, SOURCE + b + stages)
+    for part in (
+        "data.sources.1.weight = 0.0: no stage gives 'b' another one",
+        "data.stages.0.weights.q: no source of this name; there are: a, b",
+        "data.stages.1.step = 9: must come after step 9",
+        "data.stages.1.weights: name at least one source",
+        "data.stages.2.step = 3: must come after step 9",
+    ):
+        assert part in message
+    assert "5 mistake(s)" in message
+    assert "data.stages.0.step = 1" in mistakes(tmp_path, SOURCE + "[[data.stages]]\nstep = 1\nweights = { a = 1 }\n")
+    assert "data.stages.0.weights.a = -1" in mistakes(tmp_path, SOURCE + "[[data.stages]]\nstep = 2\nweights = { a = -1 }\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (SOURCE + SOURCE, "data.sources: names must differ, found ['a', 'a']"),
+        (SOURCE + "weight = 0.0\n", "data.sources.weight: all are 0"),
+        (SOURCE + "weight = -1.0\n", "data.sources.0.weight = -1.0"),
+        (SOURCE + "max_epochs = 0\n", "data.sources.0.max_epochs = 0"),
+        (
+            '[data]\nlayout = "padded"\npacking = "concat"\n' + SOURCE,
+            'data.packing = "concat": a padded row holds one document',
+        ),
+    ],
+)
+def test_sources_that_make_no_sense_together_are_refused(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in mistakes(tmp_path, text)
+
+
+@pytest.mark.parametrize("order", [("FILE", "--training.steps", "7"), ("--training.steps", "7", "FILE")])
+def test_the_file_may_come_before_or_after_the_options(tmp_path: Path, order: tuple[str, ...]) -> None:
+    path = write(tmp_path, SOURCE)
+    config, options = load_config([path if word == "FILE" else word for word in order])
+    assert (config.training.steps, options.config, config.data.sources[0].name) == (7, path, "a")
+    with pytest.raises(ConfigError, match="two config files"):
+        load_config([path, "--config", path])
+    with pytest.raises(ConfigError, match=r"unrecognized arguments: other.toml"):
+        load_config([path, "other.toml"])
 
 
 def test_a_misspelt_override_is_refused_with_the_nearest_name_even_when_it_is_a_prefix(tmp_path: Path) -> None:
@@ -97,18 +146,22 @@ def test_a_file_that_is_not_toml_is_refused_with_the_place(tmp_path: Path) -> No
     steps=st.integers(1, 10**9),
     lr=st.floats(1e-12, 1e3),
     text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
-    eos=st.none() | st.integers(0, 10**6),
+    eos=st.none() | st.integers(1, 10**6),
     weight=st.floats(1e-3, 1e3),
+    step=st.integers(2, 10**6),
 )
 def test_the_printed_configuration_reads_back_to_the_same_job(
-    steps: int, lr: float, text: str, eos: int | None, weight: float
+    steps: int, lr: float, text: str, eos: int | None, weight: float, step: int
 ) -> None:
     config = JobConfig(
         job={"description": text},
         model={"eos_id": eos},
         training={"steps": steps},
         optimizer={"lr": lr},
-        data={"sources": [{"name": text, "format": "text", "paths": [text], "weight": weight}]},
+        data={
+            "sources": [{"name": text or "a", "format": "text", "paths": [text], "weight": weight, "max_epochs": eos}],
+            "stages": [{"step": step, "weights": {text or "a": weight}}],
+        },
     )
     assert JobConfig(**tomllib.loads(config.to_toml())) == config
 
@@ -123,6 +176,8 @@ def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
             assert f"--{name}.{key}" in text
             assert field.description, f"{name}.{key} has no docstring"
             assert field.description.split(".")[0] in text
+    for nested in (Source, Stage):  # lists of tables, which the command line takes as JSON
+        assert all(field.description for field in nested.model_fields.values())
 
 
 def test_degrees_that_do_not_multiply_to_the_world_size_are_refused_with_the_arithmetic() -> None:

@@ -15,7 +15,7 @@ from cistron.trainer.contract import EosMismatchError, Statement, check_statemen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .jobs import metrics, refusal, train_here, write_job
+from .jobs import metrics, refusal, train_here, write_job, write_mixture, write_shards
 
 Refusal = Callable[..., str]
 
@@ -134,6 +134,36 @@ def test_weights_of_a_run_with_another_eos_are_refused(tmp_path: Path, refuse: R
     assert not (tmp_path / "words" / "run").exists()
 
 
+def edit_manifests(folder: Path, **changes: Any) -> None:
+    """Make every shard in `folder` say something else."""
+    for path in folder.glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_token_shards_with_another_pad_are_refused(tmp_path: Path, refuse: Refusal) -> None:
+    config = write_mixture(tmp_path)
+    edit_manifests(tmp_path / "shards", pad_id=2)
+    message = refuse(config)
+    assert "tokenizer says pad is 1, token shards shards says 2" in message
+    assert str(tmp_path / "shards" / "part-0.json") in message
+
+
+def test_token_shards_of_another_tokenizer_are_refused_though_its_eos_is_the_same(tmp_path: Path, refuse: Refusal) -> None:
+    config = write_mixture(tmp_path)
+    edit_manifests(tmp_path / "shards", tokenizer={"kind": "hf", "fingerprint": "other", "where": "x/tokenizer.json"})
+    message = refuse(config)
+    assert "token shards shards hold ids of a tokenizer with fingerprint other, that of [tokenizer] is byte" in message
+
+
+def test_equal_shards_are_one_party_and_different_ones_are_several(tmp_path: Path, refuse: Refusal) -> None:
+    config = write_mixture(tmp_path)
+    write_shards(tmp_path / "shards", shards=12)
+    path = tmp_path / "shards" / "part-7.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_id": 2}))
+    lines = [line for line in refuse(config).splitlines() if line.startswith("token shards shards ")]
+    assert [line.split(" | ")[1].strip() for line in lines] == [str(tmp_path / "shards" / "part-0.json"), str(path)]
+
+
 def test_an_eos_outside_the_embedding_is_refused(job: Path, refuse: Refusal) -> None:
     assert "attention mask's eos 600 is outside the embedding, which has 512 rows" in refuse(job, "--model.eos_id", "600")
 
@@ -146,15 +176,15 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused_with_the_number_tha
 def test_rows_whose_documents_are_not_those_that_eos_implies_are_refused(
     job: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Packer.assemble
+    original = Packer.expand
 
-    def forgets_an_eos(self: Packer, block: Any, plan: Any) -> Any:
-        for row in original(self, block, plan):
-            first = int((row[0] == self.eos_id).argmax())
-            row[0, first] = 65
-            yield row
+    def forgets_an_eos(self: Packer, rows: Any) -> Any:
+        planes = original(self, rows)
+        row = planes.tokens[planes.sequence_ids.max(1).argmax()]
+        row[(row == self.eos_id).argmax()] = 65
+        return planes
 
-    monkeypatch.setattr(Packer, "assemble", forgets_an_eos)
+    monkeypatch.setattr(Packer, "expand", forgets_an_eos)
     message = refuse(job)
     assert "the packer says document 1, the attention mask's eos 0 implies 0" in message
 

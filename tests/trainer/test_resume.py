@@ -18,7 +18,7 @@ from cistron.trainer.distributed import join
 from cistron.trainer.signals import StopRequest
 from cistron.trainer.train import Trainer
 
-from .jobs import column, metrics, refusal, start, train, train_here, write_job
+from .jobs import column, metrics, refusal, start, train, train_here, write_job, write_mixture
 
 STEPS = 16
 
@@ -97,6 +97,35 @@ def test_a_run_moves_to_other_ranks_and_workers_and_sees_the_same_rows(
     assert column(metrics(config), "loss") == pytest.approx(column(metrics(undisturbed), "loss"), abs=1e-5)
 
 
+def workers_of(running: subprocess.Popen[str]) -> list[int]:
+    """Process ids of a run's loader workers."""
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
+def test_a_killed_worker_ends_training_with_a_message_and_a_restart_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """On a mixture of token shards and raw files."""
+    config = write_mixture(tmp_path, steps=150)
+    train_here(config, "--job.dump_folder", str(tmp_path / "undisturbed"))
+    options = ("--data.num_workers", "2", "--checkpoint.interval", "10")
+    running = start(config, *options)
+    wait_for_step(config, 12, running)
+    workers = workers_of(running)
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert "stopped: " in output
+    assert "worker" in output.split("stopped: ")[1]
+    assert "Traceback" not in output
+    assert max(column(metrics(config), "loss")) < 150
+
+    assert "resumed from" in train(config, *options)
+    assert column(metrics(config), "loss") == column(metrics(config, "undisturbed"), "loss")
+    assert column(metrics(config), "sources") == column(metrics(config, "undisturbed"), "sources")
+
+
 DIES_BEFORE_THE_MANIFEST_OF_STEP_8 = """
 import os, signal, sys
 from cistron.trainer import checkpoint, train
@@ -151,7 +180,7 @@ def test_a_stop_while_waiting_for_data_saves_what_was_done(tmp_path: Path) -> No
     config, _ = load_config(["--config", str(write_job(tmp_path))])
     stop = StopRequest()
     trainer = Trainer(config, join(config), stop)
-    fetched = trainer.loader.next
+    fetched = trainer.feed.loader.next
 
     def stuck_after_three(interrupted: Callable[[], bool]) -> object:
         if trainer.progress.step == 3:
@@ -160,7 +189,7 @@ def test_a_stop_while_waiting_for_data_saves_what_was_done(tmp_path: Path) -> No
             return None
         return fetched(interrupted)
 
-    trainer.loader.next = stuck_after_three  # type: ignore[method-assign, assignment]
+    trainer.feed.loader.next = stuck_after_three  # type: ignore[method-assign, assignment]
     trainer.train()
     trainer.close()
     assert what_is_torn(tmp_path / "run" / "checkpoint" / "step-3") is None
