@@ -48,7 +48,7 @@ class Numbered:
         """Yield the documents of a piece; offsets are token numbers, and a document takes one more than it has."""
         stretches = list(self._stretches(piece, offset, first))
         while stretches:
-            data, begin, opens, last, error = stretches[0]
+            _, begin, opens, _, error = stretches[0]
             if error is not None:
                 yield Records([], [], True, True, error, begin)
                 stretches = stretches[1:]
@@ -283,18 +283,17 @@ def test_a_lane_with_bad_documents_resumes_to_the_bit(case: Case, data: st.DataO
 
 def test_a_bad_document_is_raised_where_that_is_asked_for() -> None:
     for case in (Case((4, 5), 8, "best_fit", bad=frozenset({1})), Case((4, 5), 8, "best_fit", poison=frozenset({8}))):
-        with pytest.raises(DataError, match="corpus.*(unreadable|poisoned)"):
+        with pytest.raises(DataError, match=r"corpus.*(unreadable|poisoned)"):
             replace(case, skip_bad=False).rows(9)
 
 
 def test_a_lane_ends_after_its_last_epoch() -> None:
     case = Case((4, 5, 60), 8, "best_fit", max_epochs=2)
-    rows = 0
+    rows: list[PackedRow] = []
     with pytest.raises(DataEnd, match=r"source 'main' was read data\.sources\.max_epochs = 2 times"):
-        for _ in case.lane().rows():
-            rows += 1
+        rows.extend(row for row, _ in case.lane().rows())
     endless = replace(case, max_epochs=None)
-    assert rows == endless.epoch(0).shape[1] + endless.epoch(1).shape[1]
+    assert len(rows) == endless.epoch(0).shape[1] + endless.epoch(1).shape[1]
 
 
 @pytest.mark.parametrize("policy", ["best_fit", "concat"])

@@ -10,19 +10,17 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from cistron.datasets import transport
 from cistron.datasets.errors import DataConfigError, DataError
 from cistron.datasets.loader import Batch, DataConfig, SourceConfig, documents_dropped, merge_states
 from cistron.datasets.packing import row_violations
-from cistron.datasets.transport import Message, Row, RowStream
+from cistron.datasets.transport import Row, RowStream
 from cistron.tests.datasets.corpus import (
+    TakingTurns,
     byte_loader,
     config,
     numbered_rows,
@@ -71,26 +69,6 @@ def _run(
 def straight(mixed: DataConfig) -> dict[int, tuple[bytes, ...]]:
     """The rows of one rank without workers, never resumed."""
     return numbered_rows(_run(mixed, 1, 10, 44, None)[0])
-
-
-class TakingTurns:
-    """Stands in for StatefulDataLoader: the workers' iterators, asked in turn in this process (a real one costs 3 s)."""
-
-    def __init__(self, stream: RowStream, num_workers: int, **_: object) -> None:
-        self._workers = cycle([(worker, iter(stream)) for worker in range(num_workers)])
-        self._count = num_workers
-
-    def __iter__(self) -> Iterator[Message]:
-        return self
-
-    def __next__(self) -> Message:
-        worker, rows = next(self._workers)
-        info = SimpleNamespace(id=worker, num_workers=self._count)
-        with patch.object(transport, "get_worker_info", lambda: info):
-            return next(rows)
-
-    def _shutdown_workers(self) -> None:
-        pass
 
 
 # Ranks, workers, rows per batch of a rank, batches: rows done are a multiple of the next leg's ranks, but not of its
