@@ -174,7 +174,7 @@ def open_shards(files: Sequence[DataFile], storage: Storage) -> list[Shard]:
     if sum(remote) > storage.cache_gb * 1e9:
         raise DataConfigError(
             f"data.cache_gb: {storage.cache_gb:g} GB do not hold the {len(remote)} remote shards of this source, which take "
-            f"{sum(remote) / 1e9:.3f} GB and are all read in random order; raise data.cache_gb or name fewer shards"
+            f"{sum(remote):,} bytes and are all read in random order; raise data.cache_gb or name fewer shards"
         )
     for shard in shards:
         _check(shard)

@@ -70,9 +70,9 @@ class MegatronReader:
         assert piece.end is not None
         index = _MegatronIndex(piece.path, self.storage)
         bounds = index.begins(piece.start, piece.end + 1)
-        first, ends = int(bounds[0]), bounds[1:]
-        for start in range(first, int(bounds[-1]), CHUNK):
-            stop = min(start + CHUNK, int(bounds[-1]))
+        first, last, ends = int(bounds[0]), int(bounds[-1]), bounds[1:]
+        for start in range(first, max(last, first + 1), CHUNK):  # once where all documents are empty
+            stop = min(start + CHUNK, last)
             low = np.searchsorted(ends, start, side="left" if start == first else "right")
             high = np.searchsorted(ends, stop, side="right")
             ids = index.ids[start:stop]
