@@ -222,10 +222,10 @@ class HFTokenizer:
         Returns:
             What encodes from now on, and why.
         """
-        self._twin = None
+        proven, self._twin = self._twin, None
         texts = [data.decode("utf-8", errors="ignore") for data in sample]
         try:
-            twin = Twin(self._tokenizer, self.eos_id)
+            twin = proven or Twin(self._tokenizer, self.eos_id)
             if not any(texts):
                 raise NoTwinError("there is no text to compare tiktoken's ids on")
             ids = self._encode_library(texts)

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -54,8 +53,9 @@ class Twin:
             raise NoTwinError("it has a normalizer other than NFC")
         self._normalizer = tokenizer.normalizer
         words = _words(content["pre_tokenizer"])
-        ranks, ids = _ranks(model)
-        _check_merges(content, tokenizer.pre_tokenizer, ranks)
+        made, ids = _ranks(model)
+        _check_merges(tokenizer, model, made)
+        ranks = {token: rank for rank, token in enumerate(made.values())}
         # tiktoken drops what the expression leaves out; `tokenizers` keeps each such gap as a word.
         pattern = rf"{words}|(?:(?!{words})[\s\S])+"
         self._end = len(ids)
@@ -97,44 +97,46 @@ def _words(pre_tokenizer: dict[str, Any] | None) -> str:
     raise NoTwinError("it does not split into words by one regular expression and then into bytes")
 
 
-def _ranks(model: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
-    """Bytes of a token -> rank: the 256 bytes, then what is merged, in this order; and the id of each rank."""
+def _ranks(model: dict[str, Any]) -> tuple[dict[str, bytes], list[int]]:
+    """Token -> its bytes, in the order of ranks: the 256 bytes, then what is merged, in this order; and the id of each rank."""
     vocabulary: dict[str, int] = model["vocab"]
     if not vocabulary.keys() >= BYTE_OF.keys():
         raise NoTwinError("its vocabulary lacks some of the 256 bytes")
-    ranks = {bytes([byte]): rank for rank, byte in enumerate(BYTE_OF.values())}
-    ids = [vocabulary[character] for character in BYTE_OF]
-    # Vocabularies that were written for tiktoken list every pair that makes a token, one after another.
-    for token, _ in groupby("".join(pair) for pair in model["merges"]):
-        if not BYTE_OF.keys() >= set(token):
-            raise NoTwinError("it has merges of something else than bytes")
-        if ranks.setdefault(_bytes(token), len(ids)) != len(ids):
-            raise NoTwinError(f"merges that make {token!r} do not follow each other")
-        ids.append(vocabulary[token])
-    return ranks, ids
-
-
-def _check_merges(content: dict[str, Any], pre_tokenizer: Any, ranks: dict[bytes, int]) -> None:
-    """Raise unless every token that has a rank, and none that has not, comes out of its own bytes."""
-    whole_words: bool = content["model"]["ignore_merges"]
-    content["model"]["ignore_merges"] = False
-    merger = tokenizers.Tokenizer.from_str(json.dumps(content)).model
-    merges = {tuple(pair) for pair in content["model"]["merges"]}
-    for token in dict.fromkeys("".join(pair) for pair in content["model"]["merges"]):
-        if len(merger.tokenize(token)) == 1:
+    made = {character: bytes([byte]) for character, byte in BYTE_OF.items()}
+    last = ""
+    for left, right in model["merges"]:
+        token = left + right
+        if token == last:  # vocabularies that were written for tiktoken list every pair that makes a token, one after another
             continue
+        if token in made:
+            raise NoTwinError(f"merges that make {token!r} do not follow each other")
+        if left not in made or right not in made:
+            raise NoTwinError(f"it merges {left!r} and {right!r}, of which one is never made")
+        made[token] = made[left] + made[right]
+        last = token
+    return made, [vocabulary[token] for token in made]
+
+
+def _check_merges(tokenizer: tokenizers.Tokenizer, model: dict[str, Any], made: dict[str, bytes]) -> None:
+    """Raise unless every token that is made, and no other, comes out of its own bytes."""
+    merger, whole_words = tokenizer.model, model["ignore_merges"]
+    merger.ignore_merges = False
+    astray = [token for token in made if len(merger.tokenize(token)) != 1]
+    merger.ignore_merges = whole_words
+    if astray and not whole_words:
+        raise NoTwinError(f"its merges do not lead to its token {astray[0]!r}")
+    merges = {tuple(pair) for pair in model["merges"]} if astray else set()
+    for token in astray:
         # It only ever is a word of its own, provided that no two tokens make it unlisted.
         splits = ((token[:at], token[at:]) for at in range(1, len(token)))
-        if not whole_words or any(
-            _bytes(left) in ranks and _bytes(right) in ranks and (left, right) not in merges for left, right in splits
-        ):
+        if any(left in made and right in made and (left, right) not in merges for left, right in splits):
             raise NoTwinError(f"its merges do not lead to its token {token!r}")
     if not whole_words:
         return  # and what no merge makes never occurs
-    for token in content["model"]["vocab"]:
-        if BYTE_OF.keys() >= set(token) and _bytes(token) not in ranks:
-            text = _bytes(token).decode("utf-8", errors="ignore")
-            if [word for word, _ in pre_tokenizer.pre_tokenize_str(text)] == [token]:
+    for token in model["vocab"].keys() - made.keys():
+        if BYTE_OF.keys() >= set(token):
+            text = bytes(BYTE_OF[character] for character in token).decode("utf-8", errors="ignore")
+            if [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] == [token]:
                 raise NoTwinError(f"its token {token!r} is a word that no merge makes")
 
 
@@ -159,7 +161,3 @@ def _byte_of() -> dict[str, int]:
 
 
 BYTE_OF = _byte_of()
-
-
-def _bytes(token: str) -> bytes:
-    return bytes(BYTE_OF[character] for character in token)
