@@ -47,13 +47,13 @@ BAD_DATA = {
         lambda f: {**empty(f), "path": str(shutil.copy(f / "empty.txt", f / "a.txt.zst"))},
         ["a.txt.zst"],
     ),
-    "no documents": (lambda f: jsonl(f, "", " ", ""), ["bad.jsonl", "no document"]),
+    "no documents": (lambda f: jsonl(f, "", " ", ""), ["bad: ", "no document"]),
     "invalid JSON": (lambda f: jsonl(f, GOOD, '{"text": oops}'), ["bad.jsonl", "record 2", "not valid JSON"]),
     "missing field": (lambda f: jsonl(f, '{"body": "x"}'), ["bad.jsonl", "record 1", "'text'", "'body'"]),
     "text before the first header": (lambda f: fasta(f, b"ACGT\n>r\nACGT\n"), ["bad.fasta", "'>'", "ACGT"]),
     "truncated gzip": (
         lambda f: fasta(f, gzip.compress(RECORDS)[:-200], "bad.fasta.gz"),
-        ["bad.fasta.gz", "gzip data is truncated"],
+        ["bad.fasta.gz", "data is truncated", "gzip"],
     ),
 }
 BAD_SETTINGS = {
@@ -248,4 +248,4 @@ def test_a_divergence_ends_with_status_1_and_keeps_the_last_good_checkpoint(
 def test_a_command_that_does_not_exist_is_answered_with_those_that_do() -> None:
     done = subprocess.run(["cistron", "trian"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "train, check, inspect, generate" in done.stderr
+    assert "train, check, inspect, prepare, generate" in done.stderr
