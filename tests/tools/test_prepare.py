@@ -1,0 +1,229 @@
+"""`cistron prepare` from the command line: the same bytes however it is run, whatever ends it, and clear refusals."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cistron.datasets.files import Storage
+from cistron.datasets.shards import open_shards
+from cistron.tests.datasets.corpus import write_fasta, write_jsonl
+from cistron.tools import prepare
+from cistron.trainer.config import load_config
+
+WORDS = ["pack", "row", "mask", "eos", "lane", "token"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files of 1,500 documents, some of them equal."""
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(0)
+    for name in "ab":
+        texts = [" ".join(draw.choices(WORDS, k=draw.randint(0, 500))) for _ in range(1500)]
+        write_jsonl(folder / f"{name}.jsonl", texts + texts[:100])
+    return folder
+
+
+def arguments(corpus: Path, output: Path, *more: str) -> list[str]:
+    flags = ["--format", "jsonl", "--tokenizer", "byte", "--shard-mb", "1", "--processes", "1"]
+    flags += ["--validation-share", "0.2", "--deduplicate"]
+    return [*flags, str(corpus / "*.jsonl"), "--output", str(output), *more]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below a folder, by a hash of its bytes."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a command that must end with status 2 and return its one message."""
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(argv)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus prepared by one process."""
+    folder = tmp_path_factory.mktemp("prepared") / "words"
+    prepare.main(arguments(corpus, folder))
+    return folder
+
+
+def test_all_documents_are_there_once(corpus: Path, prepared: Path) -> None:
+    found = []
+    for side in ("train", "validation"):
+        for shard in open_shards(Storage().expand([str(prepared / side)], "*.json"), Storage()):
+            ids, bounds = shard.ids(), shard.offsets().astype(np.int64)
+            found += [ids[a : b - 1].tobytes().decode() for a, b in pairwise(bounds)]
+    texts = [json.loads(line)["text"] for path in sorted(corpus.iterdir()) for line in path.read_text().splitlines()]
+    assert sorted(found) == sorted({text for text in texts if text})
+
+
+@pytest.mark.parametrize("processes", ["2", "4"])
+def test_any_number_of_processes_writes_the_same_bytes(corpus: Path, prepared: Path, tmp_path: Path, processes: str) -> None:
+    prepare.main(arguments(corpus, tmp_path / "words", "--processes", processes))
+    assert contents(tmp_path / "words") == contents(prepared)
+
+
+def test_killed_at_any_moment_and_run_again_it_writes_the_same_bytes(corpus: Path, prepared: Path, tmp_path: Path) -> None:
+    draw = random.Random(1)
+    output = tmp_path / "words"
+    command = [sys.executable, "-m", "cistron.tools.prepare", *arguments(corpus, output, "--processes", "2")]
+    for _ in range(3):
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (output / "plan" / "plan.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.0, 1.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    prepare.main(arguments(corpus, output))
+    assert contents(output) == contents(prepared)
+
+
+def test_what_is_finished_stays_and_what_is_not_is_done_again(corpus: Path, prepared: Path, tmp_path: Path) -> None:
+    output = tmp_path / "words"
+    prepare.main(arguments(corpus, output))
+    kept = output / "train" / "000001.ids"
+    inode = kept.stat().st_ino
+    (output / "train" / "000000.json").unlink()
+    (output / "validation" / "000002.ids").write_bytes(b"cut")
+    (output / "plan" / "000003.json").unlink(missing_ok=True)
+    (output / "train" / "000000.ids.77.part").write_bytes(b"orphan")
+    prepare.main(arguments(corpus, output))
+    assert contents(output) == contents(prepared)
+    assert kept.stat().st_ino == inode, "not written again"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--validation-share", "0.1"], "validation_share was 0.2 and is 0.1"),
+        (["--shard-mb", "2"], "shard_bytes was 1000000 and is 2000000"),
+        (["--on-bad-record", "skip"], "skip_bad was False and is True"),
+    ],
+)
+def test_another_plan_is_refused_with_the_difference(
+    corpus: Path, prepared: Path, change: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(prepared)
+    assert message in refused(capsys, *arguments(corpus, prepared, *change))
+    assert contents(prepared) == before
+
+
+def test_a_changed_file_is_refused_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
+    prepare.main(arguments(tmp_path, tmp_path / "out"))
+    write_jsonl(tmp_path / "a.jsonl", ["one", "two", "three"])
+    assert f"{path} changed its size" in refused(capsys, *arguments(tmp_path, tmp_path / "out"))
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ["one"])
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    (tmp_path / "out" / "train" / "000000.ids").write_bytes(b"x")
+    assert "000000.ids is there already" in refused(capsys, *arguments(tmp_path, tmp_path / "out"))
+
+
+def test_verify_says_that_all_is_well_or_what_is_not(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "words"
+    prepare.main(arguments(corpus, output))
+    capsys.readouterr()
+    prepare.main(["--verify", str(output), "--processes", "1"])
+    assert "are as they were written" in capsys.readouterr().out
+    path = output / "train" / "000000.ids"
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+    assert f"{path}: its bytes have changed" in refused(capsys, "--verify", str(output), "--processes", "1")
+
+
+def test_the_sources_of_a_job_each_get_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ["one", "", "three"], field="body")
+    write_fasta(tmp_path / "b.fasta", ["ACGT", "TTT"])
+    sources = [
+        {"name": "words", "format": "jsonl", "field": "body", "paths": [str(tmp_path / "a.jsonl")]},
+        {"name": "genes", "format": "fasta", "paths": [str(tmp_path / "b.fasta")]},
+    ]
+    tables = "".join(
+        "[[data.sources]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in source.items()) for source in sources
+    )
+    (tmp_path / "job.toml").write_text(tables)
+    output = tmp_path / "out"
+    command = ["--config", str(tmp_path / "job.toml"), "--output", str(output), "--processes", "1"]
+    prepare.main([*command, "--report", str(tmp_path / "report.html")])
+    out = capsys.readouterr().out
+    assert "words: 1 files, 2 documents, 10 tokens, 0.800 bytes a token" in out
+    assert "1 documents without tokens dropped" in out
+    assert f'"{output / "genes" / "train"}"' in out, "to be pasted into a job"
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("data:image/png;base64,iVBOR") == 2
+    assert str(tmp_path / "b.fasta") in report
+    assert "no source 'other'; its sources are: 'words', 'genes'" in refused(capsys, *command, "--source", "other")
+
+    (tmp_path / "next.toml").write_text(out[out.index("[[data.sources]]") :].partition("report:")[0])
+    pasted, _ = load_config(["--config", str(tmp_path / "next.toml")])
+    assert [(source.name, source.format) for source in pasted.data.sources] == [("words", "tokens"), ("genes", "tokens")]
+
+
+def test_token_files_are_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.bin").write_bytes(np.array([5, 6, 0, 7, 0], "<u2").tobytes())
+    flags = ["--import", "tokens", "--tokenizer", "byte", "--dtype", "uint16", str(tmp_path / "a.bin")]
+    common = ["--processes", "1", "--output", str(tmp_path / "out")]
+    assert "--eos-id is not set" in refused(capsys, *flags, *common)
+    assert "--eos-id 3: the tokenizer's eos is 0" in refused(capsys, *flags, *common, "--eos-id", "3")
+    prepare.main([*flags, *common, "--eos-id", "0"])
+    (shard,) = open_shards(Storage().expand([str(tmp_path / "out" / "train")], "*.json"), Storage())
+    assert shard.ids().tolist() == [5, 6, 0, 7, 0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("a.jsonl --tokenizer byte --output out", "--format is not set"),
+        ("a.jsonl --format jsonl --output out", "--tokenizer is not set"),
+        ("--format jsonl --tokenizer byte --output out", "no files are named"),
+        ("a.jsonl --format jsonl --tokenizer byte", "--output is not set"),
+        ("a.jsonl --format jsonl --tokenizer byte --output out --validation-share 1", "--validation-share 1.0: must be"),
+        ("a.jsonl --format jsonl --tokenizer byte --output out --processes 0", "--processes 0: must be at least 1"),
+        ("a.jsonl --format jsonl --tokenizer byte --output out --source x", "--source names a source of --config"),
+        ("a.jsonl --config job.toml --output out", "PATHS and --config exclude each other"),
+        ("a.jsonl --format jsonl --tokenizer byte --output out --report no/r.html", "--report no/r.html: its folder"),
+        ("none.jsonl --format jsonl --tokenizer byte --output out", "none.jsonl: there is no such file"),
+        ("a --import megatron --tokenizer byte --output out --deduplicate", "--deduplicate is for raw files"),
+        ("a --import megatron --tokenizer byte --output out --dtype uint16", "--dtype is for --import tokens"),
+        ("--verify nothing", "there is no shard"),
+    ],
+)
+def test_a_mistake_is_one_message(
+    argv: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = refused(capsys, *argv.split())
+    assert message in error
+    assert error.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_record_ends_it_with_file_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": 7}\n')
+    common: list[Any] = arguments(tmp_path, tmp_path / "out")
+    assert "a.jsonl, record 2, byte 14: field 'text' must be a string" in refused(capsys, *common)
+    prepare.main(arguments(tmp_path, tmp_path / "skipping", "--on-bad-record", "skip"))
+    assert "1 bad records skipped" in capsys.readouterr().out
