@@ -15,7 +15,7 @@ import numpy as np
 from .blocks import BAD, EMPTY, KEPT, Address, AddressedBlock, BlockBuilder, Stretch
 from .errors import DataEnd, DataError
 from .order import permutation
-from .packing import Block, PackedRow, Packer
+from .packing import Block, PackedRow, Packer, Part
 from .pieces import Piece
 from .records import Reader, Records
 from .tokenizers import Encoded, TokenizeError, Tokenizer
@@ -115,10 +115,10 @@ class Lane:
                 raise DataError("a lane of this source finds no document with a token in its files", file=self.name)
         raise DataEnd(f"source {self.name!r} was read data.sources.max_epochs = {self.max_epochs} times")
 
-    def _shuffled(self, block: Block, state: LaneState) -> tuple[Block, list[list[tuple[int, int, int]]]]:
+    def _shuffled(self, block: Block, state: LaneState) -> tuple[Block, list[list[Part]]]:
         """Return the block with its documents in random order, and those rows of its plan that are still to come."""
         order = permutation(len(block.lengths), *self.key, state.epoch, state.block, DOCUMENTS)
-        block = Block(block.arrays, block.weights, *(field[order] for field in block[2:]))
+        block = block.in_order(order)
         plan = self.packer.plan(block)
         places = permutation(len(plan), *self.key, state.epoch, state.block, ROWS)
         return block, [plan[place] for place in places[state.row :]]
@@ -165,35 +165,40 @@ class RawDocuments:
     def _encoded(self, place: int, piece: Piece, groups: Iterator[Records]) -> Iterator[Stretch]:
         """Encode groups; what has no token is EMPTY, and what is bad is raised, or BAD."""
         tokens = True  # whether the document that a group continues has had any
-        abandoned = False  # whether it turned out bad before it was over
+        abandoned = False  # whether it turned out bad
         for documents, offsets, first, last, error, bad_offset in groups:
             begin = 0
             if abandoned and not first and documents:
                 begin, abandoned = 1, len(documents) == 1 and not last
             while begin < len(documents):
                 opens = first or begin > 0
-                problem: DataError | None = None
-                try:
-                    end, encoded = len(documents), self.tokenizer.encode_batch(documents[begin:])
-                except TokenizeError as bad:
-                    end = begin + bad.index
-                    problem = self._located(piece, offsets[end], bad)
-                    encoded = self.tokenizer.encode_batch(documents[begin:end]) if bad.index else None
-                if encoded is not None:
-                    whole = last or problem is not None
+                encoded, bad = self._encode(documents[begin:])
+                end = begin + len(encoded.lengths)
+                if end > begin:
+                    whole = last or bad is not None
                     stretch = self._stretch(place, offsets[begin:end], encoded, opens, whole, tokens)
                     tokens = whole or bool(stretch.lengths[-1]) or (tokens and not opens and end - begin == 1)
                     yield stretch
-                if problem is not None:
-                    self._pass_over(problem)
+                if bad is not None:
+                    self._pass_over(self._located(piece, offsets[end], bad))
                     continued = end == 0 and not first
                     yield self._bad(place, offsets[end], not continued, continued and tokens)
                     abandoned = end == len(documents) - 1 and not last
                     tokens = True
-                begin = end + 1 if problem else end
+                    end += 1
+                begin = end
             if error is not None:
                 self._pass_over(error)
                 yield self._bad(place, bad_offset, True, False)
+
+    def _encode(self, documents: list[bytes]) -> tuple[Encoded, TokenizeError | None]:
+        """Encode documents up to the first bad one."""
+        try:
+            return self.tokenizer.encode_batch(documents), None
+        except TokenizeError as bad:
+            if bad.index == 0:
+                return Encoded(np.empty(0, dtype=self.tokenizer.dtype), []), bad
+            return self.tokenizer.encode_batch(documents[: bad.index]), bad
 
     def _stretch(self, place: int, offsets: list[int], encoded: Encoded, first: bool, last: bool, tokens: bool) -> Stretch:
         """Take the eos off a document that goes on, and documents that have nothing else."""

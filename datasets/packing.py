@@ -42,6 +42,13 @@ class Block(NamedTuple):
     lengths: npt.NDArray[np.int64]
     open: npt.NDArray[np.bool_]
 
+    def in_order(self, order: Sequence[int]) -> "Block":
+        """Return the same segments in another order."""
+        places = np.array(order, dtype=np.int64)
+        return self._replace(
+            array=self.array[places], starts=self.starts[places], lengths=self.lengths[places], open=self.open[places]
+        )
+
 
 class PackedRow(NamedTuple):
     """The documents of one row, not yet laid out.
