@@ -21,7 +21,7 @@ from ..trainer.config import JobConfig
 
 # Read of a raw source, in bytes: in all, and of one piece, so that the sample comes from at least 8 places.
 SAMPLE, SAMPLE_PER_PIECE = 2**21, 2**18
-SAMPLED_PIECES = 64  # each may be a file of its own on a remote store
+SAMPLED_PIECES = 256  # each may be a file of its own on a remote store
 BAR = 40  # characters of the longest bar
 
 
@@ -121,11 +121,11 @@ def on_disk(source: Source, lanes: int) -> str:
     if source.corpus is not None:
         shards = source.corpus.shards
         size = sum(sum(shard.manifest.sizes().values()) for shard in shards)
-        return f"{len(shards):,} shards, {size / 1e6:,.1f} MB; documents dealt one by one to {lanes} lanes"
+        return f"{len(shards):,} shards, {size / 1e6:,.2f} MB; documents dealt one by one to {lanes} lanes"
     size, empty = sum(file.size for file in source.files), sum(file.size == 0 for file in source.files)
     pieces = [len(lane) for lane in source.lanes]
     return (
-        f"{len(source.files):,} files{f' ({empty:,} empty)' if empty else ''}, {size / 1e6:,.1f} MB; {sum(pieces):,} pieces, "
+        f"{len(source.files):,} files{f' ({empty:,} empty)' if empty else ''}, {size / 1e6:,.2f} MB; {sum(pieces):,} pieces, "
         f"{min(pieces)} to {max(pieces)} in each of {lanes} lanes"
     )
 
