@@ -12,7 +12,7 @@ import atexit
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from .shards import verify_shard
 from .sources import SourceConfig, find_source
 from .state import Inventory, check_state, documents_dropped, initial_state, merge_states, records_skipped
 from .tokenizers import HFTokenizer, Tokenizer
-from .transport import Row, RowStream, in_order
+from .transport import RowStream, in_order
 
 __all__ = [
     "Batch",
@@ -80,7 +80,7 @@ class DataConfig:
     num_workers: int = 0
     on_bad_record: str = "error"
     verify: bool = False
-    storage: Storage = Storage()
+    storage: Storage = field(default_factory=Storage)
 
 
 @dataclass
