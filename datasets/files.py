@@ -1,32 +1,28 @@
 """Files of a corpus: found by pattern, known again by their stamps, opened wherever they are and however compressed."""
 
-import gzip
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, cast
 
-import fsspec
 import xxhash
+import zstandard
 
+from .bgzf import HEAD_BYTES, BgzfFile, BlockIndex, block_size, find_blocks
+from .cache import find_copy, make_copy
 from .errors import DataError
-from .patterns import DataFile, expand, is_remote, plain_name
+from .inflate import ByteFile, DamagedError, InflatedFile, gzip_blocks, zstd_blocks
+from .patterns import DataFile, is_compressed, local_path, match, plain_name
+from .remote import Patience, RemoteFile
 
 __all__ = ["ByteFile", "DataFile", "Storage", "changes", "fingerprint", "is_compressed"]
 
-
-class ByteFile(Protocol):
-    """The uncompressed bytes of a file."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return the next `size` bytes, fewer only at the end."""
-        ...
-
-    def seek(self, offset: int, /) -> int:
-        """Go to a byte; in what can only be inflated from the start, by reading."""
-        ...
+# A listing of many files takes many requests.
+LISTING_PATIENCE = 10
 
 
 @dataclass(frozen=True)
@@ -36,43 +32,124 @@ class Storage:
     Attributes:
         cache_dir: Folder that keeps whole copies of remote files; None: they are read where they are.
         cache_gb: 10^9 bytes that the copies may take together; those used longest ago go first.
-        retries: Times that a failed access to a remote file is tried again, after ever longer pauses.
+        retries: Times that a failed access to a remote file is tried again.
+        delay: Seconds before the first of them; each further one waits twice as long.
+        timeout: Seconds after which an access to a remote file without an answer has failed.
     """
 
     cache_dir: str | None = None
     cache_gb: float = 50.0
     retries: int = 5
+    delay: float = 0.5
+    timeout: float = 60.0
 
     def expand(self, patterns: Iterable[str], folder_glob: str | None = None) -> list[DataFile]:
-        """Return the files that `patterns` name; see `patterns.expand`."""
-        return expand(patterns, folder_glob)
+        """Return the files that `patterns` name, sorted by path, each once.
+
+        Args:
+            patterns: Paths, globs (`*`, `?`, `[...]`, `**`) or fsspec URLs; `{stdlib}` stands for the folder of Python's
+                standard library and a leading `~` for the home folder. What exists by that very name is no glob.
+            folder_glob: Which of its files a folder stands for; None: a folder is refused.
+
+        Raises:
+            DataError: A file is missing, is a folder, has no bytes or is compressed by means that are not undone; a glob
+                matches nothing; a URL's driver is missing or unknown, or its store does not answer.
+        """
+        found = {}
+        for pattern in patterns:
+            listing = partial(match, pattern, folder_glob)
+            files = listing() if local_path(pattern) else self._patience(LISTING_PATIENCE)(listing, pattern)
+            found.update({file.path: file for file in files})
+        return [found[path] for path in sorted(found)]
 
     def local(self, path: str) -> str:
-        """Return a local path with the stored bytes of `path`, which for a URL is a copy in the cache."""
-        if is_remote(path):
-            raise DataError("a remote file", file=path)
-        return path
+        """Return a local path to the stored bytes of `path`; those of a URL are copied into the cache if need be.
+
+        Raises:
+            DataError: There is no cache, or the file is larger than all of it, or it cannot be fetched.
+        """
+        if (found := self._find_local(path)) is None:
+            problem = "a remote file that must be whole on a local disk, and there is no data.cache_dir to keep it in"
+            if self.cache_dir is not None:
+                problem = f"does not fit into data.cache_gb = {self.cache_gb:g} GB, and must be whole on a local disk"
+            raise DataError(problem, file=path)
+        return found
 
     @contextmanager
-    def open(self, path: str) -> Iterator[ByteFile]:
+    def open(self, path: str, whole: bool = True) -> Iterator[ByteFile]:
         """Open a path or URL for reading its bytes, uncompressed.
+
+        Args:
+            path: Compressed if its name ends in .gz, .bgz, .zst or .zstd.
+            whole: Whether so much will be read that a remote file is worth a copy in the cache.
 
         Raises:
             DataError: The file cannot be opened or read, or its compression is damaged, here or while reading in the block.
         """
         try:
-            with fsspec.open(path, "rb").open() if is_remote(path) else Path(path).open("rb") as raw:
-                file: Any = gzip.GzipFile(fileobj=raw) if is_compressed(path) else raw
-                yield file
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"the gzip data is truncated or damaged: {error}", file=path) from error
+            with self.open_stored(path, whole) as raw:
+                yield self._uncompressed(path, cast("ByteFile", raw))
+        except (DamagedError, zlib.error, zstandard.ZstdError) as error:
+            raise DataError(f"the compressed data is truncated or damaged: {error}", file=path) from error
+
+    @contextmanager
+    def open_stored(self, path: str, whole: bool = True) -> Iterator[IO[bytes]]:
+        """Open a path or URL for reading its bytes as they are stored; see `open`."""
+        try:
+            local = self._find_local(path) if whole else local_path(path)
+            remote = cast("IO[bytes]", RemoteFile(path, self._patience())) if local is None else None
+            with remote or Path(cast("str", local)).open("rb") as raw:
+                yield raw
         except OSError as error:
             raise DataError(f"cannot be read: {error}", file=path) from error
 
+    def _patience(self, factor: int = 1) -> Patience:
+        return Patience(self.retries, self.delay, self.timeout * factor)
 
-def is_compressed(path: str) -> bool:
-    """Tell by its name whether a file is inflated while it is read."""
-    return plain_name(path).endswith((".gz", ".bgz", ".zst", ".zstd"))
+    def _find_local(self, path: str) -> str | None:
+        """Return a local path to the stored bytes of `path`, None for a remote file that is not to be copied."""
+        if (local := local_path(path)) is not None or self.cache_dir is None:
+            return local
+        folder, limit = Path(self.cache_dir).expanduser(), self.cache_gb * 1e9
+        [file] = self.expand([path])
+        if (copy := find_copy(folder, file)) is not None:
+            return str(copy)
+        if file.size > limit:
+            return None
+        try:
+            with RemoteFile(path, self._patience()) as source:
+                return str(make_copy(folder, limit, file, cast("IO[bytes]", source)))
+        except OSError as error:
+            raise DataError(f"cannot be copied into data.cache_dir: {error}", file=path) from error
+
+    def _uncompressed(self, path: str, raw: ByteFile) -> ByteFile:
+        if not is_compressed(path):
+            return raw
+        if plain_name(path).endswith((".zst", ".zstd")):
+            return InflatedFile(raw, zstd_blocks)
+        head = raw.read(HEAD_BYTES)
+        raw.seek(0)
+        if block_size(head) is None:
+            return InflatedFile(raw, gzip_blocks)
+        return BgzfFile(raw, partial(_block_index, self, path, _version(raw)))
+
+
+def _version(raw: object) -> int:
+    return raw.size if isinstance(raw, RemoteFile) else os.fstat(cast("IO[bytes]", raw).fileno()).st_mtime_ns
+
+
+@lru_cache(maxsize=64)  # of 16 bytes per 64 KiB
+def _block_index(storage: Storage, path: str, version: int) -> BlockIndex:
+    """Return where the blocks of a bgzip file begin, which is found once per process and version of the file."""
+    gzi = None
+    try:
+        with storage.open_stored(path + ".gzi", whole=False) as file:
+            gzi = file.read()
+    except DataError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+    with storage.open_stored(path, whole=False) as raw:
+        return find_blocks(cast("ByteFile", raw), gzi)
 
 
 def fingerprint(files: Iterable[DataFile]) -> str:

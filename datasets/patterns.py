@@ -1,7 +1,7 @@
 """Names to files: globs, `{stdlib}`, `~` and fsspec URLs become a sorted list of files with their sizes and stamps."""
 
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -46,23 +46,20 @@ def plain_name(path: str) -> str:
     return (urlsplit(path).path if is_remote(path) else path).lower()
 
 
-def expand(patterns: Iterable[str], folder_glob: str | None = None) -> list[DataFile]:
-    """Return the files that `patterns` name, sorted by path, each once.
-
-    Args:
-        patterns: Paths, globs (`*`, `?`, `[...]`, `**`) or fsspec URLs; `{stdlib}` stands for the folder of Python's
-            standard library and a leading `~` for the home folder. What exists by that very name is no glob.
-        folder_glob: Which of its files a folder stands for; None: a folder is refused.
-
-    Raises:
-        DataError: A file is missing, is a folder, has no bytes or is compressed by means that are not undone; a glob
-            matches nothing; a URL's driver is missing or unknown.
-    """
-    found = {file.path: file for pattern in patterns for file in _match(pattern, folder_glob)}
-    return [found[path] for path in sorted(found)]
+def is_compressed(path: str) -> bool:
+    """Tell by its name whether a file is inflated while it is read."""
+    return plain_name(path).endswith((".gz", ".bgz", ".zst", ".zstd"))
 
 
-def _match(pattern: str, folder_glob: str | None) -> list[DataFile]:
+def local_path(path: str) -> str | None:
+    """Return the local path that a path or file:// URL means, None of other URLs."""
+    if not is_remote(path):
+        return path
+    return str(url_to_fs(path)[1]) if path.startswith(("file://", "local://")) else None
+
+
+def match(pattern: str, folder_glob: str | None) -> list[DataFile]:
+    """Return the files that one pattern names; see `files.Storage.expand`."""
     target = pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
     remote = is_remote(target)
     try:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
+from .bgzf import BgzfFile
 from .errors import DataError
 from .files import ByteFile, DataFile, Storage, is_compressed
 from .pieces import Piece, record_starts
@@ -68,11 +69,23 @@ def whole_piece(file: DataFile) -> list[Piece]:
 
 def split_records(storage: Storage, file: DataFile, boundary: bytes, target: int) -> list[Piece]:
     """Cut a file where `boundary` says that records begin, if it can be read from there."""
-    if file.size <= target or is_compressed(file.path):
+    if file.size <= target:
         return whole_piece(file)
-    with storage.open(file.path) as opened:
-        starts = record_starts(opened, file.size, boundary, target)
-    return [Piece(file.path, start, end, end - start) for start, end in pairwise([*starts, file.size])]
+    with storage.open(file.path, whole=False) as opened:
+        if isinstance(opened, BgzfFile):
+            size = opened.size
+        elif is_compressed(file.path):
+            return whole_piece(file)
+        else:
+            size = file.size
+        # Of a compressed file the size of a piece is its share, rounded so that all of them make up the file.
+        starts = record_starts(opened, size, boundary, max(1, target * size // file.size))
+    bounds = [*starts, size]
+    stored = [bound * file.size // max(1, size) for bound in bounds]
+    return [
+        Piece(file.path, start, end, below - above)
+        for (start, end), (above, below) in zip(pairwise(bounds), pairwise(stored), strict=True)
+    ]
 
 
 class Window:

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import struct
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
 from cistron.datasets import transport
 from cistron.datasets.loader import Batch, DataConfig, Loader, SourceConfig
 from cistron.datasets.shard_writer import ShardWriter
@@ -45,10 +50,38 @@ def write_fasta(path: Path, sequences: Iterable[str], width: int = 7, header: st
     return write_bytes(path, "".join(records).encode())
 
 
-def write_bytes(path: Path, data: bytes) -> str:
-    """Write `data`, gzipped if the name says so; return the path as text."""
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+def write_parquet(path: Path, documents: Iterable[str | None], field: str = "text", rows: int = 3) -> str:
+    """Write one row per document, `rows` of them in a row group."""
+    texts = list(documents)
+    table = pa.table({"id": list(range(len(texts))), field: pa.array(texts, pa.string())})
+    pq.write_table(table, path, row_group_size=rows)
     return str(path)
+
+
+def write_bytes(path: Path, data: bytes) -> str:
+    """Write `data`, compressed as the name says; return the path as text."""
+    path.write_bytes(compress(path.suffix, data))
+    return str(path)
+
+
+def compress(suffix: str, data: bytes, part: int = 200) -> bytes:
+    """Return `data` as .gz of two members, .zst of two frames, or .bgz in blocks of `part` bytes; or as it is."""
+    middle = len(data) // 3
+    if suffix == ".gz":
+        return gzip.compress(data[:middle]) + gzip.compress(data[middle:])
+    if suffix == ".zst":
+        return zstandard.compress(data[:middle]) + zstandard.compress(data[middle:])
+    if suffix == ".bgz":
+        return b"".join(bgzip_block(data[start : start + part]) for start in range(0, len(data), part)) + bgzip_block(b"")
+    return data
+
+
+def bgzip_block(data: bytes) -> bytes:
+    """Return a gzip member that states its size, after section 4.1 of the SAM specification."""
+    deflate = zlib.compressobj(wbits=-15)
+    body = deflate.compress(data) + deflate.flush()
+    head = struct.pack("<BBBBIBBHBBHH", 31, 139, 8, 4, 0, 0, 255, 6, 66, 67, 2, len(body) + 25)
+    return head + body + struct.pack("<II", zlib.crc32(data), len(data))
 
 
 def write_shard(path: Path, documents: Sequence[Sequence[int]], weighted: bool = False) -> None:

@@ -1,18 +1,24 @@
 """A reader yields every document once, from any address, in bounded memory; bad files are refused by place."""
 
 import itertools
+import os
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 from cistron.datasets.errors import DataError
 from cistron.datasets.fasta import FastaReader
 from cistron.datasets.files import Storage
 from cistron.datasets.jsonl import JsonlReader
+from cistron.datasets.parquet import STRINGS, ParquetReader
 from cistron.datasets.pieces import Piece
 from cistron.datasets.readers import Reader, Records, build_reader
 from cistron.datasets.text import TextReader
-from cistron.tests.datasets.corpus import write_bytes, write_fasta, write_jsonl
+from cistron.tests.datasets.corpus import bgzip_block, compress, write_bytes, write_fasta, write_jsonl, write_parquet
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -21,14 +27,20 @@ TINY: dict[str, Reader] = {
     "text": TextReader(STORAGE, group_bytes=16),
     "jsonl": JsonlReader(STORAGE, "text", group_bytes=16),
     "fasta": FastaReader(STORAGE, group_bytes=16),
+    "parquet": ParquetReader(STORAGE, "text", group_bytes=16),
 }
+SUFFIXES = ["", ".gz", ".zst", ".bgz"]
 FORMATS = pytest.mark.parametrize("format", ["text", "jsonl", "fasta"])
-COMPRESSION = pytest.mark.parametrize("suffix", ["", ".gz"])
+FILES = pytest.mark.parametrize(
+    ("format", "suffix"), [*itertools.product(["text", "jsonl", "fasta"], SUFFIXES), ("parquet", "")]
+)
 
 
 def _write(format: str, path: Path, documents: list[str]) -> str:
     if format == "text":
         return write_bytes(path, "".join(documents).encode())
+    if format == "parquet":
+        return write_parquet(path, documents)
     return write_jsonl(path, documents) if format == "jsonl" else write_fasta(path, documents, header="r{}")
 
 
@@ -72,8 +84,7 @@ def _parse_fasta(text: str) -> list[bytes]:
     return ["".join(lines).encode() for lines in documents]
 
 
-@COMPRESSION
-@FORMATS
+@FILES
 def test_documents_are_read_as_they_were_written(format: str, suffix: str, tmp_path: Path) -> None:
     documents = ["ACGT" * 30, "a", "Caché" * 9, "TTgg"]
     path = _write(format, tmp_path / f"file{suffix}", documents)
@@ -82,12 +93,11 @@ def test_documents_are_read_as_they_were_written(format: str, suffix: str, tmp_p
     assert _read(TINY[format], path) == [document.encode() for document in expected]
 
 
-@COMPRESSION
-@FORMATS
+@FILES
 def test_a_file_reopened_at_any_address_goes_on_identically(format: str, suffix: str, tmp_path: Path) -> None:
     path = _write(format, tmp_path / f"file{suffix}", ["ACGT" * 30, "a", "", "TTgg", "C" * 47, "G" * 48, "T" * 49])
     reader = TINY[format]
-    piece = Piece(path, 0, None if suffix else Path(path).stat().st_size, 1)
+    [piece] = reader.split(STORAGE.expand([path])[0], 2**30)
     stretches = _stretches(reader.groups(piece, 0, True))
     assert len(stretches) > 5
     for place, (_, offset, first, _) in enumerate(stretches):
@@ -113,11 +123,13 @@ def test_fasta_agrees_with_a_parser_by_lines(records: list[str], size: int, fina
         assert _stretches(reader.groups(piece, offset, first)) == stretches[place:]
 
 
-@pytest.mark.parametrize("format", ["jsonl", "fasta"])
+@pytest.mark.parametrize(
+    ("format", "suffix"), [("jsonl", ""), ("fasta", ""), ("jsonl", ".bgz"), ("fasta", ".bgz"), ("parquet", "")]
+)
 @pytest.mark.parametrize("target", [1, 50, 333, 10**6])
-def test_pieces_of_a_split_file_hold_each_document_once(format: str, target: int, tmp_path: Path) -> None:
+def test_pieces_of_a_split_file_hold_each_document_once(format: str, suffix: str, target: int, tmp_path: Path) -> None:
     documents = [letter * length for letter, length in zip(itertools.cycle("ACGT"), range(1, 90), strict=False)]
-    path = _write(format, tmp_path / "file", documents)
+    path = _write(format, tmp_path / f"file{suffix}", documents)
     reader = build_reader(format, "text", STORAGE)
     [file] = STORAGE.expand([path])
     parts = reader.split(file, target)
@@ -125,6 +137,10 @@ def test_pieces_of_a_split_file_hold_each_document_once(format: str, target: int
     assert all(before.end == after.start for before, after in itertools.pairwise(parts))
     assert sum(part.size for part in parts) == file.size
     assert _read(reader, path, target) == [document.encode() for document in documents]
+    for part in parts[:: len(parts) // 3 + 1]:
+        stretches = _stretches(reader.groups(part, part.start, True))
+        for place, (_, offset, first, _) in enumerate(stretches):
+            assert _stretches(reader.groups(part, offset, first)) == stretches[place:]
 
 
 def test_a_group_holds_at_most_1024_documents_and_a_mebibyte(tmp_path: Path) -> None:
@@ -189,13 +205,27 @@ def test_text_before_the_first_fasta_header_is_one_bad_record(tmp_path: Path) ->
         assert [group.bad_offset for group in reader.groups(piece, 1, True)] == [1, -1]
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES[1:])
 @FORMATS
-def test_truncated_or_foreign_gzip_is_refused(format: str, tmp_path: Path) -> None:
-    whole = Path(_write(format, tmp_path / "whole.gz", ["ACGT" * 500, "C"])).read_bytes()
-    for damage in (whole[:-9], b"plain text"):
-        (tmp_path / "bad.gz").write_bytes(damage)
-        with pytest.raises(DataError, match=r"bad\.gz: the gzip data is truncated or damaged"):
-            _read(build_reader(format, "text", STORAGE), str(tmp_path / "bad.gz"))
+def test_a_compressed_file_cut_anywhere_is_refused(format: str, suffix: str, tmp_path: Path) -> None:
+    path = Path(_write(format, tmp_path / f"x{suffix}", ["ACGT" * 100, "C" * 77]))
+    whole = path.read_bytes()
+    # Between two members of .gz, or frames of .zst, the cut leaves a file that is as good as any; bgzip marks the end.
+    whole_file = None if suffix == ".bgz" else whole.rindex(whole[:4])
+    reader = build_reader(format, "text", STORAGE)
+    for end in range(1, len(whole)):
+        if end != whole_file:
+            path.write_bytes(whole[:end])
+            with pytest.raises(DataError, match="the compressed data is truncated or damaged"):
+                _read(reader, str(path))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bgz"])
+def test_what_is_not_compressed_as_its_name_says_is_refused(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(b'{"text": "this is plain"}')
+    with pytest.raises(DataError, match="the compressed data is truncated or damaged"):
+        _read(build_reader("jsonl", "text", STORAGE), str(path))
 
 
 @FORMATS
@@ -219,3 +249,100 @@ def test_a_byte_of_a_document_is_located_in_its_file(tmp_path: Path) -> None:
             assert (record, raw[offset]) == ("r1", letter)
     text = write_bytes(tmp_path / "x.txt", b"hello")
     assert TINY["text"].locate(text, 3, 1) == (None, 4)
+
+
+def test_a_gz_of_bgzip_is_split_by_its_gzi_or_without_it(tmp_path: Path) -> None:
+    lines = b"".join(b'{"text": "%d"}\n' % number for number in range(200))
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(compress(".bgz", lines))
+    reader = build_reader("jsonl", "text", STORAGE)
+    [file] = STORAGE.expand([str(path)])
+    parts = reader.split(file, 100)
+    assert len(parts) > 5
+    sizes = [len(bgzip_block(lines[start : start + 200])) for start in range(0, len(lines), 200)]
+    places = list(zip(itertools.accumulate(sizes), range(200, len(lines), 200), strict=False))
+    gzi = Path(f"{path}.gzi")
+    gzi.write_bytes(struct.pack(f"<Q{2 * len(places)}Q", len(places), *itertools.chain(*places)))
+    os.utime(path)
+    assert reader.split(file, 100) == parts
+    assert _read(reader, str(path), 100) == [b"%d" % number for number in range(200)]
+
+    shifted = [(stored, offset + (number == 9)) for number, (stored, offset) in enumerate(places)]
+    for wrong in (
+        [(stored, offset + 1) for stored, offset in places],
+        [(stored + 1, offset) for stored, offset in places],
+        shifted,
+    ):
+        gzi.write_bytes(struct.pack(f"<Q{2 * len(places)}Q", len(places), *itertools.chain(*wrong)))
+        os.utime(path)
+        with pytest.raises(DataError, match="gzi"):
+            _read(reader, str(path), 100)
+    gzi.write_bytes(b"short")
+    os.utime(path)
+    with pytest.raises(DataError, match="gzi"):
+        reader.split(file, 100)
+
+
+def test_a_window_of_two_gibibytes_is_read_and_a_frame_cut_short_is_not_the_end(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    frame = compressor.compress(b"document") + compressor.flush()
+    path = tmp_path / "x.zst"
+    path.write_bytes(frame)
+    reader = build_reader("text", "text", STORAGE)
+    assert _read(reader, str(path)) == [b"document"]
+    path.write_bytes(frame[:-1])
+    with pytest.raises(DataError, match="ends within a zstd frame"):
+        _read(reader, str(path))
+
+
+@pytest.mark.parametrize("kind", [*STRINGS, pa.dictionary(pa.int32(), pa.string())])
+def test_a_parquet_column_of_any_kind_of_string_is_read(kind: pa.DataType, tmp_path: Path) -> None:
+    path = str(tmp_path / "x.parquet")
+    inner = pa.array(["a", "é", ""])
+    inner = inner.dictionary_encode() if pa.types.is_dictionary(kind) else inner.cast(kind)
+    pq.write_table(pa.table({"text": inner, "meta": pa.StructArray.from_arrays([inner], ["body"])}), path)
+    for column in ("text", "meta.body"):
+        assert _read(build_reader("parquet", column, STORAGE), path) == [b"a", "é".encode(), b""]
+
+
+def test_a_null_is_a_bad_record_and_is_passed_over(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", ["a", None, "b", None, "c"])
+    groups = list(build_reader("parquet", "text", STORAGE).groups(Piece(path, 0, 5, 1), 0, True))
+    assert [group.documents for group in groups] == [[b"a"], [b"b"], [], [b"c"]]
+    errors = [group.error for group in groups if group.error is not None]
+    assert [(error.record, error.offset) for error in errors] == [(1, None), (3, None)]
+    assert [group.bad_offset for group in groups] == [1, -1, 3, -1]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("absent", "there is no column 'absent'; its columns are: 'text', 'ids', 'number'"),
+        ("text.body", "there is no column 'text.body'"),
+        ("number", "must hold strings, and holds int64"),
+        ("ids", r"holds list<.*>; make token shards of lists of ids by `cistron prepare --import parquet`"),
+    ],
+)
+def test_a_parquet_without_the_column_is_refused(column: str, message: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "x.parquet")
+    pq.write_table(pa.table({"text": ["a"] * 9, "ids": [[1, 2]] * 9, "number": [1] * 9}), path)
+    reader = build_reader("parquet", column, STORAGE)
+    with pytest.raises(DataError, match=message):
+        list(reader.groups(Piece(path, 0, None, 1), 0, True))
+    with pytest.raises(DataError, match=message):
+        reader.split(STORAGE.expand([path])[0], 1)
+
+
+def test_a_line_beyond_memory_is_refused(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "x.jsonl", b'{"text": "a"}\n{"text": "' + b"b" * 1000 + b'"}\n')
+    with pytest.raises(DataError, match="a line has more than 500 bytes") as caught:
+        _read(JsonlReader(STORAGE, "text", group_bytes=16, max_line_bytes=500), path)
+    assert caught.value.offset == 14
+
+
+def test_a_header_that_does_not_end_is_refused(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "x.fasta", b">a\nACGT\n>" + b"b" * 100)
+    with pytest.raises(DataError, match="a header line has more than 16 bytes") as caught:
+        _read(TINY["fasta"], path)
+    assert caught.value.offset == 8

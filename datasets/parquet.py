@@ -1,0 +1,139 @@
+"""parquet: a row is a record, its document in one column of strings; addresses are row numbers of the file.
+
+Row groups are decoded one at a time and page by page, of the needed column only. To go on within a row group its rows
+before are decoded again and dropped.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .errors import DataError
+from .files import DataFile, Storage
+from .pieces import Piece
+from .records import GROUP_BYTES, GROUP_DOCUMENTS, Records, whole_piece
+
+READ_BYTES = 2**20
+STRINGS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
+
+
+@dataclass(frozen=True)
+class ParquetReader:
+    """Documents in rows.
+
+    Attributes:
+        storage: Opens files.
+        column: That holds the document; `a.b` is field b of column a.
+        group_bytes: Bytes of documents that become a group.
+    """
+
+    storage: Storage
+    column: str
+    group_bytes: int = GROUP_BYTES
+
+    def split(self, file: DataFile, target: int) -> list[Piece]:
+        """See `Reader`; pieces are row groups, several if they are small."""
+        if file.size <= target:
+            return [piece._replace(end=None) for piece in whole_piece(file)]
+        with self._open(file.path, whole=False) as (parquet, _):
+            groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+        rows = list(accumulate((group.num_rows for group in groups), initial=0))
+        stored = list(accumulate((group.total_byte_size for group in groups), initial=0))
+        places = [place * file.size // max(1, stored[-1]) for place in stored]
+        cuts = [0]
+        for number in range(1, len(groups)):
+            if places[number] - places[cuts[-1]] >= target:
+                cuts.append(number)
+        cuts.append(len(groups))
+        pieces = [Piece(file.path, rows[start], rows[end], places[end] - places[start]) for start, end in pairwise(cuts)]
+        return [piece for piece in pieces if piece.end != piece.start]
+
+    def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
+        """See `Reader`."""
+        with self._open(piece.path, whole=True) as (parquet, names):
+            row = 0
+            for number in range(parquet.num_row_groups):
+                begin, row = row, row + parquet.metadata.row_group(number).num_rows
+                if row > offset and (piece.end is None or begin < piece.end):
+                    yield from self._row_group(parquet, number, names, begin, offset, piece.path)
+            if row < (piece.end or 0):
+                raise DataError(f"has {row} rows, and had {piece.end} when it was found", file=piece.path)
+
+    def _row_group(
+        self, parquet: pq.ParquetFile, number: int, names: list[str], row: int, offset: int, path: str
+    ) -> Iterator[Records]:
+        """Yield the documents of a row group that begins at `row`, from `offset` on."""
+        metadata = parquet.metadata.row_group(number)
+        end = row + metadata.num_rows
+        columns = (metadata.column(place) for place in range(metadata.num_columns))
+        size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == ".".join(names))
+        rows = max(1, min(GROUP_DOCUMENTS, self.group_bytes * metadata.num_rows // max(1, size)))
+        batches = parquet.iter_batches(rows, row_groups=[number], columns=[".".join(names)], use_threads=False)
+        for batch in batches:
+            if row + batch.num_rows > offset:
+                skipped = max(0, offset - row)
+                values = batch.column(0)[skipped:]
+                for name in names[1:]:
+                    values = pc.struct_field(values, name)
+                if pa.types.is_dictionary(values.type):
+                    values = values.dictionary_decode()
+                yield from self._records(values.cast(pa.large_binary()).to_pylist(), row + skipped, path)
+            row += batch.num_rows
+        if row != end:
+            raise DataError(f"row group {number} ends at row {row} of {end}: the file is damaged", file=path)
+
+    def _records(self, values: list[bytes | None], row: int, path: str) -> Iterator[Records]:
+        documents: list[bytes] = []
+        size = 0
+        for value in values:
+            before = range(row - len(documents), row)
+            if value is None:
+                error = DataError(f"column {self.column!r} is null", file=path, record=row)
+                yield Records(documents, [*before], error=error, bad_offset=row)
+                documents, size = [], 0
+            elif documents and size + len(value) > self.group_bytes:
+                yield Records(documents, [*before])
+                documents, size = [value], len(value)
+            else:
+                documents.append(value)
+                size += len(value)
+            row += 1
+        if documents:
+            yield Records(documents, [*range(row - len(documents), row)])
+
+    @contextmanager
+    def _open(self, path: str, whole: bool) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
+        """Open a file and find the names that lead to the column."""
+        try:
+            with self.storage.open_stored(path, whole) as raw:
+                parquet = pq.ParquetFile(raw, buffer_size=READ_BYTES, page_checksum_verification=True)
+                yield parquet, self._find_column(parquet.schema_arrow, path)
+        except DataError:
+            raise
+        except (pa.ArrowException, ValueError, LookupError, MemoryError, OverflowError) as error:
+            raise DataError(f"the parquet data is truncated or damaged: {error}", file=path) from error
+
+    def _find_column(self, schema: pa.Schema, path: str) -> list[str]:
+        names = [self.column] if self.column in schema.names else self.column.split(".")
+        found: pa.DataType = pa.struct(schema)
+        for name in names:
+            if not pa.types.is_struct(found) or found.get_field_index(name) < 0:
+                columns = ", ".join(map(repr, schema.names[:8])) or "none"
+                raise DataError(f"there is no column {self.column!r}; its columns are: {columns}", file=path)
+            found = found.field(name).type
+        content = found.value_type if pa.types.is_dictionary(found) else found
+        if content in STRINGS:
+            return names
+        problem = f"column {self.column!r} must hold strings, and holds {found}"
+        if pa.types.is_list(found) or pa.types.is_large_list(found):
+            problem += "; make token shards of lists of ids by `cistron prepare --import parquet`"
+        raise DataError(problem, file=path)
+
+    def locate(self, path: str, offset: int, index: int) -> tuple[int, None]:
+        """The address is the record, counted from 0; a byte of a compressed page has no place in the file."""
+        return offset, None
