@@ -6,6 +6,7 @@ amounts of room are open is one Python integer, a bit per amount, so the tightes
 """
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +89,7 @@ def best_fit(lengths: Sequence[int], seq_len: int) -> list[list[Part]]:
     A longer segment becomes full rows and a remainder. Segments keep their order within a row.
     """
     rows, items = _whole_rows(lengths, seq_len)
-    items.sort(key=lambda part: -part[2])
+    items.sort(key=itemgetter(2), reverse=True)
     room = 0  # bit n: some row has exactly n tokens of room left
     rows_with_room: dict[int, list[list[Part]]] = {}
     for part in items:
@@ -164,6 +165,7 @@ class Packer:
         self.pad_id = pad_id
         self.policy = policy
         self._padding = np.full(seq_len, pad_id)
+        self._ramp = np.arange(0, dtype=np.int32)
 
     def plan(self, block: Block) -> list[list[Part]]:
         """Return the rows of a block, in order of the plan."""
@@ -187,21 +189,24 @@ class Packer:
 
     def rows(self, block: Block, plan: Sequence[Sequence[Part]]) -> Iterator[PackedRow]:
         """Yield the rows of `plan`, views of the block's arrays."""
+        arrays, stated = block.arrays, block.weights
         array, starts, lengths, goes_on = (field.tolist() for field in block[2:])
         for parts in plan:
-            places = [(array[segment], starts[segment] + start, length) for segment, start, length in parts]
-            views = [block.arrays[number][start : start + length] for number, start, length in places]
-            segment, start, length = parts[-1]
-            number, end = array[segment], starts[segment] + start + length
-            unfinished = goes_on[segment] or start + length < lengths[segment]
+            views = [arrays[array[at]][(begin := starts[at] + start) : begin + length] for at, start, length in parts]
+            last, start, length = parts[-1]
+            unfinished = goes_on[last] or start + length < lengths[last]
             assert unfinished or views[-1][-1] == self.eos_id, "a segment that does not go on ends with eos"
             weights = None
-            if block.weights is not None:
-                stretches = [block.weights[number][start : start + length] for number, start, length in places]
-                if unfinished:
-                    stretches.append(block.weights[number][end : end + 1])
+            if stated is not None:
+                stretches = [stated[array[at]][(begin := starts[at] + start) : begin + length] for at, start, length in parts]
                 weights = np.concatenate(stretches)
-            yield PackedRow(views, int(block.arrays[number][end]) if unfinished else None, weights)
+            following = None
+            if unfinished:
+                end = starts[last] + start + length
+                following = int(arrays[array[last]][end])
+                if stated is not None and weights is not None:
+                    weights = np.append(weights, stated[array[last]][end])
+            yield PackedRow(views, following, weights)
 
     def expand(self, rows: Sequence[PackedRow]) -> Planes:
         """Lay rows out as a batch, `seq_len` wide; under `padded` as wide as the longest needs.
@@ -227,8 +232,9 @@ class Packer:
         ends = np.cumsum(lengths)
         number = np.array(numbers, dtype=np.int32)
         sequence_ids = np.repeat(number, lengths)
-        positions = np.arange(count * width, dtype=np.int32)
-        positions -= np.repeat((ends - lengths).astype(np.int32), lengths)
+        if len(self._ramp) < len(tokens):
+            self._ramp = np.arange(len(tokens), dtype=np.int32)
+        positions = self._ramp[: len(tokens)] - np.repeat((ends - lengths).astype(np.int32), lengths)
         labels = np.empty_like(tokens)
         labels[:-1] = tokens[1:]
         labels[ends - 1] = IGNORE
