@@ -146,7 +146,7 @@ def _block_index(storage: Storage, path: str, version: int) -> BlockIndex:
         with storage.open_stored(path + ".gzi", whole=False) as file:
             gzi = file.read()
     except DataError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
+        if not isinstance(error.__cause__, (FileNotFoundError, PermissionError)):  # S3 may say the latter of what is absent
             raise
     with storage.open_stored(path, whole=False) as raw:
         return find_blocks(cast("ByteFile", raw), gzi)

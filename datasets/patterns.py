@@ -71,11 +71,13 @@ def match(pattern: str, folder_glob: str | None) -> list[DataFile]:
         raise DataError(f"{error}; {known}", file=target) from None
 
     # A question mark in https://... opens a query.
-    wild = "*[" if target.startswith(("http://", "https://")) else "*?["
-    if not any(character in root for character in wild) or filesystem.exists(root):
+    path, wild = (root.partition("?")[0], "*[") if root.startswith(("http://", "https://")) else (root, "*?[")
+    if not any(character in path for character in wild) or filesystem.exists(root):
         try:
             info = filesystem.info(root)
         except FileNotFoundError:
+            if remote:  # maybe only for now
+                raise
             raise DataError("there is no such file", file=target) from None
         if info["type"] != "directory":
             file = _file(filesystem, info, remote)

@@ -49,10 +49,10 @@ class Patience:
                 if _is_absent(error):
                     raise DataError("there is no such file", file=path) from error
                 if isinstance(error, (PermissionError, IsADirectoryError)):
-                    raise DataError(f"cannot be read: {error!r}", file=path) from error
+                    raise DataError(f"cannot be read: {_said(error)}", file=path) from error
                 if tried == self.retries:
-                    reason = error.__cause__ or error
-                    raise DataError(f"cannot be read, after {tried + 1} tries: {reason!r}", file=path) from error
+                    reason = _said(error.__cause__ or error)
+                    raise DataError(f"cannot be read, after {tried + 1} tries: {reason}", file=path) from error
                 time.sleep(self.delay * 2**tried * random.uniform(0.5, 1.0))  # not all ranks at once
         raise AssertionError("unreachable")
 
@@ -61,6 +61,10 @@ def _is_absent(error: Exception) -> bool:
     """Tell a file that is not there from a server that is not: fsspec's http says FileNotFoundError of both."""
     cause = error.__cause__
     return isinstance(error, FileNotFoundError) and (cause is None or getattr(cause, "status", None) in (404, 410))
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _within(seconds: float, access: Callable[[], T]) -> T:
