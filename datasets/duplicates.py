@@ -12,7 +12,7 @@ import numpy as np
 
 from .shard_writer import sync, temporary
 
-DIGEST = np.dtype("V16")  # of one document, as a hash file holds them, one after another
+DIGEST_BYTES = 16  # of one document, as a hash file holds them, one after another
 _PLACED = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<u8")])
 _CHUNK = 2**20
 _PARTITIONS = 256
@@ -26,7 +26,7 @@ def mark_duplicates(hashes: Sequence[Path], marks: Path, scratch: Path) -> None:
         marks: The file to write, atomically.
         scratch: A folder that is made and, at the end, empty again.
     """
-    total = sum(path.stat().st_size for path in hashes) // DIGEST.itemsize
+    total = sum(path.stat().st_size for path in hashes) // DIGEST_BYTES
     scratch.mkdir(parents=True, exist_ok=True)
     partitions = [scratch / f"{number:03}" for number in range(_PARTITIONS)]
     _deal(hashes, partitions)
@@ -52,7 +52,7 @@ def _deal(hashes: Sequence[Path], partitions: Sequence[Path]) -> None:
         place = 0
         for path in hashes:
             with path.open("rb") as file:
-                while data := file.read(_CHUNK * DIGEST.itemsize):
+                while data := file.read(_CHUNK * DIGEST_BYTES):
                     words = np.frombuffer(data, dtype=">u8").reshape(-1, 2)
                     placed = np.empty(len(words), dtype=_PLACED)
                     placed["high"], placed["low"] = words[:, 0], words[:, 1]

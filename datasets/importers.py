@@ -7,7 +7,7 @@ without; nothing else is ever changed. Documents of nothing but an eos are left 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -76,17 +76,14 @@ class TokenCorpus:
         reader: Of their format.
         tokenizer: Whose ids they are said to hold.
         append_eos: Documents may lack their eos.
+        hasher: None, documents are taken as they are.
     """
 
     files: Sequence[DataFile]
     reader: TokenReader
     tokenizer: Tokenizer
     append_eos: bool
-
-    @property
-    def deduplicate(self) -> bool:
-        """Documents are taken as they are."""
-        return False
+    hasher: ClassVar[None] = None
 
     def settings(self) -> dict[str, Any]:
         """See `prepare.Corpus`."""
@@ -95,10 +92,6 @@ class TokenCorpus:
     def split(self, target: int) -> list[Piece]:
         """See `prepare.Corpus`."""
         return [piece for file in self.files for piece in self.reader.split(file, target)]
-
-    def hash(self, task: Task, path: Path, emit: Emit) -> None:
-        """Never asked for."""
-        raise NotImplementedError
 
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> Result:
         """See `prepare.Corpus`."""

@@ -16,16 +16,16 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from pydantic import ValidationError
 
-from .duplicates import DIGEST, mark_duplicates
+from .duplicates import DIGEST_BYTES, mark_duplicates
 from .errors import DataConfigError
 from .files import DataFile, changes
 from .pieces import Piece
@@ -100,7 +100,8 @@ class Corpus(Protocol):
     Attributes:
         files: In order.
         tokenizer: Whose ids are written.
-        deduplicate: Whether exact duplicates are left out.
+        hasher: Writes 16 bytes for each document of a task into a file, equal ones for equal documents; None where
+            duplicates stay.
     """
 
     @property
@@ -110,7 +111,7 @@ class Corpus(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
     @property
-    def deduplicate(self) -> bool: ...
+    def hasher(self) -> Callable[[Task, Path, Emit], None] | None: ...
 
     def settings(self) -> dict[str, Any]:
         """Return what beside files and tokenizer decides the bytes of the shards, as JSON."""
@@ -118,10 +119,6 @@ class Corpus(Protocol):
 
     def split(self, target: int) -> list[Piece]:
         """Cut the files into pieces of about `target` bytes."""
-        ...
-
-    def hash(self, task: Task, path: Path, emit: Emit) -> None:
-        """Write 16 bytes per document to `path`, equal for equal documents."""
         ...
 
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> Result:
@@ -159,9 +156,10 @@ def prepare(corpus: Corpus, folder: Path, *, shard_bytes: int, processes: int, m
         results = {task.number: found for task in tasks if (found := _finished(folder, task)) is not None}
         missing = [task for task in tasks if task.number not in results]
         marks = None
-        if corpus.deduplicate and missing:
+        if corpus.hasher is not None and missing:
             marks = plan / "duplicates"
-            missing = _mark(corpus, plan, tasks, marks, processes, monitor, set(results))
+            before = _mark(partial(_hash, corpus.hasher, plan / "hashes"), plan, tasks, marks, processes, monitor)
+            missing = [task._replace(documents_before=before[task.number]) for task in missing]
         monitor.begin("shards", _stored(missing))
         convert = partial(_convert, corpus, folder, marks)
         pool: Pool[Task, Result] = Pool(convert, str, processes, monitor)
@@ -251,27 +249,30 @@ def _convert(corpus: Corpus, folder: Path, marks: Path | None, task: Task, emit:
 
 
 def _mark(
-    corpus: Corpus, plan: Path, tasks: list[Task], marks: Path, processes: int, monitor: Monitor, finished: set[int]
-) -> list[Task]:
-    """Mark the duplicates of the whole corpus; return the unfinished tasks, each knowing how many documents come before."""
+    hash: Callable[[Task, Emit], None], plan: Path, tasks: list[Task], marks: Path, processes: int, monitor: Monitor
+) -> list[int]:
+    """Mark the duplicates of the whole corpus; return how many documents come before each task."""
     hashes = plan / "hashes"
     hashes.mkdir(exist_ok=True)
     for leftover in hashes.glob(f"*{TEMPORARY}"):
         leftover.unlink()
-    paths = [hashes / f"{task.number:06}" for task in tasks]
+    paths = [_hashes_path(hashes, task) for task in tasks]
     missing = [task for task, path in zip(tasks, paths, strict=True) if not path.exists()]
     monitor.begin("duplicates", _stored(missing))
-    for _ in Pool(partial(_hash, corpus, hashes), str, processes, monitor).run(missing):
+    pool: Pool[Task, None] = Pool(hash, str, processes, monitor)
+    for _ in pool.run(missing):
         pass
     if not marks.exists():
         mark_duplicates(paths, marks, plan / "partitions")
-    counts = [path.stat().st_size // DIGEST.itemsize for path in paths]
-    before = np.cumsum([0, *counts]).tolist()
-    return [task._replace(documents_before=before[task.number]) for task in tasks if task.number not in finished]
+    return list(accumulate((path.stat().st_size // DIGEST_BYTES for path in paths), initial=0))
 
 
-def _hash(corpus: Corpus, hashes: Path, task: Task, emit: Emit) -> None:
-    corpus.hash(task, hashes / f"{task.number:06}", emit)
+def _hash(hasher: Callable[[Task, Path, Emit], None], hashes: Path, task: Task, emit: Emit) -> None:
+    hasher(task, _hashes_path(hashes, task), emit)
+
+
+def _hashes_path(hashes: Path, task: Task) -> Path:
+    return hashes / f"{task.number:06}"
 
 
 def _stored(tasks: Sequence[Task]) -> int:

@@ -5,7 +5,7 @@ long document streams into the training shard and is taken out again where its e
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -86,6 +86,11 @@ class RawCorpus:
         heads = [self.reader.split(file, sys.maxsize)[0] for file in files[:: max(len(files) // 4, 1)][:4]]
         groups = (next(self.reader.groups(head, head.start, True), None) for head in heads)
         return [document for group in groups if group is not None for document in group.documents]
+
+    @property
+    def hasher(self) -> Callable[[Task, Path, Emit], None] | None:
+        """See `prepare.Corpus`."""
+        return self.hash if self.deduplicate else None
 
     def hash(self, task: Task, path: Path, emit: Emit) -> None:
         """Write the xxh3_128 of every document."""

@@ -75,6 +75,9 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--eos-token", help="the token that ends a document (default: as tokenizer_config.json says)")
     what.add_argument("--pad-token", help="the padding token (default: as tokenizer_config.json says)")
 
+    what.add_argument("--cache-dir", help="folder for copies of remote files; --import needs it for them")
+    what.add_argument("--cache-gb", type=float, default=50.0, help="10^9 bytes that they may take together (default: 50)")
+
     how = parser.add_argument_group("what to write")
     how.add_argument("--output", type=Path, metavar="DIR", help="folder for train/, validation/ and plan/")
     how.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one per core")
@@ -142,15 +145,16 @@ def works_of(options: argparse.Namespace) -> list[Work]:
         raise ConfigError("no files are named; give paths or globs, or a job's TOML by --config")
     kind, path = ("byte", None) if options.tokenizer == "byte" else ("hf", options.tokenizer)
     tokenizer = build_tokenizer(kind, path, options.eos_token, options.pad_token)
+    storage = Storage(cache_dir=options.cache_dir, cache_gb=options.cache_gb)
     if options.kind:
-        return [Work(options.output.name, token_corpus(options, tokenizer), options.output)]
-    corpus = raw_corpus(options, tokenizer, Storage(), options.format, options.field, options.paths)
+        return [Work(options.output.name, token_corpus(options, tokenizer, storage), options.output)]
+    corpus = raw_corpus(options, tokenizer, storage, options.format, options.field, options.paths)
     return [Work(options.output.name, corpus, options.output)]
 
 
 def config_works(options: argparse.Namespace) -> list[Work]:
     """The sources of a job's TOML, each with a folder of its own."""
-    for name in ("paths", "format", "tokenizer", "eos_token", "pad_token", "kind"):
+    for name in ("paths", "format", "tokenizer", "eos_token", "pad_token", "cache_dir", "kind"):
         if getattr(options, name):
             flag = {"paths": "PATHS", "kind": "--import"}.get(name, f"--{name.replace('_', '-')}")
             raise ConfigError(f"{flag} and --config exclude each other: the TOML says what to read")
@@ -200,7 +204,7 @@ def raw_corpus(
     return corpus
 
 
-def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer) -> Corpus:
+def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: Storage) -> Corpus:
     """Token files, as `--import` says."""
     for name in ("validation_share", "deduplicate", "on_bad_record", "format"):
         if getattr(options, name):
@@ -209,7 +213,6 @@ def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer) -> Corpus:
     for name, kind in own.items():
         if getattr(options, name) is not None and options.kind != kind:
             raise ConfigError(f"--{name.replace('_', '-')} is for --import {kind}, and not for {options.kind}")
-    storage = Storage()
     paths, eos_id = options.paths, tokenizer.eos_id
     reader: TokenReader
     if options.kind == "megatron":
