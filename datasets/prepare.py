@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import ValidationError
 
 from .duplicates import DIGEST_BYTES, mark_duplicates
-from .errors import DataConfigError
+from .errors import DataConfigError, DataError
 from .files import DataFile, changes
 from .pieces import Piece
 from .shard_writer import TEMPORARY, sync, write_atomically
@@ -143,12 +143,11 @@ def prepare(corpus: Corpus, folder: Path, *, shard_bytes: int, processes: int, m
 
     Raises:
         DataConfigError: The folder belongs to another plan, or to somebody else.
-        DataError: A file cannot be read, or a record is bad.
+        DataError: A file cannot be read, a record is bad, or the folder cannot be written.
         WorkerError: A worker process died.
     """
     plan = folder / "plan"
-    plan.mkdir(parents=True, exist_ok=True)
-    with _locked(plan):
+    with _writing(folder), _locked(plan):
         _hold_plan(plan / "plan.json", _plan(corpus, shard_bytes))
         for leftover in folder.glob(f"*/*{TEMPORARY}"):
             leftover.unlink()
@@ -243,8 +242,9 @@ def _result_path(folder: Path, task: Task) -> Path:
 
 
 def _convert(corpus: Corpus, folder: Path, marks: Path | None, task: Task, emit: Emit) -> Result:
-    result = corpus.convert(task, folder, marks, emit)
-    write_atomically(_result_path(folder, task), result.model_dump_json(indent=1).encode() + b"\n")
+    with _writing(folder):
+        result = corpus.convert(task, folder, marks, emit)
+        write_atomically(_result_path(folder, task), result.model_dump_json(indent=1).encode() + b"\n")
     return result
 
 
@@ -268,7 +268,8 @@ def _mark(
 
 
 def _hash(hasher: Callable[[Task, Path, Emit], None], hashes: Path, task: Task, emit: Emit) -> None:
-    hasher(task, _hashes_path(hashes, task), emit)
+    with _writing(hashes):
+        hasher(task, _hashes_path(hashes, task), emit)
 
 
 def _hashes_path(hashes: Path, task: Task) -> Path:
@@ -280,8 +281,18 @@ def _stored(tasks: Sequence[Task]) -> int:
 
 
 @contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Name the folder that cannot be written; where reading fails, the reader has named the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot be written: {error}", file=str(folder)) from error
+
+
+@contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold a folder against other preparations on this machine, as long as the process lives at most."""
+    folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

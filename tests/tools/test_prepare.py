@@ -1,5 +1,6 @@
 """`cistron prepare` from the command line: the same bytes however it is run, whatever ends it, and clear refusals."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -85,12 +86,14 @@ def test_killed_at_any_moment_and_run_again_it_writes_the_same_bytes(corpus: Pat
     draw = random.Random(1)
     output = tmp_path / "words"
     command = [sys.executable, "-m", "cistron.tools.prepare", *arguments(corpus, output, "--processes", "2")]
+    results = 0
     for _ in range(3):
         process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not (output / "plan" / "plan.json").exists() and time.monotonic() < deadline:
+        # The plan is the first file in this folder, a file for each finished task the others.
+        wanted = results + draw.randint(1, 2)
+        while (results := len(list(output.glob("plan/*.json")))) < wanted and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(draw.uniform(0.0, 1.5))
+        time.sleep(draw.uniform(0.0, 0.3))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     prepare.main(arguments(corpus, output))
@@ -139,6 +142,25 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "out" / "train").mkdir(parents=True)
     (tmp_path / "out" / "train" / "000000.ids").write_bytes(b"x")
     assert "000000.ids is there already" in refused(capsys, *arguments(tmp_path, tmp_path / "out"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ["one"])
+    (tmp_path / "file").write_text("in the way")
+    assert "file/out: cannot be written" in refused(capsys, *arguments(tmp_path, tmp_path / "file" / "out"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "validation").write_text("in the way")
+    assert f"{tmp_path / 'out'}: cannot be written" in refused(capsys, *arguments(tmp_path, tmp_path / "out"))
+
+
+def test_two_preparations_of_one_folder_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ["one"])
+    (tmp_path / "out" / "plan").mkdir(parents=True)
+    other = os.open(tmp_path / "out" / "plan", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert "another `cistron prepare` is writing to" in refused(capsys, *arguments(tmp_path, tmp_path / "out"))
+    os.close(other)
+    prepare.main(arguments(tmp_path, tmp_path / "out"))
 
 
 def test_verify_says_that_all_is_well_or_what_is_not(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
