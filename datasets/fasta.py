@@ -83,10 +83,10 @@ class FastaReader:
         with self.storage.open(path) as file:
             header = _header_before(file, offset)
             file.seek(header)
-            line = file.read(GROUP_BYTES).partition(b"\n")[0]
+            line, line_end, _ = file.read(GROUP_BYTES).partition(b"\n")
             name = (line[1:].decode("utf-8", errors="replace").split() or [""])[0]
             if header == offset:
-                offset += len(line) + 1
+                offset += len(line + line_end)
             file.seek(offset)
             while data := file.read(GROUP_BYTES):
                 residues = [place for place, byte in enumerate(data) if byte not in b"\r\n"]
