@@ -71,6 +71,11 @@ def find_blocks(raw: ByteFile, gzi: bytes | None) -> BlockIndex:
         offsets.append(offsets[-1] + held)
     if held != 0:
         raise DamagedError(END_MISSING)
+    # No one will read an empty block, so that one that is none, but ends in four zeros, would be lost in silence.
+    for at in (at for at, begin, end in zip(stored, offsets, offsets[1:], strict=False) if begin == end):
+        raw.seek(at)
+        if next(bgzf_blocks(raw)):
+            raise DamagedError(f"the bgzip block at byte {at} holds something, and states that it is empty")
     return BlockIndex(np.array(stored[:-1], dtype=np.int64), np.array(offsets, dtype=np.int64))
 
 
@@ -117,9 +122,10 @@ def bgzf_blocks(raw: ByteFile) -> Iterator[bytes]:
         size = block_size(head)
         if size is None:
             raise DamagedError("the file ends within a bgzip block, or something else follows one")
+        stored = head + raw.read(size - len(head))
         member = zlib.decompressobj(wbits=31)
-        block = member.decompress(head + raw.read(size - len(head)))
-        if not member.eof or member.unused_data:
+        block = member.decompress(stored)
+        if len(stored) < size or not member.eof or member.unused_data:
             raise DamagedError("the file ends within a bgzip block, or a block states a wrong size")
         yield block
     if block:

@@ -112,7 +112,8 @@ def _bgzip(data: bytes) -> bytes | None:
             return None
         end = at + 1 + int.from_bytes(data[at + 16 : at + 18], "little")
         part = _gzip(data[at:end]) if end <= len(data) else None
-        if part is None:
+        # one member in a block: cut anywhere, it is none
+        if part is None or _gzip(data[at : end - 1]) is not None or len(part) != int.from_bytes(data[end - 4 : end], "little"):
             return None
         parts.append(part)
         at = end
@@ -211,8 +212,9 @@ def test_a_mangled_file_gives_what_another_parser_finds_or_a_data_error(
         pieces = reader.split(STORAGE.expand([str(path)])[0], target)
         parts = [_flat(reader.groups(piece, piece.start, True)) for piece in pieces]
     except DataError as error:
-        assert None in expected or "a header line has more than" in str(error)
-        return
+        if None in expected or "a header line has more than" in error.problem:
+            return
+        raise
     finally:
         path.rename(tmp_path / f"read{suffix}")
     assert _join([stretch for part in parts for stretch in part]) in expected
