@@ -53,7 +53,9 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     feed.loader.close()
     console.rule("eos contract")
     console.print(table(feed.statements), markup=False)
-    if feed.first is not None:
+    if feed.first is None:
+        console.print(f"no rows are looked at: the data ends within the first {rows} (data.sources.max_epochs)")
+    else:
         console.print(f"the first {rows} rows agree: the packer's documents are those that eos {mask.eos_id} implies")
     console.rule("model and memory")
     report_model(console, config, decoder, layout)

@@ -220,6 +220,20 @@ def test_records_that_are_skipped_are_logged_and_counted_at_saves(
     assert f"{file}, record 11" in caplog.text
 
 
+def test_a_flipped_byte_in_a_shard_is_refused_by_file_where_verification_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_mixture(tmp_path, steps=1)
+    ids = tmp_path / "shards" / "part-1.ids"
+    data = bytearray(ids.read_bytes())
+    data[3] = ord("C") if data[3] == ord("A") else ord("A")
+    ids.write_bytes(data)
+    message = refusal(capsys, config, "--data.verify", "true")
+    assert str(ids) in message
+    assert "checksum" in message
+    train_here(config)  # only a pass over every token can tell
+
+
 def test_the_padded_layout_trains_on_one_document_a_row_also_under_tensor_parallelism(tmp_path: Path) -> None:
     config = write_mixture(tmp_path, steps=6)
     padded = ("--data.layout", "padded", "--training.seq_len", "256")
