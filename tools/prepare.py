@@ -243,6 +243,7 @@ def summary(outcome: Outcome) -> str:
     if result.text_bytes:
         lines[0] += f", {result.text_bytes / result.tokens:.3f} bytes a token"
     counts = {
+        "files without a byte": sum(file.size == 0 for file in outcome.work.corpus.files),
         "documents without tokens dropped": result.dropped,
         "duplicates left out": result.duplicates,
         "bad records skipped": result.skipped,

@@ -247,5 +247,6 @@ def test_a_bad_record_ends_it_with_file_and_record(tmp_path: Path, capsys: pytes
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": 7}\n')
     common: list[Any] = arguments(tmp_path, tmp_path / "out")
     assert "a.jsonl, record 2, byte 14: field 'text' must be a string" in refused(capsys, *common)
+    (tmp_path / "empty.jsonl").touch()
     prepare.main(arguments(tmp_path, tmp_path / "skipping", "--on-bad-record", "skip"))
-    assert "1 bad records skipped" in capsys.readouterr().out
+    assert "1 files without a byte; 1 bad records skipped" in capsys.readouterr().out
