@@ -142,6 +142,12 @@ class Loader:
         names = [source.name for source in config.sources]
         if not names or len(set(names)) < len(names):
             raise DataConfigError(f"data.sources: name at least one source, each by its own name; found {names}")
+        for key, value, known in (
+            ("layout", config.layout, ("packed", "padded")),
+            ("on_bad_record", config.on_bad_record, ("error", "skip")),
+        ):
+            if value not in known:
+                raise DataConfigError(f"data.{key}: {value!r} is not one of {', '.join(map(repr, known))}")
         policy = "padded" if config.layout == "padded" else config.packing
         self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, policy)
         self._config = config
@@ -182,9 +188,8 @@ class Loader:
                     verify_shard(shard)
         # Said by `cistron check`: what turns text into ids.
         self.encoding = tokenizer.kind
-        raw = [document for source in self.sources for document in source.sample()]
-        if raw and isinstance(tokenizer, HFTokenizer):
-            self.encoding = tokenizer.prove_twin(raw)
+        if isinstance(tokenizer, HFTokenizer) and any(source.lanes for source in self.sources):
+            self.encoding = tokenizer.prove_twin([document for source in self.sources for document in source.sample()])
         own = {source.lane_name(lane) for source in self.sources for lane in range(dp_rank, config.lanes, dp_degree)}
         lanes = {name: at for name, at in state["lanes"].items() if name in own}
         self._state = {**state, "config": identity, "lanes": lanes}

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -151,12 +152,15 @@ class Shard:
 
     def _map(self, ending: str, dtype: np.dtype[Any]) -> Map:
         path = self.file(ending)
+        local = self.storage.local(path)
         try:
-            return np.memmap(self.storage.local(path), dtype=dtype, mode="r")
-        except (OSError, ValueError) as error:  # ValueError: an empty file, or a part of an element at the end
-            if isinstance(error, DataError):
-                raise
+            # Unlike numpy's, torch's map keeps no file handle: a lane's block has documents of thousands of shards.
+            stored = torch.from_file(local, shared=False, size=Path(local).stat().st_size, dtype=torch.uint8).numpy()
+            values: Map = stored.view(dtype)
+        except (OSError, RuntimeError, ValueError) as error:  # ValueError: a part of an element is at the end
             raise DataError(f"this file of the shard {self.path} cannot be mapped: {error}", file=path) from None
+        values.flags.writeable = False
+        return values
 
 
 def open_shards(files: Sequence[DataFile], storage: Storage) -> list[Shard]:

@@ -40,8 +40,8 @@ def check_state(
     Raises:
         DataOrderError: Listing each key that differs, the checkpoint's value and the present one.
     """
-    if state["version"] != VERSION:
-        raise DataOrderError(f"the checkpoint's data state has version {state['version']}, this program {VERSION}")
+    if state.get("version") != VERSION:
+        raise DataOrderError(f"the checkpoint's data state has version {state.get('version')}, this program {VERSION}")
     saved, present = ({**side, "stages": _begun(side["stages"], state["rows"])} for side in (state["config"], config))
     saved, present = _flatten("data", saved), _flatten("data", present)
     differences = []

@@ -67,7 +67,8 @@ class Message(NamedTuple):
         ids: int32: the parts of all rows, one after another.
         lengths: Of the parts of each row.
         following: Of each row.
-        weights: Of each row.
+        weights: float32: of all rows, one after another; a row's are as many as `weighted` says.
+        weighted: Of each row, 0 where it has none.
         states: Of the rows' lanes.
         error: Comes after the rows.
     """
@@ -76,19 +77,22 @@ class Message(NamedTuple):
     ids: torch.Tensor
     lengths: list[list[int]]
     following: list[int | None]
-    weights: list[torch.Tensor | None]
+    weights: torch.Tensor
+    weighted: list[int]
     states: list[list[int]]
     error: DataError | DataEnd | None
 
     def rows(self) -> Iterator[tuple[PackedRow, LaneState]]:
         """Yield the rows, views of the message."""
-        ids, at = self.ids.numpy(), 0
-        for lengths, following, weights, state in zip(self.lengths, self.following, self.weights, self.states, strict=True):
+        ids, weights = self.ids.numpy(), self.weights.numpy()
+        at = weighed = 0
+        for lengths, following, weighted, state in zip(self.lengths, self.following, self.weighted, self.states, strict=True):
             parts = []
             for length in lengths:
                 parts.append(ids[at : at + length])
                 at += length
-            yield PackedRow(parts, following, None if weights is None else weights.numpy()), LaneState(*state)
+            yield PackedRow(parts, following, weights[weighed : weighed + weighted] if weighted else None), LaneState(*state)
+            weighed += weighted
 
 
 @dataclass(eq=False)
@@ -169,12 +173,14 @@ class RowStream(IterableDataset[Message]):
             packed = [row.packed for row in taken]
             parts = [part for row in packed for part in row.parts]
             ids = np.concatenate([np.empty(0, dtype=np.int32), *parts], dtype=np.int32, casting="same_kind")
+            weights = [row.weights for row in packed if row.weights is not None]
             yield Message(
                 info.id,
                 torch.from_numpy(ids),
                 [[len(part) for part in row.parts] for row in packed],
                 [row.following for row in packed],
-                [None if row.weights is None else torch.from_numpy(row.weights) for row in packed],
+                torch.from_numpy(np.concatenate([np.empty(0, dtype=np.float32), *weights])),
+                [0 if row.weights is None else len(row.weights) for row in packed],
                 [list(row.state) for row in taken],
                 error,
             )
@@ -229,6 +235,8 @@ def _receive(messages: Iterator[Message]) -> Message:
     try:
         return next(messages)
     except (ConnectionError, EOFError, FileNotFoundError) as error:
+        if "Caught " in str(error):  # raised by code inside of a worker
+            raise
         # A message announces memory that the worker hands over on request, when it may already be dead.
         raise WorkerError(f"a data worker exited unexpectedly while handing over rows ({error!r})") from error
     except RuntimeError as error:
