@@ -78,13 +78,14 @@ class FastaReader:
                 raise DataError(problem, file=path, offset=offset)
         return Records([_joined(data)], [offset], first, last=False)
 
-    def locate(self, path: str, offset: int, index: int) -> tuple[str, int]:
+    def locate(self, path: str, offset: int, index: int) -> tuple[str | None, int]:
         """Return the name of the record at `offset`, and the byte that `index` residues later is."""
         with self.storage.open(path) as file:
             header = _header_before(file, offset)
             file.seek(header)
             line, line_end, _ = file.read(GROUP_BYTES).partition(b"\n")
-            name = (line[1:].decode("utf-8", errors="replace").split() or [""])[0]
+            words = line[1:].decode("utf-8", errors="replace").split()
+            name = (words or [""])[0] if line.startswith(b">") else None  # None: before the first header
             if header == offset:
                 offset += len(line + line_end)
             file.seek(offset)

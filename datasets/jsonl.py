@@ -79,8 +79,7 @@ class JsonlReader:
                 try:
                     document = self._document(line)
                 except ValueError as problem:
-                    first = number or self._line_number(path, offset - sum(map(len, lines[:place])) - place)
-                    error = DataError(str(problem), file=path, record=first and first + place, offset=offset)
+                    error = DataError(str(problem), file=path, record=number and number + place, offset=offset)
                     yield Records(documents, offsets, error=error, bad_offset=offset)
                     documents, offsets = [], []
                     offset += len(line) + 1

@@ -6,8 +6,9 @@ cost is a block, however far the lane has come.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from .errors import DataEnd, DataError
 from .order import permutation
 from .packing import Block, PackedRow, Packer, Part
 from .pieces import Piece
-from .records import Reader, Records
+from .records import Reader, Records, located
 from .tokenizers import Encoded, TokenizeError, Tokenizer
 
 # "cistron.data": one line for each record that is passed over, up to so many of a lane in a process; all are counted.
@@ -181,7 +182,7 @@ class RawDocuments:
                     tokens = whole or bool(stretch.lengths[-1]) or (tokens and not opens and end - begin == 1)
                     yield stretch
                 if bad is not None:
-                    self._pass_over(self._located(piece, offsets[end], bad))
+                    self._pass_over(partial(self._located, piece, offsets[end], bad))
                     continued = end == 0 and not first
                     yield self._bad(place, offsets[end], not continued, continued and tokens)
                     abandoned = end == len(documents) - 1 and not last
@@ -189,7 +190,7 @@ class RawDocuments:
                     end += 1
                 begin = end
             if error is not None:
-                self._pass_over(error)
+                self._pass_over(partial(located, self.reader, error, bad_offset))
                 yield self._bad(place, bad_offset, True, False)
 
     def _encode(self, documents: list[bytes]) -> tuple[Encoded, TokenizeError | None]:
@@ -219,13 +220,14 @@ class RawDocuments:
         ids = np.full(int(ended), self.tokenizer.eos_id, dtype=self.tokenizer.dtype)
         return Stretch(ids, np.array([len(ids)]), [offset], np.array([BAD], dtype=np.int8), place, first, True)
 
-    def _pass_over(self, problem: DataError) -> None:
+    def _pass_over(self, problem: Callable[[], DataError]) -> None:
+        """Raise a problem, or log it, or only count it, which must not cost the search for its record."""
         if not self.skip_bad:
-            raise problem
+            raise problem()
         self._logged += 1
         if self._logged <= LOGGED_RECORDS:
             more = "; further ones of this lane are counted only" if self._logged == LOGGED_RECORDS else ""
-            LOG.warning("skipped: %s%s", problem, more)
+            LOG.warning("skipped: %s%s", problem(), more)
 
     def _located(self, piece: Piece, offset: int, bad: TokenizeError) -> DataError:
         record, place = self.reader.locate(piece.path, offset, bad.offset or 0)

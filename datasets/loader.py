@@ -40,6 +40,9 @@ __all__ = [
 ]
 
 
+CLOSE_SECONDS = 10.0
+
+
 class Stage(NamedTuple):
     """Other weights from a row on.
 
@@ -208,6 +211,7 @@ class Loader:
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=4)
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self._processes: list[Any] = []  # workers
 
     def next(self, interrupted: Callable[[], bool] = lambda: False) -> Batch | None:
         """Return the next batch, or None when `interrupted()` turns true while waiting for it.
@@ -244,10 +248,16 @@ class Loader:
         return {source.config.name: [list(file) for file in source.files] for source in self.sources}
 
     def close(self) -> None:
-        """Stop reading and end the workers; a thread that is still reading a block after 10 s is left to the exit."""
+        """Stop reading and end the workers: after 10 s, in which a block is read, by force.
+
+        A worker that waits for a dead disk or encodes a huge document would else hold up the exit for as long.
+        """
         self._stopped.set()
         if self._thread is not None:
-            self._thread.join(timeout=10.0)
+            self._thread.join(timeout=CLOSE_SECONDS)
+            if self._thread.is_alive():
+                for process in self._processes:
+                    process.kill()
             atexit.unregister(self.close)
 
     def __enter__(self) -> "Loader":
@@ -279,7 +289,7 @@ class Loader:
     def _batches(self) -> Iterator[Batch]:
         """Gather rows, in this rank's order, into batches with the state after each."""
         mixer = self._stream.mixer()
-        rows = in_order(self._stream, mixer, self._config.num_workers)
+        rows = in_order(self._stream, mixer, self._config.num_workers, self._processes)
         done, lanes = self._state["rows"], dict(self._state["lanes"])
         while True:
             taken = [next(rows) for _ in range(self._batch_size)]

@@ -7,6 +7,7 @@ long document streams into the training shard and is taken out again where its e
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +20,16 @@ from .errors import DataError
 from .files import DataFile
 from .pieces import Piece
 from .prepare import Event, Result, Task
-from .records import Reader, Records
+from .records import Reader, Records, located
 from .shard_writer import ShardWriter, id_dtype, sync, temporary
 from .shards import SourceRecord
 from .tokenizers import Ids, TokenizeError, Tokenizer
 from .workers import Emit
 
 Mask = npt.NDArray[np.bool_]
+
+# Messages about skipped records of a task; all are counted.
+TOLD_RECORDS = 10
 
 
 class Stretch(NamedTuple):
@@ -102,7 +106,7 @@ class RawCorpus:
                     for stretch in stretches(records):
                         file.writelines(digester(stretch))
                     if records.error is not None and not self.skip_bad:
-                        raise records.error
+                        raise located(self.reader, records.error, records.bad_offset)
                     progress.at(records)
                 progress.finish()
         sync(temporary(path))
@@ -221,7 +225,7 @@ class _Conversion:
                 else:
                     self._join(stretch)
             if records.error is not None:
-                self._bad(records.error)
+                self._bad(partial(located, self._corpus.reader, records.error, records.bad_offset))
             progress.at(records)
         progress.finish()
         size = self._sizes[piece.path]
@@ -245,7 +249,7 @@ class _Conversion:
                 sound = len(documents)
                 encoded = self._corpus.tokenizer.encode_batch(documents)
             except TokenizeError as error:
-                self._bad(self._located(error, offsets[error.index]))
+                self._bad(partial(self._located, error, offsets[error.index]))
                 sound = error.index
                 encoded = self._corpus.tokenizer.encode_batch(documents[:sound])
             self._write(documents[:sound], encoded.ids, np.array(encoded.lengths, dtype=np.int64))
@@ -282,7 +286,7 @@ class _Conversion:
             try:
                 ids = self._corpus.tokenizer.encode_batch([data]).ids
             except TokenizeError as error:
-                self._bad(self._located(error, part.offsets[0]))
+                self._bad(partial(self._located, error, part.offsets[0]))
                 self._train.take_back()
                 self._out = True
             else:
@@ -309,11 +313,13 @@ class _Conversion:
         aside: Mask = halves[:, 1] < np.uint64(self._corpus.validation_share * 2.0**64)
         return aside
 
-    def _bad(self, problem: DataError) -> None:
+    def _bad(self, problem: Callable[[], DataError]) -> None:
         if not self._corpus.skip_bad:
-            raise problem
+            raise problem()
         self._counts["skipped"] += 1
-        self._emit(Event(message=f"skipped: {problem}"))
+        if self._counts["skipped"] <= TOLD_RECORDS:
+            more = "; further ones of this shard are counted only" if self._counts["skipped"] == TOLD_RECORDS else ""
+            self._emit(Event(message=f"skipped: {problem()}{more}"))
 
     def _located(self, bad: TokenizeError, offset: int) -> DataError:
         record, place = self._corpus.reader.locate(self._piece.path, offset, bad.offset or 0)

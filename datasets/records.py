@@ -26,7 +26,8 @@ class Records(NamedTuple):
         offsets: Where each begins; for a document that continues, where this stretch of it does.
         first: Whether documents[0] opens its document, or continues that of the group before.
         last: Whether documents[-1] ends its document, or goes on in the next group.
-        error: A bad record right behind the documents. The reader goes on behind it.
+        error: A bad record right behind the documents, unnamed where its name is costly: see `located`. The reader goes on
+            behind it.
         bad_offset: Its address.
     """
 
@@ -59,6 +60,12 @@ class Reader(Protocol):
         Reads the file again: for error messages only.
         """
         ...
+
+
+def located(reader: Reader, error: DataError, address: int) -> DataError:
+    """Return an error of `Records` with its record's name, which may take reading much of the file: for what is said."""
+    record = reader.locate(error.file, address, 0)[0] if error.record is None else error.record
+    return DataError(error.problem, file=error.file, record=record, offset=error.offset)
 
 
 def whole_piece(file: DataFile) -> list[Piece]:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -151,6 +150,8 @@ class Shard:
         return self._map("weights", WEIGHT) if self.manifest.weights else None
 
     def _map(self, ending: str, dtype: np.dtype[Any]) -> Map:
+        import torch  # 2 s, which the processes of `cistron prepare` save
+
         path = self.file(ending)
         local = self.storage.local(path)
         try:

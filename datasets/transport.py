@@ -186,8 +186,14 @@ class RowStream(IterableDataset[Message]):
             )
 
 
-def in_order(stream: RowStream, mixer: Mixer, workers: int) -> Iterator[Row]:
+def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]) -> Iterator[Row]:
     """Yield the rows of a rank in order, made by `workers` processes, or in this thread when 0.
+
+    Args:
+        stream: Makes them.
+        mixer: At the stream's row.
+        workers: Their number.
+        processes: Workers are put into this list, for who must end one that hangs.
 
     Raises:
         DataError: As it was raised where the row was made.
@@ -211,6 +217,7 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int) -> Iterator[Row]:
         worker_init_fn=_start_worker,
     )
     messages = iter(loader)
+    processes += messages._workers
     waiting: list[deque[tuple[PackedRow, LaneState] | Exception]] = [deque() for _ in range(workers)]
     try:
         for place in places:

@@ -232,7 +232,13 @@ class Trainer:
     def resume_data(self) -> tuple[Feed | None, str | None]:
         """The data where the checkpoint left it, or else why it must begin anew."""
         inventory = self.origin.inventory() if self.origin and self.resuming else None
+        rows = self.progress.step * global_batch_size(self.config, self.world.layout)
         try:
+            if self.config.data.stages and self.data_state and self.data_state["rows"] != rows:
+                raise DataOrderError(
+                    f"data.stages begin at steps, and step {self.progress.step} ended at row {self.data_state['rows']}, but would "
+                    f"end at row {rows} by the present training.global_batch_size; keep that of the checkpoint"
+                )
             return self.open_feed(state=self.data_state, inventory=inventory), None
         except DataOrderError as e:
             assert self.origin

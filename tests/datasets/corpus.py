@@ -115,14 +115,15 @@ class TakingTurns:
     """Stands in for StatefulDataLoader: the workers' iterators, asked in turn in this process (a real one costs 3 s)."""
 
     def __init__(self, stream: RowStream, num_workers: int, **_: object) -> None:
-        self._workers = cycle([(worker, iter(stream)) for worker in range(num_workers)])
+        self._turns = cycle([(worker, iter(stream)) for worker in range(num_workers)])
         self._count = num_workers
+        self._workers: list[Any] = []
 
     def __iter__(self) -> Iterator[Message]:
         return self
 
     def __next__(self) -> Message:
-        worker, rows = next(self._workers)
+        worker, rows = next(self._turns)
         info = SimpleNamespace(id=worker, num_workers=self._count)
         with patch.object(transport, "get_worker_info", lambda: info):
             return next(rows)

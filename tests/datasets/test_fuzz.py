@@ -128,8 +128,9 @@ def _parse(format: str, data: bytes) -> list[Document] | None:
         return [_parse_line(line) for line in data.split(b"\n") if line.strip()]
     if format == "parquet":
         try:
+            rows = pq.read_metadata(pa.BufferReader(data)).num_rows
             column = pq.read_table(pa.BufferReader(data), columns=["text"], page_checksum_verification=True)["text"]
-            return list(column.cast(pa.binary()).to_pylist())
+            return list(column.cast(pa.binary()).to_pylist()) if len(column) == rows else None
         except (pa.ArrowException, OSError, LookupError):
             return None
     documents: list[Document] = []

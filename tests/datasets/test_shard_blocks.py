@@ -1,6 +1,5 @@
 """Token shards in lanes: every epoch each token once, in an order of its own, spread over lanes, resumed to the bit."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -133,11 +132,11 @@ def test_every_epoch_has_an_order_of_its_own(corpus: ShardCorpus) -> None:
 def test_maps_of_many_shards_hold_no_file_handle(tmp_path: Path) -> None:
     for number in range(40):
         write_shard(tmp_path / f"{number:02}", [[5, EOS], [6, 7, EOS]], weighted=True)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     corpus = _corpus(tmp_path)
     blocks = [next(ShardDocuments(corpus, lane, (0, 0), False).blocks(0, Address(0, -1, 1, 0))) for lane in range(LANES)]
     assert sum(len(block.block.arrays) for block in blocks) > 40
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_too_few_documents_for_the_lanes_are_refused(tmp_path: Path) -> None:
