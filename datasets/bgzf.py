@@ -37,7 +37,11 @@ class BlockIndex(NamedTuple):
 
 
 def block_size(head: bytes) -> int | None:
-    """Return the bytes of the block that begins with `head`, None where it is no bgzip block."""
+    """Return the bytes of the block that begins with `head`, None where it is no bgzip block.
+
+    Raises:
+        DamagedError: It states fewer bytes than it has before its data.
+    """
     if len(head) < 18 or head[:4] != b"\x1f\x8b\x08\x04":
         return None
     at, end = 12, 12 + int.from_bytes(head[10:12], "little")
@@ -45,7 +49,9 @@ def block_size(head: bytes) -> int | None:
         name, length = head[at : at + 2], int.from_bytes(head[at + 2 : at + 4], "little")
         if name == b"BC" and length == 2:
             size = int.from_bytes(head[at + 4 : at + 6], "little") + 1
-            return size if size >= end + 8 else None
+            if size < end + 8:
+                raise DamagedError(f"a bgzip block states a size of {size} bytes")
+            return size
         at += 4 + length
     return None
 

@@ -236,8 +236,8 @@ class Trainer:
         try:
             if self.config.data.stages and self.data_state and self.data_state["rows"] != rows:
                 raise DataOrderError(
-                    f"data.stages begin at steps, and step {self.progress.step} ended at row {self.data_state['rows']}, but would "
-                    f"end at row {rows} by the present training.global_batch_size; keep that of the checkpoint"
+                    f"data.stages begin at steps, and step {self.progress.step} ended at row {self.data_state['rows']}, "
+                    f"which by the present training.global_batch_size is row {rows}; keep that of the checkpoint"
                 )
             return self.open_feed(state=self.data_state, inventory=inventory), None
         except DataOrderError as e:

@@ -128,10 +128,10 @@ def _parse(format: str, data: bytes) -> list[Document] | None:
         return [_parse_line(line) for line in data.split(b"\n") if line.strip()]
     if format == "parquet":
         try:
-            rows = pq.read_metadata(pa.BufferReader(data)).num_rows
+            rows, _ = pq.read_metadata(pa.BufferReader(data)).num_rows, pq.read_schema(pa.BufferReader(data)).names
             column = pq.read_table(pa.BufferReader(data), columns=["text"], page_checksum_verification=True)["text"]
             return list(column.cast(pa.binary()).to_pylist()) if len(column) == rows else None
-        except (pa.ArrowException, OSError, LookupError):
+        except (pa.ArrowException, OSError, LookupError, UnicodeDecodeError):
             return None
     documents: list[Document] = []
     begun = False

@@ -17,6 +17,7 @@ from cistron.datasets.jsonl import JsonlReader
 from cistron.datasets.parquet import STRINGS, ParquetReader
 from cistron.datasets.pieces import Piece
 from cistron.datasets.readers import Reader, Records, build_reader
+from cistron.datasets.records import located
 from cistron.datasets.text import TextReader
 from cistron.tests.datasets.corpus import bgzip_block, compress, write_bytes, write_fasta, write_jsonl, write_parquet
 from hypothesis import HealthCheck, assume, given, settings
@@ -189,7 +190,8 @@ def test_a_bad_line_is_named_by_number_and_byte_and_passed_over(line: str, messa
     [bad] = [group for group in groups if group.error is not None]
     assert isinstance(bad.error, DataError)
     assert message in bad.error.problem
-    assert (bad.error.file, bad.error.record, bad.error.offset, bad.bad_offset) == (path, 5, 4 * len(good), 4 * len(good))
+    error = located(build_reader("jsonl", "text", STORAGE), bad.error, bad.bad_offset)
+    assert (error.file, error.record, error.offset, bad.bad_offset) == (path, 5, 4 * len(good), 4 * len(good))
     assert [len(group.documents) for group in groups] == [2, 1]
 
 

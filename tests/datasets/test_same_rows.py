@@ -89,7 +89,7 @@ def straight(data: DataConfig) -> list[bytes]:
     """Hashes of the rows of one process."""
     rows, state = _run(data, 1, 0, BATCHES)
     assert len(rows) == BATCHES * BATCH
-    assert min(lane[0] for lane in state["lanes"].values()) > 2, "several epochs are compared"
+    assert min(lane[0] for lane in state["lanes"].values()) >= 2, "several epochs are compared"
     return rows
 
 
