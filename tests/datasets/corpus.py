@@ -3,6 +3,7 @@
 import gzip
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
@@ -18,7 +19,7 @@ import zstandard
 from cistron.datasets import transport
 from cistron.datasets.loader import Batch, DataConfig, Loader, SourceConfig
 from cistron.datasets.shard_writer import ShardWriter
-from cistron.datasets.tokenizers import ByteTokenizer, build_tokenizer
+from cistron.datasets.tokenizers import ByteTokenizer, Encoded, build_tokenizer
 from cistron.datasets.transport import Message, RowStream
 
 
@@ -130,6 +131,15 @@ class TakingTurns:
 
     def _shutdown_workers(self) -> None:
         pass
+
+
+class Sleepy(ByteTokenizer):
+    """Stands in for anything that keeps a worker from answering."""
+
+    def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
+        """Take a minute."""
+        time.sleep(60)
+        return super().encode_batch(documents)
 
 
 def take(loader: Loader, count: int) -> list[Batch]:

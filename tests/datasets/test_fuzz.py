@@ -128,9 +128,11 @@ def _parse(format: str, data: bytes) -> list[Document] | None:
         return [_parse_line(line) for line in data.split(b"\n") if line.strip()]
     if format == "parquet":
         try:
-            rows, _ = pq.read_metadata(pa.BufferReader(data)).num_rows, pq.read_schema(pa.BufferReader(data)).names
+            metadata = pq.read_metadata(pa.BufferReader(data))
+            for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+                _ = [group.column(place).path_in_schema for place in range(group.num_columns)]  # raises if not UTF-8
             column = pq.read_table(pa.BufferReader(data), columns=["text"], page_checksum_verification=True)["text"]
-            return list(column.cast(pa.binary()).to_pylist()) if len(column) == rows else None
+            return list(column.cast(pa.binary()).to_pylist()) if len(column) == metadata.num_rows else None
         except (pa.ArrowException, OSError, LookupError, UnicodeDecodeError):
             return None
     documents: list[Document] = []

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from cistron.datasets import transport
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.loader import Batch, DataConfig, SourceConfig, documents_dropped, merge_states
+from cistron.datasets.loader import Batch, DataConfig, Loader, SourceConfig, documents_dropped, merge_states
 from cistron.datasets.packing import row_violations
 from cistron.datasets.transport import Row, RowStream
 from cistron.tests.datasets.corpus import (
+    Sleepy,
     TakingTurns,
     byte_loader,
     config,
@@ -285,6 +286,19 @@ def test_waiting_for_a_batch_can_be_interrupted(mixed: DataConfig, monkeypatch: 
     with byte_loader(mixed) as loader:
         assert loader.next(interrupted=lambda: next(polls)) is None
         released.set()
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at /proc")
+def test_a_worker_that_hangs_is_ended_when_the_loader_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cistron.datasets.loader.CLOSE_SECONDS", 0.5)
+    data = config(text_source(write_text(tmp_path, words(20))), num_workers=2)
+    before = set(_workers(os.getpid()))
+    asked_until = time.monotonic() + 8.0
+    with Loader(data, Sleepy(), batch_size=4) as loader:
+        assert loader.next(interrupted=lambda: time.monotonic() > asked_until) is None
+        hanging = sorted(set(_workers(os.getpid())) - before)
+        assert len(hanging) == 2
+    assert _gone(hanging, 10)
 
 
 SCRIPT = """

@@ -139,8 +139,10 @@ def test_a_stage_that_has_begun_is_settled_and_a_later_one_is_not(
     message = refusal(capsys, config, "--data.stages", begun)
     assert "data.stages" in message
     assert 'data.on_change = "restart" accepts it' in message
-    message = refusal(capsys, config, "--training.global_batch_size", "4")
-    assert "data.stages" in message
+    for size in ("4", "16"):
+        message = refusal(capsys, config, "--training.global_batch_size", size)
+        assert "data.stages begin at steps" in message
+        assert "keep that of the checkpoint" in message
 
     later = '[{"step": 5, "weights": {"words": 1.0, "shards": 3.0}}, {"step": 8, "weights": {"genes": 1.0}}]'
     train_here(config, "--data.stages", later)
