@@ -1,6 +1,7 @@
 """Remote files are read through failures, kept in a cache of limited size, and given up with one message."""
 
 import gzip
+import importlib
 import multiprocessing
 import os
 import threading
@@ -239,6 +240,8 @@ def test_processes_share_a_cache_that_is_too_small_for_all(server: Server, tmp_p
     for number in range(4):
         server.files[f"{number}.txt"] = b"%d" % number * 100_000
         urls.append(server.url(f"{number}.txt"))
+    # under the name by which every process can import it: pytest's own may be another
+    fetch_all = importlib.import_module("cistron.tests.datasets.test_remote")._fetch_all
     with multiprocessing.get_context("forkserver").Pool(2) as pool:
-        assert pool.starmap(_fetch_all, [(str(tmp_path), urls), (str(tmp_path), urls[::-1])]) == [True, True]
+        assert pool.starmap(fetch_all, [(str(tmp_path), urls), (str(tmp_path), urls[::-1])]) == [True, True]
     assert len(list(tmp_path.iterdir())) <= 3
