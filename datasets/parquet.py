@@ -19,6 +19,7 @@ from .pieces import Piece
 from .records import GROUP_BYTES, GROUP_DOCUMENTS, Records, whole_piece
 
 READ_BYTES = 2**20
+BATCH_ROWS = 16  # at least, where rows are large
 STRINGS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 
 
@@ -70,9 +71,9 @@ class ParquetReader:
         """Yield the documents of a row group that begins at `row`, from `offset` on."""
         metadata = parquet.metadata.row_group(number)
         end = row + metadata.num_rows
-        columns = (metadata.column(place) for place in range(metadata.num_columns))
-        size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == ".".join(names))
-        rows = max(1, min(GROUP_DOCUMENTS, self.group_bytes * metadata.num_rows // max(1, size)))
+        # By the size of all columns: to ask for that of one aborts the process where a footer is damaged (Arrow 26).
+        rows = self.group_bytes * metadata.num_rows // max(1, metadata.total_byte_size)
+        rows = max(BATCH_ROWS, min(rows, GROUP_DOCUMENTS))
         batches = parquet.iter_batches(rows, row_groups=[number], columns=[".".join(names)], use_threads=False)
         for batch in batches:
             if row + batch.num_rows > offset:
@@ -112,6 +113,7 @@ class ParquetReader:
         try:
             with self.storage.open_stored(path, whole) as raw:
                 parquet = pq.ParquetFile(raw, buffer_size=READ_BYTES, page_checksum_verification=True)
+                _check(parquet, path)
                 yield parquet, self._find_column(parquet.schema_arrow, path)
         except DataError:
             raise
@@ -137,3 +139,12 @@ class ParquetReader:
     def locate(self, path: str, offset: int, index: int) -> tuple[int, None]:
         """The address is the record, counted from 0; a byte of a compressed page has no place in the file."""
         return offset, None
+
+
+def _check(parquet: pq.ParquetFile, path: str) -> None:
+    """Refuse a footer that contradicts itself."""
+    rows = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != parquet.metadata.num_rows:
+        raise DataError(
+            f"the parquet data is damaged: {sum(rows)} rows in groups, {parquet.metadata.num_rows} in all", file=path
+        )
