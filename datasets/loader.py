@@ -9,8 +9,6 @@ the rows do not depend on R or W.
 """
 
 import atexit
-import queue
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -21,6 +19,7 @@ import torch
 from .errors import DataConfigError
 from .files import Storage, fingerprint
 from .packing import Packer
+from .read_ahead import ReadAhead
 from .shards import verify_shard
 from .sources import SourceConfig, find_source
 from .state import Inventory, check_state, documents_dropped, initial_state, merge_states, records_skipped
@@ -41,6 +40,10 @@ __all__ = [
 
 
 CLOSE_SECONDS = 10.0
+# Batches made ahead: at most 8, fewer where they are large.
+MAX_AHEAD = 8
+AHEAD_BYTES = 2**26
+BYTES_PER_TOKEN = 24
 
 
 class Stage(NamedTuple):
@@ -208,9 +211,9 @@ class Loader:
             dp_degree,
             self._state,
         )
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=4)
-        self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
+        batch_bytes = BYTES_PER_TOKEN * batch_size * config.seq_len
+        self._depth = min(max(AHEAD_BYTES // batch_bytes, 2), MAX_AHEAD)
+        self._ahead: ReadAhead[Batch] | None = None
         self._processes: list[Any] = []  # workers
 
     def next(self, interrupted: Callable[[], bool] = lambda: False) -> Batch | None:
@@ -221,23 +224,14 @@ class Loader:
             DataEnd: A source was read `max_epochs` times.
             WorkerError: A worker died.
         """
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._prefetch, name="cistron-data", daemon=True)
+        if self._ahead is None:
             # Runs before multiprocessing's own exit handler, which would wait for workers that nobody has told to stop.
             atexit.register(self.close)
-            self._thread.start()
-        while True:
-            try:
-                item = self._queue.get(timeout=0.1)
-            except queue.Empty:
-                if interrupted():
-                    return None
-                continue
-            if isinstance(item, BaseException):
-                self._queue.put(item)  # asked again, the loader says the same again
-                raise item
-            self._state = item.state
-            return item
+            self._ahead = ReadAhead(self._batches, self._depth)
+        batch = self._ahead.next(interrupted)
+        if batch is not None:
+            self._state = batch.state
+        return batch
 
     def state(self) -> dict[str, Any]:
         """Return the state after the last batch that `next` returned: plain JSON, at most some 100 bytes per lane."""
@@ -252,10 +246,8 @@ class Loader:
 
         A worker that waits for a dead disk or encodes a huge document would else hold up the exit for as long.
         """
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join(timeout=CLOSE_SECONDS)
-            if self._thread.is_alive():
+        if self._ahead is not None:
+            if not self._ahead.stop(CLOSE_SECONDS):
                 for process in self._processes:
                     process.kill()
             atexit.unregister(self.close)
@@ -267,24 +259,6 @@ class Loader:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         """Close."""
         self.close()
-
-    def _prefetch(self) -> None:
-        """Body of the thread: keep the queue filled until stopped."""
-        try:
-            for batch in self._batches():
-                if not self._put(batch):
-                    return
-        except BaseException as error:
-            self._put(error)
-
-    def _put(self, item: Batch | BaseException) -> bool:
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
 
     def _batches(self) -> Iterator[Batch]:
         """Gather rows, in this rank's order, into batches with the state after each."""

@@ -118,6 +118,23 @@ def best_fit(lengths: Sequence[int], seq_len: int) -> list[list[Part]]:
     return rows
 
 
+def rows_of_best_fit(lengths: npt.NDArray[np.int64], seq_len: int) -> int:
+    """Return how many rows `best_fit` plans, in half of its time."""
+    rests = lengths % seq_len
+    rows = int((lengths // seq_len).sum())
+    rooms: list[int] = []  # ascending, one for each row that has room
+    for length in np.sort(rests[rests > 0])[::-1].tolist():
+        tightest = bisect_left(rooms, length)
+        if tightest < len(rooms):
+            left = rooms.pop(tightest) - length
+        else:
+            left = seq_len - length
+            rows += 1
+        if left:
+            insort(rooms, left)
+    return rows
+
+
 def concat(lengths: Sequence[int], seq_len: int) -> list[list[Part]]:
     """Plan rows that cut the concatenated segments every `seq_len` tokens."""
     rows: list[list[Part]] = []
@@ -215,37 +232,43 @@ class Packer:
         A label is the next token of the same document. It is -100 where the document ends, which is known by position,
         and on padding; the last token of a fragment is labelled with the token that opens the next one.
         """
-        count, width = len(rows), self.seq_len
-        used = [sum(map(len, row.parts)) for row in rows]
+        lengths_of_rows = [list(map(len, row.parts)) for row in rows]
+        used = list(map(sum, lengths_of_rows))
+        width = self.seq_len
         if self.policy == "padded":
             width = min(width, -(-max(used) // PAD_MULTIPLE) * PAD_MULTIPLE)
-        shape = (count, width)
         parts: list[Ids] = []
+        lengths: list[int] = []
         numbers: list[int] = []
-        for row, tokens_used in zip(rows, used, strict=True):
+        for row, of_row, tokens_used in zip(rows, lengths_of_rows, used, strict=True):
             parts += row.parts
-            numbers += range(len(row.parts))
+            lengths += of_row
+            numbers += range(len(of_row))
             if tokens_used < width:
                 parts.append(self._padding[tokens_used:width])
+                lengths.append(width - tokens_used)
                 numbers.append(-1)
+        # Allocations of this size cost as much as a pass over them: no temporary is made where an output can serve.
         tokens = np.concatenate(parts, dtype=np.int64, casting="same_kind")
-        lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
-        ends = np.cumsum(lengths)
+        counts = np.array(lengths)
+        ends = np.cumsum(counts)
         number = np.array(numbers, dtype=np.int32)
-        sequence_ids = np.repeat(number, lengths)
+        sequence_ids = np.repeat(number, counts)
         if len(self._ramp) < len(tokens):
             self._ramp = np.arange(len(tokens), dtype=np.int32)
-        positions = self._ramp[: len(tokens)] - np.repeat((ends - lengths).astype(np.int32), lengths)
+        positions = np.repeat((ends - counts).astype(np.int32), counts)
+        np.subtract(self._ramp[: len(tokens)], positions, out=positions)
         labels = np.empty_like(tokens)
         labels[:-1] = tokens[1:]
         labels[ends - 1] = IGNORE
         for place in np.flatnonzero(number < 0).tolist():
-            blank = slice(int(ends[place] - lengths[place]), int(ends[place]))
+            blank = slice(int(ends[place]) - lengths[place], int(ends[place]))
             labels[blank] = IGNORE
             positions[blank] = 0
         for place, row in enumerate(rows):
             if row.following is not None:
                 labels[place * width + used[place] - 1] = row.following
+        shape = (len(rows), width)
         tokens, labels = tokens.reshape(shape), labels.reshape(shape)
         return Planes(tokens, labels, positions.reshape(shape), sequence_ids.reshape(shape), _weights(rows, labels))
 

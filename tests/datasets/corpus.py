@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import struct
 import time
 import zlib
@@ -134,10 +135,15 @@ class TakingTurns:
 
 
 class Sleepy(ByteTokenizer):
-    """Stands in for anything that keeps a worker from answering."""
+    """Stands in for anything that keeps a worker from answering; each names itself in `folder` by a file."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
 
     def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
         """Take a minute."""
+        (self.folder / str(os.getpid())).touch()
         time.sleep(60)
         return super().encode_batch(documents)
 

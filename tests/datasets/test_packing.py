@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 from cistron.datasets.blocks import BlockBuilder, Stretch, block_tokens
 from cistron.datasets.errors import DataConfigError
-from cistron.datasets.packing import IGNORE, PAD_MULTIPLE, Block, Packer, Part, Planes, best_fit, concat, padded, row_violations
+from cistron.datasets.packing import (
+    IGNORE,
+    PAD_MULTIPLE,
+    Block,
+    Packer,
+    Part,
+    Planes,
+    best_fit,
+    concat,
+    padded,
+    row_violations,
+    rows_of_best_fit,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +53,7 @@ def _best_fit_by_search(lengths: list[int], seq_len: int) -> list[int]:
 def test_best_fit_fills_rows_as_an_exhaustive_search_does(lengths: list[int], seq_len: int) -> None:
     rows = best_fit(lengths, seq_len)
     assert sorted(sum(length for _, _, length in row) for row in rows) == _best_fit_by_search(lengths, seq_len)
+    assert len(rows) == rows_of_best_fit(np.array(lengths, dtype=np.int64), seq_len)
 
 
 @pytest.mark.parametrize("plan", [best_fit, concat, padded])
@@ -76,19 +89,20 @@ def test_best_fit_of_4096_documents_uses_999_of_1000_tokens() -> None:
         assert sum(lengths) / (len(best_fit(lengths, 2048)) * 2048) >= 0.999
 
 
-def test_best_fit_of_the_blocks_of_a_stream_of_text_uses_995_of_1000_tokens() -> None:
+@pytest.mark.parametrize(("seq_len", "use"), [(2048, 0.998), (8192, 0.9985)])
+def test_blocks_of_a_stream_of_text_end_where_their_rows_are_full(seq_len: int, use: float) -> None:
     lengths = _lognormal(10_000, np.random.default_rng(0))
     one, kept = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int8)
     spans = (Stretch(np.zeros(length, dtype=np.uint8), one * length, [0], kept, 0, True, True) for length in lengths)
-    packer = Packer(2048, EOS, PAD, "best_fit")
+    packer = Packer(seq_len, EOS, PAD, "best_fit")
     tokens = [0]
     rows = 0
     for built in BlockBuilder(spans, packer.seq_len, packer.policy):
         tokens.append(sum(built.block.lengths))
         rows += len(packer.plan(built.block))
     assert sum(tokens) == sum(lengths)
-    assert max(tokens) < 195 * 2048, "a block is no larger than is used"
-    assert sum(tokens) / (rows * 2048) >= 0.995
+    assert max(tokens) < block_tokens(seq_len) + seq_len
+    assert sum(tokens) / (rows * seq_len) >= use
 
 
 @pytest.mark.parametrize(
