@@ -29,13 +29,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """Softmax attention, scores scaled by 1/sqrt(head_dim), restricted to what `mask` allows.
 
     Args:
-        q: [batch, heads, seq_len, head_dim].
-        k: [batch, kv_heads, seq_len, head_dim]; each kv head serves heads / kv_heads consecutive query heads.
+        q: [batch, heads, queries, head_dim].
+        k: [batch, kv_heads, keys, head_dim], as many as queries unless the mask says otherwise; each kv head serves heads / kv_heads consecutive query heads.
         v: like `k`.
         mask: what `DocumentMask.build` made of the batch's `sequence_ids`.
 
     Returns:
-        [batch, heads, seq_len, head_dim], the dtype of `q`.
+        [batch, heads, queries, head_dim], the dtype of `q`.
     """
     if isinstance(mask, BlockMask):
         return _flex(q, k, v, mask)
