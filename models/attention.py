@@ -30,7 +30,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
 
     Args:
         q: [batch, heads, queries, head_dim].
-        k: [batch, kv_heads, keys, head_dim], as many as queries unless the mask says otherwise; each kv head serves heads / kv_heads consecutive query heads.
+        k: [batch, kv_heads, keys, head_dim]; each kv head serves heads / kv_heads consecutive query heads. There are as many
+            keys as queries, unless the mask was built for others.
         v: like `k`.
         mask: what `DocumentMask.build` made of the batch's `sequence_ids`.
 

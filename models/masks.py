@@ -104,7 +104,7 @@ class DocumentMask:
         """
         device = device or sequence_ids.device
         if self.executor == "varlen":
-            assert queries is None and keys is None, "documents that are spread out are not intervals"
+            assert queries is keys is None, "documents that are spread out are no intervals"
             offsets = document_offsets(sequence_ids, offsets_capacity(sequence_ids))
             return DocumentOffsets(offsets, sequence_ids.shape[1], self.causal).to(device)
         sequence_ids, queries, keys = (
@@ -154,11 +154,7 @@ class _Blocks(NamedTuple):
 
 
 def document_block_mask(
-    sequence_ids: Tensor,
-    causal: bool,
-    block_size: int = 128,
-    queries: Tensor | None = None,
-    keys: Tensor | None = None,
+    sequence_ids: Tensor, causal: bool, block_size: int = 128, queries: Tensor | None = None, keys: Tensor | None = None
 ) -> BlockMask:
     """FlexAttention's `BlockMask` from two ids per block instead of one comparison per (query, key) pair.
 

@@ -1,8 +1,8 @@
 """Processes and the device mesh: how many ranks there are, what each one is, and what they must agree on.
 
 The mesh has the dimensions (replicate, shard, cp, tp). Ranks that differ only in cp or tp see the same rows, cp ranks different
-tokens of them; replicate x shard is the data-parallel degree. Parameters are sharded over shard x cp. Whatever every rank must know before a step (how many targets, has anyone been told to stop, has
-anyone failed) travels through one small CPU all-reduce, so that no GPU is ever synchronised for it.
+tokens of them; replicate x shard is the data-parallel degree. Parameters are sharded over shard x cp. Whatever every rank must
+know before a step (how many targets, has anyone been told to stop, has anyone failed) travels through one small CPU all-reduce, so that no GPU is ever synchronised for it.
 """
 
 import os
@@ -74,7 +74,8 @@ class Layout:
         layout = cls(replicate=replicate, shard=shard, cp=cp, tp=tp)
         if world_size is not None and layout.world_size != world_size:
             raise ConfigError(
-                f"parallelism: {layout}, but {world_size} process(es) were started; change the degrees or the number of processes"
+                f"parallelism: {layout}, but {world_size} process(es) were started; "
+                "change the degrees or the number of processes"
             )
         return layout
 

@@ -1,13 +1,13 @@
-"""Parallelism applied to a plain decoder, from outside, in one order: tensor and context parallel -> checkpointing -> compile -> FSDP2.
+"""Parallelism applied to a plain decoder, from outside, in one order: TP, CP -> compile -> activation checkpointing -> FSDP2.
 
-Each step wraps what the one before left: checkpointing recomputes sharded matmuls, compile sees the recomputation, FSDP2
-gathers parameters around compiled blocks. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
+Each step wraps what the one before left: compile sees sharded matmuls, checkpointing runs compiled blocks again, FSDP2 gathers
+parameters around them. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
 clipping by a global norm needs all gradients on comparable meshes.
 """
 
 import torch
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed._symmetric_memory import enable_symm_mem_for_group
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
@@ -93,12 +93,13 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
         overlap_tensor_parallel(world.mesh["tp"])
     if world.layout.cp > 1:
         apply_context_parallel(model, world.mesh["cp"])
-    if config.activation_checkpoint.mode == "full":
-        for name, block in model.layers.named_children():
-            model.layers.register_module(name, checkpoint_wrapper(block))
+    # compiled first: torch 2.13 fails on a recomputation inside a compiled block where that holds tensor parallelism
     if config.compile.enable:
         for block in model.layers.children():
             block.compile()
+    if config.activation_checkpoint.mode == "full":
+        for name, block in model.layers.named_children():
+            model.layers.register_module(name, checkpoint_wrapper(block))
     apply_fsdp(model, config, world.data_mesh)
 
 
