@@ -92,7 +92,8 @@ class Attention(nn.Module):
         self.wo = nn.Linear(q_dim, config.dim, bias=False)
         self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
-        self.gather = nn.Identity()  # where a row is spread over ranks: from their own keys and values to all of the row
+        # where a row is spread over ranks: from their own keys and values to all of the row's
+        self.gather: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
         """`x` [batch, seq_len, dim] to the same shape."""

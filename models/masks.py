@@ -107,9 +107,8 @@ class DocumentMask:
             assert queries is keys is None, "documents that are spread out are no intervals"
             offsets = document_offsets(sequence_ids, offsets_capacity(sequence_ids))
             return DocumentOffsets(offsets, sequence_ids.shape[1], self.causal).to(device)
-        sequence_ids, queries, keys = (
-            None if t is None else t.to(device, non_blocking=True) for t in (sequence_ids, queries, keys)
-        )
+        sequence_ids = sequence_ids.to(device, non_blocking=True)
+        queries, keys = (None if t is None else t.to(device, non_blocking=True) for t in (queries, keys))
         if self.executor == "flex":
             return document_block_mask(sequence_ids, self.causal, queries=queries, keys=keys)
         assert self.executor == "sdpa", self.executor
