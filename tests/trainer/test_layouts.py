@@ -52,10 +52,10 @@ COMPILED = "--compile.enable true "
 NEVER = "--parallelism.fsdp_reshard_after_forward never "
 ALWAYS = "--parallelism.fsdp_reshard_after_forward always "
 PADDED = "--data.layout padded "
+SAMPLED = Case(cp=2, tp=2)
 
 # Every pair of degrees, either mask, recomputed or not, compiled or eager: a covering subset, as the whole product has 256 lines.
 CASES = [
-    Case(more=FULL_AC + COMPILED),
     Case(shard=2, more="--data.num_workers 2"),
     Case(shard=2, more=COMPILED + NEVER),
     Case(replicate=2, causal=False, more=FULL_AC),
@@ -70,10 +70,10 @@ CASES = [
     Case(shard=2, tp=2, causal=False),
     Case(cp=4),
     Case(cp=4, causal=False, more=FULL_AC),
-    Case(cp=2, tp=2),
+    SAMPLED,
     Case(cp=2, tp=2, causal=False, more=COMPILED),
 ]
-PADDED_CASES = [Case(causal=True, more=PADDED), Case(cp=2, more=PADDED), Case(cp=2, tp=2, more=PADDED + FULL_AC)]
+PADDED_CASES = [Case(more=PADDED), Case(cp=2, more=PADDED), Case(cp=2, tp=2, more=PADDED + FULL_AC)]
 
 
 def run_cases(config_path: str, cases: list[Case]) -> None:
@@ -83,6 +83,8 @@ def run_cases(config_path: str, cases: list[Case]) -> None:
         config, _ = load_config(["--config", config_path, "--job.dump_folder", str(folder), *case.overrides])
         trainer = Trainer(config, join(config), StopRequest())
         trainer.mask = replace(trainer.mask, causal=case.causal)  # next tokens that may be looked up: easy, but a loss
+        if case != SAMPLED:
+            trainer.prompt = []  # 120 tokens, one forward pass each, take longer than the 20 steps
         trainer.train()
         trainer.close()
         torch.compiler.reset()
