@@ -29,13 +29,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """Softmax attention, scores scaled by 1/sqrt(head_dim), restricted to what `mask` allows.
 
     Args:
-        q: [batch, heads, seq_len, head_dim].
-        k: [batch, kv_heads, seq_len, head_dim]; each kv head serves heads / kv_heads consecutive query heads.
+        q: [batch, heads, queries, head_dim].
+        k: [batch, kv_heads, keys, head_dim]; each kv head serves heads / kv_heads consecutive query heads. There are as many
+            keys as queries, unless the mask was built for others.
         v: like `k`.
         mask: what `DocumentMask.build` made of the batch's `sequence_ids`.
 
     Returns:
-        [batch, heads, seq_len, head_dim], the dtype of `q`.
+        [batch, heads, queries, head_dim], the dtype of `q`.
     """
     if isinstance(mask, BlockMask):
         return _flex(q, k, v, mask)

@@ -10,8 +10,12 @@ just one more segment: padding sees padding, so no query is without a key and no
 | flex | `BlockMask`, blocks of 128 x 128, see `document_block_mask` | (S / 128)^2 |
 | varlen | `DocumentOffsets`, where each document starts, see `document_offsets` | S |
 | sdpa | bool [batch, 1, S, S] | S^2 |
+
+Flex and sdpa masks can also be written for some of a row's queries, and for keys in another order: what one rank of a row that
+is spread over several needs. Offsets cannot, since a document's tokens are then no interval.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -81,32 +85,76 @@ class DocumentMask:
         padding_start = torch.where(padding_may_start, index, seq_len).amin(1, keepdim=True)
         return torch.where(index < padding_start, after_eos.cumsum(1), -1).int()
 
-    def build(self, sequence_ids: Tensor, device: torch.device | str | None = None) -> AttentionMask:
+    def build(
+        self,
+        sequence_ids: Tensor,
+        device: torch.device | str | None = None,
+        queries: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> AttentionMask:
         """Write the mask of one batch for this executor.
 
         Args:
             sequence_ids: int32 [batch, seq_len], rising along each row, -1 on padding at its end.
             device: where the mask is used; default: where `sequence_ids` are. For varlen, give CPU ids and name the
                 device here: the number of documents is read on the host, which would wait for a GPU.
+            queries: int64 [batch, n]: the positions in their rows that the mask's queries have, where they are not all of
+                them in order. For flex in whole blocks of 128: 128 consecutive positions, the first a multiple of 128.
+            keys: likewise for the keys.
         """
         device = device or sequence_ids.device
         if self.executor == "varlen":
+            assert queries is keys is None, "documents that are spread out are no intervals"
             offsets = document_offsets(sequence_ids, offsets_capacity(sequence_ids))
             return DocumentOffsets(offsets, sequence_ids.shape[1], self.causal).to(device)
         sequence_ids = sequence_ids.to(device, non_blocking=True)
+        queries, keys = (None if t is None else t.to(device, non_blocking=True) for t in (queries, keys))
         if self.executor == "flex":
-            return document_block_mask(sequence_ids, self.causal)
+            return document_block_mask(sequence_ids, self.causal, queries=queries, keys=keys)
         assert self.executor == "sdpa", self.executor
-        return document_dense_mask(sequence_ids, self.causal)
+        return document_dense_mask(sequence_ids, self.causal, queries, keys)
 
 
-def document_dense_mask(sequence_ids: Tensor, causal: bool) -> Tensor:
-    """The rule at every pair: bool [batch, 1, seq_len, seq_len], True where query (row) may see key (column)."""
-    same = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
-    return same.tril() if causal else same
+def document_dense_mask(
+    sequence_ids: Tensor, causal: bool, queries: Tensor | None = None, keys: Tensor | None = None
+) -> Tensor:
+    """The rule at every pair: bool [batch, 1, queries, keys], True where query (row) may see key (column).
+
+    Args:
+        sequence_ids: int32 [batch, seq_len].
+        causal: whether a token sees only its past within its document.
+        queries: int64 [batch, n], positions of the queries in their rows; None: all, in order.
+        keys: likewise.
+    """
+    in_order = torch.arange(sequence_ids.shape[1], device=sequence_ids.device)[None]
+    q, k = in_order if queries is None else queries, in_order if keys is None else keys
+    q_ids, k_ids = sequence_ids.take_along_dim(q, 1), sequence_ids.take_along_dim(k, 1)
+    same = q_ids[:, None, :, None] == k_ids[:, None, None, :]
+    return same & (q[:, None, :, None] >= k[:, None, None, :]) if causal else same
 
 
-def document_block_mask(sequence_ids: Tensor, causal: bool, block_size: int = 128) -> BlockMask:
+class _Blocks(NamedTuple):
+    """Blocks of consecutive positions, each tensor [batch or 1, blocks]."""
+
+    start: Tensor  # first position
+    end: Tensor  # last position
+    first: Tensor  # document at the first
+    last: Tensor  # document at the last
+    single: Tensor  # bool: lies in one document and is as long as the others; the kernel must not read past the row
+
+    @classmethod
+    def of(cls, ids: Tensor, positions: Tensor, size: int) -> "_Blocks":
+        """The blocks that `positions` [batch or 1, n] consist of, in rows with rising `ids` [batch, seq_len]."""
+        seq_len = ids.shape[1]
+        start = positions[:, ::size]
+        end = (start + size).clamp(max=seq_len) - 1
+        first, last = ids.take_along_dim(start, 1), ids.take_along_dim(end, 1)
+        return cls(start, end, first, last, (first == last) & (start + size <= seq_len))
+
+
+def document_block_mask(
+    sequence_ids: Tensor, causal: bool, block_size: int = 128, queries: Tensor | None = None, keys: Tensor | None = None
+) -> BlockMask:
     """FlexAttention's `BlockMask` from two ids per block instead of one comparison per (query, key) pair.
 
     Ids never fall along a row once padding is numbered after the last document, so a block is described by its first
@@ -120,27 +168,22 @@ def document_block_mask(sequence_ids: Tensor, causal: bool, block_size: int = 12
         sequence_ids: int32 [batch, seq_len], rising along each row, -1 on padding at its end; any `seq_len`.
         causal: whether a token sees only its past within its document.
         block_size: tokens per block, of queries and of keys.
+        queries: int64 [batch, n], positions of the queries in their rows, in whole blocks; None: all, in order.
+        keys: likewise.
 
     Returns:
-        `BlockMask` of shape [batch, 1, seq_len, seq_len], on the device of `sequence_ids`.
+        `BlockMask` of shape [batch, 1, queries, keys], on the device of `sequence_ids`.
     """
-    device, seq_len = sequence_ids.device, sequence_ids.shape[1]
     ids = torch.where(sequence_ids < 0, sequence_ids.amax(1, keepdim=True) + 1, sequence_ids)
-
-    start = torch.arange(0, seq_len, block_size, device=device)
-    end = (start + block_size).clamp(max=seq_len) - 1
-    first, last = ids[:, start], ids[:, end]
-    nonempty = (first[:, :, None] <= last[:, None, :]) & (first[:, None, :] <= last[:, :, None])
-    # A last block shorter than the others is never full: the kernel must not read past the row.
-    whole = (first == last) & (start + block_size <= seq_len)
-    full = whole[:, :, None] & whole[:, None, :] & (first[:, :, None] == first[:, None, :])
+    in_order = torch.arange(ids.shape[1], device=ids.device)[None]
+    q_positions, k_positions = in_order if queries is None else queries, in_order if keys is None else keys
+    q = _Blocks.of(ids, q_positions, block_size)
+    k = q if k_positions is q_positions else _Blocks.of(ids, k_positions, block_size)
+    nonempty = (q.first[:, :, None] <= k.last[:, None, :]) & (k.first[:, None, :] <= q.last[:, :, None])
+    full = q.single[:, :, None] & k.single[:, None, :] & (q.first[:, :, None] == k.first[:, None, :])
     if causal:
-        nonempty &= start[None, :] <= end[:, None]
-        full &= end[None, :] <= start[:, None]
-
-    def document_rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        same = ids[b, q] == ids[b, k]
-        return same & (q >= k) if causal else same
+        nonempty &= k.start[:, None, :] <= q.end[:, :, None]
+        full &= k.end[:, None, :] <= q.start[:, :, None]
 
     # `BlockMask.from_kv_blocks` would recover the query side from the tables, which takes 4 times as long as all of this.
     partial = nonempty & ~full
@@ -149,7 +192,7 @@ def document_block_mask(sequence_ids: Tensor, causal: bool, block_size: int = 12
     q_num_blocks, q_indices = _ordered(partial.mT)
     full_q_num_blocks, full_q_indices = _ordered(full.mT)
     return BlockMask(
-        seq_lengths=(seq_len, seq_len),
+        seq_lengths=(q_positions.shape[1], k_positions.shape[1]),
         kv_num_blocks=kv_num_blocks,
         kv_indices=kv_indices,
         full_kv_num_blocks=full_kv_num_blocks,
@@ -159,15 +202,37 @@ def document_block_mask(sequence_ids: Tensor, causal: bool, block_size: int = 12
         full_q_num_blocks=full_q_num_blocks,
         full_q_indices=full_q_indices,
         BLOCK_SIZE=(block_size, block_size),
-        mask_mod=document_rule,
+        mask_mod=_document_rule(ids, causal, queries, keys),
     )
 
 
+def _document_rule(
+    ids: Tensor, causal: bool, queries: Tensor | None, keys: Tensor | None
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The rule as FlexAttention asks for it, between places of the query and of the key in what the kernel is given."""
+    if queries is None and keys is None:
+
+        def in_order(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            same = ids[b, q] == ids[b, k]
+            return same & (q >= k) if causal else same
+
+        return in_order
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    q_positions, k_positions = (positions if p is None else p for p in (queries, keys))
+    q_ids, k_ids = ids.gather(1, q_positions), ids.gather(1, k_positions)
+
+    def spread_out(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        same = q_ids[b, q] == k_ids[b, k]
+        return same & (q_positions[b, q] >= k_positions[b, k]) if causal else same
+
+    return spread_out
+
+
 def _ordered(dense: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row of `dense` bool [batch, n, n]: how many of its columns are set, and all columns with those first.
+    """Per row of `dense` bool [batch, n, m]: how many of its columns are set, and all columns with those first.
 
     Returns:
-        int32 [batch, 1, n] and int32 [batch, 1, n, n], the second dimension standing for the heads.
+        int32 [batch, 1, n] and int32 [batch, 1, n, m], the second dimension standing for the heads.
     """
     counts = dense.sum(-1, dtype=torch.int32)
     indices = dense.to(torch.int8).argsort(dim=-1, descending=True, stable=True).int()

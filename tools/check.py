@@ -14,8 +14,10 @@ from rich.table import Table
 
 from ..datasets.loader import Batch
 from ..models.config import DecoderConfig
+from ..models.masks import DocumentMask
 from ..trainer.components import make_mask, verify
 from ..trainer.config import JobConfig, load_config
+from ..trainer.context import block_size
 from ..trainer.contract import table
 from ..trainer.data import open_feed
 from ..trainer.distributed import Layout
@@ -57,6 +59,8 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
         console.print(f"no rows are looked at: the data ends within the first {rows} (data.sources.max_epochs)")
     else:
         console.print(f"the first {rows} rows agree: the packer's documents are those that eos {mask.eos_id} implies")
+    console.rule("layout")
+    report_layout(console, config, layout, mask)
     console.rule("model and memory")
     report_model(console, config, decoder, layout)
     console.rule("data")
@@ -67,6 +71,18 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
         report_rows(console, feed.first)
     report_sources(console, config, feed.loader, tokenizer, rows_per_step)
     console.print("\nall checks passed")
+
+
+def report_layout(console: Console, config: JobConfig, layout: Layout, mask: DocumentMask) -> None:
+    """The degrees, and what of a row one process has."""
+    seq_len = config.training.seq_len
+    console.print(f"{layout} process(es), parameters over shard x context = {layout.shard * layout.cp}")
+    if layout.cp > 1:
+        block = block_size(seq_len, layout.cp, mask.executor)
+        console.print(
+            f"a row's {seq_len:,} tokens in {seq_len // block} blocks of {block}, dealt out by mask work: "
+            f"{seq_len // layout.cp // block} to each of {layout.cp} ranks"
+        )
 
 
 def report_model(console: Console, config: JobConfig, decoder: DecoderConfig, layout: Layout) -> None:
@@ -94,13 +110,13 @@ class Part:
 def memory_parts(config: JobConfig, decoder: DecoderConfig, layout: Layout) -> list[Part]:
     """Estimate the memory of one device from the shapes alone."""
     d, t = decoder, config.training
-    sharded = layout.shard * layout.tp
+    sharded = layout.shard * layout.cp * layout.tp
     width = DTYPES[t.mixed_precision_param].itemsize
     parameters = d.parameter_count()
     tables = (1 if d.tie_embeddings else 2) * d.vocab_size * d.dim
     block = (parameters - tables) / d.n_layers
     rows = min(t.local_batch_size, global_batch_size(config, layout) // layout.data_parallel)
-    tokens = rows * t.seq_len
+    tokens = rows * t.seq_len // layout.cp
     per_token = d.dim
     what = "block inputs"
     if config.activation_checkpoint.mode == "none":
@@ -108,7 +124,7 @@ def memory_parts(config: JobConfig, decoder: DecoderConfig, layout: Layout) -> l
         per_token = 4 * d.dim + 3 * heads + 4 * kv + 4 * d.hidden_dim
         what = "what the backward pass of every block reads"
     return [
-        Part("parameters", 4 * parameters / sharded, f"float32, over shard x tensor = {sharded}"),
+        Part("parameters", 4 * parameters / sharded, f"float32, over shard x context x tensor = {sharded}"),
         Part("gradients", 4 * parameters / sharded, "float32, sharded alike"),
         Part("AdamW", 8 * parameters / sharded, "two float32 moments"),
         Part("gathered", width * (2 * block + tables) / layout.tp, f"two blocks and the tables, {t.mixed_precision_param}"),

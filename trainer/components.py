@@ -9,6 +9,7 @@ from ..models.attention import check_executor, default_executor
 from ..models.config import PRESETS, DecoderConfig, RopeConfig
 from ..models.masks import DocumentMask
 from .config import ConfigError, JobConfig, nearest
+from .context import check_context
 from .distributed import Layout
 from .parallelize import check_layout
 
@@ -44,6 +45,7 @@ def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> 
     check_executor(executor, device.type)
     if executor == "varlen" and config.training.mixed_precision_param == "float32":
         raise ConfigError('model.attention = "varlen" needs training.mixed_precision_param = "bfloat16"')
+    check_context(config, executor)
     eos_id = tokenizer.eos_id if m.eos_id is None else m.eos_id
     return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, executor=executor)
 

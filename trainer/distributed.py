@@ -1,8 +1,9 @@
 """Processes and the device mesh: how many ranks there are, what each one is, and what they must agree on.
 
-The mesh has the dimensions (replicate, shard, tp). Ranks that differ only in tp see the same rows; replicate x shard is the
-data-parallel degree. Whatever every rank must know before a step (how many targets, has anyone been told to stop, has
-anyone failed) travels through one small CPU all-reduce, so that no GPU is ever synchronised for it.
+The mesh has the dimensions (replicate, shard, cp, tp). Ranks that differ only in cp or tp see the same rows, cp ranks different
+tokens of them; replicate x shard is the data-parallel degree. Parameters are sharded over shard x cp. Whatever every rank must
+know before a step (how many targets, has anyone been told to stop, has anyone failed) travels through one small CPU all-reduce,
+so that no GPU is ever synchronised for it.
 """
 
 import os
@@ -28,7 +29,12 @@ class Layout:
 
     replicate: int
     shard: int
+    cp: int
     tp: int
+
+    def __str__(self) -> str:
+        """As arithmetic."""
+        return f"replicate {self.replicate} x shard {self.shard} x context {self.cp} x tensor {self.tp} = {self.world_size}"
 
     @property
     def data_parallel(self) -> int:
@@ -38,7 +44,17 @@ class Layout:
     @property
     def world_size(self) -> int:
         """Processes in all."""
-        return self.data_parallel * self.tp
+        return self.data_parallel * self.cp * self.tp
+
+    @property
+    def sequence(self) -> str:
+        """The keys that split the sequence, as a complaint names them."""
+        return f"parallelism.context_parallel_degree {self.cp} x parallelism.tensor_parallel_degree {self.tp}"
+
+    @property
+    def gradient_ranks(self) -> int:
+        """Ranks whose tokens differ: FSDP2 averages gradients over so many."""
+        return self.data_parallel * self.cp
 
     @classmethod
     def resolve(cls, config: JobConfig, world_size: int | None = None) -> "Layout":
@@ -50,17 +66,17 @@ class Layout:
         p = config.parallelism
         if world_size is not None and world_size < 1:
             raise ConfigError(f"{world_size} processes: there must be at least 1")
-        fixed = p.data_parallel_replicate_degree * p.tensor_parallel_degree
+        replicate, cp, tp = p.data_parallel_replicate_degree, p.context_parallel_degree, p.tensor_parallel_degree
         shard = p.data_parallel_shard_degree
         if shard == 0 or shard < -1:
             raise ConfigError(f"parallelism.data_parallel_shard_degree = {shard}: must be -1 (all that are left) or >= 1")
         if shard == -1:
-            shard = 1 if world_size is None else max(1, world_size // fixed)
-        layout = cls(replicate=p.data_parallel_replicate_degree, shard=shard, tp=p.tensor_parallel_degree)
+            shard = 1 if world_size is None else max(1, world_size // (replicate * cp * tp))
+        layout = cls(replicate=replicate, shard=shard, cp=cp, tp=tp)
         if world_size is not None and layout.world_size != world_size:
             raise ConfigError(
-                f"parallelism: replicate {layout.replicate} x shard {layout.shard} x tensor {layout.tp} = "
-                f"{layout.world_size}, but {world_size} process(es) were started; change the degrees or the number of processes"
+                f"parallelism: {layout}, but {world_size} process(es) were started; "
+                "change the degrees or the number of processes"
             )
         return layout
 
@@ -82,18 +98,23 @@ class World:
     @property
     def dp_rank(self) -> int:
         """Which rows of a step are this rank's."""
-        replicate, shard, _ = self.mesh.get_coordinate() or (0, 0, 0)
-        return replicate * self.layout.shard + shard
+        return self.mesh.get_local_rank("replicate") * self.layout.shard + self.mesh.get_local_rank("shard")
 
     @property
     def tp_rank(self) -> int:
-        """0 for exactly one of the ranks that share the same rows."""
+        """0 for exactly one of the ranks that share the same tokens."""
         return self.mesh.get_local_rank("tp")
+
+    @property
+    def counts_rows(self) -> bool:
+        """True for exactly one of the ranks that share the same rows."""
+        return self.mesh.get_local_rank("cp") == self.tp_rank == 0
 
     @property
     def data_mesh(self) -> DeviceMesh:
         """The mesh that FSDP2 shards (and, in two dimensions, replicates) over."""
-        return self.mesh["replicate", "shard"] if self.layout.replicate > 1 else self.mesh["shard"]
+        shard = "shard_cp" if self.layout.cp > 1 else "shard"
+        return self.mesh["replicate", shard] if self.layout.replicate > 1 else self.mesh[shard]
 
     def sum(self, values: list[Number]) -> list[Number]:
         """Element-wise sum over all ranks, through CPU memory: of integers, which wrap at 2^63, or of floats, in float64."""
@@ -141,14 +162,28 @@ def pick_device() -> torch.device:
     return device
 
 
+def check_symmetric_memory(config: JobConfig, device: torch.device) -> None:
+    """Refuse async tensor parallelism where a device cannot read the memory of its neighbours. Raises ConfigError."""
+    if not config.parallelism.enable_async_tensor_parallel:
+        return
+    what = "parallelism.enable_async_tensor_parallel = true: needs GPUs with symmetric memory"
+    if device.type != "cuda":
+        raise ConfigError(f"{what}, the device is {device.type!r}; leave it out")
+    others = [index for index in range(torch.cuda.device_count()) if index != device.index]
+    unreachable = [index for index in others if not torch.cuda.can_device_access_peer(device, index)]
+    if unreachable:
+        raise ConfigError(f"{what}, but {device} cannot read that of GPU(s) {unreachable}; leave it out")
+
+
 def join(config: JobConfig) -> World:
     """Join the process group (a group of one without torchrun) and lay the mesh.
 
     Raises:
-        ConfigError: when `[parallelism]` does not fit the number of processes.
+        ConfigError: when `[parallelism]` does not fit the number of processes or the devices.
     """
     layout = Layout.resolve(config, world_size())
     device = pick_device()
+    check_symmetric_memory(config, device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=config.comm.timeout_seconds)
@@ -157,6 +192,8 @@ def join(config: JobConfig) -> World:
         else:
             store = dist.HashStore()  # type: ignore[attr-defined]  # public, but re-exported implicitly
             dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
-    shape = (layout.replicate, layout.shard, layout.tp)
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "tp"))
+    shape = (layout.replicate, layout.shard, layout.cp, layout.tp)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "cp", "tp"))
+    if layout.cp > 1:
+        mesh["shard", "cp"]._flatten("shard_cp")  # the mesh remembers it by this name
     return World(rank=dist.get_rank(), layout=layout, device=device, mesh=mesh)

@@ -1,11 +1,12 @@
-"""Parallelism applied to a plain decoder, from outside, in one order: tensor parallel -> checkpointing -> compile -> FSDP2.
+"""Parallelism applied to a plain decoder, from outside, in one order: TP, CP -> compile -> activation checkpointing -> FSDP2.
 
-Each step wraps what the one before left: checkpointing recomputes sharded matmuls, compile sees the recomputation, FSDP2
-gathers parameters around compiled blocks. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
+Each step wraps what the one before left: compile sees sharded matmuls, checkpointing runs compiled blocks again, FSDP2 gathers
+parameters around them. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
 clipping by a global norm needs all gradients on comparable meshes.
 """
 
 import torch
+from torch.distributed._symmetric_memory import enable_symm_mem_for_group
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -18,9 +19,11 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from ..datasets.packing import PAD_MULTIPLE
 from ..models.config import DecoderConfig
 from ..models.decoder import Decoder
 from .config import ConfigError, JobConfig
+from .context import apply_context_parallel
 from .distributed import Layout, World
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -36,12 +39,12 @@ def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> Non
     per_rank = rows // layout.data_parallel
     local = min(config.training.local_batch_size, per_rank)
     loaders = layout.data_parallel * max(1, config.data.num_workers)
-    tp = layout.tp
+    cp, tp = layout.cp, layout.tp
     # (key, value, must be a multiple of, why)
     divisions = [
         ("training.global_batch_size", rows, layout.data_parallel, "data-parallel ranks"),
         ("data.lanes", config.data.lanes, loaders, "data-parallel ranks x data.num_workers"),
-        ("training.seq_len", config.training.seq_len, tp, "parallelism.tensor_parallel_degree, which splits the sequence"),
+        ("training.seq_len", config.training.seq_len, cp * tp, f"{layout.sequence}, which split the sequence"),
         ("model.n_heads", model.n_heads, tp, "parallelism.tensor_parallel_degree"),
         ("model.n_kv_heads", model.n_kv_heads, tp, "parallelism.tensor_parallel_degree"),
         ("model.hidden_dim", model.hidden_dim, tp, "parallelism.tensor_parallel_degree"),
@@ -57,9 +60,12 @@ def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> Non
             f"training.local_batch_size = {local}: must divide the {per_rank} rows of a rank "
             f"(training.global_batch_size {rows} / {layout.data_parallel} data-parallel ranks)"
         )
-    if config.data.layout == "padded" and 128 % tp:
+    if config.data.layout == "padded" and PAD_MULTIPLE % (cp * tp):
+        complaints.append(f"{layout.sequence}: must divide {PAD_MULTIPLE}, the step of padded widths (data.layout)")
+    if config.parallelism.enable_async_tensor_parallel and not (tp > 1 and config.compile.enable):
         complaints.append(
-            f"parallelism.tensor_parallel_degree = {tp}: must divide 128, the step of padded widths (data.layout)"
+            "parallelism.enable_async_tensor_parallel = true: needs parallelism.tensor_parallel_degree > 1 and "
+            f"compile.enable = true, found {tp} and {str(config.compile.enable).lower()}; the compiler is what overlaps the two"
         )
     if not config.data.sources:
         complaints.append("data.sources: no [[data.sources]] table; name at least one source of documents")
@@ -83,12 +89,17 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
     """Apply the layout of `world` to a decoder on the meta device, in place."""
     if world.layout.tp > 1:
         apply_tensor_parallel(model, world.mesh["tp"])
-    if config.activation_checkpoint.mode == "full":
-        for name, block in model.layers.named_children():
-            model.layers.register_module(name, checkpoint_wrapper(block))
+    if config.parallelism.enable_async_tensor_parallel:
+        overlap_tensor_parallel(world.mesh["tp"])
+    if world.layout.cp > 1:
+        apply_context_parallel(model, world.mesh["cp"])
+    # compiled first: torch 2.13 fails on a recomputation inside a compiled block where that holds tensor parallelism
     if config.compile.enable:
         for block in model.layers.children():
             block.compile()
+    if config.activation_checkpoint.mode == "full":
+        for name, block in model.layers.named_children():
+            model.layers.register_module(name, checkpoint_wrapper(block))
     apply_fsdp(model, config, world.data_mesh)
 
 
@@ -103,6 +114,9 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             "output": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
         },
     )
+    # The embedding hands out a tensor whose reduce-scatter may still be under way. Compiled blocks take such an input, but give it
+    # no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
+    model.tok_embeddings.register_forward_hook(lambda _module, _inputs, embedded: embedded.clone())
     for block in model.layers.children():
         whole = (Replicate(), None, None, None)  # x gathered along the sequence; cos, sin and mask are whole already
         plan = {
@@ -125,12 +139,22 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
     model.tie_weights()  # the plan replaced both parameters of a tied pair
 
 
+def overlap_tensor_parallel(mesh: DeviceMesh) -> None:
+    """Let the compiler cut gathers and matmuls of tensor parallelism into pieces that overlap (async TP)."""
+    from torch._inductor import config as inductor  # half a second to import, and compiling may be off
+
+    enable_symm_mem_for_group(mesh.get_group().group_name)
+    inductor._micro_pipeline_tp = True  # there is no public switch
+
+
 def apply_fsdp(model: Decoder, config: JobConfig, mesh: DeviceMesh) -> None:
     """FSDP2 per block and for the rest. Also on one rank, where it is what casts to the compute type."""
     param, reduce = DTYPES[config.training.mixed_precision_param], DTYPES[config.training.mixed_precision_reduce]
     # inputs are not cast: the residual stream has its type already, and cosines in bfloat16 would blur positions
     of_block = MixedPrecisionPolicy(param, reduce, cast_forward_inputs=False)
     of_rest = MixedPrecisionPolicy(param, reduce, output_dtype=torch.float32)  # the loss is taken in float32
+    policy = config.parallelism.fsdp_reshard_after_forward
     for block in model.layers.children():
-        fully_shard(block, mesh=mesh, mp_policy=of_block)
-    fully_shard(model, mesh=mesh, mp_policy=of_rest, reshard_after_forward=False)  # its backward starts at once
+        fully_shard(block, mesh=mesh, mp_policy=of_block, reshard_after_forward=policy != "never")
+    # by default the rest is kept: its backward starts at once
+    fully_shard(model, mesh=mesh, mp_policy=of_rest, reshard_after_forward=policy == "always")

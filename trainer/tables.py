@@ -227,8 +227,12 @@ class Parallelism(Table):
     """Ranks that share one copy of parameters, gradients and optimizer state (FSDP2); -1: all that are left."""
     tensor_parallel_degree: Degree = 1
     """Ranks that split every matrix and, between the norms, the sequence."""
-    context_parallel_degree: Literal[1] = 1
-    """Ranks that split the sequence of attention: only 1 so far."""
+    context_parallel_degree: Degree = 1
+    """Ranks that share the tokens of every row, dealt out so that each computes as much of the document mask."""
+    fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
+    """Free gathered parameters after the forward pass. default: a block's. always: the tables' too. never: more memory."""
+    enable_async_tensor_parallel: bool = False
+    """Overlap the communication of tensor parallelism with its matmuls: GPUs with symmetric memory, with compile.enable."""
 
 
 class Compile(Table):

@@ -26,6 +26,7 @@ from . import checkpoint
 from .checkpoint import Found
 from .components import make_mask, verify
 from .config import ConfigError, JobConfig, load_config
+from .context import spread_rows, whole_rows
 from .contract import check_rows
 from .data import Feed, open_feed
 from .distributed import World, join
@@ -114,8 +115,8 @@ class Trainer:
     def agree(self, batches: list[Batch], error: Exception | None) -> StepTotals | None:
         """What the step holds over all ranks, or None and why in `self.ending`. Raises one rank's error on all."""
         stop = self.stop() or (error is None and len(batches) < self.micro_batches)
-        # ranks of one tensor-parallel group hold the same rows: only its first counts them
-        mine = StepTotals.of(batches if self.world.tp_rank == 0 else [], len(self.log.sources))
+        # ranks that differ in cp or tp hold the same rows: only the first counts them
+        mine = StepTotals.of(batches if self.world.counts_rows else [], len(self.log.sources))
         stops, errors, *counts = self.world.sum([int(stop), int(error is not None), *mine.counts])
         targets = self.world.sum(mine.targets)
         if errors:
@@ -133,8 +134,8 @@ class Trainer:
         """One optimizer step."""
         # documents of exactly `seq_len` tokens leave rows that hold nothing but an eos, and a small step may have no other
         targets = sum(totals.targets) or 1.0
-        # FSDP2 averages gradients over the data-parallel ranks; times their number, that is the sum
-        scale = self.world.layout.data_parallel / targets
+        # FSDP2 averages gradients over the ranks with tokens of their own; times their number, that is the sum
+        scale = self.world.layout.gradient_ranks / targets
         # the loss, and what each source contributes to it
         local = torch.zeros(1 + len(totals.targets), device=self.world.device)
         for batch in batches:
@@ -183,13 +184,12 @@ class Trainer:
         )
 
     def to_device(self, batch: Batch) -> tuple[Any, ...]:
-        """Tokens, labels, positions, the mask, and weights or None of a micro-batch, where the model is."""
+        """This rank's tokens, labels, positions, mask, and weights or None of a micro-batch, where the model is."""
         device = self.world.device
-        tokens, labels, positions, weights = (
-            None if t is None else t.to(device, non_blocking=True)
-            for t in (batch.tokens, batch.labels, batch.positions, batch.weights)
-        )
-        return tokens, labels, positions, self.mask.build(batch.sequence_ids, device), weights
+        planes = (batch.tokens, batch.labels, batch.positions, batch.weights)
+        own, queries, keys = spread_rows(planes, batch.sequence_ids, self.mask, self.world.mesh["cp"])
+        tokens, labels, positions, weights = (None if t is None else t.to(device, non_blocking=True) for t in own)
+        return tokens, labels, positions, self.mask.build(batch.sequence_ids, device, queries, keys), weights
 
     def next_batch(self) -> Batch | None:
         """The batch that the contract check looked at, then the loader's; None when a stop was asked for while waiting."""
@@ -297,8 +297,8 @@ class Trainer:
         path = self.checkpoints / f"step-{self.progress.step}"
         if self.world.gather(self.world.is_first and checkpoint.what_is_torn(path) is None)[0]:
             return
-        reports = self.world.gather((self.data_state, self.world.tp_rank))
-        states = [data_state for data_state, tp_rank in reports if tp_rank == 0 and data_state]
+        reports = self.world.gather((self.data_state, self.world.counts_rows))
+        states = [data_state for data_state, counted in reports if counted and data_state]
         state = {
             "progress": asdict(self.progress),
             "data": merge_states(states),
@@ -330,9 +330,8 @@ class Trainer:
             self.log.say(message)
         self.log.say(
             f"{c.model.preset}: {d.parameter_count():,} parameters, {self.mask.executor} attention over documents ending in "
-            f"eos {self.mask.eos_id}; {rows} rows x {c.training.seq_len} tokens a step on {layout.world_size} process(es) "
-            f"({self.world.device.type}): replicate {layout.replicate} x shard {layout.shard} x tensor {layout.tp}, "
-            f"{self.micro_batches} micro-batch(es) of {self.micro_batch_size} rows"
+            f"eos {self.mask.eos_id}; {rows} rows x {c.training.seq_len} tokens a step on {layout} process(es) "
+            f"({self.world.device.type}), {self.micro_batches} micro-batch(es) of {self.micro_batch_size} rows"
         )
 
     def conclude(self) -> None:
@@ -342,7 +341,8 @@ class Trainer:
             self.log.say(f"{self.ending}: stopped after step {step} of {steps}")
         elif self.prompt:
             room = {"multiple_of": self.world.layout.tp, "max_new_tokens": 120}
-            text = sample(self.model, self.tokenizer, self.prompt, device=self.world.device, **room)
+            with whole_rows(self.model):
+                text = sample(self.model, self.tokenizer, self.prompt, device=self.world.device, **room)
             self.log.say(f"\nA sample, continuing {self.tokenizer.decode(self.prompt)!r}:\n{text}\n")
         self.log.say(f"run         {self.folder}")
         self.log.say(f"watch       tensorboard --logdir {self.folder}/tensorboard")

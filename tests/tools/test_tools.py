@@ -137,7 +137,7 @@ def test_parameters_gradients_and_optimizer_take_16_bytes_each_over_the_ranks_th
     config, _ = load_config(["--config", str(write_job(tmp_path))])
     _, shape = verify(config, Layout.resolve(config))
     parameters = sum(p.numel() for p in Decoder(shape).parameters())
-    for layout in (Layout(replicate=1, shard=1, tp=1), Layout(replicate=2, shard=2, tp=2)):
+    for layout in (Layout(replicate=1, shard=1, cp=1, tp=1), Layout(replicate=2, shard=2, cp=1, tp=2)):
         parts = {part.name: part.size for part in memory_parts(config, shape, layout)}
         total = parts["parameters"] + parts["gradients"] + parts["AdamW"]
         assert total == 16 * parameters / (layout.shard * layout.tp)

@@ -1,38 +1,114 @@
 """The same job on other processes takes the same steps: the same rows in the same order, the same losses."""
 
+from __future__ import annotations
+
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
+from cistron.tests.spawn import run_on_ranks
+from cistron.trainer.config import load_config
+from cistron.trainer.distributed import join
+from cistron.trainer.signals import StopRequest
+from cistron.trainer.train import Trainer
 
-from .jobs import column, metrics, train, train_here, write_job
+from .jobs import column, metrics, write_job
 
-TENSOR = ("--parallelism.tensor_parallel_degree", "2")
-LAYOUTS = {
-    "fsdp_two_workers": (2, ("--data.num_workers", "2")),
-    "tensor": (2, TENSOR),
-    "fsdp_tensor": (4, TENSOR),
-    "hsdp_checkpointing": (4, ("--parallelism.data_parallel_replicate_degree", "2", "--activation_checkpoint.mode", "full")),
-    "compiled_fsdp": (2, ("--compile.enable", "true")),
-}
+
+class Case(NamedTuple):
+    """One line of the table."""
+
+    replicate: int = 1
+    shard: int = 1
+    cp: int = 1
+    tp: int = 1
+    causal: bool = True
+    more: str = ""  # further options
+
+    @property
+    def processes(self) -> int:
+        return self.replicate * self.shard * self.cp * self.tp
+
+    @property
+    def name(self) -> str:
+        degrees = f"replicate {self.replicate}, shard {self.shard}, cp {self.cp}, tp {self.tp}"
+        return ", ".join([degrees, "causal" if self.causal else "bidirectional", *self.more.split("--")[1:]])
+
+    @property
+    def overrides(self) -> list[str]:
+        degrees = [
+            ("data_parallel_replicate_degree", self.replicate),
+            ("data_parallel_shard_degree", self.shard),
+            ("context_parallel_degree", self.cp),
+            ("tensor_parallel_degree", self.tp),
+        ]
+        return [word for key, degree in degrees for word in (f"--parallelism.{key}", str(degree))] + self.more.split()
+
+
+FULL_AC = "--activation_checkpoint.mode full "
+COMPILED = "--compile.enable true "
+NEVER = "--parallelism.fsdp_reshard_after_forward never "
+ALWAYS = "--parallelism.fsdp_reshard_after_forward always "
+PADDED = "--data.layout padded "
+SAMPLED = Case(cp=2, tp=2)
+
+# Every pair of degrees, either mask, recomputed or not, compiled or eager: a covering subset, as the whole product has 256 lines.
+CASES = [
+    Case(shard=2, more="--data.num_workers 2"),
+    Case(shard=2, more=COMPILED + NEVER),
+    Case(replicate=2, causal=False, more=FULL_AC),
+    Case(cp=2),
+    Case(cp=2, causal=False, more=FULL_AC + COMPILED),
+    Case(tp=2, causal=False),
+    Case(tp=2, more=FULL_AC + COMPILED),
+    Case(replicate=2, shard=2, more=FULL_AC),
+    Case(replicate=2, cp=2, causal=False, more=ALWAYS),
+    Case(replicate=2, tp=2, more=ALWAYS),
+    Case(shard=2, cp=2, more=FULL_AC + NEVER),
+    Case(shard=2, tp=2, causal=False),
+    Case(cp=4),
+    Case(cp=4, causal=False, more=FULL_AC),
+    SAMPLED,
+    Case(cp=2, tp=2, causal=False, more=COMPILED),
+]
+PADDED_CASES = [Case(more=PADDED), Case(cp=2, more=PADDED), Case(cp=2, tp=2, more=PADDED + FULL_AC)]
+
+
+def run_cases(config_path: str, cases: list[Case]) -> None:
+    """Run the job in each layout, one after another, in processes that have joined."""
+    for number, case in enumerate(cases):
+        folder = Path(config_path).parent / case.name
+        config, _ = load_config(["--config", config_path, "--job.dump_folder", str(folder), *case.overrides])
+        trainer = Trainer(config, join(config), StopRequest())
+        trainer.mask = replace(trainer.mask, causal=case.causal)  # next tokens that may be looked up: easy, but a loss
+        if case != SAMPLED:
+            trainer.prompt = []  # 120 tokens, one forward pass each, take longer than the 20 steps
+        trainer.train()
+        trainer.close()
+        torch.compiler.reset()
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job with QK-norm and tied embeddings, which are what tensor parallelism most easily gets wrong; run on one process."""
+    """A job with QK-norm and tied embeddings, which are what tensor parallelism most easily gets wrong; run in all layouts."""
     config = write_job(tmp_path_factory.mktemp("layouts"))
     text = config.read_text().replace("[data]\n", "qk_norm = true\ntie_embeddings = true\n[data]\n", 1)
-    config.write_text(text)
-    train_here(config)
+    config.write_text(text.replace("interval = 4", "enable = false"))
+    cases = [Case(), Case(causal=False), *CASES, *PADDED_CASES]
+    for processes in (1, 2, 4):
+        run_on_ranks(run_cases, processes, str(config), [case for case in cases if case.processes == processes])
     return config
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_has_the_same_rows_and_the_same_loss_curve_as_one_process(job: Path, layout: str) -> None:
-    processes, overrides = LAYOUTS[layout]
-    train(job, "--job.dump_folder", str(job.parent / layout), *overrides, processes=processes)
-    one, other = metrics(job), metrics(job, layout)
+@pytest.mark.parametrize("case", CASES + PADDED_CASES[1:], ids=[case.name for case in CASES + PADDED_CASES[1:]])
+def test_a_layout_has_the_same_rows_and_the_same_loss_curve_as_one_process(job: Path, case: Case) -> None:
+    reference = PADDED_CASES[0] if PADDED in case.more else Case(causal=case.causal)
+    one, other = metrics(job, reference.name), metrics(job, case.name)
     assert len(one) == 20
     assert column(other, "rows_hash") == column(one, "rows_hash")
+    assert column(other, "tokens_seen") == column(one, "tokens_seen")
     assert column(other, "loss") == pytest.approx(column(one, "loss"), rel=1e-4)
     assert column(other, "grad_norm") == pytest.approx(column(one, "grad_norm"), rel=1e-3)
     assert one[-1]["loss"] < 0.7 * one[0]["loss"], "twenty steps teach the model something"

@@ -126,7 +126,7 @@ def test_settings_that_do_not_fit_are_refused_with_the_arithmetic(
 
 def test_degrees_that_do_not_fit_the_processes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, write_job(tmp_path), "--parallelism.tensor_parallel_degree", "2")
-    assert "replicate 1 x shard 1 x tensor 2 = 2, but 1 process(es) were started" in message
+    assert "replicate 1 x shard 1 x context 1 x tensor 2 = 2, but 1 process(es) were started" in message
 
 
 def test_a_folder_that_cannot_be_written_is_refused_by_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
