@@ -11,6 +11,7 @@ from ..models.masks import DocumentMask
 from .config import ConfigError, JobConfig, nearest
 from .distributed import Layout
 from .parallelize import check_layout
+from .reports import check_reports
 
 
 def make_tokenizer(config: JobConfig) -> Tokenizer:
@@ -53,4 +54,5 @@ def verify(config: JobConfig, layout: Layout) -> tuple[Tokenizer, DecoderConfig]
     tokenizer = make_tokenizer(config)
     decoder = make_decoder_config(config, tokenizer)
     check_layout(config, decoder, layout)
+    check_reports(config)
     return tokenizer, decoder

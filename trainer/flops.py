@@ -26,7 +26,6 @@ PEAKS: tuple[tuple[str, float, float | None], ...] = (
     (r"NVIDIA B200", 2250e12, 4500e12),
     (r"NVIDIA GB200", 2500e12, 5000e12),
     (r"NVIDIA L40S", 362e12, 733e12),
-    (r"AMD Instinct MI250X?", 191.5e12, None),  # one of its two dies, which is what torch calls a device
     (r"AMD Instinct MI300X|AMD Instinct MI325X", 1307e12, 2615e12),
     (r"AMD Instinct MI355X", 2500e12, 5000e12),
 )

@@ -17,6 +17,7 @@ class StepTotals(NamedTuple):
         documents: or fragments.
         rows: how many.
         positions: of tokens and of padding.
+        causal_pairs: (query, key) pairs of tokens that a causal document mask leaves: work of attention.
         rows_hash: sum of `row_hash`.
         tokens: of each source, without padding.
         targets: of each source; where it states weights of its targets, their sum.
@@ -25,6 +26,7 @@ class StepTotals(NamedTuple):
     documents: int
     rows: int
     positions: int
+    causal_pairs: int
     rows_hash: int
     tokens: list[int]
     targets: list[float]
@@ -44,6 +46,8 @@ class StepTotals(NamedTuple):
             documents=sum(int((b.sequence_ids.amax(1) + 1).sum()) for b in batches),
             rows=sum(len(b.rows) for b in batches),
             positions=sum(b.tokens.numel() for b in batches),
+            # a token at position p of its document sees p + 1 keys; padding has position 0, and is not counted
+            causal_pairs=sum(int(b.positions.sum()) + int((b.sequence_ids >= 0).sum()) for b in batches),
             rows_hash=sum(row_hash(b, i) for b in batches for i in range(len(b.rows))),
             tokens=[int(count) for count in tokens],  # float64 is exact up to 2^53
             targets=targets.tolist(),
@@ -52,13 +56,13 @@ class StepTotals(NamedTuple):
     @property
     def counts(self) -> list[int]:
         """All that is counted in integers, in order, as `from_counts` takes it."""
-        return [self.documents, self.rows, self.positions, self.rows_hash, *self.tokens]
+        return [self.documents, self.rows, self.positions, self.causal_pairs, self.rows_hash, *self.tokens]
 
     @classmethod
     def from_counts(cls, counts: list[int], targets: list[float]) -> "StepTotals":
         """From sums of `counts` and of `targets`."""
-        documents, rows, positions, rows_hash, *tokens = counts
-        return cls(documents, rows, positions, rows_hash, tokens, targets)
+        documents, rows, positions, causal_pairs, rows_hash, *tokens = counts
+        return cls(documents, rows, positions, causal_pairs, rows_hash, tokens, targets)
 
     def plus(self, other: "StepTotals") -> "StepTotals":
         """Both together."""

@@ -31,11 +31,14 @@ from .data import Feed, open_feed
 from .distributed import World, join
 from .failures import USER_ERRORS, NonFiniteError, run_command
 from .loss import summed_loss
-from .metrics import MetricsLog, Outcome, Progress, StepTotals
+from .metrics import MetricsLog, Outcome
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
 from .parallelize import global_batch_size, parallelize
+from .profiling import profiling
 from .sampling import sample
 from .signals import StopRequest
+from .totals import Progress, StepTotals
+from .validation import Validation
 
 
 class Trainer:
@@ -73,6 +76,9 @@ class Trainer:
         if self.peeked:
             opening = self.peeked.tokens[0, :16][self.peeked.sequence_ids[0, :16] == 0].tolist()
         self.prompt = world.gather([token for token in opening if token != self.tokenizer.eos_id])[0]
+        data = self.feed.validation
+        self.validation = Validation(config, world, data, self.tokenizer) if data else None
+        self.validated = self.progress.step  # step of the last validation; one resumed from has had its own
         self.build_model()
         self.log = world.together(self.open_folder)
 
@@ -80,24 +86,42 @@ class Trainer:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
         self.introduce()
         gc.disable()  # collected on a schedule instead, so that ranks do not stall each other at moments of their own
-        while self.progress.step < self.config.training.steps:
-            started = time.perf_counter()
-            batches, error = self.fetch()
-            fetched = time.perf_counter()
-            totals = self.agree(batches, error)
-            if totals is None:
-                break
-            outcome = self.optimize(batches, totals)
-            self.data_state = batches[-1].state
-            self.progress.advance(totals, self.log.sources)
-            self.log.step(self.progress, totals, outcome, fetched - started, time.perf_counter() - started)
-            if self.progress.step % self.config.training.gc_freq == 0:
-                gc.collect(1)
-            if self.progress.step % self.config.checkpoint.interval == 0:
-                self.save()
+        with profiling(self.config, self.world.rank, self.world.device) as profile:
+            while self.progress.step < self.config.training.steps:
+                started = time.perf_counter()
+                batches, error = self.fetch()
+                fetched = time.perf_counter()
+                totals = self.agree(batches, error)
+                if totals is None:
+                    break
+                outcome = self.optimize(batches, totals)
+                self.data_state = batches[-1].state
+                self.progress.advance(totals, self.log.sources)
+                self.log.step(self.progress, totals, outcome, fetched - started, time.perf_counter() - started)
+                profile(self.progress.step)
+                if self.progress.step % self.config.training.gc_freq == 0:
+                    gc.collect(1)
+                if self.progress.step % self.config.checkpoint.interval == 0:
+                    self.save()
+                if self.validation and self.validation.is_due(self.progress.step):
+                    self.validate()
         gc.enable()
         self.save()
+        self.validate()
         self.conclude()
+
+    def validate(self) -> None:
+        """Report the loss on the validation sources, unless there are none or it was done after this very step."""
+        if self.validation is None or self.validated == self.progress.step:
+            return
+        self.validated = self.progress.step
+        try:
+            record = self.validation.run(self.progress.step, self.model, self.to_device, self.stop)
+        except USER_ERRORS:
+            self.save()  # the weights are good
+            raise
+        if record:
+            self.log.validation(record)
 
     def fetch(self) -> tuple[list[Batch], Exception | None]:
         """This rank's micro-batches of the next step: fewer when a stop was asked for, and how the data failed or ended."""
