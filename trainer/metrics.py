@@ -146,11 +146,11 @@ class MetricsLog:
         if not self.world.is_first:
             return
         self.reports.add("validation", record)
-        bits = record["bits_per_byte"]
-        self.say(
-            f"step {record['step']:>6}  validation loss {record['loss']!r}  perplexity {record['perplexity']:.3f}  "
-            f"{'' if bits is None else f'{bits:.4f} bits per byte  '}{record['documents']:,} documents in {record['seconds']:.1f} s"
-        )
+        perplexity, bits = record["perplexity"], record["bits_per_byte"]
+        words = [f"step {record['step']:>6}  validation loss {record['loss']!r}"]
+        words += [] if perplexity is None else [f"perplexity {perplexity:.3f}"]
+        words += [] if bits is None else [f"{bits:.4f} bits per byte"]
+        self.say("  ".join([*words, f"{record['documents']:,} documents in {record['seconds']:.1f} s"]))
 
     def close(self) -> None:
         """Flush the files and put the bar away."""

@@ -23,7 +23,6 @@ from ..datasets.loader import Batch, documents_dropped, merge_states, records_sk
 from ..models.decoder import Decoder
 from ..models.init import init_weights
 from . import checkpoint
-from .checkpoint import Found
 from .components import make_mask, verify
 from .config import ConfigError, JobConfig, load_config
 from .contract import check_rows
@@ -65,7 +64,11 @@ class Trainer:
         self.micro_batches = rows_per_rank // self.micro_batch_size
 
         # as rank 0 sees the disk, so that all ranks do the same
-        self.origin, self.resuming, self.messages = world.gather(world.together(self.find_checkpoint))[0]
+        shape = asdict(self.decoder_config)
+        found = world.together(
+            lambda: checkpoint.origin(config.checkpoint, self.checkpoints, shape) if world.is_first else None
+        )
+        self.origin, self.resuming, self.messages = world.gather(found)[0] or (None, False, [])
         resumed = self.origin.state if self.origin and self.resuming else {"progress": {}, "data": None}
         self.progress = Progress(**resumed["progress"])
         self.data_state: dict[str, Any] | None = resumed["data"]
@@ -77,8 +80,7 @@ class Trainer:
             opening = self.peeked.tokens[0, :16][self.peeked.sequence_ids[0, :16] == 0].tolist()
         self.prompt = world.gather([token for token in opening if token != self.tokenizer.eos_id])[0]
         data = self.feed.validation
-        self.validation = Validation(config, world, data, self.tokenizer) if data else None
-        self.validated = self.progress.step  # step of the last validation; one resumed from has had its own
+        self.validation = Validation(config, world, data, self.tokenizer, self.progress.step) if data else None
         self.build_model()
         self.log = world.together(self.open_folder)
 
@@ -111,10 +113,9 @@ class Trainer:
         self.conclude()
 
     def validate(self) -> None:
-        """Report the loss on the validation sources, unless there are none or it was done after this very step."""
-        if self.validation is None or self.validated == self.progress.step:
+        """Report the loss on the validation sources, where there are any, unless it was done after this very step."""
+        if self.validation is None or self.validation.done == self.progress.step:
             return
-        self.validated = self.progress.step
         try:
             record = self.validation.run(self.progress.step, self.model, self.to_device, self.stop)
         except USER_ERRORS:
@@ -224,18 +225,6 @@ class Trainer:
     def checkpoints(self) -> Path:
         """Folder of the step folders."""
         return self.folder / self.config.checkpoint.folder
-
-    def find_checkpoint(self) -> tuple[Found | None, bool, list[str]]:
-        """Where the weights come from (None: fresh ones), whether that is this run itself, and what was passed over."""
-        c = self.config.checkpoint
-        if not self.world.is_first:
-            return None, False, []
-        found, messages = checkpoint.find(c, self.checkpoints) if c.enable else (None, [])
-        origin = found or (checkpoint.read(Path(c.initial_load_path)) if c.initial_load_path else None)
-        if origin:
-            checkpoint.check_shape(origin, asdict(self.decoder_config))
-            messages.append(f"{'resumed from' if found else 'weights from'} {origin.path}")
-        return origin, found is not None, messages
 
     def open_data(self) -> Feed:
         """Start the loader and hold the eos contract before a model exists.

@@ -37,11 +37,12 @@ class Validation:
         world: this process among the others.
         data: what to read; every rank has its share.
         tokenizer: of the job; says how many bytes of text an id stands for.
+        done: step of the last validation, which is that of a checkpoint to resume from.
     """
 
-    def __init__(self, config: JobConfig, world: World, data: FinitePass, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: JobConfig, world: World, data: FinitePass, tokenizer: Tokenizer, done: int) -> None:
         """Keep what every validation needs."""
-        self.config, self.world, self.data = config, world, data
+        self.config, self.world, self.data, self.done = config, world, data, done
         self.names = [source.config.name for source in data.sources]
         self.eos_id = tokenizer.eos_id
         sizes = token_bytes(tokenizer)
@@ -73,6 +74,7 @@ class Validation:
             NonFiniteError: the loss is not finite.
         """
         started = time.perf_counter()
+        self.done = step
         places = (self.config.training.seq_len - 1).bit_length() + 1
         sums = torch.zeros(len(self.names) + places, 3, dtype=torch.float64, device=self.world.device)
         counts = torch.zeros(2, len(self.names), dtype=torch.int64)
