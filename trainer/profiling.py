@@ -1,6 +1,7 @@
 """What single steps did: torch.profiler's traces, snapshots of CUDA's allocator, and NCCL's flight recorder."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,6 +10,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from .config import ConfigError, JobConfig
+
+# Each cycle's events are written before the next one begins.
+warnings.filterwarnings("ignore", message=".*Profiler clears events", category=UserWarning)
 
 WARMUP_STEPS = 3  # traced and thrown away: the tracer's own start would stand in the first step
 SNAPSHOT_EVENTS = 100_000  # allocations and frees that a snapshot goes back to
@@ -49,10 +53,15 @@ def profiling(config: JobConfig, rank: int, device: torch.device) -> Iterator[St
 
 @contextmanager
 def traces(folder: Path, freq: int, rank: int, device: torch.device) -> Iterator[StepHook]:
-    """Record every `freq`-th step from here on into `folder`/step-<N>/rank<R>.json.gz."""
-    at = 0
+    """Record every `freq`-th step from here on into `folder`/step-<N>/rank<R>.json.gz.
+
+    From the end of a step to the end of the next: a save or validation after the step before stands in it too.
+    """
+    at: int | None = None
 
     def write(profiler: profile) -> None:
+        if at is None:  # the loop has ended, in the middle of a recording
+            return
         path = folder / f"step-{at}" / f"rank{rank}.json.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(path))
@@ -66,6 +75,7 @@ def traces(folder: Path, freq: int, rank: int, device: torch.device) -> Iterator
             nonlocal at
             at = step
             profiler.step()
+            at = None
 
         yield after_step
 
