@@ -75,20 +75,26 @@ def start_wandb(folder: Path, config: JobConfig, start_step: int) -> Any:
     """Begin a Weights & Biases run, or go on with that of the steps before `start_step`.
 
     Its own variables steer it: WANDB_PROJECT (else `cistron`), WANDB_NAME (else the folder's name), WANDB_MODE and others.
+
+    Raises:
+        ConfigError: W&B refuses, for want of a key most often.
     """
     import wandb
 
     file = folder / "wandb_id"
     if start_step == 0 or not file.exists():
         write_atomically(file, secrets.token_hex(4))
-    return wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "cistron"),
-        name=os.environ.get("WANDB_NAME", folder.name),
-        id=file.read_text(),
-        resume="allow",
-        dir=str(folder),
-        config=config.to_dict(),
-    )
+    try:
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "cistron"),
+            name=os.environ.get("WANDB_NAME", folder.name),
+            id=file.read_text(),
+            resume="allow",
+            dir=str(folder),
+            config=config.to_dict(),
+        )
+    except wandb.Error as error:
+        raise ConfigError(f"metrics.enable_wandb = true: {error}; run `wandb login`, or set WANDB_MODE=offline") from None
 
 
 def forget_after(file: Path, step: int) -> None:

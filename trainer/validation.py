@@ -99,6 +99,8 @@ class Validation:
         copies = self.world.layout.world_size // self.world.layout.data_parallel  # ranks with the same rows
         documents, text_bytes = (torch.tensor(self.world.sum(counts.flatten().tolist())) // copies).view_as(counts).tolist()
         record = self.record(sums.tolist(), documents, text_bytes)
+        if record["loss"] is None or not math.isfinite(record["loss"]):
+            raise NonFiniteError(f"validation after step {step}: loss {record['loss']} (None: no target has a weight)")
         return {"step": step, **record, "seconds": time.perf_counter() - started}
 
     def add(
@@ -133,8 +135,6 @@ class Validation:
         """Means from sums over all ranks."""
         of_sources, of_places = sums[: len(self.names)], sums[len(self.names) :]
         record = self.means([sum(column) for column in zip(*of_sources, strict=True)], sum(documents), sum(text_bytes))
-        if record["loss"] is None or not math.isfinite(record["loss"]):
-            raise NonFiniteError(f"validation: the loss is {record['loss']} (None: no target has a weight)")
         if len(self.names) > 1:
             each = zip(of_sources, documents, text_bytes, strict=True)
             record["sources"] = {name: self.means(*of) for name, of in zip(self.names, each, strict=True)}

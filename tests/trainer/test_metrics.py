@@ -133,6 +133,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
     fake = ModuleType("wandb")
     fake.__spec__ = ModuleSpec("wandb", None)
     fake.init = lambda **options: runs.append(FakeRun(**options)) or runs[-1]  # type: ignore[attr-defined, func-returns-value]
+    fake.Error = ConnectionError  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_PROJECT", "proteins")
     monkeypatch.delenv("WANDB_NAME", raising=False)
@@ -157,6 +158,18 @@ def test_weights_and_biases_has_every_number_of_every_record_and_a_resume_goes_o
         assert logged[record["step"]]["loss"] == record["loss"]
     train_here(config, "--metrics.enable_wandb", "true", "--checkpoint.load_step", "0", "--training.steps", "1")
     assert wandb[2].options["id"] != first.options["id"], "a run from the start is another one"
+
+
+def test_a_refusal_by_weights_and_biases_is_a_refusal_of_the_job(
+    wandb: list[FakeRun], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_key(**_: Any) -> None:
+        raise ConnectionError("no API key")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", without_key)
+    message = refusal(capsys, write_job(tmp_path), "--metrics.enable_wandb", "true")
+    assert "metrics.enable_wandb = true: no API key" in message
+    assert not wandb
 
 
 def test_weights_and_biases_is_asked_for_in_vain_where_it_is_not_installed(
