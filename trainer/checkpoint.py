@@ -114,6 +114,25 @@ def find(config: Checkpoint, folder: Path) -> tuple[Found | None, list[str]]:
     return None, skipped
 
 
+def origin(config: Checkpoint, folder: Path, shape: dict[str, Any]) -> tuple[Found | None, bool, list[str]]:
+    """Where the weights come from (None: fresh ones), whether that is this run itself, and what is to be said of it.
+
+    Args:
+        config: which checkpoint is asked for.
+        folder: of this run's step folders.
+        shape: the decoder's, which must be that of the weights.
+
+    Raises:
+        CheckpointError: it is missing, torn, or of another model.
+    """
+    found, messages = find(config, folder) if config.enable else (None, [])
+    source = found or (read(Path(config.initial_load_path)) if config.initial_load_path else None)
+    if source:
+        check_shape(source, shape)
+        messages.append(f"{'resumed from' if found else 'weights from'} {source.path}")
+    return source, found is not None, messages
+
+
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], inventory: Any) -> None:
     """Write a checkpoint; every rank calls it. It counts only once its manifest is in place, on rank 0, at the end.
 

@@ -12,6 +12,7 @@ from .config import ConfigError, JobConfig, nearest
 from .context import check_context
 from .distributed import Layout
 from .parallelize import check_layout
+from .reports import check_reports
 
 
 def make_tokenizer(config: JobConfig) -> Tokenizer:
@@ -55,4 +56,5 @@ def verify(config: JobConfig, layout: Layout) -> tuple[Tokenizer, DecoderConfig]
     tokenizer = make_tokenizer(config)
     decoder = make_decoder_config(config, tokenizer)
     check_layout(config, decoder, layout)
+    check_reports(config)
     return tokenizer, decoder

@@ -34,8 +34,10 @@ from .tables import (
     Model,
     Optimizer,
     Parallelism,
+    Profiling,
     TokenizerTable,
     Training,
+    Validation,
 )
 
 if sys.version_info >= (3, 11):
@@ -68,7 +70,9 @@ class JobConfig(BaseSettings):
     compile: Compile = Compile()
     activation_checkpoint: ActivationCheckpoint = ActivationCheckpoint()
     checkpoint: Checkpoint = Checkpoint()
+    validation: Validation = Validation()
     metrics: Metrics = Metrics()
+    profiling: Profiling = Profiling()
     comm: Comm = Comm()
 
     @classmethod

@@ -1,11 +1,12 @@
 """From `[data]` to a loader whose first rows have been held against the eos contract: what train, check and inspect open."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..datasets.errors import DataEnd
+from ..datasets.errors import DataConfigError, DataEnd
 from ..datasets.files import Storage
+from ..datasets.finite import FinitePass
 from ..datasets.loader import Batch, DataConfig, Loader, SourceConfig, Stage
 from ..datasets.tokenizers import Tokenizer
 from ..models.masks import DocumentMask
@@ -23,11 +24,13 @@ class Feed:
         loader: stands behind the first batch.
         first: that batch; None when the wait for it was interrupted.
         statements: what every party of the contract says.
+        validation: what to validate on; None where `[validation]` is not enabled.
     """
 
     loader: Loader
     first: Batch | None
     statements: list[Statement]
+    validation: FinitePass | None
 
 
 def make_data_config(config: JobConfig, layout: Layout) -> DataConfig:
@@ -79,7 +82,10 @@ def open_feed(
     """
     loader = Loader(make_data_config(config, layout), tokenizer, batch_size=batch_size, **place)
     try:
-        statements = gather_statements(config, tokenizer, loader.packer, mask, vocab_size, loader.sources, contract)
+        ranks = {key: place[key] for key in ("dp_rank", "dp_degree") if key in place}
+        validation = open_validation(config, layout, tokenizer, batch_size=batch_size, **ranks)
+        sources = [*loader.sources, *(validation.sources if validation else ())]
+        statements = gather_statements(config, tokenizer, loader.packer, mask, vocab_size, sources, contract)
         check_statements(statements)
         try:
             first = loader.next(interrupted)
@@ -87,7 +93,34 @@ def open_feed(
             first = None
         if first is not None:
             check_rows(first, mask, statements)
+        if validation is not None:
+            check_rows(validation.first_row(), mask, statements)
     except BaseException:
         loader.close()
         raise
-    return Feed(loader, first, statements)
+    return Feed(loader, first, statements, validation)
+
+
+def open_validation(
+    config: JobConfig, layout: Layout, tokenizer: Tokenizer, *, batch_size: int, **ranks: int
+) -> FinitePass | None:
+    """What `[validation]` reads, or None where it is not enabled.
+
+    Args:
+        config: of the job.
+        layout: its processes.
+        tokenizer: of the job.
+        batch_size: rows of a batch of this rank in training, used where `validation.local_batch_size` is unset.
+        ranks: whose share of the rows; see `FinitePass`.
+
+    Raises:
+        DataConfigError, DataError: a source cannot be used.
+    """
+    if not config.validation.enable:
+        return None
+    sources = tuple(SourceConfig(**{**s.model_dump(), "paths": tuple(s.paths)}) for s in config.validation.sources)
+    data = replace(make_data_config(config, layout), sources=sources, stages=())
+    try:
+        return FinitePass(data, tokenizer, batch_size=config.validation.local_batch_size or batch_size, **ranks)
+    except DataConfigError as error:
+        raise DataConfigError(f"validation.sources: {error}") from None

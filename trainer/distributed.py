@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from .config import ConfigError, JobConfig
 from .failures import USER_ERRORS
+from .profiling import check_profiling, enable_flight_recorder
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
@@ -184,6 +185,8 @@ def join(config: JobConfig) -> World:
     layout = Layout.resolve(config, world_size())
     device = pick_device()
     check_symmetric_memory(config, device)
+    check_profiling(config, device)
+    enable_flight_recorder(config)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=config.comm.timeout_seconds)

@@ -42,3 +42,15 @@ def summed_loss(
     # The library's own sum: each.sum() adds in another order, so that unweighted losses would change in their last digit.
     total = F.nll_loss(log_probabilities, targets, ignore_index=IGNORE, reduction="sum") if weights is None else each.sum()
     return total, each.detach().view_as(labels).sum(1)
+
+
+def target_losses(
+    model: Decoder, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, mask: AttentionMask
+) -> torch.Tensor:
+    """Next-token cross-entropy (nats) of every position, 0 where there is no target: float32 [batch, seq_len].
+
+    Arguments as those of `summed_loss`.
+    """
+    logits: torch.Tensor = model(tokens, positions, mask)
+    each = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    return each.view_as(labels)

@@ -81,8 +81,8 @@ class TokenizerTable(Table):
     """hf: the padding token; unset: tokenizer_config.json's, else the eos (safe: labels go by position)."""
 
 
-class Source(Table):
-    """One source of documents."""
+class Files(Table):
+    """Files of documents."""
 
     name: Name
     """Name in logs, in metrics.jsonl and in the checkpointed data state."""
@@ -92,6 +92,11 @@ class Source(Table):
     """Files, globs or fsspec URLs; tokens: manifests (*.json) or their folder. {stdlib} is the folder of Python's library."""
     field: str = "text"
     """jsonl and parquet: the key or column that holds the document."""
+
+
+class Source(Files):
+    """One source of documents."""
+
     weight: Weight = 1.0
     """Relative share of packed rows, hence of tokens; 0: none before a stage gives it one."""
     max_epochs: Positive | None = None
@@ -266,6 +271,34 @@ class Checkpoint(Table):
     """A checkpoint (…/step-N) of another run whose weights to start from; ignored once this run has its own."""
 
 
+class Validation(Table):
+    """Loss on documents that training does not see."""
+
+    enable: bool = False
+    """Validate after step 1, every `freq` steps and after the last one."""
+    freq: Positive = 500
+    """Steps between validations."""
+    steps: Annotated[int, Field(ge=-1)] = -1
+    """Read at most this many times training.global_batch_size rows; -1: every document once."""
+    local_batch_size: Positive | None = None
+    """Rows in one forward pass of one rank; unset: as many as in training."""
+    sources: list[Files] = Field(default_factory=list)
+    """The [[validation.sources]] tables, as those of [[data.sources]] without weight and max_epochs."""
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Validation":
+        """Refuse names that are not unique, nothing to read, and no step to read it in."""
+        names = [source.name for source in self.sources]
+        wrong = [f"validation.sources: names must differ, found {names}"] if len(set(names)) < len(names) else []
+        if self.enable and not names:
+            wrong.append("validation.sources: no [[validation.sources]] table; name at least one source, or leave out enable")
+        if self.steps == 0:
+            wrong.append("validation.steps = 0: must be -1 (every document once) or at least 1")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
 class Metrics(Table):
     """What is reported."""
 
@@ -273,8 +306,25 @@ class Metrics(Table):
     """Steps between console lines, metrics.jsonl records and TensorBoard points."""
     enable_tensorboard: bool = True
     """Write TensorBoard files to job.dump_folder/tensorboard."""
+    enable_wandb: bool = False
+    """Report to Weights & Biases as well (pip install 'cistron[wandb]'), which its WANDB_* variables steer."""
     peak_flops: float | None = Field(default=None, gt=0.0)
     """Peak FLOP/s of one device, for MFU on devices Cistron does not know."""
+
+
+class Profiling(Table):
+    """What steps spend their time and memory on."""
+
+    enable_profiling: bool = False
+    """Record one step in every `profile_freq` with torch.profiler, on every rank."""
+    profile_freq: Annotated[int, Field(ge=2)] = 10
+    """Steps from one recorded step, or memory snapshot, to the next."""
+    save_traces_folder: str = "profile_traces"
+    """Folder inside job.dump_folder; traces are step-<N>/rank<R>.json.gz in it, for Perfetto or chrome://tracing."""
+    enable_memory_snapshot: bool = False
+    """CUDA: record allocations, and write them every `profile_freq` steps and where memory runs out."""
+    save_memory_snapshot_folder: str = "memory_snapshot"
+    """Folder inside job.dump_folder; snapshots are step-<N>/rank<R>.pickle in it, for pytorch.org/memory_viz."""
 
 
 class Comm(Table):
@@ -282,3 +332,7 @@ class Comm(Table):
 
     timeout_seconds: Positive = 600
     """A collective that takes longer ends the run instead of hanging."""
+    trace_buf_size: NonNegative = 0
+    """NCCL: collectives that each rank's flight recorder remembers, and writes down when one times out; 0: none."""
+    save_traces_folder: str = "comm_traces"
+    """Folder inside job.dump_folder for what the flight recorder writes, a file rank_<R> per rank."""

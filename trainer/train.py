@@ -23,7 +23,6 @@ from ..datasets.loader import Batch, documents_dropped, merge_states, records_sk
 from ..models.decoder import Decoder
 from ..models.init import init_weights
 from . import checkpoint
-from .checkpoint import Found
 from .components import make_mask, verify
 from .config import ConfigError, JobConfig, load_config
 from .context import spread_rows, whole_rows
@@ -32,11 +31,14 @@ from .data import Feed, open_feed
 from .distributed import World, join
 from .failures import USER_ERRORS, NonFiniteError, run_command
 from .loss import summed_loss
-from .metrics import MetricsLog, Outcome, Progress, StepTotals
+from .metrics import MetricsLog, Outcome
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
 from .parallelize import global_batch_size, parallelize
+from .profiling import profiling
 from .sampling import sample
 from .signals import StopRequest
+from .totals import Progress, StepTotals
+from .validation import Validation
 
 
 class Trainer:
@@ -63,7 +65,11 @@ class Trainer:
         self.micro_batches = rows_per_rank // self.micro_batch_size
 
         # as rank 0 sees the disk, so that all ranks do the same
-        self.origin, self.resuming, self.messages = world.gather(world.together(self.find_checkpoint))[0]
+        shape = asdict(self.decoder_config)
+        found = world.together(
+            lambda: checkpoint.origin(config.checkpoint, self.checkpoints, shape) if world.is_first else None
+        )
+        self.origin, self.resuming, self.messages = world.gather(found)[0] or (None, False, [])
         resumed = self.origin.state if self.origin and self.resuming else {"progress": {}, "data": None}
         self.progress = Progress(**resumed["progress"])
         self.data_state: dict[str, Any] | None = resumed["data"]
@@ -74,6 +80,8 @@ class Trainer:
         if self.peeked:
             opening = self.peeked.tokens[0, :16][self.peeked.sequence_ids[0, :16] == 0].tolist()
         self.prompt = world.gather([token for token in opening if token != self.tokenizer.eos_id])[0]
+        data = self.feed.validation
+        self.validation = Validation(config, world, data, self.tokenizer, self.progress.step) if data else None
         self.build_model()
         self.log = world.together(self.open_folder)
 
@@ -81,24 +89,41 @@ class Trainer:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
         self.introduce()
         gc.disable()  # collected on a schedule instead, so that ranks do not stall each other at moments of their own
-        while self.progress.step < self.config.training.steps:
-            started = time.perf_counter()
-            batches, error = self.fetch()
-            fetched = time.perf_counter()
-            totals = self.agree(batches, error)
-            if totals is None:
-                break
-            outcome = self.optimize(batches, totals)
-            self.data_state = batches[-1].state
-            self.progress.advance(totals, self.log.sources)
-            self.log.step(self.progress, totals, outcome, fetched - started, time.perf_counter() - started)
-            if self.progress.step % self.config.training.gc_freq == 0:
-                gc.collect(1)
-            if self.progress.step % self.config.checkpoint.interval == 0:
-                self.save()
+        with profiling(self.config, self.world.rank, self.world.device) as profile:
+            while self.progress.step < self.config.training.steps:
+                started = time.perf_counter()
+                batches, error = self.fetch()
+                fetched = time.perf_counter()
+                totals = self.agree(batches, error)
+                if totals is None:
+                    break
+                outcome = self.optimize(batches, totals)
+                self.data_state = batches[-1].state
+                self.progress.advance(totals, self.log.sources)
+                self.log.step(self.progress, totals, outcome, fetched - started, time.perf_counter() - started)
+                profile(self.progress.step)
+                if self.progress.step % self.config.training.gc_freq == 0:
+                    gc.collect(1)
+                if self.progress.step % self.config.checkpoint.interval == 0:
+                    self.save()
+                if self.validation and self.validation.is_due(self.progress.step):
+                    self.validate()
         gc.enable()
         self.save()
+        self.validate()
         self.conclude()
+
+    def validate(self) -> None:
+        """Report the loss on the validation sources, where there are any, unless it was done after this very step."""
+        if self.validation is None or self.validation.done == self.progress.step:
+            return
+        try:
+            record = self.validation.run(self.progress.step, self.model, self.to_device, self.stop)
+        except USER_ERRORS:
+            self.save()  # the weights are good
+            raise
+        if record:
+            self.log.validation(record)
 
     def fetch(self) -> tuple[list[Batch], Exception | None]:
         """This rank's micro-batches of the next step: fewer when a stop was asked for, and how the data failed or ended."""
@@ -200,18 +225,6 @@ class Trainer:
     def checkpoints(self) -> Path:
         """Folder of the step folders."""
         return self.folder / self.config.checkpoint.folder
-
-    def find_checkpoint(self) -> tuple[Found | None, bool, list[str]]:
-        """Where the weights come from (None: fresh ones), whether that is this run itself, and what was passed over."""
-        c = self.config.checkpoint
-        if not self.world.is_first:
-            return None, False, []
-        found, messages = checkpoint.find(c, self.checkpoints) if c.enable else (None, [])
-        origin = found or (checkpoint.read(Path(c.initial_load_path)) if c.initial_load_path else None)
-        if origin:
-            checkpoint.check_shape(origin, asdict(self.decoder_config))
-            messages.append(f"{'resumed from' if found else 'weights from'} {origin.path}")
-        return origin, found is not None, messages
 
     def open_data(self) -> Feed:
         """Start the loader and hold the eos contract before a model exists.

@@ -1,0 +1,114 @@
+"""Where records go: JSON lines, TensorBoard, Weights & Biases. For rank 0 alone."""
+
+import importlib.util
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from .checkpoint import set_aside, write_atomically
+from .config import ConfigError, JobConfig
+
+
+def check_reports(config: JobConfig) -> None:
+    """Refuse reports that cannot be written. Raises ConfigError."""
+    if config.metrics.enable_wandb and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("metrics.enable_wandb = true: the package wandb is not installed; pip install 'cistron[wandb]'")
+
+
+class Reports:
+    """The open files and services of a run.
+
+    Args:
+        folder: of the run.
+        config: says which of them there are.
+        start_step: step resumed from; records of later steps, from a run that was cut off, are removed.
+    """
+
+    def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None:
+        """Open what is asked for."""
+        self.files = {kind: folder / f"{kind}.jsonl" for kind in ("metrics", "validation")}
+        for file in self.files.values():
+            forget_after(file, start_step)
+        m = config.metrics
+        self.tensorboard = (
+            SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1) if m.enable_tensorboard else None
+        )
+        self.wandb = start_wandb(folder, config, start_step) if m.enable_wandb else None
+
+    def add(self, kind: str, record: dict[str, Any]) -> None:
+        """Write a record of a step everywhere; `kind` is metrics or validation. Floats keep all their digits in the file."""
+        with self.files[kind].open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        curves = scalars(record, "" if kind == "metrics" else f"{kind}/")
+        if self.tensorboard:
+            for name, value in curves.items():
+                self.tensorboard.add_scalar(name, value, record["step"])
+        if self.wandb:
+            self.wandb.log(curves, step=record["step"])
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def scalars(record: dict[str, Any], prefix: str) -> dict[str, float]:
+    """The numbers of a record as curves: `loss`, of a source `loss/NAME`, by position `loss_at/8-15`."""
+    groups = [("{key}", record)]
+    groups += [("{key}/" + name, of) for name, of in record.get("sources", {}).items()]
+    groups += [("loss_at/{key}", record.get("positions", {}))]
+    return {
+        prefix + form.format(key=key): value
+        for form, group in groups
+        for key, value in group.items()
+        if isinstance(value, int | float) and key != "step"
+    }
+
+
+def start_wandb(folder: Path, config: JobConfig, start_step: int) -> Any:
+    """Begin a Weights & Biases run, or go on with that of the steps before `start_step`.
+
+    Its own variables steer it: WANDB_PROJECT (else `cistron`), WANDB_NAME (else the folder's name), WANDB_MODE and others.
+
+    Raises:
+        ConfigError: W&B refuses, for want of a key most often.
+    """
+    import wandb
+
+    file = folder / "wandb_id"
+    if start_step == 0 or not file.exists():
+        write_atomically(file, secrets.token_hex(4))
+    try:
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "cistron"),
+            name=os.environ.get("WANDB_NAME", folder.name),
+            id=file.read_text(),
+            resume="allow",
+            dir=str(folder),
+            config=config.to_dict(),
+        )
+    except wandb.Error as error:
+        raise ConfigError(f"metrics.enable_wandb = true: {error}; run `wandb login`, or set WANDB_MODE=offline") from None
+
+
+def forget_after(file: Path, step: int) -> None:
+    """Drop the records of steps after `step`, and a last line that a crash cut in half; at step 0 set the file aside."""
+    if not file.exists():
+        return
+    if step == 0:
+        set_aside(file)
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, TypeError, KeyError):
+            break
+    write_atomically(file, "".join(kept))

@@ -1,0 +1,102 @@
+"""What a run counts: the rows, tokens and targets of a step, and how far the job has come."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from ..datasets.loader import Batch
+
+
+class StepTotals(NamedTuple):
+    """What the rows of one optimizer step hold: those of some micro-batches, of all ranks, or of all steps of a window.
+
+    Attributes:
+        documents: or fragments.
+        rows: how many.
+        positions: of tokens and of padding.
+        causal_pairs: (query, key) pairs of tokens that a causal document mask leaves: work of attention.
+        rows_hash: sum of `row_hash`.
+        tokens: of each source, without padding.
+        targets: of each source; where it states weights of its targets, their sum.
+    """
+
+    documents: int
+    rows: int
+    positions: int
+    causal_pairs: int
+    rows_hash: int
+    tokens: list[int]
+    targets: list[float]
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], sources: int) -> "StepTotals":
+        """Count some micro-batches of a job with so many sources."""
+        tokens, targets = torch.zeros(sources, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64)
+        for batch in batches:
+            of = torch.tensor(batch.sources)
+            weights = (batch.labels >= 0).double()
+            if batch.weights is not None:
+                weights *= batch.weights
+            tokens += torch.bincount(of, (batch.sequence_ids >= 0).sum(1), sources)
+            targets += torch.bincount(of, weights.sum(1), sources)
+        return cls(
+            documents=sum(int((b.sequence_ids.amax(1) + 1).sum()) for b in batches),
+            rows=sum(len(b.rows) for b in batches),
+            positions=sum(b.tokens.numel() for b in batches),
+            # a token at position p of its document sees p + 1 keys; padding has position 0, and is not counted
+            causal_pairs=sum(int(b.positions.sum()) + int((b.sequence_ids >= 0).sum()) for b in batches),
+            rows_hash=sum(row_hash(b, i) for b in batches for i in range(len(b.rows))),
+            tokens=[int(count) for count in tokens],  # float64 is exact up to 2^53
+            targets=targets.tolist(),
+        )
+
+    @property
+    def counts(self) -> list[int]:
+        """All that is counted in integers, in order, as `from_counts` takes it."""
+        return [self.documents, self.rows, self.positions, self.causal_pairs, self.rows_hash, *self.tokens]
+
+    @classmethod
+    def from_counts(cls, counts: list[int], targets: list[float]) -> "StepTotals":
+        """From sums of `counts` and of `targets`."""
+        documents, rows, positions, causal_pairs, rows_hash, *tokens = counts
+        return cls(documents, rows, positions, causal_pairs, rows_hash, tokens, targets)
+
+    def plus(self, other: "StepTotals") -> "StepTotals":
+        """Both together."""
+        counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        return self.from_counts(counts, [a + b for a, b in zip(self.targets, other.targets, strict=True)])
+
+
+def row_hash(batch: Batch, index: int) -> int:
+    """48 bits of one row's number, tokens, labels and weights. Sums over rows tell any difference, on any layout.
+
+    Padding is left out: a padded row has as much of it as its neighbours need. 48 bits leave room for a step of 32,768 rows
+    in an int64 sum. Hashing 2,048 tokens takes about 40 microseconds.
+    """
+    used = int((batch.sequence_ids[index] >= 0).sum())
+    digest = hashlib.blake2b(str(batch.rows[index]).encode(), digest_size=6)
+    for plane in (batch.tokens, batch.labels, batch.weights):
+        if plane is not None:
+            digest.update(plane[index, :used].numpy().tobytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
+@dataclass
+class Progress:
+    """How far a job has come; saved with every checkpoint."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    rows_hash: int = 0
+    source_tokens: dict[str, int] = field(default_factory=dict)
+
+    def advance(self, totals: StepTotals, sources: Sequence[str]) -> None:
+        """Count one optimizer step on the named sources. `rows_hash` covers every row since step 1."""
+        self.step += 1
+        self.tokens_seen += sum(totals.tokens)
+        self.rows_hash = (self.rows_hash + totals.rows_hash) % 2**64
+        for name, tokens in zip(sources, totals.tokens, strict=True):
+            self.source_tokens[name] = self.source_tokens.get(name, 0) + tokens

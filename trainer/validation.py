@@ -1,0 +1,169 @@
+"""Validation between steps: the loss over every document of `[[validation.sources]]` once, the same in any layout.
+
+Each rank runs its share of the rows, without gradients, and keeps sums in float64; one all-reduce at the end joins them. All
+ranks have the same number of batches (`datasets.finite`), so that collectives inside the model match. Before each batch they
+agree, through CPU memory, whether anybody was told to stop or met bad data.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..datasets.finite import FinitePass
+from ..datasets.loader import Batch
+from ..datasets.token_bytes import token_bytes
+from ..datasets.tokenizers import Tokenizer
+from ..models.decoder import Decoder
+from .config import JobConfig
+from .distributed import World
+from .failures import USER_ERRORS, NonFiniteError
+from .loss import target_losses
+from .parallelize import global_batch_size
+
+
+class Validation:
+    """Measures a model on documents that it is not trained on.
+
+    A rank's own sums are `sums`, float64 [sources + places, 3]: nats times weight, weight, and nats, over the targets of a
+    source or, below, of a place in the document. Place 0 is predicted from position 0, which sees one token, place n from
+    positions 2^(n-1) to 2^n - 1.
+
+    Args:
+        config: of the job.
+        world: this process among the others.
+        data: what to read; every rank has its share.
+        tokenizer: of the job; says how many bytes of text an id stands for.
+        done: step of the last validation, which is that of a checkpoint to resume from.
+    """
+
+    def __init__(self, config: JobConfig, world: World, data: FinitePass, tokenizer: Tokenizer, done: int) -> None:
+        """Keep what every validation needs."""
+        self.config, self.world, self.data, self.done = config, world, data, done
+        self.names = [source.config.name for source in data.sources]
+        self.eos_id = tokenizer.eos_id
+        sizes = token_bytes(tokenizer)
+        self.token_bytes = None if sizes is None else torch.from_numpy(sizes)
+        steps = config.validation.steps
+        self.limit = None if steps == -1 else steps * global_batch_size(config, world.layout)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to validate after `step`: the first, which shows early that it works, and every `validation.freq`."""
+        return step == 1 or step % self.config.validation.freq == 0
+
+    @torch.no_grad()
+    def run(
+        self, step: int, model: Decoder, to_device: Callable[[Batch], tuple[Any, ...]], stop: Callable[[], bool]
+    ) -> dict[str, Any] | None:
+        """The record of one validation, the same on every rank; None when a stop was asked for meanwhile.
+
+        The model stays in training mode, which has no part in its mathematics; compiled blocks are compiled once more at the
+        first validation, for calls without gradients, and not again.
+
+        Args:
+            step: optimizer steps done.
+            model: in any layout.
+            to_device: a batch's tokens, labels, positions, mask and weights where the model is, as training has them.
+            stop: whether this process was told to stop.
+
+        Raises:
+            DataError: a file or record cannot be used, on this rank or another.
+            NonFiniteError: the loss is not finite.
+        """
+        started = time.perf_counter()
+        self.done = step
+        places = (self.config.training.seq_len - 1).bit_length() + 1
+        sums = torch.zeros(len(self.names) + places, 3, dtype=torch.float64, device=self.world.device)
+        counts = torch.zeros(2, len(self.names), dtype=torch.int64)
+        batches = self.data.batches(self.limit)
+        while True:
+            batch, error = fetch(batches)
+            stops, errors, going = self.world.sum([int(stop()), int(error is not None), int(batch is not None)])
+            if errors:
+                self.world.agree(error)
+            if stops:
+                return None
+            if batch is None:
+                assert going == 0, "ranks have the same number of batches"
+                break
+            tokens, labels, positions, mask, weights = to_device(batch)
+            losses = target_losses(model, tokens, labels, positions, mask)
+            self.add(sums, losses, labels, positions, weights, batch.sources)
+            counts += self.count(batch)
+        if self.world.tp_rank:  # ranks of one tensor-parallel group have the same losses: only its first counts them
+            sums.zero_()
+        dist.all_reduce(sums)
+        copies = self.world.layout.world_size // self.world.layout.data_parallel  # ranks with the same rows
+        documents, text_bytes = (torch.tensor(self.world.sum(counts.flatten().tolist())) // copies).view_as(counts).tolist()
+        record = self.record(sums.tolist(), documents, text_bytes)
+        if record["loss"] is None or not math.isfinite(record["loss"]):
+            raise NonFiniteError(f"validation after step {step}: loss {record['loss']} (None: no target has a weight)")
+        return {"step": step, **record, "seconds": time.perf_counter() - started}
+
+    def add(
+        self,
+        sums: torch.Tensor,
+        losses: torch.Tensor,
+        labels: torch.Tensor,
+        positions: torch.Tensor,
+        weights: torch.Tensor | None,
+        sources: list[int],
+    ) -> None:
+        """Add a batch to `sums`: losses float32 [batch, seq_len], 0 where there is no target, and what belongs to them."""
+        targets = (labels >= 0).double()
+        weights = targets if weights is None else weights.double()
+        nats = losses.double()
+        of_target = torch.stack([nats * weights, weights, nats], dim=-1).flatten(0, 1)
+        places = torch.frexp(positions.double()).exponent.flatten()  # the bits of an integer
+        source = torch.tensor(sources, device=sums.device, dtype=torch.int32)[:, None].expand_as(labels).flatten()
+        sums.index_add_(0, source, of_target)
+        at_place = torch.stack([nats, targets, nats], dim=-1).flatten(0, 1)
+        sums.index_add_(0, places + len(self.names), at_place)
+
+    def count(self, batch: Batch) -> torch.Tensor:
+        """Documents that end in a batch, and bytes of text, by source: int64 [2, sources]."""
+        used = batch.sequence_ids >= 0
+        documents = (used & (batch.tokens == self.eos_id)).sum(1)
+        sizes = torch.zeros_like(documents) if self.token_bytes is None else (self.token_bytes[batch.tokens] * used).sum(1)
+        counts = torch.zeros(2, len(self.names), dtype=torch.int64)
+        return counts.index_add_(1, torch.tensor(batch.sources), torch.stack([documents, sizes]))
+
+    def record(self, sums: list[list[float]], documents: list[int], text_bytes: list[int]) -> dict[str, Any]:
+        """Means from sums over all ranks."""
+        of_sources, of_places = sums[: len(self.names)], sums[len(self.names) :]
+        record = self.means([sum(column) for column in zip(*of_sources, strict=True)], sum(documents), sum(text_bytes))
+        if len(self.names) > 1:
+            each = zip(of_sources, documents, text_bytes, strict=True)
+            record["sources"] = {name: self.means(*of) for name, of in zip(self.names, each, strict=True)}
+        record["positions"] = {
+            place_name(place): nats / targets for place, (nats, targets, _) in enumerate(of_places) if targets
+        }
+        return record
+
+    def means(self, sums: list[float], documents: int, text_bytes: int) -> dict[str, Any]:
+        """Loss, perplexity and bits per byte of so many documents; None without a target or where bytes are not known."""
+        weighted, weight, nats = sums
+        loss = weighted / weight if weight else None
+        return {
+            "loss": loss,
+            "perplexity": math.exp(loss) if loss is not None and loss < 700 else None,
+            "bits_per_byte": nats / math.log(2) / text_bytes if text_bytes else None,
+            "documents": documents,
+        }
+
+
+def fetch(batches: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:
+    """The next batch or None after the last, and how the data failed."""
+    try:
+        return next(batches, None), None
+    except USER_ERRORS as error:
+        return None, error
+
+
+def place_name(place: int) -> str:
+    """`0`, `1`, `2-3`, `4-7`, ...: the positions of a place."""
+    first, last = (1 << place) >> 1, (1 << place) - 1
+    return str(first) if first == last else f"{first}-{last}"
