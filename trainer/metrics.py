@@ -114,17 +114,17 @@ class Progress:
 
 
 class Outcome(NamedTuple):
-    """What one optimizer step came to.
+    """What one optimizer step came to, on the device: reading it waits.
 
     Attributes:
-        loss: mean over all targets (nats), by their weights where there are any.
-        grad_norm: global 2-norm before clipping.
-        shares: what each source contributes to the loss; they sum to it.
+        loss: float32 [], mean over all targets (nats), by their weights where there are any.
+        grad_norm: float32 [], global 2-norm before clipping.
+        shares: float32 [sources], what each source contributes to the loss; they sum to it.
     """
 
-    loss: float
-    grad_norm: float
-    shares: list[float]
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    shares: torch.Tensor
 
 
 class MetricsLog:
@@ -162,12 +162,16 @@ class MetricsLog:
         """Forget what was summed for the last record."""
         self.seconds, self.data_seconds = 0.0, 0.0
         self.sums = StepTotals.of([], len(self.sources))
-        self.nats = [0.0] * len(self.sources)
+        self.nats = torch.zeros(len(self.sources), dtype=torch.float64, device=self.world.device)
 
     def say(self, message: str) -> None:
         """One line on stdout."""
         if self.world.is_first:
             self.console.print(message, markup=False)
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is reported: the first, the last and every `metrics.log_freq`-th."""
+        return step % self.config.metrics.log_freq == 0 or step in (1, self.config.training.steps)
 
     def step(self, progress: Progress, totals: StepTotals, outcome: Outcome, data_seconds: float, seconds: float) -> None:
         """Count one step of `seconds`, of which `data_seconds` were spent waiting for rows; report it when it is due.
@@ -177,17 +181,17 @@ class MetricsLog:
         self.seconds += seconds
         self.data_seconds += data_seconds
         self.sums = self.sums.plus(totals)
-        self.nats = [nats + share * sum(totals.targets) for nats, share in zip(self.nats, outcome.shares, strict=True)]
+        self.nats += outcome.shares.double() * sum(totals.targets)
         if self.world.is_first and self.bar:
             self.bar.update(self.task, completed=progress.step)
-        if progress.step % self.config.metrics.log_freq and progress.step not in (1, self.config.training.steps):
+        if not self.due(progress.step):
             return
         tokens = sum(self.sums.tokens)
         self.write(
             {
                 "step": progress.step,
-                "loss": outcome.loss,
-                "grad_norm": outcome.grad_norm,
+                "loss": float(outcome.loss),
+                "grad_norm": float(outcome.grad_norm),
                 "lr": learning_rate(self.config, progress.step),
                 "tokens_per_second": tokens / self.seconds,
                 "tokens_seen": progress.tokens_seen,
@@ -206,7 +210,9 @@ class MetricsLog:
         """Loss since the last record (None without a target) and tokens so far of each source, where there are several."""
         if len(self.sources) == 1:
             return {}
-        losses = [nats / targets if targets else None for nats, targets in zip(self.nats, self.sums.targets, strict=True)]
+        losses = [
+            nats / targets if targets else None for nats, targets in zip(self.nats.tolist(), self.sums.targets, strict=True)
+        ]
         return {
             "sources": {
                 name: {"loss": loss, "tokens": progress.source_tokens[name]}
