@@ -154,5 +154,6 @@ def sharing_group(p: Tensor) -> dist.ProcessGroup | None:
     if len(split) < 2:
         return mesh.get_group(split[0]) if split else None
     assert mesh.size() == dist.get_world_size(), "all ranks make all groups"
-    ranks = mesh.mesh.movedim(split, list(range(-len(split), 0))).flatten(-len(split)).flatten(0, -2)
-    return dist.new_subgroups_by_enumeration(ranks.tolist())[0]
+    groups = mesh.mesh.movedim(split, list(range(-len(split), 0))).reshape(-1, math.prod(mesh.size(n) for n in split))
+    mine: dist.ProcessGroup = dist.new_subgroups_by_enumeration(groups.tolist())[0]
+    return mine

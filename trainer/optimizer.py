@@ -1,6 +1,7 @@
 """The optimizer of `[optimizer]` and its learning-rate schedule."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ def build_optimizer(model: nn.Module, config: JobConfig) -> AdamW:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [(name, p) for name, p in named if p.ndim >= 2]
     vectors = {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0}
-    settings = {
+    settings: dict[str, Any] = {
         "lr": o.lr,
         "betas": (o.beta1, o.beta2),
         "eps": o.eps,

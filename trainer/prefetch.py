@@ -60,5 +60,6 @@ class Prefetcher(Generic[T]):
 
 def pinned(batch: Batch) -> Batch:
     """The batch in memory that a copy engine can read by itself."""
-    planes: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(batch, **{name: t.pin_memory() for name, t in planes.items() if isinstance(t, torch.Tensor)})
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    planes: dict[str, Any] = {name: value.pin_memory() for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return replace(batch, **planes)
