@@ -1,4 +1,4 @@
-"""Parallelism applied to a plain decoder, from outside, in one order: tensor parallel -> checkpointing -> compile -> FSDP2.
+"""Parallelism applied to a plain decoder, from outside: float8 -> tensor parallel -> checkpointing -> compile -> FSDP2.
 
 Each step wraps what the one before left: checkpointing recomputes sharded matmuls, compile sees the recomputation, FSDP2
 gathers parameters around compiled blocks. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
@@ -22,6 +22,7 @@ from ..models.config import DecoderConfig
 from ..models.decoder import Decoder
 from .config import ConfigError, JobConfig
 from .distributed import Layout, World
+from .float8 import convert
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -81,6 +82,8 @@ def global_batch_size(config: JobConfig, layout: Layout) -> int:
 
 def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
     """Apply the layout of `world` to a decoder on the meta device, in place."""
+    if config.float8.enable:
+        convert(model, config)
     if world.layout.tp > 1:
         apply_tensor_parallel(model, world.mesh["tp"])
     if config.activation_checkpoint.mode == "full":

@@ -55,7 +55,7 @@ class Trainer:
         self.config, self.world, self.stop = config, world, stop
         self.ending = ""  # why training ends before its last step
         self.folder = Path(config.job.dump_folder)
-        self.tokenizer, self.decoder_config = world.together(lambda: verify(config, world.layout))
+        self.tokenizer, self.decoder_config = world.together(lambda: verify(config, world.layout, world.device))
         self.mask = make_mask(config, self.tokenizer, world.device)
         rows_per_rank = global_batch_size(config, world.layout) // world.layout.data_parallel
         self.micro_batch_size = min(config.training.local_batch_size, rows_per_rank)
