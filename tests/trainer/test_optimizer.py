@@ -36,14 +36,12 @@ def values(seed: int, scale: float = 1.0) -> list[Tensor]:
     return [scale * torch.randn(shape, generator=draw) for shape in SHAPES]
 
 
-def take_steps(
-    parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, distribute: Any = lambda x: x, **step: Any
-) -> None:
+def take_steps(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     """STEPS steps on the same random gradients for every optimizer."""
     for number in range(1, STEPS + 1):
         for p, g in zip(parameters, values(number), strict=True):
-            p.grad = distribute(g)
-        optimizer.step(**({"number": number, **step} if isinstance(optimizer, AdamW) else {}))
+            p.grad = distribute_tensor(g, p.device_mesh, p.placements) if isinstance(p, DTensor) else g
+        optimizer.step()
 
 
 def parameters() -> list[nn.Parameter]:
@@ -122,12 +120,7 @@ def muon_on_ranks() -> list[list[Tensor]]:
         mesh = init_device_mesh("cpu", sizes)
         whole = zip(values(0, 0.1), placements, strict=True)
         sharded = [nn.Parameter(distribute_tensor(t, mesh, place)) for t, place in whole]
-        optimizer = Muon(muon_groups(sharded), implementation="fused", **SETTINGS)
-        for number in range(1, STEPS + 1):
-            for p, g in zip(sharded, values(number), strict=True):
-                assert isinstance(p, DTensor)
-                p.grad = distribute_tensor(g, mesh, p.placements)
-            optimizer.step(number=number)
+        take_steps(sharded, Muon(muon_groups(sharded), implementation="fused", **SETTINGS))
         results.append([p.full_tensor().detach() for p in sharded if isinstance(p, DTensor)])
     return results
 
@@ -147,14 +140,14 @@ def test_a_step_called_off_changes_nothing(implementation: str) -> None:
     groups = [*muon_groups(ours[:3]), {"params": ours[3:], "weight_decay": DECAY, "muon": False}]
     optimizer = Muon(groups, implementation=implementation, **SETTINGS)
     take_steps(ours, optimizer)
-    before = [p.detach().clone() for p in ours], {k: dict(v) for k, v in optimizer.state_dict()["state"].items()}
-    before[1].update({k: {name: t.clone() for name, t in v.items()} for k, v in before[1].items()})
+    kept = [*ours, *(t for p in ours for t in optimizer.state[p].values())]
+    before = [t.detach().clone() for t in kept]
     for p in ours:
         p.grad = torch.full_like(p, math.nan)
-    optimizer.step(number=9, skip=torch.ones(()))
-    assert all(torch.equal(a, b) for a, b in zip(before[0], ours, strict=True))
-    for key, kept in optimizer.state_dict()["state"].items():
-        assert all(torch.equal(kept[name], before[1][key][name]) for name in kept)
+    optimizer.step(number=STEPS + 1, skip=torch.ones(()))
+    assert all(torch.equal(a, b) for a, b in zip(before, kept, strict=True))
+    optimizer.step(number=STEPS + 1, skip=torch.zeros(()))
+    assert not any(p.isfinite().any() for p in ours), "the same step, not called off"
 
 
 def state_of(trainer: Trainer) -> tuple[list[Tensor], list[Tensor]]:
@@ -180,15 +173,14 @@ def whole_state(argv: list[str]) -> list[tuple[list[Tensor], list[Tensor]]]:
 
 def test_muon_resumes_bit_for_bit_and_its_state_moves_to_any_layout(tmp_path: Path) -> None:
     config = write_job(tmp_path, steps=8)
-    overrides = (*MUON, "--training.dtype", "bfloat16")
+    overrides = (*MUON, "--training.dtype", "bfloat16", "--lr_scheduler.decay_ratio", "0.0")
+    parted = (*overrides, "--job.dump_folder", str(tmp_path / "parted"))
     train_here(config, *overrides)
-    parted = ("--job.dump_folder", str(tmp_path / "parted"))
-    train_here(config, *overrides, *parted, "--training.steps", "4", "--lr_scheduler.decay_ratio", "0.0")
-    train_here(config, *overrides, "--job.dump_folder", str(tmp_path / "other"), "--lr_scheduler.decay_ratio", "0.0")
-    train_here(config, *overrides, *parted, "--lr_scheduler.decay_ratio", "0.0")
-    assert column(metrics(config, "parted"), "loss") == column(metrics(config, "other"), "loss")
+    train_here(config, *parted, "--training.steps", "4")
+    train_here(config, *parted)
+    assert column(metrics(config, "parted"), "loss") == column(metrics(config), "loss")
 
-    argv = ["--config", str(config), *overrides, *parted, "--lr_scheduler.decay_ratio", "0.0"]
+    argv = ["--config", str(config), *parted]
     resumed, _ = load_config(argv)
     trainer = Trainer(resumed, join(resumed), StopRequest())
     model, states = state_of(trainer)
@@ -202,10 +194,10 @@ def test_muon_resumes_bit_for_bit_and_its_state_moves_to_any_layout(tmp_path: Pa
 
 
 def test_muon_trains_alike_on_shards_and_whole(tmp_path: Path) -> None:
-    config = write_job(tmp_path, steps=12)
+    config = write_job(tmp_path, steps=6)
     train_here(config, *MUON)
     one = metrics(config)
-    assert one[-1]["loss"] < 0.5 * one[0]["loss"]
+    assert one[-1]["loss"] < 0.8 * one[0]["loss"]
     train(config, *MUON, *TENSOR, "--job.dump_folder", str(tmp_path / "shards"), processes=4)
     # a rounding in the float32 gradients becomes one in bfloat16, 2^-9, wherever it crosses a border
     assert column(metrics(config, "shards"), "loss") == pytest.approx(column(one, "loss"), rel=1e-3)
