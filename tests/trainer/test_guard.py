@@ -59,14 +59,13 @@ def run_into_nan(argv: list[str], where: str) -> tuple[str, int, bool]:
     return str(caught.value), last, same
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize(
-    ("due", "found_at"),
+    ("where", "due", "found_at"),
     [
-        (("--metrics.log_freq", "5", "--checkpoint.interval", "99"), 5),
-        (("--metrics.log_freq", "50", "--checkpoint.interval", "2"), 4),
+        ("loss", ("--metrics.log_freq", "5", "--checkpoint.interval", "99"), 5),
+        ("gradient", ("--metrics.log_freq", "50", "--checkpoint.interval", "2"), 4),
     ],
-    ids=["metrics", "checkpoint"],
+    ids=["loss_at_metrics", "gradient_at_checkpoint"],
 )
 def test_no_step_is_taken_or_saved_from_a_nan_on_until_it_is_found(
     tmp_path: Path, where: str, due: tuple[str, ...], found_at: int
