@@ -29,7 +29,6 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
@@ -114,13 +113,14 @@ def find(config: Checkpoint, folder: Path) -> tuple[Found | None, list[str]]:
     return None, skipped
 
 
-def origin(config: Checkpoint, folder: Path, shape: dict[str, Any]) -> tuple[Found | None, bool, list[str]]:
+def origin(config: Checkpoint, folder: Path, shape: dict[str, Any], optimizer: str) -> tuple[Found | None, bool, list[str]]:
     """Where the weights come from (None: fresh ones), whether that is this run itself, and what is to be said of it.
 
     Args:
         config: which checkpoint is asked for.
         folder: of this run's step folders.
         shape: the decoder's, which must be that of the weights.
+        optimizer: its name, which must be that of the state to resume.
 
     Raises:
         CheckpointError: it is missing, torn, or of another model.
@@ -129,6 +129,8 @@ def origin(config: Checkpoint, folder: Path, shape: dict[str, Any]) -> tuple[Fou
     source = found or (read(Path(config.initial_load_path)) if config.initial_load_path else None)
     if source:
         check_shape(source, shape)
+        if found:
+            check_optimizer(found, optimizer)
         messages.append(f"{'resumed from' if found else 'weights from'} {source.path}")
     return source, found is not None, messages
 
@@ -147,7 +149,7 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: 
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
     dist.barrier()
-    tensors = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer, options=FLAT)}
+    tensors = {"model": get_model_state_dict(model), "optimizer": optimizer_state(model, optimizer)}
     dcp_save(tensors, checkpoint_id=path)
     if dist.get_rank() == 0:
         write_atomically(path / STATE, json.dumps(state, indent=1))
@@ -158,23 +160,33 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: 
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Fill the model, and the optimizer's state if one is given, from the checkpoint at `path`, whatever layout saved it.
+    """Fill the model, and the optimizer's state if one is given, in place, from the checkpoint at `path`.
 
-    The optimizer's settings stay what they are: a resume may change the weight decay.
+    Any layout may have saved it, and any types: values are converted to those that are there.
     """
     tensors: dict[str, Any] = {"model": get_model_state_dict(model)}
-    settings: list[dict[str, Any]] = []
     if optimizer:
-        settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        tensors["optimizer"] = get_optimizer_state_dict(model, optimizer, options=FLAT)
+        tensors["optimizer"] = optimizer_state(model, optimizer)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process, which is what is meant
         dcp_load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_model_state_dict(model, tensors["model"])
-    if optimizer:
-        set_optimizer_state_dict(model, optimizer, tensors["optimizer"], options=FLAT)
-        for group, setting in zip(optimizer.param_groups, settings, strict=True):
-            group.update(setting)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's own tensors, by parameter and kind. Its settings are the configuration's: a resume may change them."""
+    flat = get_optimizer_state_dict(model, optimizer, options=FLAT)
+    return {key: value for key, value in flat.items() if key.startswith("state.")}
+
+
+def check_optimizer(found: Found, name: str) -> None:
+    """Raise CheckpointError where the checkpoint's optimizer is not `name`: its state would be of no use."""
+    saved = found.state["config"]["optimizer"]["name"]
+    if saved != name:
+        raise CheckpointError(
+            f"{found.path}: optimizer.name: checkpoint {saved!r}, this job {name!r}; to go on from its weights alone, "
+            "name it in checkpoint.initial_load_path of a new job.dump_folder"
+        )
 
 
 def check_shape(found: Found, shape: dict[str, Any]) -> None:

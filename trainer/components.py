@@ -11,6 +11,7 @@ from ..models.masks import DocumentMask
 from .config import ConfigError, JobConfig, nearest
 from .context import check_context
 from .distributed import Layout
+from .float8 import check_float8
 from .parallelize import check_layout
 from .reports import check_reports
 
@@ -51,10 +52,11 @@ def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> 
     return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, executor=executor)
 
 
-def verify(config: JobConfig, layout: Layout) -> tuple[Tokenizer, DecoderConfig]:
-    """Everything that can be checked from the configuration and the tokenizer alone, before data or model are touched."""
+def verify(config: JobConfig, layout: Layout, device: torch.device | None = None) -> tuple[Tokenizer, DecoderConfig]:
+    """Everything that can be checked before data or model are touched; of the device nothing where it is None."""
     tokenizer = make_tokenizer(config)
     decoder = make_decoder_config(config, tokenizer)
     check_layout(config, decoder, layout)
     check_reports(config)
+    check_float8(config, decoder, layout, device)
     return tokenizer, decoder

@@ -28,6 +28,7 @@ from .tables import (
     Comm,
     Compile,
     Data,
+    Float8,
     Job,
     LrScheduler,
     Metrics,
@@ -69,6 +70,7 @@ class JobConfig(BaseSettings):
     parallelism: Parallelism = Parallelism()
     compile: Compile = Compile()
     activation_checkpoint: ActivationCheckpoint = ActivationCheckpoint()
+    float8: Float8 = Float8()
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation = Validation()
     metrics: Metrics = Metrics()

@@ -19,17 +19,17 @@ from .totals import Progress, StepTotals
 
 
 class Outcome(NamedTuple):
-    """What one optimizer step came to.
+    """What one optimizer step came to, on the device: reading it waits.
 
     Attributes:
-        loss: mean over all targets (nats), by their weights where there are any.
-        grad_norm: global 2-norm before clipping.
-        shares: what each source contributes to the loss; they sum to it.
+        loss: float32 [], mean over all targets (nats), by their weights where there are any.
+        grad_norm: float32 [], global 2-norm before clipping.
+        shares: float32 [sources], what each source contributes to the loss; they sum to it.
     """
 
-    loss: float
-    grad_norm: float
-    shares: list[float]
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    shares: torch.Tensor
 
 
 class MetricsLog:
@@ -71,6 +71,10 @@ class MetricsLog:
         if self.world.is_first:
             self.console.print(message, markup=False)
 
+    def due(self, step: int) -> bool:
+        """Whether `step` is reported: the first, the last and every `metrics.log_freq`-th."""
+        return step % self.config.metrics.log_freq == 0 or step in (1, self.config.training.steps)
+
     def step(self, progress: Progress, totals: StepTotals, outcome: Outcome, data_seconds: float, seconds: float) -> None:
         """Count one step of `seconds`, of which `data_seconds` were spent waiting for rows; report it when it is due.
 
@@ -80,10 +84,10 @@ class MetricsLog:
         self.seconds += seconds
         self.data_seconds += data_seconds
         self.sums = self.sums.plus(totals)
-        self.nats += torch.as_tensor(outcome.shares, dtype=torch.float64, device=self.world.device) * sum(totals.targets)
+        self.nats += outcome.shares.double() * sum(totals.targets)
         if self.world.is_first and self.bar:
             self.bar.update(self.task, completed=progress.step)
-        if progress.step % self.config.metrics.log_freq and progress.step not in (1, self.config.training.steps):
+        if not self.due(progress.step):
             return
         if self.world.is_first:
             self.report(

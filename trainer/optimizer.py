@@ -1,22 +1,42 @@
-"""AdamW and its learning-rate schedule."""
+"""The optimizer of `[optimizer]` and its learning-rate schedule."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
+from .adamw import AdamW
 from .config import JobConfig
+from .muon import Muon
+from .parallelize import DTYPES
 
 
-def build_optimizer(model: nn.Module, config: JobConfig) -> torch.optim.AdamW:
-    """AdamW in two groups: matrices decay, vectors (norms) do not. Fused, which torch has for CPU and CUDA alike."""
+def build_optimizer(model: nn.Module, config: JobConfig) -> AdamW:
+    """AdamW in two groups: matrices decay, vectors (norms) do not. With Muon, the matrices of blocks are a group of its own."""
     o = config.optimizer
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [(name, p) for name, p in named if p.ndim >= 2]
+    vectors = {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0}
+    settings: dict[str, Any] = {
+        "lr": o.lr,
+        "betas": (o.beta1, o.beta2),
+        "eps": o.eps,
+        "implementation": o.implementation,
+        "state_dtype": DTYPES[o.state_dtype],
+        "seed": config.training.seed,
+    }
+    if o.name == "AdamW":
+        return AdamW([{"params": [p for _, p in matrices], "weight_decay": o.weight_decay}, vectors], **settings)
+    # tables are not Muon's: their rows are looked up one by one, not multiplied as a whole (Jordan et al. 2024)
+    in_blocks = [p for name, p in matrices if name.startswith("layers.")]
+    tables = [p for name, p in matrices if not name.startswith("layers.")]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": o.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": in_blocks, "weight_decay": o.weight_decay, "muon": True},
+        {"params": tables, "weight_decay": o.weight_decay, "muon": False},
+        {**vectors, "muon": False},
     ]
-    return torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=True)
+    return Muon(groups, **settings)
 
 
 def learning_rate(config: JobConfig, step: int) -> float:

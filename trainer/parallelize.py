@@ -1,4 +1,4 @@
-"""Parallelism applied to a plain decoder, from outside, in one order: TP, CP -> compile -> activation checkpointing -> FSDP2.
+"""Parallelism applied to a plain decoder from outside: float8 -> TP, CP -> compile -> activation checkpointing -> FSDP2.
 
 Each step wraps what the one before left: compile sees sharded matmuls, checkpointing runs compiled blocks again, FSDP2 gathers
 parameters around them. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
@@ -25,6 +25,7 @@ from ..models.decoder import Decoder
 from .config import ConfigError, JobConfig
 from .context import apply_context_parallel
 from .distributed import Layout, World
+from .float8 import convert
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -87,6 +88,8 @@ def global_batch_size(config: JobConfig, layout: Layout) -> int:
 
 def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
     """Apply the layout of `world` to a decoder on the meta device, in place."""
+    if config.float8.enable:
+        convert(model, config)
     if world.layout.tp > 1:
         apply_tensor_parallel(model, world.mesh["tp"])
     if config.parallelism.enable_async_tensor_parallel:
@@ -114,8 +117,8 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             "output": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
         },
     )
-    # The embedding hands out a tensor whose reduce-scatter may still be under way. Compiled blocks take such an input, but give it
-    # no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
+    # The embedding hands out a tensor whose reduce-scatter may still be under way. Compiled blocks take such an input, but
+    # give it no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
     model.tok_embeddings.register_forward_hook(lambda _module, _inputs, embedded: embedded.clone())
     for block in model.layers.children():
         whole = (Replicate(), None, None, None)  # x gathered along the sequence; cos, sin and mask are whole already

@@ -185,8 +185,10 @@ class Training(Table):
     """Gradients are clipped to this global 2-norm."""
     seed: NonNegative = 0
     """Decides initial weights and the order of the data."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that parameters and gradients are kept in; bfloat16 saves 4 bytes a parameter, and updates round stochastically."""
     mixed_precision_param: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of parameters and activations in forward and backward; master weights stay float32."""
+    """Type of parameters and activations in forward and backward."""
     mixed_precision_reduce: Literal["float32", "bfloat16"] = "float32"
     """Type in which gradients are summed over ranks."""
     gc_freq: Positive = 50
@@ -194,10 +196,14 @@ class Training(Table):
 
 
 class Optimizer(Table):
-    """AdamW. Weight decay applies to matrices, not to norms."""
+    """AdamW, or Muon for the blocks' matrices. Weight decay applies to matrices, not to norms."""
 
-    name: Literal["AdamW"] = "AdamW"
-    """The algorithm."""
+    name: Literal["AdamW", "Muon"] = "AdamW"
+    """Muon: orthogonalised momentum for the matrices of the blocks, at AdamW's learning rate; AdamW for all the rest."""
+    implementation: Literal["fused", "foreach", "for-loop"] = "fused"
+    """How torch runs AdamW's arithmetic; the last two wait for the device in every step."""
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the moments; bfloat16 halves them, rounded stochastically."""
     lr: float = Field(default=8e-4, gt=0.0)
     """Peak learning rate."""
     beta1: Decay = 0.9
@@ -252,6 +258,19 @@ class ActivationCheckpoint(Table):
 
     mode: Literal["none", "full"] = "none"
     """full: keep only each block's input and recompute the rest in the backward pass."""
+
+
+class Float8(Table):
+    """Products of the blocks' linear layers in float8, by torchao (pip install 'cistron[float8]')."""
+
+    enable: bool = False
+    """Convert the linear layers; needs a GPU of compute capability 8.9 or later."""
+    recipe_name: Literal["tensorwise", "rowwise"] = "tensorwise"
+    """One scale for a whole tensor (fastest), or one per row (more accurate)."""
+    filter_fqns: list[Name] = Field(default_factory=lambda: ["output"])
+    """Layers whose name contains one of these stay as they are; "output", which is the loss's, must be among them."""
+    emulate: bool = False
+    """Round to float8 and multiply in the compute type, on any device: for tests, slow."""
 
 
 class Checkpoint(Table):

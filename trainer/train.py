@@ -4,7 +4,6 @@ torchrun --nproc_per_node 2 -m cistron.trainer.train --config x.toml [--section.
 """
 
 import gc
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -14,8 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from .. import __version__
 from ..datasets.errors import DataEnd, DataOrderError
@@ -29,11 +27,13 @@ from .context import spread_rows, whole_rows
 from .contract import check_rows
 from .data import Feed, open_feed
 from .distributed import World, join
-from .failures import USER_ERRORS, NonFiniteError, run_command
+from .failures import USER_ERRORS, run_command
+from .guard import StepGuard, gradient_norm
 from .loss import summed_loss
 from .metrics import MetricsLog, Outcome
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
-from .parallelize import global_batch_size, parallelize
+from .parallelize import DTYPES, global_batch_size, parallelize
+from .prefetch import Prefetcher
 from .profiling import profiling
 from .sampling import sample
 from .signals import StopRequest
@@ -58,7 +58,7 @@ class Trainer:
         self.config, self.world, self.stop = config, world, stop
         self.ending = ""  # why training ends before its last step
         self.folder = Path(config.job.dump_folder)
-        self.tokenizer, self.decoder_config = world.together(lambda: verify(config, world.layout))
+        self.tokenizer, self.decoder_config = world.together(lambda: verify(config, world.layout, world.device))
         self.mask = make_mask(config, self.tokenizer, world.device)
         rows_per_rank = global_batch_size(config, world.layout) // world.layout.data_parallel
         self.micro_batch_size = min(config.training.local_batch_size, rows_per_rank)
@@ -67,7 +67,9 @@ class Trainer:
         # as rank 0 sees the disk, so that all ranks do the same
         shape = asdict(self.decoder_config)
         found = world.together(
-            lambda: checkpoint.origin(config.checkpoint, self.checkpoints, shape) if world.is_first else None
+            lambda: (
+                checkpoint.origin(config.checkpoint, self.checkpoints, shape, config.optimizer.name) if world.is_first else None
+            )
         )
         self.origin, self.resuming, self.messages = world.gather(found)[0] or (None, False, [])
         resumed = self.origin.state if self.origin and self.resuming else {"progress": {}, "data": None}
@@ -163,50 +165,29 @@ class Trainer:
         scale = self.world.layout.gradient_ranks / targets
         # the loss, and what each source contributes to it
         local = torch.zeros(1 + len(totals.targets), device=self.world.device)
-        for batch in batches:
-            loss, by_row = summed_loss(self.model, *self.to_device(batch))
+        for inputs, drawn_from in self.prefetch(batches):
+            loss, by_row = summed_loss(self.model, *inputs)
             (loss * scale).backward()
             local[0] += loss.detach()
-            drawn_from = torch.tensor([[s == source for s in batch.sources] for source in range(len(totals.targets))])
-            local[1:] += (by_row * drawn_from.to(by_row.device, non_blocking=True)).sum(1)
+            local[1:] += (by_row * drawn_from).sum(1)
         parameters = list(self.model.parameters())
-        partial: Any = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = partial.full_tensor()
+        norm, norms = gradient_norm(parameters)
         losses = local / targets if self.world.tp_rank == 0 else torch.zeros_like(local)
         dist.all_reduce(losses)
-        norm_value, loss_value, *shares = torch.cat([norm[None], losses]).tolist()  # the step's one wait for the device
-        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            self.refuse_step(local[0], loss_value, norm_value)
+        step = self.progress.step + 1
+        skip = self.guard.watch(step, losses[0], norm, local[0], norms)
         clip_grads_with_norm_(parameters, self.config.training.max_norm, norm)
-        set_learning_rate(self.optimizer, learning_rate(self.config, self.progress.step + 1))
-        self.optimizer.step()
+        set_learning_rate(self.optimizer, learning_rate(self.config, step))
+        self.optimizer.step(number=step, skip=skip)
         self.optimizer.zero_grad()
-        return Outcome(loss_value, norm_value, shares)
+        if self.log.due(step):  # nothing before this line waits for the device
+            self.guard.check(self.world, self.checkpoints)
+        return Outcome(losses[0], norm, losses[1:])
 
-    def refuse_step(self, local_loss: torch.Tensor, loss: float, norm: float) -> None:
-        """Raise NonFiniteError, naming the ranks whose own loss or gradients are not finite; no rank has stepped."""
-        bad_gradients = [
-            name
-            for name, p in self.model.named_parameters()
-            if isinstance(p.grad, DTensor) and not bool(p.grad.to_local().isfinite().all())
-        ]
-        reports = self.world.gather((float(local_loss), bad_gradients))
-        # a rank's NaN reaches every rank's shard of the gradients, so these are only evidence when all losses are finite
-        suspects = [f"rank {r}: its loss is {value}" for r, (value, _) in enumerate(reports) if not math.isfinite(value)]
-        suspects = suspects or [
-            f"rank {r}: {len(names)} gradients are not finite, the first {names[0]}"
-            for r, (_, names) in enumerate(reports)
-            if names
-        ]
-        raise NonFiniteError(
-            "\n  ".join(
-                [
-                    f"step {self.progress.step + 1}: loss {loss}, gradient norm {norm}; the step was not taken, and the last "
-                    f"checkpoint in {self.checkpoints} is from before it",
-                    *suspects,
-                ]
-            )
-        )
+    def stage(self, batch: Batch) -> tuple[tuple[Any, ...], torch.Tensor]:
+        """A micro-batch where the model is, and bool [sources, rows]: which source each row was drawn from."""
+        drawn_from = torch.tensor([[s == source for s in batch.sources] for source in range(len(self.log.sources))])
+        return self.to_device(batch), drawn_from.to(self.world.device, non_blocking=True)
 
     def to_device(self, batch: Batch) -> tuple[Any, ...]:
         """This rank's tokens, labels, positions, mask, and weights or None of a micro-batch, where the model is."""
@@ -280,10 +261,12 @@ class Trainer:
     def build_model(self) -> None:
         """Materialise this rank's share of a model laid out on the meta device, with fresh or loaded weights."""
         with torch.device("meta"):
-            self.model = Decoder(self.decoder_config)
+            self.model = Decoder(self.decoder_config).to(DTYPES[self.config.training.dtype])
         parallelize(self.model, self.config, self.world)
         self.model.to_empty(device=self.world.device)
         self.optimizer = build_optimizer(self.model, self.config)
+        self.guard = StepGuard(self.model, self.world.device)
+        self.prefetch = Prefetcher(self.stage, self.world.device)
         if self.origin is None:
             init_weights(self.model, self.config.training.seed)
         else:
@@ -304,7 +287,8 @@ class Trainer:
             raise ConfigError(f"job.dump_folder = {str(self.folder)!r}: cannot be written: {reason}") from None
 
     def save(self) -> None:
-        """Write a checkpoint of the steps done, unless there is one."""
+        """Write a checkpoint of the steps done, unless there is one. Raises NonFiniteError where the last were not taken."""
+        self.guard.check(self.world, self.checkpoints)
         if not self.config.checkpoint.enable or self.progress.step == 0:
             return
         path = self.checkpoints / f"step-{self.progress.step}"
