@@ -73,6 +73,10 @@ def bare_loop(turns: Turns) -> None:
 
 def hugging_face(turns: Turns) -> None:
     """`transformers.Trainer` around its Llama, which builds the document mask from positions where it is given no other."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):  # a CUDA build beside a CPU torch does not load: transformers shall not see it
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
     from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
 
     job, shape = turns.job, turns.job["shape"]

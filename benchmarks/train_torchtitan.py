@@ -24,7 +24,7 @@ from unittest.mock import MagicMock
 
 import torch
 import torch.nn.functional as F
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
 from turns import Turns
 
 
@@ -58,8 +58,8 @@ def run_on_cpu() -> None:
         documents = (positions == 0).cumsum(1)
         return (documents[:, None, :, None] == documents[:, None, None, :]).tril()
 
-    def attend(self: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, attention_masks: Any, **more: Any) -> Any:
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    def attend(self: Any, q_BLNH: Any, k_BLNH: Any, v_BLNH: Any, *, attention_masks: Any, **more: Any) -> Any:  # noqa: N803
+        q, k, v = q_BLNH.transpose(1, 2), k_BLNH.transpose(1, 2), v_BLNH.transpose(1, 2)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=attention_masks, scale=more.get("scale"), enable_gqa=more.get("enable_gqa", False)
         )
@@ -171,6 +171,18 @@ def record_losses(trainer: Any) -> Callable[[], float]:
     return lambda: float(losses[0])
 
 
+def load(model: torch.nn.Module, spec: Any, turns: Turns) -> None:
+    """Give a model laid out over one process the weights that all begin with.
+
+    Through a plain model of the same configuration, since fusing wq, wk and wv as they are read mixes plain tensors with DTensors.
+    """
+    plain = spec.model.build()
+    plain.load_state_dict(spec.state_dict_adapter(spec.model, None).from_hf(turns.weights(hugging_face=True)))
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), plain.parameters(), strict=True):
+            (parameter.to_local() if isinstance(parameter, DTensor) else parameter).copy_(value)
+
+
 def main(folder: Path) -> None:
     """Train until the benchmark is over."""
     turns = Turns(folder)
@@ -181,9 +193,7 @@ def main(folder: Path) -> None:
         config = trainer_config(turns, dump_folder)
         trainer = config.build()
         model = trainer.model_parts[0]
-        adapter = config.model_spec.state_dict_adapter(config.model_spec.model, None)
-        state = adapter.from_hf(turns.weights(hugging_face=True))
-        set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+        load(model, config.model_spec, turns)
         turns.begin(model, record_losses(trainer))
         trainer.train()
 
