@@ -12,7 +12,7 @@ from turns import Rows, Turns
 
 
 def cistron(turns: Turns) -> None:
-    """The whole of `cistron train`, reading the corpus itself: a step is what lies between two fetches, one of them included."""
+    """The whole of `cistron train`, reading the corpus itself: a step is from one fetch to the next, one included."""
     from cistron.trainer.config import load_config
     from cistron.trainer.distributed import join
     from cistron.trainer.signals import StopRequest

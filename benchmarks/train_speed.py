@@ -218,16 +218,16 @@ def report(contenders: list[Contender], options: argparse.Namespace, folder: Pat
     print(f"{shape.parameter_count():,} parameters; {options.rows} rows x {options.seq_len}, {documents:.1f} documents per row")
     print(f"{used:.1%} of the positions hold tokens; tokens/s count all positions")
     if rate:
-        print(f"matmul {rate / 1e12:.0f} TFLOP/s; a step has {by_documents / 1e12:.1f} TFLOP ({by_rows / 1e12:.1f} by whole rows)")
+        print(f"matmul {rate / 1e12:.0f} TFLOP/s; {by_documents / 1e12:.1f} TFLOP a step ({by_rows / 1e12:.1f} by whole rows)")
     base = next((statistics.median(c.seconds) for c in contenders if c.name == "torchtitan"), math.nan)
     print(f"{'':22s} {'ms/step':>9s} {'range':>17s} {'tokens/s':>10s} {'to titan':>8s} {'memory':>10s}  losses, first and last")
     for c in contenders:
         seconds = statistics.median(c.seconds)
         share = f"  {by_documents / seconds / rate:.1%} of matmul ({by_rows / seconds / rate:.1%})" if rate else ""
+        spread = f"{min(c.seconds) * 1e3:8.1f}-{max(c.seconds) * 1e3:8.1f}"
         print(
-            f"{c.name:22s} {seconds * 1e3:9.1f} {min(c.seconds) * 1e3:8.1f}-{max(c.seconds) * 1e3:8.1f} {tokens / seconds:10,.0f} "
-            f"{base / seconds:7.2f}x {c.memory / 2**30:6.2f} GiB  {c.losses[0]:.6f} {c.losses[-1]:.6f}  "
-            f"{c.parameters:,} parameters{share}"
+            f"{c.name:22s} {seconds * 1e3:9.1f} {spread} {tokens / seconds:10,.0f} {base / seconds:7.2f}x "
+            f"{c.memory / 2**30:6.2f} GiB  {c.losses[0]:.6f} {c.losses[-1]:.6f}  {c.parameters:,} parameters{share}"
         )
     bare = next((statistics.median(c.seconds) for c in contenders if c.name == "bare loop"), None)
     ours = next((statistics.median(c.seconds) for c in contenders if c.name == "cistron"), None)
@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="pairs of steps of each (default: 20)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before that (default: 3)")
     parser.add_argument("--apart", action="store_true", help="one contender after another, not in turn")
-    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="contenders (default: all)")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="which (default: all)")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has the peers (default: this one)")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
@@ -273,6 +273,8 @@ def main() -> None:
             if options.apart:
                 take_turns([contender], options.rounds, options.warmup)
                 finish(contender)
+        if not contenders:
+            sys.exit("there is nothing to measure")
         if not options.apart:
             take_turns(contenders, options.rounds, options.warmup)
             for contender in contenders:

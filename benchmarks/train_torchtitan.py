@@ -5,7 +5,7 @@ reasons, each met by a few lines of `run_on_cpu`:
 
 | what stops it | what is put in its place |
 |---|---|
-| expert-parallel kernels import triton, whatever the model | an empty stand-in where triton is not installed |
+| expert-parallel kernels import triton, whatever the model | an empty module in their place, where triton is not installed |
 | `tools.utils.device_module` is CUDA where no accelerator is found | the few calls that the trainer makes, for a CPU |
 | FlexAttention has no backward on a CPU | `scaled_dot_product_attention` over the dense form of the same document mask |
 | `torch.distributed.set_timeout`, and barriers with device ids, are not gloo's | the time-outs stay as they were |
@@ -45,7 +45,7 @@ class Cpu:
 def run_on_cpu() -> None:
     """Replace what keeps torchtitan from training on a CPU. To be called before anything else of it is imported."""
     if importlib.util.find_spec("triton") is None:
-        sys.modules["triton"] = sys.modules["triton.language"] = MagicMock()
+        sys.modules["torchtitan.distributed.minimal_async_ep.kernels"] = MagicMock()
     from torchtitan.tools import utils
 
     utils.device_type, utils.device_module = "cpu", Cpu
@@ -58,7 +58,7 @@ def run_on_cpu() -> None:
         documents = (positions == 0).cumsum(1)
         return (documents[:, None, :, None] == documents[:, None, None, :]).tril()
 
-    def attend(self: Any, q_BLNH: Any, k_BLNH: Any, v_BLNH: Any, *, attention_masks: Any, **more: Any) -> Any:  # noqa: N803
+    def attend(self: Any, q_BLNH: Any, k_BLNH: Any, v_BLNH: Any, *, attention_masks: Any, **more: Any) -> Any:
         q, k, v = q_BLNH.transpose(1, 2), k_BLNH.transpose(1, 2), v_BLNH.transpose(1, 2)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=attention_masks, scale=more.get("scale"), enable_gqa=more.get("enable_gqa", False)
@@ -174,7 +174,7 @@ def record_losses(trainer: Any) -> Callable[[], float]:
 def load(model: torch.nn.Module, spec: Any, turns: Turns) -> None:
     """Give a model laid out over one process the weights that all begin with.
 
-    Through a plain model of the same configuration, since fusing wq, wk and wv as they are read mixes plain tensors with DTensors.
+    Through a plain model of the same configuration, since what fuses wq, wk and wv would mix plain tensors with DTensors.
     """
     plain = spec.model.build()
     plain.load_state_dict(spec.state_dict_adapter(spec.model, None).from_hf(turns.weights(hugging_face=True)))
