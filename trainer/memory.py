@@ -2,8 +2,8 @@
 
 What lasts: parameters, gradients and optimizer state, divided among the ranks that share them. FSDP2 adds what it gathers: the
 root group (both tables, the last norm) from the first forward on, and the block at work; on one rank too, as a cast copy. The
-rest follows from what autograd keeps. Per token of a block, in bytes, w being the width of the compute type, D the model's width,
-Q and K the widths of all query and of all key heads, F the hidden width, S the row's length:
+rest follows from what autograd keeps. Per token of a block, in bytes, w being the width of the compute type, D the model's
+width, Q and K the widths of all query and of all key heads, F the hidden width, S the row's length:
 
 | kept | for the gradient of | eager, CPU | eager, CUDA | compiled |
 |---|---|---|---|---|
@@ -17,9 +17,9 @@ Q and K the widths of all query and of all key heads, F the hidden width, S the 
 | q and k before their norms | q_norm, k_norm | 8·(Q + K) | w·(Q + K) | w·(Q + K) |
 | w1 x, silu of it, w3 x, their product | silu, product, w2 | w·4·F | w·4·F | w·3·F |
 
-On a CPU, nn.RMSNorm is a handful of operators on float32 copies; CUDA has one kernel. Inductor computes silu again in the backward
-pass and keeps the rest. Tensor parallelism divides all of it but the outputs of the norms, which are gathered along the
-sequence for the matrices. Rotation keeps the cosines and sines alone, once for all blocks.
+On a CPU, nn.RMSNorm is a handful of operators on float32 copies; CUDA has one kernel. Inductor computes silu again in the
+backward pass and keeps the rest. Tensor parallelism divides all of it but the outputs of the norms, which are gathered along
+the sequence for the matrices. Rotation keeps the cosines and sines alone, once for all blocks.
 
 Not counted: the allocator's slack (some percent), workspaces of libraries and kernels, NCCL's buffers, the CUDA context.
 """
@@ -104,7 +104,7 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     at_work = tokens * width * 2 * (d.hidden_dim + d.dim) / layout.tp + (whole if checkpointed else 0.0)
     inputs = tokens * (8 + 8 + 4 + 4 + 4 * d.head_dim + (t.seq_len if executor == "sdpa" else 0))
     gradients = MASTER * d.parameter_count() / shared
-    block_gradients = gradients - MASTER * tables / shared
+    reduced_gradients = MASTER * block * (d.n_layers - 1) / shared  # while the first block is at work
     table = width * d.vocab_size * d.dim / layout.tp
     # The gradients of both tables beside what was gathered; where they are one, autograd adds them into a third. Or those
     # gradients copied into FSDP2's buffer, and then that buffer beside its sum over ranks.
@@ -133,7 +133,7 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
         ),
         moment(
             "backward, first block",
-            gradients=gradients if accumulates else block_gradients,
+            gradients=gradients if accumulates else reduced_gradients,
             gathered=gathered_tables + gathered_block,
             unreduced=table + gathered_block + reduced_block,
             activations=kept,
@@ -141,7 +141,7 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
         ),
         moment(
             "backward, tables",
-            gradients=gradients if accumulates else block_gradients,
+            gradients=gradients if accumulates else gradients - MASTER * tables / shared,
             gathered=gathered_at_end,
             unreduced=unreduced_at_end,
         ),
