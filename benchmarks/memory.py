@@ -3,9 +3,9 @@
     python benchmarks/memory.py
 
 Three jobs of differing kind: parameters, activations, and checkpointed activations dominate. Measured is the peak of the
-resident set over three steps (VmHWM, reset before the model is built) less what imports, the process group, the loader and the
-libraries' first calls hold. glibc is told to return every larger block at once (MALLOC_MMAP_THRESHOLD_, whose default grows with
-what is freed) and to keep one arena, or else the measure would be of its habits. `--device cuda` reads the allocator instead.
+resident set over two steps (VmHWM, reset before the model is built) less what imports, the process group, the loader and the
+libraries' first calls hold. glibc is told to return every larger block at once (MALLOC_MMAP_THRESHOLD_, whose default grows
+with what is freed) and to keep one arena, or else the measure would be of its habits. On CUDA the allocator is read instead.
 """
 
 import argparse
@@ -38,10 +38,10 @@ ENVIRONMENT = {
 JOBS = {
     "parameters": "model.dim=1024 model.hidden_dim=4096 model.n_heads=16 model.n_kv_heads=8 model.head_dim=64 "
     "model.vocab_size=16384 training.seq_len=128 training.local_batch_size=1",
-    "activations": "model.dim=256 model.hidden_dim=1024 model.n_heads=8 model.n_kv_heads=4 model.n_layers=8 "
-    "training.seq_len=1024 training.local_batch_size=8",
-    "checkpointed": "model.dim=512 model.hidden_dim=2048 model.n_heads=8 model.n_kv_heads=4 model.head_dim=64 model.n_layers=12 "
-    "training.seq_len=2048 training.local_batch_size=8 activation_checkpoint.mode=full",
+    "activations": "model.dim=256 model.hidden_dim=1024 model.n_heads=8 model.n_kv_heads=4 "
+    "training.seq_len=512 training.local_batch_size=16",
+    "checkpointed": "model.dim=512 model.hidden_dim=2048 model.n_heads=8 model.n_kv_heads=4 model.head_dim=64 "
+    "model.n_layers=12 training.seq_len=512 training.local_batch_size=8 activation_checkpoint.mode=full",
 }
 
 
@@ -61,9 +61,9 @@ def warm_up(device: torch.device) -> None:
 
 
 def measure(job: str, folder: str) -> None:
-    """Train three steps and print what was measured and estimated, as JSON."""
+    """Train two steps and print what was measured and estimated, as JSON."""
     overrides = [part for pair in JOBS[job].split() for part in ("--" + pair.split("=")[0], pair.split("=")[1])]
-    fixed = ["--job.dump_folder", folder, "--checkpoint.enable", "false", "--training.steps", "3", "--metrics.log_freq", "100"]
+    fixed = ["--job.dump_folder", folder, "--checkpoint.enable", "false", "--training.steps", "2", "--metrics.log_freq", "100"]
     config, _ = load_config(["--config", str(DEBUG), *fixed, "--training.global_batch_size", "-1", *overrides])
     world = join(config)
     on_gpu = world.device.type == "cuda"
