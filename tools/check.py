@@ -6,7 +6,6 @@ Resolved configuration, eos contract held against real rows, parameters, memory 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from ..datasets.loader import Batch
 from ..models.config import DecoderConfig
-from ..models.masks import DocumentMask
+from ..models.masks import DocumentMask, Executor
 from ..trainer.components import make_mask, verify
 from ..trainer.config import JobConfig, load_config
 from ..trainer.context import block_size
@@ -22,7 +21,8 @@ from ..trainer.contract import table
 from ..trainer.data import open_feed
 from ..trainer.distributed import Layout
 from ..trainer.failures import run_command
-from ..trainer.parallelize import DTYPES, global_batch_size
+from ..trainer.memory import HOW, estimate
+from ..trainer.parallelize import global_batch_size
 from .corpus import report_sources
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
@@ -62,7 +62,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     console.rule("layout")
     report_layout(console, config, layout, mask)
     console.rule("model and memory")
-    report_model(console, config, decoder, layout)
+    report_model(console, config, decoder, layout, mask.executor, device)
     console.rule("data")
     rows_per_step = global_batch_size(config, layout)
     positions = rows_per_step * config.training.seq_len
@@ -85,52 +85,20 @@ def report_layout(console: Console, config: JobConfig, layout: Layout, mask: Doc
         )
 
 
-def report_model(console: Console, config: JobConfig, decoder: DecoderConfig, layout: Layout) -> None:
-    """Parameters, FLOPs, and the memory of one device by part."""
+def report_model(
+    console: Console, config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str
+) -> None:
+    """Parameters, FLOPs, and what the memory of one device holds at its peak."""
     seq_len = config.training.seq_len
     console.print(f"{config.model.preset}: {decoder.parameter_count():,} parameters")
     console.print(f"{decoder.flops_per_token(seq_len):,} FLOPs per token (6N + attention over the whole row)")
-    grid = Table("memory of one device", "GiB", "how", box=None)
-    parts = memory_parts(config, decoder, layout)
-    for part in parts:
-        grid.add_row(part.name, f"{part.size / 2**30:.3f}", part.how)
-    grid.add_row("sum, an estimate", f"{sum(p.size for p in parts) / 2**30:.3f}", "without the allocator's slack")
+    moments = estimate(config, decoder, layout, executor, device)
+    peak = max(moments, key=lambda moment: moment.size)
+    grid = Table("memory of one device", "GiB", "what", box=None)
+    for part, size in peak.parts.items():
+        grid.add_row(part, f"{size / 2**30:.3f}", HOW[part])
+    grid.add_row("sum, an estimate", f"{peak.size / 2**30:.3f}", f"at the peak: {peak.name}; without the allocator's slack")
     console.print(grid)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a device's memory, `size` in bytes."""
-
-    name: str
-    size: float
-    how: str
-
-
-def memory_parts(config: JobConfig, decoder: DecoderConfig, layout: Layout) -> list[Part]:
-    """Estimate the memory of one device from the shapes alone."""
-    d, t = decoder, config.training
-    sharded = layout.shard * layout.cp * layout.tp
-    width = DTYPES[t.mixed_precision_param].itemsize
-    parameters = d.parameter_count()
-    tables = (1 if d.tie_embeddings else 2) * d.vocab_size * d.dim
-    block = (parameters - tables) / d.n_layers
-    rows = min(t.local_batch_size, global_batch_size(config, layout) // layout.data_parallel)
-    tokens = rows * t.seq_len // layout.cp
-    per_token = d.dim
-    what = "block inputs"
-    if config.activation_checkpoint.mode == "none":
-        heads, kv = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
-        per_token = 4 * d.dim + 3 * heads + 4 * kv + 4 * d.hidden_dim
-        what = "what the backward pass of every block reads"
-    return [
-        Part("parameters", 4 * parameters / sharded, f"float32, over shard x context x tensor = {sharded}"),
-        Part("gradients", 4 * parameters / sharded, "float32, sharded alike"),
-        Part("AdamW", 8 * parameters / sharded, "two float32 moments"),
-        Part("gathered", width * (2 * block + tables) / layout.tp, f"two blocks and the tables, {t.mixed_precision_param}"),
-        Part("activations", width * tokens * per_token * d.n_layers / layout.tp, f"{rows} rows, {what}"),
-        Part("logits", (2 * 4 + width) * tokens * d.vocab_size, "with their float32 copy and its gradient"),
-    ]
 
 
 def report_rows(console: Console, batch: Batch) -> None:

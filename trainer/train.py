@@ -21,6 +21,7 @@ from ..datasets.loader import Batch, documents_dropped, merge_states, records_sk
 from ..models.decoder import Decoder
 from ..models.init import init_weights
 from . import checkpoint
+from .checkpoint import Found
 from .components import make_mask, verify
 from .config import ConfigError, JobConfig, load_config
 from .context import spread_rows, whole_rows
@@ -65,13 +66,7 @@ class Trainer:
         self.micro_batches = rows_per_rank // self.micro_batch_size
 
         # as rank 0 sees the disk, so that all ranks do the same
-        shape = asdict(self.decoder_config)
-        found = world.together(
-            lambda: (
-                checkpoint.origin(config.checkpoint, self.checkpoints, shape, config.optimizer.name) if world.is_first else None
-            )
-        )
-        self.origin, self.resuming, self.messages = world.gather(found)[0] or (None, False, [])
+        self.origin, self.resuming, self.messages = world.gather(world.together(self.find_origin))[0]
         resumed = self.origin.state if self.origin and self.resuming else {"progress": {}, "data": None}
         self.progress = Progress(**resumed["progress"])
         self.data_state: dict[str, Any] | None = resumed["data"]
@@ -206,6 +201,13 @@ class Trainer:
     def checkpoints(self) -> Path:
         """Folder of the step folders."""
         return self.folder / self.config.checkpoint.folder
+
+    def find_origin(self) -> tuple[Found | None, bool, list[str]]:
+        """Where the weights come from, whether that is this run itself, and what is to be said; rank 0 looks."""
+        if not self.world.is_first:
+            return None, False, []
+        c = self.config
+        return checkpoint.origin(c.checkpoint, self.checkpoints, asdict(self.decoder_config), c.optimizer.name)
 
     def open_data(self) -> Feed:
         """Start the loader and hold the eos contract before a model exists.

@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from cistron.datasets.tokenizers import ByteTokenizer
-from cistron.models.decoder import Decoder
 from cistron.models.masks import document_block_mask, document_dense_mask
 from cistron.tests.trainer.jobs import train_here, write_job, write_mixture
 from cistron.tools import check, generate, inspect
-from cistron.tools.check import memory_parts
 from cistron.trainer.components import make_mask, verify
 from cistron.trainer.config import load_config
 from cistron.trainer.data import open_feed
@@ -133,16 +131,6 @@ def test_check_does_not_guess_the_epoch_of_compressed_files(tmp_path: Path, caps
     assert "the whole is not estimated, since its files are compressed" in capsys.readouterr().out
 
 
-def test_parameters_gradients_and_optimizer_take_16_bytes_each_over_the_ranks_that_share_them(tmp_path: Path) -> None:
-    config, _ = load_config(["--config", str(write_job(tmp_path))])
-    _, shape = verify(config, Layout.resolve(config))
-    parameters = sum(p.numel() for p in Decoder(shape).parameters())
-    for layout in (Layout(replicate=1, shard=1, cp=1, tp=1), Layout(replicate=2, shard=2, cp=1, tp=2)):
-        parts = {part.name: part.size for part in memory_parts(config, shape, layout)}
-        total = parts["parameters"] + parts["gradients"] + parts["AdamW"]
-        assert total == 16 * parameters / (layout.shard * layout.tp)
-
-
 def test_inspect_draws_a_picture_and_marks_every_boundary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "rows.png"
     config, _ = load_config(["--config", str(write_job(tmp_path))])
@@ -220,13 +208,13 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "train_configs").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", ["debug", "llama3_1b", "mixture"])  # the others are for a given number: tests/test_configs.py
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
-def test_every_shipped_configuration_passes_its_check(
-    config: Path, processes: int, corpora: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_shipped_configurations_pass_their_check_for_any_number_of_processes(
+    name: str, processes: int, corpora: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(corpora)
-    check.main([str(config), "--world-size", str(processes)])
+    check.main([str(ROOT / "train_configs" / f"{name}.toml"), "--world-size", str(processes)])
     output = capsys.readouterr().out
     assert "all checks passed" in output
     assert f"on {processes} process(es)" in output
