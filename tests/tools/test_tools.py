@@ -137,10 +137,17 @@ def test_parameters_gradients_and_optimizer_take_16_bytes_each_over_the_ranks_th
     config, _ = load_config(["--config", str(write_job(tmp_path))])
     _, shape = verify(config, Layout.resolve(config))
     parameters = sum(p.numel() for p in Decoder(shape).parameters())
-    for layout in (Layout(replicate=1, shard=1, cp=1, tp=1), Layout(replicate=2, shard=2, cp=1, tp=2)):
+    for layout in (Layout(replicate=1, shard=1, cp=1, tp=1), Layout(replicate=2, shard=2, cp=2, tp=2)):
         parts = {part.name: part.size for part in memory_parts(config, shape, layout)}
         total = parts["parameters"] + parts["gradients"] + parts["AdamW"]
-        assert total == 16 * parameters / (layout.shard * layout.tp)
+        assert total == 16 * parameters / (layout.shard * layout.cp * layout.tp)
+
+
+def test_check_shows_the_layout_and_how_rows_are_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check.main([str(write_job(tmp_path)), "--parallelism.context_parallel_degree", "2", "--world-size", "4"])
+    output = capsys.readouterr().out
+    assert "replicate 1 x shard 2 x context 2 x tensor 1 = 4 process(es), parameters over shard x context = 4" in output
+    assert "a row's 64 tokens in 16 blocks of 4, dealt out by mask work: 8 to each of 2 ranks" in output
 
 
 def test_inspect_draws_a_picture_and_marks_every_boundary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
