@@ -329,8 +329,8 @@ class Trainer:
             self.log.say(message)
         self.log.say(
             f"{c.model.preset}: {d.parameter_count():,} parameters, {self.mask.executor} attention over documents ending in "
-            f"eos {self.mask.eos_id}; {rows} rows x {c.training.seq_len} tokens a step on {layout} process(es) "
-            f"({self.world.device.type}), {self.micro_batches} micro-batch(es) of {self.micro_batch_size} rows"
+            f"eos {self.mask.eos_id}; {rows} rows x {c.training.seq_len} tokens a step on {layout.world_size} process(es) "
+            f"({self.world.device.type}): {layout}, {self.micro_batches} micro-batch(es) of {self.micro_batch_size} rows"
         )
 
     def conclude(self) -> None:

@@ -131,6 +131,13 @@ def test_check_does_not_guess_the_epoch_of_compressed_files(tmp_path: Path, caps
     assert "the whole is not estimated, since its files are compressed" in capsys.readouterr().out
 
 
+def test_check_shows_the_layout_and_how_rows_are_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check.main([str(write_job(tmp_path)), "--parallelism.context_parallel_degree", "2", "--world-size", "4"])
+    output = capsys.readouterr().out
+    assert "replicate 1 x shard 2 x context 2 x tensor 1 = 4 process(es), parameters over shard x context = 4" in output
+    assert "a row's 64 tokens in 16 blocks of 4, dealt out by mask work: 8 to each of 2 ranks" in output
+
+
 def test_inspect_draws_a_picture_and_marks_every_boundary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "rows.png"
     config, _ = load_config(["--config", str(write_job(tmp_path))])

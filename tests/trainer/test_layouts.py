@@ -73,7 +73,7 @@ CASES = [
     SAMPLED,
     Case(cp=2, tp=2, causal=False, more=COMPILED),
 ]
-PADDED_CASES = [Case(more=PADDED), Case(cp=2, more=PADDED), Case(cp=2, tp=2, more=PADDED + FULL_AC)]
+PADDED_CASES = [Case(more=PADDED), Case(cp=2, more=PADDED)]
 
 
 def run_cases(config_path: str, cases: list[Case]) -> None:
@@ -106,6 +106,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_layout_has_the_same_rows_and_the_same_loss_curve_as_one_process(job: Path, case: Case) -> None:
     reference = PADDED_CASES[0] if PADDED in case.more else Case(causal=case.causal)
     one, other = metrics(job, reference.name), metrics(job, case.name)
+    worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(other, one, strict=True))
+    print(f"| {case.name} | {worst:.1e} |")  # the table: pytest -rP
     assert len(one) == 20
     assert column(other, "rows_hash") == column(one, "rows_hash")
     assert column(other, "tokens_seen") == column(one, "tokens_seen")

@@ -65,6 +65,31 @@ BAD_SETTINGS = {
         ("--model.n_kv_heads", "1", "--parallelism.tensor_parallel_degree", "2"),
         ["model.n_kv_heads = 1: must be a multiple of 2"],
     ),
+    "seq_len under context and tensor parallelism": (
+        ("--training.seq_len", "66", "--parallelism.context_parallel_degree", "2", "--parallelism.tensor_parallel_degree", "2"),
+        ["training.seq_len = 66: must be a multiple of 4", "context_parallel_degree 2 x", "tensor_parallel_degree 2", "is 68"],
+    ),
+    "widths under context parallelism": (
+        ("--training.seq_len", "192", "--data.layout", "padded", "--parallelism.context_parallel_degree", "3"),
+        ["parallelism.context_parallel_degree 3", "must divide 128"],
+    ),
+    "seq_len in blocks of the flex mask": (
+        ("--device", "cuda", "--training.seq_len", "640", "--parallelism.context_parallel_degree", "2"),
+        ["training.seq_len = 640: must be a multiple of 2 x 128 = 256", "whole blocks of the flex mask; the next is 768"],
+    ),
+    "widths in blocks of the flex mask": (
+        ("--device", "cuda", "--data.layout", "padded", "--parallelism.context_parallel_degree", "2"),
+        ['data.layout = "padded"', "multiples of 128", "2 x 128 = 256", 'set data.layout = "packed"'],
+    ),
+    "varlen under context parallelism": (
+        ("--device", "cuda", "--model.attention", "varlen", "--training.mixed_precision_param", "bfloat16")
+        + ("--parallelism.context_parallel_degree", "2"),
+        ["parallelism.context_parallel_degree = 2", '"varlen"', "blocks from all over a row", '"flex"'],
+    ),
+    "async tensor parallelism without tensor parallelism": (
+        ("--parallelism.enable_async_tensor_parallel", "true", "--compile.enable", "true"),
+        ["enable_async_tensor_parallel = true", "tensor_parallel_degree > 1 and compile.enable = true, found 1 and true"],
+    ),
     "lanes and data-parallel degree": (
         ("--parallelism.data_parallel_shard_degree", "2", "--data.lanes", "5"),
         ["data.lanes = 5: must be a multiple of 2", "the next is 6"],
@@ -127,6 +152,13 @@ def test_settings_that_do_not_fit_are_refused_with_the_arithmetic(
 def test_degrees_that_do_not_fit_the_processes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, write_job(tmp_path), "--parallelism.tensor_parallel_degree", "2")
     assert "replicate 1 x shard 1 x context 1 x tensor 2 = 2, but 1 process(es) were started" in message
+
+
+def test_async_tensor_parallelism_is_refused_without_symmetric_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, write_job(tmp_path), "--parallelism.enable_async_tensor_parallel", "true")
+    assert "needs GPUs with symmetric memory, the device is 'cpu'; leave it out" in message
 
 
 def test_a_folder_that_cannot_be_written_is_refused_by_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
