@@ -192,9 +192,10 @@ def _columns(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, Tensor
 def _over_ranks(lse: Tensor, target: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
     """Logsumexp and label's logit over all columns, from those over each rank's."""
     mine = torch.stack((lse, target))
-    ranks = mine.new_empty(group.size(), *mine.shape)
-    dist.all_gather_into_tensor(ranks, mine, group=group)
-    return ranks[:, 0].logsumexp(0), ranks[:, 1].sum(0)
+    ranks = [torch.empty_like(mine) for _ in range(group.size())]
+    dist.all_gather(ranks, mine, group=group)
+    parts, targets = torch.stack(ranks).unbind(1)
+    return parts.logsumexp(0), targets.sum(0)
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:

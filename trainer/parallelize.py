@@ -128,9 +128,9 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
 def apply_fsdp(model: Decoder, config: JobConfig, mesh: DeviceMesh) -> None:
     """FSDP2 per block and for the rest. Also on one rank, where it is what casts to the compute type."""
     param, reduce = DTYPES[config.training.mixed_precision_param], DTYPES[config.training.mixed_precision_reduce]
-    # inputs are not cast: the residual stream has its type already, and cosines in bfloat16 would blur positions
+    # inputs are not cast: the residual stream has its type already, and cosines or loss weights in bfloat16 would blur
     of_block = MixedPrecisionPolicy(param, reduce, cast_forward_inputs=False)
-    of_rest = MixedPrecisionPolicy(param, reduce, output_dtype=torch.float32)  # the loss is taken in float32
+    of_rest = MixedPrecisionPolicy(param, reduce, output_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.layers.children():
         fully_shard(block, mesh=mesh, mp_policy=of_block)
     fully_shard(model, mesh=mesh, mp_policy=of_rest, reshard_after_forward=False)  # its backward starts at once
