@@ -110,14 +110,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _run(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    *,
-    shard: Shard,
-    kernels: Kernels,
-    gradients: bool = True,
+    hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, *, shard: Shard, kernels: Kernels, gradients: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Losses float32 [batch, seq_len]; gradients of their sum for `hidden`, in its dtype, and `weight`, in float32."""
     tokens = hidden.flatten(0, 1)

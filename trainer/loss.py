@@ -5,6 +5,7 @@ import torch
 from ..models.decoder import Decoder
 from ..models.masks import AttentionMask
 
+
 def summed_loss(
     model: Decoder,
     tokens: torch.Tensor,

@@ -6,7 +6,6 @@ clipping by a global norm needs all gradients on comparable meshes.
 """
 
 import torch
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
@@ -20,6 +19,7 @@ from torch.distributed.tensor.parallel import (
 
 from ..models.config import DecoderConfig
 from ..models.decoder import Decoder
+from .activations import apply_activation_checkpointing
 from .config import ConfigError, JobConfig
 from .distributed import Layout, World
 
@@ -61,6 +61,8 @@ def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> Non
         complaints.append(
             f"parallelism.tensor_parallel_degree = {tp}: must divide 128, the step of padded widths (data.layout)"
         )
+    if config.activation_checkpoint.mode == "memory_budget" and not config.compile.enable:
+        complaints.append('activation_checkpoint.mode = "memory_budget": is up to the compiler, set compile.enable = true')
     if not config.data.sources:
         complaints.append("data.sources: no [[data.sources]] table; name at least one source of documents")
     if complaints:
@@ -83,12 +85,9 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
     """Apply the layout of `world` to a decoder on the meta device, in place."""
     if world.layout.tp > 1:
         apply_tensor_parallel(model, world.mesh["tp"])
-    if config.activation_checkpoint.mode == "full":
-        for name, block in model.layers.named_children():
-            model.layers.register_module(name, checkpoint_wrapper(block))
+    apply_activation_checkpointing(model, config.activation_checkpoint)
     if config.compile.enable:
-        for block in model.layers.children():
-            block.compile()
+        apply_compile(model, dynamic=config.data.layout == "padded")
     apply_fsdp(model, config, world.data_mesh)
 
 
@@ -123,6 +122,13 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             plan |= {"attention.q_norm": per_head, "attention.k_norm": per_head}
         parallelize_module(block, mesh, plan)
     model.tie_weights()  # the plan replaced both parameters of a tied pair
+
+
+def apply_compile(model: Decoder, *, dynamic: bool) -> None:
+    """Compile each block, once for all of them, and the loss; `dynamic` where rows come in many lengths."""
+    for block in model.layers.children():
+        block.compile(dynamic=dynamic, fullgraph=True)
+    model.compile_loss = True
 
 
 def apply_fsdp(model: Decoder, config: JobConfig, mesh: DeviceMesh) -> None:

@@ -62,7 +62,9 @@ def test_losses_and_gradients_are_those_of_cross_entropy_on_all_logits(weighted:
     given = weights if weighted else None
     factors = torch.tensor(0.37) if upstream == "sum" else torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
     losses = linear_cross_entropy(hidden, weight, labels, given)
-    gradients = torch.autograd.grad((losses.sum() * factors) if upstream == "sum" else (losses * factors).sum(), (hidden, weight))
+    gradients = torch.autograd.grad(
+        (losses.sum() * factors) if upstream == "sum" else (losses * factors).sum(), (hidden, weight)
+    )
 
     plain = unfused(hidden, weight, labels, given)
     of_plain = torch.autograd.grad((plain * factors).sum(), (hidden, weight))
@@ -115,7 +117,9 @@ def test_many_small_contributions_to_the_weight_are_summed_in_float32(monkeypatc
     """In bfloat16 a sum stops growing at 256 times its terms."""
     monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", VOCAB)
     weight = torch.zeros(VOCAB, 1, dtype=torch.bfloat16, requires_grad=True)
-    linear_cross_entropy(torch.ones(1, 1024, 1, dtype=torch.bfloat16), weight, torch.zeros(1, 1024, dtype=torch.int64)).sum().backward()
+    linear_cross_entropy(
+        torch.ones(1, 1024, 1, dtype=torch.bfloat16), weight, torch.zeros(1, 1024, dtype=torch.int64)
+    ).sum().backward()
     assert weight.grad is not None
     assert weight.grad[0].item() == pytest.approx(1024 * (1 / VOCAB - 1), rel=0.005)
 
@@ -178,7 +182,11 @@ def test_a_decoder_given_labels_returns_the_cross_entropy_of_its_logits(tied: bo
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
 
 
-LABELS = {"mixed": lambda y: y, "one rank's": lambda y: torch.where(y < 0, y, y % 31), "none": lambda y: torch.full_like(y, -100)}
+LABELS = {
+    "mixed": lambda y: y,
+    "one rank's": lambda y: torch.where(y < 0, y, y % 31),
+    "none": lambda y: torch.full_like(y, -100),
+}
 
 
 def sharded() -> None:
