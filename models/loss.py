@@ -74,7 +74,7 @@ def linear_cross_entropy(
     if isinstance(weight, DTensor):
         assert isinstance(hidden, DTensor)
         mesh = weight.device_mesh
-        # each rank's gradient of hidden comes from its own columns: a partial sum, which autograd scatters back to hidden's layout
+        # its own columns give a rank a part of hidden's gradient: the sum over ranks is scattered back to hidden's layout
         hidden = hidden.redistribute(mesh, [Replicate()]).to_local(grad_placements=[Partial()])
         weight = weight.to_local()
         shard = Shard(mesh.get_local_rank() * len(weight), mesh.get_group())

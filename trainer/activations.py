@@ -28,7 +28,6 @@ _SAVED = frozenset(
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
         torch.ops.higher_order.flex_attention,
         torch.ops.torch_attn._varlen_attn.default,
-        torch.ops._c10d_functional.all_to_all_single.default,
         torch.ops._c10d_functional.reduce_scatter_tensor.default,
     }
 )

@@ -242,7 +242,7 @@ class ActivationCheckpoint(Table):
     """Activation checkpointing: what is kept for the backward pass, and what is computed again in it."""
 
     mode: Literal["none", "full", "selective", "memory_budget"] = "none"
-    """none: keep all. full: only the input of each block. selective: see below. memory_budget: a share, chosen by the compiler."""
+    """none: keep all. full: only the input of each block. selective: some. memory_budget: a share, chosen by the compiler."""
     selective_ac_option: Literal["op"] | Positive = "op"
     """selective: op keeps attention, communication and every second matrix product; n is "full" for every n-th block."""
     memory_budget: Fraction = 0.5

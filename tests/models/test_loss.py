@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cistron.models import loss
-from cistron.models.decoder import Decoder
 from cistron.models.loss import linear_cross_entropy
 from cistron.models.masks import DocumentMask
 from cistron.tests.models.packed import EOS, LLAMA, PAD, VOCAB, pack, random_decoder
@@ -33,7 +31,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def example(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hidden [3, 50, dim], weight [vocab, dim], labels [3, 50], the last row without any, and weights [3, 50], some of them 0."""
+    """Hidden [3, 50, dim], weight [vocab, dim], labels [3, 50], none in the last row, and weights [3, 50], some of them 0."""
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(3, 50, DIM, generator=draw).to(dtype).requires_grad_()
     weight = torch.randn(VOCAB, DIM, generator=draw).to(dtype).requires_grad_()
