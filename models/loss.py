@@ -115,7 +115,8 @@ def _run(
     """Losses float32 [batch, seq_len]; gradients of their sum for `hidden`, in its dtype, and `weight`, in float32."""
     tokens = hidden.flatten(0, 1)
     labels, weights = labels.flatten(), weights.flatten()
-    losses = torch.empty_like(weights)
+    losses = weights.new_empty(hidden.shape[:-1])
+    each = losses.view(-1)  # the base is what is returned: FSDP2 warns of views
     of_hidden = torch.empty_like(tokens) if gradients else None
     of_weight = torch.zeros_like(weight, dtype=weights.dtype) if gradients else None
     # as equal as can be, so that there are two shapes at most
@@ -128,14 +129,12 @@ def _run(
         if shard.group is not None:
             lse, target = _over_ranks(lse, target, shard.group)
         # not by multiplication alone: 0 times a loss that is not finite would be NaN
-        losses[at] = torch.where(weights[at] == 0, 0, (lse - target) * weights[at])
+        each[at] = torch.where(weights[at] == 0, 0, (lse - target) * weights[at])
         if of_hidden is not None and of_weight is not None:
             g = kernels.gradient(logits, lse, target, labels[at], weights[at], shard.first)
             torch.mm(g, weight, out=of_hidden[at])
             _accumulate(of_weight, g.T, tokens[at])
-    if of_hidden is not None:
-        of_hidden = of_hidden.view_as(hidden)
-    return losses.view(hidden.shape[:-1]), of_hidden, of_weight
+    return losses, None if of_hidden is None else of_hidden.view_as(hidden), of_weight
 
 
 def _statistics(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, Tensor]:

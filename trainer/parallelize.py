@@ -20,6 +20,7 @@ from torch.distributed.tensor.parallel import (
 from ..models.config import DecoderConfig
 from ..models.decoder import Decoder
 from .activations import apply_activation_checkpointing
+from .compilation import apply_compile
 from .config import ConfigError, JobConfig
 from .distributed import Layout, World
 
@@ -85,9 +86,13 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
     """Apply the layout of `world` to a decoder on the meta device, in place."""
     if world.layout.tp > 1:
         apply_tensor_parallel(model, world.mesh["tp"])
-    apply_activation_checkpointing(model, config.activation_checkpoint)
+    recomputed = config.activation_checkpoint
+    if recomputed.by_operator:
+        apply_activation_checkpointing(model, recomputed)
     if config.compile.enable:
-        apply_compile(model, dynamic=config.data.layout == "padded")
+        apply_compile(model, one_width=config.data.layout == "packed")
+    if not recomputed.by_operator:
+        apply_activation_checkpointing(model, recomputed)
     apply_fsdp(model, config, world.data_mesh)
 
 
@@ -102,6 +107,9 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             "output": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
         },
     )
+    # The embedding hands out a tensor whose reduce-scatter may still be under way. Compiled blocks take such an input, but give it
+    # no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
+    model.tok_embeddings.register_forward_hook(lambda _module, _inputs, embedded: embedded.clone())
     for block in model.layers.children():
         whole = (Replicate(), None, None, None)  # x gathered along the sequence; cos, sin and mask are whole already
         plan = {
@@ -122,13 +130,6 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             plan |= {"attention.q_norm": per_head, "attention.k_norm": per_head}
         parallelize_module(block, mesh, plan)
     model.tie_weights()  # the plan replaced both parameters of a tied pair
-
-
-def apply_compile(model: Decoder, *, dynamic: bool) -> None:
-    """Compile each block, once for all of them, and the loss; `dynamic` where rows come in many lengths."""
-    for block in model.layers.children():
-        block.compile(dynamic=dynamic, fullgraph=True)
-    model.compile_loss = True
 
 
 def apply_fsdp(model: Decoder, config: JobConfig, mesh: DeviceMesh) -> None:

@@ -248,6 +248,11 @@ class ActivationCheckpoint(Table):
     memory_budget: Fraction = 0.5
     """memory_budget: share of activations kept; 0: only the input of each block, 1: all that the backward pass reads."""
 
+    @property
+    def by_operator(self) -> bool:
+        """Whether the choice is made by looking at single operators."""
+        return self.mode == "selective" and self.selective_ac_option == "op"
+
     @model_validator(mode="after")
     def used(self) -> "ActivationCheckpoint":
         """Refuse an option of another mode, which would do nothing."""
