@@ -3,7 +3,7 @@
 Plain modules and nothing else: parallelism, compilation and checkpointing are applied from outside by module name.
 
     tok_embeddings -> layers.N [attention_norm -> attention (+ residual) -> ffn_norm -> feed_forward (+ residual)]
-                   -> norm -> output
+                   -> norm -> output, or given labels straight to their losses
 
 State-dict keys correspond one to one to Hugging Face's Llama and Qwen3 (`tests/models/hf_names.py`).
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .attention import attend
 from .config import DecoderConfig
+from .loss import linear_cross_entropy
 from .masks import AttentionMask
 from .rope import rope_table, rotate, rotation
 
@@ -33,28 +34,44 @@ class Decoder(nn.Module):
         self.tie_weights()
         # Attributes, not buffers: `to_empty` would lose the values and `to(bfloat16)` their precision.
         self.inv_freq, self.attention_factor = rope_table(config.rope, config.head_dim)
+        self.compile_loss = False  # a trainer's choice
 
     def tie_weights(self) -> None:
         """Make `output` share the embedding table if the config says so; again after parameters were replaced."""
         if self.config.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
 
-    def forward(self, tokens: Tensor, positions: Tensor, mask: AttentionMask) -> Tensor:
-        """Logits of every position.
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: AttentionMask,
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of every position, or the losses of given labels, for which logits are never all in memory.
+
+        Losses are taken in here since FSDP2 has the output weight whole only inside this call.
 
         Args:
             tokens: int64 [batch, seq_len].
             positions: int32 [batch, seq_len], restarting at 0 with every document.
             mask: what `DocumentMask.build` made of the batch's `sequence_ids`.
+            labels: int64 [batch, seq_len], -100 where no loss is taken.
+            weights: float32 [batch, seq_len], which losses are multiplied with; None: all 1.
 
         Returns:
-            [batch, seq_len, vocab_size].
+            Without labels [batch, seq_len, vocab_size]. With labels the cross-entropies in nats, float32 [batch, seq_len],
+            0 where there is no target; sum them before going backward, see `loss.linear_cross_entropy`.
         """
         cos, sin = rotation(positions, self.inv_freq, self.attention_factor)
         x = self.tok_embeddings(tokens)
         for block in self.layers:
             x = block(x, cos, sin, mask)
-        logits: Tensor = self.output(self.norm(x))
+        x = self.norm(x)
+        if labels is not None:
+            return linear_cross_entropy(x, self.output.weight, labels, weights, compiled=self.compile_loss)
+        logits: Tensor = self.output(x)
         return logits
 
 

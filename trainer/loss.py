@@ -1,12 +1,9 @@
 """The loss: cross-entropy summed over targets, to be divided by the targets of the whole optimizer step."""
 
 import torch
-import torch.nn.functional as F
 
 from ..models.decoder import Decoder
 from ..models.masks import AttentionMask
-
-IGNORE = -100  # label of a position without a target
 
 
 def summed_loss(
@@ -25,7 +22,7 @@ def summed_loss(
     Args:
         model: the decoder.
         tokens: int64 [batch, seq_len].
-        labels: int64 [batch, seq_len], IGNORE where no loss is taken.
+        labels: int64 [batch, seq_len], -100 where no loss is taken.
         positions: int32 [batch, seq_len], restarting at 0 with every document.
         mask: what `DocumentMask.build` made of the rows' sequence ids.
         weights: float32 [batch, seq_len], of each target; None: all 1.
@@ -33,24 +30,5 @@ def summed_loss(
     Returns:
         The sum, float32 [], and what each row contributes to it, float32 [batch], without gradient.
     """
-    logits: torch.Tensor = model(tokens, positions, mask)
-    log_probabilities = F.log_softmax(logits.flatten(0, 1).float(), dim=-1)
-    targets = labels.flatten()
-    each = F.nll_loss(log_probabilities, targets, ignore_index=IGNORE, reduction="none")
-    if weights is not None:
-        each = each * weights.flatten()
-    # The library's own sum: each.sum() adds in another order, so that unweighted losses would change in their last digit.
-    total = F.nll_loss(log_probabilities, targets, ignore_index=IGNORE, reduction="sum") if weights is None else each.sum()
-    return total, each.detach().view_as(labels).sum(1)
-
-
-def target_losses(
-    model: Decoder, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, mask: AttentionMask
-) -> torch.Tensor:
-    """Next-token cross-entropy (nats) of every position, 0 where there is no target: float32 [batch, seq_len].
-
-    Arguments as those of `summed_loss`.
-    """
-    logits: torch.Tensor = model(tokens, positions, mask)
-    each = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
-    return each.view_as(labels)
+    losses: torch.Tensor = model(tokens, positions, mask, labels, weights)
+    return losses.sum(), losses.detach().sum(1)

@@ -7,7 +7,6 @@ clipping by a global norm needs all gradients on comparable meshes.
 
 import torch
 from torch.distributed._symmetric_memory import enable_symm_mem_for_group
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
@@ -22,6 +21,8 @@ from torch.distributed.tensor.parallel import (
 from ..datasets.packing import PAD_MULTIPLE
 from ..models.config import DecoderConfig
 from ..models.decoder import Decoder
+from .activations import apply_activation_checkpointing
+from .compilation import apply_compile
 from .config import ConfigError, JobConfig
 from .context import apply_context_parallel
 from .distributed import Layout, World
@@ -68,6 +69,8 @@ def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> Non
             "parallelism.enable_async_tensor_parallel = true: needs parallelism.tensor_parallel_degree > 1 and "
             f"compile.enable = true, found {tp} and {str(config.compile.enable).lower()}; the compiler is what overlaps the two"
         )
+    if config.activation_checkpoint.mode == "memory_budget" and not config.compile.enable:
+        complaints.append('activation_checkpoint.mode = "memory_budget": is up to the compiler, set compile.enable = true')
     if not config.data.sources:
         complaints.append("data.sources: no [[data.sources]] table; name at least one source of documents")
     if complaints:
@@ -96,13 +99,13 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
         overlap_tensor_parallel(world.mesh["tp"])
     if world.layout.cp > 1:
         apply_context_parallel(model, world.mesh["cp"])
-    # compiled first: torch 2.13 fails on a recomputation inside a compiled block where that holds tensor parallelism
+    recomputed = config.activation_checkpoint
+    if recomputed.by_operator:
+        apply_activation_checkpointing(model, recomputed)
     if config.compile.enable:
-        for block in model.layers.children():
-            block.compile()
-    if config.activation_checkpoint.mode == "full":
-        for name, block in model.layers.named_children():
-            model.layers.register_module(name, checkpoint_wrapper(block))
+        apply_compile(model, one_width=config.data.layout == "packed")
+    if not recomputed.by_operator:
+        apply_activation_checkpointing(model, recomputed)
     apply_fsdp(model, config, world.data_mesh)
 
 
@@ -153,9 +156,9 @@ def overlap_tensor_parallel(mesh: DeviceMesh) -> None:
 def apply_fsdp(model: Decoder, config: JobConfig, mesh: DeviceMesh) -> None:
     """FSDP2 per block and for the rest. Also on one rank, where it is what casts to the compute type."""
     param, reduce = DTYPES[config.training.mixed_precision_param], DTYPES[config.training.mixed_precision_reduce]
-    # inputs are not cast: the residual stream has its type already, and cosines in bfloat16 would blur positions
+    # inputs are not cast: the residual stream has its type already, and cosines or loss weights in bfloat16 would blur
     of_block = MixedPrecisionPolicy(param, reduce, cast_forward_inputs=False)
-    of_rest = MixedPrecisionPolicy(param, reduce, output_dtype=torch.float32)  # the loss is taken in float32
+    of_rest = MixedPrecisionPolicy(param, reduce, output_dtype=torch.float32, cast_forward_inputs=False)
     policy = config.parallelism.fsdp_reshard_after_forward
     for block in model.layers.children():
         fully_shard(block, mesh=mesh, mp_policy=of_block, reshard_after_forward=policy != "never")

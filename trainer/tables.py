@@ -250,14 +250,35 @@ class Compile(Table):
     """torch.compile."""
 
     enable: bool = False
-    """Compile every transformer block."""
+    """Compile every transformer block and the loss. Nothing is compiled again after the first step, whatever the documents."""
 
 
 class ActivationCheckpoint(Table):
-    """Activation checkpointing."""
+    """Activation checkpointing: what is kept for the backward pass, and what is computed again in it."""
 
-    mode: Literal["none", "full"] = "none"
-    """full: keep only each block's input and recompute the rest in the backward pass."""
+    mode: Literal["none", "full", "selective", "memory_budget"] = "none"
+    """none: keep all. full: only the input of each block. selective: some. memory_budget: a share, chosen by the compiler."""
+    selective_ac_option: Literal["op"] | Positive = "op"
+    """selective: op keeps attention, communication and every second matrix product; n is "full" for every n-th block."""
+    memory_budget: Fraction = 0.5
+    """memory_budget: share of activations kept; 0: only the input of each block, 1: all that the backward pass reads."""
+
+    @property
+    def by_operator(self) -> bool:
+        """Whether the choice is made by looking at single operators."""
+        return self.mode == "selective" and self.selective_ac_option == "op"
+
+    @model_validator(mode="after")
+    def used(self) -> "ActivationCheckpoint":
+        """Refuse an option of another mode, which would do nothing."""
+        wrong = [
+            f'activation_checkpoint.{key} = {getattr(self, key)!r}: is of mode = "{mode}", but the mode is "{self.mode}"'
+            for key, mode in (("selective_ac_option", "selective"), ("memory_budget", "memory_budget"))
+            if self.mode != mode and getattr(self, key) != type(self).model_fields[key].default
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
 
 class Float8(Table):

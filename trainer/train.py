@@ -22,6 +22,7 @@ from ..models.decoder import Decoder
 from ..models.init import init_weights
 from . import checkpoint
 from .checkpoint import Found
+from .compilation import compile_for_all_widths
 from .components import make_mask, verify
 from .config import ConfigError, JobConfig, load_config
 from .context import spread_rows, whole_rows
@@ -85,6 +86,8 @@ class Trainer:
     def train(self) -> None:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
         self.introduce()
+        if self.config.compile.enable and self.config.data.layout == "padded":
+            compile_for_all_widths(self.model, self.to_device, self.micro_batch_size, self.config.training.seq_len)
         gc.disable()  # collected on a schedule instead, so that ranks do not stall each other at moments of their own
         with profiling(self.config, self.world.rank, self.world.device) as profile:
             while self.progress.step < self.config.training.steps:

@@ -21,7 +21,6 @@ from ..models.decoder import Decoder
 from .config import JobConfig
 from .distributed import World
 from .failures import USER_ERRORS, NonFiniteError
-from .loss import target_losses
 from .parallelize import global_batch_size
 
 
@@ -90,7 +89,7 @@ class Validation:
                 assert going == 0, "ranks have the same number of batches"
                 break
             tokens, labels, positions, mask, weights = to_device(batch)
-            losses = target_losses(model, tokens, labels, positions, mask)
+            losses = model(tokens, positions, mask, labels)
             self.add(sums, losses, labels, positions, weights, batch.sources)
             counts += self.count(batch)
         if self.world.tp_rank:  # ranks of one tensor-parallel group have the same losses: only its first counts them
