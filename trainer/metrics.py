@@ -47,7 +47,7 @@ class MetricsLog:
         """Open the files and, on a terminal, show the bar."""
         self.config, self.world, self.decoder = config, world, decoder
         self.sources = [source.name for source in config.data.sources]
-        self.peak_flops = peak_flops(config.metrics.peak_flops, world.device)
+        self.peak_flops = peak_flops(config.metrics.peak_flops, world.device, float8=config.float8.enable)
         self.start_window()
         if not world.is_first:
             return

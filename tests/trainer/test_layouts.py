@@ -14,7 +14,7 @@ from cistron.trainer.distributed import join
 from cistron.trainer.signals import StopRequest
 from cistron.trainer.train import Trainer
 
-from .jobs import column, metrics, write_job
+from .jobs import column, metrics, train_here, write_job
 
 
 class Case(NamedTuple):
@@ -52,9 +52,9 @@ COMPILED = "--compile.enable true "
 NEVER = "--parallelism.fsdp_reshard_after_forward never "
 ALWAYS = "--parallelism.fsdp_reshard_after_forward always "
 PADDED = "--data.layout padded "
-SAMPLED = Case(cp=2, tp=2)
+SAVED = Case(cp=2, tp=2, more="--checkpoint.enable true --checkpoint.interval 10 ")
 
-# Every pair of degrees, either mask, recomputed or not, compiled or eager: a covering subset, as the whole product has 256 lines.
+# A covering subset: every pair of degrees, either mask, recomputed or not, compiled or eager.
 CASES = [
     Case(shard=2, more="--data.num_workers 2"),
     Case(shard=2, more=COMPILED + NEVER),
@@ -70,7 +70,7 @@ CASES = [
     Case(shard=2, tp=2, causal=False),
     Case(cp=4),
     Case(cp=4, causal=False, more=FULL_AC),
-    SAMPLED,
+    SAVED,
     Case(cp=2, tp=2, causal=False, more=COMPILED),
 ]
 PADDED_CASES = [Case(more=PADDED), Case(cp=2, more=PADDED)]
@@ -78,12 +78,12 @@ PADDED_CASES = [Case(more=PADDED), Case(cp=2, more=PADDED)]
 
 def run_cases(config_path: str, cases: list[Case]) -> None:
     """Run the job in each layout, one after another, in processes that have joined."""
-    for number, case in enumerate(cases):
+    for case in cases:
         folder = Path(config_path).parent / case.name
         config, _ = load_config(["--config", config_path, "--job.dump_folder", str(folder), *case.overrides])
         trainer = Trainer(config, join(config), StopRequest())
         trainer.mask = replace(trainer.mask, causal=case.causal)  # next tokens that may be looked up: easy, but a loss
-        if case != SAMPLED:
+        if case != SAVED:
             trainer.prompt = []  # 120 tokens, one forward pass each, take longer than the 20 steps
         trainer.train()
         trainer.close()
@@ -114,3 +114,11 @@ def test_a_layout_has_the_same_rows_and_the_same_loss_curve_as_one_process(job: 
     assert column(other, "loss") == pytest.approx(column(one, "loss"), rel=1e-4)
     assert column(other, "grad_norm") == pytest.approx(column(one, "grad_norm"), rel=1e-3)
     assert one[-1]["loss"] < 0.7 * one[0]["loss"], "twenty steps teach the model something"
+
+
+def test_a_run_in_one_layout_goes_on_in_another(job: Path) -> None:
+    folder = str(job.parent / SAVED.name)
+    train_here(job, "--job.dump_folder", folder, "--checkpoint.enable", "true", "--checkpoint.load_step", "10")
+    one, other = metrics(job, Case().name), metrics(job, SAVED.name)
+    assert column(other, "rows_hash") == column(one, "rows_hash")
+    assert column(other, "loss") == pytest.approx(column(one, "loss"), rel=1e-4)

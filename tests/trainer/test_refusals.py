@@ -82,8 +82,10 @@ BAD_SETTINGS = {
         ['data.layout = "padded"', "multiples of 128", "2 x 128 = 256", 'set data.layout = "packed"'],
     ),
     "varlen under context parallelism": (
-        ("--device", "cuda", "--model.attention", "varlen", "--training.mixed_precision_param", "bfloat16")
-        + ("--parallelism.context_parallel_degree", "2"),
+        (
+            *("--device", "cuda", "--model.attention", "varlen"),
+            *("--training.mixed_precision_param", "bfloat16", "--parallelism.context_parallel_degree", "2"),
+        ),
         ["parallelism.context_parallel_degree = 2", '"varlen"', "blocks from all over a row", '"flex"'],
     ),
     "async tensor parallelism without tensor parallelism": (

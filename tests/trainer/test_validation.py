@@ -81,7 +81,7 @@ def test_training_takes_the_same_steps_with_and_without_validation(straight: Pat
 
 TENSOR = ("--parallelism.tensor_parallel_degree", "2")
 LAYOUTS = {
-    2: [("--validation.local_batch_size", "3"), TENSOR],
+    2: [("--validation.local_batch_size", "3"), TENSOR, ("--parallelism.context_parallel_degree", "2")],
     4: [("--training.local_batch_size", "1"), (*TENSOR, "--parallelism.data_parallel_replicate_degree", "2")],
 }
 
