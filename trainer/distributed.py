@@ -199,4 +199,6 @@ def join(config: JobConfig) -> World:
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "cp", "tp"))
     if layout.cp > 1:
         mesh["shard", "cp"]._flatten("shard_cp")  # the mesh remembers it by this name
+    if layout.tp > 1:  # so that the norm of all gradients is one sum over ranks, not one for each dimension
+        mesh["shard", "cp", "tp"]._flatten("sharded")
     return World(rank=dist.get_rank(), layout=layout, device=device, mesh=mesh)
