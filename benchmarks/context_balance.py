@@ -2,8 +2,8 @@
 
 Rows are packed by best fit from documents of Pareto lengths. Contiguous gives each rank one stretch of the row; zigzag cuts it
 into two stretches per rank and pairs the first with the last, which is even for one causal document that fills the row; ours
-deals out blocks of 128 by their work. A number is the busiest rank's work over the mean, the average over rows and the worst row: in
-unmasked query-key pairs, and in the 128 x 128 tiles of FlexAttention that hold any, which is what its kernel computes.
+deals out blocks of 128 by their work. A number is the busiest rank's work over the mean, the average over rows and the worst
+row: in unmasked query-key pairs, and in the 128 x 128 tiles of FlexAttention that hold any, which is what its kernel computes.
 """
 
 from __future__ import annotations
