@@ -87,6 +87,11 @@ def spread(processes: int) -> list[tuple[str, Tensor, Tensor, dict[str, Tensor],
                 own, queries, keys = spread_rows(planes, batch.sequence_ids, rule, mesh["cp"])
                 mask = rule.build(batch.sequence_ids, None, queries, keys)
                 logits = _step(model, own, mask, int((labels >= 0).sum()))
+                if way == "compiled":  # other documents in the next rows: another mask, the same code
+                    others = pack().sequence_ids.flip(0)
+                    _, queries_, keys_ = spread_rows([], others, rule, mesh["cp"])
+                    with torch.compiler.set_stance("fail_on_recompile"):
+                        model(own[0], own[1], rule.build(others, None, queries_, keys_))
                 gradients = {}
                 for name, parameter in model.named_parameters():
                     gradient = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
