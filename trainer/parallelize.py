@@ -107,8 +107,8 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             "output": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
         },
     )
-    # The embedding hands out a tensor whose reduce-scatter may still be under way. Compiled blocks take such an input, but give it
-    # no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
+    # The embedding hands out a tensor whose reduce-scatter may still be under way. Compiled blocks take such an input, but give
+    # it no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
     model.tok_embeddings.register_forward_hook(lambda _module, _inputs, embedded: embedded.clone())
     for block in model.layers.children():
         whole = (Replicate(), None, None, None)  # x gathered along the sequence; cos, sin and mask are whole already
