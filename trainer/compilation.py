@@ -17,7 +17,7 @@ from .loss import summed_loss
 
 
 def apply_compile(model: Decoder, *, one_width: bool) -> None:
-    """Compile every block of `model`, and what its loss does between matrix products. `one_width`: rows never differ in length."""
+    """Compile every block of `model`, and its loss between matrix products. `one_width`: rows never differ in length."""
     for block in model.layers.children():
         block.compile(dynamic=False if one_width else None, fullgraph=True)
     model.compile_loss = True
