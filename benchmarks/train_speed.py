@@ -2,7 +2,7 @@
 
     python benchmarks/train_speed.py --peers-python /path/to/venv/bin/python
     python benchmarks/train_speed.py --device cuda --model llama3_1b --peers-python ...
-    python benchmarks/train_speed.py --device cuda --model llama3_8b --layers 16 --activation-checkpoint full --apart ...
+    python benchmarks/train_speed.py --device cuda --model llama3_8b --layers 12 --activation-checkpoint full --peers-python ...
 
 Every contender lives in a process of its own, with its own libraries, and takes steps on command: two of one, two of the
 next, `--rounds` times in changing order, of which the second of each pair counts (the first finds the caches full of
@@ -10,9 +10,9 @@ another's weights). All start from the same weights and train on the same packed
 and AdamW at a constant rate, so that equal numbers of parameters and equal losses, first and last, show that the work is the
 same. Printed are medians, their ranges, and ratios to torchtitan.
 
-`--apart` runs one contender after another instead, for models of which a device holds only one. On CUDA the rate of a large
-bfloat16 matrix product, measured before and after, tells what share of it the training reaches: FLOPs are counted as 6 per
-parameter that multiplies and token, and for attention over documents alone (and, as published numbers do, over whole rows).
+`--apart` runs one contender after another instead, since a GPU rarely holds four such models at once. On CUDA the rate of a
+large bfloat16 matrix product, measured before and after, tells what share of it the training reaches: FLOPs are counted as 6
+per parameter that multiplies and token, and for attention over documents alone (and, as published numbers do, over whole rows).
 
 The peers (`pip install 'cistron[bench]'`) may live in another environment; one that is missing is left out, saying why.
 """
@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="of all (default: on CUDA only)")
     parser.add_argument("--rounds", type=int, default=20, help="pairs of steps of each (default: 20)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before that (default: 3)")
-    parser.add_argument("--apart", action="store_true", help="one contender after another, not in turn")
+    parser.add_argument("--apart", action=argparse.BooleanOptionalAction, help="one after another (default: on CUDA only)")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="which (default: all)")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has the peers (default: this one)")
     options = parser.parse_args()
@@ -255,6 +255,7 @@ def main() -> None:
     options.seq_len = options.seq_len or (8192 if on_gpu else 512)
     options.rows = options.rows or (2 if on_gpu else 8)
     options.compile = on_gpu if options.compile is None else options.compile
+    options.apart = on_gpu if options.apart is None else options.apart
     options.dtype = "bfloat16" if on_gpu else "float32"
 
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"

@@ -7,6 +7,7 @@ so that no GPU is ever synchronised for it.
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +20,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from .config import ConfigError, JobConfig
 from .failures import USER_ERRORS
 from .profiling import check_profiling, enable_flight_recorder
+
+# torch 2.13's own FSDP2 takes the flattened dimension of shard x cp out of the mesh in the way that it warns of.
+warnings.filterwarnings("ignore", message="Slicing a flattened dim", category=UserWarning)
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
