@@ -182,7 +182,7 @@ def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_degrees_that_do_not_multiply_to_the_world_size_are_refused_with_the_arithmetic() -> None:
     config = JobConfig(parallelism={"tensor_parallel_degree": 2, "data_parallel_shard_degree": 3})
-    with pytest.raises(ConfigError, match=r"replicate 1 x shard 3 x tensor 2 = 6, but 4 process"):
+    with pytest.raises(ConfigError, match=r"replicate 1 x shard 3 x context 1 x tensor 2 = 6, but 4 process"):
         Layout.resolve(config, 4)
     assert dataclasses.astuple(Layout.resolve(JobConfig(parallelism={"tensor_parallel_degree": 2}), 8)) == (1, 4, 2)
 
