@@ -108,7 +108,7 @@ def test_an_update_of_muon_has_the_size_of_one_of_adamw() -> None:
 LAYOUTS: list[tuple[tuple[int, ...], list[list[Placement]]]] = [
     ((4,), [[Shard(0)]] * 5),
     ((2, 2), [[Replicate(), Shard(0)]] * 5),
-    # as FSDP over tensor parallelism splits them: columns and rows, and a table that only one of the two splits
+    # two dimensions of ranks, as FSDP over tensor parallelism has them: blocks of rows and columns, or of rows alone
     ((2, 2), [[Shard(0), Shard(1)], [Shard(0), Shard(0)], [Shard(0), Shard(1)], [Shard(0), Shard(0)], [Shard(0), Shard(1)]]),
 ]
 
