@@ -184,7 +184,8 @@ def test_degrees_that_do_not_multiply_to_the_world_size_are_refused_with_the_ari
     config = JobConfig(parallelism={"tensor_parallel_degree": 2, "data_parallel_shard_degree": 3})
     with pytest.raises(ConfigError, match=r"replicate 1 x shard 3 x context 1 x tensor 2 = 6, but 4 process"):
         Layout.resolve(config, 4)
-    assert dataclasses.astuple(Layout.resolve(JobConfig(parallelism={"tensor_parallel_degree": 2}), 8)) == (1, 4, 2)
+    config = JobConfig(parallelism={"tensor_parallel_degree": 2, "context_parallel_degree": 2})
+    assert dataclasses.astuple(Layout.resolve(config, 8)) == (1, 2, 2, 2)
 
 
 @pytest.mark.parametrize(("decay_type", "halfway"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", 1 - 0.5**0.5)])
