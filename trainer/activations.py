@@ -36,8 +36,12 @@ _SAVED = frozenset(
 def apply_activation_checkpointing(model: Decoder, table: ActivationCheckpoint) -> None:
     """Wrap the blocks of `model`, in place, in what the mode asks for."""
     if table.mode == "memory_budget":
-        # read when a block is compiled; there is no argument for it
-        torch._functorch.config.activation_memory_budget = table.memory_budget
+        # read when a block is compiled; there are no arguments for them
+        settings = torch._functorch.config
+        settings.activation_memory_budget = table.memory_budget
+        # torch 2.13 fails on objects that it cannot measure; here that is the process group of tensor parallelism
+        if hasattr(settings, "unsafe_treat_script_objects_as_zero_size"):
+            settings.unsafe_treat_script_objects_as_zero_size = True
         return
     if table.mode == "none":
         return

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._functorch.config
 from cistron.tests.spawn import run_on_ranks
 from cistron.trainer.config import load_config
 from cistron.trainer.distributed import join
