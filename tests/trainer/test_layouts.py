@@ -48,6 +48,7 @@ class Case(NamedTuple):
 
 
 FULL_AC = "--activation_checkpoint.mode full "
+SELECTIVE_AC = "--activation_checkpoint.mode selective "
 COMPILED = "--compile.enable true "
 NEVER = "--parallelism.fsdp_reshard_after_forward never "
 ALWAYS = "--parallelism.fsdp_reshard_after_forward always "
@@ -57,21 +58,21 @@ SAVED = Case(cp=2, tp=2, more="--checkpoint.enable true --checkpoint.interval 10
 # A covering subset: every pair of degrees, either mask, recomputed or not, compiled or eager.
 CASES = [
     Case(shard=2, more="--data.num_workers 2"),
-    Case(shard=2, more=COMPILED + NEVER),
+    Case(shard=2, more=SELECTIVE_AC + COMPILED + NEVER),
     Case(replicate=2, causal=False, more=FULL_AC),
     Case(cp=2),
     Case(cp=2, causal=False, more=FULL_AC + COMPILED),
-    Case(tp=2, causal=False),
+    Case(tp=2, causal=False, more=SELECTIVE_AC),
     Case(tp=2, more=FULL_AC + COMPILED),
-    Case(replicate=2, shard=2, more=FULL_AC),
+    Case(replicate=2, shard=2, more=SELECTIVE_AC),
     Case(replicate=2, cp=2, causal=False, more=ALWAYS),
     Case(replicate=2, tp=2, more=ALWAYS),
     Case(shard=2, cp=2, more=FULL_AC + NEVER),
     Case(shard=2, tp=2, causal=False),
     Case(cp=4),
-    Case(cp=4, causal=False, more=FULL_AC),
+    Case(cp=4, causal=False, more=SELECTIVE_AC),
     SAVED,
-    Case(cp=2, tp=2, causal=False, more=COMPILED),
+    Case(cp=2, tp=2, causal=False, more=SELECTIVE_AC + COMPILED),
 ]
 PADDED_CASES = [Case(more=PADDED), Case(cp=2, more=PADDED)]
 
