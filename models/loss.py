@@ -93,6 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, run: Callable[..., Any]) -> Tensor:
+        losses: Tensor
         losses, *gradients = run(hidden, weight, labels, weights)
         ctx.save_for_backward(hidden, weight, labels, weights, *gradients)
         ctx.run = run
