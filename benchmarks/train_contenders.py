@@ -33,7 +33,7 @@ def cistron(turns: Turns) -> None:
         return losses[0]
 
     trainer.fetch, trainer.optimize = fetch_in_turn, recorded
-    turns.begin(trainer.model, lambda: losses[0].loss)
+    turns.begin(trainer.model, lambda: float(losses[0].loss))
     trainer.train()
 
 
