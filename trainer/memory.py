@@ -1,16 +1,18 @@
 """The memory of one device, estimated from shapes alone, at the moments of a step that can be its peak.
 
-What lasts: parameters, gradients and optimizer state, divided among the ranks that share them. FSDP2 adds what it gathers: the
-root group (both tables, the last norm) from the first forward on, and the block at work; on one rank too, as a cast copy. The
-rest follows from what autograd keeps. Per token of a block, in bytes, w being the width of the compute type, D the model's
-width, Q and K the widths of all query and of all key heads, F the hidden width, S the row's length:
+What lasts: parameters, gradients and optimizer state, divided among the ranks that share them, which differ in shard, cp or tp.
+FSDP2 adds what it gathers: the root group (both tables, the last norm) from the first forward on, and the block at work; on
+one rank too, as a cast copy. The rest follows from what autograd keeps. Per token of a block, in bytes, w being the width of
+the compute type, D the model's width, Q and K the widths of all query and of all key heads, F the hidden width, S the row's
+length:
 
 | kept | for the gradient of | eager, CPU | eager, CUDA | compiled |
 |---|---|---|---|---|
 | inputs of both norms | the norms | 2·4·D | 2·w·D | 2·w·D |
 | normalised inputs | the norms' weights | 2·4·D | | |
 | outputs of both norms | wq, wk, wv; w1, w3 | 2·w·D | 2·w·D | 2·w·D |
-| rotated q and k, v, output | attention | w·(2·Q + 2·K) | the same | the same |
+| rotated q, output | attention | w·2·Q | the same | the same |
+| rotated k, and v: gathered, so of the whole row | attention | w·2·K·cp | the same | the same |
 | log-sum-exp | attention | 4·heads | the same | the same |
 | output, laid out anew | wo | w·Q, not under varlen | the same | the same |
 | the mask as numbers | dense attention | w·S | w·S | w·S |
@@ -19,23 +21,25 @@ width, Q and K the widths of all query and of all key heads, F the hidden width,
 
 On a CPU, nn.RMSNorm is a handful of operators on float32 copies; CUDA has one kernel. Inductor computes silu again in the
 backward pass and keeps the rest. Tensor parallelism divides all of it but the outputs of the norms, which are gathered along
-the sequence for the matrices. Rotation keeps the cosines and sines alone, once for all blocks.
+the sequence for the matrices; context parallelism divides the tokens. Rotation keeps the cosines and sines alone, once for all
+blocks. Checkpointing keeps what `activations.py` says and has the table's rest for the one block that is at work.
 
-Not counted: the allocator's slack (some percent), workspaces of libraries and kernels, NCCL's buffers, the CUDA context.
+Not counted: the allocator's slack (some percent), workspaces of libraries and kernels, NCCL's buffers, the CUDA context;
+float8's copies of what one product multiplies; validation, which keeps nothing and is below the peak unless its micro-batches
+are far larger.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..models.config import DecoderConfig
+from ..models.loss import CHUNK_LOGITS
 from ..models.masks import Executor
 from .config import JobConfig
 from .distributed import Layout
 from .parallelize import DTYPES, global_batch_size
 
-MASTER = 4  # bytes of a parameter at rest, of its gradient, and of each moment of AdamW
-MOMENTS = 2
-LOSS = 12  # bytes per logit: log-probabilities, the gradient of nll_loss and that of log_softmax, all float32
+FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,77 @@ class Moment:
 
 
 HOW = {
-    "parameters": "float32, over the ranks that share them",
-    "gradients": "float32, likewise; kept through the forward pass where micro-batches accumulate",
-    "optimizer": "AdamW: two float32 moments, likewise",
+    "parameters": "of training.dtype, over the ranks that share them",
+    "gradients": "of training.dtype, likewise; kept through the forward pass where micro-batches accumulate",
+    "optimizer": "moments of optimizer.state_dtype, likewise: two a parameter, Muon's one a matrix of a block",
     "gathered": "by FSDP2: the tables, one block at work, one on its way",
     "unreduced": "gradients of a block and of the tables on their way to their ranks",
     "activations": "what the backward pass of the blocks reads",
-    "at work": "gradients of activations, and what checkpointing computes again, of one block",
-    "loss": "logits and their gradients",
+    "at work": "gradients of activations and what checkpointing computes again, of one block; the optimizer's copies",
+    "loss": "a chunk of logits, and the gradients for what they are the product of",
     "inputs": "rows, rotations, mask",
 }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's sizes on one device.
+
+    Attributes:
+        config: of the job.
+        decoder: the model's shape.
+        layout: the processes; all devices hold alike.
+        executor: of attention.
+        device: "cpu" or "cuda".
+    """
+
+    config: JobConfig
+    decoder: DecoderConfig
+    layout: Layout
+    executor: Executor
+    device: str
+
+    @property
+    def width(self) -> int:
+        """Bytes of an activation, and of a parameter as gathered."""
+        return DTYPES[self.config.training.mixed_precision_param].itemsize
+
+    @property
+    def eager_cpu(self) -> bool:
+        """Whether nn.RMSNorm is several operators."""
+        return self.device == "cpu" and not self.config.compile.enable
+
+    @property
+    def shards(self) -> int:
+        """Ranks that FSDP2 shards over."""
+        return self.layout.shard * self.layout.cp
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a step, on one rank."""
+        return max(1, self.rows_per_step // self.config.training.local_batch_size)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one data-parallel rank."""
+        return global_batch_size(self.config, self.layout) // self.layout.data_parallel
+
+    @property
+    def tokens(self) -> int:
+        """Positions of one micro-batch that one rank holds, before tensor parallelism."""
+        rows = min(self.config.training.local_batch_size, self.rows_per_step)
+        return rows * self.config.training.seq_len // self.layout.cp
+
+    @property
+    def tables(self) -> int:
+        """Parameters outside of the blocks."""
+        d = self.decoder
+        return (1 if d.tie_embeddings else 2) * d.vocab_size * d.dim + d.dim
+
+    @property
+    def block(self) -> float:
+        """Parameters of a block."""
+        return (self.decoder.parameter_count() - self.tables) / self.decoder.n_layers
 
 
 def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str) -> list[Moment]:
@@ -79,96 +144,161 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
         executor: of attention.
         device: "cpu" or "cuda".
     """
-    d, t = decoder, config.training
-    shared, width = layout.shard * layout.tp, DTYPES[t.mixed_precision_param].itemsize
-    tokens = tokens_per_rank(config, layout)
-    accumulates = global_batch_size(config, layout) // layout.data_parallel > t.local_batch_size
-    eager_cpu = device == "cpu" and not config.compile.enable
+    job = Job(config, decoder, layout, executor, device)
+    d, t, width, tokens, tp = decoder, config.training, job.width, job.tokens, layout.tp
+    shared = job.shards * tp
+    at_rest, reduced = DTYPES[t.dtype].itemsize, DTYPES[t.mixed_precision_reduce].itemsize
+    accumulates = job.micro_batches > 1
 
-    tables = (1 if d.tie_embeddings else 2) * d.vocab_size * d.dim + d.dim
-    block = (d.parameter_count() - tables) / d.n_layers
     lasting = {
-        "parameters": MASTER * d.parameter_count() / shared,
-        "optimizer": MOMENTS * MASTER * d.parameter_count() / shared,
+        "parameters": at_rest * d.parameter_count() / shared,
+        "optimizer": moments_per_step(job) * DTYPES[config.optimizer.state_dtype].itemsize / shared,
+        "inputs": inputs(job),
     }
-    gathered_tables, gathered_block = width * tables / layout.tp, width * block / layout.tp
-    on_its_way = gathered_block if layout.shard > 1 else 0.0
-    reduced_block = MASTER * block / layout.tp  # FSDP2 holds one block's gradients in the reduce type until the next block's
+    gradients = at_rest * d.parameter_count() / shared
+    tables, block, table = (width * size / tp for size in (job.tables, job.block, d.vocab_size * d.dim))
+    on_its_way = block if job.shards > 1 else 0.0
+    all_blocks = d.n_layers * block if config.parallelism.fsdp_reshard_after_forward == "never" else 0.0
+    reduced_block = reduced * job.block / tp  # FSDP2 holds one block's gradients in the reduce type until the next block's
 
-    whole = tokens * block_activations(d, layout.tp, width, executor, t.seq_len, eager_cpu, config.compile.enable)
-    entrance = tokens * width * d.dim / layout.tp
-    checkpointed = config.activation_checkpoint.mode == "full"
-    kept = entrance if checkpointed else whole
-    last_norm = tokens * d.dim * ((4 + 4 if eager_cpu else width) / layout.tp + width)
+    kept, again_last, again_first = checkpointed(job)
+    last_norm = tokens * d.dim * ((FLOAT32 + FLOAT32 if job.eager_cpu else width) / tp + width)
     # gradients of both inputs of the gate's product, of the block's output and of its feed-forward's
-    at_work = tokens * width * 2 * (d.hidden_dim + d.dim) / layout.tp + (whole if checkpointed else 0.0)
-    inputs = tokens * (8 + 8 + 4 + 4 + 4 * d.head_dim + (t.seq_len if executor == "sdpa" else 0))
-    gradients = MASTER * d.parameter_count() / shared
-    reduced_gradients = MASTER * block * (d.n_layers - 1) / shared  # while the first block is at work
-    table = width * d.vocab_size * d.dim / layout.tp
+    gradient_flow = tokens * width * 2 * (d.hidden_dim + d.dim) / tp
+    of_weight, of_hidden = FLOAT32 * d.vocab_size * d.dim / tp, tokens * width * d.dim
     # The gradients of both tables beside what was gathered; where they are one, autograd adds them into a third. Or those
     # gradients copied into FSDP2's buffer, and then that buffer beside its sum over ranks.
-    computed = gathered_tables, (3 if d.tie_embeddings else 2) * table + reduced_block
-    reduced = 0.0, MASTER * tables / layout.tp + max(gathered_tables, MASTER * tables / shared)
-    gathered_at_end, unreduced_at_end = max(computed, reduced, key=sum)
+    computed = tables, (3 if d.tie_embeddings else 2) * table + reduced_block
+    summed = 0.0, reduced * job.tables / tp + max(tables, reduced * job.tables / shared)
+    gathered_at_end, unreduced_at_end = max(computed, summed, key=sum)
 
     def moment(name: str, **parts: float) -> Moment:
-        return Moment(name, {key: {**lasting, "inputs": inputs, **parts}.get(key.replace(" ", "_"), 0.0) for key in HOW})
+        parts = {"gradients": gradients if accumulates else 0.0, **lasting, **parts}
+        return Moment(name, {key: parts.get(key.replace(" ", "_"), 0.0) for key in HOW})
 
     return [
         moment(
             "the loss",
-            gradients=gradients if accumulates else 0.0,
-            gathered=gathered_tables,
-            activations=d.n_layers * kept + last_norm,
-            loss=loss_bytes(tokens, d.vocab_size),
+            gathered=tables + all_blocks,
+            activations=sum(kept) + last_norm,
+            loss=of_weight + of_hidden + chunk_of_logits(job),
+        ),
+        moment(
+            "backward, output",
+            gathered=tables + (all_blocks or on_its_way),
+            unreduced=table,
+            activations=sum(kept) + last_norm,
+            loss=of_weight + 2 * of_hidden,
         ),
         moment(
             "backward, last block",
-            gradients=gradients if accumulates else 0.0,
-            gathered=gathered_tables + gathered_block + on_its_way,
-            unreduced=table + gathered_block,
-            activations=d.n_layers * kept,
-            at_work=at_work,
+            gathered=tables + (all_blocks or block + on_its_way),
+            unreduced=table + block,
+            activations=sum(kept),
+            at_work=gradient_flow + again_last,
         ),
         moment(
             "backward, first block",
-            gradients=gradients if accumulates else reduced_gradients,
-            gathered=gathered_tables + gathered_block,
-            unreduced=table + gathered_block + reduced_block,
-            activations=kept,
-            at_work=at_work,
+            gradients=gradients if accumulates else at_rest * job.block * (d.n_layers - 1) / shared,
+            gathered=tables + block,
+            unreduced=table + block + reduced_block,
+            activations=kept[0],
+            at_work=gradient_flow + again_first,
         ),
         moment(
             "backward, tables",
-            gradients=gradients if accumulates else gradients - MASTER * tables / shared,
+            gradients=gradients if accumulates else gradients - at_rest * job.tables / shared,
             gathered=gathered_at_end,
             unreduced=unreduced_at_end,
         ),
+        moment("the step", gradients=gradients, at_work=optimizer_copies(job, shared)),
     ]
 
 
-def tokens_per_rank(config: JobConfig, layout: Layout) -> int:
-    """Positions of one micro-batch that one rank holds, before tensor parallelism."""
-    rows = min(config.training.local_batch_size, global_batch_size(config, layout) // layout.data_parallel)
-    return rows * config.training.seq_len
+def moments_per_step(job: Job) -> float:
+    """Elements of the optimizer's state over all ranks."""
+    blocks = job.decoder.n_layers * job.block
+    return 2 * job.tables + (1 if job.config.optimizer.name == "Muon" else 2) * blocks
 
 
-def block_activations(
-    d: DecoderConfig, tp: int, width: int, executor: Executor, seq_len: int, eager_cpu: bool, compiled: bool
-) -> float:
-    """Bytes per token that the backward pass of one block reads: the table above, on one of `tp` ranks."""
+def inputs(job: Job) -> float:
+    """Bytes of micro-batches on the device: tokens, labels, positions, documents, weights, mask; and of one its rotations."""
+    seq_len = job.config.training.seq_len
+    mask = {"sdpa": seq_len, "flex": 16 * seq_len / 128**2, "varlen": 0.0}[job.executor]  # four int32 tables of block pairs
+    # the prefetcher has one on its way and holds the last until it is done with
+    present = 1 if job.device == "cpu" else min(job.micro_batches, 2) + 1
+    return job.tokens * (present * (8 + 8 + 4 + 4 + 4 + mask) + FLOAT32 * job.decoder.head_dim)
+
+
+def checkpointed(job: Job) -> tuple[list[float], float, float]:
+    """Bytes that each block keeps between the passes, and what the last and the first compute again."""
+    a, d, layers = job.config.activation_checkpoint, job.decoder, job.decoder.n_layers
+    whole = job.tokens * block_activations(job)
+    entrance = job.tokens * job.width * d.dim / job.layout.tp
+    if a.mode == "none":
+        return [whole] * layers, 0.0, 0.0
+    if a.by_operator:
+        products, attention = products_and_attention(job)
+        kept = entrance + job.tokens * (products + attention)
+        return [kept] * layers, whole - job.tokens * attention, whole - job.tokens * attention
+    if a.mode == "memory_budget":  # the partitioner fills the budget as well as it can
+        kept = entrance + a.memory_budget * (whole - entrance)
+        return [kept] * layers, whole - kept, whole - kept
+    every = a.selective_ac_option if isinstance(a.selective_ac_option, int) else 1
+    by_block = [whole if index % every else entrance for index in range(layers)]
+    return by_block, 0.0 if (layers - 1) % every else whole, whole
+
+
+def block_activations(job: Job) -> float:
+    """Bytes per token that the backward pass of one block reads: the table at the head of the file."""
+    d, width = job.decoder, job.width
     queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
-    norms = 2 * d.dim * (4 + 4 if eager_cpu else width)
-    if d.qk_norm:
-        norms += (queries + keys) * (4 + 4 if eager_cpu else width)
-    relaid = 0 if executor == "varlen" else queries
-    attention = width * (2 * queries + 2 * keys + relaid) + 4 * d.n_heads
-    mask = width * seq_len if executor == "sdpa" else 0
-    feed_forward = width * (3 if compiled else 4) * d.hidden_dim
-    return (norms + attention + feed_forward) / tp + mask + 2 * width * d.dim
+    per_norm = FLOAT32 + FLOAT32 if job.eager_cpu else width
+    norms = 2 * d.dim * per_norm + ((queries + keys) * per_norm if d.qk_norm else 0)
+    relaid = 0 if job.executor == "varlen" else queries
+    attention = width * (2 * queries + 2 * keys * job.layout.cp + relaid) + FLOAT32 * d.n_heads
+    mask = width * job.config.training.seq_len if job.executor == "sdpa" else 0
+    feed_forward = width * (3 if job.config.compile.enable else 4) * d.hidden_dim
+    return (norms + attention + feed_forward) / job.layout.tp + mask + 2 * width * d.dim
 
 
-def loss_bytes(tokens: int, vocab_size: int) -> float:
-    """Bytes that the loss takes beyond its result while the gradient of `tokens` positions' logits is computed at once."""
-    return LOSS * tokens * vocab_size
+def products_and_attention(job: Job) -> tuple[float, float]:
+    """Bytes per token that checkpointing by operator keeps: what `block_activations` has not, and what it has."""
+    d, tp, width = job.decoder, job.layout.tp, job.width
+    wk, w3 = width * d.n_kv_heads * d.head_dim / tp, width * d.hidden_dim / tp
+    wo = width * d.dim * (1 if tp == 1 else 1 + 2 / tp)  # whole sums of a rank, and the scattered ones of wo and w2
+    attention = (width * d.n_heads * d.head_dim + FLOAT32 * d.n_heads) / tp
+    return wk + wo, attention + w3
+
+
+def chunk_of_logits(job: Job) -> float:
+    """Bytes at the peak of a chunk of `models.loss`, beyond the gradients that it adds to."""
+    d, width, compiled = job.decoder, job.width, job.config.compile.enable
+    columns = d.vocab_size // job.layout.tp
+    chunks = -(-job.tokens * columns // CHUNK_LOGITS[job.device])
+    logits = -(-job.tokens // chunks) * columns
+    # as computed, as float32 where that is another type, and their exponentials; compiled, only their gradients beside them
+    beside = width if compiled else FLOAT32 + (FLOAT32 if width < FLOAT32 else 0)
+    # a CPU has no product of bfloat16 that adds to float32
+    product = width * d.vocab_size * d.dim / job.layout.tp if job.device == "cpu" and width < FLOAT32 else 0.0
+    # the next chunk's logits come before the last one's go
+    return max(logits * (width + beside), (3 if chunks > 1 else 2) * width * logits, 2 * width * logits + product)
+
+
+def optimizer_copies(job: Job, shared: int) -> float:
+    """Bytes that the optimizer's arithmetic takes for a while beside what it reads and writes."""
+    d, o = job.decoder, job.config.optimizer
+    at_rest, state = DTYPES[job.config.training.dtype].itemsize, DTYPES[o.state_dtype].itemsize
+    largest = d.vocab_size * d.dim / shared
+    if at_rest == state == FLOAT32:  # all at once, or one by one
+        implementation = {"fused": 0.0, "foreach": FLOAT32 * d.parameter_count() / shared, "for-loop": 2 * FLOAT32 * largest}
+        adamw = implementation[o.implementation]
+    else:  # parameter, gradient and both moments as float32, and the noise of one
+        adamw = FLOAT32 * largest * (2 * (at_rest < FLOAT32) + 2 * (state < FLOAT32) + 1)
+    if o.name == "AdamW":
+        return adamw
+    sides = sorted((d.dim, d.hidden_dim))
+    matrix, gram = sides[0] * sides[1], sides[0] ** 2
+    # bfloat16: the matrix, of norm 1 and iterated, three products of its gram; on several ranks sent, received, put together
+    whole = 2 * (3 if shared == 1 else 6) * matrix + 2 * 3 * gram
+    return max(adamw, whole + FLOAT32 * matrix / shared)
