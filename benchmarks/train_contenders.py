@@ -39,7 +39,7 @@ def cistron(turns: Turns) -> None:
 
 def bare_loop(turns: Turns) -> None:
     """What a tutorial would write around the same decoder: no FSDP, no counters, no checks; autocast for bfloat16."""
-    from cistron.models.attention import default_executor
+    from cistron.models.attention import choose_executor
     from cistron.models.config import DecoderConfig, RopeConfig
     from cistron.models.decoder import Decoder
     from cistron.models.masks import DocumentMask
@@ -55,7 +55,9 @@ def bare_loop(turns: Turns) -> None:
     if job["compile"]:
         for block in model.layers.children():
             block.compile()
-    mask = DocumentMask(eos_id=0, pad_id=1, executor=default_executor(device.type))
+    half = job["dtype"] != "float32"
+    executor, _ = choose_executor(device, half=half, compiled=job["compile"], spread=False)
+    mask = DocumentMask(eos_id=0, pad_id=1, executor=executor)
     optimizer = torch.optim.AdamW(model.parameters(), lr=job["lr"], betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     losses = [torch.zeros(())]
     turns.begin(model, lambda: float(losses[0]))

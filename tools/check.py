@@ -14,7 +14,7 @@ from rich.table import Table
 from ..datasets.loader import Batch
 from ..models.config import DecoderConfig
 from ..models.masks import DocumentMask, Executor
-from ..trainer.components import make_mask, verify
+from ..trainer.components import attention_of, make_mask, verify
 from ..trainer.config import JobConfig, load_config
 from ..trainer.context import block_size
 from ..trainer.contract import table
@@ -92,6 +92,7 @@ def report_model(
     seq_len = config.training.seq_len
     console.print(f"{config.model.preset}: {decoder.parameter_count():,} parameters")
     console.print(f"{decoder.flops_per_token(seq_len):,} FLOPs per token (6N + attention over the whole row)")
+    console.print(f"{executor} attention: {attention_of(config, torch.device(device))[1]}")
     moments = estimate(config, decoder, layout, executor, device)
     peak = max(moments, key=lambda moment: moment.size)
     grid = Table("memory of one device", "GiB", "what", box=None)

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import torch
+from torch.nn.attention import activate_flash_attention_impl
 
 from ..datasets.tokenizers import Tokenizer, build_tokenizer
-from ..models.attention import check_executor, default_executor
+from ..models.attention import check_executor, choose_executor, has_flash_attention_3
 from ..models.config import PRESETS, DecoderConfig, RopeConfig
-from ..models.masks import DocumentMask
+from ..models.masks import DocumentMask, Executor
 from .config import ConfigError, JobConfig, nearest
 from .context import check_context
 from .distributed import Layout
@@ -40,14 +41,27 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     return replace(PRESETS[m.preset], **overrides)
 
 
+def attention_of(config: JobConfig, device: torch.device) -> tuple[Executor, str]:
+    """The executor of `model.attention`, and why it is this one."""
+    if config.model.attention != "auto":
+        return config.model.attention, "as model.attention says"
+    spread = config.parallelism.context_parallel_degree > 1
+    return choose_executor(device, half=is_half(config), compiled=config.compile.enable, spread=spread)
+
+
+def is_half(config: JobConfig) -> bool:
+    """Whether attention computes in 16 bits."""
+    return config.training.mixed_precision_param != "float32"
+
+
 def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> DocumentMask:
     """The document mask with the model's own statement of its ids: `model.eos_id` where the TOML gives one."""
-    m = config.model
-    executor = default_executor(device.type) if m.attention == "auto" else m.attention
-    check_executor(executor, device.type)
-    if executor == "varlen" and config.training.mixed_precision_param == "float32":
-        raise ConfigError('model.attention = "varlen" needs training.mixed_precision_param = "bfloat16"')
+    executor, _ = attention_of(config, device)
+    check_executor(executor, device, half=is_half(config), compiled=config.compile.enable)
     check_context(config, executor)
+    if executor == "varlen" and has_flash_attention_3(device):
+        activate_flash_attention_impl("FA3")
+    m = config.model
     eos_id = tokenizer.eos_id if m.eos_id is None else m.eos_id
     return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, executor=executor)
 

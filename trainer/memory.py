@@ -14,7 +14,7 @@ length:
 | rotated q, output | attention | w·2·Q | the same | the same |
 | rotated k, and v: gathered, so of the whole row | attention | w·2·K·cp | the same | the same |
 | log-sum-exp | attention | 4·heads | the same | the same |
-| output, laid out anew | wo | w·Q, not under varlen | the same | the same |
+| output, laid out anew | wo | w·Q | w·Q, not under varlen | the same |
 | the mask as numbers | dense attention | w·S | w·S | w·S |
 | q and k before their norms | q_norm, k_norm | 8·(Q + K) | w·(Q + K) | w·(Q + K) |
 | w1 x, silu of it, w3 x, their product | silu, product, w2 | w·4·F | w·4·F | w·3·F |
@@ -255,7 +255,7 @@ def block_activations(job: Job) -> float:
     queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
     per_norm = FLOAT32 + FLOAT32 if job.eager_cpu else width
     norms = 2 * d.dim * per_norm + ((queries + keys) * per_norm if d.qk_norm else 0)
-    relaid = 0 if job.executor == "varlen" else queries
+    relaid = 0 if job.executor == "varlen" and not job.eager_cpu else queries
     attention = width * (2 * queries + 2 * keys * job.layout.cp + relaid) + FLOAT32 * d.n_heads
     mask = width * job.config.training.seq_len if job.executor == "sdpa" else 0
     feed_forward = width * (3 if job.config.compile.enable else 4) * d.hidden_dim

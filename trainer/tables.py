@@ -45,7 +45,7 @@ class Model(Table):
     eos_id: NonNegative | None = None
     """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Checked against every other party."""
     attention: Literal["auto", "flex", "varlen", "sdpa"] = "auto"
-    """Executor of the document mask; auto: flex on CUDA, sdpa (dense mask) on CPU."""
+    """Executor of the document mask; auto: the fastest that can train here; the run says which, and why."""
     dim: Positive | None = None
     """Width of the residual stream."""
     n_layers: Positive | None = None

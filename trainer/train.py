@@ -23,7 +23,7 @@ from ..models.init import init_weights
 from . import checkpoint
 from .checkpoint import Found
 from .compilation import compile_for_all_widths
-from .components import make_mask, verify
+from .components import attention_of, make_mask, verify
 from .config import ConfigError, JobConfig, load_config
 from .context import spread_rows, whole_rows
 from .contract import check_rows
@@ -322,6 +322,7 @@ class Trainer:
         c, d = self.config, self.decoder_config
         layout = self.world.layout
         rows = self.micro_batches * self.micro_batch_size * layout.data_parallel
+        executor, why = attention_of(c, self.world.device)
         if c.lr_scheduler.warmup_steps > c.training.steps:
             self.messages.append(
                 f"lr_scheduler.warmup_steps exceeds training.steps = {c.training.steps}: the peak is never reached"
@@ -331,7 +332,7 @@ class Trainer:
         for message in self.messages:
             self.log.say(message)
         self.log.say(
-            f"{c.model.preset}: {d.parameter_count():,} parameters, {self.mask.executor} attention over documents ending in "
+            f"{c.model.preset}: {d.parameter_count():,} parameters, {executor} attention ({why}) over documents ending in "
             f"eos {self.mask.eos_id}; {rows} rows x {c.training.seq_len} tokens a step on {layout.world_size} process(es) "
             f"({self.world.device.type}): {layout}, {self.micro_batches} micro-batch(es) of {self.micro_batch_size} rows"
         )

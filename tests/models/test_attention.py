@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cistron.models.attention import attend, check_executor, default_executor
+from cistron.models.attention import attend, check_executor, choose_executor
 from cistron.models.config import ModelError
 from cistron.models.masks import DocumentMask
 from cistron.tests.models.packed import EOS, PAD, pack
@@ -64,25 +64,53 @@ def test_the_segments_of_the_offsets_attend_as_the_dense_mask_does(causal: bool)
     assert_close(dense, by_segment, rtol=1e-5, atol=1e-5)
 
 
-def test_varlen_off_cuda_names_the_key_and_what_would_work() -> None:
+@pytest.mark.parametrize("causal", [True, False])
+def test_document_by_document_gives_what_a_mask_gives_and_its_gradients(causal: bool) -> None:
     ids = pack().sequence_ids
-    with pytest.raises(ModelError, match=r'model\.attention "varlen" got torch\.float32 on cpu.*"sdpa"'):
-        attend(*_qkv(*ids.shape), DocumentMask(EOS, PAD, executor="varlen").build(ids))
+    inputs = [[x.requires_grad_() for x in _qkv(*ids.shape)] for _ in range(2)]
+    masks = [DocumentMask(EOS, PAD, causal, executor).build(ids) for executor in ("sdpa", "varlen")]
+    dense, varlen = (attend(*x, mask) for x, mask in zip(inputs, masks, strict=True))
+    assert_close(varlen, dense, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(dense)
+    for output in (dense, varlen):
+        output.backward(upstream)
+    for one, other in zip(*inputs, strict=True):
+        assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_the_default_executor_passes_its_own_check() -> None:
-    assert default_executor("cpu") == "sdpa"
-    assert default_executor("cuda:1") == "flex"
-    for device in ("cpu", "cuda"):
-        check_executor(default_executor(device), device)
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_chosen_executor_can_train(device: str, compiled: bool, half: bool) -> None:
+    for spread in (True, False):
+        executor, reason = choose_executor(torch.device(device), half=half, compiled=compiled, spread=spread)
+        assert reason
+        assert executor == ("flex" if device == "cuda" else "sdpa" if compiled or spread else "varlen")
+        check_executor(executor, torch.device(device), half=half, compiled=compiled)
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_flash_attention_3_is_chosen_where_it_is_installed_and_can_compute_this(
+    spread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cistron.models.attention.has_flash_attention_3", lambda device: True)
+    for half in (True, False):
+        executor, _ = choose_executor(torch.device("cuda"), half=half, compiled=True, spread=spread)
+        assert executor == ("varlen" if half and not spread else "flex")
 
 
 @pytest.mark.parametrize(
-    ("executor", "reason"), [("flex", "no backward"), ("varlen", "CUDA only"), ("fast", "one of flex, varlen, sdpa")]
+    ("executor", "device", "compiled", "reason"),
+    [
+        ("flex", "cpu", False, "no backward"),
+        ("varlen", "cpu", True, "document by document"),
+        ("varlen", "cuda", False, "float16 or bfloat16"),
+        ("fast", "cpu", False, "one of flex, varlen, sdpa"),
+    ],
 )
-def test_an_executor_that_cannot_train_on_the_device_is_refused(executor: str, reason: str) -> None:
+def test_an_executor_that_cannot_train_is_refused(executor: str, device: str, compiled: bool, reason: str) -> None:
     with pytest.raises(ModelError, match=rf"model\.attention is .{executor}.*{reason}"):
-        check_executor(executor, "cpu")
+        check_executor(executor, torch.device(device), half=False, compiled=compiled)
 
 
 def test_flex_on_the_cpu_really_has_no_backward() -> None:

@@ -107,4 +107,6 @@ def test_parameters_gradients_and_optimizer_take_16_bytes_each_over_the_ranks_th
     for layout in (Layout(replicate=1, shard=1, cp=1, tp=1), Layout(replicate=2, shard=2, cp=2, tp=2)):
         moments = estimate(config, shape, layout, "sdpa", "cpu")
         held = {part: max(moment.parts[part] for moment in moments) for part in moments[0].parts}
-        assert held["parameters"] + held["gradients"] + held["optimizer"] == 16 * parameters / (layout.shard * layout.cp * layout.tp)
+        assert held["parameters"] + held["gradients"] + held["optimizer"] == 16 * parameters / (
+            layout.shard * layout.cp * layout.tp
+        )
