@@ -8,6 +8,7 @@ import pytest
 import torch
 from cistron.models.config import DecoderConfig
 from cistron.models.decoder import Decoder
+from cistron.models.loss import linear_cross_entropy
 from cistron.models.masks import DocumentMask
 from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, mean_loss, random_decoder
 from torch import Tensor
@@ -76,3 +77,20 @@ def test_flex_in_float32_equals_sdpa() -> None:
     flex, sdpa = (_train_step(random_decoder(LLAMA).cuda(), executor, tokens) for executor in ("flex", "sdpa"))
     # TF32 products inside the flex kernel keep 10 bits of mantissa.
     assert all(_error(a, b) < 2**-9 for a, b in zip(flex, sdpa, strict=True))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_the_fused_loss_is_as_accurate_as_bfloat16_allows_with_its_weight_gradient_summed_in_float32(compiled: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 4096, 64, generator=generator).cuda().bfloat16().requires_grad_()
+    weight = (torch.randn(100_000, 64, generator=generator) / 8).cuda().bfloat16().requires_grad_()  # four chunks
+    labels = torch.randint(1000, (2, 4096), generator=generator).cuda()
+    labels[0, ::3] = -100
+    losses = linear_cross_entropy(hidden, weight, labels, compiled=compiled)
+    gradients = torch.autograd.grad(losses.sum(), (hidden, weight))
+    exact = [t.detach().double().requires_grad_() for t in (hidden, weight)]
+    truth = torch.nn.functional.cross_entropy((exact[0] @ exact[1].T).flatten(0, 1), labels.flatten(), reduction="none")
+    assert losses.dtype == torch.float32
+    assert _error(losses.flatten().double(), truth) < 2**-10
+    for ours, theirs in zip(gradients, torch.autograd.grad(truth.sum(), exact), strict=True):
+        assert _error(ours.double(), theirs) < 2**-7
