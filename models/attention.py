@@ -120,8 +120,9 @@ def _one_by_one(q: Tensor, k: Tensor, v: Tensor, mask: DocumentOffsets) -> Tenso
     lengths = [length for length in mask.cu_seqlens.diff().tolist() if length]
     documents = zip(*(x.transpose(0, 1).flatten(1, 2)[None].split(lengths, dim=2) for x in (q, k, v)), strict=True)
     kernel = partial(scaled_dot_product_attention, is_causal=mask.causal, enable_gqa=q.shape[1] != k.shape[1])
-    out: Tensor = torch.cat([kernel(*document) for document in documents], dim=2)[0]
-    return out.unflatten(1, (len(q), -1)).transpose(0, 1)
+    flat = torch.cat([kernel(*document) for document in documents], dim=2)[0]
+    out: Tensor = flat.unflatten(1, (len(q), -1)).transpose(0, 1)
+    return out
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, mask: DocumentOffsets) -> Tensor:
