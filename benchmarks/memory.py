@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py
 
-Three jobs of differing kind: parameters, activations, and checkpointed activations dominate. Measured is the peak of the
+Jobs of differing kind, by what is largest or done otherwise in them. Measured is the peak of the
 resident set over two steps (VmHWM, reset before the model is built) less what imports, the process group, the loader and the
 libraries' first calls hold. glibc is told to return every larger block at once (MALLOC_MMAP_THRESHOLD_, whose default grows
 with what is freed) and to keep one arena, or else the measure would be of its habits. On CUDA the allocator is read instead.
@@ -42,6 +42,14 @@ JOBS = {
     "training.seq_len=512 training.local_batch_size=16",
     "checkpointed": "model.dim=512 model.hidden_dim=2048 model.n_heads=8 model.n_kv_heads=4 model.head_dim=64 "
     "model.n_layers=12 training.seq_len=512 training.local_batch_size=8 activation_checkpoint.mode=full",
+    "by operator": "model.dim=512 model.hidden_dim=2048 model.n_heads=8 model.n_kv_heads=4 model.head_dim=64 "
+    "model.n_layers=12 training.seq_len=512 training.local_batch_size=8 activation_checkpoint.mode=selective",
+    "vocabulary": "model.dim=256 model.vocab_size=128256 training.seq_len=512 training.local_batch_size=8",
+    "bfloat16, Muon": "model.dim=1024 model.hidden_dim=4096 model.n_heads=16 model.n_kv_heads=8 model.head_dim=64 "
+    "model.vocab_size=16384 training.seq_len=128 training.local_batch_size=1 training.mixed_precision_param=bfloat16 "
+    "training.dtype=bfloat16 optimizer.state_dtype=bfloat16 optimizer.name=Muon",
+    "compiled": "model.dim=256 model.hidden_dim=1024 model.n_heads=8 model.n_kv_heads=4 "
+    "training.seq_len=512 training.local_batch_size=16 compile.enable=true",
 }
 
 

@@ -162,7 +162,8 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     reduced_block = reduced * job.block / tp  # FSDP2 holds one block's gradients in the reduce type until the next block's
 
     kept, again_last, again_first = checkpointed(job)
-    last_norm = tokens * d.dim * ((FLOAT32 + FLOAT32 if job.eager_cpu else width) / tp + width)
+    # never compiled
+    last_norm = tokens * d.dim * ((FLOAT32 + FLOAT32 if device == "cpu" else width) / tp + width)
     # gradients of both inputs of the gate's product, of the block's output and of its feed-forward's
     gradient_flow = tokens * width * 2 * (d.hidden_dim + d.dim) / tp
     of_weight, of_hidden = FLOAT32 * d.vocab_size * d.dim / tp, tokens * width * d.dim
@@ -277,12 +278,13 @@ def chunk_of_logits(job: Job) -> float:
     columns = d.vocab_size // job.layout.tp
     chunks = -(-job.tokens * columns // CHUNK_LOGITS[job.device])
     logits = -(-job.tokens // chunks) * columns
-    # as computed, as float32 where that is another type, and their exponentials; compiled, only their gradients beside them
-    beside = width if compiled else FLOAT32 + (FLOAT32 if width < FLOAT32 else 0)
+    # as float32 where that is another type, and their exponentials; compiled, two versions of their gradients
+    beside = 2 * width if compiled else FLOAT32 + (FLOAT32 if width < FLOAT32 else 0)
+    # the last chunk's gradients go when there are new ones
+    at_once = logits * (width * (2 if chunks > 1 else 1) + beside)
     # a CPU has no product of bfloat16 that adds to float32
     product = width * d.vocab_size * d.dim / job.layout.tp if job.device == "cpu" and width < FLOAT32 else 0.0
-    # the next chunk's logits come before the last one's go
-    return max(logits * (width + beside), (3 if chunks > 1 else 2) * width * logits, 2 * width * logits + product)
+    return max(at_once, 2 * width * logits + product)
 
 
 def optimizer_copies(job: Job, shared: int) -> float:
