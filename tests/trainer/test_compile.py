@@ -75,7 +75,7 @@ def test_nothing_is_compiled_after_the_second_step_whatever_the_documents(job: P
 
 MODES = [
     # full and selective by operator are in the table of test_layouts.py
-    ("--activation_checkpoint.mode", "memory_budget", "--activation_checkpoint.memory_budget", "0.3"),
+    ("--activation_checkpoint.mode", "memory_budget", "--activation_checkpoint.memory_budget", "0.3")
 ]
 
 
