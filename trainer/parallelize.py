@@ -1,7 +1,7 @@
-"""Parallelism applied to a plain decoder, from outside, in one order: tensor parallel -> checkpointing -> compile -> FSDP2.
+"""Parallelism applied to a plain decoder, from outside, in one order: tensor parallel, compile, checkpointing, FSDP2.
 
-Each step wraps what the one before left: checkpointing recomputes sharded matmuls, compile sees the recomputation, FSDP2
-gathers parameters around compiled blocks. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
+Each step wraps what the one before left: compile sees sharded matmuls, checkpointing runs compiled blocks again, FSDP2
+gathers parameters around them. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
 clipping by a global norm needs all gradients on comparable meshes.
 """
 
@@ -86,6 +86,8 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
     """Apply the layout of `world` to a decoder on the meta device, in place."""
     if world.layout.tp > 1:
         apply_tensor_parallel(model, world.mesh["tp"])
+    # A policy for operators must see them, inside what is compiled. The others go around it: torch 2.13 fails on a
+    # recomputation within a compiled block that holds tensor parallelism.
     recomputed = config.activation_checkpoint
     if recomputed.by_operator:
         apply_activation_checkpointing(model, recomputed)
