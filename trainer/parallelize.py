@@ -99,6 +99,8 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
         overlap_tensor_parallel(world.mesh["tp"])
     if world.layout.cp > 1:
         apply_context_parallel(model, world.mesh["cp"])
+    # A policy for operators must see them, inside what is compiled. The others go around it: torch 2.13 fails on a
+    # recomputation within a compiled block that holds tensor parallelism.
     recomputed = config.activation_checkpoint
     if recomputed.by_operator:
         apply_activation_checkpointing(model, recomputed)
