@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py
 
-Jobs of differing kind, by what is largest or done otherwise in them. Measured is the peak of the
-resident set over two steps (VmHWM, reset before the model is built) less what imports, the process group, the loader and the
-libraries' first calls hold. glibc is told to return every larger block at once (MALLOC_MMAP_THRESHOLD_, whose default grows
-with what is freed) and to keep one arena, or else the measure would be of its habits. On CUDA the allocator is read instead.
+Jobs of differing kind, by what is largest or done otherwise in them. Measured is the peak of the resident set over two steps
+(VmHWM, reset before the model is built) less what imports, the process group, the loader and the libraries' first calls hold.
+glibc is told to return every larger block at once (MALLOC_MMAP_THRESHOLD_, whose default grows with what is freed) and to keep
+one arena, or else the measure would be of its habits. On CUDA the allocator is read instead.
 """
 
 import argparse

@@ -12,13 +12,12 @@ from cistron.trainer.memory import estimate
 CONFIGS = Path(__file__).resolve().parents[1] / "train_configs"
 FOR_GPUS = re.compile(r"(\d+) GPUs? of (\d+) GB")
 SLACK = 0.9  # of the device: the allocator's fragments, the CUDA context, NCCL's buffers
-AWAITED = {"longcontext_cp": pytest.mark.xfail(reason="needs context parallelism and the fused loss", strict=True)}
 
 
 def configs_for_gpus() -> list[object]:
     """The configurations whose first line names GPUs."""
     paths = [path for path in sorted(CONFIGS.glob("*.toml")) if FOR_GPUS.search(path.read_text().splitlines()[0])]
-    return [pytest.param(path, id=path.stem, marks=AWAITED.get(path.stem, ())) for path in paths]
+    return [pytest.param(path, id=path.stem) for path in paths]
 
 
 @pytest.mark.parametrize("path", configs_for_gpus())

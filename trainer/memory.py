@@ -295,8 +295,8 @@ def optimizer_copies(job: Job, shared: int) -> float:
     if at_rest == state == FLOAT32:  # all at once, or one by one
         implementation = {"fused": 0.0, "foreach": FLOAT32 * d.parameter_count() / shared, "for-loop": 2 * FLOAT32 * largest}
         adamw = implementation[o.implementation]
-    else:  # parameter, gradient and both moments as float32, and the noise of one
-        adamw = FLOAT32 * largest * (2 * (at_rest < FLOAT32) + 2 * (state < FLOAT32) + 1)
+    else:  # parameter and both moments as float32, and the gradient or, later, the noise of one of them
+        adamw = FLOAT32 * largest * ((at_rest < FLOAT32) + 2 * (state < FLOAT32) + 1)
     if o.name == "AdamW":
         return adamw
     sides = sorted((d.dim, d.hidden_dim))
