@@ -108,7 +108,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
 
 @cache
 def _compiled_flex() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention)  # rows of padded batches come in many widths
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, mask: DocumentOffsets) -> Tensor:
