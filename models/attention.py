@@ -94,7 +94,8 @@ def check_executor(executor: str, device: torch.device, *, half: bool, compiled:
 
 def has_flash_attention_3(device: torch.device) -> bool:
     """Whether varlen can be FlashAttention 3 here: a Hopper GPU, and the package `flash_attn_interface` beside torch."""
-    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] == 9
+    there = device.type == "cuda" and torch.cuda.is_available()
+    hopper = there and torch.cuda.get_device_capability(device)[0] == 9
     return hopper and find_spec("flash_attn_interface") is not None and "FA3" in list_flash_attention_impls()
 
 

@@ -39,10 +39,6 @@ class DocumentOffsets(NamedTuple):
     max_seqlen: int
     causal: bool
 
-    def to(self, device: torch.device | str) -> "DocumentOffsets":
-        """The same offsets on another device."""
-        return self._replace(cu_seqlens=self.cu_seqlens.to(device, non_blocking=True))
-
 
 AttentionMask: TypeAlias = BlockMask | DocumentOffsets | Tensor
 
@@ -105,8 +101,9 @@ class DocumentMask:
         device = device or sequence_ids.device
         if self.executor == "varlen":
             assert queries is keys is None, "documents that are spread out are no intervals"
-            offsets = document_offsets(sequence_ids, offsets_capacity(sequence_ids))
-            return DocumentOffsets(offsets, sequence_ids.shape[1], self.causal).to(device)
+            offsets = document_offsets(sequence_ids, offsets_capacity(sequence_ids)).to(device, non_blocking=True)
+            torch._dynamo.maybe_mark_dynamic(offsets, 0)  # or each capacity would be compiled for
+            return DocumentOffsets(offsets, sequence_ids.shape[1], self.causal)
         sequence_ids = sequence_ids.to(device, non_blocking=True)
         queries, keys = (None if t is None else t.to(device, non_blocking=True) for t in (queries, keys))
         if self.executor == "flex":

@@ -99,6 +99,9 @@ def report_model(
     for part, size in peak.parts.items():
         grid.add_row(part, f"{size / 2**30:.3f}", HOW[part])
     grid.add_row("sum, an estimate", f"{peak.size / 2**30:.3f}", f"at the peak: {peak.name}; without the allocator's slack")
+    for moment in moments:
+        if moment is not peak:
+            grid.add_row("sum", f"{moment.size / 2**30:.3f}", f"at another moment: {moment.name}")
     console.print(grid)
 
 

@@ -4,7 +4,7 @@
 |---|---|
 | none | everything that the backward pass reads |
 | full | nothing |
-| selective, "op" | attention, every second matrix product, and what was communicated between ranks |
+| selective, "op" | attention, every second matrix product, and what was summed over ranks |
 | selective, n | everything, except that every n-th block keeps nothing |
 | memory_budget | as much as the compiler's partitioner may: the results that are dearest to recompute, up to a share of all |
 
@@ -61,7 +61,7 @@ def _selective_contexts() -> object:
     products = {False: 0, True: 0}
 
     def policy(context: SelectiveCheckpointContext, operator: object, *_: object, **__: object) -> CheckpointPolicy:
-        if operator is torch.ops.aten.mm.default:
+        if operator in (torch.ops.aten.mm.default, torch.ops.aten._scaled_mm.default):
             # wk, wo, w3 rather than wq, wv, w1, w2: the backward pass never reads what w2 gives
             products[context.is_recompute] += 1
             saved = products[context.is_recompute] % 2 == 0

@@ -15,6 +15,7 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from .config import ConfigError, JobConfig
@@ -205,4 +206,11 @@ def join(config: JobConfig) -> World:
         mesh["shard", "cp"]._flatten("shard_cp")  # the mesh remembers it by this name
     if layout.tp > 1:  # so that the norm of all gradients is one sum over ranks, not one for each dimension
         mesh["shard", "cp", "tp"]._flatten("sharded")
+    limit_collectives(config)
     return World(rank=dist.get_rank(), layout=layout, device=device, mesh=mesh)
+
+
+def limit_collectives(config: JobConfig) -> None:
+    """Give all process groups there are `comm.timeout_seconds`: those of a mesh have their backend's 10 or 30 minutes."""
+    for group in list(distributed_c10d._world.pg_map):  # `torch.distributed.set_timeout` is not in torch 2.13
+        distributed_c10d._set_pg_timeout(timedelta(seconds=config.comm.timeout_seconds), group)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..models.config import DecoderConfig
+from ..models.decoder import Decoder
 from .config import ConfigError, JobConfig
 from .distributed import Layout
 
@@ -54,6 +55,10 @@ def check_float8(config: JobConfig, model: DecoderConfig, layout: Layout, device
         "model.hidden_dim": (model.hidden_dim, layout.tp),
         "training.seq_len": (config.training.seq_len, config.parallelism.context_parallel_degree),
     }
+    with torch.device("meta"):
+        names = [name for name, module in Decoder(model).named_modules() if isinstance(module, nn.Linear)]
+    if idle := [part for part in f.filter_fqns if not any(part in name for name in names)]:
+        complaints.append(f"float8.filter_fqns: no linear layer's name contains {idle}; there are: {', '.join(names)}")
     complaints += [
         f"{key} = {value}: must be a multiple of {MULTIPLE * parts} with float8.enable"
         + (f" ({MULTIPLE} on each of {parts} ranks)" if parts > 1 else "")
@@ -75,17 +80,9 @@ def excluded(name: str, filters: list[str]) -> bool:
 
 
 def convert(model: nn.Module, config: JobConfig) -> None:
-    """Make float8 layers of the linear ones that `float8.filter_fqns` does not name, in place; before any parallelism.
-
-    Raises:
-        ConfigError: for a filter that no layer's name contains.
-    """
+    """Make float8 layers of the linear ones that `float8.filter_fqns` does not name, in place; before any parallelism."""
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # optional, and slow to import
 
     f = config.float8
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    idle = [part for part in f.filter_fqns if not any(part in name for name in names)]
-    if idle:
-        raise ConfigError(f"float8.filter_fqns: no linear layer's name contains {idle}; there are: {', '.join(names)}")
     recipe = replace(Float8LinearConfig.from_recipe_name(f.recipe_name), emulate=f.emulate)
     convert_to_float8_training(model, config=recipe, module_filter_fn=lambda _, name: not excluded(name, f.filter_fqns))

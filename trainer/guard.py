@@ -1,8 +1,8 @@
 """No step from non-finite numbers on is taken, and nobody waits to find out.
 
 Whether the loss and the gradients' norm are finite is decided on the device: from the first step where they are not, the
-optimizer changes nothing any more. The host learns of it when it waits for the device anyway, where metrics are due, and
-before a checkpoint is written; then the run ends, and names the step, the rank and the gradients.
+optimizer changes nothing any more. The host learns of it when it waits for the device anyway, where metrics are due, before
+a validation and before a checkpoint is written; then the run ends, and names the step, the rank and the gradients.
 """
 
 import math

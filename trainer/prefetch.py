@@ -4,8 +4,7 @@ On CUDA, rows are pinned and copied, and their mask is built, on a stream of the
 arrives. Elsewhere a micro-batch is moved when its turn comes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -55,11 +54,9 @@ class Prefetcher(Generic[T]):
             _, last_use = self.used.pop(0)
             self.side.wait_event(last_use)
         with torch.cuda.stream(self.side):
-            return self.move(pinned(batch)), self.side.record_event()
+            return self.move(batch), self.side.record_event()
 
 
-def pinned(batch: Batch) -> Batch:
-    """The batch in memory that a copy engine can read by itself."""
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    planes: dict[str, Any] = {name: value.pin_memory() for name, value in values.items() if isinstance(value, torch.Tensor)}
-    return replace(batch, **planes)
+def pinned(tensors: Sequence[torch.Tensor | None], device: torch.device) -> list[Any]:
+    """The tensors in memory that a GPU's copy engine can read by itself, if `device` is one."""
+    return [t.pin_memory() if t is not None and device.type == "cuda" else t for t in tensors]

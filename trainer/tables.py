@@ -259,7 +259,7 @@ class ActivationCheckpoint(Table):
     mode: Literal["none", "full", "selective", "memory_budget"] = "none"
     """none: keep all. full: only the input of each block. selective: some. memory_budget: a share, chosen by the compiler."""
     selective_ac_option: Literal["op"] | Positive = "op"
-    """selective: op keeps attention, communication and every second matrix product; n is "full" for every n-th block."""
+    """selective: op keeps attention, sums over ranks and every second matrix product; n is "full" for every n-th block."""
     memory_budget: Fraction = 0.5
     """memory_budget: share of activations kept; 0: only the input of each block, 1: all that the backward pass reads."""
 
@@ -358,7 +358,7 @@ class Profiling(Table):
     enable_profiling: bool = False
     """Record one step in every `profile_freq` with torch.profiler, on every rank."""
     profile_freq: Annotated[int, Field(ge=2)] = 10
-    """Steps from one recorded step, or memory snapshot, to the next."""
+    """Steps from one recorded step, or memory snapshot, to the next; recorded steps are counted from the first of a process."""
     save_traces_folder: str = "profile_traces"
     """Folder inside job.dump_folder; traces are step-<N>/rank<R>.json.gz in it, for Perfetto or chrome://tracing."""
     enable_memory_snapshot: bool = False

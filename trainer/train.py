@@ -28,14 +28,14 @@ from .config import ConfigError, JobConfig, load_config
 from .context import spread_rows, whole_rows
 from .contract import check_rows
 from .data import Feed, open_feed
-from .distributed import World, join
+from .distributed import World, join, limit_collectives
 from .failures import USER_ERRORS, run_command
 from .guard import StepGuard, gradient_norm
 from .loss import summed_loss
 from .metrics import MetricsLog, Outcome
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
 from .parallelize import DTYPES, global_batch_size, parallelize
-from .prefetch import Prefetcher
+from .prefetch import Prefetcher, pinned
 from .profiling import profiling
 from .sampling import sample
 from .signals import StopRequest
@@ -117,6 +117,7 @@ class Trainer:
         """Report the loss on the validation sources, where there are any, unless it was done after this very step."""
         if self.validation is None or self.validation.done == self.progress.step:
             return
+        self.guard.check(self.world, self.checkpoints)
         try:
             record = self.validation.run(self.progress.step, self.model, self.to_device, self.stop)
         except USER_ERRORS:
@@ -192,8 +193,9 @@ class Trainer:
         device = self.world.device
         planes = (batch.tokens, batch.labels, batch.positions, batch.weights)
         own, queries, keys = spread_rows(planes, batch.sequence_ids, self.mask, self.world.mesh["cp"])
+        *own, ids, queries, keys = pinned([*own, batch.sequence_ids, queries, keys], device)
         tokens, labels, positions, weights = (None if t is None else t.to(device, non_blocking=True) for t in own)
-        return tokens, labels, positions, self.mask.build(batch.sequence_ids, device, queries, keys), weights
+        return tokens, labels, positions, self.mask.build(ids, device, queries, keys), weights
 
     def next_batch(self) -> Batch | None:
         """The batch that the contract check looked at, then the loader's; None when a stop was asked for while waiting."""
@@ -270,6 +272,7 @@ class Trainer:
         parallelize(self.model, self.config, self.world)
         self.model.to_empty(device=self.world.device)
         self.optimizer = build_optimizer(self.model, self.config)
+        limit_collectives(self.config)  # Muon has process groups of its own
         self.guard = StepGuard(self.model, self.world.device)
         self.prefetch = Prefetcher(self.stage, self.world.device)
         if self.origin is None:
@@ -327,6 +330,8 @@ class Trainer:
             self.messages.append(
                 f"lr_scheduler.warmup_steps exceeds training.steps = {c.training.steps}: the peak is never reached"
             )
+        if c.validation.sources and not c.validation.enable:
+            self.messages.append("validation.sources are not read: validation.enable is false")
         if self.progress.step >= c.training.steps:
             self.messages.append(f"nothing to train: step {self.progress.step} of training.steps = {c.training.steps} is done")
         for message in self.messages:

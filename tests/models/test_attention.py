@@ -7,11 +7,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cistron.models.attention import attend, check_executor, choose_executor
+from cistron.models.attention import attend, check_executor, choose_executor, has_flash_attention_3
 from cistron.models.config import ModelError
 from cistron.models.masks import DocumentMask
 from cistron.tests.models.packed import EOS, PAD, pack
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 CAUSAL = pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
@@ -87,6 +88,21 @@ def test_the_chosen_executor_can_train(device: str, compiled: bool, half: bool) 
         assert reason
         assert executor == ("flex" if device == "cuda" else "sdpa" if compiled or spread else "varlen")
         check_executor(executor, torch.device(device), half=half, compiled=compiled)
+
+
+def test_a_cpu_has_no_flash_attention_3_beside_a_gpu_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert not has_flash_attention_3(torch.device("cpu"))
+
+
+def test_offsets_of_any_number_of_documents_are_compiled_for_once() -> None:
+    """Varlen's capacity grows with the documents; compiled blocks must not be made anew for each."""
+    counter = CompileCounter()
+    use = torch.compile(lambda x, mask: x * mask.cu_seqlens.sum(), backend=counter, dynamic=False, fullgraph=True)
+    for length in (512, 100, 60, 30, 20, 10, 5, 3, 1):
+        ids = (torch.arange(2048) // length).int()[None]
+        use(torch.ones(3), DocumentMask(EOS, PAD, executor="varlen").build(ids))
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("spread", [True, False])
