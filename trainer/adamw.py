@@ -83,30 +83,34 @@ class AdamW(torch.optim.Optimizer):
         parameters = [p for p in group["params"] if p.grad is not None]
         plain = all(p.dtype == self.state_dtype == torch.float32 for p in parameters)
         for some in [parameters] if plain else [[p] for p in parameters]:
-            states = [self.state[p] for p in some]
-            stored = [[local(t) for t in (p, s["exp_avg"], s["exp_avg_sq"])] for p, s in zip(some, states, strict=True)]
-            exact = [[t.float() for t in tensors] for tensors in stored]  # float32 tensors are themselves
-            adamw(
-                [tensors[0] for tensors in exact],
-                [gradient(p).float() for p in some],
-                [tensors[1] for tensors in exact],
-                [tensors[2] for tensors in exact],
-                [],
-                [state["step"] for state in states],
-                fused=self.fused,
-                foreach=self.foreach,
-                found_inf=skip if self.fused else None,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-            for p, places, values in zip(some, stored, exact, strict=True):
-                for kind, (place, value) in enumerate(zip(places, values, strict=True)):
-                    self.rounding.store(place, value, (number, kind, self.places[p]))
+            self.update_together(some, group, number, skip)
+
+    def update_together(self, some: list[Tensor], group: dict[str, Any], number: int, skip: Tensor | None) -> None:
+        """One step of some parameters; their float32 copies go with this call, before there are those of others."""
+        states = [self.state[p] for p in some]
+        stored = [[local(t) for t in (p, s["exp_avg"], s["exp_avg_sq"])] for p, s in zip(some, states, strict=True)]
+        exact = [[t.float() for t in tensors] for tensors in stored]  # float32 tensors are themselves
+        adamw(
+            [tensors[0] for tensors in exact],
+            [gradient(p).float() for p in some],
+            [tensors[1] for tensors in exact],
+            [tensors[2] for tensors in exact],
+            [],
+            [state["step"] for state in states],
+            fused=self.fused,
+            foreach=self.foreach,
+            found_inf=skip if self.fused else None,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        for p, places, values in zip(some, stored, exact, strict=True):
+            for kind, (place, value) in enumerate(zip(places, values, strict=True)):
+                self.rounding.store(place, value, (number, kind, self.places[p]))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ JOBS = {
     "never resharded": (*WIDE, "--parallelism.fsdp_reshard_after_forward", "never", "--model.n_layers", "6"),
     "all kept in bf16": (*WIDE, *KEPT),
     "Muon": (*WIDE, "--optimizer.name", "Muon"),
-    "the optimizer's copies": (*TABLES, *KEPT, "--training.seq_len", "16"),
+    "the optimizer's copies": (*TABLES, *KEPT, "--training.seq_len", "16", "--optimizer.name", "Muon"),
     "accumulated": (*LONG, "--training.local_batch_size", "1"),
 }
 
