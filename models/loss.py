@@ -136,6 +136,8 @@ def _run(
             g = kernels.gradient(logits, lse, target, labels[at], weights[at], shard.first)
             torch.mm(g, weight, out=of_hidden[at])
             _accumulate(of_weight, g.T, tokens[at])
+            del g
+        del logits  # or they would be there beside those of the next chunk
     return losses, None if of_hidden is None else of_hidden.view_as(hidden), of_weight
 
 

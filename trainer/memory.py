@@ -276,12 +276,10 @@ def chunk_of_logits(job: Job) -> float:
     """Bytes at the peak of a chunk of `models.loss`, beyond the gradients that it adds to."""
     d, width, compiled = job.decoder, job.width, job.config.compile.enable
     columns = d.vocab_size // job.layout.tp
-    chunks = -(-job.tokens * columns // CHUNK_LOGITS[job.device])
-    logits = -(-job.tokens // chunks) * columns
+    logits = -(-job.tokens // -(-job.tokens * columns // CHUNK_LOGITS[job.device])) * columns
     # as float32 where that is another type, and their exponentials; compiled, two versions of their gradients
     beside = 2 * width if compiled else FLOAT32 + (FLOAT32 if width < FLOAT32 else 0)
-    # the last chunk's gradients go when there are new ones
-    at_once = logits * (width * (2 if chunks > 1 else 1) + beside)
+    at_once = logits * (width + beside)
     # a CPU has no product of bfloat16 that adds to float32
     product = width * d.vocab_size * d.dim / job.layout.tp if job.device == "cpu" and width < FLOAT32 else 0.0
     return max(at_once, 2 * width * logits + product)

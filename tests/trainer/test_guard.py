@@ -64,13 +64,15 @@ def run_into_nan(argv: list[str], where: str) -> tuple[str, int, bool]:
     [
         ("loss", ("--metrics.log_freq", "5", "--checkpoint.interval", "99"), 5),
         ("gradient", ("--metrics.log_freq", "50", "--checkpoint.interval", "2"), 4),
+        ("loss", ("--metrics.log_freq", "50", "--checkpoint.interval", "99", "--validation.freq", "6"), 6),
     ],
-    ids=["loss_at_metrics", "gradient_at_checkpoint"],
+    ids=["loss_at_metrics", "gradient_at_checkpoint", "loss_at_validation"],
 )
 def test_no_step_is_taken_or_saved_from_a_nan_on_until_it_is_found(
     tmp_path: Path, where: str, due: tuple[str, ...], found_at: int
 ) -> None:
-    config = write_job(tmp_path)
+    validation = f'[[validation.sources]]\nname = "held_out"\nformat = "jsonl"\npaths = ["{tmp_path}/corpus/0.jsonl"]\n'
+    config = write_job(tmp_path, more=f"[validation]\nenable = {str('--validation.freq' in due).lower()}\n{validation}")
     results = run_on_ranks(run_into_nan, 2, ["--config", str(config), *due], where)
     for message, last, same in results:
         assert message.startswith(f"step {BAD_STEP}: loss ")

@@ -13,6 +13,7 @@ from cistron.trainer.config import load_config
 from cistron.trainer.distributed import join
 from cistron.trainer.signals import StopRequest
 from cistron.trainer.train import Trainer
+from torch.distributed import distributed_c10d
 
 from .jobs import column, metrics, train_here, write_job
 
@@ -123,3 +124,18 @@ def test_a_run_in_one_layout_goes_on_in_another(job: Path) -> None:
     one, other = metrics(job, Case().name), metrics(job, SAVED.name)
     assert column(other, "rows_hash") == column(one, "rows_hash")
     assert column(other, "loss") == pytest.approx(column(one, "loss"), rel=1e-4)
+
+
+def timeouts(config_path: str) -> set[float]:
+    """Seconds that the process groups of a tensor-parallel job with Muon wait."""
+    options = ["--config", config_path, "--comm.timeout_seconds", "77", "--parallelism.tensor_parallel_degree", "2"]
+    config, _ = load_config([*options, "--optimizer.name", "Muon"])
+    trainer = Trainer(config, join(config), StopRequest())
+    groups = list(distributed_c10d._world.pg_map)
+    trainer.close()
+    assert len(groups) > 3
+    return {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups}
+
+
+def test_every_process_group_waits_as_long_as_the_configuration_says(tmp_path: Path) -> None:
+    assert run_on_ranks(timeouts, 2, str(write_job(tmp_path))) == [{77.0}, {77.0}]
