@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
     parser.add_argument("--world-size", type=int, help="number of processes to check for; default: as many as the degrees name")
     parser.add_argument(
-        "--device", default="cpu", choices=["cpu", "cuda"], help="device to choose attention for (default: cpu)"
+        "--device", default="cpu", choices=["cpu", "cuda"], help="for attention and the memory estimate (default: cpu)"
     )
     options, others = parser.parse_known_args(argv)
     run_command(lambda: check(others, options.world_size, options.device))
@@ -95,7 +95,7 @@ def report_model(
     console.print(f"{executor} attention: {attention_of(config, torch.device(device))[1]}")
     moments = estimate(config, decoder, layout, executor, device)
     peak = max(moments, key=lambda moment: moment.size)
-    grid = Table("memory of one device", "GiB", "what", box=None)
+    grid = Table(f"memory of one device ({device})", "GiB", "what", box=None)
     for part, size in peak.parts.items():
         grid.add_row(part, f"{size / 2**30:.3f}", HOW[part])
     grid.add_row("sum, an estimate", f"{peak.size / 2**30:.3f}", f"at the peak: {peak.name}; without the allocator's slack")

@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from .. import __version__
+
 COMMANDS = {
     "train": "train a job, or resume it",
     "check": "verify a job without training: config, eos contract, memory, packing",
@@ -19,6 +21,9 @@ def main() -> None:
         width = max(map(len, COMMANDS))
         listing = "\n".join(f"  {command.ljust(width)}  {what}" for command, what in COMMANDS.items())
         print(f"usage: cistron COMMAND ...\n\n{listing}\n\ncistron COMMAND --help says more.")
+        return
+    if name == "--version":
+        print(f"cistron {__version__}")
         return
     if name not in COMMANDS:
         print(f"error: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)

@@ -90,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument("--deduplicate", action="store_true", help="leave out documents equal to one before, byte by byte")
     how.add_argument("--on-bad-record", choices=["error", "skip"], help="default: the TOML's, else error")
     how.add_argument("--report", type=Path, metavar="FILE.html", help="write what there is, and how it packs")
-    how.add_argument("--seq-len", type=int, default=2048, help="tokens of a row in the report (default: 2048)")
+    how.add_argument("--seq-len", type=int, help="tokens of a row in the report (default: the TOML's, else 2048)")
 
     tokens = parser.add_argument_group("token files of others")
     tokens.add_argument("--import", dest="kind", choices=["megatron", "tokens", "parquet"], help="what PATHS are")
@@ -107,7 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Prepare every source, then say what there is now."""
     for name, smallest in (("processes", 1), ("shard_mb", 1), ("seq_len", 2), ("seed", 0)):
-        if getattr(options, name) < smallest:
+        if getattr(options, name) is not None and getattr(options, name) < smallest:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {smallest}")
     if not 0.0 <= options.validation_share < 1.0:
         raise ConfigError(f"--validation-share {options.validation_share}: must be at least 0 and below 1")
@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
         print(summary(outcome))
     print(f"\n{toml_lines(outcomes)}", end="")
     if options.report is not None:
-        report(options.report, outcomes, options.seq_len)
+        report(options.report, outcomes, options.seq_len or 2048)
         print(f"\nreport: {options.report}")
 
 
@@ -169,6 +169,8 @@ def config_works(options: argparse.Namespace) -> list[Work]:
         )
     if options.on_bad_record is None:
         options.on_bad_record = d.on_bad_record
+    if options.seq_len is None:
+        options.seq_len = config.training.seq_len
     storage = Storage(cache_dir=d.cache_dir, cache_gb=d.cache_gb, retries=d.retries)
     t = config.tokenizer
     tokenizer = build_tokenizer(t.kind, t.path, t.eos_token, t.pad_token)

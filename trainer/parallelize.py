@@ -72,7 +72,7 @@ def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> Non
     if config.activation_checkpoint.mode == "memory_budget" and not config.compile.enable:
         complaints.append('activation_checkpoint.mode = "memory_budget": is up to the compiler, set compile.enable = true')
     if not config.data.sources:
-        complaints.append("data.sources: no [[data.sources]] table; name at least one source of documents")
+        complaints.append("data.sources: no [[data.sources]] table; name at least one source of documents, or the job's TOML")
     if complaints:
         raise ConfigError("\n  ".join(["the configuration does not fit:", *complaints]))
 

@@ -326,14 +326,13 @@ class Trainer:
         layout = self.world.layout
         rows = self.micro_batches * self.micro_batch_size * layout.data_parallel
         executor, why = attention_of(c, self.world.device)
-        if c.lr_scheduler.warmup_steps > c.training.steps:
-            self.messages.append(
-                f"lr_scheduler.warmup_steps exceeds training.steps = {c.training.steps}: the peak is never reached"
-            )
+        step, steps, warmup = self.progress.step, c.training.steps, c.lr_scheduler.warmup_steps
+        if warmup > steps:
+            self.messages.append(f"warning: optimizer.lr is never reached: warmup_steps = {warmup}, training.steps = {steps}")
         if c.validation.sources and not c.validation.enable:
             self.messages.append("validation.sources are not read: validation.enable is false")
-        if self.progress.step >= c.training.steps:
-            self.messages.append(f"nothing to train: step {self.progress.step} of training.steps = {c.training.steps} is done")
+        if step >= steps:
+            self.messages.append(f"nothing to train: the checkpoint is of step {step}, training.steps is {steps}")
         for message in self.messages:
             self.log.say(message)
         self.log.say(
@@ -355,8 +354,9 @@ class Trainer:
         self.log.say(f"run         {self.folder}")
         self.log.say(f"watch       tensorboard --logdir {self.folder}/tensorboard")
         if self.config.checkpoint.enable and step:
-            more = "the same command" if step < steps else f"the same command with --training.steps {2 * step}"
-            self.log.say(f"resume      {more} goes on after step {step}")
+            without = " without --checkpoint.load_step" if self.config.checkpoint.load_step >= 0 else ""
+            more = "" if step < steps else f" with --training.steps {2 * step}"
+            self.log.say(f"resume      the same command{without}{more} goes on after step {step}")
             self.log.say(f"try it      cistron generate {self.checkpoints} --prompt TEXT")
 
     def close(self) -> None:

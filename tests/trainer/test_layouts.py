@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -78,9 +78,9 @@ CASES = [
 PADDED_CASES = [Case(more=PADDED), Case(cp=2, more=PADDED)]
 
 
-def run_cases(config_path: str, cases: list[Case]) -> None:
+def run_cases(config_path: str, cases: list[tuple[Any, ...]]) -> None:
     """Run the job in each layout, one after another, in processes that have joined."""
-    for case in cases:
+    for case in (Case(*plain) for plain in cases):
         folder = Path(config_path).parent / case.name
         config, _ = load_config(["--config", config_path, "--job.dump_folder", str(folder), *case.overrides])
         trainer = Trainer(config, join(config), StopRequest())
@@ -100,7 +100,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.write_text(text.replace("interval = 4", "enable = false"))
     cases = [Case(), Case(causal=False), *CASES, *PADDED_CASES]
     for processes in (1, 2, 4):
-        run_on_ranks(run_cases, processes, str(config), [case for case in cases if case.processes == processes])
+        # plain tuples: a spawned process cannot import the name that pytest gives this file
+        run_on_ranks(run_cases, processes, str(config), [tuple(case) for case in cases if case.processes == processes])
     return config
 
 

@@ -247,7 +247,7 @@ def test_a_fresh_start_in_a_used_folder_sets_its_history_aside(finished: Path) -
 
 def test_a_finished_run_says_that_there_is_nothing_to_train(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_here(finished, "--training.steps", "5")
-    assert "nothing to train: step 8 of training.steps = 5 is done" in capsys.readouterr().out
+    assert "nothing to train: the checkpoint is of step 8, training.steps is 5" in capsys.readouterr().out
 
 
 def test_damage_to_every_checkpoint_is_refused_instead_of_starting_afresh(
