@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cistron.datasets.shard_writer import ShardWriter, id_dtype
 from cistron.datasets.tokenizers import ByteTokenizer
 from cistron.trainer.failures import run_command
@@ -108,8 +109,13 @@ def write_mixture(folder: Path, steps: int = 10, *, weighted: bool = False, more
 
 
 def train_here(config: Path, *overrides: str) -> None:
-    """Run the job in this process, to its end."""
-    run(["--config", str(config), *overrides])
+    """Run the job in this process, to its end, on one thread as `start` does: torch's kernels split their sums by threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run(["--config", str(config), *overrides])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], config: Path, *overrides: str, status: int = 2) -> str:

@@ -111,7 +111,7 @@ BAD_SETTINGS = {
     ),
     "query and key heads": (("--model.n_kv_heads", "3"), ["model.n_heads", "n_kv_heads"]),
     "unknown preset": (("--model.preset", "llama3_8B"), ["unknown preset", "llama3_8b"]),
-    "an executor the CPU lacks": (("--model.attention", "flex"), ["model.attention", "no backward", "sdpa"]),
+    "an executor the CPU lacks": (("--model.attention", "flex"), ["model.attention", "no backward", "auto"]),
     "more processes than none": (("--parallelism.data_parallel_shard_degree", "0"), ["must be -1"]),
     "an infinite learning rate": (("--optimizer.lr", "Infinity"), ["optimizer.lr", "finite"]),
     "a list that is no JSON": (("--data.sources", "[{bad"), ["command line", "JSON"]),
