@@ -1,4 +1,4 @@
-"""Compiled blocks compute what eager ones do, in every layout and mode, and are compiled before the second step ends."""
+"""Compiled blocks compute what eager ones do and are compiled before the second step ends; layouts are test_layouts.py's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch._functorch.config
-from cistron.tests.spawn import run_on_ranks
 from cistron.trainer.config import load_config
 from cistron.trainer.distributed import join
 from cistron.trainer.signals import StopRequest
@@ -71,34 +70,3 @@ def test_nothing_is_compiled_after_the_second_step_whatever_the_documents(job: P
     assert set(graphs[1:]) == {graphs[1]}
     assert widths == ({600} if layout == "packed" else {128, 256, 384, 512, 600})
     assert column(metrics(job, "compiled"), "loss") == pytest.approx(column(metrics(job), "loss"), rel=1e-4)
-
-
-MODES = [
-    # full and selective by operator are in the table of test_layouts.py
-    ("--activation_checkpoint.mode", "memory_budget", "--activation_checkpoint.memory_budget", "0.3")
-]
-
-
-def run_modes(config_path: str) -> None:
-    """On two tensor-parallel ranks, run the job eagerly, and compiled in each mode of activation checkpointing."""
-    budget = torch._functorch.config.activation_memory_budget
-    for number, mode in enumerate([(), *(COMPILED + mode for mode in MODES)]):
-        folder = str(Path(config_path).parent / str(number))
-        options = ["--config", config_path, "--parallelism.tensor_parallel_degree", "2", "--job.dump_folder", folder, *mode]
-        config, _ = load_config(options)
-        trainer = Trainer(config, join(config), StopRequest())
-        trainer.train()
-        trainer.close()
-        torch._functorch.config.activation_memory_budget = budget
-        torch.compiler.reset()
-
-
-def test_compiled_and_checkpointed_tensor_parallel_blocks_train_as_eager_ones_do(tmp_path: Path) -> None:
-    config = write_job(tmp_path, steps=4)
-    text = config.read_text().replace("[data]\n", "qk_norm = true\ntie_embeddings = true\n[data]\n", 1)
-    config.write_text(text.replace("interval = 4", "enable = false"))
-    run_on_ranks(run_modes, 2, str(config))
-    eager, *compiled = (metrics(config, str(number)) for number in range(1 + len(MODES)))
-    for mode, records in zip(MODES, compiled, strict=True):
-        assert column(records, "loss") == pytest.approx(column(eager, "loss"), rel=1e-4), mode
-        assert column(records, "grad_norm") == pytest.approx(column(eager, "grad_norm"), rel=1e-3), mode

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch._functorch.config
 from cistron.tests.spawn import run_on_ranks
 from cistron.trainer.config import load_config
 from cistron.trainer.distributed import join
@@ -50,6 +51,7 @@ class Case(NamedTuple):
 
 FULL_AC = "--activation_checkpoint.mode full "
 SELECTIVE_AC = "--activation_checkpoint.mode selective "
+BUDGET = "--activation_checkpoint.mode memory_budget --activation_checkpoint.memory_budget 0.3 "
 COMPILED = "--compile.enable true "
 NEVER = "--parallelism.fsdp_reshard_after_forward never "
 ALWAYS = "--parallelism.fsdp_reshard_after_forward always "
@@ -63,7 +65,7 @@ CASES = [
     Case(replicate=2, causal=False, more=FULL_AC),
     Case(cp=2),
     Case(cp=2, causal=False, more=FULL_AC + COMPILED),
-    Case(tp=2, causal=False, more=SELECTIVE_AC),
+    Case(tp=2, causal=False, more=BUDGET + COMPILED),
     Case(tp=2, more=FULL_AC + COMPILED),
     Case(replicate=2, shard=2, more=SELECTIVE_AC),
     Case(replicate=2, cp=2, causal=False, more=ALWAYS),
@@ -90,6 +92,7 @@ def run_cases(config_path: str, cases: list[tuple[Any, ...]]) -> None:
         trainer.train()
         trainer.close()
         torch.compiler.reset()
+        torch._functorch.config.activation_memory_budget = 1.0
 
 
 @pytest.fixture(scope="module")
