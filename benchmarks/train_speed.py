@@ -50,7 +50,6 @@ CONTENDERS = {
     "Hugging Face Trainer": ["train_contenders.py", "hugging_face"],
 }
 PEERS = ("torchtitan", "Hugging Face Trainer")
-BATCHES = 16  # of distinct rows, over and over
 LR = 3e-4
 
 
@@ -130,7 +129,8 @@ def write_corpus(folder: Path, tokens: int) -> None:
 
 def write_job(folder: Path, options: argparse.Namespace) -> DecoderConfig:
     """Write the job, the rows and the weights that all contenders read; returns the model's shape."""
-    write_corpus(folder, 2 * BATCHES * options.rows * options.seq_len)
+    steps = options.warmup + 2 * options.rounds  # as many batches, so that nobody reads one twice
+    write_corpus(folder, 2 * steps * options.rows * options.seq_len)
     job = {
         "model": {"preset": options.model, **({"n_layers": options.layers} if options.layers else {})},
         "data": {"sources": [{"name": "text", "format": "jsonl", "paths": [str(folder / "corpus.jsonl")]}]},
@@ -155,7 +155,7 @@ def write_job(folder: Path, options: argparse.Namespace) -> DecoderConfig:
     mask = make_mask(config, tokenizer, torch.device("cpu"))
     feed = open_feed(config, layout, tokenizer, mask, shape.vocab_size, batch_size=options.rows)
     assert feed.first
-    batches = [feed.first, *(feed.loader.next() for _ in range(BATCHES - 1))]
+    batches = [feed.first, *(feed.loader.next() for _ in range(steps - 1))]
     feed.loader.close()
     keys = ("tokens", "labels", "positions", "sequence_ids")
     torch.save([{key: getattr(batch, key) for key in keys} for batch in batches], folder / "rows.pt")
@@ -213,8 +213,8 @@ def report(contenders: list[Contender], options: argparse.Namespace, folder: Pat
     rows = torch.load(folder / "rows.pt")
     by_documents, by_rows = flops_per_step(shape, rows)
     tokens = options.rows * options.seq_len
-    documents = sum(int((batch["sequence_ids"].amax(1) + 1).sum()) for batch in rows) / (BATCHES * options.rows)
-    used = sum(float((batch["sequence_ids"] >= 0).float().mean()) for batch in rows) / BATCHES
+    documents = sum(int((batch["sequence_ids"].amax(1) + 1).sum()) for batch in rows) / (len(rows) * options.rows)
+    used = sum(float((batch["sequence_ids"] >= 0).float().mean()) for batch in rows) / len(rows)
     print(f"{shape.parameter_count():,} parameters; {options.rows} rows x {options.seq_len}, {documents:.1f} documents per row")
     print(f"{used:.1%} of the positions hold tokens; tokens/s count all positions")
     if rate:
