@@ -12,13 +12,10 @@ and encoding, so a large validation set is best given as token shards, whose row
 from collections.abc import Iterator
 from itertools import islice
 
-import torch
-
 from .errors import DataConfigError, DataEnd
 from .lane import Lane, LaneState
-from .loader import Batch, DataConfig
+from .loader import Batch, DataConfig, verify_sources
 from .packing import PackedRow, Packer
-from .shards import verify_shard
 from .sources import Source, find_source
 from .tokenizers import Tokenizer
 
@@ -54,9 +51,7 @@ class FinitePass:
         self._rank = dp_rank
         self._degree = dp_degree
         if config.verify:
-            for source in self.sources:
-                for shard in source.corpus.shards[dp_rank::dp_degree] if source.corpus else ():
-                    verify_shard(shard)
+            verify_sources(self.sources, dp_rank, dp_degree)
 
     def batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Yield this rank's batches; every rank gets as many, the last ones filled up with rows of padding.
@@ -102,13 +97,4 @@ class FinitePass:
         """Lay out rows, each with its number and its source's; what is missing to `size` is padding, numbered -1."""
         taken = taken + [(-1, (0, PackedRow([])))] * (size - len(taken))
         planes = self.packer.expand([row for _, (_, row) in taken])
-        return Batch(
-            tokens=torch.from_numpy(planes.tokens),
-            labels=torch.from_numpy(planes.labels),
-            positions=torch.from_numpy(planes.positions),
-            sequence_ids=torch.from_numpy(planes.sequence_ids),
-            rows=[number for number, _ in taken],
-            sources=[source for _, (source, _) in taken],
-            state={},
-            weights=None if planes.weights is None else torch.from_numpy(planes.weights),
-        )
+        return Batch.of(planes, rows=[number for number, _ in taken], sources=[source for _, (source, _) in taken], state={})

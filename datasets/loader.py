@@ -9,7 +9,7 @@ the rows do not depend on R or W.
 """
 
 import atexit
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -18,10 +18,10 @@ import torch
 
 from .errors import DataConfigError
 from .files import Storage, fingerprint
-from .packing import Packer
+from .packing import Packer, Planes
 from .read_ahead import ReadAhead
 from .shards import verify_shard
-from .sources import SourceConfig, find_source
+from .sources import Source, SourceConfig, find_source
 from .state import Inventory, check_state, documents_dropped, initial_state, merge_states, records_skipped
 from .tokenizers import HFTokenizer, Tokenizer
 from .transport import RowStream, in_order
@@ -113,6 +113,20 @@ class Batch:
     state: dict[str, Any]
     weights: torch.Tensor | None
 
+    @classmethod
+    def of(cls, planes: Planes, *, rows: list[int], sources: list[int], state: dict[str, Any]) -> "Batch":
+        """Return a batch that shares the memory of `planes`."""
+        return cls(
+            tokens=torch.from_numpy(planes.tokens),
+            labels=torch.from_numpy(planes.labels),
+            positions=torch.from_numpy(planes.positions),
+            sequence_ids=torch.from_numpy(planes.sequence_ids),
+            rows=rows,
+            sources=sources,
+            state=state,
+            weights=None if planes.weights is None else torch.from_numpy(planes.weights),
+        )
+
 
 class Loader:
     """An endless iterator of batches with an exact, elastic state.
@@ -189,9 +203,7 @@ class Loader:
                 "the training.global_batch_size of the checkpoint, or with a degree that divides both"
             )
         if config.verify:
-            for source in self.sources:
-                for shard in source.corpus.shards[dp_rank::dp_degree] if source.corpus else ():
-                    verify_shard(shard)
+            verify_sources(self.sources, dp_rank, dp_degree)
         # Said by `cistron check`: what turns text into ids.
         self.encoding = tokenizer.kind
         if isinstance(tokenizer, HFTokenizer) and any(source.lanes for source in self.sources):
@@ -271,16 +283,19 @@ class Loader:
                 lanes[self.sources[source].lane_name(lane)] = list(state)
             done += self._batch_size * self._degree
             planes = self.packer.expand([row.packed for row in taken])
-            yield Batch(
-                tokens=torch.from_numpy(planes.tokens),
-                labels=torch.from_numpy(planes.labels),
-                positions=torch.from_numpy(planes.positions),
-                sequence_ids=torch.from_numpy(planes.sequence_ids),
+            yield Batch.of(
+                planes,
                 rows=[row.place.row for row in taken],
                 sources=[row.place.source for row in taken],
                 state={**self._state, "rows": done, "counts": mixer.counts(done), "lanes": dict(lanes)},
-                weights=None if planes.weights is None else torch.from_numpy(planes.weights),
             )
+
+
+def verify_sources(sources: Sequence[Source], dp_rank: int, dp_degree: int) -> None:
+    """Compare this rank's share of the token shards with their checksums. Raises DataError."""
+    for source in sources:
+        for shard in source.corpus.shards[dp_rank::dp_degree] if source.corpus else ():
+            verify_shard(shard)
 
 
 def _check_degrees(lanes: int, degree: int, workers: int) -> None:
