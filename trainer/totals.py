@@ -47,7 +47,7 @@ class StepTotals(NamedTuple):
             rows=sum(len(b.rows) for b in batches),
             positions=sum(b.tokens.numel() for b in batches),
             # a token at position p of its document sees p + 1 keys; padding has position 0, and is not counted
-            causal_pairs=sum(int(b.positions.sum()) + int((b.sequence_ids >= 0).sum()) for b in batches),
+            causal_pairs=sum(int(b.positions.sum()) for b in batches) + int(tokens.sum()),
             rows_hash=sum(row_hash(b, i) for b in batches for i in range(len(b.rows))),
             tokens=[int(count) for count in tokens],  # float64 is exact up to 2^53
             targets=targets.tolist(),
