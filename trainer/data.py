@@ -1,6 +1,6 @@
 """From `[data]` to a loader whose first rows have been held against the eos contract: what train, check and inspect open."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from .config import JobConfig
 from .contract import Statement, check_rows, check_statements, gather_statements
 from .distributed import Layout
 from .parallelize import global_batch_size
+from .tables import Files
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,17 @@ class Feed:
     validation: FinitePass | None
 
 
+def source_configs(tables: Sequence[Files]) -> tuple[SourceConfig, ...]:
+    """The sources of `[[data.sources]]` or `[[validation.sources]]`."""
+    return tuple(SourceConfig(**{**table.model_dump(), "paths": tuple(table.paths)}) for table in tables)
+
+
 def make_data_config(config: JobConfig, layout: Layout) -> DataConfig:
     """The data path's share of the configuration. A stage begins with the first row of its step."""
     d, t = config.data, config.training
     rows = global_batch_size(config, layout)
     return DataConfig(
-        sources=tuple(SourceConfig(**{**s.model_dump(), "paths": tuple(s.paths)}) for s in d.sources),
+        sources=source_configs(d.sources),
         stages=tuple(Stage((stage.step - 1) * rows, stage.weights) for stage in d.stages),
         lanes=d.lanes,
         packing=d.packing,
@@ -118,7 +124,7 @@ def open_validation(
     """
     if not config.validation.enable:
         return None
-    sources = tuple(SourceConfig(**{**s.model_dump(), "paths": tuple(s.paths)}) for s in config.validation.sources)
+    sources = source_configs(config.validation.sources)
     data = replace(make_data_config(config, layout), sources=sources, stages=())
     try:
         return FinitePass(data, tokenizer, batch_size=config.validation.local_batch_size or batch_size, **ranks)
