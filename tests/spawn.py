@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import os
@@ -45,3 +46,4 @@ def _rank_main(rank: int, world_size: int, folder: str, module: str, name: str, 
         torch.save(result, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
+        gc.collect()  # a gloo thread kept alive by a cycle ends the process in std::terminate, as in failures.run_command
