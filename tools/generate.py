@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from pydantic import ValidationError
@@ -18,12 +17,13 @@ from ..trainer.contract import Statement, check_statements
 from ..trainer.distributed import pick_device
 from ..trainer.failures import run_command
 from ..trainer.sampling import sample
+from ..trainer.storage import CheckpointError
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, load, sample, print."""
     parser = argparse.ArgumentParser(prog="cistron generate", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest")
+    parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest")
     parser.add_argument("--prompt", required=True, help="text to continue")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="stop here if no eos came (default: 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token (default: 0.8)")
@@ -39,12 +39,11 @@ def generate(options: argparse.Namespace) -> None:
     for name, value, smallest in (("temperature", options.temperature, 0), ("top-k", options.top_k, 1)):
         if not smallest <= value < float("inf"):
             raise ConfigError(f"--{name} {value}: must be finite and at least {smallest}")
-    steps = checkpoint.step_folders(options.checkpoint)
-    found = checkpoint.read(steps[-1][1] if steps else options.checkpoint)
+    found = checkpoint.read(options.checkpoint, newest=True)
     try:
         config = JobConfig(**found.state["config"])
     except ValidationError as error:
-        raise checkpoint.CheckpointError(f"{found.path}: its configuration is of another version: {error}") from None
+        raise CheckpointError(f"{found.path}: its configuration is of another version: {error}") from None
     tokenizer = make_tokenizer(config)
     shape = found.state["model"]
     decoder = DecoderConfig(**{**shape, "rope": RopeConfig(**shape["rope"])})
@@ -52,7 +51,7 @@ def generate(options: argparse.Namespace) -> None:
     check_statements(
         [
             Statement(party="tokenizer", where=tokenizer.where, eos=(tokenizer.eos_id,), pad=tokenizer.pad_id),
-            Statement(party="model", where=str(found.path / checkpoint.STATE), eos=(saved["eos"],), vocab=decoder.vocab_size),
+            Statement(party="model", where=f"{found.path}/{checkpoint.STATE}", eos=(saved["eos"],), vocab=decoder.vocab_size),
         ]
     )
     try:
@@ -65,7 +64,7 @@ def generate(options: argparse.Namespace) -> None:
     with torch.device("meta"):
         model = Decoder(decoder)
     model.to_empty(device=device)
-    checkpoint.load(found.path, model, optimizer=None)
+    checkpoint.load(found, model, optimizer=None)
     for index in range(options.samples):
         text = sample(
             model,

@@ -1,29 +1,33 @@
-"""Checkpoints: torch.distributed.checkpoint for tensors, JSON for the rest, and a manifest that makes them count.
+"""Checkpoints on a disk or in an object store: what makes one count, finding a good one, and loading it.
 
     <dump_folder>/<checkpoint.folder>/step-<N>/
-        __<rank>_0.distcp, .metadata   model and optimizer, written by DCP, loadable in any layout
-        state.json                     step, tokens seen, data state, contract, model shape, resolved config, versions
-        inventory.json                 the files that the data state is about: path, size, stamp
-        manifest.json                  name and size of every file above
+        rank-<R>.safetensors   pieces of model and optimizer that rank R wrote (tensor_files.py)
+        tensors.json           where each piece is
+        state.json             step, tokens seen, data state, contract, model shape, resolved config, versions
+        inventory.json         the files that the data state is about: path, size, stamp
+        manifest.json          size and checksum of every file above, and of itself
 
-The manifest is written last and moved into place atomically: a folder without one, or whose files differ from it, was torn by
-a crash and is passed over, saying so. Nothing here draws from a global random generator and the learning rate is a function
-of the step, so there is no more state than this.
+The manifest is written last and moved into place atomically (saving.py): a folder without one was torn by a crash. Every
+checksum is compared before a checkpoint is used, each rank reading its share of the files; a checkpoint where one fails is
+passed over, saying so. Nothing here is unpickled. Nothing draws from a global random generator and the learning rate is a
+function of the step, so there is no more state than this.
 """
 
 import itertools
 import json
 import os
 import re
-import shutil
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+import xxhash
+from torch import Tensor, nn
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -31,157 +35,273 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from .distributed import World
+from .storage import CheckpointError, Folder
 from .tables import Checkpoint
+from .tensor_files import INDEX, CheckpointReader, Spec, write_tensors
 
 MANIFEST, STATE, INVENTORY = "manifest.json", "state.json", "inventory.json"
+FORMAT = 2
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # keyed by parameter name, so that it can be resharded
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that was asked for is missing, torn, or of another model."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A complete checkpoint on disk."""
+    """A complete checkpoint.
 
-    path: Path
+    Attributes:
+        path: its folder.
+        state: what `state.json` holds.
+        files: bytes and xxh3_128 of its files by name, as the manifest states them.
+    """
+
+    path: Folder
     state: dict[str, Any]
+    files: dict[str, tuple[int, str]]
 
     def inventory(self) -> Any:
         """The files that its data state is about, as the loader listed them."""
-        return json.loads((self.path / INVENTORY).read_text())
+        return json.loads(self.path.read(INVENTORY))
+
+    def damage(self, share: Callable[[list[str]], Sequence[str]] = list) -> list[str]:
+        """What is wrong with those of its files that `share` picks: none is as it was written."""
+        wrong = []
+        for name in share(sorted(self.files)):
+            try:
+                digest = self.path.digest(name)
+            except OSError as e:
+                wrong.append(f"{name} cannot be read: {e}")
+                continue
+            if digest != self.files[name][1]:
+                wrong.append(f"{name} is damaged: its xxh3_128 is {digest}, {MANIFEST} says {self.files[name][1]}")
+        return wrong
 
 
-def step_folders(folder: Path) -> list[tuple[int, Path]]:
+def step_folders(folder: str | os.PathLike[str]) -> list[tuple[int, Folder]]:
     """The `step-<N>` folders, oldest first, complete or not."""
-    matches = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*")]
-    return sorted((int(match[1]), path) for match, path in matches if match)
+    folder = Folder(folder)
+    matches = [(re.fullmatch(r"step-(\d+)", name), name) for name in folder.names()]
+    return sorted(((int(match[1]), folder / name) for match, name in matches if match), key=lambda entry: entry[0])
 
 
-def what_is_torn(path: Path) -> str | None:
+def manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
+    """The text of a manifest: it ends in its own checksum, so that a damaged one is not taken for damage elsewhere."""
+    listing = {name: {"bytes": size, "xxh3_128": digest} for name, (size, digest) in sorted(files.items())}
+    own = xxhash.xxh3_128_hexdigest(json.dumps(listing).encode())
+    return json.dumps({"format": FORMAT, "files": listing, "xxh3_128": own}, indent=1)
+
+
+def look(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
+    """The checkpoint at `path` if all its files are there, else why it is none. Checksums are not compared yet."""
+    path = Folder(path)
+    try:
+        if not path.exists():
+            return None, "no such folder"
+        if path.size(MANIFEST) is None:
+            return None, f"no {MANIFEST}: it was interrupted while being written"
+        text = path.read(MANIFEST).decode()
+        try:
+            manifest = json.loads(text)
+            if manifest["format"] != FORMAT:
+                return None, f"of format {manifest['format']}; this version reads {FORMAT}"
+            files = {name: (entry["bytes"], entry["xxh3_128"]) for name, entry in manifest["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None, f"{MANIFEST} is not readable"
+        if manifest_text(files) != text:
+            return None, f"{MANIFEST} is damaged: it does not fit the checksum in it"
+        for name, (size, _) in files.items():
+            if (found := path.size(name)) is None:
+                return None, f"{name} is missing"
+            if found != size:
+                return None, f"{name} has {found} bytes, {MANIFEST} says {size}"
+        raw = path.read(STATE)
+        if xxhash.xxh3_128_hexdigest(raw) != files[STATE][1]:
+            return None, f"{STATE} is damaged: it does not fit its checksum in {MANIFEST}"
+        return Found(path, json.loads(raw), files), ""
+    except (OSError, UnicodeDecodeError) as e:
+        return None, f"cannot be read: {e}"
+
+
+def what_is_torn(path: str | os.PathLike[str]) -> str | None:
     """Why the checkpoint at `path` is not complete, or None when it is."""
-    if not path.is_dir():
-        return "no such folder"
-    try:
-        files: dict[str, int] = json.loads((path / MANIFEST).read_text())["files"]
-    except FileNotFoundError:
-        return f"no {MANIFEST}: it was interrupted while being written"
-    except (ValueError, KeyError):
-        return f"{MANIFEST} is not readable"
-    for name, size in files.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if (found := (path / name).stat().st_size) != size:
-            return f"{name} has {found} bytes, {MANIFEST} says {size}"
-    try:
-        json.loads((path / STATE).read_text())["progress"]
-    except (ValueError, KeyError):
-        return f"{STATE} is not readable"
-    return None
+    found, reason = look(path)
+    return None if found else reason
 
 
-def read(path: Path) -> Found:
-    """The complete checkpoint at `path`. Raises CheckpointError with the reason when it is not one."""
-    if reason := what_is_torn(path):
+def complete(path: Folder) -> Found:
+    """The complete checkpoint at `path`, checksums aside. Raises CheckpointError with the reason when it is not one."""
+    found, reason = look(path)
+    if found is None:
         steps = ", ".join(p.name for _, p in step_folders(path))
         raise CheckpointError(f"{path}: not a complete checkpoint: {f'choose one of {steps}' if steps else reason}")
-    return Found(path, json.loads((path / STATE).read_text()))
+    return found
 
 
-def find(config: Checkpoint, folder: Path) -> tuple[Found | None, list[str]]:
-    """The checkpoint to resume from, if any, and a message for each newer one that had to be passed over.
+def read(path: str | os.PathLike[str], newest: bool = False) -> Found:
+    """The good checkpoint at `path`, or the newest in it if `newest` allows for a folder of them.
 
     Raises:
-        CheckpointError: when `checkpoint.load_step` names one that is missing or torn, or when checkpoints were completed
-            but all are damaged now: starting afresh by itself would throw the run away.
+        CheckpointError: it is missing, torn or damaged.
+    """
+    steps = step_folders(path) if newest else []
+    found = complete(steps[-1][1] if steps else Folder(path))
+    if wrong := found.damage():
+        raise CheckpointError("\n  ".join([f"{found.path}: the checkpoint is damaged:", *wrong]))
+    return found
+
+
+def damage(found: Found, world: World) -> list[str]:
+    """What is wrong with the files of a checkpoint, on every rank; each reads its share of them."""
+    return list(
+        itertools.chain(*world.beside(lambda: found.damage(lambda names: names[world.rank :: world.layout.world_size])))
+    )
+
+
+def newest(folder: Folder, below: float) -> tuple[Found | None, list[str]]:
+    """The newest complete checkpoint of a step below some, and a message for each newer one that is not complete."""
+    skipped: list[str] = []
+    for step, path in reversed(step_folders(folder)):
+        if step < below:
+            found, reason = look(path)
+            if found:
+                return found, skipped
+            skipped.append(f"passed over {path}: {reason}")
+    return None, skipped
+
+
+def find(config: Checkpoint, folder: Folder, world: World) -> tuple[Found | None, list[str]]:
+    """The checkpoint to resume from, if any, and a message for each newer one that had to be passed over; on every rank.
+
+    Rank 0 looks for it, so that all ranks do the same.
+
+    Raises:
+        CheckpointError: when `checkpoint.load_step` names one that is missing, torn or damaged, or when checkpoints were
+            completed but all are damaged now: starting afresh by itself would throw the run away.
     """
     if config.load_step == 0:
         return None, []
     if config.load_step > 0:
-        return read(folder / f"step-{config.load_step}"), []
+        return good(world.first(lambda: complete(folder / f"step-{config.load_step}")), world), []
     skipped: list[str] = []
-    for _, path in reversed(step_folders(folder)):
-        if (reason := what_is_torn(path)) is None:
-            return read(path), skipped
-        skipped.append(f"passed over {path}: {reason}")
-    if any((path / MANIFEST).exists() for _, path in step_folders(folder)):
+    below = float("inf")
+    while True:
+        found, reasons = world.first(partial(newest, folder, below))
+        skipped += reasons
+        if found is None:
+            break
+        if not (wrong := damage(found, world)):
+            return found, skipped
+        skipped += [f"passed over {found.path}: {reason}" for reason in wrong]
+        below = int(found.path.name.removeprefix("step-"))
+    if world.first(lambda: any(path.size(MANIFEST) is not None for _, path in step_folders(folder))):
         advice = "every checkpoint is damaged; restore one, or start afresh with checkpoint.load_step = 0"
         raise CheckpointError("\n  ".join([f"{folder}: {advice}", *skipped]))
     return None, skipped
 
 
-def origin(config: Checkpoint, folder: Path, shape: dict[str, Any], optimizer: str) -> tuple[Found | None, bool, list[str]]:
-    """Where the weights come from (None: fresh ones), whether that is this run itself, and what is to be said of it.
+def good(found: Found, world: World) -> Found:
+    """The checkpoint itself. Raises CheckpointError on all ranks where a file of it is not as it was written."""
+    if wrong := damage(found, world):
+        raise CheckpointError("\n  ".join([f"{found.path}: the checkpoint is damaged:", *wrong]))
+    return found
+
+
+def origin(
+    config: Checkpoint, folder: Folder, shape: dict[str, Any], optimizer: str, world: World
+) -> tuple[Found | None, bool, list[str]]:
+    """Where the weights come from (None: fresh ones), whether a run goes on there, and what is to be said of it.
 
     Args:
         config: which checkpoint is asked for.
         folder: of this run's step folders.
         shape: the decoder's, which must be that of the weights.
         optimizer: its name, which must be that of the state to resume.
+        world: whose ranks all ask.
 
     Raises:
-        CheckpointError: it is missing, torn, or of another model.
+        CheckpointError: it is missing, torn, damaged or of another model.
     """
-    found, messages = find(config, folder) if config.enable else (None, [])
-    source = found or (read(Path(config.initial_load_path)) if config.initial_load_path else None)
+    found, messages = find(config, folder, world) if config.enable else (None, [])
+    path = config.initial_load_path
+    source = found or (good(world.first(lambda: complete(Folder(path))), world) if path else None)
+    resuming = found is not None or not config.initial_load_model_only
     if source:
         check_shape(source, shape)
-        if found:
-            check_optimizer(found, optimizer)
-        messages.append(f"{'resumed from' if found else 'weights from'} {source.path}")
-    return source, found is not None, messages
+        if resuming:
+            check_optimizer(source, optimizer)
+        messages.append(f"{'resumed from' if resuming else 'weights from'} {source.path}")
+    return source, resuming and source is not None, messages
 
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], inventory: Any) -> None:
-    """Write a checkpoint; every rank calls it. It counts only once its manifest is in place, on rank 0, at the end.
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """This rank's tensors by the names that they have in a checkpoint.
 
-    Args:
-        path: the step folder; what a torn save left there is removed first.
-        model: in any layout.
-        optimizer: its optimizer.
-        state: JSON-able, written by rank 0.
-        inventory: likewise; a file of its own, since a corpus of many files would make `state` slow to read.
+    Of the optimizer only its own: its settings are the configuration's, and a resume may change them.
     """
-    if dist.get_rank() == 0:
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
-    dist.barrier()
-    tensors = {"model": get_model_state_dict(model), "optimizer": optimizer_state(model, optimizer)}
-    dcp_save(tensors, checkpoint_id=path)
-    if dist.get_rank() == 0:
-        write_atomically(path / STATE, json.dumps(state, indent=1))
-        write_atomically(path / INVENTORY, json.dumps(inventory))
-        files = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
-        write_atomically(path / MANIFEST, json.dumps({"format": 1, "files": files}, indent=1))
-    dist.barrier()
+    tensors: dict[str, Any] = {f"model.{name}": value for name, value in get_model_state_dict(model).items()}
+    if optimizer:
+        state = get_optimizer_state_dict(model, optimizer, options=FLAT)
+        tensors |= {f"optimizer.{name}": value for name, value in state.items() if name.startswith("state.")}
+    return tensors
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Fill the model, and the optimizer's state if one is given, in place, from the checkpoint at `path`.
+def load(found: Found, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Fill the model, and the optimizer's state if one is given, in place.
 
     Any layout may have saved it, and any types: values are converted to those that are there.
+
+    Raises:
+        CheckpointError: it lacks a tensor, or one has another shape.
     """
-    tensors: dict[str, Any] = {"model": get_model_state_dict(model)}
-    if optimizer:
-        tensors["optimizer"] = optimizer_state(model, optimizer)
+    reader = CheckpointReader(found.path)
+    tensors = tensors_of(model, optimizer)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    saved = {name: shape for name, ((_, shape), _) in reader.index.items()}
+    if lacking := {name: shape for name, shape in shapes.items() if saved.get(name) != shape}:
+        rows = [(name, str(saved.get(name, "-")), str(shape)) for name, shape in lacking.items()]
+        raise CheckpointError(differences(found, "has other tensors", rows))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process, which is what is meant
-        dcp_load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
-    set_model_state_dict(model, tensors["model"])
+        planner = DefaultLoadPlanner(flatten_state_dict=False)
+        dcp_load(tensors, storage_reader=reader, planner=planner, no_dist=not dist.is_initialized())
+    weights = {n.removeprefix("model."): tensor for n, tensor in tensors.items() if n.startswith("model.")}
+    set_model_state_dict(model, weights)
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's own tensors, by parameter and kind. Its settings are the configuration's: a resume may change them."""
-    flat = get_optimizer_state_dict(model, optimizer, options=FLAT)
-    return {key: value for key, value in flat.items() if key.startswith("state.")}
+def write_whole(path: Any, specs: Mapping[str, Spec], read: Callable[[str], Tensor], state: dict[str, Any]) -> None:
+    """Write a checkpoint of weights alone, one tensor at a time.
+
+    Args:
+        path: of the step folder; what is there goes.
+        specs: type and shape of each parameter of the decoder, by name.
+        read: returns a parameter.
+        state: what `state.json` is to hold.
+    """
+    folder = Folder(path)
+    folder.remove()
+    folder.make(parents=True)
+    files, index = write_tensors(folder, specs, read)
+    commit(folder, files, {INDEX: index, STATE: json.dumps(state, indent=1), INVENTORY: "{}"})
+
+
+def commit(folder: Folder, files: dict[str, tuple[int, str]], texts: dict[str, str]) -> None:
+    """Make a checkpoint of files that are written, and of some texts: from the moment when its manifest is there, it counts.
+
+    Raises:
+        OSError: a file is not there as it was written, or a text cannot be written.
+    """
+    for name, (size, _) in files.items():
+        if (found := folder.size(name)) != size:
+            raise OSError(f"{folder / name}: {found} bytes, {size} were written; is the folder on a disk that all nodes share?")
+    for name, text in texts.items():
+        files[name] = folder.write_atomically(name, text)
+    folder.write_atomically(MANIFEST, manifest_text(files))
 
 
 def check_optimizer(found: Found, name: str) -> None:
     """Raise CheckpointError where the checkpoint's optimizer is not `name`: its state would be of no use."""
-    saved = found.state["config"]["optimizer"]["name"]
+    saved = found.state.get("config", {}).get("optimizer", {}).get("name")
     if saved != name:
         raise CheckpointError(
             f"{found.path}: optimizer.name: checkpoint {saved!r}, this job {name!r}; to go on from its weights alone, "
@@ -190,50 +310,45 @@ def check_optimizer(found: Found, name: str) -> None:
 
 
 def check_shape(found: Found, shape: dict[str, Any]) -> None:
-    """Raise CheckpointError listing every key of the model shape in which the checkpoint and this job differ."""
+    """Raise CheckpointError with a table of every key of the model shape in which the checkpoint and this job differ."""
     saved: dict[str, Any] = found.state["model"]
-    different = [
-        f"{key}: checkpoint {saved.get(key)!r}, this job {shape.get(key)!r}"
-        for key in sorted(saved.keys() | shape.keys())
-        if saved.get(key) != shape.get(key)
-    ]
-    if different:
-        raise CheckpointError("\n  ".join([f"{found.path}: the checkpoint is of another model:", *different]))
+    keys = sorted(saved.keys() | shape.keys())
+    if rows := [(key, repr(saved.get(key)), repr(shape.get(key))) for key in keys if saved.get(key) != shape.get(key)]:
+        raise CheckpointError(differences(found, "is of another model", rows))
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Right after a save, remove what torn ones left and all but the newest `keep` (0: keep all) complete checkpoints.
+def differences(found: Found, what: str, rows: Sequence[tuple[str, str, str]]) -> str:
+    """A message with a table of what differs."""
+    rows = [("", "checkpoint", "this job"), *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n  ".join([f"{found.path}: the checkpoint {what}:", *lines])
+
+
+def prune(folder: Folder, latest: int, every: int) -> None:
+    """Right after a save, remove what torn ones left and complete checkpoints that are not to be kept.
+
+    Args:
+        folder: of the step folders.
+        latest: so many of the newest are kept; 0: all.
+        every: and all whose step is a multiple of this; 0: none for that.
 
     The manifest goes first, so that a checkpoint is never half there.
     """
-    folders = [path for _, path in step_folders(folder)]
-    complete = [path for path in folders if (path / MANIFEST).exists()]
-    kept = complete[-keep:] if keep else complete
-    for path in folders:
+    folders = step_folders(folder)
+    whole = [(step, path) for step, path in folders if path.size(MANIFEST) is not None]
+    kept = {path for _, path in (whole[-latest:] if latest else whole)}
+    kept |= {path for step, path in whole if every and step % every == 0}
+    for _, path in folders:
         if path not in kept:
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path)
+            path.delete(MANIFEST)
+            path.remove()
 
 
-def set_aside_after(folder: Path, step: int) -> list[Path]:
+def set_aside_after(folder: Folder, step: int) -> list[Folder]:
     """Rename checkpoints of later steps, which a run that goes back to `step` leaves behind: none must be resumed from.
 
     One without a manifest cannot be, and is overwritten when its step comes round again.
     """
-    return [set_aside(path) for later, path in step_folders(folder) if later > step and (path / MANIFEST).exists()]
-
-
-def set_aside(path: Path) -> Path:
-    """Rename to the first free of `<name>.aside`, `<name>.aside1`, ...; returns the new path."""
-    names = (path.with_name(f"{path.name}.aside{n or ''}") for n in itertools.count())
-    return path.rename(next(name for name in names if not name.exists()))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write, flush to disk, and move into place: readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    later = [path for number, path in step_folders(folder) if number > step and path.size(MANIFEST) is not None]
+    return [folder.set_aside(path.name) for path in later]

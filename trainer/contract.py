@@ -85,6 +85,7 @@ def gather_statements(
                 eos=(checkpoint["eos"],),
                 pad=checkpoint["pad"],
                 vocab=checkpoint["vocab"],
+                tokenizer=checkpoint["tokenizer"],
             )
         )
     return statements
@@ -126,7 +127,7 @@ def check_statements(statements: Sequence[Statement]) -> None:
             ]
     made = [s for s in statements if s.tokenizer is not None]
     complaints += [
-        f"{s.party} hold ids of a tokenizer with fingerprint {s.tokenizer}, that of [tokenizer] is {made[0].tokenizer}: "
+        f"{s.party}: the ids are of a tokenizer with fingerprint {s.tokenizer}, that of [tokenizer] is {made[0].tokenizer}: "
         "name the one that made them"
         for s in made[1:]
         if s.tokenizer != made[0].tokenizer

@@ -7,11 +7,13 @@ so that no GPU is ever synchronised for it.
 """
 
 import os
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +26,8 @@ from .profiling import check_profiling, enable_flight_recorder
 
 # torch 2.13's own FSDP2 takes the flattened dimension of shard x cp out of the mesh in the way that it warns of.
 warnings.filterwarnings("ignore", message="Slicing a flattened dim", category=UserWarning)
+
+POLL_SECONDS = 0.02
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
@@ -87,6 +91,38 @@ class Layout:
         return layout
 
 
+class Task(Generic[T]):
+    """Work in a thread of its own, so that a rank whose disk is slow still answers the others.
+
+    Args:
+        work: what is to be done.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.result: T | BaseException
+        self.work = work
+        self.thread = threading.Thread(target=self.run, name="cistron-files", daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        """Body of the thread."""
+        try:
+            self.result = self.work()
+        except BaseException as e:
+            self.result = e
+
+    def done(self) -> bool:
+        """Whether there is an outcome."""
+        return not self.thread.is_alive()
+
+    def outcome(self) -> T | OSError:
+        """What the work returned, or the OSError that it raised, once it is done. Raises what else it raised."""
+        self.thread.join()
+        if isinstance(self.result, BaseException) and not isinstance(self.result, OSError):
+            raise self.result
+        return self.result
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """This process among the others."""
@@ -133,6 +169,25 @@ class World:
         values = [value] * self.layout.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def first(self, step: Callable[[], T]) -> T:
+        """What rank 0 finds, on every rank; its error is raised on all. Raises one of USER_ERRORS."""
+        return self.gather(self.together(lambda: step() if self.is_first else cast(T, None)))[0]
+
+    def wait_for(self, done: Callable[[], bool]) -> None:
+        """Return once `done()` holds on all ranks. One may wait for its disk for longer than a collective may take."""
+        while self.sum([int(done())])[0] < self.layout.world_size:
+            time.sleep(POLL_SECONDS)
+
+    def beside(self, work: Callable[[], T]) -> list[T]:
+        """Every rank's result of work that its disk may slow down; its OSError is raised on all."""
+        task = Task(work)
+        self.wait_for(task.done)
+        results = self.gather(task.outcome())
+        for result in results:
+            if isinstance(result, OSError):
+                raise result
+        return cast("list[T]", results)
 
     def together(self, step: Callable[[], T]) -> T:
         """Do on every rank what any may fail at; the first rank's error is raised on all. Raises one of USER_ERRORS."""

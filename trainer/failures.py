@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from ..datasets.errors import DataConfigError, DataError, WorkerError
 from ..models.config import ModelError
-from .checkpoint import CheckpointError
 from .config import ConfigError
 from .contract import EosMismatchError
+from .storage import CheckpointError
 
 USER_ERRORS = (ConfigError, DataConfigError, DataError, ModelError, EosMismatchError, CheckpointError)
 

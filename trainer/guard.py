@@ -6,7 +6,6 @@ a validation and before a checkpoint is written; then the run ends, and names th
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from .adamw import local
 from .distributed import World
 from .failures import NonFiniteError
+from .storage import Folder
 
 
 class StepGuard:
@@ -48,7 +48,7 @@ class StepGuard:
         self.evidence = torch.where(first, known, self.evidence)
         return (self.evidence[0] > 0).float()
 
-    def check(self, world: World, checkpoints: Path) -> None:
+    def check(self, world: World, checkpoints: Folder) -> None:
         """Wait for the device and raise NonFiniteError, naming who brought it about, if a step was not taken."""
         step, loss, norm, local_loss, *gradients = self.evidence.tolist()
         if not step:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from .checkpoint import set_aside, write_atomically
 from .config import ConfigError, JobConfig
+from .storage import Folder
 
 
 def check_reports(config: JobConfig) -> None:
@@ -83,7 +83,7 @@ def start_wandb(folder: Path, config: JobConfig, start_step: int) -> Any:
 
     file = folder / "wandb_id"
     if start_step == 0 or not file.exists():
-        write_atomically(file, secrets.token_hex(4))
+        Folder(folder).write_atomically(file.name, secrets.token_hex(4))
     try:
         return wandb.init(
             project=os.environ.get("WANDB_PROJECT", "cistron"),
@@ -102,7 +102,7 @@ def forget_after(file: Path, step: int) -> None:
     if not file.exists():
         return
     if step == 0:
-        set_aside(file)
+        Folder(file.parent).set_aside(file.name)
         return
     kept = []
     for line in file.read_text().splitlines():
@@ -111,4 +111,4 @@ def forget_after(file: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, TypeError, KeyError):
             break
-    write_atomically(file, "".join(kept))
+    Folder(file.parent).write_atomically(file.name, "".join(kept))

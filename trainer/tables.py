@@ -300,15 +300,23 @@ class Checkpoint(Table):
     enable: bool = True
     """Save and resume."""
     folder: str = "checkpoint"
-    """Folder inside job.dump_folder; checkpoints are step-<N> in it."""
+    """Folder inside job.dump_folder, or an absolute path or fsspec URL (s3://bucket/run); checkpoints are step-<N> in it."""
     interval: Positive = 500
     """Steps between checkpoints; the last step is always saved."""
+    async_mode: Literal["disabled", "async"] = "async"
+    """`async`: copy to (pinned) host memory and write beside training; `disabled`: training waits for the disk."""
     keep_latest_k: NonNegative = 3
-    """Checkpoints to keep; 0 keeps all."""
+    """Newest checkpoints to keep; 0 keeps all."""
+    keep_every_n: NonNegative = 0
+    """Keep those of steps that are multiples of this for good; 0: none."""
+    max_failures: Positive = 3
+    """Saves in a row that may fail (a full disk) before the run ends; after each, the next interval tries again."""
     load_step: Annotated[int, Field(ge=-1)] = -1
-    """Step to resume from; -1: the newest complete one, 0: none, start afresh."""
+    """Step to resume from; -1: the newest good one, 0: none, start afresh."""
     initial_load_path: str | None = None
-    """A checkpoint (…/step-N) of another run whose weights to start from; ignored once this run has its own."""
+    """A checkpoint (…/step-N, a path or URL) of another run to start from; ignored once this run has its own."""
+    initial_load_model_only: bool = True
+    """Take only the weights of initial_load_path; false: go on from its step, with its optimizer and place in the data."""
 
 
 class Validation(Table):

@@ -21,7 +21,6 @@ from ..datasets.loader import Batch, documents_dropped, merge_states, records_sk
 from ..models.decoder import Decoder
 from ..models.init import init_weights
 from . import checkpoint
-from .checkpoint import Found
 from .compilation import compile_for_all_widths
 from .components import attention_of, make_mask, verify
 from .config import ConfigError, JobConfig, load_config
@@ -38,7 +37,9 @@ from .parallelize import DTYPES, global_batch_size, parallelize
 from .prefetch import Prefetcher, pinned
 from .profiling import profiling
 from .sampling import sample
+from .saving import Saver
 from .signals import StopRequest
+from .storage import CheckpointError, Folder
 from .totals import Progress, StepTotals
 from .validation import Validation
 
@@ -60,14 +61,16 @@ class Trainer:
         self.config, self.world, self.stop = config, world, stop
         self.ending = ""  # why training ends before its last step
         self.folder = Path(config.job.dump_folder)
+        self.checkpoints = Folder(self.folder) / config.checkpoint.folder
         self.tokenizer, self.decoder_config = world.together(lambda: verify(config, world.layout, world.device))
         self.mask = make_mask(config, self.tokenizer, world.device)
         rows_per_rank = global_batch_size(config, world.layout) // world.layout.data_parallel
         self.micro_batch_size = min(config.training.local_batch_size, rows_per_rank)
         self.micro_batches = rows_per_rank // self.micro_batch_size
 
-        # as rank 0 sees the disk, so that all ranks do the same
-        self.origin, self.resuming, self.messages = world.gather(world.together(self.find_origin))[0]
+        shape = asdict(self.decoder_config)
+        found = checkpoint.origin(config.checkpoint, self.checkpoints, shape, config.optimizer.name, world)
+        self.origin, self.resuming, self.messages = found
         resumed = self.origin.state if self.origin and self.resuming else {"progress": {}, "data": None}
         self.progress = Progress(**resumed["progress"])
         self.data_state: dict[str, Any] | None = resumed["data"]
@@ -82,6 +85,8 @@ class Trainer:
         self.validation = Validation(config, world, data, self.tokenizer, self.progress.step) if data else None
         self.build_model()
         self.log = world.together(self.open_folder)
+        there = self.origin is not None and self.origin.path == self.checkpoints / f"step-{self.progress.step}"
+        self.saver = Saver(config.checkpoint, self.checkpoints, world, self.log.say, self.progress.step if there else 0)
 
     def train(self) -> None:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
@@ -109,7 +114,9 @@ class Trainer:
                 if self.validation and self.validation.is_due(self.progress.step):
                     self.validate()
         gc.enable()
+        self.saver.insist()
         self.save()
+        self.saver.finish()
         self.validate()
         self.conclude()
 
@@ -143,7 +150,11 @@ class Trainer:
         stop = self.stop() or (error is None and len(batches) < self.micro_batches)
         # ranks that differ in cp or tp hold the same rows: only the first counts them
         mine = StepTotals.of(batches if self.world.counts_rows else [], len(self.log.sources))
-        stops, errors, *counts = self.world.sum([int(stop), int(error is not None), *mine.counts])
+        stops, errors, written, *counts = self.world.sum(
+            [int(stop), int(error is not None), int(self.saver.written), *mine.counts]
+        )
+        if written == self.world.layout.world_size:
+            self.saver.commit()
         targets = self.world.sum(mine.targets)
         if errors:
             met = [error for error in self.world.gather(error) if error]
@@ -202,18 +213,6 @@ class Trainer:
         batch, self.peeked = self.peeked, None
         return batch or self.feed.loader.next(self.stop)
 
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the step folders."""
-        return self.folder / self.config.checkpoint.folder
-
-    def find_origin(self) -> tuple[Found | None, bool, list[str]]:
-        """Where the weights come from, whether that is this run itself, and what is to be said; rank 0 looks."""
-        if not self.world.is_first:
-            return None, False, []
-        c = self.config
-        return checkpoint.origin(c.checkpoint, self.checkpoints, asdict(self.decoder_config), c.optimizer.name)
-
     def open_data(self) -> Feed:
         """Start the loader and hold the eos contract before a model exists.
 
@@ -245,7 +244,7 @@ class Trainer:
             assert self.origin
             refusal = f"{self.origin.path}: {e}"
             if self.config.data.on_change == "refuse":
-                raise checkpoint.CheckpointError(f'{refusal}; data.on_change = "restart" accepts it') from None
+                raise CheckpointError(f'{refusal}; data.on_change = "restart" accepts it') from None
             return None, refusal
 
     def open_feed(self, **place: Any) -> Feed:
@@ -258,7 +257,7 @@ class Trainer:
             self.mask,
             self.decoder_config.vocab_size,
             batch_size=self.micro_batch_size,
-            contract={"where": str(origin.path / checkpoint.STATE), **origin.state["contract"]} if origin else None,
+            contract={"where": f"{origin.path}/{checkpoint.STATE}", **origin.state["contract"]} if origin else None,
             interrupted=self.stop,
             dp_rank=world.dp_rank,
             dp_degree=world.layout.data_parallel,
@@ -278,14 +277,15 @@ class Trainer:
         if self.origin is None:
             init_weights(self.model, self.config.training.seed)
         else:
-            checkpoint.load(self.origin.path, self.model, self.optimizer if self.resuming else None)
+            checkpoint.load(self.origin, self.model, self.optimizer if self.resuming else None)
 
     def open_folder(self) -> MetricsLog:
         """Make the run's folder and open its reports, last of all: a job that is refused changes nothing on disk."""
         try:
             if self.world.is_first:
-                self.checkpoints.mkdir(parents=True, exist_ok=True)
-                checkpoint.write_atomically(self.folder / "config.toml", self.config.to_toml())
+                Folder(self.folder).make(parents=True)
+                self.checkpoints.make(parents=True)
+                Folder(self.folder).write_atomically("config.toml", self.config.to_toml())
                 if self.config.checkpoint.enable:
                     aside = checkpoint.set_aside_after(self.checkpoints, self.progress.step)
                     self.messages += [f"set aside {path}: this run goes on from an earlier step" for path in aside]
@@ -297,28 +297,28 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the steps done, unless there is one. Raises NonFiniteError where the last were not taken."""
         self.guard.check(self.world, self.checkpoints)
-        if not self.config.checkpoint.enable or self.progress.step == 0:
-            return
-        path = self.checkpoints / f"step-{self.progress.step}"
-        if self.world.gather(self.world.is_first and checkpoint.what_is_torn(path) is None)[0]:
+        if not self.config.checkpoint.enable or self.progress.step in (0, self.saver.step):
             return
         reports = self.world.gather((self.data_state, self.world.counts_rows))
         states = [data_state for data_state, counted in reports if counted and data_state]
         state = {
             "progress": asdict(self.progress),
             "data": merge_states(states),
-            "contract": {"eos": self.mask.eos_id, "pad": self.mask.pad_id, "vocab": self.decoder_config.vocab_size},
+            "contract": {
+                "eos": self.mask.eos_id,
+                "pad": self.mask.pad_id,
+                "vocab": self.decoder_config.vocab_size,
+                "tokenizer": self.tokenizer.fingerprint,
+            },
             "model": asdict(self.decoder_config),
             "config": self.config.to_dict(),
             "versions": {"cistron": __version__, "torch": torch.__version__},
         }
-        checkpoint.save(path, self.model, self.optimizer, state, self.feed.loader.inventory())
-        if self.world.is_first:
-            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep_latest_k)
         dropped, skipped = documents_dropped(state["data"]), records_skipped(state["data"])
         left_out = [f"{skipped} bad record(s)"] if skipped else []
         left_out += [f"{dropped} document(s) without a token"] if dropped else []
-        self.log.say(f"saved {path}" + (f"; left out so far: {', '.join(left_out)}" if left_out else ""))
+        note = f"; left out so far: {', '.join(left_out)}" if left_out else ""
+        self.saver.begin(self.progress.step, self.model, self.optimizer, state, self.feed.loader.inventory(), note)
 
     def introduce(self) -> None:
         """Say what is about to be trained."""

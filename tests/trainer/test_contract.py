@@ -152,7 +152,7 @@ def test_token_shards_of_another_tokenizer_are_refused_though_its_eos_is_the_sam
     config = write_mixture(tmp_path)
     edit_manifests(tmp_path / "shards", tokenizer={"kind": "hf", "fingerprint": "other", "where": "x/tokenizer.json"})
     message = refuse(config)
-    assert "token shards shards hold ids of a tokenizer with fingerprint other, that of [tokenizer] is byte" in message
+    assert "token shards shards: the ids are of a tokenizer with fingerprint other, that of [tokenizer] is byte" in message
 
 
 def test_equal_shards_are_one_party_and_different_ones_are_several(tmp_path: Path, refuse: Refusal) -> None:

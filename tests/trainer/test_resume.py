@@ -129,13 +129,14 @@ def test_a_killed_worker_ends_training_with_a_message_and_a_restart_resumes_bit_
 
 DIES_BEFORE_THE_MANIFEST_OF_STEP_8 = """
 import os, signal, sys
-from cistron.trainer import checkpoint, train
-write = checkpoint.write_atomically
-def write_or_die(path, text):
-    if path.name == "manifest.json" and path.parent.name == "step-8":
+from cistron.trainer import train
+from cistron.trainer.storage import Folder
+write = Folder.write_atomically
+def write_or_die(folder, name, text):
+    if name == "manifest.json" and folder.name == "step-8":
         os.kill(os.getpid(), signal.SIGKILL)
-    write(path, text)
-checkpoint.write_atomically = write_or_die
+    return write(folder, name, text)
+Folder.write_atomically = write_or_die
 train.main(sys.argv[1:])
 """
 
@@ -209,7 +210,7 @@ def test_a_torn_checkpoint_is_passed_over_saying_so_and_refused_when_named(
 ) -> None:
     newest = finished.parent / "run" / "checkpoint" / "step-8"
     before = column(metrics(finished), "loss")
-    data = max(newest.glob("*.distcp"), key=lambda file: file.stat().st_size)
+    data = max(newest.glob("*.safetensors"), key=lambda file: file.stat().st_size)
     data.write_bytes(data.read_bytes()[:-100])
     message = refusal(capsys, finished, "--checkpoint.load_step", "8")
     assert str(newest) in message
@@ -255,10 +256,10 @@ def test_damage_to_every_checkpoint_is_refused_instead_of_starting_afresh(
 ) -> None:
     folder = finished.parent / "run" / "checkpoint"
     for step in ("step-4", "step-8"):
-        (folder / step / ".metadata").unlink()
+        (folder / step / "tensors.json").unlink()
     message = refusal(capsys, finished)
     assert "every checkpoint is damaged" in message
-    assert f"passed over {folder}/step-4: .metadata is missing" in message
+    assert f"passed over {folder}/step-4: tensors.json is missing" in message
     train_here(finished, "--checkpoint.load_step", "0")
     assert {path.name for path in folder.iterdir()} == {"step-4", "step-8", "step-4.aside", "step-8.aside"}
 
@@ -312,7 +313,7 @@ def test_weights_of_another_run_start_a_new_one_and_a_different_shape_is_refused
     assert continued < losses[4] < losses[1]
     shutil.rmtree(finished.parent / "other")
     message = refusal(capsys, finished, *fresh, "--model.hidden_dim", "32")
-    assert "hidden_dim: checkpoint 64, this job 32" in message
+    assert "hidden_dim | 64         | 32" in message
 
 
 def test_data_settings_that_would_change_the_rows_are_refused_on_resume(
