@@ -17,16 +17,18 @@ import itertools
 import json
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 import xxhash
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -45,6 +47,8 @@ MANIFEST, STATE, INVENTORY = "manifest.json", "state.json", "inventory.json"
 FORMAT = 2
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # keyed by parameter name, so that it can be resharded
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Found:
@@ -62,7 +66,7 @@ class Found:
 
     def inventory(self) -> Any:
         """The files that its data state is about, as the loader listed them."""
-        return json.loads(self.path.read(INVENTORY))
+        return self.path.read_json(INVENTORY)
 
     def damage(self, share: Callable[[list[str]], Sequence[str]] = list) -> list[str]:
         """What is wrong with those of its files that `share` picks: none is as it was written."""
@@ -100,7 +104,7 @@ def look(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
             return None, "no such folder"
         if path.size(MANIFEST) is None:
             return None, f"no {MANIFEST}: it was interrupted while being written"
-        text = path.read(MANIFEST).decode()
+        text = path.read(MANIFEST)
         try:
             manifest = json.loads(text)
             if manifest["format"] != FORMAT:
@@ -108,18 +112,20 @@ def look(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
             files = {name: (entry["bytes"], entry["xxh3_128"]) for name, entry in manifest["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             return None, f"{MANIFEST} is not readable"
-        if manifest_text(files) != text:
+        if manifest_text(files).encode() != text:
             return None, f"{MANIFEST} is damaged: it does not fit the checksum in it"
         for name, (size, _) in files.items():
             if (found := path.size(name)) is None:
                 return None, f"{name} is missing"
             if found != size:
                 return None, f"{name} has {found} bytes, {MANIFEST} says {size}"
-        raw = path.read(STATE)
-        if xxhash.xxh3_128_hexdigest(raw) != files[STATE][1]:
+        if path.digest(STATE) != files[STATE][1]:
             return None, f"{STATE} is damaged: it does not fit its checksum in {MANIFEST}"
-        return Found(path, json.loads(raw), files), ""
-    except (OSError, UnicodeDecodeError) as e:
+        state = path.read_json(STATE)
+        if not isinstance(state, dict) or not state.keys() >= {"model", "contract"}:
+            return None, f"{STATE} does not say what model and contract it is about"
+        return Found(path, state, files), ""
+    except (OSError, CheckpointError) as e:
         return None, f"cannot be read: {e}"
 
 
@@ -158,6 +164,14 @@ def damage(found: Found, world: World) -> list[str]:
     )
 
 
+def ask(world: World, folder: Folder, question: Callable[[], T]) -> T:
+    """What rank 0 sees of a folder, on every rank, so that all do the same. Raises CheckpointError where it cannot be read."""
+    try:
+        return world.beside(lambda: question() if world.is_first else cast(T, None))[0]
+    except OSError as e:
+        raise CheckpointError(f"{folder}: cannot be read: {e}") from None
+
+
 def newest(folder: Folder, below: float) -> tuple[Found | None, list[str]]:
     """The newest complete checkpoint of a step below some, and a message for each newer one that is not complete."""
     skipped: list[str] = []
@@ -182,11 +196,11 @@ def find(config: Checkpoint, folder: Folder, world: World) -> tuple[Found | None
     if config.load_step == 0:
         return None, []
     if config.load_step > 0:
-        return good(world.first(lambda: complete(folder / f"step-{config.load_step}")), world), []
+        return good(folder / f"step-{config.load_step}", world), []
     skipped: list[str] = []
     below = float("inf")
     while True:
-        found, reasons = world.first(partial(newest, folder, below))
+        found, reasons = ask(world, folder, partial(newest, folder, below))
         skipped += reasons
         if found is None:
             break
@@ -194,14 +208,15 @@ def find(config: Checkpoint, folder: Folder, world: World) -> tuple[Found | None
             return found, skipped
         skipped += [f"passed over {found.path}: {reason}" for reason in wrong]
         below = int(found.path.name.removeprefix("step-"))
-    if world.first(lambda: any(path.size(MANIFEST) is not None for _, path in step_folders(folder))):
+    if ask(world, folder, lambda: any(path.size(MANIFEST) is not None for _, path in step_folders(folder))):
         advice = "every checkpoint is damaged; restore one, or start afresh with checkpoint.load_step = 0"
         raise CheckpointError("\n  ".join([f"{folder}: {advice}", *skipped]))
     return None, skipped
 
 
-def good(found: Found, world: World) -> Found:
-    """The checkpoint itself. Raises CheckpointError on all ranks where a file of it is not as it was written."""
+def good(path: Folder, world: World) -> Found:
+    """The good checkpoint at `path`, on every rank. Raises CheckpointError where it is missing, torn or damaged."""
+    found = ask(world, path, partial(complete, path))
     if wrong := damage(found, world):
         raise CheckpointError("\n  ".join([f"{found.path}: the checkpoint is damaged:", *wrong]))
     return found
@@ -222,15 +237,19 @@ def origin(
     Raises:
         CheckpointError: it is missing, torn, damaged or of another model.
     """
+    started = time.perf_counter()
     found, messages = find(config, folder, world) if config.enable else (None, [])
-    path = config.initial_load_path
-    source = found or (good(world.first(lambda: complete(Folder(path))), world) if path else None)
+    source = found or (good(Folder(config.initial_load_path), world) if config.initial_load_path else None)
     resuming = found is not None or not config.initial_load_model_only
     if source:
         check_shape(source, shape)
+        if resuming and "progress" not in source.state:
+            raise CheckpointError(f"{source.path}: holds weights alone: checkpoint.initial_load_model_only must be true")
         if resuming:
             check_optimizer(source, optimizer)
-        messages.append(f"{'resumed from' if resuming else 'weights from'} {source.path}")
+        size, seconds = sum(size for size, _ in source.files.values()) / 1e9, time.perf_counter() - started
+        what = "resumed from" if resuming else "weights from"
+        messages.append(f"{what} {source.path}, {size:.3g} GB, checksums verified in {seconds:.1f} s")
     return source, resuming and source is not None, messages
 
 
@@ -264,7 +283,11 @@ def load(found: Found, model: nn.Module, optimizer: torch.optim.Optimizer | None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process, which is what is meant
         planner = DefaultLoadPlanner(flatten_state_dict=False)
-        dcp_load(tensors, storage_reader=reader, planner=planner, no_dist=not dist.is_initialized())
+        try:
+            dcp_load(tensors, storage_reader=reader, planner=planner, no_dist=not dist.is_initialized())
+        except CheckpointException as e:
+            reasons = [f"rank {rank}: {error}" for rank, (error, _) in e.failures.items()]
+            raise CheckpointError("\n  ".join([f"{found.path}: cannot be loaded:", *reasons])) from None
     weights = {n.removeprefix("model."): tensor for n, tensor in tensors.items() if n.startswith("model.")}
     set_model_state_dict(model, weights)
 

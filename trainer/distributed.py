@@ -9,6 +9,7 @@ so that no GPU is ever synchronised for it.
 import os
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from .config import ConfigError, JobConfig
 from .failures import USER_ERRORS
 from .profiling import check_profiling, enable_flight_recorder
+from .storage import CheckpointError
 
 # torch 2.13's own FSDP2 takes the flattened dimension of shard x cp out of the mesh in the way that it warns of.
 warnings.filterwarnings("ignore", message="Slicing a flattened dim", category=UserWarning)
@@ -99,7 +101,7 @@ class Task(Generic[T]):
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
-        self.result: T | BaseException
+        self.result: T | OSError | CheckpointError
         self.work = work
         self.thread = threading.Thread(target=self.run, name="cistron-files", daemon=True)
         self.thread.start()
@@ -108,18 +110,19 @@ class Task(Generic[T]):
         """Body of the thread."""
         try:
             self.result = self.work()
-        except BaseException as e:
+        except (OSError, CheckpointError) as e:
             self.result = e
+        except BaseException as e:  # a bug, or a store's own way to complain
+            traceback.print_exc()
+            self.result = OSError(f"{type(e).__name__}: {e}")
 
     def done(self) -> bool:
         """Whether there is an outcome."""
         return not self.thread.is_alive()
 
-    def outcome(self) -> T | OSError:
-        """What the work returned, or the OSError that it raised, once it is done. Raises what else it raised."""
+    def outcome(self) -> T | OSError | CheckpointError:
+        """What the work returned, or the exception in which it ended, once it has."""
         self.thread.join()
-        if isinstance(self.result, BaseException) and not isinstance(self.result, OSError):
-            raise self.result
         return self.result
 
 
@@ -170,22 +173,18 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def first(self, step: Callable[[], T]) -> T:
-        """What rank 0 finds, on every rank; its error is raised on all. Raises one of USER_ERRORS."""
-        return self.gather(self.together(lambda: step() if self.is_first else cast(T, None)))[0]
-
     def wait_for(self, done: Callable[[], bool]) -> None:
         """Return once `done()` holds on all ranks. One may wait for its disk for longer than a collective may take."""
         while self.sum([int(done())])[0] < self.layout.world_size:
             time.sleep(POLL_SECONDS)
 
     def beside(self, work: Callable[[], T]) -> list[T]:
-        """Every rank's result of work that its disk may slow down; its OSError is raised on all."""
+        """Every rank's result of work that a disk may slow down. Raises one rank's OSError or CheckpointError on all."""
         task = Task(work)
         self.wait_for(task.done)
         results = self.gather(task.outcome())
         for result in results:
-            if isinstance(result, OSError):
+            if isinstance(result, (OSError, CheckpointError)):
                 raise result
         return cast("list[T]", results)
 

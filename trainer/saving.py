@@ -85,7 +85,7 @@ class Saver:
         file = RankFile(path, self.world.rank, self.staging)
         try:
             self.world.beside(lambda: self.make_room(path) if self.world.is_first else None)
-        except OSError as e:
+        except (OSError, CheckpointError) as e:
             self.fail(path, [f"rank 0: {e}"])
             return
         self.step = step
@@ -133,12 +133,12 @@ class Saver:
         saving, self.running = self.running, None
         assert saving
         parts = self.world.gather(saving.task.outcome())
-        errors = [f"rank {rank}: {part}" for rank, part in enumerate(parts) if isinstance(part, OSError)]
-        files = {name: entry for part in parts if not isinstance(part, OSError) for name, entry in part.items()}
+        errors = [f"rank {rank}: {part}" for rank, part in enumerate(parts) if isinstance(part, Exception)]
+        files = {name: entry for part in parts if not isinstance(part, Exception) for name, entry in part.items()}
         if not errors:
             try:
                 self.world.beside(lambda: self.write_texts(saving, files) if self.world.is_first else None)
-            except OSError as e:
+            except (OSError, CheckpointError) as e:
                 errors = [f"rank 0: {e}"]
         if errors:
             self.fail(saving.path, errors)

@@ -1,6 +1,7 @@
 """Folders of checkpoints, on a disk or behind an fsspec URL (`s3://bucket/run`, `gs://`, `memory://`)."""
 
 import itertools
+import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -117,6 +118,13 @@ class Folder:
         """All of a file."""
         with self.open(name) as file:
             return file.read()
+
+    def read_json(self, name: str) -> Any:
+        """What a JSON file holds. Raises CheckpointError where it is none."""
+        try:
+            return json.loads(self.read(name))
+        except ValueError as e:
+            raise CheckpointError(f"{self / name}: not readable: {e}") from None
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""

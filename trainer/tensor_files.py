@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from .storage import Folder
+from .storage import CheckpointError, Folder
 
 INDEX = "tensors.json"
 # https://github.com/huggingface/safetensors#format
@@ -205,15 +205,17 @@ def index_text(tensors: Index) -> str:
 
 
 def read_index(folder: Folder) -> Index:
-    """What `tensors.json` of a checkpoint says."""
-    entries = json.loads(folder.read(INDEX))
-    return {
-        name: (
-            (DTYPES[entry["dtype"]], tuple(entry["shape"])),
-            [Piece(file, begin, tuple(offsets), tuple(sizes)) for file, begin, offsets, sizes in entry["pieces"]],
-        )
-        for name, entry in entries.items()
-    }
+    """What `tensors.json` of a checkpoint says. Raises CheckpointError where it cannot be understood."""
+    try:
+        return {
+            name: (
+                (DTYPES[entry["dtype"]], tuple(entry["shape"])),
+                [Piece(file, begin, tuple(offsets), tuple(sizes)) for file, begin, offsets, sizes in entry["pieces"]],
+            )
+            for name, entry in folder.read_json(INDEX).items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{folder / INDEX}: not an index of tensors: {e!r}") from None
 
 
 class CheckpointReader(StorageReader):

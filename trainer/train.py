@@ -28,7 +28,7 @@ from .context import spread_rows, whole_rows
 from .contract import check_rows
 from .data import Feed, open_feed
 from .distributed import World, join, limit_collectives
-from .failures import USER_ERRORS, run_command
+from .failures import USER_ERRORS, NonFiniteError, run_command
 from .guard import StepGuard, gradient_norm
 from .loss import summed_loss
 from .metrics import MetricsLog, Outcome
@@ -377,6 +377,9 @@ def run(argv: Sequence[str]) -> None:
             trainer = Trainer(config, world, stop)
             try:
                 trainer.train()
+            except (*USER_ERRORS, NonFiniteError):  # raised on all ranks alike: a checkpoint under way is still good
+                trainer.saver.finish()
+                raise
             finally:
                 trainer.close()
         finally:

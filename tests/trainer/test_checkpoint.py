@@ -1,0 +1,416 @@
+"""What a checkpoint holds, what makes it count, and what becomes of a run when the disk fails it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from cistron.tests.spawn import run_on_ranks
+from cistron.trainer.checkpoint import look, manifest_text, read, step_folders, what_is_torn, write_whole
+from cistron.trainer.config import load_config
+from cistron.trainer.distributed import join
+from cistron.trainer.failures import run_command
+from cistron.trainer.saving import Saver
+from cistron.trainer.signals import StopRequest
+from cistron.trainer.storage import CheckpointError, Folder
+from cistron.trainer.tensor_files import WholeTensors
+from cistron.trainer.train import Trainer
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+
+from .jobs import column, metrics, refusal, train_here, write_job
+
+FILES = ("inventory.json", "manifest.json", "rank-00000.safetensors", "state.json", "tensors.json")
+BACK = ("--checkpoint.load_step", "4")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of eight steps, with checkpoints of steps 4 and 8."""
+    config = write_job(tmp_path_factory.mktemp("straight"), steps=8)
+    train_here(config)
+    return config
+
+
+@pytest.fixture
+def finished(straight: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage."""
+    shutil.copytree(straight.parent / "run", tmp_path / "run")
+    config = tmp_path / "job.toml"
+    config.write_text(straight.read_text().replace(f'dump_folder = "{straight.parent}', f'dump_folder = "{tmp_path}'))
+    return config
+
+
+def checkpoints(config: Path) -> Path:
+    """Where its checkpoints are."""
+    return config.parent / "run" / "checkpoint"
+
+
+def damage(file: Path, how: str) -> None:
+    """Make a file what a crash or a disk may make of it."""
+    if how == "deleted":
+        file.unlink()
+        return
+    data = bytearray(file.read_bytes())
+    if how == "truncated":
+        data = data[: len(data) // 2]
+    else:
+        data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "deleted"])
+@pytest.mark.parametrize("name", FILES)
+def test_damage_to_any_file_is_noticed_and_named(straight: Path, tmp_path: Path, name: str, how: str) -> None:
+    """Any bit of any file: the middle one here."""
+    folder = tmp_path / "step-8"
+    shutil.copytree(checkpoints(straight) / "step-8", folder)
+    read(folder)
+    damage(folder / name, how)
+    with pytest.raises(CheckpointError, match=name):
+        read(folder)
+
+
+def test_every_bit_of_a_manifest_counts(straight: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoints(straight) / "step-8", tmp_path / "step-8")
+    manifest = tmp_path / "step-8" / "manifest.json"
+    whole = manifest.read_bytes()
+    for place in range(len(whole)):
+        manifest.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        assert (what_is_torn(tmp_path / "step-8") or "").startswith(("manifest.json is", "of format")), place
+
+
+def test_a_flipped_bit_falls_back_to_the_checkpoint_before_unless_the_step_was_named(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = column(metrics(finished), "loss")
+    newest = checkpoints(finished) / "step-8"
+    damage(newest / "rank-00000.safetensors", "flipped")
+    message = refusal(capsys, finished, "--checkpoint.load_step", "8")
+    assert "rank-00000.safetensors is damaged" in message
+    train_here(finished)
+    output = capsys.readouterr().out
+    assert f"passed over {newest}: rank-00000.safetensors is damaged: its xxh3_128 is" in output
+    assert "resumed from" in output
+    assert column(metrics(finished), "loss") == before
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("name", ["rank-00000.safetensors", "tensors.json", "state.json", "manifest.json", ".metadata"])
+def test_a_pickle_in_a_checkpoint_is_refused_and_not_executed(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """With checksums that fit, as whoever plants it can make them."""
+    newest, sign = checkpoints(finished) / "step-8", tmp_path / "executed"
+    shutil.rmtree(checkpoints(finished) / "step-4")
+    bomb = pickle.dumps(Bomb(sign))
+    found, _ = look(newest)
+    assert found
+    (newest / name).write_bytes(bomb + bytes(found.files.get(name, (0, ""))[0]))
+    if name == ".metadata":  # as torch's own checkpoints have it
+        (newest / "manifest.json").unlink()
+        (newest / "__0_0.distcp").write_bytes(bomb)
+        train_here(finished, "--training.steps", "1")
+        assert "it was interrupted" in capsys.readouterr().out
+    else:
+        if name != "manifest.json":
+            files = {n: (newest.joinpath(n).stat().st_size, Folder(newest).digest(n)) for n in found.files}
+            (newest / "manifest.json").write_text(manifest_text(files))
+        message = refusal(capsys, finished)
+        assert str(newest) in message
+    assert not sign.exists()
+    pickle.loads(bomb)  # it does go off where a pickle is read
+    assert sign.exists()
+
+
+def test_another_tokenizer_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = checkpoints(finished) / "step-8"
+    state = json.loads((newest / "state.json").read_text())
+    state["contract"]["tokenizer"] = "another"
+    found, _ = look(newest)
+    assert found
+    entry = Folder(newest).write_atomically("state.json", json.dumps(state))
+    (newest / "manifest.json").write_text(manifest_text({**found.files, "state.json": entry}))
+    message = refusal(capsys, finished)
+    assert "checkpoint: the ids are of a tokenizer with fingerprint another, that of [tokenizer] is byte" in message
+
+
+class Case(NamedTuple):
+    """Degrees of a layout."""
+
+    shard: int = 1
+    cp: int = 1
+    tp: int = 1
+
+    @property
+    def overrides(self) -> list[str]:
+        """As a command line has them."""
+        degrees = {"data_parallel_shard": self.shard, "context_parallel": self.cp, "tensor_parallel": self.tp}
+        return [word for name, degree in degrees.items() for word in (f"--parallelism.{name}_degree", str(degree))]
+
+
+def go_on(config_path: str, run: str, *overrides: str) -> Trainer:
+    """Run a job in processes that have joined."""
+    folder = Path(config_path).parent / run
+    config, _ = load_config(["--config", config_path, "--job.dump_folder", str(folder), *overrides])
+    trainer = Trainer(config, join(config), StopRequest())
+    trainer.prompt = []  # no sample at the end
+    trainer.train()
+    trainer.close()
+    return trainer
+
+
+def resume(config_path: str, cases: list[tuple[int, ...]]) -> None:
+    """Go on from the copied checkpoint in each layout, and write it again as that layout does, before any step."""
+    here = Path(config_path).parent
+    for case in (Case(*plain) for plain in cases):
+        name = "x".join(map(str, case))
+        go_on(config_path, f"on-{name}", *BACK, *case.overrides)
+        again = ("--checkpoint.initial_load_path", str(here / "saved" / "checkpoint" / "step-4"))
+        more = ("--checkpoint.initial_load_model_only", "false", "--training.steps", "4")
+        go_on(config_path, f"again-{name}", *again, *more, *case.overrides)
+
+
+def save_on_four(config_path: str) -> None:
+    """All steps on 2 x 2 ranks; what is saved last is what is in memory."""
+    trainer = go_on(config_path, "saved", *Case(shard=2, tp=2).overrides)
+    saved = WholeTensors(Path(config_path).parent / "saved" / "checkpoint" / "step-8")
+    for name, parameter in trainer.model.state_dict().items():
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        assert torch.equal(whole, saved.read(name)), name
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job saved by 2 x 2 ranks after 4 of 8 steps, and resumed there in other layouts."""
+    config = write_job(tmp_path_factory.mktemp("moved"), steps=8)
+    text = config.read_text().replace("[data]\n", "qk_norm = true\n[data]\n", 1)
+    config.write_text(text)
+    train_here(config, "--job.dump_folder", str(config.parent / "undisturbed"), "--checkpoint.enable", "false")
+    run_on_ranks(save_on_four, 4, str(config))
+    layouts = {1: [Case()], 2: [Case(tp=2), Case(shard=2), Case(cp=2)]}
+    for processes, cases in layouts.items():
+        for case in cases:
+            shutil.copytree(config.parent / "saved", config.parent / f"on-{'x'.join(map(str, case))}")
+        run_on_ranks(resume, processes, str(config), [tuple(case) for case in cases])
+    return config
+
+
+@pytest.mark.parametrize("layout", ["1x1x1", "1x1x2", "2x1x1", "1x2x1"])
+def test_a_checkpoint_of_four_ranks_goes_on_in_any_layout(moved: Path, layout: str) -> None:
+    one, other = metrics(moved, "undisturbed"), metrics(moved, f"on-{layout}")
+    assert column(other, "rows_hash") == column(one, "rows_hash")
+    assert column(other, "loss") == pytest.approx(column(one, "loss"), abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["1x1x1", "1x1x2", "2x1x1", "1x2x1"])
+def test_what_another_layout_saves_of_it_is_the_same_bit_for_bit(moved: Path, layout: str) -> None:
+    saved, again = (WholeTensors(moved.parent / run / "checkpoint" / "step-4") for run in ("saved", f"again-{layout}"))
+    assert sorted(saved.names()) == sorted(again.names())
+    assert all(torch.equal(saved.read(name), again.read(name)) for name in saved.names())
+    assert metrics(moved, f"again-{layout}") == []
+
+
+def test_its_files_are_ordinary_safetensors(moved: Path) -> None:
+    folder = moved.parent / "saved" / "checkpoint" / "step-4"
+    pieces = [load_file(file) for file in sorted(folder.glob("rank-*.safetensors"))]
+    assert len(pieces) == 4
+    name = "model.layers.0.feed_forward.w1.weight"
+    shards = {key: tensor for by_rank in pieces for key, tensor in by_rank.items() if key.startswith(name)}
+    assert len(shards) == 4
+    places = {tuple(map(int, key.split("@")[1].split(","))): tensor for key, tensor in shards.items()}
+    whole = WholeTensors(folder).read("layers.0.feed_forward.w1.weight")
+    for (row, column_), tensor in places.items():
+        assert torch.equal(whole[row : row + tensor.shape[0], column_ : column_ + tensor.shape[1]], tensor)
+
+
+def test_saving_beside_training_writes_the_same_bytes_as_waiting(straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "waiting"
+    train_here(straight, "--job.dump_folder", str(folder), "--checkpoint.async_mode", "disabled")
+    for step in ("step-4", "step-8"):
+        for name in ("rank-00000.safetensors", "tensors.json"):
+            assert (folder / "checkpoint" / step / name).read_bytes() == (checkpoints(straight) / step / name).read_bytes()
+
+
+class Disk:
+    """Stands in for a folder's way to write: slow, or failing some of the time, and watching who writes when."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0, error: OSError | None = None) -> None:
+        self.seconds, self.error, self.write = seconds, error, Folder.write
+        self.writing, self.most, self.lock = 0, 0, threading.Lock()
+        monkeypatch.setattr(Folder, "write", lambda *args: self(*args))
+
+    def __call__(self, folder: Folder, name: str, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
+        if name.endswith(".safetensors"):
+            if self.error:
+                self.write(folder, name, [b"half"])
+                raise self.error
+            with self.lock:
+                self.writing += 1
+                self.most = max(self.most, self.writing)
+            time.sleep(self.seconds)
+            with self.lock:
+                self.writing -= 1
+        return self.write(folder, name, pieces)
+
+
+def test_a_save_slower_than_the_interval_is_waited_for_with_one_copy_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = Disk(monkeypatch, seconds=1.5)
+    memory: set[tuple[int, int]] = set()
+    begin = Saver.begin
+
+    def watch(saver: Saver, *args: Any) -> None:
+        begin(saver, *args)
+        assert saver.staging
+        memory.add((saver.staging.memory.data_ptr(), len(saver.staging.memory)))
+
+    monkeypatch.setattr(Saver, "begin", watch)
+    config = write_job(tmp_path, steps=4)
+    train_here(config, "--checkpoint.interval", "1", "--checkpoint.keep_latest_k", "0")
+    output = capsys.readouterr().out
+    assert "a save takes longer than checkpoint.interval steps" in output
+    assert disk.most == 1
+    assert len(memory) == 1
+    assert all(what_is_torn(checkpoints(config) / f"step-{step}") is None for step in (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("mode", ["async", "disabled"])
+def test_a_full_disk_costs_the_checkpoint_not_the_run(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    before = what_is_torn(checkpoints(finished) / "step-8")
+    more = ("--training.steps", "17", "--checkpoint.async_mode", mode, "--checkpoint.interval", "2")
+    message = "[Errno 28] No space left on device"
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, error=OSError(errno.ENOSPC, "No space left on device"))
+        error = refusal_after_start(capsys, finished, *more)
+        assert "step-14: not saved:" in error
+        assert f"rank 0: {message}" in error
+        assert "3 failure(s) in a row" in error
+        disk.error = None
+    assert before is what_is_torn(checkpoints(finished) / "step-8") is None
+    assert {path.name for path in checkpoints(finished).iterdir()} == {"step-4", "step-8"}
+    assert len(metrics(finished)) >= 14, "training went on"
+    train_here(finished, *more)
+    assert "resumed from" in capsys.readouterr().out
+
+
+def refusal_after_start(capsys: pytest.CaptureFixture[str], config: Path, *overrides: str) -> str:
+    """Run a job that must end in a user's error after its first steps; returns all it said."""
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: train_here(config, *overrides))
+    captured = capsys.readouterr()
+    assert caught.value.code == 2
+    assert "Traceback" not in captured.err
+    assert "warning:" in captured.out
+    return captured.out + captured.err
+
+
+def test_the_last_save_must_succeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Disk(monkeypatch, error=OSError(errno.EROFS, "Read-only file system"))
+    with pytest.raises(CheckpointError, match="step-2: not saved:") as caught:
+        train_here(write_job(tmp_path, steps=2))
+    message = str(caught.value)
+    assert "Read-only file system" in message
+
+
+def test_a_folder_that_vanishes_is_said_and_not_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config_path = write_job(tmp_path, steps=8)
+    config, _ = load_config(["--config", str(config_path), "--checkpoint.max_failures", "9"])
+    trainer = Trainer(config, join(config), StopRequest())
+    agree = trainer.agree
+
+    def vanish(*args: Any) -> Any:
+        if trainer.progress.step == 2:
+            shutil.rmtree(checkpoints(config_path))
+        if trainer.progress.step == 6:
+            assert not checkpoints(config_path).exists()
+            checkpoints(config_path).mkdir()
+        return agree(*args)
+
+    trainer.agree = vanish  # type: ignore[method-assign]
+    trainer.train()
+    trainer.close()
+    assert "the folder of the checkpoints is gone; is its disk still mounted?" in capsys.readouterr().out
+    assert [path.name for path in checkpoints(config_path).iterdir()] == ["step-8"]
+
+
+def fail_on_rank_one(config_path: str) -> str:
+    """What is said where the second rank's disk fails once; the run goes on."""
+    config, _ = load_config(["--config", config_path])
+    world = join(config)
+    said: list[str] = []
+    trainer = Trainer(config, world, StopRequest())
+    trainer.saver.say = said.append
+    write = Folder.write
+
+    def broken(folder: Folder, name: str, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
+        if folder.name == "step-4" and name == "rank-00001.safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        return write(folder, name, pieces)
+
+    Folder.write = broken  # type: ignore[method-assign]
+    trainer.train()
+    trainer.close()
+    return "\n".join(said)
+
+
+def test_one_rank_with_a_bad_disk_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
+    config = write_job(tmp_path, steps=8)
+    for said in run_on_ranks(fail_on_rank_one, 2, str(config)):
+        assert "step-4: not saved:\n  rank 1: [Errno 5] Input/output error" in said
+    assert [path.name for path in checkpoints(config).iterdir()] == ["step-8"]
+
+
+def test_every_nth_checkpoint_is_kept_beside_the_latest(tmp_path: Path) -> None:
+    config = write_job(tmp_path, steps=9)
+    train_here(config, "--checkpoint.interval", "1", "--checkpoint.keep_latest_k", "2", "--checkpoint.keep_every_n", "3")
+    assert {path.name for path in checkpoints(config).iterdir()} == {"step-3", "step-6", "step-8", "step-9"}
+
+
+def test_checkpoints_in_an_object_store_are_those_on_a_disk(straight: Path, tmp_path: Path) -> None:
+    store = ("--checkpoint.folder", "memory://bucket/run")
+    folder = ("--job.dump_folder", str(tmp_path / "run"))
+    train_here(straight, *folder, *store)
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    train_here(straight, *folder, *store, *BACK)
+    assert column(metrics(tmp_path / "job.toml"), "loss") == column(metrics(straight), "loss")
+    assert [path.name for _, path in step_folders("memory://bucket/run")] == ["step-4", "step-8"]
+    found = read("memory://bucket/run", newest=True)
+    assert found.path.name == "step-8"
+    name = "rank-00000.safetensors"
+    assert found.path.read(name) == (checkpoints(straight) / "step-8" / name).read_bytes()
+
+
+def test_an_unknown_store_is_refused(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Protocol not known: nowhere" in refusal(capsys, straight, "--checkpoint.folder", "nowhere://bucket")
+
+
+def test_whole_tensors_written_one_by_one_are_a_checkpoint(straight: Path, tmp_path: Path) -> None:
+    source = WholeTensors(checkpoints(straight) / "step-8")
+    state = read(checkpoints(straight) / "step-8").state
+    write_whole(tmp_path / "step-0", {name: source.spec(name) for name in source.names()}, source.read, state)
+    copy = WholeTensors(tmp_path / "step-0")
+    assert read(tmp_path / "step-0").state == state
+    assert all(torch.equal(source.read(name), copy.read(name)) for name in source.names())
