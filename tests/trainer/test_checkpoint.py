@@ -227,7 +227,6 @@ def test_what_another_layout_saves_of_it_is_the_same_bit_for_bit(moved: Path, la
     saved, again = (WholeTensors(moved.parent / run / "checkpoint" / "step-4") for run in ("saved", f"again-{layout}"))
     assert sorted(saved.names()) == sorted(again.names())
     assert all(torch.equal(saved.read(name), again.read(name)) for name in saved.names())
-    assert metrics(moved, f"again-{layout}") == []
 
 
 def test_its_files_are_ordinary_safetensors(moved: Path) -> None:
