@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from cistron.tests.spawn import run_on_ranks
 from cistron.trainer.config import load_config
 from cistron.trainer.distributed import join
 from cistron.trainer.failures import NonFiniteError
+from cistron.trainer.guard import over_ranks
 from cistron.trainer.signals import StopRequest
 from cistron.trainer.train import Trainer
 from torch import Tensor
@@ -85,9 +87,15 @@ def train_with(argv: list[str], factors: dict[int, float], where: str, left_out:
     return ending
 
 
-def run_all(runs: list[tuple[Any, ...]]) -> list[Ending]:
-    """One run after another in the same processes."""
-    return [train_with(*run) for run in runs]
+NORMS = [(1.0, 1.0000001), (2.0, math.nan), (math.inf, 3.0), (4.0, math.inf)]  # of two ranks
+
+
+def run_all(runs: list[tuple[Any, ...]]) -> tuple[list[Ending], list[list[float]]]:
+    """One run after another in the same processes, and then the losses and norm of all ranks for each of NORMS."""
+    endings = [train_with(*run) for run in runs]
+    rank = dist.get_rank()
+    agreed = [over_ranks(torch.tensor([0.5, rank]), torch.tensor(norms[rank])) for norms in NORMS]
+    return endings, [[*losses.tolist(), norm.item()] for losses, norm in agreed]
 
 
 def argv_of(config: Path, name: str, *overrides: str) -> list[str]:
@@ -132,9 +140,17 @@ TOO_MANY = {
 }
 
 
+class Spoilt(NamedTuple):
+    """The job, what each of its runs on two processes came to, by rank, and what `over_ranks` made of NORMS there."""
+
+    config: Path
+    endings: dict[str, tuple[Ending, Ending]]
+    agreed: tuple[list[list[float]], list[list[float]]]
+
+
 @pytest.fixture(scope="module")
-def spoilt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Ending]]]:
-    """The job, and what each of its runs on two processes came to, by rank; one pair of processes makes them all."""
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Spoilt:
+    """One pair of processes makes all runs."""
     folder = tmp_path_factory.mktemp("spoilt")
     held_out = f'[[validation.sources]]\nname = "held_out"\nformat = "jsonl"\npaths = ["{folder}/corpus/0.jsonl"]\n'
     config, runs = write_job(folder, steps=9, more=held_out), {}
@@ -145,16 +161,19 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, li
     for name, series in TOO_MANY.items():
         argv = argv_of(config, name, "--training.max_nonfinite_steps", str(series.limit), *series.due)
         runs[name] = (argv, series.factors, series.where)
-    by_rank = run_on_ranks(run_all, 2, list(runs.values()))
-    return config, dict(zip(runs, map(list, zip(*by_rank, strict=True)), strict=True))
+    (first, agreed), (second, agreed_too) = run_on_ranks(run_all, 2, list(runs.values()))
+    return Spoilt(config, dict(zip(runs, zip(first, second, strict=True), strict=True)), (agreed, agreed_too))
+
+
+def test_all_ranks_judge_by_one_norm_and_know_of_any_that_is_not_finite(spoilt: Spoilt) -> None:
+    for agreed in spoilt.agreed:
+        assert str(agreed) == str([[1.0, 1.0, 1.0], [1.0, 1.0, math.nan], [1.0, 1.0, math.inf], [1.0, 1.0, math.inf]])
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
-def test_a_run_equals_one_without_the_updates_that_are_called_off(
-    spoilt: tuple[Path, dict[str, list[Ending]]], name: str
-) -> None:
+def test_a_run_equals_one_without_the_updates_that_are_called_off(spoilt: Spoilt, name: str) -> None:
     """A NaN on one of two ranks, then a spike, bit for bit against a run whose optimizer is not called at these two steps."""
-    config, endings = spoilt
+    config, endings, _ = spoilt
     for found, reference in zip(endings[name], endings[f"{name}, left out"], strict=True):
         assert not found.error
         assert reference.weights.keys() == found.weights.keys() == set(range(1, 8))
@@ -174,10 +193,8 @@ def test_a_run_equals_one_without_the_updates_that_are_called_off(
 
 
 @pytest.mark.parametrize("name", TOO_MANY)
-def test_too_many_non_finite_steps_in_a_row_end_the_run_where_the_device_is_waited_for(
-    spoilt: tuple[Path, dict[str, list[Ending]]], name: str
-) -> None:
-    config, endings = spoilt
+def test_too_many_non_finite_steps_in_a_row_end_the_run_where_the_device_is_waited_for(spoilt: Spoilt, name: str) -> None:
+    config, endings, _ = spoilt
     series = TOO_MANY[name]
     for ending in endings[name]:
         assert ending.error.startswith(f"step {series.first}: loss ")

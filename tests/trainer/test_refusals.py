@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from cistron.datasets.errors import DataError
 from cistron.tests.spawn import run_on_ranks
 from cistron.trainer.checkpoint import what_is_torn
