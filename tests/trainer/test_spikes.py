@@ -7,6 +7,7 @@ import math
 import random
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from cistron.trainer.config import load_config
 from cistron.trainer.guard import StepGuard
 from cistron.trainer.spikes import SpikeWindow
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .jobs import column, metrics, train_here, write_job
 
@@ -84,16 +86,27 @@ def test_a_shorter_window_takes_the_newest_values_of_a_longer_one() -> None:
     assert torch.equal(shorter.watch(values[0]), other.watch(values[0]))
 
 
-def test_no_step_reads_from_the_device(tmp_path: Path) -> None:
+class OnMeta(TorchDispatchMode):
+    """Refuses operations whose result is on another device than meta: it would have to be copied there."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run it and look."""
+        result = function(*args, **(kwargs or {}))
+        assert not isinstance(result, torch.Tensor) or result.is_meta, function
+        return result
+
+
+def test_no_step_reads_from_the_device_or_sends_to_it(tmp_path: Path) -> None:
     """Tensors of the meta device have no values: whoever asks for one fails."""
     config, _ = load_config([str(write_job(tmp_path)), *SKIP])
     meta = torch.device("meta")
-    guard = StepGuard(nn.Linear(2, 2), config, meta)
-    for step in (1, 2):
-        skip = guard.watch(step, *torch.empty(3, device=meta), [torch.empty((), device=meta)] * 2)
-    assert skip.shape == guard.skipped.shape == ()
-    with pytest.raises(RuntimeError, match="meta"):
-        guard.state_dict()
+    guard, some = StepGuard(nn.Linear(2, 2), config, meta), torch.empty((), device=meta)
+    with OnMeta():
+        for step in (1, 2):
+            skip = guard.watch(step, some, some, some, [some, some])
+            assert skip.shape == guard.skipped.shape == ()
+        with pytest.raises(RuntimeError, match="meta"):
+            guard.state_dict()
 
 
 def test_a_resume_skips_what_the_undisturbed_run_skips(tmp_path: Path) -> None:
