@@ -301,7 +301,7 @@ class Trainer:
             raise ConfigError(f"job.dump_folder = {str(self.folder)!r}: cannot be written: {reason}") from None
 
     def save(self) -> None:
-        """Write a checkpoint of the steps done, unless there is one. Raises NonFiniteError where too many were not."""
+        """Write a checkpoint of the steps done, unless there is one. Raises NonFiniteError where too many were not finite."""
         self.tell_skipped()
         if not self.config.checkpoint.enable or self.progress.step == 0:
             return
