@@ -36,6 +36,7 @@ from .tables import (
     Optimizer,
     Parallelism,
     Profiling,
+    SkipStep,
     TokenizerTable,
     Training,
     Validation,
@@ -66,6 +67,7 @@ class JobConfig(BaseSettings):
     data: Data = Data()
     training: Training = Training()
     optimizer: Optimizer = Optimizer()
+    skip_step: SkipStep = SkipStep()
     lr_scheduler: LrScheduler = LrScheduler()
     parallelism: Parallelism = Parallelism()
     compile: Compile = Compile()

@@ -21,7 +21,7 @@ USER_ERRORS = (ConfigError, DataConfigError, DataError, ModelError, EosMismatchE
 
 
 class NonFiniteError(ArithmeticError):
-    """Loss or gradient became infinite or NaN; raised on every rank, with no step taken since (guard.py)."""
+    """Loss or gradient was infinite or NaN for too long; raised on every rank, none of those steps was taken (guard.py)."""
 
 
 def run_command(command: Callable[[], None]) -> None:

@@ -25,11 +25,13 @@ class Outcome(NamedTuple):
         loss: float32 [], mean over all targets (nats), by their weights where there are any.
         grad_norm: float32 [], global 2-norm before clipping.
         shares: float32 [sources], what each source contributes to the loss; they sum to it.
+        skipped: int64 [], steps of the run that were not taken, up to and with this one.
     """
 
     loss: torch.Tensor
     grad_norm: torch.Tensor
     shares: torch.Tensor
+    skipped: torch.Tensor
 
 
 class MetricsLog:
@@ -96,6 +98,7 @@ class MetricsLog:
                     "loss": float(outcome.loss),
                     "grad_norm": float(outcome.grad_norm),
                     "lr": learning_rate(self.config, progress.step),
+                    "steps_skipped": int(outcome.skipped),
                     "tokens_per_second": sum(self.sums.tokens) / self.seconds,
                     "tokens_seen": progress.tokens_seen,
                     **self.utilisation(),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import secrets
 from pathlib import Path
@@ -40,9 +41,13 @@ class Reports:
         self.wandb = start_wandb(folder, config, start_step) if m.enable_wandb else None
 
     def add(self, kind: str, record: dict[str, Any]) -> None:
-        """Write a record of a step everywhere; `kind` is metrics or validation. Floats keep all their digits in the file."""
+        """Write a record of a step everywhere; `kind` is metrics or validation. Floats keep all their digits in the file.
+
+        Numbers that are not finite are null: JSON has no others, and curves no place for them.
+        """
+        record = finite(record)
         with self.files[kind].open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
         curves = scalars(record, "" if kind == "metrics" else f"{kind}/")
         if self.tensorboard:
             for name, value in curves.items():
@@ -56,6 +61,13 @@ class Reports:
             self.tensorboard.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def finite(value: Any) -> Any:
+    """A record, or anything in it, with None for floats that are not finite."""
+    if isinstance(value, dict):
+        return {key: finite(of) for key, of in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def scalars(record: dict[str, Any], prefix: str) -> dict[str, float]:

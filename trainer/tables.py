@@ -183,6 +183,8 @@ class Training(Table):
     """Optimizer steps of the whole job."""
     max_norm: float = Field(default=1.0, gt=0.0)
     """Gradients are clipped to this global 2-norm."""
+    max_nonfinite_steps: Positive = 10
+    """End the run after so many steps in a row whose loss or gradient norm is not finite; none of them is taken."""
     seed: NonNegative = 0
     """Decides initial weights and the order of the data."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -214,6 +216,17 @@ class Optimizer(Table):
     """Added to the denominator."""
     weight_decay: float = Field(default=0.1, ge=0.0)
     """Decoupled weight decay."""
+
+
+class SkipStep(Table):
+    """Spikes: steps whose loss or gradient norm is far above those before them. They are not taken; the run goes on."""
+
+    enable: bool = False
+    """Call off a step whose loss or gradient norm is above mean + sigma x standard deviation of the window's."""
+    sigma: float = Field(default=6.0, gt=0.0)
+    """Standard deviations above the mean that are allowed."""
+    window: Annotated[int, Field(ge=20)] = 128
+    """Steps whose losses and norms are compared with; nothing is called off before half of them, and 20, are there."""
 
 
 class LrScheduler(Table):

@@ -29,7 +29,7 @@ from .contract import check_rows
 from .data import Feed, open_feed
 from .distributed import World, join, limit_collectives
 from .failures import USER_ERRORS, NonFiniteError, run_command
-from .guard import StepGuard, gradient_norm
+from .guard import StepGuard, gradient_norm, over_ranks
 from .loss import summed_loss
 from .metrics import MetricsLog, Outcome
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -84,6 +84,8 @@ class Trainer:
         data = self.feed.validation
         self.validation = Validation(config, world, data, self.tokenizer, self.progress.step) if data else None
         self.build_model()
+        if self.resuming:
+            self.guard.load_state_dict(resumed["guard"])
         self.log = world.together(self.open_folder)
         there = self.origin is not None and self.origin.path == self.checkpoints / f"step-{self.progress.step}"
         self.saver = Saver(config.checkpoint, self.checkpoints, world, self.log.say, self.progress.step if there else 0)
@@ -124,7 +126,7 @@ class Trainer:
         """Report the loss on the validation sources, where there are any, unless it was done after this very step."""
         if self.validation is None or self.validation.done == self.progress.step:
             return
-        self.guard.check(self.world, self.checkpoints)
+        self.tell_skipped()
         try:
             record = self.validation.run(self.progress.step, self.model, self.to_device, self.stop)
         except USER_ERRORS:
@@ -182,8 +184,7 @@ class Trainer:
             local[1:] += (by_row * drawn_from).sum(1)
         parameters = list(self.model.parameters())
         norm, norms = gradient_norm(parameters)
-        losses = local / targets if self.world.tp_rank == 0 else torch.zeros_like(local)
-        dist.all_reduce(losses)
+        losses, norm = over_ranks(local / targets if self.world.tp_rank == 0 else torch.zeros_like(local), norm)
         step = self.progress.step + 1
         skip = self.guard.watch(step, losses[0], norm, local[0], norms)
         clip_grads_with_norm_(parameters, self.config.training.max_norm, norm)
@@ -191,8 +192,13 @@ class Trainer:
         self.optimizer.step(number=step, skip=skip)
         self.optimizer.zero_grad()
         if self.log.due(step):  # nothing before this line waits for the device
-            self.guard.check(self.world, self.checkpoints)
-        return Outcome(losses[0], norm, losses[1:])
+            self.tell_skipped()
+        return Outcome(losses[0], norm, losses[1:], self.guard.skipped)
+
+    def tell_skipped(self) -> None:
+        """Say which steps were not taken since the last time. Raises NonFiniteError where too many were not finite."""
+        if message := self.guard.check(self.world, self.checkpoints):
+            self.log.say(message)
 
     def stage(self, batch: Batch) -> tuple[tuple[Any, ...], torch.Tensor]:
         """A micro-batch where the model is, and bool [sources, rows]: which source each row was drawn from."""
@@ -272,7 +278,7 @@ class Trainer:
         self.model.to_empty(device=self.world.device)
         self.optimizer = build_optimizer(self.model, self.config)
         limit_collectives(self.config)  # Muon has process groups of its own
-        self.guard = StepGuard(self.model, self.world.device)
+        self.guard = StepGuard(self.model, self.config, self.world.device)
         self.prefetch = Prefetcher(self.stage, self.world.device)
         if self.origin is None:
             init_weights(self.model, self.config.training.seed)
@@ -295,14 +301,15 @@ class Trainer:
             raise ConfigError(f"job.dump_folder = {str(self.folder)!r}: cannot be written: {reason}") from None
 
     def save(self) -> None:
-        """Write a checkpoint of the steps done, unless there is one. Raises NonFiniteError where the last were not taken."""
-        self.guard.check(self.world, self.checkpoints)
+        """Write a checkpoint of the steps done, unless there is one. Raises NonFiniteError where too many were not finite."""
+        self.tell_skipped()
         if not self.config.checkpoint.enable or self.progress.step in (0, self.saver.step):
             return
         reports = self.world.gather((self.data_state, self.world.counts_rows))
         states = [data_state for data_state, counted in reports if counted and data_state]
         state = {
             "progress": asdict(self.progress),
+            "guard": self.guard.state_dict(),
             "data": merge_states(states),
             "contract": {
                 "eos": self.mask.eos_id,

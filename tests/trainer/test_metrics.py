@@ -97,7 +97,7 @@ def test_utilisation_follows_from_the_steps_of_the_window(tmp_path: Path) -> Non
     for each in totals:
         progress.advance(each, ["words"])
         # values that the host has not read yet are taken as they are
-        log.step(progress, each, Outcome(torch.tensor(2.5), torch.tensor(1.0), torch.tensor([2.5])), 0.25, 1.0)  # type: ignore[arg-type]
+        log.step(progress, each, Outcome(torch.tensor(2.5), torch.tensor(1.0), torch.tensor([2.5]), torch.tensor(0)), 0.25, 1.0)  # type: ignore[arg-type]
     log.close()
     records = metrics(tmp_path / "job.toml")
     assert [record["step"] for record in records] == [1, 2, 4]
