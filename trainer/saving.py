@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from . import checkpoint
 from .checkpoint import INVENTORY, STATE, tensors_of
 from .distributed import Task, World
+from .failures import USER_ERRORS, NonFiniteError
 from .storage import CheckpointError, Folder
 from .tables import Checkpoint
 from .tensor_files import INDEX, RankFile, Staging
@@ -57,6 +58,14 @@ class Saver:
         self.running: Saving | None = None
         self.limit = config.max_failures
         self.failures = 0  # in a row
+
+    def __enter__(self) -> None:
+        """Training begins."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Training ends. A checkpoint under way is still good, if all ranks have come here: in no other error have they."""
+        if kind is None or issubclass(kind, (*USER_ERRORS, NonFiniteError)):
+            self.finish()
 
     @property
     def written(self) -> bool:

@@ -28,7 +28,7 @@ from .context import spread_rows, whole_rows
 from .contract import check_rows
 from .data import Feed, open_feed
 from .distributed import World, join, limit_collectives
-from .failures import USER_ERRORS, NonFiniteError, run_command
+from .failures import USER_ERRORS, run_command
 from .guard import StepGuard, gradient_norm, over_ranks
 from .loss import summed_loss
 from .metrics import MetricsLog, Outcome
@@ -96,7 +96,7 @@ class Trainer:
         if self.config.compile.enable and self.config.data.layout == "padded":
             compile_for_all_widths(self.model, self.to_device, self.micro_batch_size, self.config.training.seq_len)
         gc.disable()  # collected on a schedule instead, so that ranks do not stall each other at moments of their own
-        with profiling(self.config, self.world.rank, self.world.device) as profile:
+        with self.saver, profiling(self.config, self.world.rank, self.world.device) as profile:
             while self.progress.step < self.config.training.steps:
                 started = time.perf_counter()
                 batches, error = self.fetch()
@@ -384,9 +384,6 @@ def run(argv: Sequence[str]) -> None:
             trainer = Trainer(config, world, stop)
             try:
                 trainer.train()
-            except (*USER_ERRORS, NonFiniteError):  # raised on all ranks alike: a checkpoint under way is still good
-                trainer.saver.finish()
-                raise
             finally:
                 trainer.close()
         finally:

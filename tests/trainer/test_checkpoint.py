@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.checkpoint import look, manifest_text, read, step_folders, what_is_torn, write_whole
+from cistron.trainer.checkpoint import read, step_folders, what_is_torn, write_whole
 from cistron.trainer.config import load_config
 from cistron.trainer.distributed import join
 from cistron.trainer.failures import run_command
@@ -28,7 +28,7 @@ from cistron.trainer.train import Trainer
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from .jobs import column, metrics, refusal, train_here, write_job
+from .jobs import column, forge, metrics, refusal, train_here, write_job
 
 FILES = ("inventory.json", "manifest.json", "rank-00000.safetensors", "state.json", "tensors.json")
 BACK = ("--checkpoint.load_step", "4")
@@ -123,20 +123,18 @@ def test_a_pickle_in_a_checkpoint_is_refused_and_not_executed(
     newest, sign = checkpoints(finished) / "step-8", tmp_path / "executed"
     shutil.rmtree(checkpoints(finished) / "step-4")
     bomb = pickle.dumps(Bomb(sign))
-    found, _ = look(newest)
-    assert found
-    (newest / name).write_bytes(bomb + bytes(found.files.get(name, (0, ""))[0]))
     if name == ".metadata":  # as torch's own checkpoints have it
+        for file in (name, "__0_0.distcp"):
+            (newest / file).write_bytes(bomb)
         (newest / "manifest.json").unlink()
-        (newest / "__0_0.distcp").write_bytes(bomb)
         train_here(finished, "--training.steps", "1")
         assert "it was interrupted" in capsys.readouterr().out
     else:
-        if name != "manifest.json":
-            files = {n: (newest.joinpath(n).stat().st_size, Folder(newest).digest(n)) for n in found.files}
-            (newest / "manifest.json").write_text(manifest_text(files))
-        message = refusal(capsys, finished)
-        assert str(newest) in message
+        if name == "manifest.json":
+            (newest / name).write_bytes(bomb)
+        else:
+            forge(newest, name, bomb + bytes((newest / name).stat().st_size))
+        assert str(newest) in refusal(capsys, finished)
     assert not sign.exists()
     pickle.loads(bomb)  # it does go off where a pickle is read
     assert sign.exists()
@@ -146,10 +144,7 @@ def test_another_tokenizer_is_refused(finished: Path, capsys: pytest.CaptureFixt
     newest = checkpoints(finished) / "step-8"
     state = json.loads((newest / "state.json").read_text())
     state["contract"]["tokenizer"] = "another"
-    found, _ = look(newest)
-    assert found
-    entry = Folder(newest).write_atomically("state.json", json.dumps(state))
-    (newest / "manifest.json").write_text(manifest_text({**found.files, "state.json": entry}))
+    forge(newest, "state.json", json.dumps(state).encode())
     message = refusal(capsys, finished)
     assert "checkpoint: the ids are of a tokenizer with fingerprint another, that of [tokenizer] is byte" in message
 

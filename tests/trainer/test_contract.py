@@ -15,7 +15,7 @@ from cistron.trainer.contract import EosMismatchError, Statement, check_statemen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .jobs import metrics, refusal, train_here, write_job, write_mixture, write_shards
+from .jobs import forge, metrics, refusal, train_here, write_job, write_mixture, write_shards
 
 Refusal = Callable[..., str]
 
@@ -115,9 +115,7 @@ def test_a_wrong_checkpoint_is_refused(job: Path, refuse: Refusal) -> None:
     state = job.parent / "run" / "checkpoint" / "step-4" / "state.json"
     saved = json.loads(state.read_text())
     saved["contract"]["eos"] = 3
-    rewritten = json.dumps(saved, indent=1)
-    assert len(rewritten) == len(state.read_text()), "the manifest still matches"
-    state.write_text(rewritten)
+    forge(state.parent, state.name, json.dumps(saved).encode())
     message = refuse(job, "--training.steps", "6")
     assert "tokenizer says eos is 0, checkpoint says 3" in message
     assert str(state) in message
