@@ -21,7 +21,7 @@ from ..trainer.contract import table
 from ..trainer.data import open_feed
 from ..trainer.distributed import Layout
 from ..trainer.failures import run_command
-from ..trainer.memory import HOW, estimate
+from ..trainer.memory import HOW, checkpoint_bytes, estimate
 from ..trainer.parallelize import global_batch_size
 from .corpus import report_sources
 
@@ -103,6 +103,10 @@ def report_model(
         if moment is not peak:
             grid.add_row("sum", f"{moment.size / 2**30:.3f}", f"at another moment: {moment.name}")
     console.print(grid)
+    size = checkpoint_bytes(config, decoder, layout, executor, device)
+    copy = f", {size / layout.world_size / 2**30:.3f} GiB of each process's host memory while they are written"
+    what = f"checkpoints of {size / 2**30:.3f} GiB" + (copy if config.checkpoint.async_mode == "async" else "")
+    console.print(what if config.checkpoint.enable else "no checkpoints")
 
 
 def report_rows(console: Console, batch: Batch) -> None:

@@ -216,6 +216,13 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     ]
 
 
+def checkpoint_bytes(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str) -> float:
+    """Bytes of a checkpoint's tensors, as `estimate` is asked; each of the ranks that write it writes about as much."""
+    job = Job(config, decoder, layout, executor, device)
+    moments = moments_per_step(job) * DTYPES[config.optimizer.state_dtype].itemsize
+    return DTYPES[config.training.dtype].itemsize * decoder.parameter_count() + moments
+
+
 def moments_per_step(job: Job) -> float:
     """Elements of the optimizer's state over all ranks."""
     blocks = job.decoder.n_layers * job.block
