@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
@@ -98,7 +99,12 @@ class Saver:
             self.fail(path, [f"rank 0: {e}"])
             return
         self.step = step
-        dcp_save(tensors_of(model, optimizer), storage_writer=file, planner=DefaultSavePlanner(flatten_state_dict=False))
+        tensors, planner = tensors_of(model, optimizer), DefaultSavePlanner(flatten_state_dict=False)
+        try:
+            dcp_save(tensors, storage_writer=file, planner=planner)
+        except CheckpointException as e:  # no memory for the copy
+            self.fail(path, [f"rank {rank}: {error!r}" for rank, (error, _) in e.failures.items()])
+            return
         self.running = Saving(
             step=step,
             path=path,

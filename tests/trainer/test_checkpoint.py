@@ -23,7 +23,7 @@ from cistron.trainer.failures import run_command
 from cistron.trainer.saving import Saver
 from cistron.trainer.signals import StopRequest
 from cistron.trainer.storage import CheckpointError, Folder
-from cistron.trainer.tensor_files import WholeTensors
+from cistron.trainer.tensor_files import Staging, WholeTensors
 from cistron.trainer.train import Trainer
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
@@ -374,6 +374,24 @@ def test_one_rank_with_a_bad_disk_does_not_leave_the_others_waiting(tmp_path: Pa
     config = write_job(tmp_path, steps=8)
     for said in run_on_ranks(fail_on_rank_one, 2, str(config)):
         assert "step-4: not saved:\n  rank 1: [Errno 5] Input/output error" in said
+    assert [path.name for path in checkpoints(config).iterdir()] == ["step-8"]
+
+
+def test_no_memory_for_the_copy_costs_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Staging.copy
+
+    def scarce(staging: Staging, *args: Any) -> Any:
+        if not hasattr(staging, "tried"):
+            staging.tried = True  # type: ignore[attr-defined]
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return copy(staging, *args)
+
+    monkeypatch.setattr(Staging, "copy", scarce)
+    config = write_job(tmp_path, steps=8)
+    train_here(config)
+    assert "step-4: not saved:\n  rank 0: RuntimeError(\"DefaultCPUAllocator: can't" in capsys.readouterr().out
     assert [path.name for path in checkpoints(config).iterdir()] == ["step-8"]
 
 
