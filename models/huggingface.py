@@ -156,9 +156,7 @@ def from_hf(stated: dict[str, Any]) -> DecoderConfig:
         complaints.append(f"layer_types has {', '.join(map(repr, windows))}; supported: 'full_attention' in every layer")
     values = _DEFAULTS[name] | stated
     sizes = [*_SIZES, *(key for key in _OPTIONAL_SIZES if values.get(key) is not None)]
-    complaints += [
-        f"{key} is {values.get(key)!r}; it must be an integer" for key in sizes if type(values.get(key)) is not int
-    ]
+    complaints += [f"{key} is {values.get(key)!r}; it must be an integer" for key in sizes if type(values.get(key)) is not int]
     theta = _rope_theta(stated, complaints)
     if complaints:
         raise ModelError("\n  ".join([f"config.json: {name} with settings that this decoder does not have:", *complaints]))

@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import torch
+from pydantic import ValidationError
 from torch.nn.attention import activate_flash_attention_impl
 
 from ..datasets.tokenizers import Tokenizer, build_tokenizer
 from ..models.attention import check_executor, choose_executor, has_flash_attention_3
 from ..models.config import PRESETS, DecoderConfig, RopeConfig
 from ..models.masks import DocumentMask, Executor
+from .checkpoint import CheckpointError, Found
 from .config import ConfigError, JobConfig, nearest
 from .context import check_context
 from .distributed import Layout
@@ -39,6 +41,20 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     if m.rope.theta is not None:
         overrides["rope"] = RopeConfig(theta=m.rope.theta)
     return replace(PRESETS[m.preset], **overrides)
+
+
+def saved_job(found: Found) -> tuple[JobConfig, DecoderConfig]:
+    """The configuration and the decoder of a checkpoint.
+
+    Raises:
+        CheckpointError: its configuration is of another version.
+    """
+    try:
+        config = JobConfig(**found.state["config"])
+    except ValidationError as error:
+        raise CheckpointError(f"{found.path}: its configuration is of another version: {error}") from None
+    shape = found.state["model"]
+    return config, DecoderConfig(**{**shape, "rope": RopeConfig(**shape["rope"])})
 
 
 def attention_of(config: JobConfig, device: torch.device) -> tuple[Executor, str]:
