@@ -179,11 +179,12 @@ def from_hf(stated: dict[str, Any]) -> DecoderConfig:
 
 def _architecture_of(stated: dict[str, Any]) -> str:
     """The class that `config.json` names, by `model_type` where it names none. Raises ModelError for any other."""
-    named = stated.get("architectures") or [name for name, kind in MODEL_TYPES.items() if kind == stated.get("model_type")]
+    kind = stated.get("model_type")
+    named: list[str] = stated.get("architectures") or [name for name in MODEL_TYPES if MODEL_TYPES[name] == kind]
     known = [name for name in named if name in MODEL_TYPES]
     if len(named) != 1 or not known:
         raise ModelError(
-            f"config.json: architectures is {stated.get('architectures')!r} (model_type {stated.get('model_type')!r}); "
+            f"config.json: architectures is {stated.get('architectures')!r} (model_type {kind!r}); "
             f"supported: {', '.join(MODEL_TYPES)}"
         )
     return known[0]

@@ -16,7 +16,6 @@ from ..trainer import checkpoint
 from ..trainer.components import saved_job
 from ..trainer.failures import run_command
 from ..trainer.hf_export import export
-from ..trainer.tables import TokenizerTable
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 DTYPES = {"saved": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
 def run(options: argparse.Namespace) -> None:
     """Find the checkpoint and export it."""
     found = newest(options.checkpoint)
-    table: TokenizerTable | None = saved_job(found)[0].tokenizer
+    table = saved_job(found)[0].tokenizer
     if options.tokenizer:
         table = table.model_copy(update={"kind": "hf", "path": options.tokenizer})
     said = export(

@@ -17,12 +17,17 @@ from .distributed import Layout
 from .float8 import check_float8
 from .parallelize import check_layout
 from .reports import check_reports
+from .tables import TokenizerTable
 
 
 def make_tokenizer(config: JobConfig) -> Tokenizer:
     """The tokenizer of `[tokenizer]`."""
-    t = config.tokenizer
-    return build_tokenizer(t.kind, path=t.path, eos_token=t.eos_token, pad_token=t.pad_token)
+    return open_tokenizer(config.tokenizer)
+
+
+def open_tokenizer(table: TokenizerTable) -> Tokenizer:
+    """The tokenizer that a table describes. Raises DataConfigError where there is none."""
+    return build_tokenizer(table.kind, path=table.path, eos_token=table.eos_token, pad_token=table.pad_token)
 
 
 def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfig:

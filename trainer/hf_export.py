@@ -16,13 +16,12 @@ from typing import Any
 import torch
 
 from ..datasets.errors import DataConfigError
-from ..datasets.tokenizers import build_tokenizer
 from ..models.config import DecoderConfig
 from ..models.huggingface import hf_names, to_hf
 from .checkpoint import STATE, CheckpointError, Found
-from .components import saved_job
+from .components import open_tokenizer, saved_job
 from .config import ConfigError
-from .contract import Statement, check_statements
+from .contract import Statement, check_statements, tokenizer_statement
 from .hf_tokenizer import TOKENIZER, TOKENIZER_FILES, added_around, tokenizer_files
 from .safetensors_files import Spec, byte_count, write_safetensors
 from .staging import staged
@@ -145,19 +144,13 @@ def torch_name(dtype: torch.dtype) -> str:
 def read_tokenizer(found: Found, table: TokenizerTable, decoder: DecoderConfig) -> dict[str, bytes]:
     """Files of the tokenizer of training. Raises ConfigError, or EosMismatchError where it is another one."""
     try:
-        tokenizer = build_tokenizer(table.kind, path=table.path, eos_token=table.eos_token, pad_token=table.pad_token)
+        tokenizer = open_tokenizer(table)
     except DataConfigError as error:
         raise ConfigError(f"{error}; --tokenizer PATH says where it is now, --no-tokenizer leaves it out") from None
     contract, where = found.state["contract"], str(found.path / STATE)
     check_statements(
         [
-            Statement(
-                party="tokenizer",
-                where=tokenizer.where,
-                eos=(tokenizer.eos_id,),
-                pad=tokenizer.pad_id,
-                vocab=tokenizer.vocab_size,
-            ),
+            tokenizer_statement(tokenizer),
             Statement(party="checkpoint", where=where, eos=(contract["eos"],), pad=contract["pad"], vocab=contract["vocab"]),
             Statement(party="model", where=where, vocab=decoder.vocab_size),
         ]

@@ -124,4 +124,4 @@ class SafetensorsFile:
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, not copied."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
