@@ -9,6 +9,7 @@ from torch.nn.attention import activate_flash_attention_impl
 from ..datasets.tokenizers import Tokenizer, build_tokenizer
 from ..models.attention import check_executor, choose_executor, has_flash_attention_3
 from ..models.config import PRESETS, DecoderConfig, RopeConfig
+from ..models.huggingface import architecture
 from ..models.masks import DocumentMask, Executor
 from .checkpoint import CheckpointError, Found
 from .config import ConfigError, JobConfig, nearest
@@ -62,6 +63,15 @@ def saved_job(found: Found) -> tuple[JobConfig, DecoderConfig]:
     return config, DecoderConfig(**{**shape, "rope": RopeConfig(**shape["rope"])})
 
 
+def check_export(config: JobConfig, decoder: DecoderConfig) -> None:
+    """Refuse a job that could not be exported at its end. Raises ConfigError or ModelError."""
+    if not config.checkpoint.last_save_in_hf:
+        return
+    if not config.checkpoint.enable:
+        raise ConfigError("checkpoint.last_save_in_hf = true: there is no last save, checkpoint.enable is false")
+    architecture(decoder)
+
+
 def attention_of(config: JobConfig, device: torch.device) -> tuple[Executor, str]:
     """The executor of `model.attention`, and why it is this one."""
     if config.model.attention != "auto":
@@ -94,4 +104,5 @@ def verify(config: JobConfig, layout: Layout, device: torch.device | None = None
     check_layout(config, decoder, layout)
     check_reports(config)
     check_float8(config, decoder, layout, device)
+    check_export(config, decoder)
     return tokenizer, decoder

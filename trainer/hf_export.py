@@ -18,9 +18,9 @@ import torch
 from ..datasets.errors import DataConfigError
 from ..models.config import DecoderConfig
 from ..models.huggingface import hf_names, to_hf
-from .checkpoint import STATE, CheckpointError, Found
+from .checkpoint import STATE, CheckpointError, Found, read
 from .components import open_tokenizer, saved_job
-from .config import ConfigError
+from .config import ConfigError, JobConfig
 from .contract import Statement, check_statements, tokenizer_statement
 from .hf_tokenizer import TOKENIZER, TOKENIZER_FILES, added_around, tokenizer_files
 from .safetensors_files import Spec, byte_count, write_safetensors
@@ -102,6 +102,12 @@ def export(
             "call it with add_special_tokens=False"
         )
     return messages
+
+
+def export_step(config: JobConfig, path: Path) -> list[str]:
+    """Export a run's own checkpoint at `path` to its place in the run's folder, in place of a former one."""
+    out = Path(config.job.dump_folder) / "huggingface" / path.name
+    return export(read(path), out, tokenizer=config.tokenizer, replace=True)
 
 
 def stored_names(decoder: DecoderConfig) -> dict[str, str]:

@@ -200,8 +200,8 @@ def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenize
     common = set.intersection(*ends) if ends else set()
     if len(common) != 1:
         raise ConfigError(
-            f"{source}: there is no {TOKENIZER}, and eos_token_id in {CONFIG} and {GENERATION} is {sorted(common) or 'missing'}: "
-            f"put the one id that ends a document into {CONFIG}"
+            f"{source}: there is no {TOKENIZER}, and {CONFIG} and {GENERATION} say eos_token_id {sorted(common) or 'nowhere'}: "
+            f"write the one id that ends a document into {CONFIG}"
         )
     (eos,) = common
     return {"eos": eos, "pad": next((s.pad for s in statements if s.pad is not None), eos), "vocab": decoder.vocab_size}
