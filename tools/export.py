@@ -16,6 +16,7 @@ from ..trainer import checkpoint
 from ..trainer.components import saved_job
 from ..trainer.failures import run_command
 from ..trainer.hf_export import export
+from ..trainer.storage import CheckpointError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 DTYPES = {"saved": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -24,7 +25,7 @@ DTYPES = {"saved": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "
 def main(argv: Sequence[str]) -> None:
     """Parse, export, say what was written."""
     parser = argparse.ArgumentParser(prog="cistron export", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest")
+    parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>, or a URL; without step-<N>: the newest good one")
     parser.add_argument("out", type=Path, help="folder to write; it must not exist, or be empty")
     parser.add_argument("--dtype", choices=DTYPES, default="saved", help="of the weights (default: as they were saved)")
     parser.add_argument("--max-shard-size", type=size, default=size("5GB"), metavar="SIZE", help="of a file (default: 5GB)")
@@ -53,12 +54,13 @@ def run(options: argparse.Namespace) -> None:
     print("\n".join(said))
 
 
-def newest(path: Path) -> checkpoint.Found:
-    """The checkpoint at `path`, or the newest complete one in it, saying which others were passed over."""
+def newest(path: str) -> checkpoint.Found:
+    """The checkpoint at `path`, or the newest good one in it, saying which others were passed over."""
     for _, folder in reversed(checkpoint.step_folders(path)):
-        if (reason := checkpoint.what_is_torn(folder)) is None:
+        try:
             return checkpoint.read(folder)
-        print(f"passed over {folder}: {reason}")
+        except CheckpointError as error:
+            print(f"passed over {error}")
     return checkpoint.read(path)
 
 

@@ -15,7 +15,6 @@ from ..trainer.contract import Statement, check_statements
 from ..trainer.distributed import pick_device
 from ..trainer.failures import run_command
 from ..trainer.sampling import sample
-from ..trainer.storage import CheckpointError
 
 
 def main(argv: Sequence[str]) -> None:

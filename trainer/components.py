@@ -11,13 +11,14 @@ from ..models.attention import check_executor, choose_executor, has_flash_attent
 from ..models.config import PRESETS, DecoderConfig, RopeConfig
 from ..models.huggingface import architecture
 from ..models.masks import DocumentMask, Executor
-from .checkpoint import CheckpointError, Found
+from .checkpoint import Found
 from .config import ConfigError, JobConfig, nearest
 from .context import check_context
 from .distributed import Layout
 from .float8 import check_float8
 from .parallelize import check_layout
 from .reports import check_reports
+from .storage import CheckpointError
 from .tables import TokenizerTable
 
 

@@ -10,6 +10,7 @@ One tensor is in memory at a time. Bytes depend on weights, configuration and op
 import json
 import re
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,15 @@ import torch
 from ..datasets.errors import DataConfigError
 from ..models.config import DecoderConfig
 from ..models.huggingface import hf_names, to_hf
-from .checkpoint import STATE, CheckpointError, Found, read
+from .checkpoint import STATE, Found, read
 from .components import open_tokenizer, saved_job
 from .config import ConfigError, JobConfig
 from .contract import Statement, check_statements, tokenizer_statement
 from .hf_tokenizer import TOKENIZER, TOKENIZER_FILES, added_around, tokenizer_files
-from .safetensors_files import Spec, byte_count, write_safetensors
 from .staging import staged
+from .storage import CheckpointError, Folder
 from .tables import TokenizerTable
-from .tensor_files import WholeTensors
+from .tensor_files import Spec, WholeTensors, as_bytes, data_bytes, header
 
 MAX_SHARD_SIZE = 5 * 10**9
 WEIGHTS, INDEX, CONFIG, GENERATION = (
@@ -83,10 +84,11 @@ def export(
     parts = split(specs, max_shard_size)
     with staged(out) as folder:
         for file, names in parts.items():
-            write_safetensors(folder / file, {name: specs[name] for name in names}, lambda name: weights.read(ours[name]))
+            stream = (as_bytes(weights.read(ours[name]).to(specs[name][0])) for name in names)
+            Folder(folder).write(file, chain([header({name: specs[name] for name in names}, {"format": "pt"})], stream))
         if len(parts) > 1:
             weight_map = {name: file for file, names in parts.items() for name in names}
-            files[INDEX] = {"metadata": {"total_size": sum(map(byte_count, specs.values()))}, "weight_map": weight_map}
+            files[INDEX] = {"metadata": {"total_size": sum(map(data_bytes, specs.values()))}, "weight_map": weight_map}
         for file, content in files.items():
             (folder / file).write_text(json.dumps(content, indent=2) + "\n")
         for file, raw in extra.items():
@@ -104,7 +106,7 @@ def export(
     return messages
 
 
-def export_step(config: JobConfig, path: Path) -> list[str]:
+def export_step(config: JobConfig, path: Folder) -> list[str]:
     """Export a run's own checkpoint at `path` to its place in the run's folder, in place of a former one."""
     out = Path(config.job.dump_folder) / "huggingface" / path.name
     return export(read(path), out, tokenizer=config.tokenizer, replace=True)
@@ -123,11 +125,11 @@ def split(specs: Mapping[str, Spec], max_shard_size: int) -> dict[str, list[str]
     shards: list[list[str]] = [[]]
     room = max_shard_size
     for name, spec in specs.items():
-        if byte_count(spec) > room and shards[-1]:
+        if data_bytes(spec) > room and shards[-1]:
             shards.append([])
             room = max_shard_size
         shards[-1].append(name)
-        room -= byte_count(spec)
+        room -= data_bytes(spec)
     if len(shards) == 1:
         return {WEIGHTS: shards[0]}
     return {f"model-{number:05}-of-{len(shards):05}.safetensors": names for number, names in enumerate(shards, start=1)}
@@ -153,11 +155,18 @@ def read_tokenizer(found: Found, table: TokenizerTable, decoder: DecoderConfig) 
         tokenizer = open_tokenizer(table)
     except DataConfigError as error:
         raise ConfigError(f"{error}; --tokenizer PATH says where it is now, --no-tokenizer leaves it out") from None
-    contract, where = found.state["contract"], str(found.path / STATE)
+    contract, where = found.state["contract"], f"{found.path}/{STATE}"
     check_statements(
         [
             tokenizer_statement(tokenizer),
-            Statement(party="checkpoint", where=where, eos=(contract["eos"],), pad=contract["pad"], vocab=contract["vocab"]),
+            Statement(
+                party="checkpoint",
+                where=where,
+                eos=(contract["eos"],),
+                pad=contract["pad"],
+                vocab=contract["vocab"],
+                tokenizer=contract["tokenizer"],
+            ),
             Statement(party="model", where=where, vocab=decoder.vocab_size),
         ]
     )

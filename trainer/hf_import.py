@@ -21,7 +21,7 @@ from ..datasets.tokenizers import Tokenizer
 from ..models.config import DecoderConfig, ModelError
 from ..models.decoder import Decoder
 from ..models.huggingface import architecture, from_hf
-from .checkpoint import CheckpointError
+from .checkpoint import write_whole
 from .components import open_tokenizer
 from .config import ConfigError, JobConfig
 from .contract import Statement, check_statements, ids, tokenizer_statement
@@ -29,8 +29,8 @@ from .hf_export import CONFIG, GENERATION, INDEX, WEIGHTS, stored_names
 from .hf_tokenizer import TOKENIZER, TOKENIZER_FILES, is_byte_tokenizer
 from .safetensors_files import SafetensorsFile
 from .staging import staged
+from .storage import CheckpointError
 from .tables import TokenizerTable
-from .tensor_files import write_whole
 from .totals import Progress
 
 STEP, TOML, TOKENIZER_FOLDER = "step-0", "model.toml", "tokenizer"
@@ -179,7 +179,7 @@ def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -
     return table, open_tokenizer(table)
 
 
-def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenizer: Tokenizer | None) -> dict[str, int]:
+def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The contract of the checkpoint: eos, pad and embedding rows, on which all files of the folder agree.
 
     Raises:
@@ -194,8 +194,9 @@ def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenize
         several = tuple(eos) if isinstance(eos, list) else None if eos is None else (eos,)
         statements.append(Statement(party=file.removesuffix(".json"), where=str(source / file), eos=several, pad=pad))
     check_statements(statements)
+    rows = decoder.vocab_size
     if tokenizer:
-        return {"eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "vocab": decoder.vocab_size}
+        return {"eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "vocab": rows, "tokenizer": tokenizer.fingerprint}
     ends = [ids(statement.eos) for statement in statements if statement.eos]
     common = set.intersection(*ends) if ends else set()
     if len(common) != 1:
@@ -204,7 +205,8 @@ def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenize
             f"write the one id that ends a document into {CONFIG}"
         )
     (eos,) = common
-    return {"eos": eos, "pad": next((s.pad for s in statements if s.pad is not None), eos), "vocab": decoder.vocab_size}
+    pad = next((statement.pad for statement in statements if statement.pad is not None), eos)
+    return {"eos": eos, "pad": pad, "vocab": rows, "tokenizer": None}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

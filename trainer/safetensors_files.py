@@ -1,76 +1,18 @@
-"""safetensors files with one tensor in memory at a time: the format's own library wants all of a file at once to write it.
+"""safetensors files of others, read one tensor at a time, and nothing believed of their headers that was not checked.
 
-    8 bytes      length of the header, little-endian
-    header       JSON: name -> {"dtype": "F32", "shape": [...], "data_offsets": [begin, end]}, padded with spaces to 8 bytes
-    data         the tensors' bytes, little-endian, one after another without a gap; offsets count from here
-
-https://github.com/huggingface/safetensors describes it. A file's bytes depend on nothing but names, order and values.
+https://github.com/huggingface/safetensors describes the format; `tensor_files.header` makes what is read here.
 """
 
 import json
-import math
-import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError
+from .storage import CheckpointError
+from .tensor_files import DTYPES, Spec, as_bytes, data_bytes
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000  # bytes; the library's own limit
-
-Spec = tuple[torch.dtype, tuple[int, ...]]
-
-
-def byte_count(spec: Spec) -> int:
-    """Bytes of a tensor of this type and shape."""
-    dtype, shape = spec
-    return dtype.itemsize * math.prod(shape)
-
-
-def write_safetensors(path: Path, specs: Mapping[str, Spec], read: Callable[[str], Tensor]) -> None:
-    """Write a file, flushed to disk.
-
-    Args:
-        path: of the file, which must not exist.
-        specs: type and shape of every tensor, in the order of the file.
-        read: gives the tensor of a name, of that shape, on the CPU; it is converted to the type.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, spec in specs.items():
-        begin, end = end, end + byte_count(spec)
-        header[name] = {"dtype": NAMES[spec[0]], "shape": list(spec[1]), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, (dtype, shape) in specs.items():
-            tensor = read(name)
-            assert tuple(tensor.shape) == shape, name
-            file.write(as_bytes(tensor.to(dtype).contiguous()))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class SafetensorsFile:
@@ -104,7 +46,7 @@ class SafetensorsFile:
                 for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                     self.specs[name] = spec = DTYPES[entry["dtype"]], tuple(entry["shape"])
                     begin, last = entry["data_offsets"]
-                    if begin != end or last != begin + byte_count(spec):
+                    if begin != end or last != begin + data_bytes(spec):
                         raise ValueError(f"{name} at bytes {begin} to {last}, after byte {end}")
                     self._begins[name], end = 8 + length + begin, last
                 if end != size:
@@ -120,8 +62,3 @@ class SafetensorsFile:
             file.seek(self._begins[name])
             file.readinto(as_bytes(tensor))
         return tensor
-
-
-def as_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, not copied."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .checkpoint import CheckpointError
+from .storage import CheckpointError
 
 
 @contextmanager

@@ -20,13 +20,14 @@ from cistron.models.decoder import Decoder
 from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.spawn import run_on_ranks
 from cistron.trainer import checkpoint
-from cistron.trainer.checkpoint import CheckpointError, Found
+from cistron.trainer.checkpoint import Found, write_whole
 from cistron.trainer.config import ConfigError, JobConfig
 from cistron.trainer.contract import EosMismatchError
 from cistron.trainer.hf_export import export
 from cistron.trainer.hf_import import import_folder
+from cistron.trainer.storage import CheckpointError
 from cistron.trainer.tables import TokenizerTable
-from cistron.trainer.tensor_files import WholeTensors, write_whole
+from cistron.trainer.tensor_files import WholeTensors
 from cistron.trainer.totals import Progress
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -52,7 +53,7 @@ def save(folder: Path, model: Decoder, table: TokenizerTable | None = None, eos:
     state = {
         "progress": asdict(Progress()),
         "data": None,
-        "contract": {"eos": eos, "pad": pad, "vocab": model.config.vocab_size},
+        "contract": {"eos": eos, "pad": pad, "vocab": model.config.vocab_size, "tokenizer": None},
         "model": shape,
         "config": job.to_dict(),
         "versions": {},
@@ -126,7 +127,7 @@ def test_what_transformers_saves_computes_the_same_here(tmp_path: Path, config: 
     messages = import_folder(tmp_path / "theirs", tmp_path / "ours")
     assert any("no tokenizer.json" in message for message in messages)
     found = checkpoint.read(tmp_path / "ours" / "step-0")
-    assert found.state["contract"] == {"eos": 3, "pad": 3, "vocab": 61}
+    assert found.state["contract"] == {"eos": 3, "pad": 3, "vocab": 61, "tokenizer": None}
     tokens = torch.randint(0, 61, (2, 40))
     with torch.no_grad():
         assert_close(logits(restore(found), tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
@@ -190,7 +191,7 @@ def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: 
 
     import_folder(out, tmp_path / "back")
     found = checkpoint.read(tmp_path / "back" / "step-0")
-    assert found.state["contract"] == {"eos": 1, "pad": 2, "vocab": 320}
+    assert found.state["contract"] == {"eos": 1, "pad": 2, "vocab": 320, "tokenizer": trained.fingerprint}
     back = build_tokenizer(**found.state["config"]["tokenizer"])
     assert (back.fingerprint, back.eos_id, back.pad_id) == (trained.fingerprint, 1, 2)
     export(found, tmp_path / "again", tokenizer=TokenizerTable(**found.state["config"]["tokenizer"]))
