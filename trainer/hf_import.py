@@ -14,9 +14,9 @@ from typing import Any
 
 import tomli_w
 import torch
-from torch import Tensor
 
 from .. import __version__
+from ..datasets.errors import DataConfigError
 from ..datasets.tokenizers import Tokenizer
 from ..models.config import DecoderConfig, ModelError
 from ..models.decoder import Decoder
@@ -36,7 +36,7 @@ from .totals import Progress
 STEP, TOML, TOKENIZER_FOLDER = "step-0", "model.toml", "tokenizer"
 HEAD = """\
 # {source}
-# {told}, rows of up to {positions} tokens.
+# {told}
 #
 #   extends = "{toml}"
 #
@@ -70,54 +70,51 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
         raise ConfigError(f"{source}: has no {CONFIG}: not a folder of a Hugging Face model")
     decoder = from_hf(stated)
     if not decoder.causal:
-        raise ModelError(
-            f"{source / CONFIG}: {stated['architectures'][0]} is bidirectional; training is causal, and knows no other"
-        )
-    tensors = find_tensors(source, decoder)
+        raise ModelError(f"{source / CONFIG}: {architecture(decoder)} is bidirectional, and training is causal only")
+    files = find_tensors(source, decoder)
     table, tokenizer = find_tokenizer(source, eos_token, pad_token)
     contract = agree(source, stated, decoder, tokenizer)
 
     home = out.absolute()
     if table.path:
         table = table.model_copy(update={"path": str(home / TOKENIZER_FOLDER)})
-    shape = asdict(decoder)
     tables = {
-        "model": {key: value for key, value in shape.items() if key != "causal"},
+        "model": {key: value for key, value in asdict(decoder).items() if key != "causal"},
         "tokenizer": table.model_dump(exclude_none=True),
-    }
-    positions = stated.get("max_position_embeddings")
-    training = {"seq_len": positions} if type(positions) is int and positions > 0 else {}
-    state = {
-        "progress": asdict(Progress()),
-        "data": None,
-        "contract": contract,
-        "model": shape,
-        "config": JobConfig.model_validate({**tables, "training": training}).to_dict(),
-        "versions": {"cistron": __version__, "torch": torch.__version__},
     }
     names = stored_names(decoder)
     if decoder.tie_embeddings:
         names["output.weight"] = names["tok_embeddings.weight"]
-
-    def read(name: str) -> Tensor:
-        return tensors[names[name]].read(names[name])
-
+    specs = {ours: files[theirs].specs[theirs] for ours, theirs in names.items()}
     told = f"{architecture(decoder)}, {decoder.parameter_count():,} parameters"
     with staged(out) as folder:
-        write_whole(folder / STEP, {ours: tensors[theirs].specs[theirs] for ours, theirs in names.items()}, read, state)
+        state = first_state(decoder, contract, tables, stated.get("max_position_embeddings"))
+        write_whole(folder / STEP, specs, lambda name: files[names[name]].read(names[name]), state)
         if table.path:
             (folder / TOKENIZER_FOLDER).mkdir()
             for file in sorted({CONFIG, GENERATION, *TOKENIZER_FILES}):
                 if (source / file).is_file():
                     (folder / TOKENIZER_FOLDER / file).write_bytes((source / file).read_bytes())
-        head = HEAD.format(source=source.absolute(), told=told, positions=positions, toml=home / TOML)
         body = tomli_w.dumps({**tables, "checkpoint": {"initial_load_path": str(home / STEP)}})
-        (folder / TOML).write_text(head + body)
+        (folder / TOML).write_text(HEAD.format(source=source.absolute(), told=told, toml=home / TOML) + body)
     messages = [f"imported {source} to {out / STEP}: {told}, eos {contract['eos']}, pad {contract['pad']}"]
     if tokenizer is None:
         messages.append(f"there is no {TOKENIZER} in {source}: name one in tokenizer.path of {out / TOML}")
     messages.append(f'to train from it, begin a TOML with extends = "{home / TOML}" and add [[data.sources]] and [training]')
     return messages
+
+
+def first_state(decoder: DecoderConfig, contract: dict[str, Any], tables: dict[str, Any], max_positions: Any) -> dict[str, Any]:
+    """What `state.json` of a checkpoint at step 0 holds; rows of the job that made it had `max_positions` tokens."""
+    training = {"training": {"seq_len": max_positions}} if type(max_positions) is int and max_positions > 0 else {}
+    return {
+        "progress": asdict(Progress()),
+        "data": None,
+        "contract": contract,
+        "model": asdict(decoder),
+        "config": JobConfig.model_validate({**tables, **training}).to_dict(),
+        "versions": {"cistron": __version__, "torch": torch.__version__},
+    }
 
 
 def find_tensors(source: Path, decoder: DecoderConfig) -> dict[str, SafetensorsFile]:
@@ -128,7 +125,7 @@ def find_tensors(source: Path, decoder: DecoderConfig) -> dict[str, SafetensorsF
         CheckpointError: listing every tensor that is missing, unexpected, or of another shape or kind.
     """
     index = read_json(source / INDEX)
-    files = sorted(set(index["weight_map"].values())) if index else [WEIGHTS]
+    files = sorted(set(map(str, index.get("weight_map", {}).values()))) if index else [WEIGHTS]
     lacking = [name for name in files if Path(name).name != name or not (source / name).is_file()]
     if lacking:
         pickles = sorted(path.name for path in source.glob("*.bin"))
@@ -168,15 +165,20 @@ def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -
     """The `[tokenizer]` table that reads this folder's tokenizer, and the tokenizer, None where there is none.
 
     Raises:
-        DataConfigError: its special tokens cannot be known.
+        ConfigError: its special tokens cannot be known.
     """
     file = source / TOKENIZER
     if not file.is_file():
+        if eos_token or pad_token:
+            raise ConfigError(f"{source}: there is no {TOKENIZER} to look up --eos-token or --pad-token in")
         return TokenizerTable(kind="hf"), None
     table = TokenizerTable(kind="hf", path=str(source), eos_token=eos_token, pad_token=pad_token)
     if eos_token is None and pad_token is None and is_byte_tokenizer(file):
         table = TokenizerTable(kind="byte")
-    return table, open_tokenizer(table)
+    try:
+        return table, open_tokenizer(table)
+    except DataConfigError as error:
+        raise ConfigError(f"{error}; --eos-token and --pad-token name them") from None
 
 
 def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
