@@ -8,7 +8,7 @@ Only safetensors are read: a pickled pytorch_model.bin could run code, and is re
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from .. import __version__
 from ..datasets.errors import DataConfigError
 from ..datasets.tokenizers import Tokenizer
-from ..models.config import DecoderConfig, ModelError
+from ..models.config import PRESETS, DecoderConfig, ModelError
 from ..models.decoder import Decoder
 from ..models.huggingface import architecture, from_hf
 from .checkpoint import write_whole
@@ -78,8 +78,10 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
     home = out.absolute()
     if table.path:
         table = table.model_copy(update={"path": str(home / TOKENIZER_FOLDER)})
+    presets = [name for name, preset in PRESETS.items() if replace(preset, vocab_size=decoder.vocab_size) == decoder]
     tables = {
-        "model": {key: value for key, value in asdict(decoder).items() if key != "causal"},
+        "model": {"preset": name for name in presets}
+        | {key: value for key, value in asdict(decoder).items() if key != "causal"},
         "tokenizer": table.model_dump(exclude_none=True),
     }
     names = stored_names(decoder)
