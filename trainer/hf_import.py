@@ -78,10 +78,10 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
     home = out.absolute()
     if table.path:
         table = table.model_copy(update={"path": str(home / TOKENIZER_FOLDER)})
-    presets = [name for name, preset in PRESETS.items() if replace(preset, vocab_size=decoder.vocab_size) == decoder]
+    shape = {key: value for key, value in asdict(decoder).items() if key != "causal"}
+    name = next((name for name, preset in PRESETS.items() if replace(preset, vocab_size=decoder.vocab_size) == decoder), None)
     tables = {
-        "model": {"preset": name for name in presets}
-        | {key: value for key, value in asdict(decoder).items() if key != "causal"},
+        "model": {"preset": name, **shape} if name else shape,  # for people: all that it sets is set here too
         "tokenizer": table.model_dump(exclude_none=True),
     }
     names = stored_names(decoder)
