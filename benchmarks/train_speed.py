@@ -34,8 +34,8 @@ import tomli_w
 import torch
 from cistron.models.config import DecoderConfig
 from cistron.models.decoder import Decoder
+from cistron.models.huggingface import hf_names
 from cistron.models.init import init_weights
-from cistron.tests.models.hf_names import hf_names
 from cistron.trainer.components import make_mask, verify
 from cistron.trainer.config import load_config
 from cistron.trainer.data import open_feed

@@ -5,7 +5,7 @@ Plain modules and nothing else: parallelism, compilation and checkpointing are a
     tok_embeddings -> layers.N [attention_norm -> attention (+ residual) -> ffn_norm -> feed_forward (+ residual)]
                    -> norm -> output, or given labels straight to their losses
 
-State-dict keys correspond one to one to Hugging Face's Llama and Qwen3 (`tests/models/hf_names.py`).
+State-dict keys correspond one to one to Hugging Face's Llama and Qwen3 (`huggingface.py`).
 """
 
 import torch.nn.functional as F

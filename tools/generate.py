@@ -5,19 +5,16 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from pydantic import ValidationError
 
 from ..datasets.tokenizers import TokenizeError
-from ..models.config import DecoderConfig, RopeConfig
 from ..models.decoder import Decoder
 from ..trainer import checkpoint
-from ..trainer.components import make_tokenizer
-from ..trainer.config import ConfigError, JobConfig
+from ..trainer.components import make_tokenizer, saved_job
+from ..trainer.config import ConfigError
 from ..trainer.contract import Statement, check_statements
 from ..trainer.distributed import pick_device
 from ..trainer.failures import run_command
 from ..trainer.sampling import sample
-from ..trainer.storage import CheckpointError
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,13 +37,8 @@ def generate(options: argparse.Namespace) -> None:
         if not smallest <= value < float("inf"):
             raise ConfigError(f"--{name} {value}: must be finite and at least {smallest}")
     found = checkpoint.read(options.checkpoint, newest=True)
-    try:
-        config = JobConfig(**found.state["config"])
-    except ValidationError as error:
-        raise CheckpointError(f"{found.path}: its configuration is of another version: {error}") from None
+    config, decoder = saved_job(found)
     tokenizer = make_tokenizer(config)
-    shape = found.state["model"]
-    decoder = DecoderConfig(**{**shape, "rope": RopeConfig(**shape["rope"])})
     saved = found.state["contract"]
     check_statements(
         [

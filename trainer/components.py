@@ -3,24 +3,33 @@
 from dataclasses import replace
 
 import torch
+from pydantic import ValidationError
 from torch.nn.attention import activate_flash_attention_impl
 
 from ..datasets.tokenizers import Tokenizer, build_tokenizer
 from ..models.attention import check_executor, choose_executor, has_flash_attention_3
 from ..models.config import PRESETS, DecoderConfig, RopeConfig
+from ..models.huggingface import architecture
 from ..models.masks import DocumentMask, Executor
+from .checkpoint import Found
 from .config import ConfigError, JobConfig, nearest
 from .context import check_context
 from .distributed import Layout
 from .float8 import check_float8
 from .parallelize import check_layout
 from .reports import check_reports
+from .storage import CheckpointError
+from .tables import TokenizerTable
 
 
 def make_tokenizer(config: JobConfig) -> Tokenizer:
     """The tokenizer of `[tokenizer]`."""
-    t = config.tokenizer
-    return build_tokenizer(t.kind, path=t.path, eos_token=t.eos_token, pad_token=t.pad_token)
+    return open_tokenizer(config.tokenizer)
+
+
+def open_tokenizer(table: TokenizerTable) -> Tokenizer:
+    """The tokenizer that a table describes. Raises DataConfigError where there is none."""
+    return build_tokenizer(table.kind, path=table.path, eos_token=table.eos_token, pad_token=table.pad_token)
 
 
 def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfig:
@@ -39,6 +48,29 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     if m.rope.theta is not None:
         overrides["rope"] = RopeConfig(theta=m.rope.theta)
     return replace(PRESETS[m.preset], **overrides)
+
+
+def saved_job(found: Found) -> tuple[JobConfig, DecoderConfig]:
+    """The configuration and the decoder of a checkpoint.
+
+    Raises:
+        CheckpointError: its configuration is of another version.
+    """
+    try:
+        config = JobConfig(**found.state["config"])
+    except ValidationError as error:
+        raise CheckpointError(f"{found.path}: its configuration is of another version: {error}") from None
+    shape = found.state["model"]
+    return config, DecoderConfig(**{**shape, "rope": RopeConfig(**shape["rope"])})
+
+
+def check_export(config: JobConfig, decoder: DecoderConfig) -> None:
+    """Refuse a job that could not be exported at its end. Raises ConfigError or ModelError."""
+    if not config.checkpoint.last_save_in_hf:
+        return
+    if not config.checkpoint.enable:
+        raise ConfigError("checkpoint.last_save_in_hf = true: there is no last save, checkpoint.enable is false")
+    architecture(decoder)
 
 
 def attention_of(config: JobConfig, device: torch.device) -> tuple[Executor, str]:
@@ -73,4 +105,5 @@ def verify(config: JobConfig, layout: Layout, device: torch.device | None = None
     check_layout(config, decoder, layout)
     check_reports(config)
     check_float8(config, decoder, layout, device)
+    check_export(config, decoder)
     return tokenizer, decoder

@@ -49,14 +49,7 @@ def gather_statements(
 ) -> list[Statement]:
     """Ask every party. `checkpoint` is the contract saved with the weights to start from, with its path under "where"."""
     statements = [
-        Statement(
-            party="tokenizer",
-            where=tokenizer.where,
-            eos=(tokenizer.eos_id,),
-            pad=tokenizer.pad_id,
-            vocab=tokenizer.vocab_size,
-            tokenizer=tokenizer.fingerprint,
-        ),
+        tokenizer_statement(tokenizer),
         Statement(party="packer", where="datasets.packing.Packer", eos=(packer.eos_id,), pad=packer.pad_id),
         Statement(party="attention mask", where="models.masks.DocumentMask", eos=(mask.eos_id,), pad=mask.pad_id),
         Statement(party="model", where="model.vocab_size (embedding rows)", vocab=vocab_size),
@@ -89,6 +82,18 @@ def gather_statements(
             )
         )
     return statements
+
+
+def tokenizer_statement(tokenizer: Tokenizer) -> Statement:
+    """What the tokenizer says."""
+    return Statement(
+        party="tokenizer",
+        where=tokenizer.where,
+        eos=(tokenizer.eos_id,),
+        pad=tokenizer.pad_id,
+        vocab=tokenizer.vocab_size,
+        tokenizer=tokenizer.fingerprint,
+    )
 
 
 def shard_statements(source: Source) -> list[Statement]:

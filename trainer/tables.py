@@ -330,6 +330,8 @@ class Checkpoint(Table):
     """A checkpoint (…/step-N, a path or URL) of another run to start from; ignored once this run has its own."""
     initial_load_model_only: bool = True
     """Take only the weights of initial_load_path; false: go on from its step, with its optimizer and place in the data."""
+    last_save_in_hf: bool = False
+    """After the last step, export its checkpoint to <job.dump_folder>/huggingface/step-<N>, as `cistron export` does."""
 
 
 class Validation(Table):

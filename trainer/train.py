@@ -30,6 +30,7 @@ from .data import Feed, open_feed
 from .distributed import World, join, limit_collectives
 from .failures import USER_ERRORS, run_command
 from .guard import StepGuard, gradient_norm, over_ranks
+from .hf_export import export_step
 from .loss import summed_loss
 from .metrics import MetricsLog, Outcome
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -388,6 +389,10 @@ def run(argv: Sequence[str]) -> None:
                 trainer.close()
         finally:
             dist.destroy_process_group()
+    # no process group is left: rank 0 takes as long as the weights need, and nobody waits for it in a collective
+    if world.is_first and config.checkpoint.last_save_in_hf and trainer.progress.step >= config.training.steps:
+        for message in export_step(config, trainer.checkpoints / f"step-{trainer.progress.step}"):
+            trainer.log.say(message)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cistron.models.config import PRESETS, DecoderConfig, ModelError, RopeConfig
 from cistron.models.decoder import Decoder
-from cistron.tests.models.hf_names import hf_names
+from cistron.models.huggingface import hf_names
 from cistron.tests.models.packed import CONFIGS, LLAMA
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

@@ -16,9 +16,12 @@ import torch
 from cistron.datasets.shard_writer import ShardWriter, id_dtype
 from cistron.datasets.tokenizers import ByteTokenizer
 from cistron.trainer.checkpoint import look, manifest_text
+from cistron.trainer.config import load_config
+from cistron.trainer.distributed import join
 from cistron.trainer.failures import run_command
+from cistron.trainer.signals import StopRequest
 from cistron.trainer.storage import Folder
-from cistron.trainer.train import run
+from cistron.trainer.train import Trainer, run
 
 TOML = """
 [job]
@@ -166,6 +169,19 @@ def forge(checkpoint: Path, name: str, content: bytes) -> None:
     (checkpoint / name).write_bytes(content)
     files = {file: ((checkpoint / file).stat().st_size, Folder(checkpoint).digest(file)) for file in files}
     (checkpoint / "manifest.json").write_text(manifest_text(files))
+
+
+def save_in_layouts(config_path: str, layouts: list[tuple[int, int]]) -> None:
+    """On every rank: one step that changes no bit, saved in each (shard, tensor-parallel) layout to a folder SHARDxTP."""
+    for shard, tp in layouts:
+        degrees = ["--parallelism.data_parallel_shard_degree", str(shard), "--parallelism.tensor_parallel_degree", str(tp)]
+        folder = Path(config_path).parent / f"{shard}x{tp}"
+        options = ["--config", config_path, "--job.dump_folder", str(folder), *degrees, "--training.steps", "1"]
+        config, _ = load_config([*options, "--optimizer.lr", "1e-30"])
+        trainer = Trainer(config, join(config), StopRequest())
+        trainer.prompt = []
+        trainer.train()
+        trainer.close()
 
 
 def metrics(config: Path, run: str = "run") -> list[dict[str, Any]]:
