@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 
-from ..trainer import checkpoint
+from ..trainer.checkpoint import read_newest
 from ..trainer.components import saved_job
 from ..trainer.failures import run_command
 from ..trainer.hf_export import export
-from ..trainer.storage import CheckpointError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 DTYPES = {"saved": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Find the checkpoint and export it."""
-    found = newest(options.checkpoint)
+    found, skipped = read_newest(options.checkpoint)
     table = saved_job(found)[0].tokenizer
     if options.tokenizer:
         table = table.model_copy(update={"kind": "hf", "path": options.tokenizer})
@@ -51,17 +50,7 @@ def run(options: argparse.Namespace) -> None:
         max_shard_size=options.max_shard_size,
         replace=options.overwrite,
     )
-    print("\n".join(said))
-
-
-def newest(path: str) -> checkpoint.Found:
-    """The checkpoint at `path`, or the newest good one in it, saying which others were passed over."""
-    for _, folder in reversed(checkpoint.step_folders(path)):
-        try:
-            return checkpoint.read(folder)
-        except CheckpointError as error:
-            print(f"passed over {error}")
-    return checkpoint.read(path)
+    print("\n".join([*skipped, *said]))
 
 
 def size(text: str) -> int:

@@ -36,7 +36,9 @@ def generate(options: argparse.Namespace) -> None:
     for name, value, smallest in (("temperature", options.temperature, 0), ("top-k", options.top_k, 1)):
         if not smallest <= value < float("inf"):
             raise ConfigError(f"--{name} {value}: must be finite and at least {smallest}")
-    found = checkpoint.read(options.checkpoint, newest=True)
+    found, skipped = checkpoint.read_newest(options.checkpoint)
+    for message in skipped:
+        print(message, file=sys.stderr)
     config, decoder = saved_job(found)
     tokenizer = make_tokenizer(config)
     saved = found.state["contract"]

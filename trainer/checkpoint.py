@@ -144,17 +144,29 @@ def complete(path: Folder) -> Found:
     return found
 
 
-def read(path: str | os.PathLike[str], newest: bool = False) -> Found:
-    """The good checkpoint at `path`, or the newest in it if `newest` allows for a folder of them.
-
-    Raises:
-        CheckpointError: it is missing, torn or damaged.
-    """
-    steps = step_folders(path) if newest else []
-    found = complete(steps[-1][1] if steps else Folder(path))
+def read(path: str | os.PathLike[str]) -> Found:
+    """The good checkpoint at `path`. Raises CheckpointError where it is missing, torn or damaged."""
+    found = complete(Folder(path))
     if wrong := found.damage():
         raise CheckpointError("\n  ".join([f"{found.path}: the checkpoint is damaged:", *wrong]))
     return found
+
+
+def read_newest(path: str | os.PathLike[str]) -> tuple[Found, list[str]]:
+    """The good checkpoint at `path` or the newest good one in it, and a message for each newer one that is not good.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    skipped: list[str] = []
+    for _, folder in reversed(step_folders(path)):
+        try:
+            return read(folder), skipped
+        except CheckpointError as e:
+            skipped.append(f"passed over {e}")
+    if skipped:
+        raise CheckpointError("\n  ".join([f"{path}: no good checkpoint:", *skipped]))
+    return read(path), []
 
 
 def damage(found: Found, world: World) -> list[str]:

@@ -359,8 +359,10 @@ class WholeTensors:
     def read(self, name: str) -> Tensor:
         """A whole parameter, on the CPU."""
         (dtype, shape), pieces = self.index[name]
-        whole = torch.empty(shape, dtype=dtype)
         with FileSet(self.folder, self.index) as files:
+            if len(pieces) == 1:
+                return files.read(dtype, pieces[0], (0,) * len(shape), shape)
+            whole = torch.empty(shape, dtype=dtype)
             for piece in pieces:
                 place = whole
                 for dim, (start, length) in enumerate(zip(piece.offsets, piece.sizes, strict=True)):

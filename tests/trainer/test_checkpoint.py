@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.checkpoint import read, step_folders, what_is_torn, write_whole
+from cistron.trainer.checkpoint import read, read_newest, step_folders, what_is_torn, write_whole
 from cistron.trainer.config import load_config
 from cistron.trainer.distributed import join
 from cistron.trainer.failures import run_command
@@ -409,7 +409,7 @@ def test_checkpoints_in_an_object_store_are_those_on_a_disk(straight: Path, tmp_
     train_here(straight, *folder, *store, *BACK)
     assert column(metrics(tmp_path / "job.toml"), "loss") == column(metrics(straight), "loss")
     assert [path.name for _, path in step_folders("memory://bucket/run")] == ["step-4", "step-8"]
-    found = read("memory://bucket/run", newest=True)
+    found, _ = read_newest("memory://bucket/run")
     assert found.path.name == "step-8"
     name = "rank-00000.safetensors"
     assert found.path.read(name) == (checkpoints(straight) / "step-8" / name).read_bytes()
