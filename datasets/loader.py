@@ -22,7 +22,7 @@ from .packing import Packer, Planes
 from .read_ahead import ReadAhead
 from .shards import verify_shard
 from .sources import Source, SourceConfig, find_source
-from .state import Inventory, check_state, documents_dropped, initial_state, merge_states, records_skipped
+from .state import Inventory, check_state, documents_dropped, initial_state, left_out, merge_states, records_skipped
 from .tokenizers import HFTokenizer, Tokenizer
 from .transport import RowStream, in_order
 
@@ -34,6 +34,7 @@ __all__ = [
     "Stage",
     "Storage",
     "documents_dropped",
+    "left_out",
     "merge_states",
     "records_skipped",
 ]

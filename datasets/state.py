@@ -70,6 +70,12 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**first, "lanes": {name: at for state in states for name, at in state["lanes"].items()}}
 
 
+def left_out(state: dict[str, Any]) -> str:
+    """What a run has left out so far, for people; empty if nothing."""
+    counts = {"bad record(s)": records_skipped(state), "document(s) without a token": documents_dropped(state)}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
 def documents_dropped(state: dict[str, Any]) -> int:
     """Return how many documents without tokens the lanes of `state` have met, up to the blocks that they stand in."""
     return sum(LaneState(*lane).dropped for lane in state["lanes"].values())

@@ -94,6 +94,18 @@ class JobConfig(BaseSettings):
         """The resolved configuration as TOML that reads back to the same job."""
         return tomli_w.dumps(self.to_dict())
 
+    def remarks(self, step: int) -> list[str]:
+        """What a person who starts the job at `step` may not have meant."""
+        steps, warmup = self.training.steps, self.lr_scheduler.warmup_steps
+        remarks = []
+        if warmup > steps:
+            remarks.append(f"warning: optimizer.lr is never reached: warmup_steps = {warmup}, training.steps = {steps}")
+        if self.validation.sources and not self.validation.enable:
+            remarks.append("validation.sources are not read: validation.enable is false")
+        if step >= steps:
+            remarks.append(f"nothing to train: the checkpoint is of step {step}, training.steps is {steps}")
+        return remarks
+
 
 class OverrideParser(argparse.ArgumentParser):
     """argparse that refuses abbreviations and answers an unknown flag with the nearest known one."""

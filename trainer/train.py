@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from .. import __version__
 from ..datasets.errors import DataEnd, DataOrderError
-from ..datasets.loader import Batch, documents_dropped, merge_states, records_skipped
+from ..datasets.loader import Batch, left_out, merge_states
 from ..models.decoder import Decoder
 from ..models.init import init_weights
 from . import checkpoint
@@ -322,10 +322,8 @@ class Trainer:
             "config": self.config.to_dict(),
             "versions": {"cistron": __version__, "torch": torch.__version__},
         }
-        dropped, skipped = documents_dropped(state["data"]), records_skipped(state["data"])
-        left_out = [f"{skipped} bad record(s)"] if skipped else []
-        left_out += [f"{dropped} document(s) without a token"] if dropped else []
-        note = f"; left out so far: {', '.join(left_out)}" if left_out else ""
+        missing = left_out(state["data"])
+        note = f"; left out so far: {missing}" if missing else ""
         self.saver.begin(self.progress.step, self.model, self.optimizer, state, self.feed.loader.inventory(), note)
 
     def introduce(self) -> None:
@@ -334,14 +332,7 @@ class Trainer:
         layout = self.world.layout
         rows = self.micro_batches * self.micro_batch_size * layout.data_parallel
         executor, why = attention_of(c, self.world.device)
-        step, steps, warmup = self.progress.step, c.training.steps, c.lr_scheduler.warmup_steps
-        if warmup > steps:
-            self.messages.append(f"warning: optimizer.lr is never reached: warmup_steps = {warmup}, training.steps = {steps}")
-        if c.validation.sources and not c.validation.enable:
-            self.messages.append("validation.sources are not read: validation.enable is false")
-        if step >= steps:
-            self.messages.append(f"nothing to train: the checkpoint is of step {step}, training.steps is {steps}")
-        for message in self.messages:
+        for message in [*self.messages, *c.remarks(self.progress.step)]:
             self.log.say(message)
         self.log.say(
             f"{c.model.preset}: {d.parameter_count():,} parameters, {executor} attention ({why}) over documents ending in "
