@@ -1,9 +1,8 @@
 """Run a test's function on several processes joined by gloo, as a distributed run would call it.
 
-A fresh interpreter takes 3 s of a core to import torch and the trainer. So one server per session imports them once, in a single
-thread and without touching a random state or a process group, and every rank is a fork of it: as clean, and there in
-milliseconds. What a fork does not have is the end of an interpreter, nor a hash seed of its own; tests that start the command
-line (`start` in trainer/jobs.py) have both.
+A fresh interpreter takes 3 s of a core to import torch and the trainer. So one server for all tests imports them once, in a
+single thread and without touching a random state or a process group, and every rank is a fork of it: as clean, and there at
+once. What a fork has not is a hash seed of its own and the end of an interpreter: both are left to tests of the command line.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 _ROOT = Path(__file__).resolve().parents[1]
-mp.set_forkserver_preload(["cistron.tests.spawn", "cistron.trainer.train", "pytest"])
+mp.set_forkserver_preload(["cistron.tests.spawn", "cistron.trainer.train", "torch._inductor.compile_fx", "pytest"])
 
 
 def run_on_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
