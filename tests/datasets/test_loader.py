@@ -321,7 +321,7 @@ except WorkerError as error:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process with two workers, which do not run its script again, that has a batch and waits for a line before it takes more."""
+    """A process with a batch, which waits for a line before it takes more; its two workers do not run its script again."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     pipe = subprocess.PIPE
