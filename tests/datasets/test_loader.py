@@ -305,24 +305,23 @@ from cistron.datasets.errors import WorkerError
 from cistron.datasets.loader import DataConfig, Loader, SourceConfig
 from cistron.datasets.tokenizers import build_tokenizer
 
-if __name__ == "__main__":
-    source = SourceConfig(name="code", format="text", paths=("{stdlib}/*.py",))
-    config = DataConfig(sources=(source,), lanes=2, packing="best_fit", seq_len=64, seed=0, num_workers=2)
-    loader = Loader(config, build_tokenizer("byte"), batch_size=4)
-    loader.next()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    try:
-        while True:
-            loader.next()
-    except WorkerError as error:
-        sys.exit(str(error))
+source = SourceConfig(name="code", format="text", paths=("{stdlib}/*.py",))
+config = DataConfig(sources=(source,), lanes=2, packing="best_fit", seq_len=64, seed=0, num_workers=2)
+loader = Loader(config, build_tokenizer("byte"), batch_size=4)
+loader.next()
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    while True:
+        loader.next()
+except WorkerError as error:
+    sys.exit(str(error))
 """
 
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process with two workers that has a batch and waits for a line before it takes more."""
+    """A process with a batch, which waits for a line before it takes more; its two workers do not run its script again."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     pipe = subprocess.PIPE

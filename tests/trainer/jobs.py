@@ -7,6 +7,11 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ import pytest
 import torch
 from cistron.datasets.shard_writer import ShardWriter, id_dtype
 from cistron.datasets.tokenizers import ByteTokenizer
+from cistron.tests.spawn import run_on_ranks, start_on_ranks
 from cistron.trainer.checkpoint import look, manifest_text
 from cistron.trainer.config import load_config
 from cistron.trainer.distributed import join
@@ -136,7 +142,7 @@ def refusal(capsys: pytest.CaptureFixture[str], config: Path, *overrides: str, s
 
 
 def command(config: Path, *overrides: str, processes: int = 1) -> list[str]:
-    """The command line of a run of its own."""
+    """The command line of a run."""
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
@@ -156,11 +162,36 @@ def start(config: Path, *overrides: str, processes: int = 1) -> subprocess.Popen
 
 
 def train(config: Path, *overrides: str, processes: int = 1) -> str:
-    """Run the job in processes of its own, to its end; returns what it printed."""
-    running = start(config, *overrides, processes=processes)
-    output, _ = running.communicate(timeout=300)
-    assert running.returncode == 0, output
-    return output
+    """Run the job on ranks of its own, to its end; returns what the first one printed."""
+    return run_on_ranks(_train, processes, str(config), *overrides)[0]
+
+
+def train_until(step: int, config: Path, *overrides: str, processes: int = 1, seconds: float = 0.0) -> None:
+    """Run the job on ranks of its own, and kill -9 them all once `step` is logged and `seconds` have passed."""
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = start_on_ranks(folder, _train, processes, str(config), *overrides)
+        wait_for_step(config, step, lambda: all(process.is_alive() for process in ranks.processes))
+        time.sleep(seconds)
+        for process in ranks.processes:
+            process.kill()
+        for process in ranks.processes:
+            process.join()
+
+
+def _train(config: str, *overrides: str) -> str:
+    with redirect_stdout(StringIO()) as output:
+        run(["--config", config, *overrides])
+    return output.getvalue()
+
+
+def wait_for_step(config: Path, step: int, goes_on: Callable[[], bool]) -> None:
+    """Block until the run has logged `step`."""
+    file = config.parent / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (file.exists() and f'"step": {step},' in file.read_text()):
+        assert goes_on(), "the run has ended"
+        assert time.monotonic() < deadline, "the run makes no progress"
+        time.sleep(0.02)
 
 
 def forge(checkpoint: Path, name: str, content: bytes) -> None:

@@ -18,7 +18,7 @@ from cistron.trainer.distributed import join
 from cistron.trainer.signals import StopRequest
 from cistron.trainer.train import Trainer
 
-from .jobs import column, metrics, refusal, start, train, train_here, write_job, write_mixture
+from .jobs import column, metrics, refusal, start, train, train_here, train_until, wait_for_step, write_job, write_mixture
 
 STEPS = 16
 
@@ -30,20 +30,11 @@ def copy_job(job: Path, folder: Path) -> Path:
     return config
 
 
-def wait_for_step(config: Path, step: int, running: subprocess.Popen[str]) -> None:
-    """Block until the run has logged `step`."""
-    file = config.parent / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (file.exists() and f'"step": {step},' in file.read_text()):
-        assert running.poll() is None, running.communicate()[0]
-        assert time.monotonic() < deadline, "the run makes no progress"
-        time.sleep(0.02)
-
-
-def kill_group(running: subprocess.Popen[str]) -> None:
-    """Send kill -9 to every process of a run at once."""
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
+def start_until(step: int, config: Path, *overrides: str, processes: int = 1) -> subprocess.Popen[str]:
+    """Start the command line and return once `step` is logged."""
+    running = start(config, *overrides, processes=processes)
+    wait_for_step(config, step, lambda: running.poll() is None)
+    return running
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +53,24 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     return run
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("processes", "workers", "torchrun"), [(1, 0, False), (1, 2, False), (2, 0, False), (2, 2, True)])
 def test_a_run_killed_at_any_moment_resumes_bit_for_bit(
-    tmp_path: Path, straight: Callable[[int], Path], processes: int, workers: int
+    tmp_path: Path, straight: Callable[[int], Path], processes: int, workers: int, torchrun: bool
 ) -> None:
     undisturbed = straight(processes)
     config = copy_job(undisturbed, tmp_path)
     options = ("--data.num_workers", str(workers), "--checkpoint.interval", "2")
-    running = start(config, *options, processes=processes)
     draw = random.Random(processes * 10 + workers)
-    wait_for_step(config, draw.randint(6, 12), running)
-    time.sleep(draw.uniform(0, 0.1))
-    kill_group(running)
-
-    output = train(config, *options, processes=processes)
+    step, seconds = draw.randint(6, 12), draw.uniform(0, 0.1)
+    if torchrun:
+        running = start_until(step, config, *options, processes=processes)
+        time.sleep(seconds)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        output, _ = start(config, *options, processes=processes).communicate(timeout=300)
+    else:
+        train_until(step, config, *options, processes=processes, seconds=seconds)
+        output = train(config, *options, processes=processes)
     assert "resumed from" in output
     assert column(metrics(config), "loss") == column(metrics(undisturbed), "loss")
     assert column(metrics(config), "rows_hash") == column(metrics(undisturbed), "rows_hash")
@@ -88,10 +82,7 @@ def test_a_run_moves_to_other_ranks_and_workers_and_sees_the_same_rows(
 ) -> None:
     undisturbed = straight(1)
     config = copy_job(undisturbed, tmp_path)
-    running = start(config, "--data.num_workers", str(before[1]), processes=before[0])
-    wait_for_step(config, 6, running)
-    kill_group(running)
-
+    train_until(6, config, "--data.num_workers", str(before[1]), processes=before[0])
     train(config, "--data.num_workers", str(after[1]), processes=after[0])
     assert column(metrics(config), "rows_hash") == column(metrics(undisturbed), "rows_hash")
     assert column(metrics(config), "loss") == pytest.approx(column(metrics(undisturbed), "loss"), abs=1e-5)
@@ -110,8 +101,7 @@ def test_a_killed_worker_ends_training_with_a_message_and_a_restart_resumes_bit_
     config = write_mixture(tmp_path, steps=150)
     train_here(config, "--job.dump_folder", str(tmp_path / "undisturbed"), "--checkpoint.interval", "1000")
     options = ("--data.num_workers", "2", "--checkpoint.interval", "10")
-    running = start(config, *options)
-    wait_for_step(config, 12, running)
+    running = start_until(12, config, *options)
     workers = workers_of(running)
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
@@ -163,8 +153,7 @@ def test_a_stop_signal_finishes_the_step_saves_and_says_so(
 ) -> None:
     undisturbed = straight(processes)
     config = copy_job(undisturbed, tmp_path)
-    running = start(config, "--checkpoint.interval", "1000", processes=processes)
-    wait_for_step(config, 2, running)
+    running = start_until(2, config, "--checkpoint.interval", "1000", processes=processes)
     os.killpg(running.pid, sig)
     output, _ = running.communicate(timeout=60)
     assert f"{sig.name}: stopped after step" in output
