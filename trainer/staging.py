@@ -31,6 +31,6 @@ def staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        raise CheckpointError(f"{out}: not written: {error.strerror}{where}") from None
+        raise CheckpointError(f"{out}: not written: {error.strerror or error}{where}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -20,13 +21,15 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, TensorWriteData
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, TensorWriteData, WriteItem
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
 from .storage import CheckpointError, Folder
 
 INDEX = "tensors.json"
+OPEN_FILES = 64  # at a time
 # https://github.com/huggingface/safetensors#format
 NAMES = {
     torch.float64: "F64",
@@ -84,36 +87,42 @@ Index = dict[str, tuple[Spec, list[Piece]]]
 
 
 class RankFile(StorageWriter):
-    """This rank's pieces of a checkpoint: planned and staged by `torch.distributed.checkpoint.save`, written by `write`.
+    """This rank's file of a run's checkpoints: planned once together with the others, then staged and written by each save.
 
-    Between the two, training may go on if the pieces were copied.
+    Planning gathers every rank's pieces on one; with 512 ranks of 2,000 pieces each it would take a minute of every save.
 
     Args:
-        folder: of the checkpoint.
         rank: this one.
         staging: memory for copies of the pieces; None: they are written from where they are, while nobody changes them.
     """
 
-    def __init__(self, folder: Folder, rank: int, staging: "Staging | None") -> None:
-        self.folder, self.staging = folder, staging
-        self.name = f"rank-{rank:05d}.safetensors"
-        self.pieces: dict[str, Tensor] = {}
+    def __init__(self, rank: int, staging: "Staging | None") -> None:
+        self.name, self.staging = f"rank-{rank:05d}.safetensors", staging
+        self.planner = DefaultSavePlanner(flatten_state_dict=False)
+        self.planned = False
+        self.items: dict[str, WriteItem] = {}
+        self.specs: dict[str, Spec] = {}
         self.head = b""
         self.index = ""  # on the coordinator, text of tensors.json
+        self.pieces: dict[str, Tensor] = {}
+
+    def plan(self, tensors: dict[str, Any]) -> None:
+        """Agree on who writes what of tensors of these names, types and layouts."""
+        dcp_save(tensors, storage_writer=self, planner=self.planner)
+        self.planned = True
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Gather the pieces; say where in the file they will be."""
+        """Keep this rank's part of the plan; say where in the file the pieces will be."""
         items = [(label(item.index), cast("TensorWriteData", item.tensor_data), item) for item in plan.items]
         items.sort(key=lambda entry: -entry[1].properties.dtype.itemsize)  # so that each is aligned in the staging memory
-        specs = {name: (data.properties.dtype, tuple(data.chunk.sizes)) for name, data, _ in items}
-        assert len(specs) == len(items), "two pieces of one name"
-        tensors = {name: cast("Tensor", planner.resolve_data(item)) for name, _, item in items}
-        self.pieces = self.staging.copy(tensors, specs) if self.staging else tensors
-        self.head = header(specs, {"format": "pt"})
+        self.items = {name: item for name, _, item in items}
+        self.specs = {name: (data.properties.dtype, tuple(data.chunk.sizes)) for name, data, _ in items}
+        assert len(self.specs) == len(items), "two pieces of one name"
+        self.head = header(self.specs, {"format": "pt"})
         results, begin = [], len(self.head)
         for name, data, item in items:
             piece = Piece(self.name, begin, tuple(data.chunk.offsets), tuple(data.chunk.sizes))
-            size = data_bytes(specs[name])
+            size = data_bytes(self.specs[name])
             results.append(WriteResult(index=item.index, size_in_bytes=size, storage_data=piece))
             begin += size
         done: Future[list[WriteResult]] = Future()
@@ -130,11 +139,15 @@ class RankFile(StorageWriter):
             index[result.index.fqn][1].append(result.storage_data)
         self.index = index_text(index)
 
-    def write(self) -> dict[str, tuple[int, str]]:
+    def stage(self, tensors: dict[str, Any]) -> None:
+        """Take hold of the present values, or of copies. Raises RuntimeError where there is no memory for these."""
+        self.planner.set_up_planner(tensors)
+        pieces = {name: cast("Tensor", self.planner.resolve_data(item)) for name, item in self.items.items()}
+        self.pieces = self.staging.copy(pieces, self.specs) if self.staging else pieces
+
+    def write(self, folder: Folder) -> dict[str, tuple[int, str]]:
         """Write the file; returns its bytes and checksum by name, nothing if this rank has no pieces."""
-        if not self.pieces:
-            return {}
-        return {self.name: self.folder.write(self.name, self.stream())}
+        return {self.name: folder.write(self.name, self.stream())} if self.pieces else {}
 
     def stream(self) -> Iterator[bytes | memoryview]:
         """The bytes of the file."""
@@ -283,7 +296,7 @@ class CheckpointReader(StorageReader):
 
 
 class FileSet:
-    """Files of a checkpoint; the one read last stays open, since pieces are read in the order in which they lie.
+    """Files of a checkpoint, opened when they are first read. The newest few stay open.
 
     Args:
         folder: of the checkpoint.
@@ -295,8 +308,7 @@ class FileSet:
         self.data_begins: dict[str, int] = {}
         for piece in (piece for _, pieces in index.values() for piece in pieces):
             self.data_begins[piece.file] = min(piece.begin, self.data_begins.get(piece.file, piece.begin))
-        self.name = ""
-        self.file: Any = None
+        self.files: dict[str, Any] = {}
 
     def __enter__(self) -> "FileSet":
         """Itself."""
@@ -304,8 +316,9 @@ class FileSet:
 
     def __exit__(self, *_: object) -> None:
         """Close."""
-        if self.file:
-            self.file.close()
+        for file in self.files.values():
+            file.close()
+        self.files.clear()
 
     def read(self, dtype: torch.dtype, piece: Piece, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
         """The part of a piece that begins at `offsets` within it; rows before and behind it are not read.
@@ -313,14 +326,13 @@ class FileSet:
         Raises:
             OSError: the file cannot be read or is not what the index says.
         """
-        if piece.file != self.name:
-            self.open(piece.file)
+        file = self.files.get(piece.file) or self.open(piece.file)
         row_bytes = math.prod(piece.sizes[1:]) * dtype.itemsize
         tensor = torch.empty((*sizes[:1], *piece.sizes[1:]), dtype=dtype)
-        self.file.seek(piece.begin + sum(offsets[:1]) * row_bytes)
+        file.seek(piece.begin + sum(offsets[:1]) * row_bytes)
         view, done = as_bytes(tensor), 0
         while done < len(view):
-            count = self.file.readinto(view[done:])
+            count = file.readinto(view[done:])
             if not count:
                 raise OSError(f"{self.folder / piece.file}: ends within a tensor")
             done += count
@@ -328,12 +340,14 @@ class FileSet:
             tensor = tensor.narrow(dim, offsets[dim], sizes[dim])
         return tensor
 
-    def open(self, name: str) -> None:
-        """Open another file. Raises OSError where it is no safetensors file whose data begins where the index says."""
-        self.__exit__()
-        self.name, self.file = name, self.folder.open(name)
-        if 8 + int.from_bytes(self.file.read(8), "little") != self.data_begins[name]:
+    def open(self, name: str) -> Any:
+        """Open a file. Raises OSError where it is no safetensors file whose data begins where the index says."""
+        if len(self.files) == OPEN_FILES:
+            self.files.pop(next(iter(self.files))).close()
+        self.files[name] = file = self.folder.open(name)
+        if 8 + int.from_bytes(file.read(8), "little") != self.data_begins[name]:
             raise OSError(f"{self.folder / name}: not the safetensors file that {INDEX} is about")
+        return file
 
 
 class WholeTensors:
@@ -344,12 +358,12 @@ class WholeTensors:
     """
 
     def __init__(self, path: Any) -> None:
-        self.folder = Folder(path)
-        prefix = "model."
-        self.index = {n.removeprefix(prefix): i for n, i in read_index(self.folder).items() if n.startswith(prefix)}
+        index = read_index(Folder(path))
+        self.files = FileSet(Folder(path), index)
+        self.index = {name.removeprefix("model."): entry for name, entry in index.items() if name.startswith("model.")}
 
     def names(self) -> list[str]:
-        """Parameters, as `Decoder.state_dict` names them."""
+        """Parameters, as `Decoder.state_dict` names them; of tied ones the first."""
         return list(self.index)
 
     def spec(self, name: str) -> Spec:
@@ -359,15 +373,14 @@ class WholeTensors:
     def read(self, name: str) -> Tensor:
         """A whole parameter, on the CPU."""
         (dtype, shape), pieces = self.index[name]
-        with FileSet(self.folder, self.index) as files:
-            if len(pieces) == 1:
-                return files.read(dtype, pieces[0], (0,) * len(shape), shape)
-            whole = torch.empty(shape, dtype=dtype)
-            for piece in pieces:
-                place = whole
-                for dim, (start, length) in enumerate(zip(piece.offsets, piece.sizes, strict=True)):
-                    place = place.narrow(dim, start, length)
-                place.copy_(files.read(dtype, piece, (0,) * len(piece.sizes), piece.sizes))
+        if len(pieces) == 1:
+            return self.files.read(dtype, pieces[0], (0,) * len(shape), shape)
+        whole = torch.empty(shape, dtype=dtype)
+        for piece in pieces:
+            place = whole
+            for dim, (start, length) in enumerate(zip(piece.offsets, piece.sizes, strict=True)):
+                place = place.narrow(dim, start, length)
+            place.copy_(self.files.read(dtype, piece, (0,) * len(piece.sizes), piece.sizes))
         return whole
 
 

@@ -41,6 +41,7 @@ from .sampling import sample
 from .saving import Saver
 from .signals import StopRequest
 from .storage import CheckpointError, Folder
+from .tensor_files import CheckpointReader
 from .totals import Progress, StepTotals
 from .validation import Validation
 
@@ -87,9 +88,11 @@ class Trainer:
         self.build_model()
         if self.resuming:
             self.guard.load_state_dict(resumed["guard"])
-        self.log = world.together(self.open_folder)
-        there = self.origin is not None and self.origin.path == self.checkpoints / f"step-{self.progress.step}"
-        self.saver = Saver(config.checkpoint, self.checkpoints, world, self.log.say, self.progress.step if there else 0)
+        # a run that goes on elsewhere, from another's checkpoint, has no history in its own folder
+        own = self.origin is not None and self.origin.path == self.checkpoints / f"step-{self.progress.step}"
+        history = self.progress.step if own else 0
+        self.log = world.together(lambda: self.open_folder(history))
+        self.saver = Saver(config.checkpoint, self.checkpoints, world, self.log.say, history)
 
     def train(self) -> None:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
@@ -129,7 +132,7 @@ class Trainer:
             return
         self.tell_skipped()
         try:
-            record = self.validation.run(self.progress.step, self.model, self.to_device, self.stop)
+            record = self.validation.run(self.progress.step, self.model, self.to_device, self.stop, self.saver)
         except USER_ERRORS:
             self.save()  # the weights are good
             raise
@@ -153,11 +156,9 @@ class Trainer:
         stop = self.stop() or (error is None and len(batches) < self.micro_batches)
         # ranks that differ in cp or tp hold the same rows: only the first counts them
         mine = StepTotals.of(batches if self.world.counts_rows else [], len(self.log.sources))
-        stops, errors, written, *counts = self.world.sum(
-            [int(stop), int(error is not None), int(self.saver.written), *mine.counts]
-        )
-        if written == self.world.layout.world_size:
-            self.saver.commit()
+        stops, errors, ready, *counts = self.world.sum([int(stop), int(error is not None), int(self.saver.ready), *mine.counts])
+        if ready == self.world.layout.world_size:
+            self.saver.advance()
         targets = self.world.sum(mine.targets)
         if errors:
             met = [error for error in self.world.gather(error) if error]
@@ -284,19 +285,27 @@ class Trainer:
         if self.origin is None:
             init_weights(self.model, self.config.training.seed)
         else:
-            checkpoint.load(self.origin, self.model, self.optimizer if self.resuming else None)
+            readers: list[CheckpointReader] = []
+            origin = self.origin.path
+            self.world.beside(lambda: readers.append(CheckpointReader(origin)))
+            checkpoint.load(self.origin, readers[0], self.model, self.optimizer if self.resuming else None)
 
-    def open_folder(self) -> MetricsLog:
-        """Make the run's folder and open its reports, last of all: a job that is refused changes nothing on disk."""
+    def open_folder(self, history: int) -> MetricsLog:
+        """Make the run's folder and open its reports, last of all: a job that is refused changes nothing on disk.
+
+        Args:
+            history: step up to which what is in the folder is this run's own.
+        """
         try:
             if self.world.is_first:
                 Folder(self.folder).make(parents=True)
                 self.checkpoints.make(parents=True)
                 Folder(self.folder).write_atomically("config.toml", self.config.to_toml())
                 if self.config.checkpoint.enable:
-                    aside = checkpoint.set_aside_after(self.checkpoints, self.progress.step)
+                    aside = checkpoint.set_aside_after(self.checkpoints, history)
                     self.messages += [f"set aside {path}: this run goes on from an earlier step" for path in aside]
-            return MetricsLog(self.folder, self.config, self.world, self.progress.step, self.decoder_config)
+                    checkpoint.remember_going_back(self.checkpoints, self.config.checkpoint)
+            return MetricsLog(self.folder, self.config, self.world, history, self.decoder_config)
         except OSError as e:
             reason = f"{e.strerror}: {e.filename}"
             raise ConfigError(f"job.dump_folder = {str(self.folder)!r}: cannot be written: {reason}") from None
