@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from .config import ConfigError, JobConfig
 from .failures import USER_ERRORS
 from .profiling import check_profiling, enable_flight_recorder
+from .signals import end_with_launcher
 from .storage import CheckpointError
 
 # torch 2.13's own FSDP2 takes the flattened dimension of shard x cp out of the mesh in the way that it warns of.
@@ -249,6 +250,8 @@ def join(config: JobConfig) -> World:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=config.comm.timeout_seconds)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_with_launcher()
         if "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
         else:
