@@ -60,7 +60,7 @@ def write_corpus(folder: Path) -> None:
         (folder / f"{part}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def write_job(folder: Path, name: str, *, steps: int, interval: int, timeout: int = 30) -> Path:
+def write_job(folder: Path, name: str, *, steps: int, interval: int, timeout: int) -> Path:
     """The TOML `<folder>/<name>.toml`, whose run is `<folder>/<name>`; all of a folder's jobs read one corpus."""
     corpus = folder / "corpus"
     if not corpus.exists():
@@ -72,7 +72,17 @@ def write_job(folder: Path, name: str, *, steps: int, interval: int, timeout: in
 
 def torchrun(config: Path, launcher: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """The command that trains `config`; `launcher` holds torchrun's own arguments."""
-    return [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "cistron.trainer.train", "--config", str(config), *overrides]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *launcher,
+        "-m",
+        "cistron.trainer.train",
+        "--config",
+        str(config),
+        *overrides,
+    ]
 
 
 def start(command: Sequence[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
@@ -100,6 +110,13 @@ def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> bool:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
         return True
+    return False
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and not only waiting to be reaped."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     return False
 
 

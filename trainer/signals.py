@@ -26,9 +26,9 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Put the former handlers back."""
+        """Put the former handlers back; after a stop none, so that a signal repeated during the last second changes nothing."""
         for sig, handler in self._previous.items():
-            signal.signal(sig, handler)
+            signal.signal(sig, signal.SIG_IGN if self() else handler)
 
     def __call__(self) -> bool:
         """Whether a stop was asked for."""
