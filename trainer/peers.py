@@ -42,9 +42,9 @@ def lost_peers_named(when: Callable[[], str], timeout_seconds: int) -> Iterator[
         if reason is None:
             raise
         message = (
-            f"{when()}: {collective(error)} with the other processes failed: {reason} (comm.timeout_seconds = "
-            f"{timeout_seconds}); a process or machine is gone, frozen or unreachable. The same command goes on from the newest "
-            "checkpoint"
+            f"{when()}: {collective(error)} with the other processes failed: {reason} "
+            f"(comm.timeout_seconds = {timeout_seconds}); a process or machine is gone, frozen or unreachable. "
+            "The same command goes on from the newest checkpoint"
         )
         print(f"[rank {os.environ.get('RANK', '0')}] stopped: {message}", file=sys.stderr, flush=True)
         traceback.clear_frames(error.__traceback__)  # the process groups in them must go before the interpreter does
