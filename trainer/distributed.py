@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from .config import ConfigError, JobConfig
 from .failures import USER_ERRORS
@@ -253,7 +254,8 @@ def join(config: JobConfig) -> World:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_launcher()
         if "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
+            store, rank, ranks = launcher_store(timeout)
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=ranks)
         else:
             store = dist.HashStore()  # type: ignore[attr-defined]  # public, but re-exported implicitly
             dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
@@ -265,6 +267,20 @@ def join(config: JobConfig) -> World:
         mesh["shard", "cp", "tp"]._flatten("sharded")
     limit_collectives(config)
     return World(rank=dist.get_rank(), layout=layout, device=device, mesh=mesh)
+
+
+def launcher_store(timeout: timedelta) -> tuple[Any, int, int]:
+    """Where ranks leave their addresses for each other, this rank, and their number.
+
+    torchrun keeps one store over the lives of its ranks, in which those of `--max-restarts` would find the addresses of the
+    dead (github.com/pytorch/pytorch/issues/135712). On one machine its count of restarts tells lives apart; machines may differ
+    in theirs, and need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which makes a new store for each life.
+    """
+    store, rank, ranks = next(rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        life = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        store = dist.PrefixStore(f"life {life}", store)  # type: ignore[attr-defined]  # public, as above
+    return store, rank, ranks
 
 
 def limit_collectives(config: JobConfig) -> None:

@@ -380,8 +380,11 @@ def run(argv: Sequence[str]) -> None:
         print(config.to_toml(), end="")
         return
     trainer: Trainer | None = None
-    with StopRequest() as stop, lost_peers_named(
-        lambda: f"after step {trainer.progress.step}" if trainer else "at the start", config.comm.timeout_seconds
+    with (
+        StopRequest() as stop,
+        lost_peers_named(
+            lambda: f"after step {trainer.progress.step}" if trainer else "at the start", config.comm.timeout_seconds
+        ),
     ):
         world = join(config)
         try:
