@@ -202,7 +202,7 @@ def kill_drill(folder: Path, kills: int, seed: int, modes: Sequence[str], same: 
 
 def in_mode(mode: str) -> list[str]:
     """Arguments for a way of saving."""
-    return [] if mode == "as it is" else ["--checkpoint.async_mode", mode]
+    return ["--checkpoint.async_mode", mode]
 
 
 def flip(file: Path) -> None:
