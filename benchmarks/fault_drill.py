@@ -110,33 +110,39 @@ class Life:
         chosen = [draw.choice(ranks)] if ranks and victim == "one rank" else ranks
         return sum(drills.kill(rank) for rank in chosen) > 0
 
-    def end(self, moment: str = "") -> int:
-        """Wait for torchrun, and see to it that no rank outlives it; its status.
+    def end(self) -> int:
+        """Wait for torchrun; its status."""
+        return self.process.wait(timeout=PATIENCE)
 
-        A rank that is orphaned before it has joined the others leaves only when it finds that it cannot.
-        """
-        status = self.process.wait(timeout=PATIENCE)
-        deadline = time.monotonic() + 10 + (TIMEOUT if moment == "start" else 0)
-        while left := [pid for pid in self.killed if drills.is_alive(pid)]:
-            if time.monotonic() > deadline:
-                raise SystemExit(f"ranks {left} outlive torchrun")
-            time.sleep(0.01)
-        return status
+
+def wait_for_death(ranks: set[int], seconds: float) -> None:
+    """See to it that ranks which were killed, or whose torchrun was, do not go on."""
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in ranks if drills.is_alive(pid)]:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"ranks {left} outlive their torchrun")
+        time.sleep(0.01)
 
 
 def kill_and_restart(config: Path, kills: int, draw: random.Random, tally: Counter[str], overrides: Sequence[str]) -> None:
     """Kill the job so often, starting it again each time."""
-    done = 0
-    while done < kills:
+    orphans: set[int] = set()
+    for done in range(kills):
         life = Life(config, overrides)
         moment, victim = draw.choice(MOMENTS), draw.choice(("one rank", "all ranks", "torchrun"))
         killed = life.reach(moment, draw) and life.kill(victim, draw)
-        life.end(moment)
+        life.end()
         if not killed:
             raise SystemExit(f"the run ended by itself after {done} of {kills} kills: {life.log}")
-        done += 1
+        if (
+            moment == "start"
+        ):  # a rank that has not joined the others leaves when it finds that it cannot, having touched nothing
+            orphans |= life.killed
+        else:
+            wait_for_death(life.killed, 10)
         tally.update([moment, victim])
         tally["hit a save"] += life.saving()
+    wait_for_death(orphans, TIMEOUT + 100)
 
 
 def kill_under_torchrun(config: Path, kills: int, draw: random.Random, tally: Counter[str], overrides: Sequence[str]) -> None:
@@ -147,7 +153,7 @@ def kill_under_torchrun(config: Path, kills: int, draw: random.Random, tally: Co
         if not (life.reach(moment, draw) and life.kill(victim, draw)):
             raise SystemExit(f"the run ended by itself: {life.log}")
         tally.update([moment, victim, "restarted by torchrun"])
-        life.wait_until(lambda: not any(map(drills.is_alive, life.killed)))
+        wait_for_death(life.killed, PATIENCE)
         tally["hit a save"] += life.saving()
     finish(life)
 
