@@ -134,9 +134,7 @@ def kill_and_restart(config: Path, kills: int, draw: random.Random, tally: Count
         life.end()
         if not killed:
             raise SystemExit(f"the run ended by itself after {done} of {kills} kills: {life.log}")
-        if (
-            moment == "start"
-        ):  # a rank that has not joined the others leaves when it finds that it cannot, having touched nothing
+        if moment == "start":  # ranks that have not joined leave when they find that they cannot, having touched nothing
             orphans |= life.killed
         else:
             wait_for_death(life.killed, 10)
@@ -169,7 +167,7 @@ def read_log(log: Path) -> Counter[str]:
     told: Counter[str] = Counter()
     step = 0
     for line in log.read_text().splitlines():
-        if found := re.match(r"step +(\d+)  loss|resumed from .*step-(\d+)$", line):
+        if found := re.match(r"step +(\d+)  loss|resumed from .*step-(\d+)\b", line):
             now = int(found[1] or found[2])
             told["steps redone"] += max(0, step - now + bool(found[1]))
             step = now
@@ -243,12 +241,12 @@ def damage_drill(folder: Path, undisturbed: Path, same: Callable[[Path], bool], 
 def verdict(log: str, newest: str, file: str, same: bool) -> str:
     """What a restart made of damage."""
     passed_over = re.search(rf"passed over .*{newest}: (.*)", log)
-    resumed = re.search(r"resumed from .*(step-\d+)$", log, re.MULTILINE)
+    resumed = re.search(r"resumed from .*(step-\d+)\b", log)
     if not passed_over or not resumed:
         return "NOT NOTICED"
     if file not in passed_over[1]:
         return "FILE NOT NAMED"
-    return f"named, {resumed[1]}, {'same curve' if same else 'OTHER CURVE'}" if same else "OTHER CURVE"
+    return f"named, {resumed[1]}, same curve" if same else "OTHER CURVE"
 
 
 def main() -> None:
