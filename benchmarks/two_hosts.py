@@ -125,11 +125,11 @@ def complete(hosts: Hosts, config: Path, timeout: int, overrides: list[str]) -> 
 
 
 def cut(hosts: Hosts, config: Path, step: int, timeout: int, overrides: list[str]) -> bool:
-    """Train, pull the cable after `step`, and report how both sides end; whether that is as it should be."""
+    """Train, pull the cable after `step` and the first checkpoint, and report how both sides end; whether that is as it should be."""
     run = config.with_suffix("")
     with both(hosts, config, timeout, overrides) as running:
         deadline = time.monotonic() + START_SECONDS
-        while drills.last_step(run) < step:
+        while drills.last_step(run) < step or all(map(drills.is_torn, drills.step_folders(run).values())):
             if time.monotonic() > deadline or any(process.poll() is not None for process in running):
                 raise SystemExit(f"the job does not reach step {step}:\n{log_of(config, 0).read_text()}")
             time.sleep(0.002)
