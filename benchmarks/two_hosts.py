@@ -125,7 +125,7 @@ def complete(hosts: Hosts, config: Path, timeout: int, overrides: list[str]) -> 
 
 
 def cut(hosts: Hosts, config: Path, step: int, timeout: int, overrides: list[str]) -> bool:
-    """Train, pull the cable after `step` and the first checkpoint, and report how both sides end; whether that is as it should be."""
+    """Train, pull the cable after `step` and the first checkpoint, and tell whether both sides end as they should."""
     run = config.with_suffix("")
     with both(hosts, config, timeout, overrides) as running:
         deadline = time.monotonic() + START_SECONDS
