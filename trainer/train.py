@@ -35,6 +35,7 @@ from .loss import summed_loss
 from .metrics import MetricsLog, Outcome
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
 from .parallelize import DTYPES, global_batch_size, parallelize
+from .peers import lost_peers_named
 from .prefetch import Prefetcher, pinned
 from .profiling import profiling
 from .sampling import sample
@@ -379,7 +380,13 @@ def run(argv: Sequence[str]) -> None:
     if options.print_config:
         print(config.to_toml(), end="")
         return
-    with StopRequest() as stop:
+    trainer: Trainer | None = None
+    with (
+        StopRequest() as stop,
+        lost_peers_named(
+            lambda: f"after step {trainer.progress.step}" if trainer else "at the start", config.comm.timeout_seconds
+        ),
+    ):
         world = join(config)
         try:
             trainer = Trainer(config, world, stop)
