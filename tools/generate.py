@@ -15,7 +15,7 @@ from ..trainer.contract import Statement, check_statements
 from ..trainer.distributed import pick_device
 from ..trainer.failures import run_command
 from ..trainer.sampling import sample
-from ..trainer.tensor_files import CheckpointReader
+from ..trainer.tensor_plans import CheckpointReader
 
 
 def main(argv: Sequence[str]) -> None:

@@ -37,7 +37,8 @@ from .adamw import local
 from .distributed import World
 from .storage import CheckpointError, Folder
 from .tables import Checkpoint
-from .tensor_files import INDEX, CheckpointReader, Spec, write_tensors
+from .tensor_files import INDEX, Spec, write_tensors
+from .tensor_plans import CheckpointReader
 
 MANIFEST, STATE, INVENTORY = "manifest.json", "state.json", "inventory.json"
 WENT_BACK = "load_step"  # beside the checkpoints
@@ -366,43 +367,7 @@ def differences(found: Found, what: str, rows: Sequence[tuple[str, str, str]]) -
     return "\n  ".join([f"{found.path}: the checkpoint {what}:", *lines])
 
 
-def remember_going_back(folder: Folder, config: Checkpoint) -> None:
-    """Where a launcher may restart a run by itself, note that this life of it has heeded `checkpoint.load_step`."""
-    folder.delete(WENT_BACK)
-    if config.load_step >= 0 and {"TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID"} & os.environ.keys():
-        folder.write_atomically(WENT_BACK, str(config.load_step))
-
-
 def has_gone_back(folder: Folder, config: Checkpoint) -> bool:
     """Whether a launcher has restarted a run that has heeded `checkpoint.load_step`: again, it would undo what came since."""
     restarts = [os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
     return restarts != ["0", "0"] and WENT_BACK in folder.names() and folder.read(WENT_BACK) == str(config.load_step).encode()
-
-
-def prune(folder: Folder, latest: int, every: int) -> None:
-    """Right after a save, remove what torn ones left and complete checkpoints that are not to be kept.
-
-    Args:
-        folder: of the step folders.
-        latest: so many of the newest are kept; 0: all.
-        every: and all whose step is a multiple of this; 0: none for that.
-
-    The manifest goes first, so that a checkpoint is never half there.
-    """
-    folders = step_folders(folder)
-    whole = [(step, path) for step, path in folders if path.size(MANIFEST) is not None]
-    kept = {path for _, path in (whole[-latest:] if latest else whole)}
-    kept |= {path for step, path in whole if every and step % every == 0}
-    for _, path in folders:
-        if path not in kept:
-            path.delete(MANIFEST)
-            path.remove()
-
-
-def set_aside_after(folder: Folder, step: int) -> list[Folder]:
-    """Rename checkpoints of later steps, which a run that goes back to `step` leaves behind: none must be resumed from.
-
-    One without a manifest cannot be, and is overwritten when its step comes round again.
-    """
-    later = [path for number, path in step_folders(folder) if number > step and path.size(MANIFEST) is not None]
-    return [folder.set_aside(path.name) for path in later]

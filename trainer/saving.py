@@ -17,9 +17,11 @@ from . import checkpoint
 from .checkpoint import INVENTORY, STATE, tensors_of
 from .distributed import Task, World
 from .failures import USER_ERRORS, NonFiniteError
+from .retention import prune
 from .storage import CheckpointError, Folder
 from .tables import Checkpoint
-from .tensor_files import INDEX, RankFile, Staging
+from .tensor_files import INDEX
+from .tensor_plans import RankFile, Staging
 
 WAIT_MESSAGE_SECONDS = 60.0
 
@@ -190,7 +192,7 @@ class Saver:
         texts = {INDEX: self.file.index, STATE: json.dumps(saving.state, indent=1), INVENTORY: json.dumps(saving.inventory)}
         checkpoint.commit(saving.path, files, texts)
         try:
-            checkpoint.prune(self.folder, self.config.keep_latest_k, self.config.keep_every_n)
+            prune(self.folder, self.config.keep_latest_k, self.config.keep_every_n)
         except Exception as e:  # whatever a store says: the checkpoint counts
             return f"{type(e).__name__}: {e}"
         return ""

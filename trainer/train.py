@@ -38,11 +38,12 @@ from .parallelize import DTYPES, global_batch_size, parallelize
 from .peers import lost_peers_named
 from .prefetch import Prefetcher, pinned
 from .profiling import profiling
-from .sampling import sample
+from .retention import remember_going_back, set_aside_after
+from .sampling import opening, sample
 from .saving import Saver
 from .signals import StopRequest
 from .storage import CheckpointError, Folder
-from .tensor_files import CheckpointReader
+from .tensor_plans import CheckpointReader
 from .totals import Progress, StepTotals
 from .validation import Validation
 
@@ -79,11 +80,7 @@ class Trainer:
         self.data_state: dict[str, Any] | None = resumed["data"]
         self.feed = self.open_data()
         self.peeked = self.feed.first
-        # the first document of rank 0's first row: what the sample at the end goes on from
-        opening: list[int] = []
-        if self.peeked:
-            opening = self.peeked.tokens[0, :16][self.peeked.sequence_ids[0, :16] == 0].tolist()
-        self.prompt = world.gather([token for token in opening if token != self.tokenizer.eos_id])[0]
+        self.prompt = world.gather(opening(self.peeked, self.tokenizer.eos_id) if self.peeked else [])[0]
         data = self.feed.validation
         self.validation = Validation(config, world, data, self.tokenizer, self.progress.step) if data else None
         self.build_model()
@@ -303,9 +300,9 @@ class Trainer:
                 self.checkpoints.make(parents=True)
                 Folder(self.folder).write_atomically("config.toml", self.config.to_toml())
                 if self.config.checkpoint.enable:
-                    aside = checkpoint.set_aside_after(self.checkpoints, history)
+                    aside = set_aside_after(self.checkpoints, history)
                     self.messages += [f"set aside {path}: this run goes on from an earlier step" for path in aside]
-                    checkpoint.remember_going_back(self.checkpoints, self.config.checkpoint)
+                    remember_going_back(self.checkpoints, self.config.checkpoint)
             return MetricsLog(self.folder, self.config, self.world, history, self.decoder_config)
         except OSError as e:
             reason = f"{e.strerror}: {e.filename}"
@@ -360,13 +357,8 @@ class Trainer:
             with whole_rows(self.model):
                 text = sample(self.model, self.tokenizer, self.prompt, device=self.world.device, **room)
             self.log.say(f"\nA sample, continuing {self.tokenizer.decode(self.prompt)!r}:\n{text}\n")
-        self.log.say(f"run         {self.folder}")
-        self.log.say(f"watch       tensorboard --logdir {self.folder}/tensorboard")
-        if self.config.checkpoint.enable and step:
-            without = " without --checkpoint.load_step" if self.config.checkpoint.load_step >= 0 else ""
-            more = "" if step < steps else f" with --training.steps {2 * step}"
-            self.log.say(f"resume      the same command{without}{more} goes on after step {step}")
-            self.log.say(f"try it      cistron generate {self.checkpoints} --prompt TEXT")
+        for hint in self.config.hints(step, str(self.checkpoints)):
+            self.log.say(hint)
 
     def close(self) -> None:
         """Stop the loader's workers and flush the reports."""

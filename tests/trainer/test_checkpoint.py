@@ -23,7 +23,8 @@ from cistron.trainer.failures import run_command
 from cistron.trainer.saving import Saver
 from cistron.trainer.signals import StopRequest
 from cistron.trainer.storage import CheckpointError, Folder
-from cistron.trainer.tensor_files import Staging, WholeTensors
+from cistron.trainer.tensor_files import WholeTensors
+from cistron.trainer.tensor_plans import Staging
 from cistron.trainer.train import Trainer
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
