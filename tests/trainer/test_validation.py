@@ -92,7 +92,7 @@ def of_initial_weights(config: str, folder: str, layouts: list[tuple[str, ...]])
     for number, layout in enumerate(layouts):
         trainer = open_trainer(Path(config), *layout, "--job.dump_folder", f"{folder}/{number}")
         assert trainer.validation is not None
-        records.append(trainer.validation.run(0, trainer.model, trainer.to_device, lambda: False) or {})
+        records.append(trainer.validation.run(0, trainer.model, trainer.to_device, lambda: False, trainer.saver) or {})
         trainer.close()
     return records
 
@@ -158,7 +158,7 @@ def test_a_model_that_knows_nothing_needs_nine_bits_for_each_byte_of_512_ids(str
     with torch.no_grad():
         torch.nn.init.zeros_(trainer.model.output.weight)
     assert trainer.validation is not None
-    record = trainer.validation.run(5, trainer.model, trainer.to_device, lambda: False)
+    record = trainer.validation.run(5, trainer.model, trainer.to_device, lambda: False, trainer.saver)
     trainer.close()
     assert record is not None
     assert record["step"] == 5
@@ -186,7 +186,7 @@ def test_weights_of_targets_count_in_the_loss_and_not_in_bits_per_byte(tmp_path:
             weights += float(batch.weights.double().sum())
             plain += float(losses.sum())
             size += int(((batch.sequence_ids >= 0) & (batch.tokens != 0)).sum())
-    record = trainer.validation.run(1, trainer.model, trainer.to_device, lambda: False)
+    record = trainer.validation.run(1, trainer.model, trainer.to_device, lambda: False, trainer.saver)
     trainer.close()
     assert record is not None
     assert record["documents"] == 400
