@@ -15,6 +15,7 @@ from ..trainer.contract import Statement, check_statements
 from ..trainer.distributed import pick_device
 from ..trainer.failures import run_command
 from ..trainer.sampling import sample
+from ..trainer.tensor_plans import CheckpointReader
 
 
 def main(argv: Sequence[str]) -> None:
@@ -58,7 +59,7 @@ def generate(options: argparse.Namespace) -> None:
     with torch.device("meta"):
         model = Decoder(decoder)
     model.to_empty(device=device)
-    checkpoint.load(found, model, optimizer=None)
+    checkpoint.load(found, CheckpointReader(found.path), model, optimizer=None)
     for index in range(options.samples):
         text = sample(
             model,

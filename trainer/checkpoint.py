@@ -30,20 +30,18 @@ import xxhash
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
+from .adamw import local
 from .distributed import World
 from .storage import CheckpointError, Folder
 from .tables import Checkpoint
-from .tensor_files import INDEX, CheckpointReader, Spec, write_tensors
+from .tensor_files import INDEX, Spec, write_tensors
+from .tensor_plans import CheckpointReader
 
 MANIFEST, STATE, INVENTORY = "manifest.json", "state.json", "inventory.json"
+WENT_BACK = "load_step"  # beside the checkpoints
 FORMAT = 2
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # keyed by parameter name, so that it can be resharded
 
@@ -205,11 +203,11 @@ def find(config: Checkpoint, folder: Folder, world: World) -> tuple[Found | None
         CheckpointError: when `checkpoint.load_step` names one that is missing, torn or damaged, or when checkpoints were
             completed but all are damaged now: starting afresh by itself would throw the run away.
     """
-    if config.load_step == 0:
-        return None, []
-    if config.load_step > 0:
-        return good(folder / f"step-{config.load_step}", world), []
     skipped: list[str] = []
+    if config.load_step >= 0:
+        if not ask(world, folder, lambda: has_gone_back(folder, config)):
+            return (good(folder / f"step-{config.load_step}", world) if config.load_step else None), []
+        skipped = [f"checkpoint.load_step = {config.load_step} was heeded before this restart"]
     below = float("inf")
     while True:
         found, reasons = ask(world, folder, partial(newest, folder, below))
@@ -255,7 +253,7 @@ def origin(
     resuming = found is not None or not config.initial_load_model_only
     if source:
         check_shape(source, shape)
-        if resuming and "progress" not in source.state:
+        if resuming and "guard" not in source.state:
             raise CheckpointError(f"{source.path}: holds weights alone: checkpoint.initial_load_model_only must be true")
         if resuming:
             check_optimizer(source, optimizer)
@@ -270,22 +268,33 @@ def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dic
 
     Of the optimizer only its own: its settings are the configuration's, and a resume may change them.
     """
-    tensors: dict[str, Any] = {f"model.{name}": value for name, value in get_model_state_dict(model).items()}
+    tensors: dict[str, Any] = {}
+    seen: set[int] = set()
+    for name, value in get_model_state_dict(model).items():
+        memory = local(cast("Tensor", value)).data_ptr()
+        if memory not in seen or not memory:  # tied parameters are one
+            tensors[f"model.{name}"] = value
+        seen.add(memory)
     if optimizer:
         state = get_optimizer_state_dict(model, optimizer, options=FLAT)
         tensors |= {f"optimizer.{name}": value for name, value in state.items() if name.startswith("state.")}
     return tensors
 
 
-def load(found: Found, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+def load(found: Found, reader: CheckpointReader, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Fill the model, and the optimizer's state if one is given, in place.
 
     Any layout may have saved it, and any types: values are converted to those that are there.
 
+    Args:
+        found: the checkpoint.
+        reader: of its tensors; all ranks must have one before any of them calls this.
+        model: in any layout.
+        optimizer: its optimizer.
+
     Raises:
         CheckpointError: it lacks a tensor, or one has another shape.
     """
-    reader = CheckpointReader(found.path)
     tensors = tensors_of(model, optimizer)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     saved = {name: shape for name, ((_, shape), _) in reader.index.items()}
@@ -300,8 +309,6 @@ def load(found: Found, model: nn.Module, optimizer: torch.optim.Optimizer | None
         except CheckpointException as e:
             reasons = [f"rank {rank}: {error}" for rank, (error, _) in e.failures.items()]
             raise CheckpointError("\n  ".join([f"{found.path}: cannot be loaded:", *reasons])) from None
-    weights = {n.removeprefix("model."): tensor for n, tensor in tensors.items() if n.startswith("model.")}
-    set_model_state_dict(model, weights)
 
 
 def write_whole(path: Any, specs: Mapping[str, Spec], read: Callable[[str], Tensor], state: dict[str, Any]) -> None:
@@ -360,30 +367,7 @@ def differences(found: Found, what: str, rows: Sequence[tuple[str, str, str]]) -
     return "\n  ".join([f"{found.path}: the checkpoint {what}:", *lines])
 
 
-def prune(folder: Folder, latest: int, every: int) -> None:
-    """Right after a save, remove what torn ones left and complete checkpoints that are not to be kept.
-
-    Args:
-        folder: of the step folders.
-        latest: so many of the newest are kept; 0: all.
-        every: and all whose step is a multiple of this; 0: none for that.
-
-    The manifest goes first, so that a checkpoint is never half there.
-    """
-    folders = step_folders(folder)
-    whole = [(step, path) for step, path in folders if path.size(MANIFEST) is not None]
-    kept = {path for _, path in (whole[-latest:] if latest else whole)}
-    kept |= {path for step, path in whole if every and step % every == 0}
-    for _, path in folders:
-        if path not in kept:
-            path.delete(MANIFEST)
-            path.remove()
-
-
-def set_aside_after(folder: Folder, step: int) -> list[Folder]:
-    """Rename checkpoints of later steps, which a run that goes back to `step` leaves behind: none must be resumed from.
-
-    One without a manifest cannot be, and is overwritten when its step comes round again.
-    """
-    later = [path for number, path in step_folders(folder) if number > step and path.size(MANIFEST) is not None]
-    return [folder.set_aside(path.name) for path in later]
+def has_gone_back(folder: Folder, config: Checkpoint) -> bool:
+    """Whether a launcher has restarted a run that has heeded `checkpoint.load_step`: again, it would undo what came since."""
+    restarts = [os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
+    return restarts != ["0", "0"] and WENT_BACK in folder.names() and folder.read(WENT_BACK) == str(config.load_step).encode()

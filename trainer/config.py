@@ -106,6 +106,17 @@ class JobConfig(BaseSettings):
             remarks.append(f"nothing to train: the checkpoint is of step {step}, training.steps is {steps}")
         return remarks
 
+    def hints(self, step: int, checkpoints: str) -> list[str]:
+        """What can be done with a run that has ended after `step`."""
+        folder = Path(self.job.dump_folder)
+        hints = [f"run         {folder}", f"watch       tensorboard --logdir {folder}/tensorboard"]
+        if self.checkpoint.enable and step:
+            without = " without --checkpoint.load_step" if self.checkpoint.load_step >= 0 else ""
+            more = "" if step < self.training.steps else f" with --training.steps {2 * step}"
+            hints.append(f"resume      the same command{without}{more} goes on after step {step}")
+            hints.append(f"try it      cistron generate {checkpoints} --prompt TEXT")
+        return hints
+
 
 class OverrideParser(argparse.ArgumentParser):
     """argparse that refuses abbreviations and answers an unknown flag with the nearest known one."""

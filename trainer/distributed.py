@@ -14,16 +14,18 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from .config import ConfigError, JobConfig
 from .failures import USER_ERRORS
 from .profiling import check_profiling, enable_flight_recorder
+from .signals import end_with_launcher
 from .storage import CheckpointError
 
 # torch 2.13's own FSDP2 takes the flattened dimension of shard x cp out of the mesh in the way that it warns of.
@@ -249,8 +251,11 @@ def join(config: JobConfig) -> World:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=config.comm.timeout_seconds)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_with_launcher()
         if "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
+            store, rank, ranks = launcher_store(timeout)
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=ranks)
         else:
             store = dist.HashStore()  # type: ignore[attr-defined]  # public, but re-exported implicitly
             dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
@@ -262,6 +267,20 @@ def join(config: JobConfig) -> World:
         mesh["shard", "cp", "tp"]._flatten("sharded")
     limit_collectives(config)
     return World(rank=dist.get_rank(), layout=layout, device=device, mesh=mesh)
+
+
+def launcher_store(timeout: timedelta) -> tuple[Any, int, int]:
+    """Where ranks leave their addresses for each other, this rank, and their number.
+
+    torchrun keeps one store over the lives of its ranks, in which those of `--max-restarts` would find the addresses of the
+    dead (github.com/pytorch/pytorch/issues/135712). On one machine its count of restarts tells lives apart; machines may differ
+    in theirs, and need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which makes a new store for each life.
+    """
+    store, rank, ranks = next(rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        life = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        store = dist.PrefixStore(f"life {life}", store)  # type: ignore[attr-defined]  # public, as above
+    return store, rank, ranks
 
 
 def limit_collectives(config: JobConfig) -> None:

@@ -1,7 +1,7 @@
 """How a run ends when it cannot go on: one message, once, and an exit status that says whose move it is.
 
 Status 2: the user's (configuration, data, contract, checkpoint). Status 1: the numbers went wrong, a loader process was
-killed, or a bug (with traceback). Status 130: Ctrl-C before there was anything to save.
+killed, another rank was lost, or a bug (with traceback). Status 130: Ctrl-C before there was anything to save.
 """
 
 import gc
@@ -15,6 +15,7 @@ from ..datasets.errors import DataConfigError, DataError, WorkerError
 from ..models.config import ModelError
 from .config import ConfigError
 from .contract import EosMismatchError
+from .peers import PeerLostError
 from .storage import CheckpointError
 
 USER_ERRORS = (ConfigError, DataConfigError, DataError, ModelError, EosMismatchError, CheckpointError)
@@ -27,8 +28,12 @@ class NonFiniteError(ArithmeticError):
 def run_command(command: Callable[[], None]) -> None:
     """Run a command line's body; end the process with one message instead of a traceback where the error is expected."""
     ending: tuple[str, int] | None = None
+    lost = False
     try:
         command()
+    except PeerLostError as error:  # which has spoken
+        lost = True
+        traceback.clear_frames(error.__traceback__)
     except (*USER_ERRORS, NonFiniteError, WorkerError, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt):  # before training took the signal over, or in a tool
             ending = ("interrupted", 130)
@@ -38,6 +43,8 @@ def run_command(command: Callable[[], None]) -> None:
     # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the interpreter
     # ends the process in std::terminate, in 2 of 40 refused runs, and SIGABRT hides the exit status.
     gc.collect()
+    if lost:
+        sys.exit(1)
     if ending:
         end(*ending)
 

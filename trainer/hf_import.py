@@ -85,8 +85,6 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
         "tokenizer": table.model_dump(exclude_none=True),
     }
     names = stored_names(decoder)
-    if decoder.tie_embeddings:
-        names["output.weight"] = names["tok_embeddings.weight"]
     specs = {ours: files[theirs].specs[theirs] for ours, theirs in names.items()}
     told = f"{architecture(decoder)}, {decoder.parameter_count():,} parameters"
     with staged(out) as folder:

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import secrets
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +48,19 @@ class Reports:
         Numbers that are not finite are null: JSON has no others, and curves no place for them.
         """
         record = finite(record)
-        with self.files[kind].open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
         curves = scalars(record, "" if kind == "metrics" else f"{kind}/")
-        if self.tensorboard:
-            for name, value in curves.items():
-                self.tensorboard.add_scalar(name, value, record["step"])
+        file = self.files[kind]
+        size = file.stat().st_size if file.exists() else 0
+        try:
+            with file.open("a") as lines:
+                lines.write(json.dumps(record, allow_nan=False) + "\n")
+            if self.tensorboard:
+                for name, value in curves.items():
+                    self.tensorboard.add_scalar(name, value, record["step"])
+        except OSError as e:  # a full disk is no reason to stop
+            with suppress(OSError):
+                os.truncate(file, size)  # no half line
+            print(f"warning: step {record['step']} is not in {file}: {e}", file=sys.stderr, flush=True)
         if self.wandb:
             self.wandb.log(curves, step=record["step"])
 

@@ -33,8 +33,8 @@ class SafetensorsFile:
                 for name in sorted(file.keys()):
                     part = file.get_slice(name)
                     self.specs[name] = DTYPES[part.get_dtype()], tuple(part.get_shape())
-        except (SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
+        except (OSError, SafetensorError, KeyError) as error:
+            raise CheckpointError(f"{path}: not a whole safetensors file that can be read: {error}") from None
 
     def read(self, name: str) -> Tensor:
         """The tensor of a name, on the CPU."""

@@ -5,9 +5,16 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from ..datasets.loader import Batch
 from ..datasets.tokenizers import Tokenizer
 from ..models.decoder import Decoder
 from ..models.masks import DocumentMask
+
+
+def opening(batch: Batch, eos_id: int) -> list[int]:
+    """How the first document of a batch's first row begins: what a sample goes on from."""
+    first = batch.tokens[0, :16][batch.sequence_ids[0, :16] == 0].tolist()
+    return [token for token in first if token != eos_id]
 
 
 @torch.no_grad()

@@ -1,45 +1,54 @@
-"""Saving checkpoints beside training: plan and copy together, write in a thread, commit together at a later step.
+"""Saving checkpoints beside training: copy, write in a thread, commit in a thread.
 
-The ranks talk to each other in the main thread alone. Whether all have written travels with the sums that each step begins
-with, so that no collective runs beside training's own and none waits for a disk.
+The ranks talk to each other in the main thread alone. Whether all have come to the end of a stage travels with the sums that
+each step and each batch of a validation begin with, so that no collective runs beside training's own and none waits for a disk.
 """
 
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from . import checkpoint
 from .checkpoint import INVENTORY, STATE, tensors_of
 from .distributed import Task, World
 from .failures import USER_ERRORS, NonFiniteError
+from .retention import prune
 from .storage import CheckpointError, Folder
 from .tables import Checkpoint
-from .tensor_files import INDEX, RankFile, Staging
+from .tensor_files import INDEX
+from .tensor_plans import RankFile, Staging
 
 WAIT_MESSAGE_SECONDS = 60.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Saving:
-    """A checkpoint on its way to the disk."""
+    """A checkpoint on its way to the disk.
 
-    step: int
+    Attributes:
+        path: its folder.
+        state: JSON-able, written by rank 0.
+        inventory: likewise; a file of its own, since a corpus of many files would make `state` slow to read.
+        note: what is to be said with the message.
+        task: this rank's part of the present stage: its tensors, and then, on rank 0, everything else.
+        began: when, by `time.perf_counter`.
+        stall: seconds for which training stood still for it.
+        size: bytes of tensors; known when all are written.
+    """
+
     path: Folder
-    file: RankFile
-    task: Task[dict[str, tuple[int, str]]]
     state: dict[str, Any]
     inventory: Any
     note: str
-    started: float
+    task: Task[Any]
+    began: float
     stall: float
+    size: int = 0
 
 
 class Saver:
@@ -55,7 +64,8 @@ class Saver:
 
     def __init__(self, config: Checkpoint, folder: Folder, world: World, say: Callable[[str], None], step: int) -> None:
         self.config, self.folder, self.world, self.say, self.step = config, folder, world, say, step
-        self.staging = Staging(world.device) if config.async_mode == "async" else None
+        self.waits = config.async_mode == "disabled"
+        self.file = RankFile(world.rank, None if self.waits else Staging(world.device))
         self.running: Saving | None = None
         self.limit = config.max_failures
         self.failures = 0  # in a row
@@ -69,8 +79,8 @@ class Saver:
             self.finish()
 
     @property
-    def written(self) -> bool:
-        """Whether this rank has written its part of a checkpoint that is not committed yet."""
+    def ready(self) -> bool:
+        """Whether this rank has come to the end of a stage. Once all have, all call `advance`."""
         return self.running is not None and self.running.task.done()
 
     def begin(
@@ -80,95 +90,91 @@ class Saver:
 
         Args:
             step: of the checkpoint.
-            model: in any layout.
+            model: in any layout, the same at every save.
             optimizer: its optimizer.
-            state: JSON-able, written by rank 0.
-            inventory: likewise; a file of its own, since a corpus of many files would make `state` slow to read.
-            note: what is to be said with the message.
+            state: see `Saving`.
+            inventory: likewise.
+            note: likewise.
 
         Raises:
             CheckpointError: this was one failure too many.
         """
         self.finish()  # one copy of the model in host memory, no second
-        started = time.perf_counter()
+        began = time.perf_counter()
         path = self.folder / f"step-{step}"
-        file = RankFile(path, self.world.rank, self.staging)
         try:
             self.world.beside(lambda: self.make_room(path) if self.world.is_first else None)
         except (OSError, CheckpointError) as e:
             self.fail(path, [f"rank 0: {e}"])
             return
-        self.step = step
-        tensors, planner = tensors_of(model, optimizer), DefaultSavePlanner(flatten_state_dict=False)
-        try:
-            dcp_save(tensors, storage_writer=file, planner=planner)
-        except CheckpointException as e:  # no memory for the copy
-            self.fail(path, [f"rank {rank}: {error!r}" for rank, (error, _) in e.failures.items()])
+        if errors := self.stage(model, optimizer):
+            self.fail(path, errors)
             return
-        self.running = Saving(
-            step=step,
-            path=path,
-            file=file,
-            task=Task(file.write),
-            state=state,
-            inventory=inventory,
-            note=note,
-            started=started,
-            stall=time.perf_counter() - started,
-        )
-        if self.staging is None:
+        self.step = step
+        task = Task(lambda: self.file.write(path))
+        stall = time.perf_counter() - began
+        self.running = Saving(path=path, state=state, inventory=inventory, note=note, task=task, began=began, stall=stall)
+        if self.waits:
             self.finish()
 
+    def stage(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Take hold of the tensors; returns what went wrong, by rank, the same on all."""
+        error = None
+        tensors = tensors_of(model, optimizer)
+        if not self.file.planned:
+            self.file.plan(tensors)
+        try:
+            self.file.stage(tensors)
+        except RuntimeError as e:  # no memory for the copy
+            error = e
+        return [f"rank {rank}: {e!r}" for rank, e in enumerate(self.world.gather(error)) if e]
+
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written, if one is, and commit it. Raises CheckpointError as `commit` does."""
-        if self.running is None:
-            return
-        started = said = time.perf_counter()
+        """Wait for the checkpoint that is being written, if one is. Raises CheckpointError as `advance` does."""
+        waited = 0.0
+        while saving := self.running:
+            started = said = time.perf_counter()
 
-        def written() -> bool:
-            nonlocal said
-            if (now := time.perf_counter()) - said > WAIT_MESSAGE_SECONDS:
-                said = now
-                self.say(f"still writing {path}, for {now - begun:.0f} s now; training waits")
-            return self.written
+            def ready(path: Folder = saving.path, began: float = saving.began) -> bool:
+                nonlocal said
+                if (now := time.perf_counter()) - said > WAIT_MESSAGE_SECONDS:
+                    said = now
+                    self.say(f"still writing {path}, for {now - began:.0f} s now; training waits")
+                return self.ready
 
-        path, begun = self.running.path, self.running.started
-        self.world.wait_for(written)
-        self.commit(waited=time.perf_counter() - started)
+            self.world.wait_for(ready)
+            waited += time.perf_counter() - started
+            saving.stall += time.perf_counter() - started
+            self.advance()
+        if waited > 1.0 and not self.waits and self.limit > 1:
+            self.say(f"  {waited:.1f} s of that waiting for the disk: a save takes longer than checkpoint.interval steps")
 
-    def commit(self, waited: float = 0.0) -> None:
-        """Make what all ranks have written a checkpoint, and remove those that are no longer to be kept.
-
-        Args:
-            waited: seconds for which training stood still for it.
+    def advance(self) -> None:
+        """All ranks have come to the end of a stage: begin the next one, or say that the checkpoint is saved.
 
         Raises:
             CheckpointError: it failed, and so did `checkpoint.max_failures` in a row with it.
         """
-        saving, self.running = self.running, None
+        saving, started = self.running, time.perf_counter()
         assert saving
         parts = self.world.gather(saving.task.outcome())
         errors = [f"rank {rank}: {part}" for rank, part in enumerate(parts) if isinstance(part, Exception)]
-        files = {name: entry for part in parts if not isinstance(part, Exception) for name, entry in part.items()}
-        if not errors:
-            try:
-                self.world.beside(lambda: self.write_texts(saving, files) if self.world.is_first else None)
-            except (OSError, CheckpointError) as e:
-                errors = [f"rank 0: {e}"]
         if errors:
+            self.running = None
             self.fail(saving.path, errors)
-            return
-        self.failures = 0
-        size = sum(bytes for bytes, _ in files.values()) / 1e9
-        seconds, stall = time.perf_counter() - saving.started, saving.stall + waited
-        self.say(f"saved {saving.path}, {size:.3g} GB in {seconds:.1f} s; training stood still for {stall:.2f} s{saving.note}")
-        if waited > 1.0 and self.staging:
-            self.say(f"  {waited:.1f} s of that waiting for the disk: a save takes longer than checkpoint.interval steps")
-        if self.world.is_first:
-            try:
-                checkpoint.prune(self.folder, self.config.keep_latest_k, self.config.keep_every_n)
-            except OSError as e:
-                self.say(f"warning: {self.folder}: an old checkpoint could not be removed: {e}")
+        elif not saving.size:
+            files = {name: entry for part in cast("list[dict[str, Any]]", parts) for name, entry in part.items()}
+            saving.size = sum(size for size, _ in files.values())
+            saving.task = Task(lambda: self.commit(saving, files) if self.world.is_first else "")
+            saving.stall += time.perf_counter() - started
+        else:
+            self.running = None
+            self.failures = 0
+            size, seconds = saving.size / 1e9, time.perf_counter() - saving.began
+            still = f"training stood still for {saving.stall:.2f} s"
+            self.say(f"saved {saving.path}, {size:.3g} GB in {seconds:.1f} s; {still}{saving.note}")
+            if parts[0]:
+                self.say(f"warning: {self.folder}: an old checkpoint could not be removed: {parts[0]}")
 
     def insist(self) -> None:
         """From now on no save may fail: training is over, and there will be no other to make up for it."""
@@ -181,21 +187,26 @@ class Saver:
         path.remove()
         path.make()
 
-    def write_texts(self, saving: Saving, files: dict[str, tuple[int, str]]) -> None:
-        """The rest of a checkpoint, the manifest last."""
-        texts = {INDEX: saving.file.index, STATE: json.dumps(saving.state, indent=1), INVENTORY: json.dumps(saving.inventory)}
+    def commit(self, saving: Saving, files: dict[str, tuple[int, str]]) -> str:
+        """The rest of a checkpoint, the manifest last. Then remove those that are not to be kept, or return what forbids it."""
+        texts = {INDEX: self.file.index, STATE: json.dumps(saving.state, indent=1), INVENTORY: json.dumps(saving.inventory)}
         checkpoint.commit(saving.path, files, texts)
+        try:
+            prune(self.folder, self.config.keep_latest_k, self.config.keep_every_n)
+        except Exception as e:  # whatever a store says: the checkpoint counts
+            return f"{type(e).__name__}: {e}"
+        return ""
 
     def fail(self, path: Folder, errors: list[str]) -> None:
         """Say why a checkpoint could not be written, and free what it took of the disk. Raises CheckpointError."""
-        if self.world.is_first:
-            try:
-                path.remove()
-            except OSError as e:
-                errors.append(f"rank 0, removing what was written: {e}")
+        try:
+            self.world.beside(lambda: path.remove() if self.world.is_first else None)
+        except (OSError, CheckpointError) as e:
+            errors.append(f"rank 0, removing what was written: {e}")
         self.step = 0
         self.failures += 1
-        message = "\n  ".join([f"{path}: not saved:", *errors])
+        message = "\n  ".join([f"{path}: not saved:", *errors, "earlier checkpoints are untouched"])
         if self.failures >= self.limit:
-            raise CheckpointError(f"{message}\n  {self.failures} failure(s) in a row; the last good checkpoint is untouched")
-        self.say(f"warning: {message}\n  training goes on, the next checkpoint will be tried as usual")
+            of = "the last save of the run" if self.limit == 1 else f"checkpoint.max_failures = {self.limit} in a row"
+            raise CheckpointError(f"{message}; this was {of}")
+        self.say(f"warning: {message}")

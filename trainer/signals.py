@@ -1,6 +1,8 @@
-"""SIGTERM and SIGINT ask for a stop; whoever waits for something polls the request."""
+"""SIGTERM and SIGINT ask for a stop; whoever waits for something polls the request. A rank does not outlive its launcher."""
 
+import ctypes
 import signal
+import sys
 from types import FrameType
 from typing import Any
 
@@ -24,9 +26,9 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Put the former handlers back."""
+        """Put the former handlers back; after a stop none, so that a signal repeated during the last second changes nothing."""
         for sig, handler in self._previous.items():
-            signal.signal(sig, handler)
+            signal.signal(sig, signal.SIG_IGN if self() else handler)
 
     def __call__(self) -> bool:
         """Whether a stop was asked for."""
@@ -34,3 +36,14 @@ class StopRequest:
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.signal_name = self.signal_name or signal.Signals(number).name
+
+
+def end_with_launcher() -> None:
+    """Have the kernel send SIGKILL to this process when its parent is gone (Linux; elsewhere it goes on).
+
+    torchrun gives every rank a session of its own, so that a kill -9 of torchrun or of its group leaves the ranks training, and
+    a restart would find them writing to its folder.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

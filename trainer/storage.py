@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,14 +24,15 @@ class Folder:
     """A folder by its path or URL.
 
     Args:
-        path: as a user writes it.
+        path: as a user writes it; a leading `~` stands for the home folder.
 
     Raises:
         CheckpointError: it is a URL of a store that fsspec does not know, or whose driver is not installed.
     """
 
     def __init__(self, path: "str | os.PathLike[str]") -> None:
-        self.path: str = os.fspath(path)
+        given = re.sub(r"^(file|local)://", "", os.fspath(path)).rstrip("/") or "/"
+        self.path = str(Path(given).expanduser()) if given.startswith("~") else given
         self.is_local = "://" not in self.path
         try:
             self.filesystem: Any = fsspec.core.url_to_fs(self.path)[0]
@@ -40,7 +43,7 @@ class Folder:
         """The folder `name` inside; an absolute path or a URL stands for itself."""
         if "://" in name or Path(name).is_absolute():
             return Folder(name)
-        return Folder(f"{self.path.rstrip('/')}/{name}")
+        return Folder(f"{self.path}/{name}")
 
     def __str__(self) -> str:
         """As the user wrote it."""
@@ -61,7 +64,7 @@ class Folder:
     @property
     def name(self) -> str:
         """The last part."""
-        return self.path.rstrip("/").rsplit("/", 1)[-1]
+        return self.path.rsplit("/", 1)[-1]
 
     def exists(self) -> bool:
         """Whether there is such a folder; an object store knows folders by what is in them."""
@@ -101,14 +104,26 @@ class Folder:
     def remove(self) -> None:
         """Delete the folder and what is in it, if it is there."""
         with suppress(FileNotFoundError):
-            self.filesystem.rm(self.path, recursive=True)
+            if self.is_local:
+                shutil.rmtree(self.path)
+                return
+            for file in self.filesystem.find(self.path):  # `rm` would take a [ in the name for a pattern
+                self.filesystem.rm_file(file)
+            self.filesystem.rmdir(self.path)
 
     def set_aside(self, name: str) -> "Folder":
         """Rename a file or folder inside to the first free of `<name>.aside`, `<name>.aside1`, ...; returns the new place."""
         taken = set(self.names())
         free = next(new for n in itertools.count() if (new := f"{name}.aside{n or ''}") not in taken)
-        self.filesystem.mv(f"{self.path}/{name}", f"{self.path}/{free}", recursive=True)
-        return self / free
+        place = self / free
+        if self.is_local:
+            Path(self.path, name).rename(place.path)
+            return place
+        root = self.filesystem._strip_protocol(f"{self.path}/{name}")
+        for file in self.filesystem.find(root):
+            self.filesystem.cp_file(file, self.filesystem._strip_protocol(place.path) + file.removeprefix(root))
+        (self / name).remove()
+        return place
 
     def open(self, name: str, mode: str = "rb") -> IO[bytes]:
         """Open a file for reading or writing bytes."""
@@ -120,10 +135,10 @@ class Folder:
             return file.read()
 
     def read_json(self, name: str) -> Any:
-        """What a JSON file holds. Raises CheckpointError where it is none."""
+        """What a JSON file holds. Raises CheckpointError where it is none, or cannot be read."""
         try:
             return json.loads(self.read(name))
-        except ValueError as e:
+        except (OSError, ValueError) as e:
             raise CheckpointError(f"{self / name}: not readable: {e}") from None
 
     def delete(self, name: str) -> None:

@@ -1,8 +1,9 @@
 """The TOML's tables: one class each, every key documented where it is declared. These docstrings are the `--help` text."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -26,6 +27,12 @@ class Job(Table):
     """Folder of this run: metrics.jsonl, TensorBoard files, checkpoints, the resolved config."""
     description: str = ""
     """One line about the job, for people."""
+
+    @field_validator("dump_folder")
+    @classmethod
+    def in_home(cls, folder: str) -> str:
+        """A leading `~` stands for the home folder."""
+        return str(Path(folder).expanduser())
 
 
 class Rope(Table):
@@ -330,6 +337,24 @@ class Checkpoint(Table):
     """A checkpoint (…/step-N, a path or URL) of another run to start from; ignored once this run has its own."""
     initial_load_model_only: bool = True
     """Take only the weights of initial_load_path; false: go on from its step, with its optimizer and place in the data."""
+
+    @model_validator(mode="after")
+    def means_something(self) -> "Checkpoint":
+        """Refuse what would silently have no effect."""
+        wrong = []
+        if self.load_step > 0 and not self.enable:
+            wrong.append(f"checkpoint.load_step = {self.load_step}: nothing is loaded, checkpoint.enable is false")
+        if not self.initial_load_model_only and self.initial_load_path is None:
+            wrong.append("checkpoint.initial_load_model_only = false: there is no checkpoint.initial_load_path")
+        if self.keep_every_n % self.interval:
+            wrong.append(
+                f"checkpoint.keep_every_n = {self.keep_every_n}: must be a multiple of checkpoint.interval = {self.interval}, "
+                "or checkpoints of those steps are not there to be kept"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
     last_save_in_hf: bool = False
     """After the last step, export its checkpoint to <job.dump_folder>/huggingface/step-<N>, as `cistron export` does."""
 

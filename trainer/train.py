@@ -35,12 +35,15 @@ from .loss import summed_loss
 from .metrics import MetricsLog, Outcome
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
 from .parallelize import DTYPES, global_batch_size, parallelize
+from .peers import lost_peers_named
 from .prefetch import Prefetcher, pinned
 from .profiling import profiling
-from .sampling import sample
+from .retention import remember_going_back, set_aside_after
+from .sampling import opening, sample
 from .saving import Saver
 from .signals import StopRequest
 from .storage import CheckpointError, Folder
+from .tensor_plans import CheckpointReader
 from .totals import Progress, StepTotals
 from .validation import Validation
 
@@ -77,19 +80,17 @@ class Trainer:
         self.data_state: dict[str, Any] | None = resumed["data"]
         self.feed = self.open_data()
         self.peeked = self.feed.first
-        # the first document of rank 0's first row: what the sample at the end goes on from
-        opening: list[int] = []
-        if self.peeked:
-            opening = self.peeked.tokens[0, :16][self.peeked.sequence_ids[0, :16] == 0].tolist()
-        self.prompt = world.gather([token for token in opening if token != self.tokenizer.eos_id])[0]
+        self.prompt = world.gather(opening(self.peeked, self.tokenizer.eos_id) if self.peeked else [])[0]
         data = self.feed.validation
         self.validation = Validation(config, world, data, self.tokenizer, self.progress.step) if data else None
         self.build_model()
         if self.resuming:
             self.guard.load_state_dict(resumed["guard"])
-        self.log = world.together(self.open_folder)
-        there = self.origin is not None and self.origin.path == self.checkpoints / f"step-{self.progress.step}"
-        self.saver = Saver(config.checkpoint, self.checkpoints, world, self.log.say, self.progress.step if there else 0)
+        # a run that goes on elsewhere, from another's checkpoint, has no history in its own folder
+        own = self.origin is not None and self.origin.path == self.checkpoints / f"step-{self.progress.step}"
+        history = self.progress.step if own else 0
+        self.log = world.together(lambda: self.open_folder(history))
+        self.saver = Saver(config.checkpoint, self.checkpoints, world, self.log.say, history)
 
     def train(self) -> None:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
@@ -129,7 +130,7 @@ class Trainer:
             return
         self.tell_skipped()
         try:
-            record = self.validation.run(self.progress.step, self.model, self.to_device, self.stop)
+            record = self.validation.run(self.progress.step, self.model, self.to_device, self.stop, self.saver)
         except USER_ERRORS:
             self.save()  # the weights are good
             raise
@@ -153,11 +154,9 @@ class Trainer:
         stop = self.stop() or (error is None and len(batches) < self.micro_batches)
         # ranks that differ in cp or tp hold the same rows: only the first counts them
         mine = StepTotals.of(batches if self.world.counts_rows else [], len(self.log.sources))
-        stops, errors, written, *counts = self.world.sum(
-            [int(stop), int(error is not None), int(self.saver.written), *mine.counts]
-        )
-        if written == self.world.layout.world_size:
-            self.saver.commit()
+        stops, errors, ready, *counts = self.world.sum([int(stop), int(error is not None), int(self.saver.ready), *mine.counts])
+        if ready == self.world.layout.world_size:
+            self.saver.advance()
         targets = self.world.sum(mine.targets)
         if errors:
             met = [error for error in self.world.gather(error) if error]
@@ -284,19 +283,27 @@ class Trainer:
         if self.origin is None:
             init_weights(self.model, self.config.training.seed)
         else:
-            checkpoint.load(self.origin, self.model, self.optimizer if self.resuming else None)
+            readers: list[CheckpointReader] = []
+            origin = self.origin.path
+            self.world.beside(lambda: readers.append(CheckpointReader(origin)))
+            checkpoint.load(self.origin, readers[0], self.model, self.optimizer if self.resuming else None)
 
-    def open_folder(self) -> MetricsLog:
-        """Make the run's folder and open its reports, last of all: a job that is refused changes nothing on disk."""
+    def open_folder(self, history: int) -> MetricsLog:
+        """Make the run's folder and open its reports, last of all: a job that is refused changes nothing on disk.
+
+        Args:
+            history: step up to which what is in the folder is this run's own.
+        """
         try:
             if self.world.is_first:
                 Folder(self.folder).make(parents=True)
                 self.checkpoints.make(parents=True)
                 Folder(self.folder).write_atomically("config.toml", self.config.to_toml())
                 if self.config.checkpoint.enable:
-                    aside = checkpoint.set_aside_after(self.checkpoints, self.progress.step)
+                    aside = set_aside_after(self.checkpoints, history)
                     self.messages += [f"set aside {path}: this run goes on from an earlier step" for path in aside]
-            return MetricsLog(self.folder, self.config, self.world, self.progress.step, self.decoder_config)
+                    remember_going_back(self.checkpoints, self.config.checkpoint)
+            return MetricsLog(self.folder, self.config, self.world, history, self.decoder_config)
         except OSError as e:
             reason = f"{e.strerror}: {e.filename}"
             raise ConfigError(f"job.dump_folder = {str(self.folder)!r}: cannot be written: {reason}") from None
@@ -350,13 +357,8 @@ class Trainer:
             with whole_rows(self.model):
                 text = sample(self.model, self.tokenizer, self.prompt, device=self.world.device, **room)
             self.log.say(f"\nA sample, continuing {self.tokenizer.decode(self.prompt)!r}:\n{text}\n")
-        self.log.say(f"run         {self.folder}")
-        self.log.say(f"watch       tensorboard --logdir {self.folder}/tensorboard")
-        if self.config.checkpoint.enable and step:
-            without = " without --checkpoint.load_step" if self.config.checkpoint.load_step >= 0 else ""
-            more = "" if step < steps else f" with --training.steps {2 * step}"
-            self.log.say(f"resume      the same command{without}{more} goes on after step {step}")
-            self.log.say(f"try it      cistron generate {self.checkpoints} --prompt TEXT")
+        for hint in self.config.hints(step, str(self.checkpoints)):
+            self.log.say(hint)
 
     def close(self) -> None:
         """Stop the loader's workers and flush the reports."""
@@ -370,7 +372,13 @@ def run(argv: Sequence[str]) -> None:
     if options.print_config:
         print(config.to_toml(), end="")
         return
-    with StopRequest() as stop:
+    trainer: Trainer | None = None
+    with (
+        StopRequest() as stop,
+        lost_peers_named(
+            lambda: f"after step {trainer.progress.step}" if trainer else "at the start", config.comm.timeout_seconds
+        ),
+    ):
         world = join(config)
         try:
             trainer = Trainer(config, world, stop)

@@ -22,6 +22,7 @@ from .config import JobConfig
 from .distributed import World
 from .failures import USER_ERRORS, NonFiniteError
 from .parallelize import global_batch_size
+from .saving import Saver
 
 
 class Validation:
@@ -55,7 +56,7 @@ class Validation:
 
     @torch.no_grad()
     def run(
-        self, step: int, model: Decoder, to_device: Callable[[Batch], tuple[Any, ...]], stop: Callable[[], bool]
+        self, step: int, model: Decoder, to_device: Callable[[Batch], tuple[Any, ...]], stop: Callable[[], bool], saver: Saver
     ) -> dict[str, Any] | None:
         """The record of one validation, the same on every rank; None when a stop was asked for meanwhile.
 
@@ -67,6 +68,7 @@ class Validation:
             model: in any layout.
             to_device: a batch's tokens, labels, positions, mask and weights where the model is, as training has them.
             stop: whether this process was told to stop.
+            saver: may have a checkpoint under way, which need not wait for the end.
 
         Raises:
             DataError: a file or record cannot be used, on this rank or another.
@@ -80,7 +82,10 @@ class Validation:
         batches = self.data.batches(self.limit)
         while True:
             batch, error = fetch(batches)
-            stops, errors, going = self.world.sum([int(stop()), int(error is not None), int(batch is not None)])
+            flags = [int(stop()), int(error is not None), int(batch is not None), int(saver.ready)]
+            stops, errors, going, ready = self.world.sum(flags)
+            if ready == self.world.layout.world_size:
+                saver.advance()
             if errors:
                 self.world.agree(error)
             if stops:

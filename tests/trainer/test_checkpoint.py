@@ -23,7 +23,8 @@ from cistron.trainer.failures import run_command
 from cistron.trainer.saving import Saver
 from cistron.trainer.signals import StopRequest
 from cistron.trainer.storage import CheckpointError, Folder
-from cistron.trainer.tensor_files import Staging, WholeTensors
+from cistron.trainer.tensor_files import WholeTensors
+from cistron.trainer.tensor_plans import Staging
 from cistron.trainer.train import Trainer
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
@@ -276,8 +277,8 @@ def test_a_save_slower_than_the_interval_is_waited_for_with_one_copy_in_memory(
 
     def watch(saver: Saver, *args: Any) -> None:
         begin(saver, *args)
-        assert saver.staging
-        memory.add((saver.staging.memory.data_ptr(), len(saver.staging.memory)))
+        assert saver.file.staging
+        memory.add((saver.file.staging.memory.data_ptr(), len(saver.file.staging.memory)))
 
     monkeypatch.setattr(Saver, "begin", watch)
     config = write_job(tmp_path, steps=4)
@@ -301,7 +302,7 @@ def test_a_full_disk_costs_the_checkpoint_not_the_run(
         error = refusal_after_start(capsys, finished, *more)
         assert "step-14: not saved:" in error
         assert f"rank 0: {message}" in error
-        assert "3 failure(s) in a row" in error
+        assert "checkpoint.max_failures = 3 in a row" in error
         disk.error = None
     assert before is what_is_torn(checkpoints(finished) / "step-8") is None
     assert {path.name for path in checkpoints(finished).iterdir()} == {"step-4", "step-8"}
@@ -426,3 +427,157 @@ def test_whole_tensors_written_one_by_one_are_a_checkpoint(straight: Path, tmp_p
     copy = WholeTensors(tmp_path / "step-0")
     assert read(tmp_path / "step-0").state == state
     assert all(torch.equal(source.read(name), copy.read(name)) for name in source.names())
+
+
+def test_a_store_that_fails_to_delete_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remove = Folder.remove
+
+    def refuse(folder: Folder) -> None:
+        if folder.exists():
+            raise RuntimeError("SlowDown: reduce your request rate")
+        remove(folder)
+
+    monkeypatch.setattr(Folder, "remove", refuse)
+    config = write_job(tmp_path, steps=8)
+    train_here(config, "--checkpoint.keep_latest_k", "1")
+    assert "an old checkpoint could not be removed: RuntimeError: SlowDown" in capsys.readouterr().out
+    assert what_is_torn(checkpoints(config) / "step-8") is None
+
+
+def commit_during_validation(config_path: str) -> bool:
+    """Whether a checkpoint that is slow to write counts before the validation that follows is over."""
+    config, _ = load_config(["--config", config_path, "--checkpoint.interval", "2", "--validation.freq", "2"])
+    trainer = Trainer(config, join(config), StopRequest())
+    write, run = Folder.write, trainer.validation.run  # type: ignore[union-attr]
+    done = threading.Event()
+
+    def slow(folder: Folder, name: str, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
+        done.wait(60)
+        return write(folder, name, pieces)
+
+    counted = []
+
+    def validate(*args: Any) -> Any:
+        done.set()
+        saving = trainer.saver.running
+        while saving and not saving.task.done():
+            time.sleep(0.01)
+        record = run(*args)
+        counted.append(bool(saving and saving.size))
+        return record
+
+    Folder.write = slow  # type: ignore[method-assign]
+    trainer.validation.run = validate  # type: ignore[method-assign, union-attr]
+    trainer.train()
+    trainer.close()
+    return counted[1]  # the first is of step 1
+
+
+def test_a_validation_does_not_hold_up_a_checkpoint(tmp_path: Path) -> None:
+    source = f'[[validation.sources]]\nname = "held_out"\nformat = "jsonl"\npaths = ["{tmp_path}/corpus/0.jsonl"]\n'
+    config = write_job(tmp_path, steps=2, more=f"[validation]\nenable = true\n{source}")
+    assert run_on_ranks(commit_during_validation, 2, str(config)) == [True, True]
+
+
+def bad_rank_at_load(config_path: str, step: str) -> str:
+    """What a rank says whose disk does not give it the index; the others are fine."""
+    config, _ = load_config(["--config", config_path, "--checkpoint.load_step", step])
+    world = join(config)
+    read = Folder.read
+
+    def stale(folder: Folder, name: str) -> bytes:
+        if world.rank == 1 and name == "tensors.json":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(folder, name)
+
+    Folder.read = stale  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError) as caught:
+        Trainer(config, world, StopRequest())
+    return str(caught.value)
+
+
+def test_a_rank_that_cannot_read_the_checkpoint_ends_all_of_them(finished: Path) -> None:
+    for message in run_on_ranks(bad_rank_at_load, 2, str(finished), "4"):
+        assert "tensors.json: not readable: [Errno 116] Stale file handle" in message
+
+
+def test_a_fork_into_a_used_folder_sets_its_history_aside(finished: Path, straight: Path) -> None:
+    origin = str(checkpoints(straight) / "step-4")
+    fork = ("--checkpoint.initial_load_path", origin, "--checkpoint.initial_load_model_only", "false")
+    train_here(finished, "--checkpoint.load_step", "0", *fork, "--training.steps", "6")
+    assert {path.name for path in checkpoints(finished).iterdir()} == {"step-4.aside", "step-8.aside", "step-6"}
+    assert sorted(column(metrics(finished), "step")) == [5, 6]
+
+
+def test_a_restart_by_the_launcher_goes_back_only_once(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = (*BACK, "--training.steps", "6", "--checkpoint.interval", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    train_here(finished, *again)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    train_here(finished, *again)
+    output = capsys.readouterr().out
+    assert "checkpoint.load_step = 4 was heeded before this restart" in output
+    assert f"resumed from {checkpoints(finished) / 'step-6'}" in output
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    train_here(finished, *again)
+    assert f"resumed from {checkpoints(finished) / 'step-4'}" in capsys.readouterr().out
+
+
+def test_a_full_disk_under_the_metrics_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, _ = load_config(["--config", str(write_job(tmp_path, steps=2)), "--checkpoint.enable", "false"])
+    trainer = Trainer(config, join(config), StopRequest())
+    trainer.log.reports.files["metrics"] = Path("/dev/full")
+    trainer.train()
+    trainer.close()
+    assert "warning: step 2 is not in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["file://{}/x/", "{}/x/", "memory://b/x[1]/"])
+def test_folders_by_any_name_are_one_folder(tmp_path: Path, path: str) -> None:
+    """Patterns and trailing slashes are part of no name."""
+    folder = Folder(path.format(tmp_path))
+    other = Folder("memory://b/x1")
+    for one in (folder, other):
+        one.make(parents=True)
+        one.write_atomically("file", "text")
+    assert folder.size("file") == 4
+    assert folder.is_local == (not path.startswith("memory"))
+    moved = folder.set_aside("file")
+    assert moved.name == "file.aside"
+    assert folder.names() == ["file.aside"]
+    folder.remove()
+    assert not folder.names()
+    assert other.names() == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("--checkpoint.enable", "false", "--checkpoint.load_step", "7"), "checkpoint.load_step = 7: nothing is loaded"),
+        (("--checkpoint.initial_load_model_only", "false"), "there is no checkpoint.initial_load_path"),
+        (("--checkpoint.keep_every_n", "9"), "checkpoint.keep_every_n = 9: must be a multiple of checkpoint.interval = 4"),
+    ],
+)
+def test_settings_without_effect_are_refused(
+    straight: Path, capsys: pytest.CaptureFixture[str], overrides: tuple[str, ...], message: str
+) -> None:
+    assert message in refusal(capsys, straight, *overrides)
+
+
+def test_a_run_in_bfloat16_with_tied_embeddings_is_exported_and_resumed(tmp_path: Path) -> None:
+    """Its file begins with float32 moments; the table is in it once."""
+    more = ("--training.dtype", "bfloat16", "--model.tie_embeddings", "true", "--checkpoint.last_save_in_hf", "true")
+    config = write_job(tmp_path, steps=4)
+    more = (*more, "--checkpoint.interval", "2")
+    train_here(config, *more)
+    saved = WholeTensors(checkpoints(config) / "step-4")
+    exported = load_file(tmp_path / "run" / "huggingface" / "step-4" / "model.safetensors")
+    assert torch.equal(saved.read("tok_embeddings.weight"), exported["model.embed_tokens.weight"])
+    assert "output.weight" not in saved.names()
+    before = column(metrics(config), "loss")
+    train_here(config, *more, "--checkpoint.load_step", "2")
+    assert column(metrics(config), "loss") == before
