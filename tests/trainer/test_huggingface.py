@@ -68,7 +68,10 @@ def restore(found: Found) -> Decoder:
     shape = found.state["model"]
     tensors = WholeTensors(found.path)
     model = Decoder(DecoderConfig(**{**shape, "rope": replace(LLAMA.rope, **shape["rope"])}))
-    model.load_state_dict({name: tensors.read(name) for name in tensors.names()}, strict=True)
+    weights = {name: tensors.read(name) for name in tensors.names()}
+    if shape["tie_embeddings"]:
+        weights["output.weight"] = weights["tok_embeddings.weight"]
+    model.load_state_dict(weights, strict=True)
     return model
 
 
