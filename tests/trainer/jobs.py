@@ -10,10 +10,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from cistron.trainer.checkpoint import look, manifest_text
 from cistron.trainer.config import load_config
 from cistron.trainer.distributed import join
 from cistron.trainer.failures import run_command
+from cistron.trainer.sampling import sample
 from cistron.trainer.signals import StopRequest
 from cistron.trainer.storage import Folder
 from cistron.trainer.train import Trainer, run
@@ -179,9 +181,14 @@ def train_until(step: int, config: Path, *overrides: str, processes: int = 1, se
 
 
 def _train(config: str, *overrides: str) -> str:
-    with redirect_stdout(StringIO()) as output:
+    with redirect_stdout(StringIO()) as output, brief_sample():
         run(["--config", config, *overrides])
     return output.getvalue()
+
+
+def brief_sample() -> AbstractContextManager[Any]:
+    """A run ends with a sample of 4 tokens: 120, a pass of all ranks for each, take longer than its steps."""
+    return patch("cistron.trainer.train.sample", lambda *args, **options: sample(*args, **{**options, "max_new_tokens": 4}))
 
 
 def wait_for_step(config: Path, step: int, goes_on: Callable[[], bool]) -> None:

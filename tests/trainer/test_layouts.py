@@ -16,7 +16,7 @@ from cistron.trainer.signals import StopRequest
 from cistron.trainer.train import Trainer
 from torch.distributed import distributed_c10d
 
-from .jobs import column, metrics, train_here, write_job
+from .jobs import brief_sample, column, metrics, train_here, write_job
 
 
 class Case(NamedTuple):
@@ -87,9 +87,8 @@ def run_cases(config_path: str, cases: list[tuple[Any, ...]]) -> None:
         config, _ = load_config(["--config", config_path, "--job.dump_folder", str(folder), *case.overrides])
         trainer = Trainer(config, join(config), StopRequest())
         trainer.mask = replace(trainer.mask, causal=case.causal)  # next tokens that may be looked up: easy, but a loss
-        if case != SAVED:
-            trainer.prompt = []  # 120 tokens, one forward pass each, take longer than the 20 steps
-        trainer.train()
+        with brief_sample():
+            trainer.train()
         trainer.close()
         torch.compiler.reset()
         torch._functorch.config.activation_memory_budget = 1.0
