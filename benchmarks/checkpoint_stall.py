@@ -43,7 +43,9 @@ def main() -> None:
         say = trainer.log.say
         waiting = config.checkpoint.model_copy(update={"async_mode": "disabled"})
         beside = config.checkpoint.model_copy(update={"async_mode": "async"})
-        savers = [Saver(mode, trainer.checkpoints, trainer.world, said.append, 0) for mode in (beside, waiting)]
+        savers = [
+            Saver(mode, trainer.saver.run, trainer.checkpoints, trainer.world, said.append, 0) for mode in (beside, waiting)
+        ]
         trainer.saver = savers[0]
         seconds: dict[bool, list[float]] = {False: [], True: []}
         fetch, save = trainer.fetch, trainer.save

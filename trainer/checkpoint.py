@@ -42,6 +42,7 @@ from .tensor_plans import CheckpointReader
 
 MANIFEST, STATE, INVENTORY = "manifest.json", "state.json", "inventory.json"
 WENT_BACK = "load_step"  # beside the checkpoints
+NEWEST = "newest_checkpoint"  # in the run's folder
 FORMAT = 2
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # keyed by parameter name, so that it can be resharded
 
@@ -137,8 +138,10 @@ def complete(path: Folder) -> Found:
     """The complete checkpoint at `path`, checksums aside. Raises CheckpointError with the reason when it is not one."""
     found, reason = look(path)
     if found is None:
-        steps = ", ".join(p.name for _, p in step_folders(path))
-        raise CheckpointError(f"{path}: not a complete checkpoint: {f'choose one of {steps}' if steps else reason}")
+        inside = ", ".join(p.name for _, p in step_folders(path))
+        beside = ", ".join(p.name for _, p in step_folders(path.parent)) if not path.exists() else ""
+        there = f"; beside it there are {beside}" if beside else ""
+        raise CheckpointError(f"{path}: not a complete checkpoint: {f'choose one of {inside}' if inside else reason + there}")
     return found
 
 
@@ -194,14 +197,14 @@ def newest(folder: Folder, below: float) -> tuple[Found | None, list[str]]:
     return None, skipped
 
 
-def find(config: Checkpoint, folder: Folder, world: World) -> tuple[Found | None, list[str]]:
+def find(config: Checkpoint, run: Folder, folder: Folder, world: World) -> tuple[Found | None, list[str]]:
     """The checkpoint to resume from, if any, and a message for each newer one that had to be passed over; on every rank.
 
-    Rank 0 looks for it, so that all ranks do the same.
+    Rank 0 looks for it in `folder`, so that all ranks do the same.
 
     Raises:
         CheckpointError: when `checkpoint.load_step` names one that is missing, torn or damaged, or when checkpoints were
-            completed but all are damaged now: starting afresh by itself would throw the run away.
+            completed, as `run` notes, but all are damaged or gone now: starting afresh by itself would throw the run away.
     """
     skipped: list[str] = []
     if config.load_step >= 0:
@@ -219,7 +222,13 @@ def find(config: Checkpoint, folder: Folder, world: World) -> tuple[Found | None
         skipped += [f"passed over {found.path}: {reason}" for reason in wrong]
         below = int(found.path.name.removeprefix("step-"))
     if ask(world, folder, lambda: any(path.size(MANIFEST) is not None for _, path in step_folders(folder))):
-        advice = "every checkpoint is damaged; restore one, or start afresh with checkpoint.load_step = 0"
+        advice = "every checkpoint is damaged; restore one, or start afresh with --checkpoint.load_step 0"
+        raise CheckpointError("\n  ".join([f"{folder}: {advice}", *skipped]))
+    if ask(world, run, lambda: run.size(NEWEST) is not None):
+        newest_was = ask(world, run, lambda: run.read(NEWEST).decode())
+        advice = (
+            f"no checkpoint, though the run has saved {newest_was}; is its disk mounted? --checkpoint.load_step 0 starts afresh"
+        )
         raise CheckpointError("\n  ".join([f"{folder}: {advice}", *skipped]))
     return None, skipped
 
@@ -233,12 +242,13 @@ def good(path: Folder, world: World) -> Found:
 
 
 def origin(
-    config: Checkpoint, folder: Folder, shape: dict[str, Any], optimizer: str, world: World
+    config: Checkpoint, run: Folder, folder: Folder, shape: dict[str, Any], optimizer: str, world: World
 ) -> tuple[Found | None, bool, list[str]]:
     """Where the weights come from (None: fresh ones), whether a run goes on there, and what is to be said of it.
 
     Args:
         config: which checkpoint is asked for.
+        run: this run's folder.
         folder: of this run's step folders.
         shape: the decoder's, which must be that of the weights.
         optimizer: its name, which must be that of the state to resume.
@@ -248,7 +258,7 @@ def origin(
         CheckpointError: it is missing, torn, damaged or of another model.
     """
     started = time.perf_counter()
-    found, messages = find(config, folder, world) if config.enable else (None, [])
+    found, messages = find(config, run, folder, world) if config.enable else (None, [])
     source = found or (good(Folder(config.initial_load_path), world) if config.initial_load_path else None)
     resuming = found is not None or not config.initial_load_model_only
     if source:

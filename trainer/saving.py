@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from . import checkpoint
-from .checkpoint import INVENTORY, STATE, tensors_of
+from .checkpoint import INVENTORY, NEWEST, STATE, tensors_of
 from .distributed import Task, World
 from .failures import USER_ERRORS, NonFiniteError
 from .retention import prune
@@ -56,14 +56,17 @@ class Saver:
 
     Args:
         config: what to keep and whether training waits.
+        run: the run's folder, which notes the newest checkpoint: one whose folder is gone is not taken for a fresh start.
         folder: of the step folders.
         world: whose ranks save.
         say: prints a message, on rank 0.
         step: of the newest checkpoint, saved or on its way; 0: none.
     """
 
-    def __init__(self, config: Checkpoint, folder: Folder, world: World, say: Callable[[str], None], step: int) -> None:
-        self.config, self.folder, self.world, self.say, self.step = config, folder, world, say, step
+    def __init__(
+        self, config: Checkpoint, run: Folder, folder: Folder, world: World, say: Callable[[str], None], step: int
+    ) -> None:
+        self.config, self.run, self.folder, self.world, self.say, self.step = config, run, folder, world, say, step
         self.waits = config.async_mode == "disabled"
         self.file = RankFile(world.rank, None if self.waits else Staging(world.device))
         self.running: Saving | None = None
@@ -174,7 +177,7 @@ class Saver:
             still = f"training stood still for {saving.stall:.2f} s"
             self.say(f"saved {saving.path}, {size:.3g} GB in {seconds:.1f} s; {still}{saving.note}")
             if parts[0]:
-                self.say(f"warning: {self.folder}: an old checkpoint could not be removed: {parts[0]}")
+                self.say(f"warning: {self.folder}: saved, but removing old ones or noting it failed: {parts[0]}")
 
     def insist(self) -> None:
         """From now on no save may fail: training is over, and there will be no other to make up for it."""
@@ -192,6 +195,7 @@ class Saver:
         texts = {INDEX: self.file.index, STATE: json.dumps(saving.state, indent=1), INVENTORY: json.dumps(saving.inventory)}
         checkpoint.commit(saving.path, files, texts)
         try:
+            self.run.write_atomically(NEWEST, str(saving.path))
             prune(self.folder, self.config.keep_latest_k, self.config.keep_every_n)
         except Exception as e:  # whatever a store says: the checkpoint counts
             return f"{type(e).__name__}: {e}"

@@ -66,6 +66,11 @@ class Folder:
         """The last part."""
         return self.path.rsplit("/", 1)[-1]
 
+    @property
+    def parent(self) -> "Folder":
+        """The folder around it."""
+        return Folder(self.path.removesuffix(self.name))
+
     def exists(self) -> bool:
         """Whether there is such a folder; an object store knows folders by what is in them."""
         self.filesystem.invalidate_cache()

@@ -73,7 +73,8 @@ class Trainer:
         self.micro_batches = rows_per_rank // self.micro_batch_size
 
         shape = asdict(self.decoder_config)
-        found = checkpoint.origin(config.checkpoint, self.checkpoints, shape, config.optimizer.name, world)
+        run = Folder(self.folder)
+        found = checkpoint.origin(config.checkpoint, run, self.checkpoints, shape, config.optimizer.name, world)
         self.origin, self.resuming, self.messages = found
         resumed = self.origin.state if self.origin and self.resuming else {"progress": {}, "data": None}
         self.progress = Progress(**resumed["progress"])
@@ -90,7 +91,7 @@ class Trainer:
         own = self.origin is not None and self.origin.path == self.checkpoints / f"step-{self.progress.step}"
         history = self.progress.step if own else 0
         self.log = world.together(lambda: self.open_folder(history))
-        self.saver = Saver(config.checkpoint, self.checkpoints, world, self.log.say, history)
+        self.saver = Saver(config.checkpoint, run, self.checkpoints, world, self.log.say, history)
 
     def train(self) -> None:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
@@ -303,6 +304,8 @@ class Trainer:
                     aside = set_aside_after(self.checkpoints, history)
                     self.messages += [f"set aside {path}: this run goes on from an earlier step" for path in aside]
                     remember_going_back(self.checkpoints, self.config.checkpoint)
+                    if not history:
+                        Folder(self.folder).delete(checkpoint.NEWEST)
             return MetricsLog(self.folder, self.config, self.world, history, self.decoder_config)
         except OSError as e:
             reason = f"{e.strerror}: {e.filename}"
