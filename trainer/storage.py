@@ -89,7 +89,7 @@ class Folder:
         """Bytes of a file, None if there is no such file."""
         try:
             info = self.filesystem.info(f"{self.path}/{name}")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return int(info["size"]) if info["type"] == "file" else None
 
