@@ -148,7 +148,12 @@ def complete(path: Folder) -> Found:
 def read(path: str | os.PathLike[str]) -> Found:
     """The good checkpoint at `path`. Raises CheckpointError where it is missing, torn or damaged."""
     found = complete(Folder(path))
-    if wrong := found.damage():
+    return undamaged(found, found.damage())
+
+
+def undamaged(found: Found, wrong: list[str]) -> Found:
+    """The checkpoint itself. Raises CheckpointError where something is wrong with its files."""
+    if wrong:
         raise CheckpointError("\n  ".join([f"{found.path}: the checkpoint is damaged:", *wrong]))
     return found
 
@@ -236,9 +241,7 @@ def find(config: Checkpoint, run: Folder, folder: Folder, world: World) -> tuple
 def good(path: Folder, world: World) -> Found:
     """The good checkpoint at `path`, on every rank. Raises CheckpointError where it is missing, torn or damaged."""
     found = ask(world, path, partial(complete, path))
-    if wrong := damage(found, world):
-        raise CheckpointError("\n  ".join([f"{found.path}: the checkpoint is damaged:", *wrong]))
-    return found
+    return undamaged(found, damage(found, world))
 
 
 def origin(

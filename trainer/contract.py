@@ -71,16 +71,7 @@ def gather_statements(
     for source in sources:
         statements += shard_statements(source)
     if checkpoint is not None:
-        statements.append(
-            Statement(
-                party="checkpoint",
-                where=checkpoint["where"],
-                eos=(checkpoint["eos"],),
-                pad=checkpoint["pad"],
-                vocab=checkpoint["vocab"],
-                tokenizer=checkpoint["tokenizer"],
-            )
-        )
+        statements.append(checkpoint_statement(checkpoint, checkpoint["where"]))
     return statements
 
 
@@ -93,6 +84,18 @@ def tokenizer_statement(tokenizer: Tokenizer) -> Statement:
         pad=tokenizer.pad_id,
         vocab=tokenizer.vocab_size,
         tokenizer=tokenizer.fingerprint,
+    )
+
+
+def checkpoint_statement(contract: dict[str, Any], where: str) -> Statement:
+    """What a checkpoint says by the contract in its `state.json`."""
+    return Statement(
+        party="checkpoint",
+        where=where,
+        eos=(contract["eos"],),
+        pad=contract["pad"],
+        vocab=contract["vocab"],
+        tokenizer=contract["tokenizer"],
     )
 
 

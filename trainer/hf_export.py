@@ -22,7 +22,7 @@ from ..models.huggingface import hf_names, to_hf
 from .checkpoint import STATE, Found, read
 from .components import open_tokenizer, saved_job
 from .config import ConfigError, JobConfig
-from .contract import Statement, check_statements, tokenizer_statement
+from .contract import Statement, check_statements, checkpoint_statement, tokenizer_statement
 from .hf_tokenizer import TOKENIZER, TOKENIZER_FILES, added_around, tokenizer_files
 from .staging import staged
 from .storage import CheckpointError, Folder
@@ -155,18 +155,11 @@ def read_tokenizer(found: Found, table: TokenizerTable, decoder: DecoderConfig) 
         tokenizer = open_tokenizer(table)
     except DataConfigError as error:
         raise ConfigError(f"{error}; --tokenizer PATH says where it is now, --no-tokenizer leaves it out") from None
-    contract, where = found.state["contract"], f"{found.path}/{STATE}"
+    where = f"{found.path}/{STATE}"
     check_statements(
         [
             tokenizer_statement(tokenizer),
-            Statement(
-                party="checkpoint",
-                where=where,
-                eos=(contract["eos"],),
-                pad=contract["pad"],
-                vocab=contract["vocab"],
-                tokenizer=contract["tokenizer"],
-            ),
+            checkpoint_statement(found.state["contract"], where),
             Statement(party="model", where=where, vocab=decoder.vocab_size),
         ]
     )
