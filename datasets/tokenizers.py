@@ -57,6 +57,9 @@ class Tokenizer(Protocol):
         dtype: Of the ids.
         eos_id: Id that ends every document.
         pad_id: Id that fills the end of a row.
+        bos_id: Id that `encode` opens every document with (`<cls>` of a protein model), None where there is none.
+        mask_id: Id that hides a token from a masked language model, None where there is none.
+        unk_id: Id of what the vocabulary lacks, None where nothing is lacking.
         vocab_size: One more than the largest id.
         where: Where these ids are written, for a human reader.
         fingerprint: Changes whenever the encoding does.
@@ -69,6 +72,9 @@ class Tokenizer(Protocol):
     dtype: npt.DTypeLike
     eos_id: int
     pad_id: int
+    bos_id: int | None
+    mask_id: int | None
+    unk_id: int | None
     vocab_size: int
     where: str
     fingerprint: str
@@ -99,6 +105,9 @@ class ByteTokenizer:
     dtype: npt.DTypeLike = np.uint8
     eos_id = 0
     pad_id = 1
+    bos_id: int | None = None
+    mask_id: int | None = None
+    unk_id: int | None = None
     vocab_size = 512
     where = "byte tokenizer: Evo 2's CharLevelTokenizer convention"
     fingerprint = "byte"
@@ -130,6 +139,9 @@ class HFTokenizer:
     kind = "hf"
     dtype: npt.DTypeLike = np.int32
     streams = False
+    bos_id: int | None = None
+    mask_id: int | None = None
+    unk_id: int | None = None
 
     def __init__(self, path: str, eos_token: str | None = None, pad_token: str | None = None) -> None:
         given = Path(path).expanduser()

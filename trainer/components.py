@@ -47,6 +47,7 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     overrides.setdefault("vocab_size", max(tokenizer.vocab_size, stated))
     if m.rope.theta is not None:
         overrides["rope"] = RopeConfig(theta=m.rope.theta)
+    overrides["causal"] = config.training.objective == "causal"
     return replace(PRESETS[m.preset], **overrides)
 
 
@@ -95,7 +96,8 @@ def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> 
         activate_flash_attention_impl("FA3")
     m = config.model
     eos_id = tokenizer.eos_id if m.eos_id is None else m.eos_id
-    return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, executor=executor)
+    causal = config.training.objective == "causal"
+    return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, causal=causal, executor=executor)
 
 
 def verify(config: JobConfig, layout: Layout, device: torch.device | None = None) -> tuple[Tokenizer, DecoderConfig]:

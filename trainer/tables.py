@@ -180,6 +180,8 @@ class Data(Table):
 class Training(Table):
     """The optimisation loop."""
 
+    objective: Literal["causal", "mlm"] = "causal"
+    """causal: predict the next token from those before it. mlm: predict hidden tokens from all others of their document."""
     seq_len: Annotated[int, Field(ge=2)] = 2048
     """Tokens per row."""
     local_batch_size: Positive = 8
