@@ -204,6 +204,28 @@ def test_the_sources_of_a_job_each_get_a_folder(tmp_path: Path, capsys: pytest.C
     assert [(source.name, source.format) for source in pasted.data.sources] == [("words", "tokens"), ("genes", "tokens")]
 
 
+@pytest.mark.parametrize(("kind", "record"), [("protein", "MKVk"), ("dna", "ACGU")])
+def test_letters_are_prepared_and_their_policy_is_part_of_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, record: str
+) -> None:
+    path = write_fasta(tmp_path / "x.fasta", ["ACG", record], header="r{}")
+    argv = ["--format", "fasta", "--tokenizer", kind, "--processes", "1", path, "--output", str(tmp_path / "out")]
+    message = refused(capsys, *argv)
+    assert f"{path}, record r1, byte {Path(path).read_text().index(record) + 3}: " in message
+    prepare.main([*argv[:-1], str(tmp_path / "lenient"), "--on-unknown", "map"])
+    (shard,) = open_shards(Storage().expand([str(tmp_path / "lenient" / "train")], "*.json"), Storage())
+    tokenizer, manifest = build_tokenizer(kind, on_unknown="map"), shard.manifest
+    assert shard.ids().tolist() == tokenizer.encode_batch([b"ACG", record.encode()]).ids.tolist()
+    said = (manifest.eos_id, manifest.bos_id, manifest.pad_id, manifest.mask_id, manifest.vocab_size, manifest.dtype)
+    assert said == (
+        *(getattr(tokenizer, f"{role}_id") for role in ("eos", "bos", "pad", "mask")),
+        tokenizer.vocab_size,
+        "uint8",
+    )
+    message = refused(capsys, *argv[:-1], str(tmp_path / "lenient"))
+    assert "on_unknown was 'map' and is 'error'" in message
+
+
 def test_token_files_are_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.bin").write_bytes(np.array([5, 6, 0, 7, 0], "<u2").tobytes())
     flags = ["--import", "tokens", "--tokenizer", "byte", "--dtype", "uint16", str(tmp_path / "a.bin")]

@@ -210,6 +210,34 @@ def test_the_byte_tokenizer_states_evo2s_ids() -> None:
     assert tokenizer.encode("ACGTé".encode()).tolist() == [65, 67, 71, 84, 195, 169]
 
 
+ROLES = ("eos", "pad", "bos", "mask", "unk")
+
+
+@given(st.fixed_dictionaries({role: st.none() | st.integers(0, 4) for role in ROLES}))
+def test_one_id_has_two_roles_only_where_padding_is_the_eos(stated: dict[str, int | None]) -> None:
+    eos = None if stated["eos"] is None else (stated["eos"],)
+    statements = [Statement(party="model", where="m", vocab=5), Statement(party="p", where="w", **{**stated, "eos": eos})]
+    taken = [index for role, index in stated.items() if index is not None and role != "pad"]
+    unsafe = len(set(taken)) < len(taken) or stated["pad"] in [index for index in taken if index != stated["eos"]]
+    if not unsafe:
+        check_statements(statements)
+    else:
+        with pytest.raises(EosMismatchError, match=r"p's \w+ and \w+ are both \d: a model cannot tell them apart"):
+            check_statements(statements)
+
+
+@pytest.mark.parametrize("role", ["bos", "mask", "unk"])
+def test_parties_that_state_a_role_must_agree_on_it(role: str) -> None:
+    rows = Statement(party="model", where="m", vocab=9)
+    here, there = (Statement(party=party, where="w", **{role: index}) for party, index in (("here", 3), ("there", 4)))
+    check_statements([rows, here, Statement(party="old", where="w")])
+    with pytest.raises(EosMismatchError, match=f"here says {role} is 3, there says 4") as caught:
+        check_statements([rows, here, there])
+    assert f"| {role} 3" in str(caught.value)
+    with pytest.raises(EosMismatchError, match=f"here's {role} 3 is outside the embedding, which has 3 rows"):
+        check_statements([Statement(party="model", where="m", vocab=3), here])
+
+
 @given(
     eos=st.lists(st.integers(0, 3), min_size=2, max_size=5),
     pad=st.lists(st.integers(0, 3), min_size=2, max_size=5),
