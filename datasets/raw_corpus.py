@@ -200,8 +200,8 @@ class _Conversion:
         self._whole: list[bytes] = []  # parts of a document that the tokenizer must see at once
         self._began = 0  # where that document began
         self._out = False  # the open document is a duplicate or bad
-        self._open_bytes = 0
-        self._counts = {"text_bytes": 0, "dropped": 0, "duplicates": 0, "skipped": 0}
+        self._open_bytes = self._open_mapped = 0
+        self._counts = {"text_bytes": 0, "dropped": 0, "duplicates": 0, "skipped": 0, "mapped": 0}
 
     def run(self) -> Result:
         """Read all pieces; leave no temporary file behind, whatever happens."""
@@ -258,6 +258,7 @@ class _Conversion:
                 self._bad(partial(self._located, error, offsets[error.index]))
                 sound = error.index
                 encoded = self._corpus.tokenizer.encode_batch(documents[:sound])
+            self._counts["mapped"] += sum(encoded.mapped or ())
             self._write(documents[:sound], encoded.ids, np.array(encoded.lengths, dtype=np.int64))
             documents, offsets = documents[sound + 1 :], offsets[sound + 1 :]
 
@@ -285,12 +286,12 @@ class _Conversion:
         (data,) = part.documents
         digests = self._digester(part)
         if part.opens:
-            self._open_bytes = 0
+            self._open_bytes = self._open_mapped = 0
             self._out = self._marked is not None and bool(self._marked[self._records])
             self._counts["duplicates"] += self._out
         if not self._out:
             try:
-                ids = self._corpus.tokenizer.encode_batch([data]).ids
+                ids, _, mapped = self._corpus.tokenizer.encode_batch([data])
             except TokenizeError as error:
                 self._bad(partial(self._located, error, part.offsets[0]))
                 self._train.take_back()
@@ -298,6 +299,7 @@ class _Conversion:
             else:
                 self._train.write(ids if part.closes else ids[:-1], [])
                 self._open_bytes += len(data)
+                self._open_mapped += sum(mapped or ())
         if not part.closes:
             return
         self._records += 1
@@ -308,6 +310,7 @@ class _Conversion:
             self._train.take_back()
             return
         self._counts["text_bytes"] += self._open_bytes
+        self._counts["mapped"] += self._open_mapped
         if self._validation and self._set_aside(digests)[0]:
             self._train.move(self._validation)
         else:

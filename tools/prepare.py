@@ -250,6 +250,7 @@ def summary(outcome: Outcome) -> str:
         "documents without tokens dropped": result.dropped,
         "duplicates left out": result.duplicates,
         "bad records skipped": result.skipped,
+        "letters mapped": result.mapped,
         "documents given an eos": result.eos_appended,
     }
     lines.append("; ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing left out")
