@@ -121,6 +121,22 @@ def test_a_wrong_checkpoint_is_refused(job: Path, refuse: Refusal) -> None:
     assert str(state) in message
 
 
+def test_a_checkpoint_states_what_opens_and_hides_and_stands_for_the_unknown(tmp_path: Path, refuse: Refusal) -> None:
+    config = write_job(tmp_path, steps=1, more='[tokenizer]\nkind = "protein"\n')
+    for file in (tmp_path / "corpus").iterdir():
+        file.write_text('{"text": "MKVLAAGW"}\n' * 60)
+    train_here(config)
+    state = tmp_path / "run" / "checkpoint" / "step-1" / "state.json"
+    saved = json.loads(state.read_text())
+    roles = {"eos": 2, "pad": 1, "bos": 0, "mask": 32, "unk": 3}
+    assert saved["contract"] == {**roles, "vocab": 33, "tokenizer": "protein"}
+    saved["contract"]["mask"] = 31
+    forge(state.parent, state.name, json.dumps(saved).encode())
+    message = refuse(config, "--training.steps", "2")
+    assert "tokenizer says mask is 32, checkpoint says 31" in message
+    assert "| bos 0, mask 32, unk 3" in message
+
+
 def test_weights_of_a_run_with_another_eos_are_refused(tmp_path: Path, refuse: Refusal) -> None:
     bytes_job = write_job(tmp_path / "bytes", steps=1)
     train_here(bytes_job)
