@@ -18,6 +18,7 @@ import torch
 
 from .errors import DataConfigError
 from .files import Storage, fingerprint
+from .objectives import NextToken, Objective
 from .packing import Packer, Planes
 from .read_ahead import ReadAhead
 from .shards import verify_shard
@@ -68,6 +69,7 @@ class DataConfig:
         lanes: Streams per source; a multiple of data-parallel degree x workers.
         packing: `best_fit` or `concat`, where `layout` is `packed`.
         layout: `packed`, or `padded`: a document, or a fragment of a long one, per row.
+        objective: What rows ask for.
         seq_len: Tokens per row.
         seed: Of all random choices.
         stages: Weights that replace the sources' own from some row on, ascending.
@@ -83,6 +85,7 @@ class DataConfig:
     seq_len: int
     seed: int
     layout: str = "packed"
+    objective: Objective = field(default_factory=NextToken)
     stages: tuple[Stage, ...] = ()
     num_workers: int = 0
     on_bad_record: str = "error"
@@ -103,6 +106,7 @@ class Batch:
         sources: Source number of each row.
         state: The rank's loader state after this batch, plain JSON.
         weights: float32, as `tokens`: loss weight of each label, 0 where there is none; None where all are 1.
+        values: float32, as `tokens`: of each label, where what is asked for is no class.
     """
 
     tokens: torch.Tensor
@@ -113,6 +117,7 @@ class Batch:
     sources: list[int]
     state: dict[str, Any]
     weights: torch.Tensor | None
+    values: torch.Tensor | None
 
     @classmethod
     def of(cls, planes: Planes, *, rows: list[int], sources: list[int], state: dict[str, Any]) -> "Batch":
@@ -126,6 +131,7 @@ class Batch:
             sources=sources,
             state=state,
             weights=None if planes.weights is None else torch.from_numpy(planes.weights),
+            values=None if planes.values is None else torch.from_numpy(planes.values),
         )
 
 
@@ -170,7 +176,7 @@ class Loader:
             if value not in known:
                 raise DataConfigError(f"data.{key}: {value!r} is not one of {', '.join(map(repr, known))}")
         policy = "padded" if config.layout == "padded" else config.packing
-        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, policy)
+        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, policy, config.objective)
         self._config = config
         self._batch_size = batch_size
         self._degree = dp_degree
@@ -180,6 +186,7 @@ class Loader:
         identity = {
             "lanes": config.lanes,
             "packing": policy,
+            "objective": config.objective.identity(),
             "seq_len": config.seq_len,
             "seed": config.seed,
             "tokenizer": tokenizer.fingerprint,
@@ -283,10 +290,10 @@ class Loader:
             for (_, source, lane), _, state in taken:
                 lanes[self.sources[source].lane_name(lane)] = list(state)
             done += self._batch_size * self._degree
-            planes = self.packer.expand([row.packed for row in taken])
+            numbers = [row.place.row for row in taken]
             yield Batch.of(
-                planes,
-                rows=[row.place.row for row in taken],
+                self.packer.expand([row.packed for row in taken], numbers),
+                rows=numbers,
                 sources=[row.place.source for row in taken],
                 state={**self._state, "rows": done, "counts": mixer.counts(done), "lanes": dict(lanes)},
             )

@@ -60,6 +60,8 @@ class Tokenizer(Protocol):
         bos_id: Id that `encode` opens every document with (`<cls>` of a protein model), None where there is none.
         mask_id: Id that hides a token from a masked language model, None where there is none.
         unk_id: Id of what the vocabulary lacks, None where nothing is lacking.
+        special_ids: Ids of no text, which a masked language model is never asked for.
+        residue_ids: Ids that it may be shown instead of another token: letters of the alphabet, or all that is text.
         vocab_size: One more than the largest id.
         where: Where these ids are written, for a human reader.
         fingerprint: Changes whenever the encoding does.
@@ -75,6 +77,8 @@ class Tokenizer(Protocol):
     bos_id: int | None
     mask_id: int | None
     unk_id: int | None
+    special_ids: frozenset[int]
+    residue_ids: tuple[int, ...]
     vocab_size: int
     where: str
     fingerprint: str
@@ -108,6 +112,8 @@ class ByteTokenizer:
     bos_id: int | None = None
     mask_id: int | None = None
     unk_id: int | None = None
+    special_ids = frozenset({0, 1})
+    residue_ids: tuple[int, ...] = ()
     vocab_size = 512
     where = "byte tokenizer: Evo 2's CharLevelTokenizer convention"
     fingerprint = "byte"
@@ -178,6 +184,9 @@ class HFTokenizer:
                 f"tokenizer.pad_token: {pad!r} is not marked as special in {file}, so that a document's own token could be "
                 "taken for padding; name a special token, or the eos"
             )
+        specials = {id_ for id_, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        self.special_ids = frozenset(specials | {self.eos_id, self.pad_id})
+        self.residue_ids = tuple(id_ for id_ in range(self.vocab_size) if id_ not in self.special_ids)
         self.where = str(file) if eos_token else f"{file} + {settings_file}"
         self._eos = eos
         self._twin: Twin | None = None

@@ -51,6 +51,8 @@ class Model(Table):
     """Rows of the embedding table; unset: the tokenizer's vocabulary. May be larger, never smaller."""
     eos_id: NonNegative | None = None
     """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Checked against every other party."""
+    causal: bool | None = None
+    """Whether a token sees only those before it; unset: as training.objective needs. Refused where the two do not fit."""
     attention: Literal["auto", "flex", "varlen", "sdpa"] = "auto"
     """Executor of the document mask; auto: the fastest that can train here; the run says which, and why."""
     dim: Positive | None = None
@@ -204,6 +206,31 @@ class Training(Table):
     """Type in which gradients are summed over ranks."""
     gc_freq: Positive = 50
     """Steps between runs of Python's garbage collector, which would otherwise stall ranks at different moments."""
+
+
+class Mlm(Table):
+    """Masked language modelling, for training.objective = "mlm"."""
+
+    mask_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
+    """Share of each document's tokens that the model is asked for; special tokens never are."""
+    rate_schedule: Literal["constant", "esm3"] = "constant"
+    """esm3: a rate for every document, 80 % of them from Beta(3, 9) and 20 % uniform, in place of mask_rate."""
+    mask_share: Fraction = 0.8
+    """Share of these tokens that is shown as the mask token."""
+    random_share: Fraction = 0.1
+    """Share that is shown as a random letter of the alphabet; what is left is shown as it is."""
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Mlm":
+        """Refuse shares of more than all, and a rate that nothing reads."""
+        wrong = []
+        if self.mask_share + self.random_share > 1:
+            wrong.append(f"mlm.mask_share + mlm.random_share = {self.mask_share} + {self.random_share}: must be at most 1")
+        if self.rate_schedule == "esm3" and self.mask_rate != 0.15:
+            wrong.append(f'mlm.mask_rate = {self.mask_rate}: is not read with rate_schedule = "esm3"; leave it out')
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
 
 class Optimizer(Table):

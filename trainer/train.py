@@ -145,7 +145,7 @@ class Trainer:
             while len(batches) < self.micro_batches and (batch := self.next_batch()) is not None:
                 batches.append(batch)
             if batches and (self.progress.step + 1) % self.config.metrics.log_freq == 0:
-                check_rows(batches[0], self.mask, self.feed.statements)
+                check_rows(batches[0], self.feed.loader.packer.objective, self.mask, self.feed.statements)
         except (*USER_ERRORS, DataEnd) as error:
             return batches, error
         return batches, None
@@ -355,7 +355,7 @@ class Trainer:
         step, steps = self.progress.step, self.config.training.steps
         if self.ending:
             self.log.say(f"{self.ending}: stopped after step {step} of {steps}")
-        elif self.prompt:
+        elif self.prompt and self.decoder_config.causal:
             room = {"multiple_of": self.world.layout.tp, "max_new_tokens": 120}
             with whole_rows(self.model):
                 text = sample(self.model, self.tokenizer, self.prompt, device=self.world.device, **room)
