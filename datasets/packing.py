@@ -19,7 +19,7 @@ from .objectives import IGNORE, Laid, NextToken, Objective, PackedRow, Weights
 from .tokenizers import Ids
 
 POLICIES = ("best_fit", "concat", "padded")
-PAD_MULTIPLE = 128  # a padded batch is this much wide, or a multiple: few shapes for compilers, whole blocks for masks
+PAD_MULTIPLE = 128  # of the width of a padded batch: few shapes for compilers, whole blocks for masks
 
 Part = tuple[int, int, int]  # segment, its first token in this row, how many
 
@@ -168,7 +168,15 @@ def _whole_rows(lengths: Sequence[int], seq_len: int) -> tuple[list[list[Part]],
 class Packer:
     """Blocks to rows to batches. States the ids that it writes, for the eos contract."""
 
-    def __init__(self, seq_len: int, eos_id: int, pad_id: int, policy: str, objective: Objective | None = None) -> None:
+    def __init__(
+        self,
+        seq_len: int,
+        eos_id: int,
+        pad_id: int,
+        policy: str,
+        objective: Objective | None = None,
+        pad_multiple: int = PAD_MULTIPLE,
+    ) -> None:
         if policy not in POLICIES:
             raise DataConfigError(f"data.packing: {policy!r} is not one of {', '.join(map(repr, POLICIES[:2]))}")
         self.seq_len = seq_len
@@ -176,6 +184,7 @@ class Packer:
         self.pad_id = pad_id
         self.policy = policy
         self.objective = objective or NextToken()
+        self.pad_multiple = pad_multiple
         self._padding = np.full(seq_len, pad_id)
         self._ramp = np.arange(0, dtype=np.int32)
 
@@ -235,7 +244,7 @@ class Packer:
         used = list(map(sum, lengths_of_rows))
         width = self.seq_len
         if self.policy == "padded":
-            width = min(width, -(-max(used) // PAD_MULTIPLE) * PAD_MULTIPLE)
+            width = min(width, -(-max(used) // self.pad_multiple) * self.pad_multiple)
         parts: list[Ids] = []
         lengths: list[int] = []
         of_parts: list[int] = []

@@ -134,6 +134,10 @@ class Data(Table):
     """best_fit: whole documents, least padding. concat: classic concatenate-and-chunk."""
     layout: Literal["packed", "padded"] = "packed"
     """packed: many documents in a row. padded: one, in rows as long as the longest of the micro-batch needs."""
+    pad_multiple: Positive = 128
+    """padded: rows are a multiple of this long, or training.seq_len."""
+    length_buckets: bool = False
+    """padded: deal a step's rows to its micro-batches by length, so that they need less padding. A step's rows stay the same."""
     num_workers: NonNegative = 0
     """Loader processes per rank; 0 reads ahead in a thread. Any value gives the same rows."""
     on_bad_record: Literal["error", "skip"] = "error"
@@ -164,6 +168,9 @@ class Data(Table):
         ]
         if self.layout == "padded" and self.packing == "concat":
             wrong.append('data.packing = "concat": a padded row holds one document (data.layout); leave packing out')
+        for key, found, default in (("pad_multiple", self.pad_multiple, 128), ("length_buckets", self.length_buckets, False)):
+            if self.layout == "packed" and found != default:
+                wrong.append(f'data.{key} = {str(found).lower()}: is of data.layout = "padded", and the layout is "packed"')
         before = 1
         for index, stage in enumerate(self.stages):
             key = f"data.stages.{index}"

@@ -97,7 +97,8 @@ class Trainer:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
         self.introduce()
         if self.config.compile.enable and self.config.data.layout == "padded":
-            compile_for_all_widths(self.model, self.to_device, self.micro_batch_size, self.config.training.seq_len)
+            widths = {"step": self.config.data.pad_multiple, "seq_len": self.config.training.seq_len}
+            compile_for_all_widths(self.model, self.to_device, rows=self.micro_batch_size, **widths)
         gc.disable()  # collected on a schedule instead, so that ranks do not stall each other at moments of their own
         with self.saver, profiling(self.config, self.world.rank, self.world.device) as profile:
             while self.progress.step < self.config.training.steps:
@@ -264,6 +265,7 @@ class Trainer:
             self.mask,
             self.decoder_config.vocab_size,
             batch_size=self.micro_batch_size,
+            buckets=self.micro_batches if self.config.data.length_buckets else 1,
             contract={"where": f"{origin.path}/{checkpoint.STATE}", **origin.state["contract"]} if origin else None,
             interrupted=self.stop,
             dp_rank=world.dp_rank,
