@@ -44,9 +44,7 @@ class FinitePass:
     ) -> None:
         if not config.sources:
             raise DataConfigError("validation.sources: name at least one source")
-        self.packer = Packer(
-            config.seq_len, tokenizer.eos_id, tokenizer.pad_id, "best_fit", config.objective, config.pad_multiple
-        )
+        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, "best_fit", config.objective)
         self.sources = [find_source(source, 1, config.seq_len, config.storage) for source in config.sources]
         self._config = config
         self._tokenizer = tokenizer

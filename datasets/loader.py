@@ -293,8 +293,8 @@ class Loader:
         size, buckets = self._batch_size, self._config.buckets
         while True:
             taken = [next(rows) for _ in range(size * buckets)]
-            for (_, source, lane), _, state in taken:
-                lanes[self.sources[source].lane_name(lane)] = list(state)
+            for (_, source, lane), _, at in taken:
+                lanes[self.sources[source].lane_name(lane)] = list(at)
             done += size * buckets * self._degree
             # Of the batches of a group only the last one's state is asked for: they are one step's.
             state = {**self._state, "rows": done, "counts": mixer.counts(done), "lanes": dict(lanes)}

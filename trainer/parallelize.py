@@ -66,8 +66,8 @@ def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> Non
         complaints.append(f"{layout.sequence}: must divide {step}, of which padded widths are multiples")
     if config.data.length_buckets and per_rank == local:
         complaints.append(
-            f"data.length_buckets = true: the {per_rank} rows of a rank's step are one micro-batch, so there is nothing to deal "
-            "them out to; lower training.local_batch_size, or raise training.global_batch_size"
+            f"data.length_buckets = true: the {per_rank} rows of a rank's step are one micro-batch, so that nothing is there "
+            "to deal them out to; lower training.local_batch_size, or raise training.global_batch_size"
         )
     if config.parallelism.enable_async_tensor_parallel and not (tp > 1 and config.compile.enable):
         complaints.append(

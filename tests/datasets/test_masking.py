@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from cistron.datasets.errors import DataConfigError
 from cistron.datasets.masking import MaskedTokens, MaskingConfig
 from cistron.datasets.objectives import IGNORE, PackedRow
 from cistron.datasets.packing import Packer, Planes, row_violations
 from cistron.datasets.tokenizers import ByteTokenizer, build_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 
 PROTEIN = build_tokenizer("protein")
 EOS, PAD, MASK = PROTEIN.eos_id, PROTEIN.pad_id, 32
