@@ -1,4 +1,4 @@
-"""Padding with the eos: decided by position, the eos is learnt all the same; masked out by id, as is widely done, it never is."""
+"""Padding with the eos: decided by position, the eos is learnt all the same; left out by id, as is common, it never is."""
 
 from __future__ import annotations
 
