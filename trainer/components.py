@@ -42,7 +42,7 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     m = config.model
     if m.preset not in PRESETS:
         raise ConfigError(f"model.preset = {m.preset!r}: unknown preset{nearest(m.preset, list(PRESETS))}")
-    overrides = m.model_dump(exclude_none=True, exclude={"preset", "eos_id", "attention", "rope"})
+    overrides = m.model_dump(exclude_none=True, exclude={"preset", "eos_id", "causal", "attention", "rope"})
     stated = (tokenizer.hf_config or {}).get("vocab_size") or 0  # embeddings are often padded beyond the tokenizer's ids
     overrides.setdefault("vocab_size", max(tokenizer.vocab_size, stated))
     if m.rope.theta is not None:

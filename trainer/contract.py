@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..datasets.loader import Batch
+from ..datasets.objectives import Objective
 from ..datasets.packing import Packer, row_violations
 from ..datasets.sources import Source
 from ..datasets.tokenizers import Tokenizer
@@ -182,7 +183,7 @@ def check_statements(statements: Sequence[Statement]) -> None:
         raise EosMismatchError("\n  ".join(["the eos contract is broken:", *complaints]) + "\n\n" + table(statements))
 
 
-def check_rows(batch: Batch, mask: DocumentMask, statements: Sequence[Statement]) -> None:
+def check_rows(batch: Batch, objective: Objective, mask: DocumentMask, statements: Sequence[Statement]) -> None:
     """Hold real rows against both sides: the packer's documents must be the ones that the mask's eos implies.
 
     Raises:
@@ -198,9 +199,8 @@ def check_rows(batch: Batch, mask: DocumentMask, statements: Sequence[Statement]
             f"row {batch.rows[row]}, position {position}: the packer says document {int(batch.sequence_ids[row, position])}, "
             f"the attention mask's eos {mask.eos_id} implies {int(implied[row, position])} (-1: padding)\n\n{table(statements)}"
         )
-    violations = row_violations(
-        batch.tokens.numpy(), batch.labels.numpy(), batch.positions.numpy(), batch.sequence_ids.numpy(), mask.eos_id
-    )
+    tokens, labels, positions, ids = (t.numpy() for t in (batch.tokens, batch.labels, batch.positions, batch.sequence_ids))
+    violations = row_violations(tokens, labels, positions, ids, mask.eos_id, objective)
     if violations:
         raise EosMismatchError("\n  ".join([f"rows {batch.rows[0]} and on:", *violations]) + "\n\n" + table(statements))
 
