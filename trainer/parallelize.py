@@ -115,6 +115,7 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
 
 def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
     """Megatron's column/row split of every matrix with sequence-parallel norms (Korthikanti et al. 2022, arXiv:2205.05198)."""
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     parallelize_module(
         model,
         mesh,
@@ -148,10 +149,12 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
         parallelize_module(block, mesh, plan)
         split_adapters(block, mesh)
     model.tie_weights()  # the plan replaced both parameters of a tied pair
+    for name in frozen:  # and all others, of which torch 2.13 forgets whether norms were frozen
+        model.get_parameter(name).requires_grad_(False)
 
 
 def split_adapters(block: nn.Module, mesh: DeviceMesh) -> None:
-    """Split the adapters of a block like their weights, in place: B by its rows where those are split so, else A by its columns.
+    """Split the adapters of a block as their weights are, in place: B where those are by rows, else A by its columns.
 
     The other factor is whole on every rank, so that whatever the adapter adds is split, or a part of a sum, like the product
     that it is added to, and nothing more is communicated.
