@@ -23,6 +23,7 @@ from ..trainer.distributed import Layout
 from ..trainer.failures import run_command
 from ..trainer.memory import HOW, checkpoint_bytes, estimate
 from ..trainer.parallelize import global_batch_size
+from ..trainer.sizes import sizes_of
 from .corpus import report_sources
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
@@ -90,7 +91,7 @@ def report_model(
 ) -> None:
     """Parameters, FLOPs, and what the memory of one device holds at its peak."""
     seq_len = config.training.seq_len
-    console.print(f"{config.model.preset}: {decoder.parameter_count():,} parameters")
+    console.print(f"{config.model.preset}: {sizes_of(config, decoder)}")
     console.print(f"{decoder.flops_per_token(seq_len):,} FLOPs per token (6N + attention over the whole row)")
     console.print(f"{executor} attention: {attention_of(config, torch.device(device))[1]}")
     moments = estimate(config, decoder, layout, executor, device)
