@@ -21,6 +21,7 @@ class Sizes:
         trained_tables: of those outside of the blocks.
         trained_blocks: of those of the blocks.
         trained_output: of the output table, 0 where it is frozen.
+        frozen_products: of those that are frozen and multiply activations: all but an embedding table that is no output.
         largest: of the largest parameter that is trained.
         first: block that the backward pass ends with: blocks before it, and the embedding table, train nothing.
     """
@@ -30,6 +31,7 @@ class Sizes:
     trained_tables: int
     trained_blocks: int
     trained_output: int
+    frozen_products: int
     largest: int
     first: int
 
@@ -54,6 +56,7 @@ def sizes_of(config: JobConfig, decoder: DecoderConfig) -> Sizes:
     with torch.device("meta"):
         model = make_model(config, decoder)
     tables = [p for name, p in model.named_parameters() if not name.startswith("layers.")]
+    looked_up = None if decoder.tie_embeddings else model.tok_embeddings.weight
     trains = [bool(trained(block.parameters())) for block in model.layers]
     return Sizes(
         tables=count(tables),
@@ -61,6 +64,7 @@ def sizes_of(config: JobConfig, decoder: DecoderConfig) -> Sizes:
         trained_tables=count(trained(tables)),
         trained_blocks=count(trained(model.layers.parameters())),
         trained_output=count(trained([model.output.weight])),
+        frozen_products=count(p for p in model.parameters() if not p.requires_grad and p is not looked_up),
         largest=max(p.numel() for p in trained(model.parameters())),
         first=0 if model.tok_embeddings.weight.requires_grad else [*trains, True].index(True),
     )
