@@ -29,6 +29,7 @@ class Records(NamedTuple):
         error: A bad record right behind the documents, unnamed where its name is costly: see `located`. The reader goes on
             behind it.
         bad_offset: Its address.
+        stated: What the record of each document states: number of a class, or a value; None where labels are not read.
     """
 
     documents: list[bytes]
@@ -37,6 +38,7 @@ class Records(NamedTuple):
     last: bool = True
     error: DataError | None = None
     bad_offset: int = -1
+    stated: list[float] | None = None
 
 
 class Reader(Protocol):

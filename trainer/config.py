@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tomli_w
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -33,6 +33,7 @@ from .tables import (
     Job,
     LrScheduler,
     Metrics,
+    Mlm,
     Model,
     Optimizer,
     Parallelism,
@@ -67,6 +68,7 @@ class JobConfig(BaseSettings):
     tokenizer: TokenizerTable = TokenizerTable()
     data: Data = Data()
     training: Training = Training()
+    mlm: Mlm = Mlm()
     optimizer: Optimizer = Optimizer()
     skip_step: SkipStep = SkipStep()
     lr_scheduler: LrScheduler = LrScheduler()
@@ -80,6 +82,24 @@ class JobConfig(BaseSettings):
     metrics: Metrics = Metrics()
     profiling: Profiling = Profiling()
     comm: Comm = Comm()
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "JobConfig":
+        """Refuse what two tables say differently, and a table that nothing reads."""
+        objective, causal = self.training.objective, self.model.causal
+        wrong = []
+        if causal is not None and causal != (objective == "causal"):
+            why = (
+                "a token would see the one it is asked for"
+                if objective == "causal"
+                else "what is hidden is told from both sides"
+            )
+            wrong.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
+        if objective != "mlm" and self.mlm != Mlm():
+            wrong.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -118,7 +138,8 @@ class JobConfig(BaseSettings):
             without = " without --checkpoint.load_step" if self.checkpoint.load_step >= 0 else ""
             more = "" if step < self.training.steps else f" with --training.steps {2 * step}"
             hints.append(f"resume      the same command{without}{more} goes on after step {step}")
-            hints.append(f"try it      cistron generate {checkpoints} --prompt TEXT")
+            if self.training.objective == "causal":
+                hints.append(f"try it      cistron generate {checkpoints} --prompt TEXT")
         return hints
 
 
@@ -201,14 +222,14 @@ def deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def describe(problem: Any) -> str:
     """One pydantic error as `section.key: what was found and what would be right`."""
+    if problem["type"] == "value_error":  # a check of ours, which names the keys itself
+        return str(problem["ctx"]["error"])
     *parents, name = problem["loc"]
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key{nearest(str(name), list(fields_at(parents)))}"
     if problem["type"] == "missing":
         return f"{key}: missing, and it has no default"
-    if problem["type"] == "value_error":  # a check of ours, which names the keys itself
-        return str(problem["ctx"]["error"])
     hint = ""
     if problem["type"] == "list_type":
         hint = f": write [[{key}]]" if isinstance(problem["input"], dict) else f": write [{problem['input']!r}]"
