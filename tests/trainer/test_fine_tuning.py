@@ -271,8 +271,14 @@ def test_a_hand_written_loop_trains_the_adapters_of_a_plain_module(tmp_path: Pat
         (["--fine_tuning.freeze", '["*"]'], "freezes everything"),
         (["--fine_tuning.freeze", '["output"]', "--fine_tuning.lora.rank", "4"], "leave freeze out"),
         (["--fine_tuning.lora.alpha", "4"], "fine_tuning.lora.alpha = 4.0: there are no adapters"),
-        (["--fine_tuning.lora.rank", "4", "--fine_tuning.lora.targets", '["*.wx"]'], "'*.wx' matches no linear layer"),
-        (["--fine_tuning.lora.rank", "4", "--fine_tuning.lora.targets", '["output"]'], "needs a linear layer of a block"),
+        (
+            ["--fine_tuning.lora.rank", "4", "--fine_tuning.lora.targets", '["*.wx"]'],
+            "'*.wx' matches no linear layer of a block",
+        ),
+        (
+            ["--fine_tuning.lora.rank", "4", "--fine_tuning.lora.targets", '["output"]'],
+            "'output' matches no linear layer of a block",
+        ),
         (["--fine_tuning.lora.rank", "4", "--optimizer.name", "Muon"], 'optimizer.name = "Muon"'),
         (["--fine_tuning.lora.rank", "4", "--float8.enable", "true", "--float8.emulate", "true"], "float8.enable = true"),
         ([*LORA[-2:], "--model.dim", "64"], "dim | 32         | 64"),
