@@ -70,13 +70,14 @@ class FastaReader:
     def _stretch(self, window: Window, path: str, first: bool) -> Records:
         """Take a stretch of a record that is longer."""
         offset = window.offset
+        header = b""
         data = window.take(self.group_bytes - (window.buffer[self.group_bytes - 1 : self.group_bytes] == b"\n"))
         if first:
             header, line_end, data = data.partition(b"\n")
             if not line_end:
                 problem = f"a header line has more than {self.group_bytes} bytes, beginning with {header[:40]!r}"
                 raise DataError(problem, file=path, offset=offset)
-        return Records([_joined(data)], [offset], first, last=False)
+        return Records([_joined(data)], [offset], first, last=False, headers=[header])
 
     def locate(self, path: str, offset: int, index: int) -> tuple[str | None, int]:
         """Return the name of the record at `offset`, and the byte that `index` residues later is."""
@@ -103,12 +104,13 @@ def _group(data: bytes, offset: int, first: bool) -> Iterator[Records]:
     parts = data.split(BOUNDARY)
     offsets = list(accumulate((len(part) + 2 for part in parts[:-1]), initial=offset))
     offsets[1:] = [place - 1 for place in offsets[1:]]
-    documents = [_joined(part.partition(b"\n")[2]) for part in parts]
+    records = [part.partition(b"\n") for part in parts]
+    documents, headers = [_joined(lines) for _, _, lines in records], [header for header, _, _ in records]
     if not first:
-        documents[0] = _joined(parts[0])
+        documents[0], headers[0] = _joined(parts[0]), b""
     for start in range(0, len(documents), GROUP_DOCUMENTS):
         stop = start + GROUP_DOCUMENTS
-        yield Records(documents[start:stop], offsets[start:stop], first or start > 0)
+        yield Records(documents[start:stop], offsets[start:stop], first or start > 0, headers=headers[start:stop])
 
 
 def _joined(lines: bytes) -> bytes:

@@ -4,7 +4,7 @@ A reader is a pure function of (piece, offset, first): opened at the address of 
 and all later ones, byte for byte, whatever was read before. Its memory does not grow with the length of a document.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ class Records(NamedTuple):
         error: A bad record right behind the documents, unnamed where its name is costly: see `located`. The reader goes on
             behind it.
         bad_offset: Its address.
+        headers: Of FASTA, the header line of each document, without a line end; empty for one that continues.
     """
 
     documents: list[bytes]
@@ -37,6 +38,7 @@ class Records(NamedTuple):
     last: bool = True
     error: DataError | None = None
     bad_offset: int = -1
+    headers: Sequence[bytes] = ()
 
 
 class Reader(Protocol):
