@@ -168,7 +168,7 @@ class RawDocuments:
         """Encode groups; what has no token is EMPTY, and what is bad is raised, or BAD."""
         tokens = True  # whether the document that a group continues has had any
         abandoned = False  # whether it turned out bad
-        for documents, offsets, first, last, error, bad_offset in groups:
+        for documents, offsets, first, last, error, bad_offset, _ in groups:
             begin = 0
             if abandoned and not first and documents:
                 begin, abandoned = 1, len(documents) == 1 and not last

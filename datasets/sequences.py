@@ -86,9 +86,7 @@ class SequenceFiles:
         """Yield address, data and name of each record; the name is empty where there is none."""
         if self._names is not None:
             # a second pass over the same lines, which costs little beside a model's, and readers know one field
-            for (offset, data, _), (_, name, _) in zip(
-                _whole(self._reader, piece), _whole(self._names, piece), strict=True
-            ):
+            for (offset, data, _), (_, name, _) in zip(_whole(self._reader, piece), _whole(self._names, piece), strict=True):
                 yield offset, data, " ".join(name.decode(errors="replace").split())
             return
         for offset, data, header in _whole(self._reader, piece):

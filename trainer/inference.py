@@ -24,7 +24,7 @@ from ..datasets.tokenizers import Ids, TokenizeError, Tokenizer
 from ..models.config import DecoderConfig, ModelError
 from ..models.decoder import Decoder
 from ..models.huggingface import from_hf
-from ..models.masks import AttentionMask, DocumentMask
+from ..models.masks import AttentionMask, DocumentMask, Executor
 from . import checkpoint
 from .components import make_tokenizer, saved_job
 from .config import ConfigError
@@ -188,7 +188,7 @@ def empty(decoder: DecoderConfig, device: torch.device, dtype: torch.dtype) -> D
 
 def make_mask(tokenizer: Tokenizer, decoder: DecoderConfig, device: torch.device, dtype: torch.dtype) -> DocumentMask:
     """The mask of the objective that the model was trained by, for the kernel that needs no compilation where there is one."""
-    executor = "flex" if device.type == "cuda" and dtype == torch.float32 else "varlen"
+    executor: Executor = "flex" if device.type == "cuda" and dtype == torch.float32 else "varlen"
     return DocumentMask(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, causal=decoder.causal, executor=executor)
 
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -93,8 +94,6 @@ def outputs(model: nn.Module, names: Sequence[str], row: Row) -> dict[str, Tenso
 @torch.no_grad()
 def widths(opened: OpenedModel) -> dict[str, int]:
     """Numbers per token of every layer, seen on a document that is nothing but its eos."""
-    import numpy as np
-
     row = make_row(opened, [np.array([opened.tokenizer.eos_id])])
     names = layer_names(opened.model)
     return {name: output.shape[1] for name, output in outputs(opened.model, names, row).items()}

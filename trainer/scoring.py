@@ -58,9 +58,7 @@ def score(
 
 
 @torch.no_grad()
-def _causal(
-    opened: OpenedModel, documents: Iterable[Document], with_eos: bool, batch_tokens: int
-) -> Iterator[Score]:
+def _causal(opened: OpenedModel, documents: Iterable[Document], with_eos: bool, batch_tokens: int) -> Iterator[Score]:
     for batch in batches(documents, lambda document: len(document.ids), batch_tokens):
         row = make_row(opened, [document.ids for document in batch])
         labels = torch.full_like(row.tokens, IGNORE)
