@@ -113,7 +113,7 @@ def embed(
 
     Raises:
         ConfigError: there is no such layer, or `layer` is a glob of several.
-        DataConfigError: a sequence cannot be encoded, or is empty.
+        DataConfigError: a sequence cannot be encoded, or is empty; or there is none.
     """
     opened = model if isinstance(model, OpenedModel) else open_model(model)
     names = choose_layers(opened.model, [layer] if isinstance(layer, str) else layer)
@@ -124,6 +124,8 @@ def embed(
         for batch in embeddings(opened, _encoded(opened, sequences), names, pool, batch_tokens):
             for name, rows in batch.rows.items():
                 found[name] += rows.split(batch.lengths) if pool == "none" else [rows]
+    if not found[names[0]]:
+        raise DataConfigError("sequences: there are none")
     values = {name: rows if pool == "none" else torch.cat(rows) for name, rows in found.items()}
     return values[names[0]] if isinstance(layer, str) else values
 

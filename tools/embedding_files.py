@@ -117,9 +117,11 @@ class EmbeddingFile:
         """Write the output.
 
         Raises:
-            ConfigError: it cannot be written, or a safetensors file cannot name so many tensors.
+            ConfigError: there was no sequence, the output cannot be written, or is a safetensors file of too many tensors.
         """
         self._flush()
+        if not self.parts:
+            raise ConfigError(f"--output {self.output}: not written: the input holds no sequence")
         whole = self.partial / self.output.name
         with _writing(self.output):
             WRITERS[self.output.suffix](self, whole)

@@ -7,6 +7,7 @@ any layout, or a Hugging Face folder.
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -113,7 +114,12 @@ def means(scores: Iterator[Score]) -> Iterator[Score]:
 def open_writer(output: Path | None) -> Iterator[Writer]:
     """What writes results; a file appears when it is whole. Raises ConfigError where it cannot be written."""
     if output is None:
-        yield tsv_writer(sys.stdout)
+        try:
+            yield tsv_writer(sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         return
     partial = output.with_name(f"{output.name}.partial")
     try:

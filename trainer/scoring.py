@@ -71,7 +71,7 @@ def _causal(opened: OpenedModel, documents: Iterable[Document], with_eos: bool, 
         losses = opened.model(row.tokens, row.positions, row.mask, labels)[0].double().cpu()
         for document, start in zip(batch, row.starts, strict=False):
             length = len(document.ids)
-            yield Score(document, length - 1 - (not with_eos), -float(losses[start : start + length].sum()))
+            yield Score(document, length - 1 - (not with_eos), 0.0 - float(losses[start : start + length].sum()))
 
 
 class _Masked(NamedTuple):
