@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .objectives import Weights
 from .packing import Block, rows_of_best_fit
 from .tokenizers import Ids
 
@@ -51,6 +52,8 @@ class Stretch(NamedTuple):
         first: Whether the first document opens here.
         last: Whether the last document ends here.
         skip: Tokens of the first that lie before.
+        weights: float32, one for each of `ids`; None: all 1.
+        stated: float64 [documents]: what the record of each states; None: nothing.
     """
 
     ids: Ids
@@ -61,6 +64,8 @@ class Stretch(NamedTuple):
     first: bool
     last: bool
     skip: int = 0
+    weights: Weights | None = None
+    stated: npt.NDArray[np.float64] | None = None
 
     def behind(self, document: int, tokens: int) -> "Stretch":
         """Return what lies behind the first `tokens` of `document`: views."""
@@ -78,7 +83,13 @@ class Stretch(NamedTuple):
             self.first if document == 0 else True,
             self.last,
             skip,
+            None if self.weights is None else self.weights[start:],
+            None if self.stated is None else self.stated[document:],
         )
+
+    def until(self, tokens: int) -> "Stretch":
+        """Return its first `tokens`, ids and weights alone cut off."""
+        return self._replace(ids=self.ids[:tokens], weights=None if self.weights is None else self.weights[:tokens])
 
     @property
     def documents(self) -> int:
@@ -159,10 +170,20 @@ class BlockBuilder:
         closed, cut = self._cut(ends, total)
         bounds = np.concatenate([[0], ends[:closed], [cut]] if closed == 0 or ends[closed - 1] < cut else [[0], ends[:closed]])
         segments = len(bounds) - 1
+        stated = None
+        if self._ahead[0].stated is not None:
+            each = np.concatenate([stretch.stated for stretch in self._ahead if stretch.stated is not None])
+            stated = np.append(each[over & (lengths > 0)][:closed], [np.nan] * (segments - closed))
 
-        ids, dropped, skipped = self._take(cut)
+        ids, weights, dropped, skipped = self._take(cut)
         block = Block(
-            [ids], None, np.zeros(segments, dtype=np.int64), bounds[:-1], np.diff(bounds), np.arange(segments) >= closed
+            [ids],
+            None if weights is None else [weights],
+            np.zeros(segments, dtype=np.int64),
+            bounds[:-1],
+            np.diff(bounds),
+            np.arange(segments) >= closed,
+            stated,
         )
         return AddressedBlock(block, closed, dropped, skipped, self._ahead[0].address if self._ahead else None)
 
@@ -187,9 +208,13 @@ class BlockBuilder:
             return closed + 1, int(ends[closed])
         return closed, opened + (room - 1) // self._seq_len * self._seq_len
 
-    def _take(self, cut: int) -> tuple[Ids, int, int]:
-        """Move over `cut` tokens. Returns them, with the next one if there is one, and the counts of EMPTY and BAD met."""
-        taken: list[Ids] = []
+    def _take(self, cut: int) -> tuple[Ids, Weights | None, int, int]:
+        """Move over `cut` tokens.
+
+        Returns:
+            They and their weights, with the next one if there is one, and the counts of EMPTY and BAD met.
+        """
+        taken: list[Stretch] = []
         fates = [0, 0, 0]
         left = cut
         while self._ahead:
@@ -201,14 +226,18 @@ class BlockBuilder:
             fates = [before + more for before, more in zip(fates, met, strict=True)]
             if document < len(stretch.offsets):
                 begun = int(ends[document - 1]) if document else 0
-                taken.append(stretch.ids[: left + 1])
+                taken.append(stretch.until(left + 1))
                 self._ahead.appendleft(stretch.behind(document, left - begun))
                 break
-            taken.append(stretch.ids)
+            taken.append(stretch)
             left -= len(stretch.ids)
             if not self._ahead and (following := next(self._stretches, None)) is not None:
                 self._ahead.append(following)
-        return np.concatenate(taken), fates[EMPTY], fates[BAD]
+        weights = None
+        if any(stretch.weights is not None for stretch in taken):
+            ones = (np.ones(len(stretch.ids), dtype=np.float32) for stretch in taken)
+            weights = np.concatenate([s.weights if s.weights is not None else one for s, one in zip(taken, ones, strict=True)])
+        return np.concatenate([stretch.ids for stretch in taken]), weights, fates[EMPTY], fates[BAD]
 
 
 def _tight_end(ends: npt.NDArray[np.int64], seq_len: int) -> int:

@@ -15,7 +15,8 @@ from itertools import islice
 from .errors import DataConfigError, DataEnd
 from .lane import Lane, LaneState
 from .loader import Batch, DataConfig, verify_sources
-from .packing import PackedRow, Packer
+from .objectives import PackedRow
+from .packing import Packer
 from .sources import Source, find_source
 from .tokenizers import Tokenizer
 
@@ -27,7 +28,7 @@ class FinitePass:
     in its row, and a document that fits in a row is never split.
 
     Args:
-        config: Of it, `sources`, `seq_len`, `seed`, `on_bad_record`, `verify` and `storage` are used.
+        config: Of it, `sources`, `seq_len`, `objective`, `seed`, `on_bad_record`, `verify` and `storage` are used.
         tokenizer: Encodes documents.
         batch_size: Rows per batch of this rank.
         dp_rank: Data-parallel rank.
@@ -43,7 +44,7 @@ class FinitePass:
     ) -> None:
         if not config.sources:
             raise DataConfigError("validation.sources: name at least one source")
-        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, "best_fit")
+        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, "best_fit", config.objective)
         self.sources = [find_source(source, 1, config.seq_len, config.storage) for source in config.sources]
         self._config = config
         self._tokenizer = tokenizer
@@ -96,5 +97,6 @@ class FinitePass:
     def _batch(self, taken: list[tuple[int, tuple[int, PackedRow]]], size: int) -> Batch:
         """Lay out rows, each with its number and its source's; what is missing to `size` is padding, numbered -1."""
         taken = taken + [(-1, (0, PackedRow([])))] * (size - len(taken))
-        planes = self.packer.expand([row for _, (_, row) in taken])
-        return Batch.of(planes, rows=[number for number, _ in taken], sources=[source for _, (source, _) in taken], state={})
+        numbers = [number for number, _ in taken]
+        planes = self.packer.expand([row for _, (_, row) in taken], numbers)
+        return Batch.of(planes, rows=numbers, sources=[source for _, (source, _) in taken], state={})

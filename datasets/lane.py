@@ -15,8 +15,9 @@ import numpy as np
 
 from .blocks import BAD, EMPTY, KEPT, Address, AddressedBlock, BlockBuilder, Stretch
 from .errors import DataEnd, DataError
+from .objectives import PackedRow
 from .order import permutation
-from .packing import Block, PackedRow, Packer, Part
+from .packing import Block, Packer, Part
 from .pieces import Piece
 from .records import Reader, Records, located
 from .tokenizers import Encoded, TokenizeError, Tokenizer
@@ -168,7 +169,7 @@ class RawDocuments:
         """Encode groups; what has no token is EMPTY, and what is bad is raised, or BAD."""
         tokens = True  # whether the document that a group continues has had any
         abandoned = False  # whether it turned out bad
-        for documents, offsets, first, last, error, bad_offset, _ in groups:
+        for documents, offsets, first, last, error, bad_offset, stated, _ in groups:
             begin = 0
             if abandoned and not first and documents:
                 begin, abandoned = 1, len(documents) == 1 and not last
@@ -178,20 +179,23 @@ class RawDocuments:
                 end = begin + len(encoded.lengths)
                 if end > begin:
                     whole = last or bad is not None
-                    stretch = self._stretch(place, offsets[begin:end], encoded, opens, whole, tokens)
+                    of_records = None if stated is None else np.array(stated[begin:end])
+                    stretch = self._stretch(place, offsets[begin:end], encoded, opens, whole, tokens)._replace(
+                        stated=of_records
+                    )
                     tokens = whole or bool(stretch.lengths[-1]) or (tokens and not opens and end - begin == 1)
                     yield stretch
                 if bad is not None:
                     self._pass_over(partial(self._located, piece, offsets[end], bad))
                     continued = end == 0 and not first
-                    yield self._bad(place, offsets[end], not continued, continued and tokens)
+                    yield self._bad(place, offsets[end], not continued, continued and tokens, stated is not None)
                     abandoned = end == len(documents) - 1 and not last
                     tokens = True
                     end += 1
                 begin = end
             if error is not None:
                 self._pass_over(partial(located, self.reader, error, bad_offset))
-                yield self._bad(place, bad_offset, True, False)
+                yield self._bad(place, bad_offset, True, False, stated is not None)
 
     def _encode(self, documents: list[bytes]) -> tuple[Encoded, TokenizeError | None]:
         """Encode documents up to the first bad one."""
@@ -215,10 +219,11 @@ class RawDocuments:
             lengths[empty] = 0
         return Stretch(ids, lengths, offsets, np.where(empty, EMPTY, KEPT).astype(np.int8), place, first, last)
 
-    def _bad(self, place: int, offset: int, first: bool, ended: bool) -> Stretch:
+    def _bad(self, place: int, offset: int, first: bool, ended: bool, labelled: bool) -> Stretch:
         """Return a bad record: nothing, or the eos of the document whose beginning was good and has been yielded."""
         ids = np.full(int(ended), self.tokenizer.eos_id, dtype=self.tokenizer.dtype)
-        return Stretch(ids, np.array([len(ids)]), [offset], np.array([BAD], dtype=np.int8), place, first, True)
+        stated = np.array([np.nan]) if labelled else None
+        return Stretch(ids, np.array([len(ids)]), [offset], np.array([BAD], dtype=np.int8), place, first, True, stated=stated)
 
     def _pass_over(self, problem: Callable[[], DataError]) -> None:
         """Raise a problem, or log it, or only count it, which must not cost the search for its record."""
@@ -239,6 +244,7 @@ def _whole_documents(groups: Iterator[Records]) -> Iterator[Records]:
     parts: list[bytes] = []
     begun, opened = 0, True
     for group in groups:
+        assert group.last or group.stated is None, "records with labels come whole"
         documents, offsets, first = list(group.documents), list(group.offsets), group.first
         if parts and documents:
             parts.append(documents[0])
@@ -248,4 +254,4 @@ def _whole_documents(groups: Iterator[Records]) -> Iterator[Records]:
         if documents and not group.last:
             opened = bool(documents[1:]) or first
             parts, begun = [documents.pop()], offsets.pop()
-        yield Records(documents, offsets, first, True, group.error, group.bad_offset)
+        yield Records(documents, offsets, first, True, group.error, group.bad_offset, group.stated)

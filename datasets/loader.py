@@ -18,7 +18,8 @@ import torch
 
 from .errors import DataConfigError
 from .files import Storage, fingerprint
-from .packing import Packer, Planes
+from .objectives import NextToken, Objective
+from .packing import PAD_MULTIPLE, Packer, Planes
 from .read_ahead import ReadAhead
 from .shards import verify_shard
 from .sources import Source, SourceConfig, find_source
@@ -68,9 +69,13 @@ class DataConfig:
         lanes: Streams per source; a multiple of data-parallel degree x workers.
         packing: `best_fit` or `concat`, where `layout` is `packed`.
         layout: `packed`, or `padded`: a document, or a fragment of a long one, per row.
+        objective: What rows ask for.
+        pad_multiple: Padded batches are as wide as their longest row, rounded up to a multiple of this.
         seq_len: Tokens per row.
         seed: Of all random choices.
         stages: Weights that replace the sources' own from some row on, ascending.
+        buckets: Batches that are made together: their rows are sorted by length and then cut, so that padded rows of about
+            one length share a batch. 1: rows stay in order.
         num_workers: Worker processes per rank; 0 reads in a thread of this process.
         on_bad_record: `error`, or `skip`: pass over, log and count it.
         verify: Compare token shards with their checksums before reading; ranks share the work.
@@ -83,6 +88,9 @@ class DataConfig:
     seq_len: int
     seed: int
     layout: str = "packed"
+    objective: Objective = field(default_factory=NextToken)
+    pad_multiple: int = PAD_MULTIPLE
+    buckets: int = 1
     stages: tuple[Stage, ...] = ()
     num_workers: int = 0
     on_bad_record: str = "error"
@@ -95,7 +103,7 @@ class Batch:
     """Rows of one rank.
 
     Attributes:
-        tokens: int64 [batch, seq_len]; in the padded layout as wide as the longest row needs, rounded up to 128.
+        tokens: int64 [batch, seq_len]; in the padded layout as wide as the longest row needs, see `DataConfig.pad_multiple`.
         labels: int64, as `tokens`; -100 where no loss is taken.
         positions: int32, as `tokens`.
         sequence_ids: int32, as `tokens`; -1 on padding.
@@ -103,6 +111,7 @@ class Batch:
         sources: Source number of each row.
         state: The rank's loader state after this batch, plain JSON.
         weights: float32, as `tokens`: loss weight of each label, 0 where there is none; None where all are 1.
+        values: float32, as `tokens`: of each label, where what is asked for is no class.
     """
 
     tokens: torch.Tensor
@@ -113,6 +122,7 @@ class Batch:
     sources: list[int]
     state: dict[str, Any]
     weights: torch.Tensor | None
+    values: torch.Tensor | None
 
     @classmethod
     def of(cls, planes: Planes, *, rows: list[int], sources: list[int], state: dict[str, Any]) -> "Batch":
@@ -126,6 +136,7 @@ class Batch:
             sources=sources,
             state=state,
             weights=None if planes.weights is None else torch.from_numpy(planes.weights),
+            values=None if planes.values is None else torch.from_numpy(planes.values),
         )
 
 
@@ -170,7 +181,7 @@ class Loader:
             if value not in known:
                 raise DataConfigError(f"data.{key}: {value!r} is not one of {', '.join(map(repr, known))}")
         policy = "padded" if config.layout == "padded" else config.packing
-        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, policy)
+        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, policy, config.objective, config.pad_multiple)
         self._config = config
         self._batch_size = batch_size
         self._degree = dp_degree
@@ -180,6 +191,7 @@ class Loader:
         identity = {
             "lanes": config.lanes,
             "packing": policy,
+            "objective": config.objective.identity(),
             "seq_len": config.seq_len,
             "seed": config.seed,
             "tokenizer": tokenizer.fingerprint,
@@ -278,18 +290,21 @@ class Loader:
         mixer = self._stream.mixer()
         rows = in_order(self._stream, mixer, self._config.num_workers, self._processes)
         done, lanes = self._state["rows"], dict(self._state["lanes"])
+        size, buckets = self._batch_size, self._config.buckets
         while True:
-            taken = [next(rows) for _ in range(self._batch_size)]
-            for (_, source, lane), _, state in taken:
-                lanes[self.sources[source].lane_name(lane)] = list(state)
-            done += self._batch_size * self._degree
-            planes = self.packer.expand([row.packed for row in taken])
-            yield Batch.of(
-                planes,
-                rows=[row.place.row for row in taken],
-                sources=[row.place.source for row in taken],
-                state={**self._state, "rows": done, "counts": mixer.counts(done), "lanes": dict(lanes)},
-            )
+            taken = [next(rows) for _ in range(size * buckets)]
+            for (_, source, lane), _, at in taken:
+                lanes[self.sources[source].lane_name(lane)] = list(at)
+            done += size * buckets * self._degree
+            # Of the batches of a group only the last one's state is asked for: they are one step's.
+            state = {**self._state, "rows": done, "counts": mixer.counts(done), "lanes": dict(lanes)}
+            if buckets > 1:
+                taken.sort(key=lambda row: sum(map(len, row.packed.parts)))
+            for start in range(0, len(taken), size):
+                batch = taken[start : start + size]
+                numbers = [row.place.row for row in batch]
+                planes = self.packer.expand([row.packed for row in batch], numbers)
+                yield Batch.of(planes, rows=numbers, sources=[row.place.source for row in batch], state=state)
 
 
 def verify_sources(sources: Sequence[Source], dp_rank: int, dp_degree: int) -> None:

@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DataConfigError
+from .objectives import IGNORE, Laid, NextToken, Objective, PackedRow, Weights
 from .tokenizers import Ids
 
 POLICIES = ("best_fit", "concat", "padded")
-IGNORE = -100
-PAD_MULTIPLE = 128  # a padded batch is this much wide, or a multiple: few shapes for compilers, whole blocks for masks
+PAD_MULTIPLE = 128  # of the width of a padded batch: few shapes for compilers, whole blocks for masks
 
-Weights = npt.NDArray[np.float32]
 Part = tuple[int, int, int]  # segment, its first token in this row, how many
 
 
@@ -36,6 +35,7 @@ class Block(NamedTuple):
         lengths: int64 [segments]: its tokens, the eos included.
         open: bool [segments]: it goes on behind its last token, so has no eos. Its length is a multiple of `seq_len`,
             except under `concat`, where the last segment of the block may end anywhere.
+        stated: float64 [segments]: what the record of each document states, NaN of one that goes on; None: nothing.
     """
 
     arrays: Sequence[Ids]
@@ -44,27 +44,18 @@ class Block(NamedTuple):
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     open: npt.NDArray[np.bool_]
+    stated: npt.NDArray[np.float64] | None = None
 
     def in_order(self, order: Sequence[int]) -> "Block":
         """Return the same segments in another order."""
         places = np.array(order, dtype=np.int64)
         return self._replace(
-            array=self.array[places], starts=self.starts[places], lengths=self.lengths[places], open=self.open[places]
+            array=self.array[places],
+            starts=self.starts[places],
+            lengths=self.lengths[places],
+            open=self.open[places],
+            stated=None if self.stated is None else self.stated[places],
         )
-
-
-class PackedRow(NamedTuple):
-    """The documents of one row, not yet laid out.
-
-    Attributes:
-        parts: Ids of each document or fragment, views; together at most `seq_len`.
-        following: The token after the last part where its document goes on, else None.
-        weights: float32 per token of `parts` and, where there is one, for `following`, in one array; None: all 1.
-    """
-
-    parts: list[Ids]
-    following: int | None = None
-    weights: Weights | None = None
 
 
 class Planes(NamedTuple):
@@ -76,6 +67,7 @@ class Planes(NamedTuple):
         positions: int32 [batch, width].
         sequence_ids: int32 [batch, width], -1 on padding.
         weights: float32 [batch, width]: of each label, 0 where there is none; None: 1 for each label.
+        values: float32 [batch, width]: of each label, where what is asked for is no class.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -83,6 +75,7 @@ class Planes(NamedTuple):
     positions: npt.NDArray[np.int32]
     sequence_ids: npt.NDArray[np.int32]
     weights: Weights | None
+    values: npt.NDArray[np.float32] | None
 
 
 def best_fit(lengths: Sequence[int], seq_len: int) -> list[list[Part]]:
@@ -175,13 +168,23 @@ def _whole_rows(lengths: Sequence[int], seq_len: int) -> tuple[list[list[Part]],
 class Packer:
     """Blocks to rows to batches. States the ids that it writes, for the eos contract."""
 
-    def __init__(self, seq_len: int, eos_id: int, pad_id: int, policy: str) -> None:
+    def __init__(
+        self,
+        seq_len: int,
+        eos_id: int,
+        pad_id: int,
+        policy: str,
+        objective: Objective | None = None,
+        pad_multiple: int = PAD_MULTIPLE,
+    ) -> None:
         if policy not in POLICIES:
             raise DataConfigError(f"data.packing: {policy!r} is not one of {', '.join(map(repr, POLICIES[:2]))}")
         self.seq_len = seq_len
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.policy = policy
+        self.objective = objective or NextToken()
+        self.pad_multiple = pad_multiple
         self._padding = np.full(seq_len, pad_id)
         self._ramp = np.arange(0, dtype=np.int32)
 
@@ -207,86 +210,77 @@ class Packer:
 
     def rows(self, block: Block, plan: Sequence[Sequence[Part]]) -> Iterator[PackedRow]:
         """Yield the rows of `plan`, views of the block's arrays."""
-        arrays, stated = block.arrays, block.weights
-        array, starts, lengths, goes_on = (field.tolist() for field in block[2:])
+        arrays, weighted = block.arrays, block.weights
+        array, starts, lengths, goes_on = (field.tolist() for field in (block.array, block.starts, block.lengths, block.open))
         for parts in plan:
             views = [arrays[array[at]][(begin := starts[at] + start) : begin + length] for at, start, length in parts]
             last, start, length = parts[-1]
             unfinished = goes_on[last] or start + length < lengths[last]
             assert unfinished or views[-1][-1] == self.eos_id, "a segment that does not go on ends with eos"
             weights = None
-            if stated is not None:
-                stretches = [stated[array[at]][(begin := starts[at] + start) : begin + length] for at, start, length in parts]
+            if weighted is not None:
+                stretches = [weighted[array[at]][(begin := starts[at] + start) : begin + length] for at, start, length in parts]
                 weights = np.concatenate(stretches)
             following = None
             if unfinished:
                 end = starts[last] + start + length
                 following = int(arrays[array[last]][end])
-                if stated is not None and weights is not None:
-                    weights = np.append(weights, stated[array[last]][end])
-            yield PackedRow(views, following, weights)
+                if weighted is not None and weights is not None:
+                    weights = np.append(weights, weighted[array[last]][end])
+            stated = None
+            if block.stated is not None:
+                ended = (start + length == lengths[at] and not goes_on[at] for at, start, length in parts)
+                stated = [float(block.stated[at]) if end else np.nan for (at, _, _), end in zip(parts, ended, strict=True)]
+            yield PackedRow(views, following, weights, stated)
 
-    def expand(self, rows: Sequence[PackedRow]) -> Planes:
+    def expand(self, rows: Sequence[PackedRow], numbers: Sequence[int]) -> Planes:
         """Lay rows out as a batch, `seq_len` wide; under `padded` as wide as the longest needs.
 
-        A label is the next token of the same document. It is -100 where the document ends, which is known by position,
-        and on padding; the last token of a fragment is labelled with the token that opens the next one.
+        Args:
+            rows: As `rows` yields them.
+            numbers: Global number of each, -1 of those that only fill up the batch.
         """
         lengths_of_rows = [list(map(len, row.parts)) for row in rows]
         used = list(map(sum, lengths_of_rows))
         width = self.seq_len
         if self.policy == "padded":
-            width = min(width, -(-max(used) // PAD_MULTIPLE) * PAD_MULTIPLE)
+            width = min(width, -(-max(used) // self.pad_multiple) * self.pad_multiple)
         parts: list[Ids] = []
         lengths: list[int] = []
-        numbers: list[int] = []
+        of_parts: list[int] = []
         for row, of_row, tokens_used in zip(rows, lengths_of_rows, used, strict=True):
             parts += row.parts
             lengths += of_row
-            numbers += range(len(of_row))
+            of_parts += range(len(of_row))
             if tokens_used < width:
                 parts.append(self._padding[tokens_used:width])
                 lengths.append(width - tokens_used)
-                numbers.append(-1)
+                of_parts.append(-1)
         # Allocations of this size cost as much as a pass over them: no temporary is made where an output can serve.
         tokens = np.concatenate(parts, dtype=np.int64, casting="same_kind")
         counts = np.array(lengths)
         ends = np.cumsum(counts)
-        number = np.array(numbers, dtype=np.int32)
+        number = np.array(of_parts, dtype=np.int32)
         sequence_ids = np.repeat(number, counts)
         if len(self._ramp) < len(tokens):
             self._ramp = np.arange(len(tokens), dtype=np.int32)
         positions = np.repeat((ends - counts).astype(np.int32), counts)
         np.subtract(self._ramp[: len(tokens)], positions, out=positions)
-        labels = np.empty_like(tokens)
-        labels[:-1] = tokens[1:]
-        labels[ends - 1] = IGNORE
         for place in np.flatnonzero(number < 0).tolist():
-            blank = slice(int(ends[place]) - lengths[place], int(ends[place]))
-            labels[blank] = IGNORE
-            positions[blank] = 0
-        for place, row in enumerate(rows):
-            if row.following is not None:
-                labels[place * width + used[place] - 1] = row.following
+            positions[int(ends[place]) - lengths[place] : int(ends[place])] = 0
         shape = (len(rows), width)
-        tokens, labels = tokens.reshape(shape), labels.reshape(shape)
-        return Planes(tokens, labels, positions.reshape(shape), sequence_ids.reshape(shape), _weights(rows, labels))
-
-
-def _weights(rows: Sequence[PackedRow], labels: npt.NDArray[np.int64]) -> Weights | None:
-    """A label's weight is that of the token that it names: the next one."""
-    if all(row.weights is None for row in rows):
-        return None
-    weights = np.ones(labels.shape, dtype=np.float32)
-    for place, row in enumerate(rows):
-        if row.weights is not None:
-            weights[place, : len(row.weights) - 1] = row.weights[1:]
-    weights[labels == IGNORE] = 0.0
-    return weights
+        tokens, positions, sequence_ids = tokens.reshape(shape), positions.reshape(shape), sequence_ids.reshape(shape)
+        asked = self.objective.targets(Laid(rows, numbers, tokens, sequence_ids, ends, used))
+        return Planes(asked.tokens, asked.labels, positions, sequence_ids, asked.weights, asked.values)
 
 
 def row_violations(
-    tokens: npt.NDArray[Any], labels: npt.NDArray[Any], positions: npt.NDArray[Any], sequence_ids: npt.NDArray[Any], eos_id: int
+    tokens: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    positions: npt.NDArray[Any],
+    sequence_ids: npt.NDArray[Any],
+    eos_id: int,
+    objective: Objective | None = None,
 ) -> list[str]:
     """Return what in a batch breaks the row invariants, from the eos tokens alone; nothing when all hold.
 
@@ -296,6 +290,7 @@ def row_violations(
         positions: [batch, seq_len] as packed.
         sequence_ids: [batch, seq_len] as packed, -1 on padding.
         eos_id: The id that ends documents.
+        objective: Whose labels they are; None: `NextToken`.
     """
     tokens, labels, positions, sequence_ids = map(np.asarray, (tokens, labels, positions, sequence_ids))
     used = sequence_ids >= 0
@@ -307,18 +302,14 @@ def row_violations(
     implied_ids = np.where(used, np.cumsum(ends, axis=1) - ends, -1)
     implied_positions = np.where(used, index - np.maximum.accumulate(np.where(opens, index, 0), axis=1), 0)
     # A document that goes on is followed by its next token, or by the end of the row.
-    goes_on = used & ~ends
-    unfinished = goes_on[:, :-1] & ~used[:, 1:]
-    mislabelled = goes_on[:, :-1] & used[:, 1:] & (labels[:, :-1] != tokens[:, 1:])
-    checks = [
-        ("padding comes before a token", used[:, 1:] & ~used[:, :-1]),
-        ("a row holds no token", ~used[:, :1]),
-        ("sequence_ids differ from what the eos tokens imply", sequence_ids != implied_ids),
-        ("positions differ from what the eos tokens imply", positions != implied_positions),
-        ("padding follows a document without eos", unfinished),
-        ("the label at an eos is not -100", ends & (labels != IGNORE)),
-        ("the label on padding is not -100", ~used & (labels != IGNORE)),
-        ("a label is not the next token of its document", mislabelled),
-        ("the last token of a fragment has no target", goes_on[:, -1:] & (labels[:, -1:] == IGNORE)),
-    ]
-    return [f"row {np.argwhere(wrong)[0][0]}: {problem}" for problem, wrong in checks if wrong.any()]
+    unfinished = used[:, :-1] & ~ends[:, :-1] & ~used[:, 1:]
+    checks = {
+        "padding comes before a token": used[:, 1:] & ~used[:, :-1],
+        "a row holds no token": ~used[:, :1],
+        "sequence_ids differ from what the eos tokens imply": sequence_ids != implied_ids,
+        "positions differ from what the eos tokens imply": positions != implied_positions,
+        "padding follows a document without eos": unfinished,
+        "the label on padding is not -100": ~used & (labels != IGNORE),
+        **(objective or NextToken()).violations(tokens, labels, used, ends),
+    }
+    return [f"row {np.argwhere(wrong)[0][0]}: {problem}" for problem, wrong in checks.items() if wrong.any()]

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from .blocks import MAX_DOCUMENTS, Address, AddressedBlock
 from .errors import DataConfigError
+from .objectives import Weights
 from .order import Shuffle
-from .packing import Block, Weights
+from .packing import Block
 from .shards import Shard
 from .tokenizers import Ids
 

@@ -28,7 +28,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from .errors import DataEnd, DataError, WorkerError
 from .lane import Lane, LaneState
 from .mixer import Mixer, Stage
-from .packing import PackedRow, Packer
+from .objectives import PackedRow
+from .packing import Packer
 from .sources import Source
 from .tokenizers import Tokenizer
 
@@ -72,6 +73,7 @@ class Message(NamedTuple):
         following: Of each row.
         weights: float32: of all rows, one after another; a row's are as many as `weighted` says.
         weighted: Of each row, 0 where it has none.
+        stated: Of each row.
         states: Of the rows' lanes.
         error: Comes after the rows.
     """
@@ -82,6 +84,7 @@ class Message(NamedTuple):
     following: list[int | None]
     weights: torch.Tensor
     weighted: list[int]
+    stated: list[list[float] | None]
     states: list[list[int]]
     error: DataError | DataEnd | None
 
@@ -89,12 +92,14 @@ class Message(NamedTuple):
         """Yield the rows, views of the message."""
         ids, weights = self.ids.numpy(), self.weights.numpy()
         at = weighed = 0
-        for lengths, following, weighted, state in zip(self.lengths, self.following, self.weighted, self.states, strict=True):
+        each = zip(self.lengths, self.following, self.weighted, self.stated, self.states, strict=True)
+        for lengths, following, weighted, stated, state in each:
             parts = []
             for length in lengths:
                 parts.append(ids[at : at + length])
                 at += length
-            yield PackedRow(parts, following, weights[weighed : weighed + weighted] if weighted else None), LaneState(*state)
+            own = weights[weighed : weighed + weighted] if weighted else None
+            yield PackedRow(parts, following, own, stated), LaneState(*state)
             weighed += weighted
 
 
@@ -184,6 +189,7 @@ class RowStream(IterableDataset[Message]):
                 [row.following for row in packed],
                 torch.from_numpy(np.concatenate([np.empty(0, dtype=np.float32), *weights])),
                 [0 if row.weights is None else len(row.weights) for row in packed],
+                [row.stated for row in packed],
                 [list(row.state) for row in taken],
                 error,
             )

@@ -57,7 +57,7 @@ def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
     for row in range(min(options.decode, options.rows)):
         console.rule(f"row {batch.rows[row]}")
         console.print(decoded(batch, row, tokenizer))
-    draw(batch, options.output)
+    draw(batch, mask.causal, options.output)
     console.print(f"\nwrote {options.output}: {options.rows} rows, and the mask of the row with most documents")
 
 
@@ -76,8 +76,8 @@ def decoded(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
     return text
 
 
-def draw(batch: Batch, output: Path) -> None:
-    """Write the picture: documents coloured along the rows, beside the causal document mask of one row by blocks."""
+def draw(batch: Batch, causal: bool, output: Path) -> None:
+    """Write the picture: documents coloured along the rows, beside the document mask of one row by blocks."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -87,7 +87,7 @@ def draw(batch: Batch, output: Path) -> None:
     seq_len = batch.tokens.shape[1]
     chosen = int(batch.sequence_ids.amax(1).argmax())
     block_size = max(1, min(128, seq_len // 32))
-    mask = document_block_mask(batch.sequence_ids[chosen : chosen + 1], causal=True, block_size=block_size)
+    mask = document_block_mask(batch.sequence_ids[chosen : chosen + 1], causal=causal, block_size=block_size)
 
     ids = batch.sequence_ids.numpy().astype(float)
     shifted = ids + 3 * np.arange(len(ids))[:, None]  # so that neighbours above and below differ too

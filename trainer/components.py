@@ -29,7 +29,7 @@ def make_tokenizer(config: JobConfig) -> Tokenizer:
 
 def open_tokenizer(table: TokenizerTable) -> Tokenizer:
     """The tokenizer that a table describes. Raises DataConfigError where there is none."""
-    return build_tokenizer(table.kind, path=table.path, eos_token=table.eos_token, pad_token=table.pad_token)
+    return build_tokenizer(**table.model_dump())
 
 
 def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfig:
@@ -42,7 +42,7 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     m = config.model
     if m.preset not in PRESETS:
         raise ConfigError(f"model.preset = {m.preset!r}: unknown preset{nearest(m.preset, list(PRESETS))}")
-    overrides = m.model_dump(exclude_none=True, exclude={"preset", "eos_id", "attention", "rope"})
+    overrides = m.model_dump(exclude_none=True, exclude={"preset", "eos_id", "causal", "attention", "rope"})
     stated = (tokenizer.hf_config or {}).get("vocab_size") or 0  # embeddings are often padded beyond the tokenizer's ids
     overrides.setdefault("vocab_size", max(tokenizer.vocab_size, stated))
     if m.rope.theta is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tomli_w
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -32,6 +32,7 @@ from .tables import (
     Job,
     LrScheduler,
     Metrics,
+    Mlm,
     Model,
     Optimizer,
     Parallelism,
@@ -66,6 +67,7 @@ class JobConfig(BaseSettings):
     tokenizer: TokenizerTable = TokenizerTable()
     data: Data = Data()
     training: Training = Training()
+    mlm: Mlm = Mlm()
     optimizer: Optimizer = Optimizer()
     skip_step: SkipStep = SkipStep()
     lr_scheduler: LrScheduler = LrScheduler()
@@ -78,6 +80,24 @@ class JobConfig(BaseSettings):
     metrics: Metrics = Metrics()
     profiling: Profiling = Profiling()
     comm: Comm = Comm()
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "JobConfig":
+        """Refuse what two tables say differently, and a table that nothing reads."""
+        objective, causal = self.training.objective, self.model.causal
+        wrong = []
+        if causal is not None and causal != (objective == "causal"):
+            why = (
+                "a token would see the one it is asked for"
+                if objective == "causal"
+                else "what is hidden is told from both sides"
+            )
+            wrong.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
+        if objective != "mlm" and self.mlm != Mlm():
+            wrong.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -114,7 +134,8 @@ class JobConfig(BaseSettings):
             without = " without --checkpoint.load_step" if self.checkpoint.load_step >= 0 else ""
             more = "" if step < self.training.steps else f" with --training.steps {2 * step}"
             hints.append(f"resume      the same command{without}{more} goes on after step {step}")
-            hints.append(f"try it      cistron generate {checkpoints} --prompt TEXT")
+            if self.training.objective == "causal":
+                hints.append(f"try it      cistron generate {checkpoints} --prompt TEXT")
         return hints
 
 

@@ -8,6 +8,8 @@ from ..datasets.errors import DataConfigError, DataEnd
 from ..datasets.files import Storage
 from ..datasets.finite import FinitePass
 from ..datasets.loader import Batch, DataConfig, Loader, SourceConfig, Stage
+from ..datasets.masking import MaskedTokens, MaskingConfig
+from ..datasets.objectives import NextToken, Objective
 from ..datasets.tokenizers import Tokenizer
 from ..models.masks import DocumentMask
 from .config import JobConfig
@@ -39,7 +41,16 @@ def source_configs(tables: Sequence[Files]) -> tuple[SourceConfig, ...]:
     return tuple(SourceConfig(**{**table.model_dump(), "paths": tuple(table.paths)}) for table in tables)
 
 
-def make_data_config(config: JobConfig, layout: Layout) -> DataConfig:
+def make_objective(config: JobConfig, tokenizer: Tokenizer) -> Objective:
+    """What `training.objective` asks of rows. Raises DataConfigError where the tokenizer cannot serve it."""
+    if config.training.objective == "causal":
+        return NextToken()
+    m = config.mlm
+    masking = MaskingConfig(rate=m.mask_rate, schedule=m.rate_schedule, mask_share=m.mask_share, random_share=m.random_share)
+    return MaskedTokens(masking, tokenizer, config.training.seed)
+
+
+def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) -> DataConfig:
     """The data path's share of the configuration. A stage begins with the first row of its step."""
     d, t = config.data, config.training
     rows = global_batch_size(config, layout)
@@ -49,6 +60,8 @@ def make_data_config(config: JobConfig, layout: Layout) -> DataConfig:
         lanes=d.lanes,
         packing=d.packing,
         layout=d.layout,
+        objective=make_objective(config, tokenizer),
+        pad_multiple=d.pad_multiple,
         seq_len=t.seq_len,
         seed=t.seed,
         num_workers=d.num_workers,
@@ -66,6 +79,7 @@ def open_feed(
     vocab_size: int,
     *,
     batch_size: int,
+    buckets: int = 1,
     contract: dict[str, Any] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     **place: Any,
@@ -79,6 +93,7 @@ def open_feed(
         mask: the model's.
         vocab_size: rows of the embedding.
         batch_size: rows of a batch of this rank.
+        buckets: batches whose rows are dealt out by length.
         contract: saved with the weights to start from.
         interrupted: polled while waiting.
         place: which rows are this rank's, and where to go on; see `Loader`. Without: all, from the first.
@@ -86,7 +101,8 @@ def open_feed(
     Raises:
         DataConfigError, DataError, EosMismatchError: the loader is closed again.
     """
-    loader = Loader(make_data_config(config, layout), tokenizer, batch_size=batch_size, **place)
+    data = replace(make_data_config(config, layout, tokenizer), buckets=buckets)
+    loader = Loader(data, tokenizer, batch_size=batch_size, **place)
     try:
         ranks = {key: place[key] for key in ("dp_rank", "dp_degree") if key in place}
         validation = open_validation(config, layout, tokenizer, batch_size=batch_size, **ranks)
@@ -98,9 +114,9 @@ def open_feed(
         except DataEnd:  # said again when the first step asks for its rows
             first = None
         if first is not None:
-            check_rows(first, mask, statements)
+            check_rows(first, loader.packer.objective, mask, statements)
         if validation is not None:
-            check_rows(validation.first_row(), mask, statements)
+            check_rows(validation.first_row(), loader.packer.objective, mask, statements)
     except BaseException:
         loader.close()
         raise
@@ -125,7 +141,7 @@ def open_validation(
     if not config.validation.enable:
         return None
     sources = source_configs(config.validation.sources)
-    data = replace(make_data_config(config, layout), sources=sources, stages=())
+    data = replace(make_data_config(config, layout, tokenizer), sources=sources, stages=())
     try:
         return FinitePass(data, tokenizer, batch_size=config.validation.local_batch_size or batch_size, **ranks)
     except DataConfigError as error:

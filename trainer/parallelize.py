@@ -18,7 +18,6 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from ..datasets.packing import PAD_MULTIPLE
 from ..models.config import DecoderConfig
 from ..models.decoder import Decoder
 from .activations import apply_activation_checkpointing
@@ -62,8 +61,14 @@ def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> Non
             f"training.local_batch_size = {local}: must divide the {per_rank} rows of a rank "
             f"(training.global_batch_size {rows} / {layout.data_parallel} data-parallel ranks)"
         )
-    if config.data.layout == "padded" and PAD_MULTIPLE % (cp * tp):
-        complaints.append(f"{layout.sequence}: must divide {PAD_MULTIPLE}, the step of padded widths (data.layout)")
+    if config.data.layout == "padded" and config.data.pad_multiple % (cp * tp):
+        step = f"data.pad_multiple = {config.data.pad_multiple}"
+        complaints.append(f"{layout.sequence}: must divide {step}, of which padded widths are multiples")
+    if config.data.length_buckets and per_rank == local:
+        complaints.append(
+            f"data.length_buckets = true: the {per_rank} rows of a rank's step are one micro-batch, so that nothing is there "
+            "to deal them out to; lower training.local_batch_size, or raise training.global_batch_size"
+        )
     if config.parallelism.enable_async_tensor_parallel and not (tp > 1 and config.compile.enable):
         complaints.append(
             "parallelism.enable_async_tensor_parallel = true: needs parallelism.tensor_parallel_degree > 1 and "

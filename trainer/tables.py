@@ -51,6 +51,8 @@ class Model(Table):
     """Rows of the embedding table; unset: the tokenizer's vocabulary. May be larger, never smaller."""
     eos_id: NonNegative | None = None
     """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Checked against every other party."""
+    causal: bool | None = None
+    """Whether a token sees only those before it; unset: as training.objective needs. Refused where the two do not fit."""
     attention: Literal["auto", "flex", "varlen", "sdpa"] = "auto"
     """Executor of the document mask; auto: the fastest that can train here; the run says which, and why."""
     dim: Positive | None = None
@@ -78,14 +80,18 @@ class Model(Table):
 class TokenizerTable(Table):
     """From text or bytes to ids."""
 
-    kind: Literal["byte", "hf"] = "byte"
-    """byte: raw UTF-8 bytes, eos 0, pad 1, vocabulary 512. hf: any Hugging Face tokenizer.json."""
+    kind: Literal["byte", "protein", "dna", "hf"] = "byte"
+    """byte: raw UTF-8 bytes, vocabulary 512. protein: ESM's 33 tokens. dna: 20 IUPAC codes. hf: any tokenizer.json."""
     path: str | None = None
     """hf: the tokenizer.json or the folder that holds it."""
     eos_token: str | None = None
     """hf: the token that ends a document; unset: tokenizer_config.json's."""
     pad_token: str | None = None
     """hf: the padding token; unset: tokenizer_config.json's, else the eos (safe: labels go by position)."""
+    mask_token: str | None = None
+    """hf: the token that hides another from training.objective mlm; unset: tokenizer_config.json's."""
+    on_unknown: Literal["error", "map"] | None = None
+    """protein, dna: error (unset): refuse letters of no vocabulary; map: k to K, U to T, else <unk>, and count them."""
 
 
 class Files(Table):
@@ -132,6 +138,10 @@ class Data(Table):
     """best_fit: whole documents, least padding. concat: classic concatenate-and-chunk."""
     layout: Literal["packed", "padded"] = "packed"
     """packed: many documents in a row. padded: one, in rows as long as the longest of the micro-batch needs."""
+    pad_multiple: Positive = 128
+    """padded: rows are a multiple of this long, or training.seq_len."""
+    length_buckets: bool = False
+    """padded: deal a step's rows to its micro-batches by length, which takes less padding; a step's rows stay the same."""
     num_workers: NonNegative = 0
     """Loader processes per rank; 0 reads ahead in a thread. Any value gives the same rows."""
     on_bad_record: Literal["error", "skip"] = "error"
@@ -162,6 +172,9 @@ class Data(Table):
         ]
         if self.layout == "padded" and self.packing == "concat":
             wrong.append('data.packing = "concat": a padded row holds one document (data.layout); leave packing out')
+        for key, found, default in (("pad_multiple", self.pad_multiple, 128), ("length_buckets", self.length_buckets, False)):
+            if self.layout == "packed" and found != default:
+                wrong.append(f'data.{key} = {str(found).lower()}: is of data.layout = "padded", and the layout is "packed"')
         before = 1
         for index, stage in enumerate(self.stages):
             key = f"data.stages.{index}"
@@ -204,6 +217,31 @@ class Training(Table):
     """Type in which gradients are summed over ranks."""
     gc_freq: Positive = 50
     """Steps between runs of Python's garbage collector, which would otherwise stall ranks at different moments."""
+
+
+class Mlm(Table):
+    """Masked language modelling, for training.objective = "mlm"."""
+
+    mask_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
+    """Share of each document's tokens that the model is asked for; special tokens never are."""
+    rate_schedule: Literal["constant", "esm3"] = "constant"
+    """esm3: a rate for every document, 80 % of them from Beta(3, 9) and 20 % uniform, in place of mask_rate."""
+    mask_share: Fraction = 0.8
+    """Share of these tokens that is shown as the mask token."""
+    random_share: Fraction = 0.1
+    """Share that is shown as a random letter of the alphabet; what is left is shown as it is."""
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Mlm":
+        """Refuse shares of more than all, and a rate that nothing reads."""
+        wrong = []
+        if self.mask_share + self.random_share > 1:
+            wrong.append(f"mlm.mask_share + mlm.random_share = {self.mask_share} + {self.random_share}: must be at most 1")
+        if self.rate_schedule == "esm3" and self.mask_rate != 0.15:
+            wrong.append(f'mlm.mask_rate = {self.mask_rate}: is not read with rate_schedule = "esm3"; leave it out')
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
 
 class Optimizer(Table):

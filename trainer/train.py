@@ -25,7 +25,7 @@ from .compilation import compile_for_all_widths
 from .components import attention_of, make_mask, verify
 from .config import ConfigError, JobConfig, load_config
 from .context import spread_rows, whole_rows
-from .contract import check_rows
+from .contract import check_rows, other_roles
 from .data import Feed, open_feed
 from .distributed import World, join, limit_collectives
 from .failures import USER_ERRORS, run_command
@@ -97,7 +97,8 @@ class Trainer:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
         self.introduce()
         if self.config.compile.enable and self.config.data.layout == "padded":
-            compile_for_all_widths(self.model, self.to_device, self.micro_batch_size, self.config.training.seq_len)
+            widths = {"step": self.config.data.pad_multiple, "seq_len": self.config.training.seq_len}
+            compile_for_all_widths(self.model, self.to_device, rows=self.micro_batch_size, **widths)
         gc.disable()  # collected on a schedule instead, so that ranks do not stall each other at moments of their own
         with self.saver, profiling(self.config, self.world.rank, self.world.device) as profile:
             while self.progress.step < self.config.training.steps:
@@ -145,7 +146,7 @@ class Trainer:
             while len(batches) < self.micro_batches and (batch := self.next_batch()) is not None:
                 batches.append(batch)
             if batches and (self.progress.step + 1) % self.config.metrics.log_freq == 0:
-                check_rows(batches[0], self.mask, self.feed.statements)
+                check_rows(batches[0], self.feed.loader.packer.objective, self.mask, self.feed.statements)
         except (*USER_ERRORS, DataEnd) as error:
             return batches, error
         return batches, None
@@ -264,6 +265,7 @@ class Trainer:
             self.mask,
             self.decoder_config.vocab_size,
             batch_size=self.micro_batch_size,
+            buckets=self.micro_batches if self.config.data.length_buckets else 1,
             contract={"where": f"{origin.path}/{checkpoint.STATE}", **origin.state["contract"]} if origin else None,
             interrupted=self.stop,
             dp_rank=world.dp_rank,
@@ -327,6 +329,7 @@ class Trainer:
                 "pad": self.mask.pad_id,
                 "vocab": self.decoder_config.vocab_size,
                 "tokenizer": self.tokenizer.fingerprint,
+                **other_roles(self.tokenizer),
             },
             "model": asdict(self.decoder_config),
             "config": self.config.to_dict(),
@@ -355,7 +358,7 @@ class Trainer:
         step, steps = self.progress.step, self.config.training.steps
         if self.ending:
             self.log.say(f"{self.ending}: stopped after step {step} of {steps}")
-        elif self.prompt:
+        elif self.prompt and self.decoder_config.causal:
             room = {"multiple_of": self.world.layout.tp, "max_new_tokens": 120}
             with whole_rows(self.model):
                 text = sample(self.model, self.tokenizer, self.prompt, device=self.world.device, **room)

@@ -153,7 +153,7 @@ class Case:
             return self.planes([row for row, state in rows if state.epoch == number])
 
     def planes(self, rows: list[PackedRow]) -> np.ndarray:
-        return np.stack([plane.astype(np.int64) for plane in self.packer.expand(rows)[:4]])
+        return np.stack([plane.astype(np.int64) for plane in self.packer.expand(rows, range(len(rows)))[:4]])
 
     def documents(self) -> list[list[int]]:
         """What the corpus holds: its documents without the empty and the bad ones, each with its eos."""

@@ -124,11 +124,12 @@ def _block(lengths: list[int], closed: bool = True, weights: bool = False) -> Bl
 
 
 def _expand(packer: Packer, block: Block) -> Planes:
-    return packer.expand(list(packer.rows(block, packer.plan(block))))
+    rows = list(packer.rows(block, packer.plan(block)))
+    return packer.expand(rows, range(len(rows)))
 
 
 def test_planes_of_a_small_block_are_as_written_by_hand() -> None:
-    tokens, labels, positions, sequence_ids, weights = _expand(Packer(6, EOS, PAD, "concat"), _block([3, 2, 4, 1]))
+    tokens, labels, positions, sequence_ids, weights, _ = _expand(Packer(6, EOS, PAD, "concat"), _block([3, 2, 4, 1]))
     no = IGNORE
     assert tokens.tolist() == [[2, 3, 0, 5, 0, 7], [8, 9, 0, 0, 1, 1]]
     assert labels.tolist() == [[3, 0, no, 0, no, 8], [9, 0, no, no, no, no]]

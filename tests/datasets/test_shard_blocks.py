@@ -75,7 +75,7 @@ def test_an_epoch_of_all_lanes_holds_every_token_once(policy: str, corpus: Shard
         with suppress(DataEnd):
             for row, _ in _lane(corpus, lane, policy).rows():
                 rows.append(row)
-    planes = Packer(corpus.seq_len, EOS, PAD, policy).expand(rows)
+    planes = Packer(corpus.seq_len, EOS, PAD, policy).expand(rows, range(len(rows)))
     assert row_violations(*planes[:4], eos_id=EOS) == []
     total = sum(shard.tokens for shard in corpus.shards)
     numbers = sorted(planes.tokens[(planes.sequence_ids >= 0) & (planes.tokens != EOS)].tolist())

@@ -73,8 +73,8 @@ def test_a_wrong_tokenizer_is_refused_beside_what_everyone_else_says(tmp_path: P
 def test_a_wrong_packer_is_refused(job: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Packer.__init__
 
-    def wrong(self: Packer, seq_len: int, eos_id: int, pad_id: int, policy: str) -> None:
-        original(self, seq_len, 10, pad_id, policy)
+    def wrong(self: Packer, seq_len: int, eos_id: int, *others: Any) -> None:
+        original(self, seq_len, 10, *others)
 
     monkeypatch.setattr(Packer, "__init__", wrong)
     message = refuse(job)
@@ -176,8 +176,8 @@ def test_rows_whose_documents_are_not_those_that_eos_implies_are_refused(
 ) -> None:
     original = Packer.expand
 
-    def forgets_an_eos(self: Packer, rows: Any) -> Any:
-        planes = original(self, rows)
+    def forgets_an_eos(self: Packer, rows: Any, numbers: Any) -> Any:
+        planes = original(self, rows, numbers)
         row = planes.tokens[planes.sequence_ids.max(1).argmax()]
         row[(row == self.eos_id).argmax()] = 65
         return planes

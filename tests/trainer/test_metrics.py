@@ -37,7 +37,7 @@ def batch(rows: int, seq_len: int, seed: int) -> Batch:
         starts = torch.where(opens, torch.arange(used), 0).cummax(0).values
         positions[row, :used] = torch.arange(used) - starts
     tokens = torch.ones(rows, seq_len, dtype=torch.int64)
-    return Batch(tokens, tokens, positions, sequence_ids, list(range(rows)), [0] * rows, {}, None)
+    return Batch(tokens, tokens, positions, sequence_ids, list(range(rows)), [0] * rows, {}, None, None)
 
 
 @pytest.mark.parametrize("causal", [True, False])

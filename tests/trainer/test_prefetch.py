@@ -23,7 +23,7 @@ def batches(count: int, size: int) -> Iterator[Batch]:
     """Batches that are told apart by their values."""
     for number in range(count):
         plane = torch.full((1, size), number)
-        yield Batch(plane, plane, plane.int(), plane.int(), rows=[number], sources=[0], state={}, weights=None)
+        yield Batch(plane, plane, plane.int(), plane.int(), rows=[number], sources=[0], state={}, weights=None, values=None)
 
 
 def test_on_a_cpu_each_batch_is_moved_when_its_turn_comes() -> None:
