@@ -21,19 +21,16 @@ BOM = b"\xef\xbb\xbf"  # at the head of a file it is no part of a record
 class Records(NamedTuple):
     """Consecutive documents, at most `GROUP_DOCUMENTS` and `GROUP_BYTES` or one that is longer by itself.
 
-        Attributes:
-            documents: UTF-8 bytes, maybe none.
-            offsets: Where each begins; for a document that continues, where this stretch of it does.
-            first: Whether documents[0] opens its document, or continues that of the group before.
-            last: Whether documents[-1] ends its document, or goes on in the next group.
-            error: A bad record right behind the documents, unnamed where its name is costly: see `located`. The reader goes on
-                behind it.
-            bad_offset: Its address.
-    <<<<<<< HEAD
-            headers: Of FASTA, the header line of each document, without a line end; empty for one that continues.
-    =======
-            stated: What the record of each document states: number of a class, or a value; None where labels are not read.
-    >>>>>>> main
+    Attributes:
+        documents: UTF-8 bytes, maybe none.
+        offsets: Where each begins; for a document that continues, where this stretch of it does.
+        first: Whether documents[0] opens its document, or continues that of the group before.
+        last: Whether documents[-1] ends its document, or goes on in the next group.
+        error: A bad record right behind the documents, unnamed where its name is costly: see `located`. The reader goes on
+            behind it.
+        bad_offset: Its address.
+        stated: What the record of each document states: number of a class, or a value; None where labels are not read.
+        headers: Of FASTA, the header line of each document, without a line end; empty for one that continues.
     """
 
     documents: list[bytes]

@@ -211,7 +211,7 @@ def _write_parquet(file: EmbeddingFile, path: Path) -> None:
     vectors = {layer: pa.list_(pa.float32(), width) for layer, width in widths.items()}
     fields = [(layer, vector if file.pooled else pa.large_list(vector)) for layer, vector in vectors.items()]
     schema = pa.schema([("name", pa.string()), ("length", pa.int64()), *fields], metadata=file.metadata)
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, use_dictionary=["name"]) as writer:
         for part in file.parts:
             columns = [column(part, layer, width) for layer, width in widths.items()]
             writer.write_table(pa.table([pa.array(part.names()), pa.array(part.lengths()), *columns], schema=schema))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,6 @@ def test_embeddings_are_those_of_the_exported_model(tmp_path: Path, config: Deco
 
 
 def test_a_tied_model_and_other_types_are_opened(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     checkpoint = write_checkpoint(tmp_path / "step-1", replace(CAUSAL, tie_embeddings=True))
     opened = open_model(checkpoint, dtype=torch.bfloat16)
     assert opened.model.output.weight is opened.model.tok_embeddings.weight
@@ -167,4 +166,4 @@ def test_layers_are_chosen_by_name_or_glob(opened: OpenedModel) -> None:
     assert "after the final norm" in meaning("norm")
     found = widths(opened)
     assert list(found) == choose_layers(model, ["*", "*.*", "*.*.*", "*.*.*.*"])
-    assert (found["layers.1"], found["layers.0.feed_forward.w1"], found["output"]) == (32, 48, 256)
+    assert (found["layers.1"], found["layers.0.feed_forward.w1"], found["output"]) == (32, 48, 512)

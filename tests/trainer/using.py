@@ -16,7 +16,7 @@ from cistron.trainer.config import JobConfig
 from cistron.trainer.inference import OpenedModel, make_mask
 from cistron.trainer.totals import Progress
 
-CAUSAL = replace(LLAMA, vocab_size=256)
+CAUSAL = replace(LLAMA, vocab_size=512)
 ENCODER = replace(CAUSAL, causal=False, head_dim=8)  # of EuroBERT's class: as many as dim / n_heads
 
 
