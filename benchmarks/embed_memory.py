@@ -1,9 +1,9 @@
-"""Resident memory of `cistron embed` over many sequences: it must not grow after the warm-up, nor when the output is put together.
+"""Resident memory of `cistron embed` over many sequences: it must not grow after the warm-up, nor when parts are put together.
 
     python benchmarks/embed_memory.py --sequences 100_000
 
-The debug shape with random weights on the CPU, random nucleotides of 20 to 80 bases. Private memory is printed beside resident memory,
-of which mapped files are a part; both are read from /proc (Linux) ten times a second.
+The debug shape with random weights on the CPU, random nucleotides of 20 to 80 bases. Private memory is printed beside resident
+memory, of which mapped files are a part; both are read from /proc (Linux) ten times a second.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def run(folder: Path, pool: str, ending: str, sequences: int) -> None:
     watcher.start()
     begun = time.perf_counter()
     output = folder / f"{pool}{ending}"
-    layer = "layers.2.feed_forward"
+    layer = "layers.0.feed_forward"
     embed.main(
         [str(folder / "step-1"), "--input", str(folder / "x.fasta"), "--layer", layer, "--pool", pool, "--output", str(output)]
     )

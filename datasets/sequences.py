@@ -57,7 +57,7 @@ class SequenceFiles:
     """
 
     def __init__(
-        self, paths: Iterable[str], format: str | None = None, field: str = "sequence", id_field: str | None = None
+        self, paths: Iterable[str], format: str | None = None, field: str = "text", id_field: str | None = None
     ) -> None:
         self._storage = Storage()
         self.files = self._storage.expand(paths)

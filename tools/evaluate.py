@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
-from ..datasets.complement import reverse_complement
+from ..datasets.complement import CODES, reverse_complement
 from ..datasets.prepare import Event
 from ..datasets.sequences import NamedSequence, SequenceFiles
 from ..trainer.config import ConfigError
@@ -98,8 +98,8 @@ def both_strands(files: SequenceFiles) -> Iterator[NamedSequence]:
         try:
             other = reverse_complement(sequence.data)
         except ValueError as error:
-            problem, place = error.args
-            raise files.located(sequence, problem, place) from None
+            wrong = len(sequence.data) - len(sequence.data.lstrip(CODES))
+            raise files.located(sequence, str(error), wrong) from None
         yield sequence
         yield sequence._replace(data=other)
 

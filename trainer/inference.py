@@ -133,7 +133,9 @@ def open_checkpoint(path: str | os.PathLike[str], device: torch.device, dtype: t
             Statement(party="model", where=where, vocab=decoder.vocab_size),
         ]
     )
-    model = empty(decoder, device, dtype)
+    with torch.device("meta"):
+        model = Decoder(decoder)
+    empty(model, device, dtype)
     checkpoint.load(found, CheckpointReader(found.path), model, optimizer=None)
     return OpenedModel(
         model=model,
@@ -156,7 +158,9 @@ def open_huggingface(path: Path, device: torch.device, dtype: torch.dtype) -> Op
     if tokenizer is None:
         raise ConfigError(f"{path}: there is no tokenizer.json to read sequences with")
     agree(path, stated, decoder, tokenizer)
-    model = empty(decoder, device, dtype)
+    with torch.device("meta"):
+        model = Decoder(decoder)
+    empty(model, device, dtype)
     weights = model.state_dict()
     for ours, theirs in stored_names(decoder).items():
         weights[ours].copy_(files[theirs].read(theirs))
@@ -177,13 +181,10 @@ def fingerprint(stated: dict[str, Any], files: Sequence[Path]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps([stated, stats]).encode())
 
 
-def empty(decoder: DecoderConfig, device: torch.device, dtype: torch.dtype) -> Decoder:
-    """A decoder whose parameters have no values yet."""
-    with torch.device("meta"):
-        model = Decoder(decoder).to(dtype)
-    model.to_empty(device=device)
+def empty(model: Decoder, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a decoder that was made on the meta device; its parameters have no values yet."""
+    model.to(dtype).to_empty(device=device)
     model.tie_weights()
-    return model
 
 
 def make_mask(tokenizer: Tokenizer, decoder: DecoderConfig, device: torch.device, dtype: torch.dtype) -> DocumentMask:

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from cistron.datasets.complement import reverse_complement
 from cistron.datasets.errors import DataConfigError, DataError
 from cistron.datasets.sequences import SequenceFiles
 
@@ -36,8 +35,8 @@ def test_every_format_gives_whole_records_by_name_and_in_order(tmp_path: Path) -
     for name in ("x.fa", "x.fna.gz"):
         assert read(tmp_path / name) == RECORDS
     for name in ("x.jsonl.zst", "x.parquet"):
-        assert read(tmp_path / name, field="text", id_field="id") == RECORDS
-        assert read(tmp_path / name, field="text") == [(str(n), text) for n, (_, text) in enumerate(RECORDS)]
+        assert read(tmp_path / name, id_field="id") == RECORDS
+        assert read(tmp_path / name) == [(str(n), text) for n, (_, text) in enumerate(RECORDS)]
     (tmp_path / "y.txt").write_text("whole")
     (tmp_path / "z.txt").write_text("file")
     assert read(tmp_path / "z.txt", tmp_path / "y.txt") == [
@@ -61,9 +60,9 @@ def test_what_lies_before_a_record_grows_to_all_of_the_files(tmp_path: Path) -> 
 def test_what_cannot_be_read_is_refused_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"text": "A", "id": "a"}\n{"text": "C", "id": 7}\n')
     with pytest.raises(DataError, match=r"x.jsonl, record 2, byte 25: field 'id' must be a string"):
-        read(tmp_path / "x.jsonl", field="text", id_field="id")
-    with pytest.raises(DataError, match=r"x.jsonl, record 1, byte 0: there is no field 'sequence'"):
-        read(tmp_path / "x.jsonl")
+        read(tmp_path / "x.jsonl", id_field="id")
+    with pytest.raises(DataError, match=r"x.jsonl, record 1, byte 0: there is no field 'letters'"):
+        read(tmp_path / "x.jsonl", field="letters")
     (tmp_path / "x.dat").write_text(">a\nA\n")
     with pytest.raises(DataConfigError, match=r"x.dat: its ending tells no format; name it with --format fasta|jsonl"):
         read(tmp_path / "x.dat")
@@ -72,10 +71,3 @@ def test_what_cannot_be_read_is_refused_with_its_place(tmp_path: Path) -> None:
         read(tmp_path / "x.fa", tmp_path / "x.jsonl")
     with pytest.raises(DataConfigError, match="--id-field id: a fasta file has no fields"):
         read(tmp_path / "x.fa", id_field="id")
-
-
-def test_the_other_strand_keeps_ambiguity_and_case() -> None:
-    # by hand: of each code the complements of the bases that it stands for
-    assert reverse_complement(b"ACGTUnRYSWKMBDHV") == b"BDHVKMWSRYnAACGT"
-    with pytest.raises(ValueError, match="b'E' is no IUPAC code"):
-        reverse_complement(b"ACE")
