@@ -75,11 +75,13 @@ class Document(NamedTuple):
         name: of the sequence.
         ids: with what opens a document, if anything does, and its eos.
         stored: bytes of files before it, see `NamedSequence`.
+        mapped: letters that the tokenizer read as others.
     """
 
     name: str
     ids: Ids
     stored: float = 0.0
+    mapped: int = 0
 
 
 class Row(NamedTuple):
@@ -196,7 +198,7 @@ def make_mask(tokenizer: Tokenizer, decoder: DecoderConfig, device: torch.device
 def read_documents(
     opened: OpenedModel, files: SequenceFiles, sequences: Iterable[NamedSequence], max_length: int | None = None
 ) -> Iterator[Document]:
-    """Encode sequences of some files; the first that is longer than the rows of training is told of on stderr.
+    """Encode sequences of some files; stderr tells of the first that is longer than rows of training, and of mapped letters.
 
     Args:
         opened: whose tokenizer encodes.
@@ -208,6 +210,7 @@ def read_documents(
         DataError: a sequence is empty or too long, or cannot be encoded.
     """
     told = False
+    mapped = 0
     for sequence in sequences:
         try:
             document = encode(opened.tokenizer, sequence)
@@ -223,15 +226,20 @@ def read_documents(
                 file=sys.stderr,
             )
             told = True
+        mapped += document.mapped
         yield document
+    if mapped:
+        print(
+            f'{mapped:,} letters are none of the vocabulary; tokenizer.on_unknown = "map" read them as others', file=sys.stderr
+        )
 
 
 def encode(tokenizer: Tokenizer, sequence: NamedSequence) -> Document:
     """The document of a sequence. Raises TokenizeError where it cannot be one, or has no residue."""
-    ids = tokenizer.encode_batch([sequence.data]).ids
-    if len(ids) <= opening_tokens(tokenizer) + 1:
+    encoded = tokenizer.encode_batch([sequence.data])
+    if len(encoded.ids) <= opening_tokens(tokenizer) + 1:
         raise TokenizeError("an empty sequence: there is nothing to ask the model about", None, 0)
-    return Document(sequence.name, ids, sequence.stored)
+    return Document(sequence.name, encoded.ids, sequence.stored, sum(encoded.mapped or ()))
 
 
 def opening_tokens(tokenizer: Tokenizer) -> int:

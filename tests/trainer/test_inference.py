@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from cistron.datasets.sequences import NamedSequence
-from cistron.datasets.tokenizers import ByteTokenizer
+from cistron.datasets.tokenizers import ByteTokenizer, Tokenizer
 from cistron.models.config import DecoderConfig, ModelError
 from cistron.tools.embed import embed
-from cistron.trainer.checkpoint import read
+from cistron.trainer import checkpoint
 from cistron.trainer.config import ConfigError
 from cistron.trainer.contract import EosMismatchError
 from cistron.trainer.hf_export import export
@@ -26,12 +26,12 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, EuroBertForMaskedLM
 
-from .using import CAUSAL, ENCODER, Opening, random_sequences, ready, write_checkpoint
+from .using import BYTE, CAUSAL, ENCODER, PROTEIN, random_sequences, ready, write_checkpoint
 
 LAYERS = ["layers.*", "layers.1.feed_forward", "layers.0.attention", "norm"]
 
 
-@pytest.fixture(scope="module", params=[(CAUSAL, ByteTokenizer()), (ENCODER, Opening())], ids=["causal", "encoder"])
+@pytest.fixture(scope="module", params=[(CAUSAL, BYTE), (ENCODER, PROTEIN)], ids=["causal", "encoder"])
 def opened(request: pytest.FixtureRequest) -> OpenedModel:
     return ready(*request.param)
 
@@ -63,6 +63,13 @@ def test_nothing_depends_on_what_else_is_in_the_batch(opened: OpenedModel, lengt
         assert scores(opened, [text]) == [(tokens, pytest.approx(log_likelihood, abs=1e-5 * len(text)))]
 
 
+def read(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The document of a text, letter by letter."""
+    if tokenizer is BYTE:
+        return [*text.encode(), 0]
+    return [0, *({"A": 5, "C": 23, "G": 6, "T": 11, "N": 17}[letter] for letter in text), 2]  # as ESM published them
+
+
 def forward(opened: OpenedModel, ids: list[int]) -> Tensor:
     """Log-probabilities float64 [tokens, vocab], with a dense mask of a document on its own."""
     mask = torch.ones(len(ids), len(ids), dtype=torch.bool)[None, None]
@@ -72,13 +79,13 @@ def forward(opened: OpenedModel, ids: list[int]) -> Tensor:
     return logits[0].log_softmax(-1)
 
 
-@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), Opening()])
-def test_a_log_likelihood_is_what_the_definition_says(tokenizer: ByteTokenizer) -> None:
+@pytest.mark.parametrize("tokenizer", [BYTE, PROTEIN])
+def test_a_log_likelihood_is_what_the_definition_says(tokenizer: Tokenizer) -> None:
     double = ready(CAUSAL, tokenizer, torch.float64)
     sequences = random_sequences(0, [1, 2, 30])
     for with_eos in (False, True):
         for text, (tokens, found) in zip(sequences, scores(double, sequences, with_eos=with_eos), strict=True):
-            ids = [*([2] if tokenizer.bos_id is not None else []), *text.encode(), 0]
+            ids = read(tokenizer, text)
             end = len(ids) if with_eos else len(ids) - 1
             given = forward(double, ids)
             expected = sum((float(given[i - 1, ids[i]]) for i in range(1, end)), 0.0)
@@ -86,34 +93,34 @@ def test_a_log_likelihood_is_what_the_definition_says(tokenizer: ByteTokenizer) 
 
 
 def test_a_pseudo_log_likelihood_hides_each_residue_in_turn() -> None:
-    double = ready(ENCODER, Opening(), torch.float64)
+    double = ready(ENCODER, PROTEIN, torch.float64)
     sequences = random_sequences(1, [1, 9, 25])
     for text, (tokens, found) in zip(sequences, scores(double, sequences, batch_tokens=100), strict=True):
-        ids = [2, *text.encode(), 0]
-        hidden = [[*ids[:i], 3, *ids[i + 1 :]] for i in range(1, len(ids) - 1)]
+        ids = read(PROTEIN, text)
+        hidden = [[*ids[:i], 32, *ids[i + 1 :]] for i in range(1, len(ids) - 1)]
         expected = sum(float(forward(double, row)[i, ids[i]]) for i, row in enumerate(hidden, start=1))
         assert (tokens, found) == (len(text), pytest.approx(expected, abs=1e-12))
 
 
 def test_what_has_no_likelihood_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs a mask token, and byte tokenizer"):
-        scores(ready(ENCODER, ByteTokenizer()), ["A"])
+        scores(ready(ENCODER, BYTE), ["A"])
     with pytest.raises(ConfigError, match="--with-eos: a bidirectional model"):
-        scores(ready(ENCODER, Opening()), ["A"], with_eos=True)
+        scores(ready(ENCODER, PROTEIN), ["A"], with_eos=True)
     with pytest.raises(ModelError, match="cannot generate"):
-        refuse_encoder(ready(ENCODER, Opening()), "generate")
+        refuse_encoder(ready(ENCODER, PROTEIN), "generate")
 
 
 @pytest.mark.parametrize("config", [CAUSAL, ENCODER], ids=["causal", "encoder"])
 def test_embeddings_are_those_of_the_exported_model(tmp_path: Path, config: DecoderConfig) -> None:
-    checkpoint = write_checkpoint(tmp_path / "checkpoint" / "step-3", config)
+    step = write_checkpoint(tmp_path / "checkpoint" / "step-3", config)
     folder = tmp_path / "hf"
-    export(read(checkpoint), folder, tokenizer=TokenizerTable(kind="byte"))
+    export(checkpoint.read(step), folder, tokenizer=TokenizerTable(kind="byte"))
     theirs = (AutoModelForCausalLM if config.causal else EuroBertForMaskedLM).from_pretrained(folder).eval()
     seen: list[Tensor] = []
     theirs.model.layers[1].mlp.register_forward_hook(lambda module, args, output: seen.append(output[0]))
     sequences = random_sequences(2, [1, 7, 100, 30])
-    ours = embed(checkpoint.parent, sequences, layer=LAYERS, pool="none")
+    ours = embed(step.parent, sequences, layer=LAYERS, pool="none")
     read_straight = embed(folder, sequences, layer=LAYERS, pool="none")
     for number, text in enumerate(sequences):
         with torch.no_grad():
@@ -128,19 +135,19 @@ def test_embeddings_are_those_of_the_exported_model(tmp_path: Path, config: Deco
 
 
 def test_a_tied_model_and_other_types_are_opened(tmp_path: Path) -> None:
-    checkpoint = write_checkpoint(tmp_path / "step-1", replace(CAUSAL, tie_embeddings=True))
-    opened = open_model(checkpoint, dtype=torch.bfloat16)
+    step = write_checkpoint(tmp_path / "step-1", replace(CAUSAL, tie_embeddings=True))
+    opened = open_model(step, dtype=torch.bfloat16)
     assert opened.model.output.weight is opened.model.tok_embeddings.weight
-    half, whole = (embed(model, ["ACGT"], layer="norm") for model in (opened, open_model(checkpoint)))
+    half, whole = (embed(model, ["ACGT"], layer="norm") for model in (opened, open_model(step)))
     assert half.dtype == whole.dtype == torch.float32
     assert 0 < (half - whole).abs().max() < 0.1
 
 
 def test_the_tokenizer_must_be_that_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = write_checkpoint(tmp_path / "step-1", CAUSAL)
+    step = write_checkpoint(tmp_path / "step-1", CAUSAL)
     monkeypatch.setattr(ByteTokenizer, "fingerprint", "another")
     with pytest.raises(EosMismatchError, match="ids are of a tokenizer with fingerprint byte"):
-        open_model(checkpoint)
+        open_model(step)
 
 
 def test_gradients_reach_every_parameter_up_to_the_layer(opened: OpenedModel) -> None:

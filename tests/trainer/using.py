@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cistron.datasets.tokenizers import ByteTokenizer, Encoded
+from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 from cistron.models.config import DecoderConfig
 from cistron.tests.models.packed import LLAMA, random_decoder
 from cistron.trainer.checkpoint import write_whole
@@ -18,22 +18,10 @@ from cistron.trainer.totals import Progress
 
 CAUSAL = replace(LLAMA, vocab_size=512)
 ENCODER = replace(CAUSAL, causal=False, head_dim=8)  # of EuroBERT's class: as many as dim / n_heads
+BYTE, PROTEIN = build_tokenizer("byte"), build_tokenizer("protein")
 
 
-class Opening(ByteTokenizer):
-    """Bytes behind an opening token, with a mask token: what a protein tokenizer is to a model."""
-
-    kind = "protein"
-    bos_id = 2
-    mask_id = 3
-
-    def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
-        """Each document with its opening token and its eos."""
-        encoded = super().encode_batch([b"\2" + data for data in documents])
-        return Encoded(encoded.ids.astype(np.int32), encoded.lengths)
-
-
-def ready(config: DecoderConfig, tokenizer: ByteTokenizer, dtype: torch.dtype = torch.float32) -> OpenedModel:
+def ready(config: DecoderConfig, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> OpenedModel:
     """A random model on the CPU."""
     mask = make_mask(tokenizer, config, torch.device("cpu"), dtype)
     return OpenedModel(
@@ -41,15 +29,20 @@ def ready(config: DecoderConfig, tokenizer: ByteTokenizer, dtype: torch.dtype = 
     )
 
 
-def write_checkpoint(folder: Path, config: DecoderConfig) -> Path:
-    """A checkpoint of the same model, of the byte tokenizer."""
+def write_checkpoint(folder: Path, config: DecoderConfig, tokenizer: Tokenizer = BYTE) -> Path:
+    """A checkpoint of the same model."""
     weights = random_decoder(config).state_dict()
     state = {
         "progress": asdict(Progress()),
         "data": None,
-        "contract": {"eos": 0, "pad": 1, "vocab": config.vocab_size, "tokenizer": "byte"},
+        "contract": {
+            "eos": tokenizer.eos_id,
+            "pad": tokenizer.pad_id,
+            "vocab": config.vocab_size,
+            "tokenizer": tokenizer.fingerprint,
+        },
         "model": asdict(config),
-        "config": JobConfig.model_validate({"training": {"seq_len": 64}}).to_dict(),
+        "config": JobConfig.model_validate({"training": {"seq_len": 64}, "tokenizer": {"kind": tokenizer.kind}}).to_dict(),
         "versions": {},
     }
     write_whole(folder, {k: (v.dtype, tuple(v.shape)) for k, v in weights.items()}, weights.__getitem__, state)
@@ -57,7 +50,7 @@ def write_checkpoint(folder: Path, config: DecoderConfig) -> Path:
 
 
 def random_sequences(seed: int, lengths: Sequence[int]) -> list[str]:
-    """Nucleotides."""
+    """Nucleotides, which are letters of a protein too."""
     draw = np.random.default_rng(seed)
     return ["".join(draw.choice(list("ACGTN"), size=length)) for length in lengths]
 
