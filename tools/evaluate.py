@@ -98,7 +98,7 @@ def both_strands(files: SequenceFiles) -> Iterator[NamedSequence]:
         try:
             other = reverse_complement(sequence.data)
         except ValueError as error:
-            wrong = len(sequence.data) - len(sequence.data.lstrip(CODES))
+            wrong = len(sequence.data) - len(sequence.data.lstrip(CODES + CODES.lower()))
             raise files.located(sequence, str(error), wrong) from None
         yield sequence
         yield sequence._replace(data=other)
