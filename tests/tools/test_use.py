@@ -19,7 +19,7 @@ import pytest
 import torch
 from cistron.datasets.complement import reverse_complement
 from cistron.datasets.sequences import SequenceFiles
-from cistron.tests.trainer.using import CAUSAL, ENCODER, random_sequences, write_checkpoint, write_fasta
+from cistron.tests.trainer.using import CAUSAL, ENCODER, PROTEIN, random_sequences, write_checkpoint, write_fasta
 from cistron.tools import embed, embedding_files, evaluate, generate
 from cistron.trainer.inference import OpenedModel, open_model
 from safetensors.torch import load_file
@@ -251,13 +251,20 @@ def test_scores_come_as_tsv_jsonl_or_parquet_and_of_both_strands(
 
 def test_what_cannot_be_scored_is_refused(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder = write_checkpoint(tmp_path / "step-1", ENCODER)
+    protein = write_checkpoint(tmp_path / "step-2", ENCODER, PROTEIN)
     source = write_fasta(tmp_path / "x.fa", ["ACGT", "ACEGT"])
     for model, options, expected in (
-        (checkpoint, ("--reverse-complement",), "x.fa, record s1, byte 37: b'E' is no IUPAC code"),
+        (checkpoint, ("--reverse-complement",), "x.fa, record s1, byte 37: byte b'E' at 2 is no IUPAC code"),
         (checkpoint, ("--output", tmp_path / "s.npy"), "its name must end in one of .tsv, .jsonl, .parquet"),
         (checkpoint, ("--output", tmp_path / "no" / "s.tsv"), "cannot be written"),
+        (protein, ("--reverse-complement",), "sequences of the protein tokenizer have no other strand"),
+        (protein, ("--with-eos",), "--with-eos: a bidirectional model"),
         (encoder, (), "a pseudo-likelihood needs a mask token"),
     ):
         assert expected in refused(capsys, evaluate.main, model, "--score", source, *options)
     assert not list(tmp_path.glob("s.*"))
+    capsys.readouterr()
+    evaluate.main([str(protein), "--score", str(source)])
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t"))
+    assert [(row["residues"], row["tokens"]) for row in rows] == [("4", "4"), ("5", "5")], "what can be"
     assert "cannot generate" in refused(capsys, generate.main, encoder, "--prompt", "ACGT")

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.datasets.sequences import NamedSequence
-from cistron.datasets.tokenizers import ByteTokenizer, Tokenizer
+from cistron.datasets.sequences import NamedSequence, SequenceFiles
+from cistron.datasets.tokenizers import ByteTokenizer, Tokenizer, build_tokenizer
 from cistron.models.config import DecoderConfig, ModelError
 from cistron.tools.embed import embed
 from cistron.trainer import checkpoint
 from cistron.trainer.config import ConfigError
 from cistron.trainer.contract import EosMismatchError
 from cistron.trainer.hf_export import export
-from cistron.trainer.inference import OpenedModel, encode, open_model, refuse_encoder
+from cistron.trainer.inference import OpenedModel, encode, open_model, read_documents, refuse_encoder
 from cistron.trainer.layers import choose_layers, meaning, widths
 from cistron.trainer.scoring import score
 from cistron.trainer.tables import TokenizerTable
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, EuroBertForMaskedLM
 
-from .using import BYTE, CAUSAL, ENCODER, PROTEIN, random_sequences, ready, write_checkpoint
+from .using import BYTE, CAUSAL, ENCODER, PROTEIN, random_sequences, ready, write_checkpoint, write_fasta
 
 LAYERS = ["layers.*", "layers.1.feed_forward", "layers.0.attention", "norm"]
 
@@ -174,3 +174,13 @@ def test_layers_are_chosen_by_name_or_glob(opened: OpenedModel) -> None:
     found = widths(opened)
     assert list(found) == choose_layers(model, ["*", "*.*", "*.*.*", "*.*.*.*"])
     assert (found["layers.1"], found["layers.0.feed_forward.w1"], found["output"]) == (32, 48, 512)
+
+
+def test_a_person_is_told_of_long_sequences_and_mapped_letters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = SequenceFiles([str(write_fasta(tmp_path / "x.fasta", ["MkVj", "A" * 70, "A" * 80]))])
+    opened = ready(ENCODER, build_tokenizer("protein", on_unknown="map"))
+    assert [len(document.ids) for document in read_documents(opened, files, files)] == [6, 72, 82]
+    said = capsys.readouterr().err
+    assert "s1 has 72 tokens, and the model was trained on rows of 64" in said
+    assert "s2" not in said
+    assert "2 letters are none of the vocabulary" in said
