@@ -28,6 +28,7 @@ from .tables import (
     Comm,
     Compile,
     Data,
+    FineTuning,
     Float8,
     Job,
     LrScheduler,
@@ -75,6 +76,7 @@ class JobConfig(BaseSettings):
     compile: Compile = Compile()
     activation_checkpoint: ActivationCheckpoint = ActivationCheckpoint()
     float8: Float8 = Float8()
+    fine_tuning: FineTuning = FineTuning()
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation = Validation()
     metrics: Metrics = Metrics()
@@ -120,6 +122,8 @@ class JobConfig(BaseSettings):
         remarks = []
         if warmup > steps:
             remarks.append(f"warning: optimizer.lr is never reached: warmup_steps = {warmup}, training.steps = {steps}")
+        if (self.fine_tuning.freeze or self.fine_tuning.lora.rank) and not (self.checkpoint.initial_load_path or step):
+            remarks.append("warning: [fine_tuning] freezes weights that nobody has trained: no checkpoint.initial_load_path")
         if self.validation.sources and not self.validation.enable:
             remarks.append("validation.sources are not read: validation.enable is false")
         if step >= steps:

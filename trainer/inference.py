@@ -26,13 +26,16 @@ from ..models.decoder import Decoder
 from ..models.huggingface import from_hf
 from ..models.masks import AttentionMask, DocumentMask, Executor
 from . import checkpoint
-from .components import make_tokenizer, saved_job
+from .components import make_model, make_tokenizer, saved_job
 from .config import ConfigError
 from .contract import Statement, check_statements, checkpoint_statement, tokenizer_statement
 from .distributed import pick_device
-from .hf_export import CONFIG, stored_names
-from .hf_import import agree, find_tensors, find_tokenizer, read_json
-from .tensor_plans import CheckpointReader
+from .hf_export import CONFIG
+from .hf_import import find_tokenizer, read_json
+from .hf_start import is_hugging_face, open_hugging_face
+from .hf_tokenizer import TOKENIZER
+from .storage import Folder
+from .tables import TokenizerTable
 
 BATCH_TOKENS = 16_384
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -118,13 +121,13 @@ def open_model(
         EosMismatchError: the tokenizer is not that of the model.
     """
     device = torch.device(device) if device is not None else pick_device()
-    is_hf = (Path(path) / CONFIG).is_file()
-    return open_huggingface(Path(path), device, dtype) if is_hf else open_checkpoint(path, device, dtype)
+    folder = Folder(path)
+    return (open_huggingface if is_hugging_face(folder) else open_checkpoint)(folder, device, dtype)
 
 
-def open_checkpoint(path: str | os.PathLike[str], device: torch.device, dtype: torch.dtype) -> OpenedModel:
+def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype) -> OpenedModel:
     """See `open_model`."""
-    found, skipped = checkpoint.read_newest(path)
+    found, skipped = checkpoint.read_newest(folder)
     config, decoder = saved_job(found)
     tokenizer = make_tokenizer(config)
     where = f"{found.path}/{checkpoint.STATE}"
@@ -136,9 +139,8 @@ def open_checkpoint(path: str | os.PathLike[str], device: torch.device, dtype: t
         ]
     )
     with torch.device("meta"):
-        model = Decoder(decoder)
-    empty(model, device, dtype)
-    checkpoint.load(found, CheckpointReader(found.path), model, optimizer=None)
+        model = make_model(config, decoder)
+    fill(model, found, device, dtype)
     return OpenedModel(
         model=model,
         tokenizer=tokenizer,
@@ -150,22 +152,20 @@ def open_checkpoint(path: str | os.PathLike[str], device: torch.device, dtype: t
     )
 
 
-def open_huggingface(path: Path, device: torch.device, dtype: torch.dtype) -> OpenedModel:
+def open_huggingface(folder: Folder, device: torch.device, dtype: torch.dtype) -> OpenedModel:
     """See `open_model`."""
-    stated = read_json(path / CONFIG)
-    assert stated is not None
-    decoder = from_hf(stated)
-    files = find_tensors(path, decoder)
+    if not folder.is_local:
+        raise ConfigError(f"{folder}: a Hugging Face folder must be on a disk")
+    path = Path(folder)
+    found = open_hugging_face(folder, TokenizerTable())
     _, tokenizer = find_tokenizer(path, None, None)
     if tokenizer is None:
-        raise ConfigError(f"{path}: there is no tokenizer.json to read sequences with")
-    agree(path, stated, decoder, tokenizer)
+        raise ConfigError(f"{path}: there is no {TOKENIZER} to read sequences with")
+    stated = read_json(path / CONFIG) or {}
+    decoder = from_hf(stated)
     with torch.device("meta"):
         model = Decoder(decoder)
-    empty(model, device, dtype)
-    weights = model.state_dict()
-    for ours, theirs in stored_names(decoder).items():
-        weights[ours].copy_(files[theirs].read(theirs))
+    fill(model, found, device, dtype)
     longest = stated.get("max_position_embeddings")
     return OpenedModel(
         model=model,
@@ -173,7 +173,7 @@ def open_huggingface(path: Path, device: torch.device, dtype: torch.dtype) -> Op
         mask=make_mask(tokenizer, decoder, device, dtype),
         seq_len=longest if type(longest) is int else None,
         where=str(path),
-        fingerprint=fingerprint(stated, sorted({file.path for file in files.values()})),
+        fingerprint=fingerprint(stated, sorted(path.glob("*.safetensors"))),
     )
 
 
@@ -183,10 +183,12 @@ def fingerprint(stated: dict[str, Any], files: Sequence[Path]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps([stated, stats]).encode())
 
 
-def empty(model: Decoder, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a decoder that was made on the meta device; its parameters have no values yet."""
+def fill(model: Decoder, found: checkpoint.Found, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a decoder from the meta device, with its values; what training had frozen is free."""
     model.to(dtype).to_empty(device=device)
     model.tie_weights()
+    checkpoint.load(found, found.reader(), model, optimizer=None)
+    model.requires_grad_(True)
 
 
 def make_mask(tokenizer: Tokenizer, decoder: DecoderConfig, device: torch.device, dtype: torch.dtype) -> DocumentMask:
