@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args, overload
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -50,42 +50,6 @@ class Embedded(NamedTuple):
     documents: list[Document]
     lengths: list[int]
     rows: dict[str, Tensor]
-
-
-@overload
-def embed(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
-    *,
-    layer: str,
-    pool: Literal["mean", "last"] = "mean",
-    gradients: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
-) -> Tensor: ...
-
-
-@overload
-def embed(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
-    *,
-    layer: str,
-    pool: Literal["none"],
-    gradients: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
-) -> list[Tensor]: ...
-
-
-@overload
-def embed(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
-    *,
-    layer: list[str],
-    pool: Pool = "mean",
-    gradients: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
-) -> dict[str, Any]: ...
 
 
 def embed(

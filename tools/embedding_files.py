@@ -85,8 +85,8 @@ class EmbeddingFile:
         self.partial = output.with_name(f"{output.name}.partial")
         with _writing(output):
             self.partial.mkdir(parents=True, exist_ok=True)
-            _agree(self.partial, plan)
-        self.parts = [Part.find(path) for path in sorted(self.partial.glob("part-*.safetensors"))]
+            self.parts = [Part.find(path) for path in sorted(self.partial.glob("part-*.safetensors"))]
+            _agree(self.partial, plan, begun=bool(self.parts))
         self._names: list[str] = []
         self._lengths: list[int] = []
         self._rows: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -98,7 +98,7 @@ class EmbeddingFile:
         return sum(part.sequences for part in self.parts)
 
     def add(self, names: Sequence[str], lengths: Sequence[int], rows: dict[str, Tensor]) -> None:
-        """Take a batch of sequences, as what they are computed in; whole batches make a part.
+        """Take a batch of sequences. A part ends where a batch does, so that later batches are the same in a rerun.
 
         Args:
             names: of the sequences.
@@ -224,11 +224,11 @@ WRITERS: dict[str, Callable[[EmbeddingFile, Path], None]] = {
 }
 
 
-def _agree(partial: Path, plan: dict[str, Any]) -> None:
-    """Write the plan, or compare it with the one that is there."""
+def _agree(partial: Path, plan: dict[str, Any], begun: bool) -> None:
+    """Write the plan, or compare it with the one that finished parts were made by."""
     plan = json.loads(json.dumps(plan))
     file = partial / "plan.json"
-    if not file.exists():
+    if not begun:
         Folder(partial).write_atomically(file.name, json.dumps(plan, indent=1))
         return
     before: dict[str, Any] = json.loads(file.read_bytes())

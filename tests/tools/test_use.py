@@ -194,10 +194,10 @@ def test_what_cannot_be_embedded_is_refused(tmp_path: Path, checkpoint: Path, ca
         (source, "norm", tmp_path / "there.npy", (), "exists already"),
         (source, "norm", output, ("--device", "cuda:99"), "--device cuda:99"),
         (source, "norm", output, ("--max-length", "50"), "x.fasta, record s1, byte 35: has 101 tokens with its eos"),
-        (tmp_path / "empty.fasta", "norm", tmp_path / "1.npy", (), "empty.fasta, record b, byte 9: an empty sequence"),
-        (tmp_path / "nul.fasta", "norm", tmp_path / "2.npy", (), "nul.fasta, record b, byte 10: a NUL byte"),
-        (tmp_path / "blank.fasta", "norm", tmp_path / "3.npy", (), "the input holds no sequence"),
-        (tmp_path / "gone.fasta", "norm", tmp_path / "4.npy", (), "gone.fasta: there is no such file"),
+        (tmp_path / "empty.fasta", "norm", output, (), "empty.fasta, record b, byte 9: an empty sequence"),
+        (tmp_path / "nul.fasta", "norm", output, (), "nul.fasta, record b, byte 10: a NUL byte"),
+        (tmp_path / "blank.fasta", "norm", output, (), "the input holds no sequence"),
+        (tmp_path / "gone.fasta", "norm", output, (), "gone.fasta: there is no such file"),
     ):
         said = refused(capsys, embed.main, checkpoint, "--input", path, "--layer", layer, "--output", out, *more)
         assert expected in said

@@ -134,6 +134,18 @@ def test_embeddings_are_those_of_the_exported_model(tmp_path: Path, config: Deco
             assert torch.equal(ours[name][number], read_straight[name][number])
 
 
+def test_adapters_and_frozen_weights_are_opened_as_they_were_trained(tmp_path: Path) -> None:
+    lora = {"rank": 4, "alpha": 8.0, "targets": ["*.wq", "*.w2"]}
+    step = write_checkpoint(tmp_path / "step-1", CAUSAL, fine_tuning={"lora": lora})
+    export(checkpoint.read(step), tmp_path / "merged", tokenizer=TokenizerTable(kind="byte"))
+    opened = open_model(step)
+    rows = embed(opened, ["ACGT"], layer="norm", gradients=True)
+    close(rows.detach(), embed(tmp_path / "merged", ["ACGT"], layer="norm"))
+    rows.sum().backward()
+    lacking = {name for name, parameter in opened.model.named_parameters() if parameter.grad is None}
+    assert lacking == {"output.weight"}
+
+
 def test_a_tied_model_and_other_types_are_opened(tmp_path: Path) -> None:
     step = write_checkpoint(tmp_path / "step-1", replace(CAUSAL, tie_embeddings=True))
     opened = open_model(step, dtype=torch.bfloat16)

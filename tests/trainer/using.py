@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 from cistron.models.config import DecoderConfig
 from cistron.tests.models.packed import LLAMA, random_decoder
 from cistron.trainer.checkpoint import write_whole
+from cistron.trainer.components import make_model
 from cistron.trainer.config import JobConfig
 from cistron.trainer.inference import OpenedModel, make_mask
 from cistron.trainer.totals import Progress
@@ -29,20 +31,26 @@ def ready(config: DecoderConfig, tokenizer: Tokenizer, dtype: torch.dtype = torc
     )
 
 
-def write_checkpoint(folder: Path, config: DecoderConfig, tokenizer: Tokenizer = BYTE) -> Path:
-    """A checkpoint of the same model."""
-    weights = random_decoder(config).state_dict()
+def write_checkpoint(folder: Path, config: DecoderConfig, tokenizer: Tokenizer = BYTE, **tables: Any) -> Path:
+    """A checkpoint of random weights, of a job with these tables of the TOML."""
+    tables = {"training": {"seq_len": 64}, "tokenizer": {"kind": tokenizer.kind}, **tables}
+    job = JobConfig.model_validate(tables)
+    weights = make_model(job, config).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in weights.items():
+        weight.normal_(1.0 if "norm" in name else 0.0, 0.2, generator=generator)
+    contract = {
+        "eos": tokenizer.eos_id,
+        "pad": tokenizer.pad_id,
+        "vocab": config.vocab_size,
+        "tokenizer": tokenizer.fingerprint,
+    }
     state = {
         "progress": asdict(Progress()),
         "data": None,
-        "contract": {
-            "eos": tokenizer.eos_id,
-            "pad": tokenizer.pad_id,
-            "vocab": config.vocab_size,
-            "tokenizer": tokenizer.fingerprint,
-        },
+        "contract": contract,
         "model": asdict(config),
-        "config": JobConfig.model_validate({"training": {"seq_len": 64}, "tokenizer": {"kind": tokenizer.kind}}).to_dict(),
+        "config": job.to_dict(),
         "versions": {},
     }
     write_whole(folder, {k: (v.dtype, tuple(v.shape)) for k, v in weights.items()}, weights.__getitem__, state)
