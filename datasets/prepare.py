@@ -32,6 +32,7 @@ from .pieces import Piece
 from .shard_writer import TEMPORARY, sync, write_atomically
 from .shards import Manifest, Record
 from .tokenizers import Tokenizer
+from .vocabularies import LetterTokenizer
 from .workers import Emit, Pool
 
 VERSION = 1
@@ -187,9 +188,10 @@ def group(pieces: Sequence[Piece], target: int) -> list[Task]:
 def _plan(corpus: Corpus, shard_bytes: int) -> dict[str, Any]:
     tokenizer = corpus.tokenizer
     ids = {"eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id, "vocab_size": tokenizer.vocab_size}
+    policy: dict[str, Any] = {"on_unknown": tokenizer.on_unknown} if isinstance(tokenizer, LetterTokenizer) else {}
     return {
         "version": VERSION,
-        "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, **ids},
+        "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, **ids, **policy},
         "settings": {"shard_bytes": shard_bytes, **corpus.settings()},
         "files": [list(file) for file in corpus.files],
     }

@@ -7,14 +7,16 @@ import numpy.typing as npt
 
 from .tokenizers import ByteTokenizer, HFTokenizer, Tokenizer
 from .twin import BYTE_OF
+from .vocabularies import LetterTokenizer
 
 
 def token_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.int64] | None:
     """Return the bytes that each id stands for, or None where ids do not stand for the bytes of a text.
 
-    They do for the byte tokenizer and for byte-level BPE (GPT-2, Llama 3, Qwen), in whose tokens each character is a byte:
-    there the sum over a document's ids is the length of its text in UTF-8 to the byte, normalised where the tokenizer does
-    so, wherever rows cut it. Other vocabularies add or drop spaces, or leave out what they do not know.
+    They do for the byte tokenizer, for letters (one that was mapped to `<unk>` is a byte too), and for byte-level BPE
+    (GPT-2, Llama 3, Qwen), in whose tokens each character is a byte: there the sum over a document's ids is the
+    length of its text in UTF-8 to the byte, normalised where the tokenizer does so, wherever rows cut it. Other vocabularies
+    add or drop spaces, or leave out what they do not know.
 
     Returns:
         int64 [vocab_size], 0 for the eos and for ids without a token.
@@ -22,6 +24,9 @@ def token_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.int64] | None:
     sizes = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     if isinstance(tokenizer, ByteTokenizer):
         sizes[:256] = 1
+    elif isinstance(tokenizer, LetterTokenizer):
+        for token, index in tokenizer.ids.items():
+            sizes[index] = len(token) == 1 or index == tokenizer.unk_id
     elif isinstance(tokenizer, HFTokenizer):
         content = json.loads(tokenizer._tokenizer.to_str())
         vocabulary = content["model"]["vocab"]

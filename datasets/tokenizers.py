@@ -1,7 +1,7 @@
 """Bytes to token ids. A tokenizer states its special ids and where they are written; none can come out of a document.
 
 `byte` follows Evo 2's CharLevelTokenizer: raw UTF-8 bytes, EOD = EOS = 0, PAD = 1, vocabulary 512. `hf` is any
-`tokenizer.json`, with the text of special tokens encoded as text.
+`tokenizer.json`, with the text of special tokens encoded as text. `protein` and `dna` are in `vocabularies.py`.
 """
 
 import hashlib
@@ -9,97 +9,21 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from .encoding import Encoded, Ids, TokenizeError, Tokenizer
 from .errors import DataConfigError
 from .twin import NoTwinError, Twin
+from .vocabularies import DnaTokenizer, LetterTokenizer, ProteinTokenizer
 
-Ids = npt.NDArray[np.integer[Any]]
+__all__ = ["ByteTokenizer", "Encoded", "HFTokenizer", "Ids", "TokenizeError", "Tokenizer", "build_tokenizer"]
 
-
-class TokenizeError(ValueError):
-    """A document cannot be encoded.
-
-    Attributes:
-        problem: What is wrong with it.
-        offset: Byte inside of the document at which it fails, None where unknown.
-        index: Its place in the batch; documents before it are sound.
-    """
-
-    def __init__(self, problem: str, offset: int | None, index: int) -> None:
-        self.problem = problem
-        self.offset = offset
-        self.index = index
-        super().__init__(problem, offset, index)
-
-
-class Encoded(NamedTuple):
-    """Documents as ids, one after another, each followed by its eos.
-
-    Attributes:
-        ids: 1-d integers of the tokenizer's dtype; may be read-only.
-        lengths: Of each document with its eos: 1 for a document without tokens.
-    """
-
-    ids: Ids
-    lengths: list[int]
-
-
-class Tokenizer(Protocol):
-    """What the data path and the eos contract need of a tokenizer.
-
-    Attributes:
-        kind: `byte` or `hf`.
-        dtype: Of the ids.
-        eos_id: Id that ends every document.
-        pad_id: Id that fills the end of a row.
-        bos_id: Id that `encode` opens every document with (`<cls>` of a protein model), None where there is none.
-        mask_id: Id that hides a token from a masked language model, None where there is none.
-        unk_id: Id of what the vocabulary lacks, None where nothing is lacking.
-        special_ids: Ids of no text, which a masked language model is never asked for.
-        residue_ids: Ids that it may be shown instead of another token: letters of the alphabet, or all that is text.
-        vocab_size: One more than the largest id.
-        where: Where these ids are written, for a human reader.
-        fingerprint: Changes whenever the encoding does.
-        streams: True where encoding a concatenation equals concatenating encodings, so that a document may be encoded
-            chunk by chunk.
-        hf_config: What the Hugging Face `config.json` beside the tokenizer states, None where there is none.
-    """
-
-    kind: str
-    dtype: npt.DTypeLike
-    eos_id: int
-    pad_id: int
-    bos_id: int | None
-    mask_id: int | None
-    unk_id: int | None
-    special_ids: frozenset[int]
-    residue_ids: tuple[int, ...]
-    vocab_size: int
-    where: str
-    fingerprint: str
-    streams: bool
-    hf_config: dict[str, Any] | None
-
-    def encode(self, data: bytes) -> Ids:
-        """Encode UTF-8 `data` to ids, 1-d, without an eos; see `encode_batch`."""
-        ...
-
-    def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
-        """Encode documents, UTF-8, and end each with an eos.
-
-        Raises:
-            TokenizeError: A document is not valid for this tokenizer, or an eos came out of it; it is the first such.
-        """
-        ...
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Decode ids to text, special ones included."""
-        ...
+LETTERS: dict[str, type[LetterTokenizer]] = {"protein": ProteinTokenizer, "dna": DnaTokenizer}
+KINDS = ("byte", *LETTERS, "hf")  # `cistron prepare` names all but the last without a path
 
 
 class ByteTokenizer:
@@ -146,15 +70,15 @@ class HFTokenizer:
     dtype: npt.DTypeLike = np.int32
     streams = False
     bos_id: int | None = None
-    mask_id: int | None = None
-    unk_id: int | None = None
 
-    def __init__(self, path: str, eos_token: str | None = None, pad_token: str | None = None) -> None:
+    def __init__(
+        self, path: str, eos_token: str | None = None, pad_token: str | None = None, mask_token: str | None = None
+    ) -> None:
         given = Path(path).expanduser()
         file = given / "tokenizer.json" if given.is_dir() else given
         if not file.is_file():
             raise DataConfigError(f"tokenizer.path: there is no tokenizer.json at {given}")
-        self._arguments = (path, eos_token, pad_token)
+        self._arguments = (path, eos_token, pad_token, mask_token)
         source = file.read_bytes()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(source.decode())
@@ -165,7 +89,8 @@ class HFTokenizer:
         self._tokenizer.no_padding()
         self.fingerprint = hashlib.sha256(source).hexdigest()
         # Ids may have gaps, so that the count of tokens can be less than the largest id + 1.
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        known = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        self.vocab_size = max(known) + 1
 
         settings_file = file.with_name("tokenizer_config.json")
         settings = _read_json(settings_file) if settings_file.is_file() else {}
@@ -178,15 +103,25 @@ class HFTokenizer:
         pad = pad_token or _token_text(settings.get("pad_token")) or eos
         self.eos_id = self._special_id("eos_token", eos, file)
         self.pad_id = self._special_id("pad_token", pad, file)
-        added = self._tokenizer.get_added_tokens_decoder().get(self.pad_id)
-        if self.pad_id != self.eos_id and not (added and added.special):
+        marked = {index for index, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        if self.pad_id not in marked | {self.eos_id}:
             raise DataConfigError(
                 f"tokenizer.pad_token: {pad!r} is not marked as special in {file}, so that a document's own token could be "
                 "taken for padding; name a special token, or the eos"
             )
-        specials = {id_ for id_, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
-        self.special_ids = frozenset(specials | {self.eos_id, self.pad_id})
-        self.residue_ids = tuple(id_ for id_ in range(self.vocab_size) if id_ not in self.special_ids)
+        mask, unknown = mask_token or _token_text(settings.get("mask_token")), _token_text(settings.get("unk_token"))
+        self.mask_id = None if mask is None else self._special_id("mask_token", mask, file)
+        if self.mask_id is not None and self.mask_id not in marked:
+            raise DataConfigError(
+                f"tokenizer.mask_token: {mask!r} is not marked as special in {file}, so that a document's own token could be "
+                "taken for a masked one; name a special token"
+            )
+        # GPT-2's kin name their eos here, which never stands for a lacking token: a document that has an eos is refused.
+        unk_id = None if unknown is None else self._tokenizer.token_to_id(unknown)
+        self.unk_id: int | None = None if unk_id == self.eos_id else unk_id
+        roles = (self.eos_id, self.pad_id, self.mask_id, self.unk_id)
+        self.special_ids = frozenset(marked).union(index for index in roles if index is not None)
+        self.residue_ids = tuple(sorted(set(known) - self.special_ids))
         self.where = str(file) if eos_token else f"{file} + {settings_file}"
         self._eos = eos
         self._twin: Twin | None = None
@@ -196,7 +131,7 @@ class HFTokenizer:
         if config_file.is_file():
             config = _read_json(config_file)
             stated: dict[str, Any] = {
-                key: config[key] for key in ("eos_token_id", "pad_token_id", "vocab_size") if key in config
+                key: config[key] for key in ("eos_token_id", "pad_token_id", "mask_token_id", "vocab_size") if key in config
             }
             for key, value in stated.items():
                 ids = value if key == "eos_token_id" and isinstance(value, list) else [value]
@@ -286,32 +221,44 @@ class HFTokenizer:
 
 
 def build_tokenizer(
-    kind: str, path: str | None = None, eos_token: str | None = None, pad_token: str | None = None
+    kind: str,
+    path: str | None = None,
+    eos_token: str | None = None,
+    pad_token: str | None = None,
+    mask_token: str | None = None,
+    on_unknown: str | None = None,
 ) -> Tokenizer:
     """Make the tokenizer that a config names.
 
     Args:
-        kind: `byte` or `hf`.
+        kind: `byte`, `protein`, `dna` or `hf`.
         path: For `hf`: a `tokenizer.json` or the folder that holds one.
         eos_token: For `hf`: text of the eos token, else `tokenizer_config.json` says.
         pad_token: For `hf`: text of the pad token, else `tokenizer_config.json` says, else the eos.
+        mask_token: For `hf`: text of the mask token, else `tokenizer_config.json` says, else there is none.
+        on_unknown: For `protein` and `dna`: `error` (the default) or `map`.
 
     Raises:
         DataConfigError: A key is missing or wrong; the message names it.
     """
+    if kind not in KINDS:
+        raise DataConfigError(f"tokenizer.kind: {kind!r} is not one of {', '.join(map(repr, KINDS))}")
+    letters = LETTERS.get(kind)
+    of_hf = {"path": path, "eos_token": eos_token, "pad_token": pad_token, "mask_token": mask_token}
+    foreign = {**({} if kind == "hf" else of_hf), **({} if letters else {"on_unknown": on_unknown})}
+    for key, value in foreign.items():
+        if value is not None:
+            raise DataConfigError(f"tokenizer.{key}: {value!r} means nothing to the {kind} tokenizer; remove it")
+    if letters:
+        return letters(on_unknown or "error")
     if kind == "byte":
-        for key, value in (("path", path), ("eos_token", eos_token), ("pad_token", pad_token)):
-            if value is not None:
-                raise DataConfigError(f"tokenizer.{key}: {value!r} means nothing to the byte tokenizer; remove it")
         return ByteTokenizer()
-    if kind == "hf":
-        if path is None:
-            raise DataConfigError("tokenizer.path is not set; kind 'hf' needs a tokenizer.json or the folder that holds it")
-        return HFTokenizer(path, eos_token, pad_token)
-    raise DataConfigError(f"tokenizer.kind: {kind!r} is not one of 'byte', 'hf'")
+    if path is None:
+        raise DataConfigError("tokenizer.path is not set; kind 'hf' needs a tokenizer.json or the folder that holds it")
+    return HFTokenizer(path, eos_token, pad_token, mask_token)
 
 
-def _open(arguments: tuple[str, str | None, str | None], proven: bool) -> HFTokenizer:
+def _open(arguments: tuple[str, str | None, str | None, str | None], proven: bool) -> HFTokenizer:
     tokenizer = HFTokenizer(*arguments)
     if proven:
         tokenizer._twin = Twin(tokenizer._tokenizer, tokenizer.eos_id)

@@ -1,7 +1,7 @@
 """`cistron prepare`: raw files, or token files of others, to token shards. Restartable, and the same bytes on any machine.
 
 cistron prepare --config job.toml --output DIR
-cistron prepare --format jsonl --field text --tokenizer PATH|byte 'data/*.jsonl.zst' --output DIR
+cistron prepare --format jsonl --field text --tokenizer PATH|byte|protein|dna 'data/*.jsonl.zst' --output DIR
 cistron prepare --import megatron --tokenizer PATH PREFIX --output DIR
 cistron prepare --verify DIR
 """
@@ -25,7 +25,8 @@ from ..datasets.readers import build_reader
 from ..datasets.shards import open_shards, verify_shard
 from ..datasets.statistics import length_statistics, shard_lengths
 from ..datasets.token_files import DumpReader, ListReader, MegatronReader
-from ..datasets.tokenizers import HFTokenizer, Tokenizer, build_tokenizer
+from ..datasets.tokenizers import KINDS, HFTokenizer, Tokenizer, build_tokenizer
+from ..datasets.vocabularies import POLICIES
 from ..datasets.workers import Emit, Pool
 from ..trainer.config import ConfigError, load_config
 from .progress import make_monitor
@@ -71,9 +72,10 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--source", action="append", default=[], metavar="NAME", help="only this source of it; may be repeated")
     what.add_argument("--format", choices=FORMATS, help="of the files at PATHS")
     what.add_argument("--field", default="text", help="jsonl, parquet: what holds the document (default: text)")
-    what.add_argument("--tokenizer", help="a tokenizer.json, the folder that holds one, or byte")
+    what.add_argument("--tokenizer", help="a tokenizer.json, the folder that holds one, byte, protein or dna")
     what.add_argument("--eos-token", help="the token that ends a document (default: as tokenizer_config.json says)")
     what.add_argument("--pad-token", help="the padding token (default: as tokenizer_config.json says)")
+    what.add_argument("--on-unknown", choices=POLICIES, help="protein, dna: letters that are none (default: error)")
 
     what.add_argument("--cache-dir", help="folder for copies of remote files; --import needs it for them")
     what.add_argument("--cache-gb", type=float, default=50.0, help="10^9 bytes that they may take together (default: 50)")
@@ -143,8 +145,8 @@ def works_of(options: argparse.Namespace) -> list[Work]:
         raise ConfigError("--source names a source of --config, which is not set")
     if not options.paths:
         raise ConfigError("no files are named; give paths or globs, or a job's TOML by --config")
-    kind, path = ("byte", None) if options.tokenizer == "byte" else ("hf", options.tokenizer)
-    tokenizer = build_tokenizer(kind, path, options.eos_token, options.pad_token)
+    kind, path = (options.tokenizer, None) if options.tokenizer in KINDS[:-1] else ("hf", options.tokenizer)
+    tokenizer = build_tokenizer(kind, path, options.eos_token, options.pad_token, on_unknown=options.on_unknown)
     storage = Storage(cache_dir=options.cache_dir, cache_gb=options.cache_gb)
     if options.kind:
         return [Work(options.output.name, token_corpus(options, tokenizer, storage), options.output)]
@@ -154,7 +156,7 @@ def works_of(options: argparse.Namespace) -> list[Work]:
 
 def config_works(options: argparse.Namespace) -> list[Work]:
     """The sources of a job's TOML, each with a folder of its own."""
-    for name in ("paths", "format", "tokenizer", "eos_token", "pad_token", "cache_dir", "kind"):
+    for name in ("paths", "format", "tokenizer", "eos_token", "pad_token", "on_unknown", "cache_dir", "kind"):
         if getattr(options, name):
             flag = {"paths": "PATHS", "kind": "--import"}.get(name, f"--{name.replace('_', '-')}")
             raise ConfigError(f"{flag} and --config exclude each other: the TOML says what to read")
@@ -172,8 +174,7 @@ def config_works(options: argparse.Namespace) -> list[Work]:
     if options.seq_len is None:
         options.seq_len = config.training.seq_len
     storage = Storage(cache_dir=d.cache_dir, cache_gb=d.cache_gb, retries=d.retries)
-    t = config.tokenizer
-    tokenizer = build_tokenizer(t.kind, t.path, t.eos_token, t.pad_token)
+    tokenizer = build_tokenizer(**config.tokenizer.model_dump())
     works = []
     for name in options.source or sources:
         source = sources[name]

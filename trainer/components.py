@@ -29,7 +29,7 @@ def make_tokenizer(config: JobConfig) -> Tokenizer:
 
 def open_tokenizer(table: TokenizerTable) -> Tokenizer:
     """The tokenizer that a table describes. Raises DataConfigError where there is none."""
-    return build_tokenizer(table.kind, path=table.path, eos_token=table.eos_token, pad_token=table.pad_token)
+    return build_tokenizer(**table.model_dump())
 
 
 def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfig:

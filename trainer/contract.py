@@ -7,6 +7,7 @@ the first real rows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from ..datasets.tokenizers import Tokenizer
 from ..models.masks import DocumentMask
 from .config import JobConfig
 
+OTHERS = ("bos", "mask", "unk")
+ROLES = ("eos", "pad", *OTHERS)
+
 
 class EosMismatchError(ValueError):
     """Two parties disagree about where documents end; the message is a table of who says what, and where it is written."""
@@ -28,6 +32,7 @@ class EosMismatchError(ValueError):
 class Statement:
     """What one party says about special ids. None: it does not say. `eos` holds every id that the party accepts as an end.
 
+    `bos` opens every document, `mask` hides tokens of the masked objective, `unk` stands for what the vocabulary lacks.
     `tokenizer` is the fingerprint of the tokenizer that the party is, or whose ids it holds.
     """
 
@@ -37,6 +42,9 @@ class Statement:
     pad: int | None = None
     vocab: int | None = None
     tokenizer: str | None = None
+    bos: int | None = None
+    mask: int | None = None
+    unk: int | None = None
 
 
 def gather_statements(
@@ -67,6 +75,7 @@ def gather_statements(
                 eos=None if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
                 pad=stated.get("pad_token_id"),
                 vocab=stated.get("vocab_size"),
+                mask=stated.get("mask_token_id"),
             )
         )
     for source in sources:
@@ -85,7 +94,13 @@ def tokenizer_statement(tokenizer: Tokenizer) -> Statement:
         pad=tokenizer.pad_id,
         vocab=tokenizer.vocab_size,
         tokenizer=tokenizer.fingerprint,
+        **other_roles(tokenizer),
     )
+
+
+def other_roles(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The tokenizer's `OTHERS`, as a checkpoint keeps them in its contract."""
+    return {role: getattr(tokenizer, f"{role}_id") for role in OTHERS}
 
 
 def checkpoint_statement(contract: dict[str, Any], where: str) -> Statement:
@@ -97,6 +112,7 @@ def checkpoint_statement(contract: dict[str, Any], where: str) -> Statement:
         pad=contract["pad"],
         vocab=contract["vocab"],
         tokenizer=contract["tokenizer"],
+        **{role: contract.get(role) for role in OTHERS},  # which a checkpoint may have been saved without
     )
 
 
@@ -112,8 +128,10 @@ def shard_statements(source: Source) -> list[Statement]:
             pad=m.pad_id,
             vocab=m.vocab_size,
             tokenizer=m.tokenizer.fingerprint,
+            bos=m.bos_id,
+            mask=m.mask_id,
         )
-        said.setdefault((m.eos_id, m.pad_id, m.vocab_size, m.tokenizer.fingerprint), statement)
+        said.setdefault((m.eos_id, m.pad_id, m.vocab_size, m.tokenizer.fingerprint, m.bos_id, m.mask_id), statement)
     return list(said.values())
 
 
@@ -121,12 +139,12 @@ def check_statements(statements: Sequence[Statement]) -> None:
     """Compare what the parties say.
 
     Raises:
-        EosMismatchError: with the whole table, when two parties disagree on eos or pad, when an id lies outside the
-            embedding, when the tokenizer or the checkpoint needs more (another number of) ids than the embedding has, or when
+        EosMismatchError: with the whole table, when two parties disagree on a role, when one gives two roles to an id (the
+            pad may be the eos, as labels go by position; no others may), when an id lies outside the embedding, when the tokenizer or the checkpoint needs more (another number of) ids than the embedding has, or when
             token shards hold the ids of another tokenizer.
     """
     complaints: list[str] = []
-    for role in ("eos", "pad"):
+    for role in ROLES:
         said = [(s.party, ids(getattr(s, role))) for s in statements if getattr(s, role) is not None]
         for index, (party, values) in enumerate(said):
             complaints += [
@@ -134,6 +152,12 @@ def check_statements(statements: Sequence[Statement]) -> None:
                 for other, others in said[index + 1 :]
                 if not values & others
             ]
+    for s in statements:
+        complaints += [
+            f"{s.party}'s {role} and {other} are both {show(both)}: a model cannot tell them apart; give each an id of its own"
+            for role, other in combinations(ROLES, 2)
+            if (role, other) != ("eos", "pad") and (both := ids(getattr(s, role)) & ids(getattr(s, other)))
+        ]
     made = [s for s in statements if s.tokenizer is not None]
     complaints += [
         f"{s.party}: the ids are of a tokenizer with fingerprint {s.tokenizer}, that of [tokenizer] is {made[0].tokenizer}: "
@@ -146,7 +170,7 @@ def check_statements(statements: Sequence[Statement]) -> None:
     for s in statements:
         complaints += [
             f"{s.party}'s {role} {id_} is outside the embedding, which has {rows} rows"
-            for role in ("eos", "pad")
+            for role in ROLES
             for id_ in sorted(ids(getattr(s, role)))
             if not 0 <= id_ < rows
         ]
@@ -191,9 +215,10 @@ def show(values: set[int]) -> str:
 
 
 def table(statements: Sequence[Statement]) -> str:
-    """The statements as aligned text: party | where it is written | eos | pad | vocab; `-` where a party does not say."""
-    rows = [("party", "where it is written", "eos", "pad", "vocab")]
+    """The statements as aligned text: party | where | eos | pad | vocab | others; `-` where a party does not say."""
+    rows = [("party", "where it is written", "eos", "pad", "vocab", "others")]
     for s in statements:
-        rows.append((s.party, s.where, show(ids(s.eos)) or "-", show(ids(s.pad)) or "-", show(ids(s.vocab)) or "-"))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        others = ", ".join(f"{role} {getattr(s, role)}" for role in OTHERS if getattr(s, role) is not None)
+        rows.append((s.party, s.where, *(show(ids(value)) or "-" for value in (s.eos, s.pad, s.vocab)), others or "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

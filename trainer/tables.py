@@ -80,14 +80,18 @@ class Model(Table):
 class TokenizerTable(Table):
     """From text or bytes to ids."""
 
-    kind: Literal["byte", "hf"] = "byte"
-    """byte: raw UTF-8 bytes, eos 0, pad 1, vocabulary 512. hf: any Hugging Face tokenizer.json."""
+    kind: Literal["byte", "protein", "dna", "hf"] = "byte"
+    """byte: raw UTF-8 bytes, vocabulary 512. protein: ESM's 33 tokens. dna: 20 IUPAC codes. hf: any tokenizer.json."""
     path: str | None = None
     """hf: the tokenizer.json or the folder that holds it."""
     eos_token: str | None = None
     """hf: the token that ends a document; unset: tokenizer_config.json's."""
     pad_token: str | None = None
     """hf: the padding token; unset: tokenizer_config.json's, else the eos (safe: labels go by position)."""
+    mask_token: str | None = None
+    """hf: the token that hides another from training.objective mlm; unset: tokenizer_config.json's."""
+    on_unknown: Literal["error", "map"] | None = None
+    """protein, dna: error (unset): refuse letters of no vocabulary; map: k to K, U to T, else <unk>, and count them."""
 
 
 class Files(Table):

@@ -25,7 +25,7 @@ from .compilation import compile_for_all_widths
 from .components import attention_of, make_mask, verify
 from .config import ConfigError, JobConfig, load_config
 from .context import spread_rows, whole_rows
-from .contract import check_rows
+from .contract import check_rows, other_roles
 from .data import Feed, open_feed
 from .distributed import World, join, limit_collectives
 from .failures import USER_ERRORS, run_command
@@ -327,6 +327,7 @@ class Trainer:
                 "pad": self.mask.pad_id,
                 "vocab": self.decoder_config.vocab_size,
                 "tokenizer": self.tokenizer.fingerprint,
+                **other_roles(self.tokenizer),
             },
             "model": asdict(self.decoder_config),
             "config": self.config.to_dict(),

@@ -62,7 +62,7 @@ def test_a_batch_is_its_documents_each_with_its_eos(folder: Path, kind: str, tex
     assert tokenizer.kind == kind
     documents = [text.encode() for text in texts]
     alone = [[*tokenizer.encode(document).tolist(), tokenizer.eos_id] for document in documents]
-    ids, lengths = tokenizer.encode_batch(documents)
+    ids, lengths, _ = tokenizer.encode_batch(documents)
     assert ids.dtype == tokenizer.dtype
     assert ids.tolist() == [one for document in alone for one in document]
     assert lengths == [len(document) for document in alone]

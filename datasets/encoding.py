@@ -1,0 +1,92 @@
+"""What a tokenizer is to the data path: bytes to ids, its special ids, and how it says that a document cannot be encoded."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.integer[Any]]
+
+
+class TokenizeError(ValueError):
+    """A document cannot be encoded.
+
+    Attributes:
+        problem: What is wrong with it.
+        offset: Byte inside of the document at which it fails, None where unknown.
+        index: Its place in the batch; documents before it are sound.
+    """
+
+    def __init__(self, problem: str, offset: int | None, index: int) -> None:
+        self.problem = problem
+        self.offset = offset
+        self.index = index
+        super().__init__(problem, offset, index)
+
+
+class Encoded(NamedTuple):
+    """Documents as ids, one after another, each followed by its eos.
+
+    Attributes:
+        ids: 1-d integers of the tokenizer's dtype; may be read-only.
+        lengths: Of each document with its eos: 1 for a document without tokens.
+        mapped: Letters of each document that `on_unknown = "map"` replaced; None where there are none in any.
+    """
+
+    ids: Ids
+    lengths: list[int]
+    mapped: list[int] | None = None
+
+
+class Tokenizer(Protocol):
+    """What the data path and the eos contract need of a tokenizer.
+
+    Attributes:
+        kind: As in `[tokenizer]`.
+        dtype: Of the ids.
+        eos_id: Id that ends every document.
+        pad_id: Id that fills the end of a row.
+        bos_id: Id that `encode` opens every document with (`<cls>` of a protein model), None where there is none.
+        mask_id: Id that hides a token from a masked language model, None where there is none.
+        unk_id: Id of what the vocabulary lacks, None where nothing is lacking or a document that lacks it is refused.
+        special_ids: Ids that stand for no part of a text: none is ever masked.
+        residue_ids: Ids that a masked language model may put in the place of a token; empty without a mask.
+        vocab_size: One more than the largest id.
+        where: Where these ids are written, for a human reader.
+        fingerprint: Changes whenever the encoding does.
+        streams: True where encoding a concatenation equals concatenating encodings, so that a document may be encoded
+            chunk by chunk.
+        hf_config: What the Hugging Face `config.json` beside the tokenizer states, None where there is none.
+    """
+
+    kind: str
+    dtype: npt.DTypeLike
+    eos_id: int
+    pad_id: int
+    bos_id: int | None
+    mask_id: int | None
+    unk_id: int | None
+    special_ids: frozenset[int]
+    residue_ids: tuple[int, ...]
+    vocab_size: int
+    where: str
+    fingerprint: str
+    streams: bool
+    hf_config: dict[str, Any] | None
+
+    def encode(self, data: bytes) -> Ids:
+        """Encode UTF-8 `data` to ids, 1-d, without an eos; see `encode_batch`."""
+        ...
+
+    def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
+        """Encode documents, UTF-8, and end each with an eos.
+
+        Raises:
+            TokenizeError: A document is not valid for this tokenizer, or an eos came out of it; it is the first such.
+        """
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode ids to text, special ones included."""
+        ...
