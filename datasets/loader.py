@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .documents import DocumentConfig
 from .errors import DataConfigError
 from .files import Storage, fingerprint
 from .objectives import NextToken, Objective
@@ -70,6 +71,7 @@ class DataConfig:
         packing: `best_fit` or `concat`, where `layout` is `packed`.
         layout: `packed`, or `padded`: a document, or a fragment of a long one, per row.
         objective: What rows ask for.
+        documents: What is done with documents before they are packed.
         seq_len: Tokens per row.
         seed: Of all random choices.
         stages: Weights that replace the sources' own from some row on, ascending.
@@ -86,6 +88,7 @@ class DataConfig:
     seed: int
     layout: str = "packed"
     objective: Objective = field(default_factory=NextToken)
+    documents: DocumentConfig = field(default_factory=DocumentConfig)
     stages: tuple[Stage, ...] = ()
     num_workers: int = 0
     on_bad_record: str = "error"
@@ -176,17 +179,23 @@ class Loader:
             if value not in known:
                 raise DataConfigError(f"data.{key}: {value!r} is not one of {', '.join(map(repr, known))}")
         policy = "padded" if config.layout == "padded" else config.packing
-        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, policy, config.objective)
+        documents = config.documents
+        documents.check(tokenizer, policy, config.seq_len)
+        ids = tokenizer.eos_id, tokenizer.pad_id
+        self.packer = Packer(config.seq_len, *ids, policy, config.objective, documents.window_overlap)
         self._config = config
         self._batch_size = batch_size
         self._degree = dp_degree
         stages = _stages(config)
-        self.sources = [find_source(source, config.lanes, config.seq_len, config.storage) for source in config.sources]
+        self.sources = [
+            find_source(source, config.lanes, config.seq_len, config.storage, documents) for source in config.sources
+        ]
 
         identity = {
             "lanes": config.lanes,
             "packing": policy,
             "objective": config.objective.identity(),
+            **documents.identity(),
             "seq_len": config.seq_len,
             "seed": config.seed,
             "tokenizer": tokenizer.fingerprint,

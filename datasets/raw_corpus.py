@@ -62,6 +62,7 @@ class RawCorpus:
         deduplicate: Leave out documents that are equal to one before, byte by byte.
         seed: Of the hashes.
         skip_bad: Leave out bad records and count them, instead of raising.
+        letters: How letters are weighed, and their case.
     """
 
     files: Sequence[DataFile]
@@ -73,12 +74,12 @@ class RawCorpus:
     deduplicate: bool
     seed: int
     skip_bad: bool
+    letters: Letters = field(default_factory=Letters)
 
     def settings(self) -> dict[str, Any]:
         """See `prepare.Corpus`."""
-        return {
-            name: getattr(self, name) for name in ("format", "field", "validation_share", "deduplicate", "seed", "skip_bad")
-        }
+        names = ("format", "field", "validation_share", "deduplicate", "seed", "skip_bad")
+        return {**{name: getattr(self, name) for name in names}, "letters": asdict(self.letters)}
 
     def split(self, target: int) -> list[Piece]:
         """Cut the files at record starts where their format allows."""

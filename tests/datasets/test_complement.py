@@ -1,10 +1,9 @@
 """The other strand."""
 
 import pytest
+from cistron.datasets.complement import reverse_complement
 from hypothesis import given
 from hypothesis import strategies as st
-
-from cistron.datasets.complement import reverse_complement
 
 # What each code stands for (IUPAC), as sets of bases.
 BASES = {

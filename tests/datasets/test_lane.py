@@ -95,6 +95,7 @@ class Plain:
     dtype: npt.DTypeLike = np.int32
     eos_id = EOS
     pad_id = PAD
+    bos_id = None
     vocab_size = 10**6
     where = "test"
     fingerprint = "plain"
