@@ -47,8 +47,8 @@ class DocumentConfig:
             )
         if self.long_documents == "window" and not 0 < self.window_overlap < seq_len:
             raise DataConfigError(
-                f"data.window_overlap = {self.window_overlap}: a window of training.seq_len = {seq_len} tokens shares from 1 to "
-                f"{seq_len - 1} of them with the one before"
+                f"data.window_overlap = {self.window_overlap}: a window of training.seq_len = {seq_len} tokens shares from "
+                f"1 to {seq_len - 1} of them with the one before"
             )
         if self.long_documents != "window" and self.window_overlap:
             raise DataConfigError(

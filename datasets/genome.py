@@ -71,6 +71,9 @@ class Letters:
                 raise DataConfigError("data.uppercase = true: the dna tokenizer has one id for both cases; leave it out")
 
 
+PLAIN = Letters()
+
+
 class Weighed(NamedTuple):
     """Documents with the weights of their tokens.
 

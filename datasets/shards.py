@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import DataConfigError, DataError
 from .files import DataFile, Storage
-from .genome import Letters
+from .genome import PLAIN, Letters
 from .patterns import is_remote
 
 VERSION = 1
@@ -104,7 +104,7 @@ class Manifest(Record):
     weights: bool
     checksums: dict[str, str]
     sources: tuple[SourceRecord, ...]
-    letters: Letters = Letters()
+    letters: Letters = PLAIN
 
     def sizes(self) -> dict[str, int]:
         """Bytes that each file must have, by its ending."""

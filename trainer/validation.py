@@ -29,9 +29,9 @@ from .totals import shares
 class Validation:
     """Measures a model on documents that it is not trained on.
 
-    A rank's own sums are `sums`, float64 [sources + places, 3]: nats times weight, what that is divided by (`totals.shares`), and
-    nats, over the targets of a source or, below, of a place in the document. A target of weight 0 is none. Place 0 is predicted from position 0, which sees one token, place n from
-    positions 2^(n-1) to 2^n - 1.
+    A rank's own sums are `sums`, float64 [sources + places, 3]: nats times weight, what that is divided by (`totals.shares`),
+    and nats, over the targets of a source or, below, of a place in the document; a target of weight 0 is none. Place 0 is
+    predicted from position 0, which sees one token, place n from positions 2^(n-1) to 2^n - 1.
 
     Args:
         config: of the job.
