@@ -188,7 +188,8 @@ class RawDocuments:
         """
         tokens = True  # whether the document that a group continues has had any
         abandoned = False  # whether it turned out bad
-        for documents, offsets, first, last, error, bad_offset, stated in groups:
+        for group in groups:
+            documents, offsets, first, last, error, bad_offset, stated = group
             begin = 0
             if abandoned and not first and documents:
                 begin, abandoned = 1, len(documents) == 1 and not last
@@ -213,9 +214,12 @@ class RawDocuments:
                     tokens = True
                     end += 1
                 begin = end
-            if error is not None:
+            if error is not None and not (group.breaks_off and abandoned):
                 self._pass_over(partial(located, self.reader, error, bad_offset))
-                yield self._bad(place, bad_offset, True, False, stated is not None)
+                ended = group.breaks_off and tokens
+                yield self._bad(place, bad_offset, not group.breaks_off, ended, stated is not None)
+            if error is not None:
+                abandoned, tokens = False, True
 
     def _treated(self, arrived: "Arrived", epoch: int) -> tuple[Weighed, TokenizeError | None]:
         """Encode documents up to the first bad one, and treat them as asked for."""
@@ -317,6 +321,8 @@ def _whole_documents(groups: Iterator[Records]) -> Iterator[Records]:
             if len(documents) == 1 and not group.last:
                 continue
             documents[0], offsets[0], first, parts = b"".join(parts), begun, opened, []
+        if group.breaks_off and parts:
+            group, first, parts = group._replace(bad_offset=begun), opened, []
         if documents and not group.last:
             opened = bool(documents[1:]) or first
             parts, begun = [documents.pop()], offsets.pop()

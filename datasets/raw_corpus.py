@@ -109,6 +109,8 @@ class RawCorpus:
                         file.writelines(digester(stretch))
                     if records.error is not None and not self.skip_bad:
                         raise located(self.reader, records.error, records.bad_offset)
+                    if records.breaks_off:  # it has a place among the documents, and is equal to no other
+                        file.write(xxhash.xxh3_128_digest(f"{piece.path}:{records.bad_offset}".encode(), self.seed))
                     progress.at(records)
                 progress.finish()
         sync(temporary(path))
@@ -116,7 +118,9 @@ class RawCorpus:
 
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> Result:
         """See `prepare.Corpus`."""
-        marked = None if marks is None else np.memmap(marks, dtype=np.bool_, mode="r")[task.documents_before :]
+        marked = None
+        if marks is not None and marks.stat().st_size:  # there is nothing to map where no record was sound
+            marked = np.memmap(marks, dtype=np.bool_, mode="r")[task.documents_before :]
         return _Conversion(self, task, folder, marked, emit).run()
 
 
@@ -229,8 +233,10 @@ class _Conversion:
                     self._take_part(stretch)
                 else:
                     self._join(stretch)
-            if records.error is not None:
+            if records.error is not None and not (records.breaks_off and self._out):
                 self._bad(partial(located, self._corpus.reader, records.error, records.bad_offset))
+            if records.breaks_off:
+                self._break_off()
             progress.at(records)
         progress.finish()
         size = self._sizes[piece.path]
@@ -317,6 +323,14 @@ class _Conversion:
             self._train.move(self._validation)
         else:
             self._train.close()
+
+    def _break_off(self) -> None:
+        """The open document turned out bad, whatever of it was read."""
+        self._records += 1
+        self._whole = []
+        if not self._out:
+            self._train.take_back()
+        self._out = False
 
     def _set_aside(self, digests: list[bytes]) -> Mask:
         """Tell which documents go to validation: their hash, as a fraction, lies below the share."""
