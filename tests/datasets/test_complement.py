@@ -62,11 +62,10 @@ def source(path: str, lanes: int, config: DocumentConfig = TURNING) -> Source:
 def read(path: str, lanes: int, epoch: int = 0) -> list[str]:
     """The documents of an epoch, of all lanes."""
     found = []
+    packer = Packer(64, 0, 1, "best_fit")
     for lane in range(lanes):
-        packer = Packer(64, 0, 1, "best_fit")
-        for built in (
-            source(path, lanes).documents(lane, ByteTokenizer(), packer, (0, 0), False).blocks(epoch, Address(0, -1, 1, 0))
-        ):
+        documents = source(path, lanes).documents(lane, ByteTokenizer(), packer, (0, 0), False)
+        for built in documents.blocks(epoch, Address(0, -1, 1, 0)):
             found += bytes(built.block.arrays[0]).decode().split("\0")[:-1]
     return found
 
@@ -94,7 +93,7 @@ def test_the_share_of_turned_documents_is_the_one_asked_for() -> None:
 
 @pytest.mark.parametrize("long", ["split", "window", "truncate"])
 def test_a_lane_of_turned_documents_resumes_to_the_bit(tmp_path: Path, long: str) -> None:
-    path = write_fasta(tmp_path / "genome.fasta", SEQUENCES[:60] + ["ACGTTn" * 200])
+    path = write_fasta(tmp_path / "genome.fasta", [*SEQUENCES[:60], "ACGTTn" * 200])
     overlap = 9 if long == "window" else 0
     letters = Letters(lowercase_weight=0.5)
     config = replace(TURNING, letters=letters, long_documents=long, window_overlap=overlap)
@@ -107,17 +106,14 @@ def test_a_lane_of_turned_documents_resumes_to_the_bit(tmp_path: Path, long: str
     with patch.object(blocks, "block_tokens", lambda seq_len: 5 * seq_len):
         straight = list(islice(rows(LaneState()), 90))
         for stop in range(0, 80, 3):
-            for (row, state), (again, again_state) in zip(
-                straight[stop + 1 :], islice(rows(straight[stop][1]), 6), strict=False
-            ):
+            resumed = islice(rows(straight[stop][1]), 6)
+            for (row, state), (again, again_state) in zip(straight[stop + 1 :], resumed, strict=False):
                 assert state == again_state
                 assert row.following == again.following
                 assert np.array_equal(np.concatenate(row.parts), np.concatenate(again.parts))
                 assert row.weights is not None
                 assert np.array_equal(row.weights, np.asarray(again.weights))
-                ids = np.concatenate(
-                    [*row.parts, np.array([row.following] if row.following is not None else [], dtype=np.uint8)]
-                )
+                ids = np.concatenate([*row.parts, np.array([row.following or 0], dtype=np.uint8)])[: len(row.weights)]
                 assert set(row.weights[ids >= ord("a")]) <= {0.0, 0.5}, "weights are turned with their letters"
                 assert overlap or (row.weights[(ids < ord("a"))] == 1.0).all()
 

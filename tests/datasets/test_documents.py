@@ -1,6 +1,7 @@
 """What is asked for documents: refused where it fits nothing, and a part of the identity of the data."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cistron.datasets.documents import DocumentConfig
@@ -13,24 +14,24 @@ from cistron.tests.datasets.corpus import byte_loader, config, take, text_source
 
 
 @pytest.mark.parametrize(
-    ("documents", "policy", "kind", "message"),
+    ("asked", "policy", "kind", "message"),
     [
-        (DocumentConfig(reverse_complement=0.5), "best_fit", "protein", r"data\.reverse_complement = 0\.5: the protein tokenizer"),
-        (DocumentConfig(reverse_complement=1.5), "best_fit", "byte", r"data\.reverse_complement = 1\.5: is a probability"),
+        ({"reverse_complement": 0.5}, "best_fit", "protein", r"data\.reverse_complement = 0\.5: the protein tokenizer has no ids"),
+        ({"reverse_complement": 1.5}, "best_fit", "byte", r"data\.reverse_complement = 1\.5: is a probability"),
         (
-            DocumentConfig(reverse_complement=0.5, letters=Letters(exclude_tags=True)), "best_fit", "byte",
+            {"reverse_complement": 0.5, "letters": Letters(exclude_tags=True)}, "best_fit", "byte",
             r"data\.reverse_complement = 0\.5: tags \(data\.exclude_tags\) have no other strand",
         ),
-        (DocumentConfig(long_documents="cut"), "best_fit", "byte", r"data\.long_documents = 'cut': is not one of 'split'"),
-        (DocumentConfig(long_documents="truncate"), "concat", "byte", r'long_documents = "truncate": data\.packing = "concat" cuts'),
-        (DocumentConfig(long_documents="window"), "best_fit", "byte", r"data\.window_overlap = 0: .*shares from 1 to 31"),
-        (DocumentConfig(long_documents="window", window_overlap=32), "best_fit", "byte", r"data\.window_overlap = 32: .*from 1 to 31"),
-        (DocumentConfig(window_overlap=3), "best_fit", "byte", r'data\.window_overlap = 3: is read with .* "window" alone'),
+        ({"long_documents": "cut"}, "best_fit", "byte", r"data\.long_documents = 'cut': is not one of 'split'"),
+        ({"long_documents": "truncate"}, "concat", "byte", r'long_documents = "truncate": data\.packing = "concat" cuts'),
+        ({"long_documents": "window"}, "best_fit", "byte", r"data\.window_overlap = 0: .*shares from 1 to 31"),
+        ({"long_documents": "window", "window_overlap": 32}, "best_fit", "byte", r"window_overlap = 32: .*from 1 to 31"),
+        ({"window_overlap": 3}, "best_fit", "byte", r'data\.window_overlap = 3: is read with .* "window" alone'),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_by_its_key(documents: DocumentConfig, policy: str, kind: str, message: str) -> None:
+def test_what_does_not_fit_is_refused_by_its_key(asked: dict[str, Any], policy: str, kind: str, message: str) -> None:
     with pytest.raises(DataConfigError, match=message):
-        documents.check(build_tokenizer(kind), policy, 32)
+        DocumentConfig(**asked).check(build_tokenizer(kind), policy, 32)
 
 
 def test_a_resume_under_other_settings_is_refused_by_key(tmp_path: Path) -> None:
@@ -41,11 +42,8 @@ def test_a_resume_under_other_settings_is_refused_by_key(tmp_path: Path) -> None
     changed = DocumentConfig(letters=Letters(lowercase_weight=0.1), long_documents="window", window_overlap=3)
     with pytest.raises(DataOrderError) as refusal, byte_loader(config(source, documents=changed), state=state):
         pass
-    for key, before, now in (
-        ("lowercase_weight", 1.0, 0.1),
-        ("long_documents", "'split'", "'window'"),
-        ("window_overlap", 0, 3),
-    ):
+    differences = (("lowercase_weight", 1.0, 0.1), ("long_documents", "'split'", "'window'"), ("window_overlap", 0, 3))
+    for key, before, now in differences:
         assert f"data.{key}: checkpoint {before}, now {now}" in str(refusal.value)
     assert "reverse_complement" not in str(refusal.value)
 

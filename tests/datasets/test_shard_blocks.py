@@ -205,9 +205,7 @@ def test_units_of_long_documents_are_windows_too(genome: Path, overlap: int, sha
     documents, turned = _documents(genome / "plain"), _turned(corpus)
     assert len(turned) == 300
     assert 0 < sum(turned) < 300 or not share
-    read = [
-        _other(document) if other else document for document, other in zip(_documents(genome / "plain"), turned, strict=True)
-    ]
+    read = [_other(document) if other else document for document, other in zip(documents, turned, strict=True)]
     assert found == sorted(part for document in read for part in windows(document, 32, overlap, shift=1))
 
 
@@ -223,9 +221,7 @@ def test_strands_do_not_depend_on_lanes_and_weights_are_turned_with_them(genome:
     corpus = _corpus(genome / "weighted", lanes=lanes, reverse_complement=0.5)
     rows = [row for row, _ in _all_rows(corpus)]
     documents, turned = _documents(genome / "plain"), _turned(corpus)
-    read = [
-        _other(document) if other else document for document, other in zip(_documents(genome / "plain"), turned, strict=True)
-    ]
+    read = [_other(document) if other else document for document, other in zip(documents, turned, strict=True)]
     cut = [document[start : start + 32] for document in read for start in range(0, len(document), 32)]
     assert sorted(part.tolist() for row in rows for part in row.parts) == sorted(cut)
     # In shard 0 the weight of a token is its id / 1000, of the letter as it stands in the shard.
