@@ -16,7 +16,7 @@ from cistron.tests.datasets.corpus import byte_loader, config, take, text_source
 @pytest.mark.parametrize(
     ("asked", "policy", "kind", "message"),
     [
-        ({"reverse_complement": 0.5}, "best_fit", "protein", r"data\.reverse_complement = 0\.5: the protein tokenizer has no ids"),
+        ({"reverse_complement": 0.5}, "best_fit", "protein", r"data\.reverse_complement = 0\.5: the protein tokenizer"),
         ({"reverse_complement": 1.5}, "best_fit", "byte", r"data\.reverse_complement = 1\.5: is a probability"),
         (
             {"reverse_complement": 0.5, "letters": Letters(exclude_tags=True)}, "best_fit", "byte",
