@@ -48,7 +48,7 @@ class FinitePass:
         documents = config.documents.as_read
         documents.check(tokenizer, "best_fit", config.seq_len)
         ids = tokenizer.eos_id, tokenizer.pad_id
-        self.packer = Packer(config.seq_len, *ids, "best_fit", config.objective, documents.window_overlap)
+        self.packer = Packer(config.seq_len, *ids, "best_fit", config.objective, overlap=documents.window_overlap)
         self.sources = [find_source(source, 1, config.seq_len, config.storage, documents) for source in config.sources]
         self._config = config
         self._tokenizer = tokenizer

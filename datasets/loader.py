@@ -20,7 +20,7 @@ from .documents import DocumentConfig
 from .errors import DataConfigError
 from .files import Storage, fingerprint
 from .objectives import NextToken, Objective
-from .packing import Packer, Planes
+from .packing import PAD_MULTIPLE, Packer, Planes
 from .read_ahead import ReadAhead
 from .shards import verify_shard
 from .sources import Source, SourceConfig, find_source
@@ -72,9 +72,12 @@ class DataConfig:
         layout: `packed`, or `padded`: a document, or a fragment of a long one, per row.
         objective: What rows ask for.
         documents: What is done with documents before they are packed.
+        pad_multiple: Padded batches are as wide as their longest row, rounded up to a multiple of this.
         seq_len: Tokens per row.
         seed: Of all random choices.
         stages: Weights that replace the sources' own from some row on, ascending.
+        buckets: Batches that are made together: their rows are sorted by length and then cut, so that padded rows of about
+            one length share a batch. 1: rows stay in order.
         num_workers: Worker processes per rank; 0 reads in a thread of this process.
         on_bad_record: `error`, or `skip`: pass over, log and count it.
         verify: Compare token shards with their checksums before reading; ranks share the work.
@@ -89,6 +92,8 @@ class DataConfig:
     layout: str = "packed"
     objective: Objective = field(default_factory=NextToken)
     documents: DocumentConfig = field(default_factory=DocumentConfig)
+    pad_multiple: int = PAD_MULTIPLE
+    buckets: int = 1
     stages: tuple[Stage, ...] = ()
     num_workers: int = 0
     on_bad_record: str = "error"
@@ -101,7 +106,7 @@ class Batch:
     """Rows of one rank.
 
     Attributes:
-        tokens: int64 [batch, seq_len]; in the padded layout as wide as the longest row needs, rounded up to 128.
+        tokens: int64 [batch, seq_len]; in the padded layout as wide as the longest row needs, see `DataConfig.pad_multiple`.
         labels: int64, as `tokens`; -100 where no loss is taken.
         positions: int32, as `tokens`.
         sequence_ids: int32, as `tokens`; -1 on padding.
@@ -181,8 +186,8 @@ class Loader:
         policy = "padded" if config.layout == "padded" else config.packing
         documents = config.documents
         documents.check(tokenizer, policy, config.seq_len)
-        ids = tokenizer.eos_id, tokenizer.pad_id
-        self.packer = Packer(config.seq_len, *ids, policy, config.objective, documents.window_overlap)
+        ids, widths = (tokenizer.eos_id, tokenizer.pad_id), (config.pad_multiple, documents.window_overlap)
+        self.packer = Packer(config.seq_len, *ids, policy, config.objective, *widths)
         self._config = config
         self._batch_size = batch_size
         self._degree = dp_degree
@@ -294,18 +299,21 @@ class Loader:
         mixer = self._stream.mixer()
         rows = in_order(self._stream, mixer, self._config.num_workers, self._processes)
         done, lanes = self._state["rows"], dict(self._state["lanes"])
+        size, buckets = self._batch_size, self._config.buckets
         while True:
-            taken = [next(rows) for _ in range(self._batch_size)]
-            for (_, source, lane), _, state in taken:
-                lanes[self.sources[source].lane_name(lane)] = list(state)
-            done += self._batch_size * self._degree
-            numbers = [row.place.row for row in taken]
-            yield Batch.of(
-                self.packer.expand([row.packed for row in taken], numbers),
-                rows=numbers,
-                sources=[row.place.source for row in taken],
-                state={**self._state, "rows": done, "counts": mixer.counts(done), "lanes": dict(lanes)},
-            )
+            taken = [next(rows) for _ in range(size * buckets)]
+            for (_, source, lane), _, at in taken:
+                lanes[self.sources[source].lane_name(lane)] = list(at)
+            done += size * buckets * self._degree
+            # Of the batches of a group only the last one's state is asked for: they are one step's.
+            state = {**self._state, "rows": done, "counts": mixer.counts(done), "lanes": dict(lanes)}
+            if buckets > 1:
+                taken.sort(key=lambda row: sum(map(len, row.packed.parts)))
+            for start in range(0, len(taken), size):
+                batch = taken[start : start + size]
+                numbers = [row.place.row for row in batch]
+                planes = self.packer.expand([row.packed for row in batch], numbers)
+                yield Batch.of(planes, rows=numbers, sources=[row.place.source for row in batch], state=state)
 
 
 def verify_sources(sources: Sequence[Source], dp_rank: int, dp_degree: int) -> None:

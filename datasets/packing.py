@@ -20,7 +20,7 @@ from .objectives import IGNORE, Laid, NextToken, Objective, PackedRow, Weights
 from .tokenizers import Ids
 
 POLICIES = ("best_fit", "concat", "padded")
-PAD_MULTIPLE = 128  # a padded batch is this much wide, or a multiple: few shapes for compilers, whole blocks for masks
+PAD_MULTIPLE = 128  # of the width of a padded batch: few shapes for compilers, whole blocks for masks
 
 Part = tuple[int, int, int]  # segment, its first token in this row, how many
 
@@ -180,7 +180,14 @@ class Packer:
     """Blocks to rows to batches. States the ids that it writes, for the eos contract."""
 
     def __init__(
-        self, seq_len: int, eos_id: int, pad_id: int, policy: str, objective: Objective | None = None, overlap: int = 0
+        self,
+        seq_len: int,
+        eos_id: int,
+        pad_id: int,
+        policy: str,
+        objective: Objective | None = None,
+        pad_multiple: int = PAD_MULTIPLE,
+        overlap: int = 0,
     ) -> None:
         if policy not in POLICIES:
             raise DataConfigError(f"data.packing: {policy!r} is not one of {', '.join(map(repr, POLICIES[:2]))}")
@@ -190,6 +197,7 @@ class Packer:
         self.policy = policy
         self.objective = objective or NextToken()
         self.overlap = overlap
+        self.pad_multiple = pad_multiple
         self._padding = np.full(seq_len, pad_id)
         self._ramp = np.arange(0, dtype=np.int32)
 
@@ -264,7 +272,7 @@ class Packer:
         used = list(map(sum, lengths_of_rows))
         width = self.seq_len
         if self.policy == "padded":
-            width = min(width, -(-max(used) // PAD_MULTIPLE) * PAD_MULTIPLE)
+            width = min(width, -(-max(used) // self.pad_multiple) * self.pad_multiple)
         parts: list[Ids] = []
         lengths: list[int] = []
         of_parts: list[int] = []

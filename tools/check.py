@@ -21,9 +21,12 @@ from ..trainer.contract import table
 from ..trainer.data import open_feed
 from ..trainer.distributed import Layout
 from ..trainer.failures import run_command
+from ..trainer.flops import frozen_flops, row_flops
 from ..trainer.memory import HOW, checkpoint_bytes, estimate
 from ..trainer.parallelize import global_batch_size
+from ..trainer.sizes import sizes_of
 from .corpus import report_sources
+from .targets import report_targets
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
 
@@ -69,6 +72,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     console.print(f"a step: {rows_per_step} rows = {positions:,} positions on {layout.world_size} process(es)")
     if feed.first is not None:
         report_rows(console, feed.first)
+        report_targets(console, feed.first, feed.loader.packer.objective, tokenizer)
     report_sources(console, config, feed.loader, tokenizer, rows_per_step)
     console.print("\nall checks passed")
 
@@ -90,8 +94,11 @@ def report_model(
 ) -> None:
     """Parameters, FLOPs, and what the memory of one device holds at its peak."""
     seq_len = config.training.seq_len
-    console.print(f"{config.model.preset}: {decoder.parameter_count():,} parameters")
-    console.print(f"{decoder.flops_per_token(seq_len):,} FLOPs per token (6N + attention over the whole row)")
+    sizes = sizes_of(config, decoder)
+    console.print(f"{config.model.preset}: {sizes}")
+    flops = row_flops(decoder, seq_len, 1) - frozen_flops(decoder, sizes, 1, seq_len)
+    what = "6N + attention over the whole row" + ("" if sizes.trained == sizes.all else ", less what freezing saves")
+    console.print(f"{flops:,.0f} FLOPs per token ({what})")
     console.print(f"{executor} attention: {attention_of(config, torch.device(device))[1]}")
     moments = estimate(config, decoder, layout, executor, device)
     peak = max(moments, key=lambda moment: moment.size)

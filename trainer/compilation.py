@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ..datasets.loader import Batch
-from ..datasets.packing import PAD_MULTIPLE
 from ..models.decoder import Decoder
 from .loss import summed_loss
 
@@ -23,7 +22,9 @@ def apply_compile(model: Decoder, *, one_width: bool) -> None:
     model.compile_loss = True
 
 
-def compile_for_all_widths(model: Decoder, to_device: Callable[[Batch], tuple[Any, ...]], rows: int, seq_len: int) -> None:
+def compile_for_all_widths(
+    model: Decoder, to_device: Callable[[Batch], tuple[Any, ...]], *, rows: int, step: int, seq_len: int
+) -> None:
     """Go forward and backward with rows of several widths, so that compiled blocks take any. Every rank must call it.
 
     The narrowest width is compiled for itself (its 1 x 1 blocks of a mask broadcast), the next with sizes that vary; the widest
@@ -33,9 +34,10 @@ def compile_for_all_widths(model: Decoder, to_device: Callable[[Batch], tuple[An
         model: laid out and initialised; its gradients are lost.
         to_device: from a batch to the arguments of `summed_loss` after the model.
         rows: in a micro-batch.
+        step: widths are multiples of it.
         seq_len: the largest width.
     """
-    for width in sorted({min(width, seq_len) for width in (PAD_MULTIPLE, 2 * PAD_MULTIPLE, seq_len)}):
+    for width in sorted({min(width, seq_len) for width in (step, 2 * step, seq_len)}):
         tokens = torch.zeros(rows, width, dtype=torch.int64)
         positions = torch.arange(width, dtype=torch.int32).expand(rows, width)
         ids = torch.zeros(rows, width, dtype=torch.int32)

@@ -28,6 +28,7 @@ from .tables import (
     Comm,
     Compile,
     Data,
+    FineTuning,
     Float8,
     Job,
     LrScheduler,
@@ -75,6 +76,7 @@ class JobConfig(BaseSettings):
     compile: Compile = Compile()
     activation_checkpoint: ActivationCheckpoint = ActivationCheckpoint()
     float8: Float8 = Float8()
+    fine_tuning: FineTuning = FineTuning()
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation = Validation()
     metrics: Metrics = Metrics()
@@ -120,6 +122,8 @@ class JobConfig(BaseSettings):
         remarks = []
         if warmup > steps:
             remarks.append(f"warning: optimizer.lr is never reached: warmup_steps = {warmup}, training.steps = {steps}")
+        if (self.fine_tuning.freeze or self.fine_tuning.lora.rank) and not (self.checkpoint.initial_load_path or step):
+            remarks.append("warning: [fine_tuning] freezes weights that nobody has trained: no checkpoint.initial_load_path")
         if self.validation.sources and not self.validation.enable:
             remarks.append("validation.sources are not read: validation.enable is false")
         if step >= steps:
@@ -218,14 +222,14 @@ def deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def describe(problem: Any) -> str:
     """One pydantic error as `section.key: what was found and what would be right`."""
+    if problem["type"] == "value_error":  # a check of ours, which names the keys itself
+        return str(problem["ctx"]["error"])
     *parents, name = problem["loc"]
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key{nearest(str(name), list(fields_at(parents)))}"
     if problem["type"] == "missing":
         return f"{key}: missing, and it has no default"
-    if problem["type"] == "value_error":  # a check of ours, which names the keys itself
-        return str(problem["ctx"]["error"])
     hint = ""
     if problem["type"] == "list_type":
         hint = f": write [[{key}]]" if isinstance(problem["input"], dict) else f": write [{problem['input']!r}]"

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from ..datasets.packing import PAD_MULTIPLE
 from ..models.decoder import Attention, Decoder
 from ..models.masks import DocumentMask, Executor
 from .config import ConfigError, JobConfig
@@ -66,8 +65,8 @@ def check_context(config: JobConfig, executor: Executor) -> None:
     step, seq_len = degree * FLEX_BLOCK, config.training.seq_len
     if executor == "flex" and config.data.layout == "padded":
         raise ConfigError(
-            f'{key} with data.layout = "padded": widths are multiples of {PAD_MULTIPLE}, and to give every rank whole blocks '
-            f'of the flex mask they would have to be of {degree} x {FLEX_BLOCK} = {step}; set data.layout = "packed"'
+            f'{key} with data.layout = "padded": widths are multiples of data.pad_multiple, and to give every rank whole '
+            f'blocks of the flex mask they would have to be of {degree} x {FLEX_BLOCK} = {step}; set data.layout = "packed"'
         )
     if executor == "flex" and seq_len % step:
         raise ConfigError(

@@ -74,6 +74,7 @@ def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) ->
             long_documents=d.long_documents,
             window_overlap=d.window_overlap,
         ),
+        pad_multiple=d.pad_multiple,
         seq_len=t.seq_len,
         seed=t.seed,
         num_workers=d.num_workers,
@@ -91,6 +92,7 @@ def open_feed(
     vocab_size: int,
     *,
     batch_size: int,
+    buckets: int = 1,
     contract: dict[str, Any] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     **place: Any,
@@ -104,6 +106,7 @@ def open_feed(
         mask: the model's.
         vocab_size: rows of the embedding.
         batch_size: rows of a batch of this rank.
+        buckets: batches whose rows are dealt out by length.
         contract: saved with the weights to start from.
         interrupted: polled while waiting.
         place: which rows are this rank's, and where to go on; see `Loader`. Without: all, from the first.
@@ -111,7 +114,8 @@ def open_feed(
     Raises:
         DataConfigError, DataError, EosMismatchError: the loader is closed again.
     """
-    loader = Loader(make_data_config(config, layout, tokenizer), tokenizer, batch_size=batch_size, **place)
+    data = replace(make_data_config(config, layout, tokenizer), buckets=buckets)
+    loader = Loader(data, tokenizer, batch_size=batch_size, **place)
     try:
         ranks = {key: place[key] for key in ("dp_rank", "dp_degree") if key in place}
         validation = open_validation(config, layout, tokenizer, batch_size=batch_size, **ranks)

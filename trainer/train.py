@@ -18,22 +18,23 @@ from torch.nn.utils import clip_grads_with_norm_
 from .. import __version__
 from ..datasets.errors import DataEnd, DataOrderError
 from ..datasets.loader import Batch, left_out, merge_states
-from ..models.decoder import Decoder
 from ..models.init import init_weights
 from . import checkpoint
 from .compilation import compile_for_all_widths
-from .components import attention_of, make_mask, verify
+from .components import attention_of, make_mask, make_model, verify
 from .config import ConfigError, JobConfig, load_config
 from .context import spread_rows, whole_rows
 from .contract import check_rows, other_roles
 from .data import Feed, open_feed
 from .distributed import World, join, limit_collectives
 from .failures import USER_ERRORS, run_command
+from .fine_tuning import lacking
 from .guard import StepGuard, gradient_norm, over_ranks
 from .hf_export import export_step
 from .loss import summed_loss
 from .metrics import MetricsLog, Outcome
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
+from .origin import origin
 from .parallelize import DTYPES, global_batch_size, parallelize
 from .peers import lost_peers_named
 from .prefetch import Prefetcher, pinned
@@ -42,6 +43,7 @@ from .retention import remember_going_back, set_aside_after
 from .sampling import opening, sample
 from .saving import Saver
 from .signals import StopRequest
+from .sizes import sizes_of
 from .storage import CheckpointError, Folder
 from .tensor_plans import CheckpointReader
 from .totals import Progress, StepTotals
@@ -74,7 +76,7 @@ class Trainer:
 
         shape = asdict(self.decoder_config)
         run = Folder(self.folder)
-        found = checkpoint.origin(config.checkpoint, run, self.checkpoints, shape, config.optimizer.name, world)
+        found = origin(config, run, self.checkpoints, shape, world)
         self.origin, self.resuming, self.messages = found
         resumed = self.origin.state if self.origin and self.resuming else {"progress": {}, "data": None}
         self.progress = Progress(**resumed["progress"])
@@ -97,7 +99,8 @@ class Trainer:
         """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
         self.introduce()
         if self.config.compile.enable and self.config.data.layout == "padded":
-            compile_for_all_widths(self.model, self.to_device, self.micro_batch_size, self.config.training.seq_len)
+            widths = {"step": self.config.data.pad_multiple, "seq_len": self.config.training.seq_len}
+            compile_for_all_widths(self.model, self.to_device, rows=self.micro_batch_size, **widths)
         gc.disable()  # collected on a schedule instead, so that ranks do not stall each other at moments of their own
         with self.saver, profiling(self.config, self.world.rank, self.world.device) as profile:
             while self.progress.step < self.config.training.steps:
@@ -265,6 +268,7 @@ class Trainer:
             self.mask,
             self.decoder_config.vocab_size,
             batch_size=self.micro_batch_size,
+            buckets=self.micro_batches if self.config.data.length_buckets else 1,
             contract={"where": f"{origin.path}/{checkpoint.STATE}", **origin.state["contract"]} if origin else None,
             interrupted=self.stop,
             dp_rank=world.dp_rank,
@@ -275,7 +279,7 @@ class Trainer:
     def build_model(self) -> None:
         """Materialise this rank's share of a model laid out on the meta device, with fresh or loaded weights."""
         with torch.device("meta"):
-            self.model = Decoder(self.decoder_config).to(DTYPES[self.config.training.dtype])
+            self.model = make_model(self.config, self.decoder_config).to(DTYPES[self.config.training.dtype])
         parallelize(self.model, self.config, self.world)
         self.model.to_empty(device=self.world.device)
         self.optimizer = build_optimizer(self.model, self.config)
@@ -286,9 +290,11 @@ class Trainer:
             init_weights(self.model, self.config.training.seed)
         else:
             readers: list[CheckpointReader] = []
-            origin = self.origin.path
-            self.world.beside(lambda: readers.append(CheckpointReader(origin)))
-            checkpoint.load(self.origin, readers[0], self.model, self.optimizer if self.resuming else None)
+            found = self.origin
+            self.world.beside(lambda: readers.append(found.reader()))
+            fresh = lacking(self.model, readers[0].index)
+            init_weights(self.model, self.config.training.seed, only=fresh)
+            checkpoint.load(found, readers[0], self.model, self.optimizer if self.resuming else None, fresh)
 
     def open_folder(self, history: int) -> MetricsLog:
         """Make the run's folder and open its reports, last of all: a job that is refused changes nothing on disk.
@@ -340,14 +346,14 @@ class Trainer:
 
     def introduce(self) -> None:
         """Say what is about to be trained."""
-        c, d = self.config, self.decoder_config
+        c = self.config
         layout = self.world.layout
         rows = self.micro_batches * self.micro_batch_size * layout.data_parallel
         executor, why = attention_of(c, self.world.device)
         for message in [*self.messages, *c.remarks(self.progress.step)]:
             self.log.say(message)
         self.log.say(
-            f"{c.model.preset}: {d.parameter_count():,} parameters, {executor} attention ({why}) over documents ending in "
+            f"{c.model.preset}: {sizes_of(c, self.decoder_config)}, {executor} attention ({why}) over documents ending in "
             f"eos {self.mask.eos_id}; {rows} rows x {c.training.seq_len} tokens a step on {layout.world_size} process(es) "
             f"({self.world.device.type}): {layout}, {self.micro_batches} micro-batch(es) of {self.micro_batch_size} rows"
         )
