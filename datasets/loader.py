@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .documents import DocumentConfig
 from .errors import DataConfigError
 from .files import Storage, fingerprint
 from .objectives import NextToken, Objective
@@ -70,6 +71,7 @@ class DataConfig:
         packing: `best_fit` or `concat`, where `layout` is `packed`.
         layout: `packed`, or `padded`: a document, or a fragment of a long one, per row.
         objective: What rows ask for.
+        documents: What is done with documents before they are packed.
         pad_multiple: Padded batches are as wide as their longest row, rounded up to a multiple of this.
         seq_len: Tokens per row.
         seed: Of all random choices.
@@ -89,6 +91,7 @@ class DataConfig:
     seed: int
     layout: str = "packed"
     objective: Objective = field(default_factory=NextToken)
+    documents: DocumentConfig = field(default_factory=DocumentConfig)
     pad_multiple: int = PAD_MULTIPLE
     buckets: int = 1
     stages: tuple[Stage, ...] = ()
@@ -181,17 +184,23 @@ class Loader:
             if value not in known:
                 raise DataConfigError(f"data.{key}: {value!r} is not one of {', '.join(map(repr, known))}")
         policy = "padded" if config.layout == "padded" else config.packing
-        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, policy, config.objective, config.pad_multiple)
+        documents = config.documents
+        documents.check(tokenizer, policy, config.seq_len)
+        ids, widths = (tokenizer.eos_id, tokenizer.pad_id), (config.pad_multiple, documents.window_overlap)
+        self.packer = Packer(config.seq_len, *ids, policy, config.objective, *widths)
         self._config = config
         self._batch_size = batch_size
         self._degree = dp_degree
         stages = _stages(config)
-        self.sources = [find_source(source, config.lanes, config.seq_len, config.storage) for source in config.sources]
+        self.sources = [
+            find_source(source, config.lanes, config.seq_len, config.storage, documents) for source in config.sources
+        ]
 
         identity = {
             "lanes": config.lanes,
             "packing": policy,
             "objective": config.objective.identity(),
+            **documents.identity(),
             "seq_len": config.seq_len,
             "seed": config.seed,
             "tokenizer": tokenizer.fingerprint,
