@@ -202,6 +202,7 @@ class Loader:
                     "name": source.config.name,
                     "format": source.config.format,
                     "field": source.config.field,
+                    "label": "" if source.config.label is None else source.config.label.field,
                     "files": fingerprint(source.files),
                 }
                 for source in self.sources
