@@ -7,15 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from ..datasets.tokenizers import TokenizeError
-from ..models.decoder import Decoder
 from ..trainer import checkpoint
-from ..trainer.components import make_tokenizer, saved_job
+from ..trainer.components import make_model, make_tokenizer, saved_job
 from ..trainer.config import ConfigError
 from ..trainer.contract import Statement, check_statements
 from ..trainer.distributed import pick_device
 from ..trainer.failures import run_command
 from ..trainer.sampling import sample
-from ..trainer.tensor_plans import CheckpointReader
 
 
 def main(argv: Sequence[str]) -> None:
@@ -57,9 +55,9 @@ def generate(options: argparse.Namespace) -> None:
         raise ConfigError("--prompt: has no tokens; a model learns to continue documents, not to begin them")
     device = pick_device()
     with torch.device("meta"):
-        model = Decoder(decoder)
+        model = make_model(config, decoder)
     model.to_empty(device=device)
-    checkpoint.load(found, CheckpointReader(found.path), model, optimizer=None)
+    checkpoint.load(found, found.reader(), model, optimizer=None)
     for index in range(options.samples):
         text = sample(
             model,

@@ -17,9 +17,8 @@ import itertools
 import json
 import os
 import re
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -37,7 +36,7 @@ from .adamw import local
 from .distributed import World
 from .storage import CheckpointError, Folder
 from .tables import Checkpoint
-from .tensor_files import INDEX, Spec, write_tensors
+from .tensor_files import INDEX, Index, Spec, write_tensors
 from .tensor_plans import CheckpointReader
 
 MANIFEST, STATE, INVENTORY = "manifest.json", "state.json", "inventory.json"
@@ -57,11 +56,17 @@ class Found:
         path: its folder.
         state: what `state.json` holds.
         files: bytes and xxh3_128 of its files by name, as the manifest states them.
+        index: where its tensors are; None: `tensors.json` says so.
     """
 
     path: Folder
     state: dict[str, Any]
     files: dict[str, tuple[int, str]]
+    index: Index | None = None
+
+    def reader(self) -> CheckpointReader:
+        """A reader of its tensors."""
+        return CheckpointReader(self.path, self.index)
 
     def inventory(self) -> Any:
         """The files that its data state is about, as the loader listed them."""
@@ -244,38 +249,6 @@ def good(path: Folder, world: World) -> Found:
     return undamaged(found, damage(found, world))
 
 
-def origin(
-    config: Checkpoint, run: Folder, folder: Folder, shape: dict[str, Any], optimizer: str, world: World
-) -> tuple[Found | None, bool, list[str]]:
-    """Where the weights come from (None: fresh ones), whether a run goes on there, and what is to be said of it.
-
-    Args:
-        config: which checkpoint is asked for.
-        run: this run's folder.
-        folder: of this run's step folders.
-        shape: the decoder's, which must be that of the weights.
-        optimizer: its name, which must be that of the state to resume.
-        world: whose ranks all ask.
-
-    Raises:
-        CheckpointError: it is missing, torn, damaged or of another model.
-    """
-    started = time.perf_counter()
-    found, messages = find(config, run, folder, world) if config.enable else (None, [])
-    source = found or (good(Folder(config.initial_load_path), world) if config.initial_load_path else None)
-    resuming = found is not None or not config.initial_load_model_only
-    if source:
-        check_shape(source, shape)
-        if resuming and "guard" not in source.state:
-            raise CheckpointError(f"{source.path}: holds weights alone: checkpoint.initial_load_model_only must be true")
-        if resuming:
-            check_optimizer(source, optimizer)
-        size, seconds = sum(size for size, _ in source.files.values()) / 1e9, time.perf_counter() - started
-        what = "resumed from" if resuming else "weights from"
-        messages.append(f"{what} {source.path}, {size:.3g} GB, checksums verified in {seconds:.1f} s")
-    return source, resuming and source is not None, messages
-
-
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
     """This rank's tensors by the names that they have in a checkpoint.
 
@@ -294,7 +267,13 @@ def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dic
     return tensors
 
 
-def load(found: Found, reader: CheckpointReader, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+def load(
+    found: Found,
+    reader: CheckpointReader,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    fresh: Collection[str] = (),
+) -> None:
     """Fill the model, and the optimizer's state if one is given, in place.
 
     Any layout may have saved it, and any types: values are converted to those that are there.
@@ -304,11 +283,14 @@ def load(found: Found, reader: CheckpointReader, model: nn.Module, optimizer: to
         reader: of its tensors; all ranks must have one before any of them calls this.
         model: in any layout.
         optimizer: its optimizer.
+        fresh: parameters that are left as they are.
 
     Raises:
         CheckpointError: it lacks a tensor, or one has another shape.
     """
     tensors = tensors_of(model, optimizer)
+    for name in fresh:
+        del tensors[f"model.{name}"]
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     saved = {name: shape for name, ((_, shape), _) in reader.index.items()}
     if lacking := {name: shape for name, shape in shapes.items() if saved.get(name) != shape}:
@@ -352,24 +334,6 @@ def commit(folder: Folder, files: dict[str, tuple[int, str]], texts: dict[str, s
     for name, text in texts.items():
         files[name] = folder.write_atomically(name, text)
     folder.write_atomically(MANIFEST, manifest_text(files))
-
-
-def check_optimizer(found: Found, name: str) -> None:
-    """Raise CheckpointError where the checkpoint's optimizer is not `name`: its state would be of no use."""
-    saved = found.state.get("config", {}).get("optimizer", {}).get("name")
-    if saved != name:
-        raise CheckpointError(
-            f"{found.path}: optimizer.name: checkpoint {saved!r}, this job {name!r}; to go on from its weights alone, "
-            "name it in checkpoint.initial_load_path of a new job.dump_folder"
-        )
-
-
-def check_shape(found: Found, shape: dict[str, Any]) -> None:
-    """Raise CheckpointError with a table of every key of the model shape in which the checkpoint and this job differ."""
-    saved: dict[str, Any] = found.state["model"]
-    keys = sorted(saved.keys() | shape.keys())
-    if rows := [(key, repr(saved.get(key)), repr(shape.get(key))) for key in keys if saved.get(key) != shape.get(key)]:
-        raise CheckpointError(differences(found, "is of another model", rows))
 
 
 def differences(found: Found, what: str, rows: Sequence[tuple[str, str, str]]) -> str:

@@ -9,13 +9,16 @@ from torch.nn.attention import activate_flash_attention_impl
 from ..datasets.tokenizers import Tokenizer, build_tokenizer
 from ..models.attention import check_executor, choose_executor, has_flash_attention_3
 from ..models.config import PRESETS, DecoderConfig, RopeConfig
+from ..models.decoder import Decoder
 from ..models.huggingface import architecture
 from ..models.masks import DocumentMask, Executor
 from .checkpoint import Found
 from .config import ConfigError, JobConfig, nearest
 from .context import check_context
 from .distributed import Layout
+from .fine_tuning import fine_tune
 from .float8 import check_float8
+from .optimizer import muon_matrices
 from .parallelize import check_layout
 from .reports import check_reports
 from .storage import CheckpointError
@@ -49,6 +52,17 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
         overrides["rope"] = RopeConfig(theta=m.rope.theta)
     overrides["causal"] = config.training.objective == "causal"
     return replace(PRESETS[m.preset], **overrides)
+
+
+def make_model(config: JobConfig, decoder: DecoderConfig) -> Decoder:
+    """The decoder of a job with its adapters, frozen where `[fine_tuning]` says so: a plain module, on torch's present device.
+
+    Raises:
+        ConfigError: `[fine_tuning]` does not fit the decoder.
+    """
+    model = Decoder(decoder)
+    fine_tune(model, config.fine_tuning)
+    return model
 
 
 def saved_job(found: Found) -> tuple[JobConfig, DecoderConfig]:
@@ -100,6 +114,18 @@ def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> 
     return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, causal=causal, executor=executor)
 
 
+def check_fine_tuning(config: JobConfig, decoder: DecoderConfig) -> None:
+    """Refuse `[fine_tuning]` where it does not fit the decoder or another table. Raises ConfigError."""
+    with torch.device("meta"):
+        model = make_model(config, decoder)
+    if config.fine_tuning.lora.rank and config.float8.enable:
+        raise ConfigError("float8.enable = true: its layers have no adapters; leave it out, or fine_tuning.lora.rank")
+    if config.optimizer.name == "Muon" and not muon_matrices(model):
+        raise ConfigError(
+            'optimizer.name = "Muon": it is for the matrices of the blocks, and [fine_tuning] trains none; use "AdamW"'
+        )
+
+
 def verify(config: JobConfig, layout: Layout, device: torch.device | None = None) -> tuple[Tokenizer, DecoderConfig]:
     """Everything that can be checked before data or model are touched; of the device nothing where it is None."""
     tokenizer = make_tokenizer(config)
@@ -108,4 +134,5 @@ def verify(config: JobConfig, layout: Layout, device: torch.device | None = None
     check_reports(config)
     check_float8(config, decoder, layout, device)
     check_export(config, decoder)
+    check_fine_tuning(config, decoder)
     return tokenizer, decoder

@@ -28,6 +28,7 @@ from .tables import (
     Comm,
     Compile,
     Data,
+    FineTuning,
     Float8,
     Job,
     LrScheduler,
@@ -75,6 +76,7 @@ class JobConfig(BaseSettings):
     compile: Compile = Compile()
     activation_checkpoint: ActivationCheckpoint = ActivationCheckpoint()
     float8: Float8 = Float8()
+    fine_tuning: FineTuning = FineTuning()
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation = Validation()
     metrics: Metrics = Metrics()

@@ -4,7 +4,8 @@
     config.json, generation_config.json        the decoder in Hugging Face's words, eos and pad
     tokenizer.json, tokenizer_config.json, special_tokens_map.json, and what else lay beside the tokenizer
 
-One tensor is in memory at a time. Bytes depend on weights, configuration and options alone.
+Adapters are merged into the weights beside them. One tensor is in memory at a time, with its adapter. Bytes depend on weights,
+configuration and options alone.
 """
 
 import json
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..datasets.errors import DataConfigError
 from ..models.config import DecoderConfig
 from ..models.huggingface import hf_names, to_hf
+from ..models.lora import ADAPTERS, merge
 from .checkpoint import STATE, Found, read
 from .components import open_tokenizer, saved_job
 from .config import ConfigError, JobConfig
@@ -26,7 +29,7 @@ from .contract import Statement, check_statements, checkpoint_statement, tokeniz
 from .hf_tokenizer import TOKENIZER, TOKENIZER_FILES, added_around, tokenizer_files
 from .staging import staged
 from .storage import CheckpointError, Folder
-from .tables import TokenizerTable
+from .tables import Lora, TokenizerTable
 from .tensor_files import Spec, WholeTensors, as_bytes, data_bytes, header
 
 MAX_SHARD_SIZE = 5 * 10**9
@@ -84,7 +87,7 @@ def export(
     parts = split(specs, max_shard_size)
     with staged(out) as folder:
         for file, names in parts.items():
-            stream = (as_bytes(weights.read(ours[name]).to(specs[name][0])) for name in names)
+            stream = (as_bytes(read_merged(weights, ours[name], config.fine_tuning.lora).to(specs[name][0])) for name in names)
             Folder(folder).write(file, chain([header({name: specs[name] for name in names}, {"format": "pt"})], stream))
         if len(parts) > 1:
             weight_map = {name: file for file, names in parts.items() for name in names}
@@ -118,6 +121,16 @@ def stored_names(decoder: DecoderConfig) -> dict[str, str]:
     if decoder.tie_embeddings:
         del names["output.weight"]
     return names
+
+
+def read_merged(weights: WholeTensors, name: str, lora: Lora) -> Tensor:
+    """A weight with its adapter in it, if it has one: then float32, whatever was saved."""
+    adapter = [name.removesuffix("weight") + part for part in ADAPTERS]
+    weight = weights.read(name)
+    if not all(part in weights.index for part in adapter):
+        return weight
+    a, b = map(weights.read, adapter)
+    return merge(weight, a, b, lora.alpha / lora.rank)
 
 
 def split(specs: Mapping[str, Spec], max_shard_size: int) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..models.lora import is_adapter
 from .adamw import AdamW
 from .config import JobConfig
 from .muon import Muon
@@ -15,9 +16,9 @@ from .parallelize import DTYPES
 def build_optimizer(model: nn.Module, config: JobConfig) -> AdamW:
     """AdamW in two groups: matrices decay, vectors (norms) do not. With Muon, the matrices of blocks are a group of its own."""
     o = config.optimizer
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [(name, p) for name, p in named if p.ndim >= 2]
-    vectors = {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}
     settings: dict[str, Any] = {
         "lr": o.lr,
         "betas": (o.beta1, o.beta2),
@@ -27,16 +28,33 @@ def build_optimizer(model: nn.Module, config: JobConfig) -> AdamW:
         "seed": config.training.seed,
     }
     if o.name == "AdamW":
-        return AdamW([{"params": [p for _, p in matrices], "weight_decay": o.weight_decay}, vectors], **settings)
-    # tables are not Muon's: their rows are looked up one by one, not multiplied as a whole (Jordan et al. 2024)
-    in_blocks = [p for name, p in matrices if name.startswith("layers.")]
-    tables = [p for name, p in matrices if not name.startswith("layers.")]
+        return AdamW(some([{"params": matrices, "weight_decay": o.weight_decay}, vectors]), **settings)
+    in_blocks = muon_matrices(model)
+    others = [p for p in matrices if p not in set(in_blocks)]
     groups = [
         {"params": in_blocks, "weight_decay": o.weight_decay, "muon": True},
-        {"params": tables, "weight_decay": o.weight_decay, "muon": False},
+        {"params": others, "weight_decay": o.weight_decay, "muon": False},
         {**vectors, "muon": False},
     ]
-    return Muon(groups, **settings)
+    return Muon(some(groups), **settings)
+
+
+def some(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups that hold anything: all of one kind may be frozen."""
+    return [group for group in groups if group["params"]]
+
+
+def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices that Muon trains.
+
+    Tables are not its: their rows are looked up one by one, not multiplied as a whole (Jordan et al. 2024). Nor are adapters,
+    whose two factors are not split alike.
+    """
+    return [
+        p
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.ndim >= 2 and name.startswith("layers.") and not is_adapter(name)
+    ]
 
 
 def learning_rate(config: JobConfig, step: int) -> float:

@@ -6,10 +6,11 @@ clipping by a global norm needs all gradients on comparable meshes.
 """
 
 import torch
+from torch import nn
 from torch.distributed._symmetric_memory import enable_symm_mem_for_group
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -20,6 +21,7 @@ from torch.distributed.tensor.parallel import (
 
 from ..models.config import DecoderConfig
 from ..models.decoder import Decoder
+from ..models.lora import LoraLinear
 from .activations import apply_activation_checkpointing
 from .compilation import apply_compile
 from .config import ConfigError, JobConfig
@@ -118,6 +120,7 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
 
 def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
     """Megatron's column/row split of every matrix with sequence-parallel norms (Korthikanti et al. 2022, arXiv:2205.05198)."""
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     parallelize_module(
         model,
         mesh,
@@ -149,7 +152,31 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             per_head = SequenceParallel(sequence_dim=2, use_local_output=True)
             plan |= {"attention.q_norm": per_head, "attention.k_norm": per_head}
         parallelize_module(block, mesh, plan)
+        split_adapters(block, mesh)
     model.tie_weights()  # the plan replaced both parameters of a tied pair
+    for name in frozen:  # and all others, of which torch 2.13 forgets whether norms were frozen
+        model.get_parameter(name).requires_grad_(False)
+
+
+def split_adapters(block: nn.Module, mesh: DeviceMesh) -> None:
+    """Split the adapters of a block as their weights are, in place: B where those are by rows, else A by its columns.
+
+    The other factor is whole on every rank, so that whatever the adapter adds is split, or a part of a sum, like the product
+    that it is added to, and nothing more is communicated.
+    """
+    whole, rows, columns = Replicate(), Shard(0), Shard(1)
+    for module in block.modules():
+        if isinstance(module, LoraLinear):
+            assert isinstance(module.weight, DTensor)
+            by_rows = module.weight.placements == (rows,)
+            module.lora_a = split(module.lora_a, mesh, whole if by_rows else columns)
+            module.lora_b = split(module.lora_b, mesh, rows if by_rows else whole)
+
+
+def split(parameter: nn.Parameter, mesh: DeviceMesh, placement: Placement) -> nn.Parameter:
+    """A parameter of the same shape and type, on the meta device, laid out over `mesh`."""
+    blank = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+    return nn.Parameter(distribute_tensor(blank, mesh, [placement], src_data_rank=None))
 
 
 def overlap_tensor_parallel(mesh: DeviceMesh) -> None:

@@ -1,5 +1,6 @@
 """safetensors files of others, read one tensor at a time; the library believes nothing of a header that it has not checked."""
 
+import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,7 @@ class SafetensorsFile:
     Attributes:
         path: where it is.
         specs: type and shape of every tensor, by name.
+        begins: where in the file its data begin, by name.
 
     Args:
         path: where it is.
@@ -35,6 +37,10 @@ class SafetensorsFile:
                     self.specs[name] = DTYPES[part.get_dtype()], tuple(part.get_shape())
         except (OSError, SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path}: not a whole safetensors file that can be read: {error}") from None
+        with path.open("rb") as raw:  # the library, which has found the header sound, does not tell where data are
+            length = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(length))
+        self.begins: dict[str, int] = {name: 8 + length + header[name]["data_offsets"][0] for name in self.specs}
 
     def read(self, name: str) -> Tensor:
         """The tensor of a name, on the CPU."""

@@ -354,6 +354,41 @@ class Float8(Table):
     """Round to float8 and multiply in the compute type, on any device: for tests, slow."""
 
 
+class Lora(Table):
+    """Low-rank adapters (Hu et al. 2021): they alone are trained, and `cistron export` merges them into the weights."""
+
+    rank: NonNegative = 0
+    """Inner width of the adapters; 0: none."""
+    alpha: float = Field(default=16.0, gt=0.0)
+    """What an adapter adds counts alpha / rank times."""
+    targets: list[Name] = Field(default_factory=lambda: ["layers.*.attention.w?", "layers.*.feed_forward.w?"], min_length=1)
+    """Globs over the names of the blocks' linear layers; those that match have an adapter."""
+
+
+class FineTuning(Table):
+    """What is trained of a model that has been trained before; checkpoint.initial_load_path says which."""
+
+    freeze: list[Name] = Field(default_factory=list)
+    """Globs over names of parameters, or of modules around them ("layers.*", "tok_embeddings"): these are not trained."""
+    lora: Lora = Lora()
+    """Low-rank adapters."""
+
+    @model_validator(mode="after")
+    def used(self) -> "FineTuning":
+        """Refuse what would have no effect."""
+        wrong = []
+        if self.lora.rank and self.freeze:
+            wrong.append(f"fine_tuning.freeze = {self.freeze}: adapters (lora.rank) freeze everything else; leave freeze out")
+        wrong += [
+            f"fine_tuning.lora.{key} = {getattr(self.lora, key)!r}: there are no adapters, fine_tuning.lora.rank is 0"
+            for key in ("alpha", "targets")
+            if not self.lora.rank and getattr(self.lora, key) != getattr(Lora(), key)
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
 class Checkpoint(Table):
     """What a run leaves behind to continue from."""
 
@@ -374,7 +409,7 @@ class Checkpoint(Table):
     load_step: Annotated[int, Field(ge=-1)] = -1
     """Step to resume from; -1: the newest good one, 0: none, start afresh."""
     initial_load_path: str | None = None
-    """A checkpoint (…/step-N, a path or URL) of another run to start from; ignored once this run has its own."""
+    """A checkpoint (…/step-N, a path or URL) or Hugging Face folder to start from; ignored once this run has its own."""
     initial_load_model_only: bool = True
     """Take only the weights of initial_load_path; false: go on from its step, with its optimizer and place in the data."""
 

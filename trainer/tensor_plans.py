@@ -148,11 +148,12 @@ class CheckpointReader(StorageReader):
 
     Args:
         folder: of the checkpoint.
+        index: where its tensors are; None: `tensors.json` says so.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, index: Index | None = None) -> None:
         self.folder = folder
-        self.index = read_index(folder)
+        self.index = read_index(folder) if index is None else index
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Types, shapes and pieces of all tensors."""

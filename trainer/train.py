@@ -18,22 +18,23 @@ from torch.nn.utils import clip_grads_with_norm_
 from .. import __version__
 from ..datasets.errors import DataEnd, DataOrderError
 from ..datasets.loader import Batch, left_out, merge_states
-from ..models.decoder import Decoder
 from ..models.init import init_weights
 from . import checkpoint
 from .compilation import compile_for_all_widths
-from .components import attention_of, make_mask, verify
+from .components import attention_of, make_mask, make_model, verify
 from .config import ConfigError, JobConfig, load_config
 from .context import spread_rows, whole_rows
 from .contract import check_rows, other_roles
 from .data import Feed, open_feed
 from .distributed import World, join, limit_collectives
 from .failures import USER_ERRORS, run_command
+from .fine_tuning import lacking
 from .guard import StepGuard, gradient_norm, over_ranks
 from .hf_export import export_step
 from .loss import summed_loss
 from .metrics import MetricsLog, Outcome
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
+from .origin import origin
 from .parallelize import DTYPES, global_batch_size, parallelize
 from .peers import lost_peers_named
 from .prefetch import Prefetcher, pinned
@@ -74,7 +75,7 @@ class Trainer:
 
         shape = asdict(self.decoder_config)
         run = Folder(self.folder)
-        found = checkpoint.origin(config.checkpoint, run, self.checkpoints, shape, config.optimizer.name, world)
+        found = origin(config, run, self.checkpoints, shape, world)
         self.origin, self.resuming, self.messages = found
         resumed = self.origin.state if self.origin and self.resuming else {"progress": {}, "data": None}
         self.progress = Progress(**resumed["progress"])
@@ -276,7 +277,7 @@ class Trainer:
     def build_model(self) -> None:
         """Materialise this rank's share of a model laid out on the meta device, with fresh or loaded weights."""
         with torch.device("meta"):
-            self.model = Decoder(self.decoder_config).to(DTYPES[self.config.training.dtype])
+            self.model = make_model(self.config, self.decoder_config).to(DTYPES[self.config.training.dtype])
         parallelize(self.model, self.config, self.world)
         self.model.to_empty(device=self.world.device)
         self.optimizer = build_optimizer(self.model, self.config)
@@ -287,9 +288,11 @@ class Trainer:
             init_weights(self.model, self.config.training.seed)
         else:
             readers: list[CheckpointReader] = []
-            origin = self.origin.path
-            self.world.beside(lambda: readers.append(CheckpointReader(origin)))
-            checkpoint.load(self.origin, readers[0], self.model, self.optimizer if self.resuming else None)
+            found = self.origin
+            self.world.beside(lambda: readers.append(found.reader()))
+            fresh = lacking(self.model, readers[0].index)
+            init_weights(self.model, self.config.training.seed, only=fresh)
+            checkpoint.load(found, readers[0], self.model, self.optimizer if self.resuming else None, fresh)
 
     def open_folder(self, history: int) -> MetricsLog:
         """Make the run's folder and open its reports, last of all: a job that is refused changes nothing on disk.
