@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-
 POOLS = ("mean", "last")
+HEAD_KEYS = ("head_outputs", "pool")  # of `DecoderConfig`: what `[head]` chooses, not `[model]`
 
 
 class ModelError(ValueError):

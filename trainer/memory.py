@@ -126,7 +126,12 @@ class Job:
     def tables(self) -> int:
         """Parameters outside of the blocks."""
         d = self.decoder
-        return (1 if d.tie_embeddings else 2) * d.vocab_size * d.dim + d.dim
+        return d.vocab_size * d.dim + d.output_parameters() + d.dim
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the model gives for a position."""
+        return self.decoder.head_outputs or self.decoder.vocab_size
 
     @property
     def block(self) -> float:
@@ -156,7 +161,8 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
         "inputs": inputs(job),
     }
     gradients = at_rest * d.parameter_count() / shared
-    tables, block, table = (width * size / tp for size in (job.tables, job.block, d.vocab_size * d.dim))
+    tables, block, embedding = (width * size / tp for size in (job.tables, job.block, d.vocab_size * d.dim))
+    output = width * job.outputs * d.dim / tp
     on_its_way = block if job.shards > 1 else 0.0
     all_blocks = d.n_layers * block if config.parallelism.fsdp_reshard_after_forward == "never" else 0.0
     reduced_block = reduced * job.block / tp  # FSDP2 holds one block's gradients in the reduce type until the next block's
@@ -166,10 +172,10 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     last_norm = tokens * d.dim * ((FLOAT32 + FLOAT32 if device == "cpu" else width) / tp + width)
     # gradients of both inputs of the gate's product, of the block's output and of its feed-forward's
     gradient_flow = tokens * width * 2 * (d.hidden_dim + d.dim) / tp
-    of_weight, of_hidden = FLOAT32 * d.vocab_size * d.dim / tp, tokens * width * d.dim
+    of_weight, of_hidden = FLOAT32 * job.outputs * d.dim / tp, tokens * width * d.dim
     # The gradients of both tables beside what was gathered; where they are one, autograd adds them into a third. Or those
     # gradients copied into FSDP2's buffer, and then that buffer beside its sum over ranks.
-    computed = tables, (3 if d.tie_embeddings else 2) * table + reduced_block
+    computed = tables, embedding + (1 if d.output_parameters() else 2) * output + reduced_block
     summed = 0.0, reduced * job.tables / tp + max(tables, reduced * job.tables / shared)
     gathered_at_end, unreduced_at_end = max(computed, summed, key=sum)
 
@@ -187,14 +193,14 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
         moment(
             "backward, output",
             gathered=tables + (all_blocks or on_its_way),
-            unreduced=table,
+            unreduced=output,
             activations=sum(kept) + last_norm,
             loss=of_weight + 2 * of_hidden,
         ),
         moment(
             "backward, last block",
             gathered=tables + (all_blocks or block + on_its_way),
-            unreduced=table + block,
+            unreduced=output + block,
             activations=sum(kept),
             at_work=gradient_flow + again_last,
         ),
@@ -202,7 +208,7 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
             "backward, first block",
             gradients=gradients if accumulates else at_rest * job.block * (d.n_layers - 1) / shared,
             gathered=tables + block,
-            unreduced=table + block + reduced_block,
+            unreduced=output + block + reduced_block,
             activations=kept[0],
             at_work=gradient_flow + again_first,
         ),
@@ -282,13 +288,13 @@ def products_and_attention(job: Job) -> tuple[float, float]:
 def chunk_of_logits(job: Job) -> float:
     """Bytes at the peak of a chunk of `models.loss`, beyond the gradients that it adds to."""
     d, width, compiled = job.decoder, job.width, job.config.compile.enable
-    columns = d.vocab_size // job.layout.tp
+    columns = job.outputs // (1 if d.head_outputs else job.layout.tp)
     logits = -(-job.tokens // -(-job.tokens * columns // CHUNK_LOGITS[job.device])) * columns
     # as float32 where that is another type, and their exponentials; compiled, two versions of their gradients
     beside = 2 * width if compiled else FLOAT32 + (FLOAT32 if width < FLOAT32 else 0)
     at_once = logits * (width + beside)
     # a CPU has no product of bfloat16 that adds to float32
-    product = width * d.vocab_size * d.dim / job.layout.tp if job.device == "cpu" and width < FLOAT32 else 0.0
+    product = width * job.outputs * d.dim / job.layout.tp if job.device == "cpu" and width < FLOAT32 else 0.0
     return max(at_once, 2 * width * logits + product)
 
 

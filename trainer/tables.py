@@ -99,12 +99,14 @@ class Files(Table):
 
     name: Name
     """Name in logs, in metrics.jsonl and in the checkpointed data state."""
-    format: Literal["text", "jsonl", "fasta", "parquet", "tokens"]
-    """text: a file is a document. jsonl: a line. fasta: a record. parquet: a row. tokens: shards by `cistron prepare`."""
+    format: Literal["text", "jsonl", "tsv", "fasta", "parquet", "tokens"]
+    """text: a file is a document. jsonl, tsv: a line. fasta: a record. parquet: a row. tokens: shards by `cistron prepare`."""
     paths: list[str] = Field(min_length=1)
-    """Files, globs or fsspec URLs; tokens: manifests (*.json) or their folder. {stdlib} is the folder of Python's library."""
+    """Files, globs or URLs; tokens: manifests (*.json) or their folder. {stdlib}: Python's library; {synthetic}: a made-up genome."""
     field: str = "text"
-    """jsonl and parquet: the key or column that holds the document."""
+    """jsonl, tsv and parquet: the key or column that holds the document."""
+    label: Name | None = None
+    """The same formats: the key or column of the document's label, for training.objective = "classification", "regression"."""
 
 
 class Source(Files):
@@ -193,8 +195,8 @@ class Data(Table):
 class Training(Table):
     """The optimisation loop."""
 
-    objective: Literal["causal", "mlm"] = "causal"
-    """causal: predict the next token from those before it. mlm: predict hidden tokens from all others of their document."""
+    objective: Literal["causal", "mlm", "classification", "regression"] = "causal"
+    """causal: the next token. mlm: hidden tokens, from both sides. classification, regression: what a document's label says."""
     seq_len: Annotated[int, Field(ge=2)] = 2048
     """Tokens per row."""
     local_batch_size: Positive = 8
@@ -241,6 +243,27 @@ class Mlm(Table):
             wrong.append(f'mlm.mask_rate = {self.mask_rate}: is not read with rate_schedule = "esm3"; leave it out')
         if wrong:
             raise ValueError("\n".join(wrong))
+        return self
+
+
+class Head(Table):
+    """What is predicted of whole documents, for training.objective = "classification" and "regression"."""
+
+    classes: list[str | int] = Field(default_factory=list)
+    """classification: the labels that there are, as the data writes them; numbers are compared as text."""
+    pool: Literal["mean", "last"] = "mean"
+    """mean: over all tokens of the document, its eos included. last: the eos alone, which causal models read it all by then."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes as text."""
+        return tuple(map(str, self.classes))
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Head":
+        """Refuse names that are not unique."""
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"head.classes = {self.classes}: must differ")
         return self
 
 
