@@ -1,4 +1,4 @@
-"""Names to files: globs, `{stdlib}`, `{synthetic}`, `~` and fsspec URLs become a sorted list of files with their sizes and stamps."""
+"""Names to files: globs, `{stdlib}`, `{synthetic}`, `~` and URLs become a sorted list of files with their sizes and stamps."""
 
 import sysconfig
 from collections.abc import Mapping
