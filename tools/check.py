@@ -24,6 +24,7 @@ from ..trainer.failures import run_command
 from ..trainer.memory import HOW, checkpoint_bytes, estimate
 from ..trainer.parallelize import global_batch_size
 from .corpus import report_sources
+from .targets import report_targets
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
 
@@ -69,6 +70,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     console.print(f"a step: {rows_per_step} rows = {positions:,} positions on {layout.world_size} process(es)")
     if feed.first is not None:
         report_rows(console, feed.first)
+        report_targets(console, feed.first, feed.loader.packer.objective, tokenizer)
     report_sources(console, config, feed.loader, tokenizer, rows_per_step)
     console.print("\nall checks passed")
 

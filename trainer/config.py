@@ -262,14 +262,14 @@ def deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def describe(problem: Any) -> str:
     """One pydantic error as `section.key: what was found and what would be right`."""
+    if problem["type"] == "value_error":  # a check of ours, which names the keys itself
+        return str(problem["ctx"]["error"])
     *parents, name = problem["loc"]
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key{nearest(str(name), list(fields_at(parents)))}"
     if problem["type"] == "missing":
         return f"{key}: missing, and it has no default"
-    if problem["type"] == "value_error":  # a check of ours, which names the keys itself
-        return str(problem["ctx"]["error"])
     hint = ""
     if problem["type"] == "list_type":
         hint = f": write [[{key}]]" if isinstance(problem["input"], dict) else f": write [{problem['input']!r}]"

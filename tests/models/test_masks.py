@@ -180,3 +180,12 @@ def test_build_writes_the_form_of_the_executor_on_the_device_asked_for(executor:
     assert isinstance(mask, form)
     tensor = {"flex": "kv_indices", "varlen": "cu_seqlens"}.get(executor)
     assert (getattr(mask, tensor) if tensor else mask).device.type == "meta"
+
+
+def test_the_rule_of_esm_makes_one_block_of_every_id_and_padding_is_one_of_them() -> None:
+    ids = torch.tensor([[0, 0, 0, 1, 1, 1, 1, -1, -1]], dtype=torch.int32)
+    blocks = torch.block_diag(*(torch.ones(size, size) for size in (3, 4, 2))).bool()
+    mask = {name: DocumentMask(EOS, PAD, causal=False, executor=name).build(ids) for name in ("sdpa", "flex", "varlen")}
+    assert torch.equal(mask["sdpa"][0, 0], blocks)
+    assert torch.equal(create_mask(mask["flex"].mask_mod, 1, 1, 9, 9, device="cpu")[0, 0], blocks)
+    assert mask["varlen"].cu_seqlens.unique().tolist() == [0, 3, 7, 9]

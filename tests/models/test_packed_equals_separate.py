@@ -179,3 +179,28 @@ def test_a_causal_model_sees_no_future_and_a_bidirectional_one_does() -> None:
         with torch.no_grad():
             first, second = _run_alone(model, tokens[0]), _run_alone(model, later[0])
         assert torch.equal(first[:-1], second[:-1]) is causal
+
+
+@pytest.mark.parametrize("executor", ["sdpa", "varlen"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_padded_rows_equal_packed_ones_in_logits_loss_and_gradients(causal: bool, executor: str) -> None:
+    config = replace(LLAMA, causal=causal)
+    batch = _batch_for(config)
+    model, of_padded = random_decoder(config), random_decoder(config)
+    packed = _run_packed(model, batch, executor)
+    mean_loss(packed, batch.labels, 1).backward()
+
+    longest = max(where.stop - where.start for _, where in batch.documents)
+    tokens, labels = torch.full((len(batch.documents), longest), PAD), torch.full((len(batch.documents), longest), -100)
+    ids, positions = torch.full_like(tokens, -1).int(), torch.zeros_like(tokens).int()
+    for row, (of_row, where) in enumerate(batch.documents):
+        length = where.stop - where.start
+        tokens[row, :length], labels[row, :length] = batch.tokens[of_row, where], batch.labels[of_row, where]
+        ids[row, :length], positions[row, :length] = 0, torch.arange(length)
+    mask = DocumentMask(EOS, PAD, causal=causal, executor=executor)
+    padded = of_padded(tokens, positions, mask.build(ids))
+    mean_loss(padded, labels, 1).backward()
+    for row, (of_row, where) in enumerate(batch.documents):
+        assert_close(padded[row, : where.stop - where.start], packed[of_row, where], **TOLERANCE)
+    assert padded.isfinite().all()
+    assert_close(_gradients(of_padded), _gradients(model), rtol=1e-5, atol=1e-4)  # of a sum over 130 targets
