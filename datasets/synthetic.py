@@ -16,11 +16,11 @@ another one now and then, and half of all genes are dormant: of their boxes one 
 
 The task of the promoter files is to tell windows upstream of living genes (label 1) from those of dormant ones (0), which
 have the same letters, and so a box without its partner half the time. `strength` is the share of the twelve letters of the
-boxes that are as they should be, less 0.1 for a spacer other than 17, and 0 where the label is. They come from genes that are not
-in `genome.fa`: a model trained on the one has not seen the others.
+boxes that are as they should be, less 0.1 for a spacer other than 17, and 0 where the label is. They come from genes that are
+not in `genome.fa`: a model trained on the one has not seen the others.
 
 Everything is drawn from raw Philox bits, as in `order.py`, so that files of the same seed and size are the same on each
-machine. `{synthetic}` in a path of a source stands for the folder of seed 0, made in the user's cache when it is first asked for.
+machine. `{synthetic}` in a path of a source stands for the folder of seed 0, made in the user's cache on first use.
 """
 
 import argparse
@@ -89,9 +89,8 @@ class Draws:
     def mutated(self, sequence: bytes, chance: float) -> bytes:
         """Return a sequence in which each base was drawn anew with some chance."""
         letters = np.frombuffer(sequence, dtype=np.uint8)
-        return bytes(
-            np.where(self.uniform(len(letters)) < chance, BASES[(self.uniform(len(letters)) * 4).astype(int)], letters)
-        )
+        anew = BASES[(self.uniform(len(letters)) * 4).astype(np.int64)]
+        return bytes(np.where(self.uniform(len(letters)) < chance, anew, letters))
 
     def shuffled(self, sequence: bytes) -> bytes:
         """Return the same letters in another order."""

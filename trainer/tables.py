@@ -102,7 +102,7 @@ class Files(Table):
     format: Literal["text", "jsonl", "tsv", "fasta", "parquet", "tokens"]
     """text: a file is a document. jsonl, tsv: a line. fasta: a record. parquet: a row. tokens: shards by `cistron prepare`."""
     paths: list[str] = Field(min_length=1)
-    """Files, globs or URLs; tokens: manifests (*.json) or folders. {stdlib}: Python's library; {synthetic}: a made-up genome."""
+    """Files, globs or URLs; tokens: manifests (*.json) or folders. {stdlib}: Python's library; {synthetic}: a made genome."""
     field: str = "text"
     """jsonl, tsv and parquet: the key or column that holds the document."""
     label: Name | None = None
