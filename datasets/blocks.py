@@ -31,12 +31,16 @@ class Address(NamedTuple):
         offset: Where a document, or a stretch of one, begins in the piece.
         first: 1 where that stretch opens its document.
         skip: Tokens of that stretch that lie before.
+        tag: Letters that a tag has, up to that stretch, which is open where it begins; 0: none is.
+        context: Tokens behind the address that were in rows before, and are context only.
     """
 
     piece: int
     offset: int
     first: int
     skip: int
+    tag: int = 0
+    context: int = 0
 
 
 class Stretch(NamedTuple):
@@ -54,6 +58,9 @@ class Stretch(NamedTuple):
         skip: Tokens of the first that lie before.
         weights: float32, one for each of `ids`; None: all 1.
         stated: float64 [documents]: what the record of each states; None: nothing.
+        mapped: int64 [documents]: letters of each that were taken for others; None: none.
+        tag: As in `Address`.
+        context: As in `Address`.
     """
 
     ids: Ids
@@ -66,6 +73,9 @@ class Stretch(NamedTuple):
     skip: int = 0
     weights: Weights | None = None
     stated: npt.NDArray[np.float64] | None = None
+    mapped: npt.NDArray[np.int64] | None = None
+    tag: int = 0
+    context: int = 0
 
     def behind(self, document: int, tokens: int) -> "Stretch":
         """Return what lies behind the first `tokens` of `document`: views."""
@@ -85,6 +95,8 @@ class Stretch(NamedTuple):
             skip,
             None if self.weights is None else self.weights[start:],
             None if self.stated is None else self.stated[document:],
+            None if self.mapped is None else self.mapped[document:],
+            0 if document else self.tag,
         )
 
     def until(self, tokens: int) -> "Stretch":
@@ -99,7 +111,25 @@ class Stretch(NamedTuple):
     @property
     def address(self) -> Address:
         """Where it begins."""
-        return Address(self.piece, self.offsets[0], int(self.first), self.skip)
+        return Address(self.piece, self.offsets[0], int(self.first), self.skip, self.tag, self.context)
+
+
+class Counts(NamedTuple):
+    """What was met on the way through documents.
+
+    Attributes:
+        documents: Documents that ended.
+        dropped: Documents without tokens.
+        skipped: Bad records passed over.
+        mapped: Letters taken for others.
+        truncated: Documents of which the first row was used.
+    """
+
+    documents: int
+    dropped: int = 0
+    skipped: int = 0
+    mapped: int = 0
+    truncated: int = 0
 
 
 class AddressedBlock(NamedTuple):
@@ -107,16 +137,12 @@ class AddressedBlock(NamedTuple):
 
     Attributes:
         block: What is packed.
-        documents: Documents that end in it.
-        dropped: Documents without tokens met on the way.
-        skipped: Bad records passed over on the way.
+        counts: What was met on the way through it.
         next: Address of the block after it, None when the epoch is over.
     """
 
     block: Block
-    documents: int
-    dropped: int
-    skipped: int
+    counts: Counts
     next: Address | None
 
 
@@ -133,11 +159,23 @@ def block_tokens(seq_len: int) -> int:
 
 
 class BlockBuilder:
-    """Takes stretches apart into blocks, holding no more than a block and a stretch."""
+    """Takes stretches apart into blocks, holding no more than a block and a stretch.
 
-    def __init__(self, stretches: Iterator[Stretch], seq_len: int, policy: str) -> None:
+    Args:
+        stretches: Documents in order; with `truncate` none has more than `seq_len` + 1 tokens.
+        seq_len: Tokens per row.
+        policy: Of the packer.
+        overlap: Of the packer: a block that begins inside of a document begins with so many tokens of the block before.
+        truncate: Of a document that is longer than a row the last token is a target only.
+    """
+
+    def __init__(
+        self, stretches: Iterator[Stretch], seq_len: int, policy: str, overlap: int = 0, *, truncate: bool = False
+    ) -> None:
         self._stretches = stretches
         self._seq_len = seq_len
+        self._overlap = overlap
+        self._truncate = truncate
         self._whole_rows = policy == "concat"
         self._best_fit = policy == "best_fit"
         self._tokens = block_tokens(seq_len)
@@ -175,17 +213,26 @@ class BlockBuilder:
             each = np.concatenate([stretch.stated for stretch in self._ahead if stretch.stated is not None])
             stated = np.append(each[over & (lengths > 0)][:closed], [np.nan] * (segments - closed))
 
-        ids, weights, dropped, skipped = self._take(cut)
+        ids, weights = self._seen(cut + 1)
+        continued = self._ahead[0].context > 0
+        counts = self._move(cut, self._overlap if closed < segments else 0)
+        lengths, goes_on = np.diff(bounds), np.arange(segments) >= closed
+        truncated = 0
+        if self._truncate:
+            goes_on = lengths > self._seq_len
+            lengths, truncated = np.minimum(lengths, self._seq_len), int(goes_on.sum())
         block = Block(
             [ids],
             None if weights is None else [weights],
             np.zeros(segments, dtype=np.int64),
             bounds[:-1],
-            np.diff(bounds),
-            np.arange(segments) >= closed,
+            lengths,
+            goes_on,
             stated,
+            np.arange(segments) < 1 if continued else None,
         )
-        return AddressedBlock(block, closed, dropped, skipped, self._ahead[0].address if self._ahead else None)
+        counts = counts._replace(documents=closed, truncated=truncated)
+        return AddressedBlock(block, counts, self._ahead[0].address if self._ahead else None)
 
     def _cut(self, ends: npt.NDArray[np.int64], total: int) -> tuple[int, int]:
         """Return the documents that end in the block and its tokens, of `total` at hand in which documents end at `ends`."""
@@ -196,7 +243,7 @@ class BlockBuilder:
         opened = int(ends[closed - 1]) if closed else 0
         full = closed == MAX_DOCUMENTS
         if self._best_fit and (full or self._tokens * 3 // 4 < opened < total):
-            closed = _tight_end(ends[:closed], self._seq_len)
+            closed = _tight_end(ends[:closed], self._seq_len, self._overlap)
             return closed, int(ends[closed - 1])
         if full:
             return closed, opened
@@ -206,41 +253,46 @@ class BlockBuilder:
         room = max(self._tokens - opened, self._seq_len + 1)
         if closed < len(ends) and ends[closed] - opened <= room:
             return closed + 1, int(ends[closed])
-        return closed, opened + (room - 1) // self._seq_len * self._seq_len
+        stride = self._seq_len - self._overlap
+        return closed, opened + (room - 1 - self._overlap) // stride * stride + self._overlap
 
-    def _take(self, cut: int) -> tuple[Ids, Weights | None, int, int]:
-        """Move over `cut` tokens.
+    def _seen(self, tokens: int) -> tuple[Ids, Weights | None]:
+        """Return the next `tokens`, fewer at the end, and their weights, without moving."""
+        seen: list[Stretch] = []
+        for stretch in self._ahead:
+            seen.append(stretch.until(tokens))
+            tokens -= len(stretch.ids)
+            if tokens <= 0:
+                break
+        weights = None
+        if any(stretch.weights is not None for stretch in seen):
+            ones = (np.ones(len(stretch.ids), dtype=np.float32) for stretch in seen)
+            weights = np.concatenate([s.weights if s.weights is not None else one for s, one in zip(seen, ones, strict=True)])
+        return np.concatenate([stretch.ids for stretch in seen]), weights
 
-        Returns:
-            They and their weights, with the next one if there is one, and the counts of EMPTY and BAD met.
-        """
-        taken: list[Stretch] = []
-        fates = [0, 0, 0]
-        left = cut
+    def _move(self, cut: int, again: int) -> Counts:
+        """Move over `cut` tokens but the last `again`, which are context of the next block; count what was met."""
+        fates, mapped = np.zeros(3, dtype=np.int64), 0
+        left = cut - again
         while self._ahead:
             stretch = self._ahead.popleft()
             ends = np.cumsum(stretch.lengths)
             # Over documents without tokens too, so that the next block never consists of them alone.
             document = int(np.searchsorted(ends, left, side="right"))
-            met = np.bincount(stretch.fates[:document], minlength=3).tolist()
-            fates = [before + more for before, more in zip(fates, met, strict=True)]
+            fates += np.bincount(stretch.fates[:document], minlength=3)
+            if stretch.mapped is not None:
+                mapped += int(stretch.mapped[:document].sum())
             if document < len(stretch.offsets):
                 begun = int(ends[document - 1]) if document else 0
-                taken.append(stretch.until(left + 1))
-                self._ahead.appendleft(stretch.behind(document, left - begun))
+                self._ahead.appendleft(stretch.behind(document, left - begun)._replace(context=again))
                 break
-            taken.append(stretch)
             left -= len(stretch.ids)
             if not self._ahead and (following := next(self._stretches, None)) is not None:
                 self._ahead.append(following)
-        weights = None
-        if any(stretch.weights is not None for stretch in taken):
-            ones = (np.ones(len(stretch.ids), dtype=np.float32) for stretch in taken)
-            weights = np.concatenate([s.weights if s.weights is not None else one for s, one in zip(taken, ones, strict=True)])
-        return np.concatenate([stretch.ids for stretch in taken]), weights, fates[EMPTY], fates[BAD]
+        return Counts(0, dropped=int(fates[EMPTY]), skipped=int(fates[BAD]), mapped=mapped)
 
 
-def _tight_end(ends: npt.NDArray[np.int64], seq_len: int) -> int:
+def _tight_end(ends: npt.NDArray[np.int64], seq_len: int, overlap: int) -> int:
     """Return how many of the documents that end at `ends` make a block that best fit leaves the least room in.
 
     Some room is left in every row that no document fits in, and a row is begun for what is over; that one is half empty on
@@ -257,7 +309,7 @@ def _tight_end(ends: npt.NDArray[np.int64], seq_len: int) -> int:
         over = (room - int(spare * seq_len)) % seq_len
         count = int(candidates[len(over) - 1 - int(np.argmin(over[::-1]))]) + 1
         tokens = int(ends[count - 1])
-        rows = rows_of_best_fit(lengths[:count], seq_len)
+        rows = rows_of_best_fit(lengths[:count], seq_len, overlap)
         waste = rows * seq_len / tokens
         if waste < least:
             best, least = count, waste

@@ -1,6 +1,12 @@
 """What goes wrong here: the data (`DataError`: what is wrong, and exactly where), the settings, or a worker process."""
 
+import logging
+from collections.abc import Callable
 from functools import partial
+
+# "cistron.data": one line for each record that is passed over, up to so many of a lane in a process; all are counted.
+LOG = logging.getLogger("cistron.data")
+LOGGED_RECORDS = 10
 
 
 class DataConfigError(ValueError):
@@ -44,3 +50,20 @@ class DataError(ValueError):
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the fields across processes: exceptions pickle their message only, and ours is made of four parts."""
         return partial(DataError, self.problem, file=self.file, record=self.record, offset=self.offset), ()
+
+
+class BadRecords:
+    """What becomes of a lane's bad records: each is raised; or with `skip` logged, and after some only counted."""
+
+    def __init__(self, *, skip: bool) -> None:
+        self._skip = skip
+        self._logged = 0
+
+    def __call__(self, problem: Callable[[], DataError]) -> None:
+        """Raise a problem, or log it, or do nothing, which must not cost the search for its record."""
+        if not self._skip:
+            raise problem()
+        self._logged += 1
+        if self._logged <= LOGGED_RECORDS:
+            more = "; further ones of this lane are counted only" if self._logged == LOGGED_RECORDS else ""
+            LOG.warning("skipped: %s%s", problem(), more)

@@ -1,12 +1,19 @@
 r"""FASTA: a record is a document, everything between two header lines, line ends removed and case kept.
 
+A record without a residue is bad, and so is one with a blank or a tab in its sequence or with a line that begins with `;`, an
+old form of comment. One pass over a group tells whether there is any, in 3 % of the time that reading takes.
+
 A long record comes in stretches of `group_bytes`, cut before a line feed rather than after one. So `\n>` always lies within
 a stretch, and what a stretch begins with is never a header.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
 
 from .errors import DataError
 from .files import ByteFile, DataFile, Storage
@@ -14,6 +21,16 @@ from .pieces import Piece
 from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, Records, Window, split_records
 
 BOUNDARY = b"\n>"
+NO_RESIDUE = "the record has no residue; remove its header, or put the sequence behind it"
+MISPLACED = re.compile(rb"[ \t\v\f]|(?<=\n);")
+NAMES = {b" ": "a blank", b"\t": "a tab", b"\v": "a vertical tab", b"\f": "a form feed"}
+
+
+class Fault(NamedTuple):
+    """What is wrong with a record, and the byte of its part at which it is."""
+
+    problem: str
+    at: int
 
 
 @dataclass(frozen=True)
@@ -43,11 +60,14 @@ class FastaReader:
                 whole = len(window.buffer) if window.over else window.buffer.rfind(BOUNDARY) + 1
                 if whole:
                     offset = window.offset
-                    yield from _group(window.take(whole), offset, first)
+                    yield from self._group(window.take(whole), piece.path, offset, first)
                     first = True
                 else:
-                    yield self._stretch(window, piece.path, first)
-                    first = False
+                    stretch = self._stretch(window, piece.path, first)
+                    yield stretch
+                    first = stretch.error is not None
+                    if first:
+                        _pass_over(window, self.group_bytes)
 
     def _before_header(self, window: Window, path: str) -> Iterator[Records]:
         """Move to the first header; whatever is before it but blank lines is one bad record."""
@@ -71,12 +91,42 @@ class FastaReader:
         """Take a stretch of a record that is longer."""
         offset = window.offset
         data = window.take(self.group_bytes - (window.buffer[self.group_bytes - 1 : self.group_bytes] == b"\n"))
-        if first:
-            header, line_end, data = data.partition(b"\n")
-            if not line_end:
-                problem = f"a header line has more than {self.group_bytes} bytes, beginning with {header[:40]!r}"
-                raise DataError(problem, file=path, offset=offset)
-        return Records([_joined(data)], [offset], first, last=False)
+        begin = data.find(b"\n") + 1 if first else 0
+        if first and not begin:
+            problem = f"a header line has more than {self.group_bytes} bytes, beginning with {data[:40]!r}"
+            raise DataError(problem, file=path, offset=offset)
+        document = _joined(data[begin:])
+        if _suspicious(document) and (fault := _misplaced(data, begin)):
+            return _bad(fault, path, offset, offset, first)
+        return Records([document], [offset], first, last=False)
+
+    def _group(self, data: bytes, path: str, offset: int, first: bool) -> Iterator[Records]:
+        """Yield the records of `data`, all of them whole but the first one's beginning."""
+        parts = data.split(BOUNDARY)
+        starts = list(accumulate((len(part) + 2 for part in parts[:-1]), initial=offset))
+        offsets = [offset, *(start - 1 for start in starts[1:])]
+        documents = [_joined(part.partition(b"\n")[2]) for part in parts]
+        if not first:
+            documents[0] = _joined(parts[0])
+        begun = 0  # the first document that was not yielded
+        if not all(documents) or _suspicious(b"".join(documents)):
+            for place, part in enumerate(parts):
+                opens = first or place > 0
+                fault = _misplaced(part, (part.find(b"\n") + 1 or len(part)) if opens else 0)
+                if not documents[place] and (opens or not self._has_residue(path, offset)):
+                    fault = Fault(NO_RESIDUE, offsets[place] - starts[place])
+                if fault:
+                    yield from _portions(documents[begun:place], offsets[begun:place], first or begun > 0)
+                    yield _bad(fault, path, starts[place], offsets[place], opens)
+                    begun = place + 1
+        yield from _portions(documents[begun:], offsets[begun:], first or begun > 0)
+
+    def _has_residue(self, path: str, offset: int) -> bool:
+        """Tell whether the record that goes on at `offset` has had a residue before."""
+        with self.storage.open(path) as file:
+            header = _header_before(file, offset)
+        residue = self.locate(path, header, 0)[1]
+        return residue < offset
 
     def locate(self, path: str, offset: int, index: int) -> tuple[str | None, int]:
         """Return the name of the record at `offset`, and the byte that `index` residues later is."""
@@ -98,17 +148,40 @@ class FastaReader:
         return name, offset
 
 
-def _group(data: bytes, offset: int, first: bool) -> Iterator[Records]:
-    """Yield the records of `data`, all of them whole but the first one's beginning."""
-    parts = data.split(BOUNDARY)
-    offsets = list(accumulate((len(part) + 2 for part in parts[:-1]), initial=offset))
-    offsets[1:] = [place - 1 for place in offsets[1:]]
-    documents = [_joined(part.partition(b"\n")[2]) for part in parts]
-    if not first:
-        documents[0] = _joined(parts[0])
+def _portions(documents: list[bytes], offsets: list[int], first: bool) -> Iterator[Records]:
+    """Yield documents as groups of at most `GROUP_DOCUMENTS`."""
     for start in range(0, len(documents), GROUP_DOCUMENTS):
         stop = start + GROUP_DOCUMENTS
         yield Records(documents[start:stop], offsets[start:stop], first or start > 0)
+
+
+def _bad(fault: Fault, path: str, start: int, address: int, opens: bool) -> Records:
+    """The bad record whose part begins at byte `start`; or of which stretches were yielded before, where nothing opens."""
+    return Records([], [], opens, error=DataError(fault.problem, file=path, offset=start + fault.at), bad_offset=address)
+
+
+def _suspicious(residues: bytes) -> bool:
+    """Tell whether there may be anything but residues: white space and controls are the smallest bytes."""
+    return b";" in residues or bool(np.frombuffer(residues, dtype=np.uint8).min(initial=0xFF) <= ord(" "))
+
+
+def _misplaced(part: bytes, begin: int) -> Fault | None:
+    """Find the first byte from `begin` on that no sequence has."""
+    found = MISPLACED.search(part, begin)
+    if found is None:
+        return None
+    if found[0] == b";":
+        return Fault("a line of the sequence begins with ';'; comments are not part of FASTA: remove the line", found.start())
+    return Fault(f"{NAMES[found[0]]} in a line of the sequence; remove it", found.start())
+
+
+def _pass_over(window: Window, size: int) -> None:
+    """Move to the next header."""
+    while window.fill(size + 1):
+        if end := window.buffer.find(BOUNDARY) + 1:
+            window.take(end)
+            return
+        window.take(len(window.buffer) - (not window.over and window.buffer.endswith(b"\n")))
 
 
 def _joined(lines: bytes) -> bytes:

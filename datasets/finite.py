@@ -28,7 +28,8 @@ class FinitePass:
     in its row, and a document that fits in a row is never split.
 
     Args:
-        config: Of it, `sources`, `seq_len`, `objective`, `seed`, `on_bad_record`, `verify` and `storage` are used.
+        config: Of it, `sources`, `seq_len`, `objective`, `documents` without augmentation, `seed`, `on_bad_record`, `verify`
+            and `storage` are used.
         tokenizer: Encodes documents.
         batch_size: Rows per batch of this rank.
         dp_rank: Data-parallel rank.
@@ -44,8 +45,11 @@ class FinitePass:
     ) -> None:
         if not config.sources:
             raise DataConfigError("validation.sources: name at least one source")
-        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, "best_fit", config.objective)
-        self.sources = [find_source(source, 1, config.seq_len, config.storage) for source in config.sources]
+        documents = config.documents.as_read
+        documents.check(tokenizer, "best_fit", config.seq_len)
+        ids = tokenizer.eos_id, tokenizer.pad_id
+        self.packer = Packer(config.seq_len, *ids, "best_fit", config.objective, overlap=documents.window_overlap)
+        self.sources = [find_source(source, 1, config.seq_len, config.storage, documents) for source in config.sources]
         self._config = config
         self._tokenizer = tokenizer
         self._batch_size = batch_size

@@ -1,30 +1,29 @@
 """A lane: one of a source's fixed, deterministic streams of packed rows, without end.
 
 What is read is encoded, cut into blocks and packed; the documents of a block are shuffled before, its rows after that.
-Everything follows from (seed, source, lane) and a state of ten integers, so a lane resumes by opening one block again: the
-cost is a block, however far the lane has come.
+Everything follows from (seed, source, lane) and a state of fourteen integers, so a lane resumes by opening one block again:
+the cost is a block, however far the lane has come.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .blocks import BAD, EMPTY, KEPT, Address, AddressedBlock, BlockBuilder, Stretch
-from .errors import DataEnd, DataError
+from .blocks import BAD, EMPTY, KEPT, Address, AddressedBlock, BlockBuilder, Counts, Stretch
+from .complement import Strands, mirrored
+from .documents import DocumentConfig, too_long
+from .encoding import Encoded, TokenizeError, Tokenizer
+from .errors import BadRecords, DataEnd, DataError
+from .genome import LetterEncoder, Weighed
 from .objectives import PackedRow
 from .order import permutation
 from .packing import Block, Packer, Part
 from .pieces import Piece
 from .records import Reader, Records, located
-from .tokenizers import Encoded, TokenizeError, Tokenizer
 
-# "cistron.data": one line for each record that is passed over, up to so many of a lane in a process; all are counted.
-LOG = logging.getLogger("cistron.data")
-LOGGED_RECORDS = 10
 ROWS, DOCUMENTS, PIECES = range(3)  # what a permutation is of
 
 
@@ -42,6 +41,10 @@ class LaneState(NamedTuple):
         documents: Documents finished, in all epochs.
         dropped: Documents without tokens met, in all epochs.
         skipped: Bad records passed over, in all epochs.
+        mapped: Letters taken for others, in all epochs.
+        truncated: Documents of which the first row was used, in all epochs.
+        tag: Belongs to the address of the block.
+        context: Likewise.
     """
 
     epoch: int = 0
@@ -54,11 +57,22 @@ class LaneState(NamedTuple):
     documents: int = 0
     dropped: int = 0
     skipped: int = 0
+    mapped: int = 0
+    truncated: int = 0
+    tag: int = 0
+    context: int = 0
 
     @property
     def address(self) -> Address:
         """Of the block."""
-        return Address(self.piece, self.offset, self.first, self.skip)
+        return Address(self.piece, self.offset, self.first, self.skip, self.tag, self.context)
+
+    def behind(self, counts: Counts, following: Address | None) -> "LaneState":
+        """Return the state at the beginning of the block after one in which `counts` were met."""
+        met = {name: getattr(self, name) + count for name, count in counts._asdict().items()}
+        if following is None:
+            return LaneState(epoch=self.epoch + 1, **met)
+        return LaneState(epoch=self.epoch, block=self.block + 1, **following._asdict(), **met)
 
 
 class Documents(Protocol):
@@ -99,21 +113,13 @@ class Lane:
         state = self.state
         while self.max_epochs is None or state.epoch < self.max_epochs:
             empty = True
-            for block, documents, dropped, skipped, following in self.documents.blocks(state.epoch, state.address):
-                empty = False
+            for block, counts, following in self.documents.blocks(state.epoch, state.address):
+                empty = empty and not len(block.lengths)
                 before, taken, after = state[:6], state.row, state[7:]
                 for row in self.packer.rows(*self._shuffled(block, state)):
                     taken += 1
                     yield row, LaneState(*before, taken, *after)  # `_replace` takes four times as long
-                counts = {
-                    "documents": state.documents + documents,
-                    "dropped": state.dropped + dropped,
-                    "skipped": state.skipped + skipped,
-                }
-                if following is None:
-                    state = LaneState(epoch=state.epoch + 1, **counts)
-                else:
-                    state = LaneState(state.epoch, state.block + 1, *following, **counts)
+                state = state.behind(counts, following)
             if empty:
                 raise DataError("a lane of this source finds no document with a token in its files", file=self.name)
         raise DataEnd(f"source {self.name!r} was read data.sources.max_epochs = {self.max_epochs} times")
@@ -138,6 +144,7 @@ class RawDocuments:
         packer: That the blocks are for.
         key: As the lane's: pieces are read in an order drawn per epoch.
         skip_bad: Pass over bad records instead of raising.
+        config: What is done with documents.
     """
 
     pieces: Sequence[Piece]
@@ -146,45 +153,59 @@ class RawDocuments:
     packer: Packer
     key: tuple[int, int, int]
     skip_bad: bool
-    _logged: int = field(default=0, init=False)
+    config: DocumentConfig = field(default_factory=DocumentConfig)
+
+    def __post_init__(self) -> None:
+        """Make what treats documents."""
+        self._encode = LetterEncoder(self.config.letters, self.tokenizer)
+        self._strands = Strands(self.config.reverse_complement, self.key[0], self.tokenizer)
+        self._pass_over = BadRecords(skip=self.skip_bad)
 
     def blocks(self, epoch: int, start: Address) -> Iterator[AddressedBlock]:
         """See `Documents`."""
         order = permutation(len(self.pieces), *self.key, epoch, PIECES)
-        stretches = self._stretches([self.pieces[place] for place in order], start)
-        return iter(BlockBuilder(stretches, self.packer.seq_len, self.packer.policy))
+        stretches = self._stretches([self.pieces[place] for place in order], start, epoch)
+        packer, truncate = self.packer, self.config.long_documents == "truncate"
+        return iter(BlockBuilder(stretches, packer.seq_len, packer.policy, packer.overlap, truncate=truncate))
 
-    def _stretches(self, pieces: Sequence[Piece], start: Address) -> Iterator[Stretch]:
+    def _stretches(self, pieces: Sequence[Piece], start: Address, epoch: int) -> Iterator[Stretch]:
         """Yield the epoch's documents from `start` on."""
-        offset, first, skip = start.offset, bool(start.first), start.skip
+        _, offset, first, skip, tag, context = start
         for place in range(start.piece, len(pieces)):
             piece = pieces[place]
-            groups = self.reader.groups(piece, piece.start if offset < 0 else offset, first)
-            for stretch in self._encoded(place, piece, groups if self.tokenizer.streams else _whole_documents(groups)):
-                yield stretch.behind(0, skip) if skip else stretch
-                skip = 0
-            offset, first = -1, True
+            groups = self.reader.groups(piece, piece.start if offset < 0 else offset, bool(first))
+            if self.config.whole or not self.tokenizer.streams:
+                groups = _whole_documents(groups)
+            for stretch in self._encoded(place, piece, groups, tag, epoch):
+                yield stretch.behind(0, skip)._replace(context=context) if skip or context else stretch
+                skip = context = 0
+            offset, first, tag = -1, 1, 0
 
-    def _encoded(self, place: int, piece: Piece, groups: Iterator[Records]) -> Iterator[Stretch]:
-        """Encode groups; what has no token is EMPTY, and what is bad is raised, or BAD."""
+    def _encoded(self, place: int, piece: Piece, groups: Iterator[Records], tag: int, epoch: int) -> Iterator[Stretch]:
+        """Encode groups; what has no token is EMPTY, and what is bad is raised, or BAD.
+
+        `tag` is that of the document which the first group continues.
+        """
         tokens = True  # whether the document that a group continues has had any
         abandoned = False  # whether it turned out bad
-        for documents, offsets, first, last, error, bad_offset, stated in groups:
+        for group in groups:
+            documents, offsets, first, last, error, bad_offset, stated = group
             begin = 0
             if abandoned and not first and documents:
                 begin, abandoned = 1, len(documents) == 1 and not last
             while begin < len(documents):
                 opens = first or begin > 0
-                encoded, bad = self._encode(documents[begin:])
-                end = begin + len(encoded.lengths)
+                arrived = Arrived(piece.path, documents[begin:], offsets[begin:], 0 if opens else tag, not last)
+                weighed, bad = self._treated(arrived, epoch)
+                end = begin + len(weighed.encoded.lengths)
                 if end > begin:
                     whole = last or bad is not None
                     of_records = None if stated is None else np.array(stated[begin:end])
-                    stretch = self._stretch(place, offsets[begin:end], encoded, opens, whole, tokens)._replace(
-                        stated=of_records
-                    )
+                    stretch = self._stretch(place, offsets[begin:end], weighed, opens, whole, tokens)
+                    stretch = stretch._replace(stated=of_records, tag=arrived.tag)
                     tokens = whole or bool(stretch.lengths[-1]) or (tokens and not opens and end - begin == 1)
                     yield stretch
+                tag = weighed.tag
                 if bad is not None:
                     self._pass_over(partial(self._located, piece, offsets[end], bad))
                     continued = end == 0 and not first
@@ -193,31 +214,67 @@ class RawDocuments:
                     tokens = True
                     end += 1
                 begin = end
-            if error is not None:
+            if error is not None and not (group.breaks_off and abandoned):
                 self._pass_over(partial(located, self.reader, error, bad_offset))
-                yield self._bad(place, bad_offset, True, False, stated is not None)
+                ended = group.breaks_off and tokens
+                yield self._bad(place, bad_offset, not group.breaks_off, ended, stated is not None)
+            if error is not None:
+                abandoned, tokens = False, True
 
-    def _encode(self, documents: list[bytes]) -> tuple[Encoded, TokenizeError | None]:
-        """Encode documents up to the first bad one."""
+    def _treated(self, arrived: "Arrived", epoch: int) -> tuple[Weighed, TokenizeError | None]:
+        """Encode documents up to the first bad one, and treat them as asked for."""
         try:
-            return self.tokenizer.encode_batch(documents), None
+            weighed = self._encode(arrived.documents, arrived.tag, goes_on=arrived.goes_on)
+            if self.config.whole:
+                weighed = self._treated_whole(weighed, arrived, epoch)
+            return weighed, None
         except TokenizeError as bad:
             if bad.index == 0:
-                return Encoded(np.empty(0, dtype=self.tokenizer.dtype), []), bad
-            return self.tokenizer.encode_batch(documents[: bad.index]), bad
+                return Weighed(Encoded(np.empty(0, dtype=self.tokenizer.dtype), []), None, 0), bad
+            sound, earlier = self._treated(arrived.until(bad.index), epoch)
+            return sound, earlier or bad
 
-    def _stretch(self, place: int, offsets: list[int], encoded: Encoded, first: bool, last: bool, tokens: bool) -> Stretch:
-        """Take the eos off a document that goes on, and documents that have nothing else."""
-        ids, lengths = encoded.ids, np.array(encoded.lengths, dtype=np.int64)
-        empty = lengths == 1
+    def _treated_whole(self, weighed: Weighed, arrived: "Arrived", epoch: int) -> Weighed:
+        """Refuse documents that are too long, and turn those whose other strand was drawn."""
+        (ids, lengths, mapped), weights, tag = weighed
+        seq_len = self.packer.seq_len
+        if self.config.long_documents == "error" and max(lengths, default=0) > seq_len:
+            index = next(index for index, length in enumerate(lengths) if length > seq_len)
+            raise TokenizeError(too_long(lengths[index], seq_len), None, index)
+        turned = np.flatnonzero(self._strands.turned(arrived.file, np.array(arrived.offsets, dtype=np.int64), epoch))
+        if len(turned):
+            ids, weights = ids.copy(), None if weights is None else weights.copy()
+            ends = np.cumsum(lengths)
+            for index in turned.tolist():
+                document = slice(ends[index] - lengths[index], ends[index])
+                try:
+                    ids[document] = self._strands.other(ids[document])
+                except TokenizeError as bad:
+                    raise TokenizeError(bad.problem, bad.offset, index) from None
+                if weights is not None:
+                    weights[document] = mirrored(weights[document])
+        return Weighed(Encoded(ids, lengths, mapped), weights, tag)
+
+    def _stretch(self, place: int, offsets: list[int], weighed: Weighed, first: bool, last: bool, tokens: bool) -> Stretch:
+        """Take the eos off a document that goes on, documents that have nothing else, and what is cut off long ones."""
+        (ids, counts, mapped), weights, _ = weighed
+        lengths = np.array(counts, dtype=np.int64)
+        empty = lengths <= 1 + (self.tokenizer.bos_id is not None)
         if not last:
             ids, lengths[-1], empty[-1] = ids[:-1], lengths[-1] - 1, False
+            weights = None if weights is None else weights[:-1]
         if not first and tokens:
             empty[0] = False
-        if empty.any():
-            ids = ids[np.repeat(~empty, lengths)]
-            lengths[empty] = 0
-        return Stretch(ids, lengths, offsets, np.where(empty, EMPTY, KEPT).astype(np.int8), place, first, last)
+        kept = np.where(empty, 0, lengths)
+        if self.config.long_documents == "truncate":
+            kept = np.minimum(kept, self.packer.seq_len + 1)
+        if (kept < lengths).any():
+            places = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            chosen = places < np.repeat(kept, lengths)
+            ids, weights = ids[chosen], None if weights is None else weights[chosen]
+        fates = np.where(empty, EMPTY, KEPT).astype(np.int8)
+        of_documents = None if mapped is None else np.array(mapped, dtype=np.int64)
+        return Stretch(ids, kept, offsets, fates, place, first, last, weights=weights, mapped=of_documents)
 
     def _bad(self, place: int, offset: int, first: bool, ended: bool, labelled: bool) -> Stretch:
         """Return a bad record: nothing, or the eos of the document whose beginning was good and has been yielded."""
@@ -225,18 +282,31 @@ class RawDocuments:
         stated = np.array([np.nan]) if labelled else None
         return Stretch(ids, np.array([len(ids)]), [offset], np.array([BAD], dtype=np.int8), place, first, True, stated=stated)
 
-    def _pass_over(self, problem: Callable[[], DataError]) -> None:
-        """Raise a problem, or log it, or only count it, which must not cost the search for its record."""
-        if not self.skip_bad:
-            raise problem()
-        self._logged += 1
-        if self._logged <= LOGGED_RECORDS:
-            more = "; further ones of this lane are counted only" if self._logged == LOGGED_RECORDS else ""
-            LOG.warning("skipped: %s%s", problem(), more)
-
     def _located(self, piece: Piece, offset: int, bad: TokenizeError) -> DataError:
         record, place = self.reader.locate(piece.path, offset, bad.offset or 0)
         return DataError(bad.problem, file=piece.path, record=record, offset=place)
+
+
+class Arrived(NamedTuple):
+    """Documents as they come out of a file.
+
+    Attributes:
+        file: Path or URL.
+        documents: Bytes.
+        offsets: Address of each.
+        tag: Letters that a tag has which is open where the first begins.
+        goes_on: Whether the last goes on behind.
+    """
+
+    file: str
+    documents: list[bytes]
+    offsets: list[int]
+    tag: int
+    goes_on: bool
+
+    def until(self, index: int) -> "Arrived":
+        """Return those before a document."""
+        return self._replace(documents=self.documents[:index], offsets=self.offsets[:index], goes_on=False)
 
 
 def _whole_documents(groups: Iterator[Records]) -> Iterator[Records]:
@@ -251,6 +321,8 @@ def _whole_documents(groups: Iterator[Records]) -> Iterator[Records]:
             if len(documents) == 1 and not group.last:
                 continue
             documents[0], offsets[0], first, parts = b"".join(parts), begun, opened, []
+        if group.breaks_off and parts:
+            group, first, parts = group._replace(bad_offset=begun), opened, []
         if documents and not group.last:
             opened = bool(documents[1:]) or first
             parts, begun = [documents.pop()], offsets.pop()

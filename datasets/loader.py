@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .documents import DocumentConfig
 from .errors import DataConfigError
 from .files import Storage, fingerprint
 from .objectives import NextToken, Objective
@@ -71,6 +72,7 @@ class DataConfig:
         layout: `packed`, or `padded`: a document, or a fragment of a long one, per row.
         objective: What rows ask for.
         pad_multiple: Padded batches are as wide as their longest row, rounded up to a multiple of this.
+        documents: What is done with documents before they are packed.
         seq_len: Tokens per row.
         seed: Of all random choices.
         stages: Weights that replace the sources' own from some row on, ascending.
@@ -91,6 +93,7 @@ class DataConfig:
     objective: Objective = field(default_factory=NextToken)
     pad_multiple: int = PAD_MULTIPLE
     buckets: int = 1
+    documents: DocumentConfig = field(default_factory=DocumentConfig)
     stages: tuple[Stage, ...] = ()
     num_workers: int = 0
     on_bad_record: str = "error"
@@ -181,17 +184,30 @@ class Loader:
             if value not in known:
                 raise DataConfigError(f"data.{key}: {value!r} is not one of {', '.join(map(repr, known))}")
         policy = "padded" if config.layout == "padded" else config.packing
-        self.packer = Packer(config.seq_len, tokenizer.eos_id, tokenizer.pad_id, policy, config.objective, config.pad_multiple)
+        documents = config.documents
+        documents.check(tokenizer, policy, config.seq_len)
+        self.packer = Packer(
+            config.seq_len,
+            tokenizer.eos_id,
+            tokenizer.pad_id,
+            policy,
+            config.objective,
+            pad_multiple=config.pad_multiple,
+            overlap=documents.window_overlap,
+        )
         self._config = config
         self._batch_size = batch_size
         self._degree = dp_degree
         stages = _stages(config)
-        self.sources = [find_source(source, config.lanes, config.seq_len, config.storage) for source in config.sources]
+        self.sources = [
+            find_source(source, config.lanes, config.seq_len, config.storage, documents) for source in config.sources
+        ]
 
         identity = {
             "lanes": config.lanes,
             "packing": policy,
             "objective": config.objective.identity(),
+            **documents.identity(),
             "seq_len": config.seq_len,
             "seed": config.seed,
             "tokenizer": tokenizer.fingerprint,

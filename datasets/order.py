@@ -19,6 +19,13 @@ def permutation(count: int, *key: int) -> list[int]:
     return order
 
 
+def scramble(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return the finaliser of SplitMix64 of each value: every bit depends on every bit."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
 class Shuffle:
     """A permutation of 0..count-1 that is computed, not stored: any part of it costs its own length only.
 
@@ -43,8 +50,5 @@ class Shuffle:
     def _encrypt(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         left, right = values >> self._half, values & self._mask
         for key in self._keys:
-            mixed = right + key
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & self._mask)
+            left, right = right, left ^ (scramble(right + key) & self._mask)
         return (left << self._half) | right

@@ -3,7 +3,8 @@
 `best_fit` is best-fit decreasing: the longest segment first, into the open row that it leaves the least room in, found by
 bisection among the amounts of room that are open: 0.8 ms per 1,000 documents in rows of 2^11 as of 2^20 tokens, where a
 bit-set of the amounts, quick to search, would take 42 ms to copy. `concat` cuts the concatenated documents every `seq_len`
-tokens. `padded` gives each document rows of its own.
+tokens. `padded` gives each document rows of its own. With an `overlap` the rows of a long document are windows: each begins
+with the last `overlap` tokens of the one before, which are context there and no targets.
 """
 
 from bisect import bisect_left, insort
@@ -33,9 +34,10 @@ class Block(NamedTuple):
         array: int64 [segments]: in which of `arrays` a segment lies.
         starts: int64 [segments]: where it begins there.
         lengths: int64 [segments]: its tokens, the eos included.
-        open: bool [segments]: it goes on behind its last token, so has no eos. Its length is a multiple of `seq_len`,
-            except under `concat`, where the last segment of the block may end anywhere.
+        open: bool [segments]: it goes on behind its last token, so has no eos. It is full rows or windows, except under
+            `concat`, where the last segment of the block may end anywhere.
         stated: float64 [segments]: what the record of each document states, NaN of one that goes on; None: nothing.
+        continued: bool [segments]: its first `overlap` tokens are context, from the end of a segment elsewhere; None: of none.
     """
 
     arrays: Sequence[Ids]
@@ -45,6 +47,7 @@ class Block(NamedTuple):
     lengths: npt.NDArray[np.int64]
     open: npt.NDArray[np.bool_]
     stated: npt.NDArray[np.float64] | None = None
+    continued: npt.NDArray[np.bool_] | None = None
 
     def in_order(self, order: Sequence[int]) -> "Block":
         """Return the same segments in another order."""
@@ -55,6 +58,7 @@ class Block(NamedTuple):
             lengths=self.lengths[places],
             open=self.open[places],
             stated=None if self.stated is None else self.stated[places],
+            continued=None if self.continued is None else self.continued[places],
         )
 
 
@@ -78,12 +82,12 @@ class Planes(NamedTuple):
     values: npt.NDArray[np.float32] | None
 
 
-def best_fit(lengths: Sequence[int], seq_len: int) -> list[list[Part]]:
+def best_fit(lengths: Sequence[int], seq_len: int, overlap: int = 0) -> list[list[Part]]:
     """Plan rows so that segments that fit in one are whole and few rows are needed.
 
     A longer segment becomes full rows and a remainder. Segments keep their order within a row.
     """
-    rows, items = _whole_rows(lengths, seq_len)
+    rows, items = _whole_rows(lengths, seq_len, overlap)
     items.sort(key=itemgetter(2), reverse=True)
     rooms: list[int] = []  # ascending: the amounts of room that some row has left
     rows_with_room: dict[int, list[list[Part]]] = {}
@@ -111,10 +115,12 @@ def best_fit(lengths: Sequence[int], seq_len: int) -> list[list[Part]]:
     return rows
 
 
-def rows_of_best_fit(lengths: npt.NDArray[np.int64], seq_len: int) -> int:
+def rows_of_best_fit(lengths: npt.NDArray[np.int64], seq_len: int, overlap: int = 0) -> int:
     """Return how many rows `best_fit` plans, in half of its time."""
-    rests = lengths % seq_len
-    rows = int((lengths // seq_len).sum())
+    full = np.maximum(lengths - overlap, 0) // (seq_len - overlap)
+    rests = lengths - full * (seq_len - overlap)
+    rests[(full > 0) & (rests == overlap)] = 0
+    rows = int(full.sum())
     rooms: list[int] = []  # ascending, one for each row that has room
     for length in np.sort(rests[rests > 0])[::-1].tolist():
         tightest = bisect_left(rooms, length)
@@ -145,22 +151,27 @@ def concat(lengths: Sequence[int], seq_len: int) -> list[list[Part]]:
     return rows
 
 
-def padded(lengths: Sequence[int], seq_len: int) -> list[list[Part]]:
+def padded(lengths: Sequence[int], seq_len: int, overlap: int = 0) -> list[list[Part]]:
     """Plan rows of one segment each; one that is longer than a row becomes full rows and a remainder."""
-    rows, items = _whole_rows(lengths, seq_len)
+    rows, items = _whole_rows(lengths, seq_len, overlap)
     return rows + [[part] for part in items]
 
 
-def _whole_rows(lengths: Sequence[int], seq_len: int) -> tuple[list[list[Part]], list[Part]]:
-    """Return the full rows that long segments make on their own, and what is left of each segment, if anything."""
+def _whole_rows(lengths: Sequence[int], seq_len: int, overlap: int) -> tuple[list[list[Part]], list[Part]]:
+    """Return the full rows that long segments make on their own, and what is left of each segment, if anything.
+
+    What is left has its `overlap` tokens of context before it.
+    """
     rows: list[list[Part]] = []
     rest = []
+    stride = seq_len - overlap
     for segment, length in enumerate(lengths):
-        start = 0
+        start, covered = 0, 0
         if length >= seq_len:
-            start = length - length % seq_len
-            rows += [[(segment, at, seq_len)] for at in range(0, start, seq_len)]
-        if length > start:
+            start = (length - overlap) // stride * stride
+            covered = start + overlap
+            rows += [[(segment, at, seq_len)] for at in range(0, start, stride)]
+        if length > covered:
             rest.append((segment, start, length - start))
     return rows, rest
 
@@ -175,7 +186,9 @@ class Packer:
         pad_id: int,
         policy: str,
         objective: Objective | None = None,
+        *,
         pad_multiple: int = PAD_MULTIPLE,
+        overlap: int = 0,
     ) -> None:
         if policy not in POLICIES:
             raise DataConfigError(f"data.packing: {policy!r} is not one of {', '.join(map(repr, POLICIES[:2]))}")
@@ -185,6 +198,7 @@ class Packer:
         self.policy = policy
         self.objective = objective or NextToken()
         self.pad_multiple = pad_multiple
+        self.overlap = overlap
         self._padding = np.full(seq_len, pad_id)
         self._ramp = np.arange(0, dtype=np.int32)
 
@@ -192,9 +206,9 @@ class Packer:
         """Return the rows of a block, in order of the plan."""
         lengths: list[int] = block.lengths.tolist()
         if self.policy == "padded":
-            return padded(lengths, self.seq_len)
+            return padded(lengths, self.seq_len, self.overlap)
         if self.policy == "best_fit":
-            return best_fit(lengths, self.seq_len)
+            return best_fit(lengths, self.seq_len, self.overlap)
         # Open segments are whole rows by themselves; but one may end anywhere, and then fills the block's last row.
         alone = block.open & (block.lengths % self.seq_len == 0)
         tail = block.open & ~alone
@@ -217,21 +231,36 @@ class Packer:
             last, start, length = parts[-1]
             unfinished = goes_on[last] or start + length < lengths[last]
             assert unfinished or views[-1][-1] == self.eos_id, "a segment that does not go on ends with eos"
-            weights = None
-            if weighted is not None:
-                stretches = [weighted[array[at]][(begin := starts[at] + start) : begin + length] for at, start, length in parts]
-                weights = np.concatenate(stretches)
-            following = None
-            if unfinished:
-                end = starts[last] + start + length
-                following = int(arrays[array[last]][end])
-                if weighted is not None and weights is not None:
-                    weights = np.append(weights, weighted[array[last]][end])
+            following = int(arrays[array[last]][starts[last] + start + length]) if unfinished else None
+            weights = self._weights(block, parts, unfinished) if weighted is not None or self.overlap else None
             stated = None
             if block.stated is not None:
                 ended = (start + length == lengths[at] and not goes_on[at] for at, start, length in parts)
                 stated = [float(block.stated[at]) if end else np.nan for (at, _, _), end in zip(parts, ended, strict=True)]
             yield PackedRow(views, following, weights, stated)
+
+    def _weights(self, block: Block, parts: Sequence[Part], unfinished: bool) -> Weights | None:
+        """Return the weights of a row's tokens, and of the one behind where there is one; None where all are 1.
+
+        The first `overlap` targets of a window were those of the window before.
+        """
+        continued = block.continued
+        contexts = [self.overlap > 0 and (start > 0 or (continued is not None and continued[at])) for at, start, _ in parts]
+        if block.weights is None and not any(contexts):
+            return None
+        stretches = []
+        for place, ((at, start, length), context) in enumerate(zip(parts, contexts, strict=True)):
+            size = length + (unfinished and place == len(parts) - 1)
+            if block.weights is None:
+                own = np.ones(size, dtype=np.float32)
+            else:
+                begin = int(block.starts[at]) + start
+                own = block.weights[block.array[at]][begin : begin + size]
+            if context:
+                own = own.copy()
+                own[: self.overlap + self.objective.shift] = 0.0
+            stretches.append(own)
+        return np.concatenate(stretches)
 
     def expand(self, rows: Sequence[PackedRow], numbers: Sequence[int]) -> Planes:
         """Lay rows out as a batch, `seq_len` wide; under `padded` as wide as the longest needs.

@@ -77,6 +77,7 @@ class Result(Record):
         dropped: Without tokens, so left out.
         duplicates: Equal to one before, so left out.
         skipped: Bad records left out.
+        mapped: Letters taken for others (`tokenizer.on_unknown`).
         eos_appended: Imported documents that came without an eos.
         shards: Manifests written, by their path in the output folder.
     """
@@ -87,6 +88,7 @@ class Result(Record):
     dropped: int = 0
     duplicates: int = 0
     skipped: int = 0
+    mapped: int = 0
     eos_appended: int = 0
     shards: tuple[str, ...] = ()
 

@@ -6,7 +6,7 @@ long document streams into the training shard and is taken out again where its e
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -18,6 +18,7 @@ import xxhash
 
 from .errors import DataError
 from .files import DataFile
+from .genome import PLAIN, LetterEncoder, Letters, Weighed, Weights
 from .pieces import Piece
 from .prepare import Event, Result, Task
 from .records import Reader, Records, located
@@ -62,6 +63,7 @@ class RawCorpus:
         deduplicate: Leave out documents that are equal to one before, byte by byte.
         seed: Of the hashes.
         skip_bad: Leave out bad records and count them, instead of raising.
+        letters: How letters are weighed, and their case.
     """
 
     files: Sequence[DataFile]
@@ -73,12 +75,12 @@ class RawCorpus:
     deduplicate: bool
     seed: int
     skip_bad: bool
+    letters: Letters = PLAIN
 
     def settings(self) -> dict[str, Any]:
         """See `prepare.Corpus`."""
-        return {
-            name: getattr(self, name) for name in ("format", "field", "validation_share", "deduplicate", "seed", "skip_bad")
-        }
+        names = ("format", "field", "validation_share", "deduplicate", "seed", "skip_bad")
+        return {**{name: getattr(self, name) for name in names}, "letters": asdict(self.letters)}
 
     def split(self, target: int) -> list[Piece]:
         """Cut the files at record starts where their format allows."""
@@ -107,6 +109,8 @@ class RawCorpus:
                         file.writelines(digester(stretch))
                     if records.error is not None and not self.skip_bad:
                         raise located(self.reader, records.error, records.bad_offset)
+                    if records.breaks_off:  # it has a place among the documents, and is equal to no other
+                        file.write(xxhash.xxh3_128_digest(f"{piece.path}:{records.bad_offset}".encode(), self.seed))
                     progress.at(records)
                 progress.finish()
         sync(temporary(path))
@@ -114,7 +118,9 @@ class RawCorpus:
 
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> Result:
         """See `prepare.Corpus`."""
-        marked = None if marks is None else np.memmap(marks, dtype=np.bool_, mode="r")[task.documents_before :]
+        marked = None
+        if marks is not None and marks.stat().st_size:  # there is nothing to map where no record was sound
+            marked = np.memmap(marks, dtype=np.bool_, mode="r")[task.documents_before :]
         return _Conversion(self, task, folder, marked, emit).run()
 
 
@@ -185,10 +191,11 @@ class _Conversion:
         # The byte tokenizer has a vocabulary of 512 and writes ids below 256 only: it states uint8.
         bytes_only = np.dtype(corpus.tokenizer.dtype) == np.uint8
         dtype = id_dtype(255 if bytes_only else corpus.tokenizer.vocab_size - 1)
-        self._train = ShardWriter(folder / "train", name, corpus.tokenizer, dtype)
+        self._encode = LetterEncoder(corpus.letters, corpus.tokenizer)
+        self._train = ShardWriter(folder / "train", name, corpus.tokenizer, dtype, letters=corpus.letters)
         self._validation: ShardWriter | None = None
         if corpus.validation_share:
-            self._validation = ShardWriter(folder / "validation", name, corpus.tokenizer, dtype)
+            self._validation = ShardWriter(folder / "validation", name, corpus.tokenizer, dtype, letters=corpus.letters)
         self._sizes = {file.path: file.size for file in corpus.files}
         self._digester = Digester(corpus.seed)
         self._records = 0  # documents met
@@ -197,7 +204,9 @@ class _Conversion:
         self._began = 0  # where that document began
         self._out = False  # the open document is a duplicate or bad
         self._open_bytes = 0
-        self._counts = {"text_bytes": 0, "dropped": 0, "duplicates": 0, "skipped": 0}
+        self._open_mapped = 0
+        self._tag = 0  # letters of the tag that is open in the open document
+        self._counts = {"text_bytes": 0, "dropped": 0, "duplicates": 0, "skipped": 0, "mapped": 0}
 
     def run(self) -> Result:
         """Read all pieces; leave no temporary file behind, whatever happens."""
@@ -224,8 +233,10 @@ class _Conversion:
                     self._take_part(stretch)
                 else:
                     self._join(stretch)
-            if records.error is not None:
+            if records.error is not None and not (records.breaks_off and self._out):
                 self._bad(partial(located, self._corpus.reader, records.error, records.bad_offset))
+            if records.breaks_off:
+                self._break_off()
             progress.at(records)
         progress.finish()
         size = self._sizes[piece.path]
@@ -247,23 +258,26 @@ class _Conversion:
         while documents:
             try:
                 sound = len(documents)
-                encoded = self._corpus.tokenizer.encode_batch(documents)
+                weighed = self._encode(documents)
             except TokenizeError as error:
                 self._bad(partial(self._located, error, offsets[error.index]))
                 sound = error.index
-                encoded = self._corpus.tokenizer.encode_batch(documents[:sound])
-            self._write(documents[:sound], encoded.ids, np.array(encoded.lengths, dtype=np.int64))
+                weighed = self._encode(documents[:sound])
+            self._write(documents[:sound], weighed)
             documents, offsets = documents[sound + 1 :], offsets[sound + 1 :]
 
-    def _write(self, documents: list[bytes], ids: Ids, lengths: npt.NDArray[np.int64]) -> None:
-        kept = lengths > 1
+    def _write(self, documents: list[bytes], weighed: Weighed) -> None:
+        (ids, counts, mapped), weights, _ = weighed
+        lengths = np.array(counts, dtype=np.int64)
+        kept = lengths > 1 + (self._corpus.tokenizer.bos_id is not None)
+        self._counts["mapped"] += sum(mapped or ())
         self._counts["dropped"] += len(kept) - int(kept.sum())
         self._counts["text_bytes"] += sum(compress(map(len, documents), kept.tolist()))
         if self._validation:
             aside = self._set_aside(self._digester(Stretch(documents, [])))
-            _write_chosen(self._validation, ids, lengths, kept & aside)
+            _write_chosen(self._validation, ids, lengths, kept & aside, weights)
             kept &= ~aside
-        _write_chosen(self._train, ids, lengths, kept)
+        _write_chosen(self._train, ids, lengths, kept, weights)
 
     def _join(self, part: Stretch) -> None:
         """A part of a document that must be encoded as a whole."""
@@ -279,19 +293,21 @@ class _Conversion:
         (data,) = part.documents
         digests = self._digester(part)
         if part.opens:
-            self._open_bytes = 0
+            self._open_bytes = self._open_mapped = self._tag = 0
             self._out = self._marked is not None and bool(self._marked[self._records])
             self._counts["duplicates"] += self._out
         if not self._out:
             try:
-                ids = self._corpus.tokenizer.encode_batch([data]).ids
+                (ids, _, mapped), weights, self._tag = self._encode([data], self._tag, goes_on=not part.closes)
             except TokenizeError as error:
                 self._bad(partial(self._located, error, part.offsets[0]))
                 self._train.take_back()
                 self._out = True
             else:
-                self._train.write(ids if part.closes else ids[:-1], [])
+                count = len(ids) if part.closes else len(ids) - 1
+                self._train.write(ids[:count], [], None if weights is None else weights[:count])
                 self._open_bytes += len(data)
+                self._open_mapped += sum(mapped or ())
         if not part.closes:
             return
         self._records += 1
@@ -302,10 +318,19 @@ class _Conversion:
             self._train.take_back()
             return
         self._counts["text_bytes"] += self._open_bytes
+        self._counts["mapped"] += self._open_mapped
         if self._validation and self._set_aside(digests)[0]:
             self._train.move(self._validation)
         else:
             self._train.close()
+
+    def _break_off(self) -> None:
+        """The open document turned out bad, whatever of it was read."""
+        self._records += 1
+        self._whole = []
+        if not self._out:
+            self._train.take_back()
+        self._out = False
 
     def _set_aside(self, digests: list[bytes]) -> Mask:
         """Tell which documents go to validation: their hash, as a fraction, lies below the share."""
@@ -326,7 +351,9 @@ class _Conversion:
         return DataError(bad.problem, file=self._piece.path, record=record, offset=place)
 
 
-def _write_chosen(writer: ShardWriter, ids: Ids, lengths: npt.NDArray[np.int64], chosen: Mask) -> None:
+def _write_chosen(writer: ShardWriter, ids: Ids, lengths: npt.NDArray[np.int64], chosen: Mask, weights: Weights | None) -> None:
     if not chosen.all():
-        ids, lengths = ids[np.repeat(chosen, lengths)], lengths[chosen]
-    writer.write(ids, np.cumsum(lengths))
+        tokens = np.repeat(chosen, lengths)
+        ids, lengths = ids[tokens], lengths[chosen]
+        weights = None if weights is None else weights[tokens]
+    writer.write(ids, np.cumsum(lengths), weights)

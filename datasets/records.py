@@ -27,7 +27,7 @@ class Records(NamedTuple):
         first: Whether documents[0] opens its document, or continues that of the group before.
         last: Whether documents[-1] ends its document, or goes on in the next group.
         error: A bad record right behind the documents, unnamed where its name is costly: see `located`. The reader goes on
-            behind it.
+            behind it. Where nothing opens and there are no documents, it is what the document that goes on turned out to be.
         bad_offset: Its address.
         stated: What the record of each document states: number of a class, or a value; None where labels are not read.
     """
@@ -39,6 +39,11 @@ class Records(NamedTuple):
     error: DataError | None = None
     bad_offset: int = -1
     stated: list[float] | None = None
+
+    @property
+    def breaks_off(self) -> bool:
+        """Whether the document that the group before left open turned out bad, and goes no further."""
+        return self.error is not None and not self.first and not self.documents
 
 
 class Reader(Protocol):

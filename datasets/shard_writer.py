@@ -13,12 +13,11 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from .genome import PLAIN, Letters, Weights
 from .shards import CHUNK, DTYPES, OFFSET, VERSION, WEIGHT, Manifest, SourceRecord, TokenizerRecord, checksum
 from .tokenizers import Ids, Tokenizer
 
 TEMPORARY = ".part"
-
-Weights = npt.NDArray[np.float32]
 
 
 class ShardWriter:
@@ -30,8 +29,28 @@ class ShardWriter:
         tokens: Of these.
     """
 
-    def __init__(self, folder: Path, name: str, tokenizer: Tokenizer, dtype: np.dtype[Any], *, weighted: bool = False) -> None:
-        """Create temporary files beside `folder`/`name`.*, of names that no other process uses."""
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        tokenizer: Tokenizer,
+        dtype: np.dtype[Any],
+        *,
+        weighted: bool = False,
+        letters: Letters = PLAIN,
+    ) -> None:
+        """Create temporary files beside `folder`/`name`.*, of names that no other process uses.
+
+        Args:
+            folder: Of the shard.
+            name: Of its files.
+            tokenizer: That made the ids.
+            dtype: Of the ids.
+            weighted: Whether weights are written.
+            letters: What was done with letters, which decides that, where they were raw.
+        """
+        self._letters = letters
+        weighted = weighted or letters.weighted
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.json"
         self.documents = 0
@@ -84,14 +103,20 @@ class ShardWriter:
 
     def move(self, other: "ShardWriter") -> None:
         """Close the open document, which has its eos, in another writer instead of here."""
-        assert "weights" not in self._files, "only raw text is divided, and it has no weights"
-        file = self._files["ids"]
-        file.seek(self.tokens * self._dtype.itemsize)
+        sizes = {"ids": self._dtype, "weights": WEIGHT}
+        for ending, file in self._files.items():
+            if ending in sizes:
+                file.seek(self.tokens * sizes[ending].itemsize)
         left = self._open_tokens
         while left:
-            ids = np.frombuffer(file.read(min(left, CHUNK) * self._dtype.itemsize), self._dtype)
-            left -= len(ids)
-            other.write(ids, [] if left else [len(ids)])
+            count = min(left, CHUNK)
+            left -= count
+            parts = [
+                np.frombuffer(self._files[ending].read(count * dtype.itemsize), dtype)
+                for ending, dtype in sizes.items()
+                if ending in self._files
+            ]
+            other.write(parts[0], [] if left else [count], *parts[1:])
         self.take_back()
 
     def _truncate(self, ending: str, itemsize: int) -> None:
@@ -143,6 +168,7 @@ class ShardWriter:
             weights="weights" in self._files,
             checksums={ending: checksum(str(self._temporary(ending))) for ending in self._files},
             sources=sources,
+            letters=self._letters,
         )
 
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import DataConfigError, DataError
 from .files import DataFile, Storage
+from .genome import PLAIN, Letters
 from .patterns import is_remote
 
 VERSION = 1
@@ -83,6 +84,7 @@ class Manifest(Record):
         longest_document: Tokens of the longest document.
         largest_id: The largest id in the shard.
         weights: Whether there are loss weights.
+        letters: What was done with letters: how they were weighed, and their case.
         checksums: `xxh3_128:` and hexadecimal digits by the ending of each file but the manifest.
         sources: What the shard was made of, in its order.
     """
@@ -102,6 +104,7 @@ class Manifest(Record):
     weights: bool
     checksums: dict[str, str]
     sources: tuple[SourceRecord, ...]
+    letters: Letters = PLAIN
 
     def sizes(self) -> dict[str, int]:
         """Bytes that each file must have, by its ending."""

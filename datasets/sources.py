@@ -1,10 +1,14 @@
 """The corpora of a run as they are found: which files, cut into which pieces or shards, dealt to which lanes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from .errors import DataConfigError
+from .complement import Strands
+from .documents import DocumentConfig
+from .errors import BadRecords, DataConfigError
 from .files import DataFile, Storage
+from .genome import Letters
 from .labels import Label
 from .lane import Documents, RawDocuments
 from .packing import Packer
@@ -12,7 +16,7 @@ from .pieces import Piece, deal, target_size
 from .readers import build_reader
 from .records import Reader
 from .shard_blocks import ShardCorpus, ShardDocuments
-from .shards import open_shards
+from .shards import Shard, open_shards
 from .tokenizers import Tokenizer
 
 
@@ -49,6 +53,7 @@ class Source:
         lanes: Pieces of each lane; empty for token shards.
         reader: Of the format; None for token shards.
         corpus: Token shards; None for raw files.
+        treatment: What is done with documents.
     """
 
     config: SourceConfig
@@ -56,6 +61,7 @@ class Source:
     lanes: list[list[Piece]]
     reader: Reader | None
     corpus: ShardCorpus | None
+    treatment: DocumentConfig
 
     def lane_name(self, lane: int) -> str:
         """Return the key of a lane in the loader's state."""
@@ -64,9 +70,10 @@ class Source:
     def documents(self, lane: int, tokenizer: Tokenizer, packer: Packer, key: tuple[int, int], skip_bad: bool) -> Documents:
         """Return what a lane reads; `key` is (seed, number of the source)."""
         if self.corpus is not None:
-            return ShardDocuments(self.corpus, lane, key, packer.policy == "concat")
+            strands = Strands(self.treatment.reverse_complement, key[0], tokenizer)
+            return ShardDocuments(self.corpus, lane, key, packer.policy == "concat", strands, BadRecords(skip=skip_bad))
         assert self.reader is not None
-        return RawDocuments(self.lanes[lane], self.reader, tokenizer, packer, (*key, lane), skip_bad)
+        return RawDocuments(self.lanes[lane], self.reader, tokenizer, packer, (*key, lane), skip_bad, self.treatment)
 
     def sample(self) -> list[bytes]:
         """Return the heads of some raw documents from some lanes: at most 64 of 16 KiB."""
@@ -79,21 +86,38 @@ class Source:
         return heads
 
 
-def find_source(config: SourceConfig, lanes: int, seq_len: int, storage: Storage) -> Source:
-    """Look up a source's files and deal them to `lanes`.
+def find_source(
+    config: SourceConfig, lanes: int, seq_len: int, storage: Storage, treatment: DocumentConfig | None = None
+) -> Source:
+    """Look up a source's files and deal them to `lanes`; `treatment` is what is done with its documents, None: nothing.
 
     Raises:
         DataConfigError: A setting is wrong, or there are fewer pieces than lanes.
         DataError: A file is missing, or cannot be read.
     """
+    treatment = treatment or DocumentConfig()
     if not config.weight >= 0:
         raise DataConfigError(f"data.sources.weight: {config.weight} of source {config.name!r} must not be below 0")
     if config.format == "tokens" and config.label is None:
         files = storage.expand(config.paths, "*.json")
-        corpus = ShardCorpus(open_shards(files, storage), seq_len, lanes, config.name)
-        return Source(config=config, files=files, lanes=[], reader=None, corpus=corpus)
+        corpus = ShardCorpus(open_shards(files, storage), seq_len, lanes, config.name, treatment)
+        _check_letters(corpus.shards, treatment.letters)
+        return Source(config=config, files=files, lanes=[], reader=None, corpus=corpus, treatment=treatment)
     reader = build_reader(config.format, config.field, storage, config.label)
     files = storage.expand(config.paths)
     target = target_size(files, lanes)
     dealt = deal([piece for file in files for piece in reader.split(file, target)], lanes, config.name)
-    return Source(config=config, files=files, lanes=dealt, reader=reader, corpus=None)
+    return Source(config=config, files=files, lanes=dealt, reader=reader, corpus=None, treatment=treatment)
+
+
+def _check_letters(shards: Sequence[Shard], letters: Letters) -> None:
+    """Refuse shards without the weights that the job asks for: their ids may no longer tell the letters."""
+    for shard in shards:
+        made = shard.manifest.letters
+        for key in letters.changed:
+            asked, found = getattr(letters, key), getattr(made, key)
+            if asked != found:
+                raise DataConfigError(
+                    f"data.{key} = {str(asked).lower()}: {shard.path} was prepared with {str(found).lower()}; "
+                    "leave the key out to take its weights as they are, or prepare it anew with this one"
+                )

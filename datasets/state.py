@@ -72,7 +72,13 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def left_out(state: dict[str, Any]) -> str:
     """What a run has left out so far, for people; empty if nothing."""
-    counts = {"bad record(s)": records_skipped(state), "document(s) without a token": documents_dropped(state)}
+    lanes = [LaneState(*lane) for lane in state["lanes"].values()]
+    counts = {
+        "bad record(s)": records_skipped(state),
+        "document(s) without a token": documents_dropped(state),
+        "document(s) truncated": sum(lane.truncated for lane in lanes),
+        "letter(s) mapped": sum(lane.mapped for lane in lanes),
+    }
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 

@@ -11,13 +11,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import tomli_w
 
 from ..datasets.errors import DataConfigError
 from ..datasets.files import Storage
+from ..datasets.genome import Letters
 from ..datasets.importers import TokenCorpus, TokenReader
 from ..datasets.prepare import Corpus, Event, Result, prepare
 from ..datasets.raw_corpus import RawCorpus
@@ -31,6 +32,7 @@ from ..datasets.workers import Emit, Pool
 from ..trainer.config import ConfigError, load_config
 from .progress import make_monitor
 
+LETTERS = tuple(field.name for field in fields(Letters))
 FORMATS = ("text", "jsonl", "fasta", "parquet")
 
 
@@ -90,6 +92,14 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     how.add_argument("--seed", type=int, default=0, help="of that hash (default: 0)")
     how.add_argument("--deduplicate", action="store_true", help="leave out documents equal to one before, byte by byte")
+    how.add_argument("--lowercase-weight", type=float, help="loss weight of lowercase letters (default: 1)")
+    how.add_argument(
+        "--exclude-tags", action="store_true", default=None, help="no loss on tags between two `|`, nor on `@` and `#`"
+    )
+    how.add_argument(
+        "--exclude-degenerate", action="store_true", default=None, help="no loss on letters that are none of ACGTU"
+    )
+    how.add_argument("--uppercase", action="store_true", default=None, help="write uppercase letters, weighed before")
     how.add_argument("--on-bad-record", choices=["error", "skip"], help="default: the TOML's, else error")
     how.add_argument("--report", type=Path, metavar="FILE.html", help="write what there is, and how it packs")
     how.add_argument("--seq-len", type=int, help="tokens of a row in the report (default: the TOML's, else 2048)")
@@ -150,14 +160,15 @@ def works_of(options: argparse.Namespace) -> list[Work]:
     storage = Storage(cache_dir=options.cache_dir, cache_gb=options.cache_gb)
     if options.kind:
         return [Work(options.output.name, token_corpus(options, tokenizer, storage), options.output)]
-    corpus = raw_corpus(options, tokenizer, storage, options.format, options.field, options.paths)
+    given = {name: getattr(options, name) for name in LETTERS if getattr(options, name) is not None}
+    corpus = raw_corpus(options, tokenizer, storage, Letters(**given), options.format, options.field, options.paths)
     return [Work(options.output.name, corpus, options.output)]
 
 
 def config_works(options: argparse.Namespace) -> list[Work]:
     """The sources of a job's TOML, each with a folder of its own."""
-    for name in ("paths", "format", "tokenizer", "eos_token", "pad_token", "on_unknown", "cache_dir", "kind"):
-        if getattr(options, name):
+    for name in ("paths", "format", "tokenizer", "eos_token", "pad_token", "on_unknown", "cache_dir", "kind", *LETTERS):
+        if getattr(options, name) or (name in LETTERS and getattr(options, name) is not None):
             flag = {"paths": "PATHS", "kind": "--import"}.get(name, f"--{name.replace('_', '-')}")
             raise ConfigError(f"{flag} and --config exclude each other: the TOML says what to read")
     config, _ = load_config(["--config", options.config], prog="cistron prepare")
@@ -182,15 +193,23 @@ def config_works(options: argparse.Namespace) -> list[Work]:
             if options.source:
                 raise ConfigError(f"--source {name}: it holds token shards already")
             continue
-        corpus = raw_corpus(options, tokenizer, storage, source.format, source.field, source.paths)
+        letters = Letters(**{name: getattr(d, name) for name in LETTERS})
+        corpus = raw_corpus(options, tokenizer, storage, letters, source.format, source.field, source.paths)
         works.append(Work(name, corpus, options.output / name))
     return works
 
 
 def raw_corpus(
-    options: argparse.Namespace, tokenizer: Tokenizer, storage: Storage, format: str, field: str, paths: Sequence[str]
+    options: argparse.Namespace,
+    tokenizer: Tokenizer,
+    storage: Storage,
+    letters: Letters,
+    format: str,
+    field: str,
+    paths: Sequence[str],
 ) -> Corpus:
     """Raw files, and the tokenizer in its fastest proven form."""
+    letters.check(tokenizer)
     corpus = RawCorpus(
         files=storage.expand(paths),
         reader=build_reader(format, field, storage),
@@ -201,6 +220,7 @@ def raw_corpus(
         deduplicate=options.deduplicate,
         seed=options.seed,
         skip_bad=options.on_bad_record == "skip",
+        letters=letters,
     )
     if isinstance(tokenizer, HFTokenizer):
         print(tokenizer.prove_twin(corpus.sample()))
@@ -209,8 +229,8 @@ def raw_corpus(
 
 def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: Storage) -> Corpus:
     """Token files, as `--import` says."""
-    for name in ("validation_share", "deduplicate", "on_bad_record", "format"):
-        if getattr(options, name):
+    for name in ("validation_share", "deduplicate", "on_bad_record", "format", *LETTERS):
+        if getattr(options, name) or (name in LETTERS and getattr(options, name) is not None):
             raise ConfigError(f"--{name.replace('_', '-')} is for raw files; --import takes all documents as they are")
     own = {"eos_id": "tokens", "dtype": "tokens", "weights_column": "parquet"}
     for name, kind in own.items():
@@ -250,6 +270,7 @@ def summary(outcome: Outcome) -> str:
         "documents without tokens dropped": result.dropped,
         "duplicates left out": result.duplicates,
         "bad records skipped": result.skipped,
+        "letters mapped": result.mapped,
         "documents given an eos": result.eos_appended,
     }
     lines.append("; ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing left out")

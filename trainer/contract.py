@@ -140,8 +140,9 @@ def check_statements(statements: Sequence[Statement]) -> None:
 
     Raises:
         EosMismatchError: with the whole table, when two parties disagree on a role, when one gives two roles to an id (the
-            pad may be the eos, as labels go by position; no others may), when an id lies outside the embedding, when the tokenizer or the checkpoint needs more (another number of) ids than the embedding has, or when
-            token shards hold the ids of another tokenizer.
+            pad may be the eos, as labels go by position; no others may), when an id lies outside the embedding, when the
+            tokenizer or the checkpoint needs more (another number of) ids than the embedding has, or when token shards hold
+            the ids of another tokenizer.
     """
     complaints: list[str] = []
     for role in ROLES:
@@ -216,7 +217,7 @@ def show(values: set[int]) -> str:
 
 def table(statements: Sequence[Statement]) -> str:
     """The statements as aligned text: party | where | eos | pad | vocab | others; `-` where a party does not say."""
-    rows = [("party", "where it is written", "eos", "pad", "vocab", "others")]
+    rows: list[tuple[str, ...]] = [("party", "where it is written", "eos", "pad", "vocab", "others")]
     for s in statements:
         others = ", ".join(f"{role} {getattr(s, role)}" for role in OTHERS if getattr(s, role) is not None)
         rows.append((s.party, s.where, *(show(ids(value)) or "-" for value in (s.eos, s.pad, s.vocab)), others or "-"))

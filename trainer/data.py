@@ -1,12 +1,14 @@
 """From `[data]` to a loader whose first rows have been held against the eos contract: what train, check and inspect open."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ..datasets.documents import DocumentConfig
 from ..datasets.errors import DataConfigError, DataEnd
 from ..datasets.files import Storage
 from ..datasets.finite import FinitePass
+from ..datasets.genome import Letters
 from ..datasets.labels import Label
 from ..datasets.loader import Batch, DataConfig, Loader, SourceConfig, Stage
 from ..datasets.masking import MaskedTokens, MaskingConfig
@@ -17,7 +19,7 @@ from .config import JobConfig
 from .contract import Statement, check_rows, check_statements, gather_statements
 from .distributed import Layout
 from .parallelize import global_batch_size
-from .tables import Files
+from .tables import Data, Files
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ def make_objective(config: JobConfig, tokenizer: Tokenizer) -> Objective:
     return MaskedTokens(masking, tokenizer, config.training.seed)
 
 
+def letters_of(data: Data) -> Letters:
+    """What `[data]` says about letters."""
+    return Letters(**{field.name: getattr(data, field.name) for field in fields(Letters)})
+
+
 def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) -> DataConfig:
     """The data path's share of the configuration. A stage begins with the first row of its step."""
     d, t = config.data, config.training
@@ -74,6 +81,12 @@ def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) ->
         layout=d.layout,
         objective=make_objective(config, tokenizer),
         pad_multiple=d.pad_multiple,
+        documents=DocumentConfig(
+            letters=letters_of(d),
+            reverse_complement=d.reverse_complement,
+            long_documents=d.long_documents,
+            window_overlap=d.window_overlap,
+        ),
         seq_len=t.seq_len,
         seed=t.seed,
         num_workers=d.num_workers,

@@ -144,6 +144,22 @@ class Data(Table):
     """padded: rows are a multiple of this long, or training.seq_len."""
     length_buckets: bool = False
     """padded: deal a step's rows to its micro-batches by length, which takes less padding; a step's rows stay the same."""
+    lowercase_weight: Weight = 1.0
+    """Loss weight of lowercase letters, soft-masked repeats (Evo 2: 0.1); byte and dna. Token shards: as they were prepared."""
+    exclude_tags: bool = False
+    """Take no loss on tags between two `|`, nor on `@` and `#`."""
+    exclude_degenerate: bool = False
+    """Take no loss on letters, outside of tags, that are none of ACGTU: N and the other IUPAC codes."""
+    uppercase: bool = False
+    """Show the model uppercase letters only; weights are taken before."""
+    normalize_weights: bool = True
+    """Divide a step's loss by the sum of its targets' weights; false: by the number of targets that have one."""
+    reverse_complement: Fraction = 0.0
+    """Probability that a document is read on its other strand, drawn per document and epoch; byte and dna, in training only."""
+    long_documents: Literal["split", "window", "truncate", "error"] = "split"
+    """Longer than a row. split: rows and a rest. window: overlapping rows. truncate: the first row. error: a bad record."""
+    window_overlap: NonNegative = 0
+    """long_documents window: tokens that a row repeats from the one before, as context without loss."""
     num_workers: NonNegative = 0
     """Loader processes per rank; 0 reads ahead in a thread. Any value gives the same rows."""
     on_bad_record: Literal["error", "skip"] = "error"

@@ -20,7 +20,7 @@ class StepTotals(NamedTuple):
         causal_pairs: (query, key) pairs of tokens that a causal document mask leaves: work of attention.
         rows_hash: sum of `row_hash`.
         tokens: of each source, without padding.
-        targets: of each source; where it states weights of its targets, their sum.
+        targets: of each source, those of weight 0 left out; or the sum of their weights. A loss is a sum divided by it.
     """
 
     documents: int
@@ -32,16 +32,13 @@ class StepTotals(NamedTuple):
     targets: list[float]
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], sources: int) -> "StepTotals":
-        """Count some micro-batches of a job with so many sources."""
+    def of(cls, batches: Sequence[Batch], sources: int, *, normalize: bool = True) -> "StepTotals":
+        """Count some micro-batches of a job with so many sources; `normalize`: targets by their weights."""
         tokens, targets = torch.zeros(sources, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64)
         for batch in batches:
             of = torch.tensor(batch.sources)
-            weights = (batch.labels >= 0).double()
-            if batch.weights is not None:
-                weights *= batch.weights
             tokens += torch.bincount(of, (batch.sequence_ids >= 0).sum(1), sources)
-            targets += torch.bincount(of, weights.sum(1), sources)
+            targets += torch.bincount(of, shares(batch.labels, batch.weights, normalize=normalize).sum(1), sources)
         return cls(
             documents=sum(int((b.sequence_ids.amax(1) + 1).sum()) for b in batches),
             rows=sum(len(b.rows) for b in batches),
@@ -68,6 +65,26 @@ class StepTotals(NamedTuple):
         """Both together."""
         counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         return self.from_counts(counts, [a + b for a, b in zip(self.targets, other.targets, strict=True)])
+
+
+def shares(labels: torch.Tensor, weights: torch.Tensor | None, *, normalize: bool) -> torch.Tensor:
+    """What each position adds to the number that a sum of weighted losses is divided by.
+
+    Normalised, the loss is sum(w x nll) / sum(w): the weights of a step add up to the number of its targets, as Savanna's do,
+    where a target weighs w x targets / sum(w). Plain, it is sum(w x nll) / targets.
+
+    Args:
+        labels: int64 [batch, seq_len], below 0 where there is no target.
+        weights: float32 [batch, seq_len], of each label; a target of weight 0 is none. None: all 1.
+        normalize: count targets by their weights.
+
+    Returns:
+        float64 [batch, seq_len].
+    """
+    targets = (labels >= 0).double()
+    if weights is None:
+        return targets
+    return targets * (weights.double() if normalize else (weights > 0).double())
 
 
 def row_hash(batch: Batch, index: int) -> int:

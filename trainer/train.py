@@ -156,7 +156,8 @@ class Trainer:
         """What the step holds over all ranks, or None and why in `self.ending`. Raises one rank's error on all."""
         stop = self.stop() or (error is None and len(batches) < self.micro_batches)
         # ranks that differ in cp or tp hold the same rows: only the first counts them
-        mine = StepTotals.of(batches if self.world.counts_rows else [], len(self.log.sources))
+        counted = batches if self.world.counts_rows else []
+        mine = StepTotals.of(counted, len(self.log.sources), normalize=self.config.data.normalize_weights)
         stops, errors, ready, *counts = self.world.sum([int(stop), int(error is not None), int(self.saver.ready), *mine.counts])
         if ready == self.world.layout.world_size:
             self.saver.advance()

@@ -26,14 +26,15 @@ from .failures import USER_ERRORS, NonFiniteError
 from .parallelize import global_batch_size
 from .saving import Saver
 from .scores import score
+from .totals import shares
 
 
 class Validation:
     """Measures a model on documents that it is not trained on.
 
-    A rank's own sums are `sums`, float64 [sources + places, 3]: nats times weight, weight, and nats, over the targets of a
-    source or, below, of a place in the document. Place 0 is predicted from position 0, which sees one token, place n from
-    positions 2^(n-1) to 2^n - 1.
+    A rank's own sums are `sums`, float64 [sources + places, 3]: nats times weight, what that is divided by (`totals.shares`),
+    and nats, over the targets of a source or, below, of a place in the document; a target of weight 0 is none. Place 0 is
+    predicted from position 0, which sees one token, place n from positions 2^(n-1) to 2^n - 1.
 
     Args:
         config: of the job.
@@ -128,10 +129,11 @@ class Validation:
         sources: list[int],
     ) -> None:
         """Add a batch to `sums`: losses float32 [batch, seq_len], 0 where there is no target, and what belongs to them."""
-        targets = (labels >= 0).double()
-        weights = targets if weights is None else weights.double()
-        nats = losses.double()
-        of_target = torch.stack([nats * weights, weights, nats], dim=-1).flatten(0, 1)
+        targets = shares(labels, weights, normalize=False)
+        divisor = shares(labels, weights, normalize=self.config.data.normalize_weights)
+        nats = losses.double() * targets
+        weighted = nats if weights is None else nats * weights
+        of_target = torch.stack([weighted, divisor, nats], dim=-1).flatten(0, 1)
         places = torch.frexp(positions.double()).exponent.flatten()  # the bits of an integer
         source = torch.tensor(sources, device=sums.device, dtype=torch.int32)[:, None].expand_as(labels).flatten()
         sums.index_add_(0, source, of_target)
@@ -139,10 +141,15 @@ class Validation:
         sums.index_add_(0, places + len(self.names), at_place)
 
     def count(self, batch: Batch) -> torch.Tensor:
-        """Documents that end in a batch, and bytes of text, by source: int64 [2, sources]."""
+        """Documents that end in a batch, and bytes of text whose loss is taken, by source: int64 [2, sources]."""
         used = batch.sequence_ids >= 0
         documents = (used & (batch.tokens == self.eos_id)).sum(1)
-        sizes = torch.zeros_like(documents) if self.token_bytes is None else (self.token_bytes[batch.tokens] * used).sum(1)
+        sizes = torch.zeros_like(documents)
+        if self.token_bytes is not None:
+            sizes = (self.token_bytes[batch.tokens] * used).sum(1)
+            if batch.weights is not None:
+                left_out = (batch.labels >= 0) & (batch.weights == 0)
+                sizes -= (self.token_bytes[batch.labels.clamp_min(0)] * left_out).sum(1)
         counts = torch.zeros(2, len(self.names), dtype=torch.int64)
         return counts.index_add_(1, torch.tensor(batch.sources), torch.stack([documents, sizes]))
 

@@ -8,6 +8,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,15 +138,14 @@ def _parse(format: str, data: bytes) -> list[Document] | None:
         except (pa.ArrowException, OSError, LookupError, UnicodeDecodeError):
             return None
     documents: list[Document] = []
-    begun = False
-    for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
-        if line.startswith(b">"):
-            begun = True
-            documents.append(b"")
-        elif begun:
-            documents[-1] = (documents[-1] or b"") + line.replace(b"\r", b"")
-        elif line.strip() and not documents:
-            documents.append(None)
+    before, *records = re.split(rb"^>", data.removeprefix(b"\xef\xbb\xbf"), flags=re.MULTILINE)
+    if before.strip():
+        documents.append(None)
+    for record in records:
+        _, *lines = record.split(b"\n")
+        residues = b"".join(lines).replace(b"\r", b"")
+        bad = not residues or {*b" \t\v\f"} & {*residues} or any(line.startswith(b";") for line in lines)
+        documents.append(None if bad else residues)
     return documents
 
 
@@ -165,7 +165,7 @@ def _flat(groups: Iterator[Records]) -> list[tuple[Document, int, bool, bool]]:
             opens, ends = place > 0 or group.first, place < len(group.documents) - 1 or group.last
             found.append((document, group.offsets[place], opens, ends))
         if group.error is not None:
-            found.append((None, group.bad_offset, True, True))
+            found.append((None, group.bad_offset, not group.breaks_off, True))
     return found
 
 
@@ -177,7 +177,7 @@ def _join(stretches: list[tuple[Document, int, bool, bool]]) -> list[Document]:
         if opens:
             documents.append(document)
         else:
-            documents[-1] = (documents[-1] or b"") + (document or b"")
+            documents[-1] = None if document is None else (documents[-1] or b"") + document
         ended = ends
     assert ended
     return documents

@@ -33,12 +33,14 @@ class Numbered:
         chunk: Tokens per stretch of a document.
         group: Documents per group, at most.
         bad: Documents that cannot be read.
+        broken: Documents of which only the first stretch can be read.
     """
 
     lengths: list[int]
     chunk: int
     group: int
     bad: frozenset[int] = frozenset()
+    broken: frozenset[int] = frozenset()
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
         """Make no pieces: the case has them."""
@@ -50,7 +52,7 @@ class Numbered:
         while stretches:
             _, begin, opens, _, error = stretches[0]
             if error is not None:
-                yield Records([], [], True, True, error, begin)
+                yield Records([], [], opens, True, error, begin)
                 stretches = stretches[1:]
                 continue
             end = 1
@@ -73,6 +75,9 @@ class Numbered:
                 yield b"", begin + 10**6, True, True, DataError("unreadable", file="corpus", record=document)
                 continue
             while True:
+                if document in self.broken and begin > opens:
+                    yield b"", begin + 10**6, False, True, DataError("breaks off", file="corpus", record=document)
+                    break
                 end = min(begin + self.chunk, closes)
                 data = np.arange(begin + 2, end + 2, dtype=np.int32).tobytes()
                 yield data, begin + 10**6, begin == opens, end == closes, None
@@ -95,6 +100,7 @@ class Plain:
     dtype: npt.DTypeLike = np.int32
     eos_id = EOS
     pad_id = PAD
+    bos_id = None
     vocab_size = 10**6
     where = "test"
     fingerprint = "plain"
@@ -126,6 +132,7 @@ class Case:
     block_rows: int = 3
     group: int = 3
     bad: frozenset[int] = frozenset()
+    broken: frozenset[int] = frozenset()
     poison: frozenset[int] = frozenset()
     skip_bad: bool = True
     max_epochs: int | None = None
@@ -137,7 +144,7 @@ class Case:
     def lane(self, state: LaneState | None = None, seed: int = 0) -> Lane:
         bounds = np.linspace(0, len(self.lengths), self.pieces + 1).astype(int).tolist()
         parts = [Piece("corpus", start, end, 1) for start, end in pairwise(bounds) if end > start]
-        reader = Numbered(list(self.lengths), self.chunk, self.group, self.bad)
+        reader = Numbered(list(self.lengths), self.chunk, self.group, self.bad, self.broken)
         key = (seed, 0, 0)
         raw = RawDocuments(parts, reader, Plain(self.streams, self.poison), self.packer, key, self.skip_bad)
         return Lane(raw, self.packer, key, state or LaneState(), "main", self.max_epochs)
@@ -264,11 +271,22 @@ def test_a_document_that_turns_out_bad_ends_there_or_is_left_out(streams: bool, 
     assert state.skipped == 1
 
 
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("poison", [frozenset(), frozenset({2 + 5 + 3})], ids=["sound before", "bad before"])
+def test_a_document_whose_reading_breaks_off_ends_there_or_is_left_out(streams: bool, poison: frozenset[int]) -> None:
+    case = Case((4, 60, 20), 8, "best_fit", pieces=1, streams=streams, broken=frozenset({1}), poison=poison)
+    tokens, _, _, sequence_ids = case.epoch()
+    kept = [*range(7, 7 + 7), EOS] if streams and not poison else []
+    assert sorted(tokens[sequence_ids >= 0]) == sorted([*range(2, 6), EOS, *kept, *range(68, 88), EOS])
+    assert next(state for _, state in case.rows(100) if state.epoch == 1).skipped == 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.data())
 def test_a_lane_with_bad_documents_resumes_to_the_bit(case: Case, data: st.DataObject) -> None:
     poison = data.draw(st.frozensets(st.integers(2, sum(case.lengths) + 2), max_size=3))
-    case = replace(case, poison=poison)
+    broken = data.draw(st.frozensets(st.integers(0, len(case.lengths) - 1), max_size=2))
+    case = replace(case, poison=poison, broken=broken)
     try:
         straight = case.rows(30)
     except DataError:

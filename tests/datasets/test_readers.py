@@ -51,10 +51,10 @@ def _read(reader: Reader, path: str, target: int = 2**30) -> list[bytes]:
     return [document for piece in parts for document in _join(reader.groups(piece, piece.start, True))]
 
 
-def _join(groups: Iterable[Records]) -> Iterator[bytes]:
+def _join(groups: Iterable[Records], errors: list[DataError] | None = None) -> Iterator[bytes | None]:
     parts: list[bytes] = []
     for group in groups:
-        if group.error is not None:
+        if group.error is not None and errors is None:
             raise group.error
         for place, document in enumerate(group.documents):
             assert (place > 0 or group.first) == (not parts)
@@ -62,27 +62,35 @@ def _join(groups: Iterable[Records]) -> Iterator[bytes]:
             if place < len(group.documents) - 1 or group.last:
                 yield b"".join(parts)
                 parts = []
+        if group.error is not None and errors is not None:
+            errors.append(group.error)
+            assert group.breaks_off == bool(parts)
+            parts = []
+            yield None
     assert not parts
 
 
-def _stretches(groups: Iterable[Records]) -> list[tuple[bytes, int, bool, bool]]:
-    """Take groups apart: documents or stretches with their offset, and whether they open and end their document."""
-    return [
-        (document, offset, place > 0 or group.first, place < len(group.documents) - 1 or group.last)
-        for group in groups
-        for place, (document, offset) in enumerate(zip(group.documents, group.offsets, strict=True))
-    ]
+def _stretches(groups: Iterable[Records]) -> list[tuple[bytes | str, int, bool, bool]]:
+    """Take groups apart: documents, stretches or errors with their offset, and whether they open and end their document."""
+    found: list[tuple[bytes | str, int, bool, bool]] = []
+    for group in groups:
+        for place, (document, offset) in enumerate(zip(group.documents, group.offsets, strict=True)):
+            found.append((document, offset, place > 0 or group.first, place < len(group.documents) - 1 or group.last))
+        if group.error is not None:
+            found.append((str(group.error), group.bad_offset, not group.breaks_off, True))
+    return found
 
 
-def _parse_fasta(text: str) -> list[bytes]:
-    """Read FASTA by lines, all in memory."""
+def _parse_fasta(text: str) -> list[bytes | None]:
+    """Read FASTA by lines, all in memory; None for a bad record."""
     documents: list[list[str]] = []
     for line in text.split("\n"):
         if line.startswith(">"):
             documents.append([])
-        elif line.strip():
-            documents[-1].append(line.strip())
-    return ["".join(lines).encode() for lines in documents]
+        elif line:
+            documents[-1].append(line.removesuffix("\r"))
+    bad = ["".join(lines) == "" or any(" " in line or line.startswith(";") for line in lines) for lines in documents]
+    return [None if wrong else "".join(lines).encode() for lines, wrong in zip(documents, bad, strict=True)]
 
 
 @FILES
@@ -107,7 +115,9 @@ def test_a_file_reopened_at_any_address_goes_on_identically(format: str, suffix:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(
-    records=st.lists(st.text(alphabet="AC>\n\r", max_size=60), max_size=8), size=st.integers(8, 40), final_newline=st.booleans()
+    records=st.lists(st.text(alphabet="AC>;\n\r ", max_size=60), max_size=8),
+    size=st.integers(8, 40),
+    final_newline=st.booleans(),
 )
 def test_fasta_agrees_with_a_parser_by_lines(records: list[str], size: int, final_newline: bool, tmp_path: Path) -> None:
     # A lone carriage return inside a line is not a line end to the reference, so only those before a line feed stay.
@@ -119,7 +129,12 @@ def test_fasta_agrees_with_a_parser_by_lines(records: list[str], size: int, fina
     piece = Piece(str(path), 0, path.stat().st_size, 1)
     reader = FastaReader(STORAGE, group_bytes=size)
     stretches = _stretches(reader.groups(piece, 0, True))
-    assert list(_join(reader.groups(piece, 0, True))) == _parse_fasta(text)
+    errors: list[DataError] = []
+    assert list(_join(reader.groups(piece, 0, True), errors)) == _parse_fasta(text)
+    for error in errors:
+        assert error.offset is not None
+        said = {"the record has no residue": ">", "a blank in a line": " ", "a line of the sequence begins with ';'": ";"}
+        assert any(error.problem.startswith(start) and text[error.offset] == letter for start, letter in said.items())
     for place, (_, offset, first, _) in enumerate(stretches):
         assert _stretches(reader.groups(piece, offset, first)) == stretches[place:]
 

@@ -55,7 +55,7 @@ def _write(folder: Path, format: str) -> SourceConfig:
             if format == "jsonl.zst":
                 write_jsonl(folder / f"{number}.jsonl.zst", part)
             else:
-                write_fasta(folder / f"{number}.fa.gz", part)
+                write_fasta(folder / f"{number}.fa.gz", [document.replace(" ", "_") for document in part])
         pattern = f"{folder}/*"
     return SourceConfig(name=format, format=format.split(".")[0], paths=(pattern,), field=field)
 
