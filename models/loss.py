@@ -13,6 +13,8 @@ inside for this reason. Other upstream gradients, one number per token, enter th
 only come too late: then the chunks are computed again. Summing saves that quarter of the head's products, 7 % of a step of
 llama3_1b. Which case it is shows in the strides: autograd hands the gradient of a sum down as one number, expanded.
 
+A weight that is frozen has no weight.grad, and that quarter of the head's products is saved.
+
 With the vocabulary sharded over a tensor-parallel group, each rank computes its columns, and one all-gather of two numbers
 per token and rank completes logsumexp and the label's logit; hidden.grad is summed over ranks.
 
@@ -95,6 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, run: Callable[..., Any]) -> Tensor:
         losses: Tensor
+        run = functools.partial(run, of_weight=ctx.needs_input_grad[1])
         losses, *gradients = run(hidden, weight, labels, weights)
         ctx.save_for_backward(hidden, weight, labels, weights, *gradients)
         ctx.run = run
@@ -103,24 +106,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, labels, weights, of_hidden, of_weight = ctx.saved_tensors
+        scale = upstream[0, 0]
         if any(upstream.stride()):
             _, of_hidden, of_weight = ctx.run(hidden, weight, labels, weights * upstream)
-            return of_hidden, of_weight.to(weight.dtype), None, None, None
-        scale = upstream[0, 0]
-        # into the weight's dtype at once: a float32 product of its own would be as large as the gradient
-        return of_hidden * scale, torch.mul(of_weight, scale, out=torch.empty_like(weight)), None, None, None
+            scale = torch.ones_like(scale)
+        if of_weight is not None:
+            # into the weight's dtype at once: a float32 product of its own would be as large as the gradient
+            of_weight = torch.mul(of_weight, scale, out=torch.empty_like(weight))
+        return of_hidden * scale, of_weight, None, None, None
 
 
 def _run(
-    hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, *, shard: Shard, kernels: Kernels, gradients: bool = True
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    shard: Shard,
+    kernels: Kernels,
+    gradients: bool = True,
+    of_weight: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Losses float32 [batch, seq_len]; gradients of their sum for `hidden`, in its dtype, and `weight`, in float32."""
+    """Losses float32 [batch, seq_len]; gradients of their sum for `hidden`, in its dtype, and `weight`, in float32.
+
+    Without `gradients` neither is taken, without `of_weight` that of `hidden` alone.
+    """
     tokens = hidden.flatten(0, 1)
     labels, weights = labels.flatten(), weights.flatten()
     losses = weights.new_empty(hidden.shape[:-1])
     each = losses.view(-1)  # the base is what is returned: FSDP2 warns of views
     of_hidden = torch.empty_like(tokens) if gradients else None
-    of_weight = torch.zeros_like(weight, dtype=weights.dtype) if gradients else None
+    weight_gradient = torch.zeros_like(weight, dtype=weights.dtype) if gradients and of_weight else None
     # as equal as can be, so that there are two shapes at most
     chunks = -(-len(tokens) * len(weight) // CHUNK_LOGITS[hidden.device.type])
     step = -(-len(tokens) // chunks)
@@ -132,13 +148,14 @@ def _run(
             lse, target = _over_ranks(lse, target, shard.group)
         # not by multiplication alone: 0 times a loss that is not finite would be NaN
         each[at] = torch.where(weights[at] == 0, 0, (lse - target) * weights[at])
-        if of_hidden is not None and of_weight is not None:
+        if of_hidden is not None:
             g = kernels.gradient(logits, lse, target, labels[at], weights[at], shard.first)
             torch.mm(g, weight, out=of_hidden[at])
-            _accumulate(of_weight, g.T, tokens[at])
+            if weight_gradient is not None:
+                _accumulate(weight_gradient, g.T, tokens[at])
             del g
         del logits  # or they would be there beside those of the next chunk
-    return losses, None if of_hidden is None else of_hidden.view_as(hidden), of_weight
+    return losses, None if of_hidden is None else of_hidden.view_as(hidden), weight_gradient
 
 
 def _statistics(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, Tensor]:

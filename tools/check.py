@@ -21,8 +21,10 @@ from ..trainer.contract import table
 from ..trainer.data import open_feed
 from ..trainer.distributed import Layout
 from ..trainer.failures import run_command
+from ..trainer.flops import frozen_flops, row_flops
 from ..trainer.memory import HOW, checkpoint_bytes, estimate
 from ..trainer.parallelize import global_batch_size
+from ..trainer.sizes import sizes_of
 from .corpus import report_sources
 from .targets import report_targets
 
@@ -92,8 +94,11 @@ def report_model(
 ) -> None:
     """Parameters, FLOPs, and what the memory of one device holds at its peak."""
     seq_len = config.training.seq_len
-    console.print(f"{config.model.preset}: {decoder.parameter_count():,} parameters")
-    console.print(f"{decoder.flops_per_token(seq_len):,} FLOPs per token (6N + attention over the whole row)")
+    sizes = sizes_of(config, decoder)
+    console.print(f"{config.model.preset}: {sizes}")
+    flops = row_flops(decoder, seq_len, 1) - frozen_flops(decoder, sizes, 1, seq_len)
+    what = "6N + attention over the whole row" + ("" if sizes.trained == sizes.all else ", less what freezing saves")
+    console.print(f"{flops:,.0f} FLOPs per token ({what})")
     console.print(f"{executor} attention: {attention_of(config, torch.device(device))[1]}")
     moments = estimate(config, decoder, layout, executor, device)
     peak = max(moments, key=lambda moment: moment.size)

@@ -135,6 +135,8 @@ class JobConfig(BaseSettings):
         remarks = []
         if warmup > steps:
             remarks.append(f"warning: optimizer.lr is never reached: warmup_steps = {warmup}, training.steps = {steps}")
+        if (self.fine_tuning.freeze or self.fine_tuning.lora.rank) and not (self.checkpoint.initial_load_path or step):
+            remarks.append("warning: [fine_tuning] freezes weights that nobody has trained: no checkpoint.initial_load_path")
         if self.validation.sources and not self.validation.enable:
             remarks.append("validation.sources are not read: validation.enable is false")
         if step >= steps:
@@ -175,6 +177,11 @@ def label_mistakes(config: JobConfig) -> list[str]:
         wrong.append(f"head.classes = {classes}: regression has values and no classes; leave them out")
     if config.has_head and data.packing == "concat":
         wrong.append(f'data.packing = "concat": cuts documents, and training.objective = "{objective}" needs them whole')
+    if config.has_head and data.long_documents in ("window", "truncate"):
+        wrong.append(
+            f'data.long_documents = "{data.long_documents}": a label is of the whole document, so with training.objective = '
+            f'"{objective}" one that is longer than a row is a bad record; leave it out, or set "error"'
+        )
     if config.has_head and config.parallelism.context_parallel_degree > 1:
         wrong.append(
             f"parallelism.context_parallel_degree = {config.parallelism.context_parallel_degree}: "

@@ -84,7 +84,7 @@ def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) ->
         documents=DocumentConfig(
             letters=letters_of(d),
             reverse_complement=d.reverse_complement,
-            long_documents=d.long_documents,
+            long_documents="error" if config.has_head else d.long_documents,  # a label is of the whole document
             window_overlap=d.window_overlap,
         ),
         seq_len=t.seq_len,

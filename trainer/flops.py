@@ -5,7 +5,8 @@
 | `row_flops` | every pair of a row of `seq_len`, as PaLM's MFU does | comparing with published numbers |
 | `document_flops` | the pairs that the document mask leaves | what the model truly asks for: less, the shorter documents are |
 
-Both count 6 FLOPs per multiplying parameter and token, forward and backward, padding and recomputation left out.
+Both count 6 FLOPs per multiplying parameter and token, forward and backward, padding and recomputation left out. Of frozen
+parts `frozen_flops` says what is never computed.
 """
 
 import re
@@ -13,6 +14,7 @@ import re
 import torch
 
 from ..models.config import DecoderConfig
+from .sizes import Sizes
 
 # Dense FLOP/s in bf16 and float8 (None: no such units) by the vendors' datasheets, which often print twice as much, "with
 # sparsity"; by torch's name of the whole device. Slices of one (MIG) and what is not listed have no MFU: a wrong number is
@@ -44,11 +46,35 @@ def document_flops(decoder: DecoderConfig, tokens: int, causal_pairs: int) -> in
         tokens: without padding.
         causal_pairs: (query, key) pairs, key <= query, of one document; `StepTotals.causal_pairs`.
     """
-    per_parameter = decoder.flops_per_token(0)
-    per_pair = decoder.flops_per_token(1) - per_parameter
-    # n tokens of a document: n (n + 1) / 2 pairs where causal, and where not n^2, which is twice that less n
-    pairs = causal_pairs if decoder.causal else 2 * causal_pairs - tokens
-    return per_parameter * tokens + per_pair * pairs
+    return decoder.flops_per_token(0) * tokens + flops_per_pair(decoder) * document_pairs(decoder, tokens, causal_pairs)
+
+
+def document_pairs(decoder: DecoderConfig, tokens: int, causal_pairs: int) -> int:
+    """Pairs that the mask leaves: n (n + 1) / 2 of a document of n tokens, and n^2, twice that less n, where not causal."""
+    return causal_pairs if decoder.causal else 2 * causal_pairs - tokens
+
+
+def flops_per_pair(decoder: DecoderConfig) -> int:
+    """Of attention, for each (query, key) pair, over all blocks."""
+    return decoder.flops_per_token(1) - decoder.flops_per_token(0)
+
+
+def frozen_flops(decoder: DecoderConfig, sizes: Sizes, tokens: int, pairs: int) -> float:
+    """What `[fine_tuning]` saves of the FLOPs of the whole model, less what its adapters add.
+
+    A frozen matrix has no gradient, a third of its products. Blocks before the first that trains anything have no backward
+    pass: two thirds.
+
+    Args:
+        decoder: the shape.
+        sizes: of the job's model.
+        tokens: as `row_flops` or `document_flops` count them.
+        pairs: of attention, likewise.
+    """
+    adapters = sizes.all - decoder.parameter_count()
+    below = sizes.first / decoder.n_layers
+    per_token = 2 * sizes.frozen_products + 2 * below * sizes.blocks - 6 * adapters
+    return per_token * tokens + 2 / 3 * below * flops_per_pair(decoder) * pairs
 
 
 def peak_flops(override: float | None, device: torch.device, *, float8: bool = False) -> float | None:

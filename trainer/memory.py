@@ -24,6 +24,9 @@ backward pass and keeps the rest. Tensor parallelism divides all of it but the o
 the sequence for the matrices; context parallelism divides the tokens. Rotation keeps the cosines and sines alone, once for all
 blocks. Checkpointing keeps what `activations.py` says and has the table's rest for the one block that is at work.
 
+What is frozen has neither gradient nor moments, and blocks below everything that is trained keep nothing. Between trained parts
+frozen matrices would keep less than the table says, which is not taken off.
+
 Not counted: the allocator's slack (some percent), workspaces of libraries and kernels, NCCL's buffers, the CUDA context;
 float8's copies of what one product multiplies; validation, which keeps nothing and is below the peak unless its micro-batches
 are far larger.
@@ -31,6 +34,7 @@ are far larger.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..models.config import DecoderConfig
 from ..models.loss import CHUNK_LOGITS
@@ -38,6 +42,7 @@ from ..models.masks import Executor
 from .config import JobConfig
 from .distributed import Layout
 from .parallelize import DTYPES, global_batch_size
+from .sizes import Sizes, sizes_of
 
 FLOAT32 = 4  # bytes
 
@@ -122,11 +127,10 @@ class Job:
         rows = min(self.config.training.local_batch_size, self.rows_per_step)
         return rows * self.config.training.seq_len // self.layout.cp
 
-    @property
-    def tables(self) -> int:
-        """Parameters outside of the blocks."""
-        d = self.decoder
-        return d.vocab_size * d.dim + d.output_parameters() + d.dim
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Of the parameters."""
+        return sizes_of(self.config, self.decoder)
 
     @property
     def outputs(self) -> int:
@@ -136,7 +140,12 @@ class Job:
     @property
     def block(self) -> float:
         """Parameters of a block."""
-        return (self.decoder.parameter_count() - self.tables) / self.decoder.n_layers
+        return self.sizes.blocks / self.decoder.n_layers
+
+    @property
+    def trained_block(self) -> float:
+        """Those that are trained, of an average block."""
+        return self.sizes.trained_blocks / self.decoder.n_layers
 
 
 def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str) -> list[Moment]:
@@ -150,33 +159,35 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
         device: "cpu" or "cuda".
     """
     job = Job(config, decoder, layout, executor, device)
-    d, t, width, tokens, tp = decoder, config.training, job.width, job.tokens, layout.tp
+    d, t, width, tokens, tp, sizes = decoder, config.training, job.width, job.tokens, layout.tp, job.sizes
     shared = job.shards * tp
     at_rest, reduced = DTYPES[t.dtype].itemsize, DTYPES[t.mixed_precision_reduce].itemsize
     accumulates = job.micro_batches > 1
 
     lasting = {
-        "parameters": at_rest * d.parameter_count() / shared,
+        "parameters": at_rest * sizes.all / shared,
         "optimizer": moments_per_step(job) * DTYPES[config.optimizer.state_dtype].itemsize / shared,
         "inputs": inputs(job),
     }
-    gradients = at_rest * d.parameter_count() / shared
-    tables, block, embedding = (width * size / tp for size in (job.tables, job.block, d.vocab_size * d.dim))
-    output = width * job.outputs * d.dim / tp
+    gradients = at_rest * sizes.trained / shared
+    tables, block, of_tables, of_output, of_block = (
+        width * size / tp for size in (sizes.tables, job.block, sizes.trained_tables, sizes.trained_output, job.trained_block)
+    )
     on_its_way = block if job.shards > 1 else 0.0
     all_blocks = d.n_layers * block if config.parallelism.fsdp_reshard_after_forward == "never" else 0.0
-    reduced_block = reduced * job.block / tp  # FSDP2 holds one block's gradients in the reduce type until the next block's
+    reduced_block = reduced * job.trained_block / tp  # FSDP2 holds those of a block until the next block's
 
     kept, again_last, again_first = checkpointed(job)
+    kept = [size * (index >= sizes.first) for index, size in enumerate(kept)]
     # never compiled
     last_norm = tokens * d.dim * ((FLOAT32 + FLOAT32 if device == "cpu" else width) / tp + width)
     # gradients of both inputs of the gate's product, of the block's output and of its feed-forward's
     gradient_flow = tokens * width * 2 * (d.hidden_dim + d.dim) / tp
-    of_weight, of_hidden = FLOAT32 * job.outputs * d.dim / tp, tokens * width * d.dim
+    of_weight, of_hidden = FLOAT32 * sizes.trained_output / tp, tokens * width * d.dim
     # The gradients of both tables beside what was gathered; where they are one, autograd adds them into a third. Or those
     # gradients copied into FSDP2's buffer, and then that buffer beside its sum over ranks.
-    computed = tables, embedding + (1 if d.output_parameters() else 2) * output + reduced_block
-    summed = 0.0, reduced * job.tables / tp + max(tables, reduced * job.tables / shared)
+    computed = tables, (3 * of_output if d.tie_embeddings else of_tables) + reduced_block
+    summed = 0.0, reduced * sizes.trained_tables / tp + max(tables, reduced * sizes.trained_tables / shared)
     gathered_at_end, unreduced_at_end = max(computed, summed, key=sum)
 
     def moment(name: str, **parts: float) -> Moment:
@@ -193,28 +204,28 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
         moment(
             "backward, output",
             gathered=tables + (all_blocks or on_its_way),
-            unreduced=output,
+            unreduced=of_output,
             activations=sum(kept) + last_norm,
             loss=of_weight + 2 * of_hidden,
         ),
         moment(
             "backward, last block",
             gathered=tables + (all_blocks or block + on_its_way),
-            unreduced=output + block,
+            unreduced=of_output + of_block,
             activations=sum(kept),
             at_work=gradient_flow + again_last,
         ),
         moment(
             "backward, first block",
-            gradients=gradients if accumulates else at_rest * job.block * (d.n_layers - 1) / shared,
+            gradients=gradients if accumulates else at_rest * job.trained_block * (d.n_layers - 1) / shared,
             gathered=tables + block,
-            unreduced=output + block + reduced_block,
+            unreduced=of_output + of_block + reduced_block,
             activations=kept[0],
             at_work=gradient_flow + again_first,
         ),
         moment(
             "backward, tables",
-            gradients=gradients if accumulates else gradients - at_rest * job.tables / shared,
+            gradients=gradients if accumulates else gradients - at_rest * sizes.trained_tables / shared,
             gathered=gathered_at_end,
             unreduced=unreduced_at_end,
         ),
@@ -226,13 +237,12 @@ def checkpoint_bytes(config: JobConfig, decoder: DecoderConfig, layout: Layout, 
     """Bytes of a checkpoint's tensors, as `estimate` is asked; each of the ranks that write it writes about as much."""
     job = Job(config, decoder, layout, executor, device)
     moments = moments_per_step(job) * DTYPES[config.optimizer.state_dtype].itemsize
-    return DTYPES[config.training.dtype].itemsize * decoder.parameter_count() + moments
+    return DTYPES[config.training.dtype].itemsize * job.sizes.all + moments
 
 
 def moments_per_step(job: Job) -> float:
     """Elements of the optimizer's state over all ranks."""
-    blocks = job.decoder.n_layers * job.block
-    return 2 * job.tables + (1 if job.config.optimizer.name == "Muon" else 2) * blocks
+    return 2 * job.sizes.trained_tables + (1 if job.config.optimizer.name == "Muon" else 2) * job.sizes.trained_blocks
 
 
 def inputs(job: Job) -> float:
@@ -302,9 +312,9 @@ def optimizer_copies(job: Job, shared: int) -> float:
     """Bytes that the optimizer's arithmetic takes for a while beside what it reads and writes."""
     d, o = job.decoder, job.config.optimizer
     at_rest, state = DTYPES[job.config.training.dtype].itemsize, DTYPES[o.state_dtype].itemsize
-    largest = d.vocab_size * d.dim / shared
+    largest = job.sizes.largest / shared
     if at_rest == state == FLOAT32:  # all at once, or one by one
-        implementation = {"fused": 0.0, "foreach": FLOAT32 * d.parameter_count() / shared, "for-loop": 2 * FLOAT32 * largest}
+        implementation = {"fused": 0.0, "foreach": FLOAT32 * job.sizes.trained / shared, "for-loop": 2 * FLOAT32 * largest}
         adamw = implementation[o.implementation]
     else:  # parameter and both moments as float32, and the gradient or, later, the noise of one of them
         adamw = FLOAT32 * largest * ((at_rest < FLOAT32) + 2 * (state < FLOAT32) + 1)

@@ -12,10 +12,11 @@ from rich.progress import Progress as ProgressBar
 from ..models.config import DecoderConfig
 from .config import JobConfig
 from .distributed import World
-from .flops import document_flops, peak_flops, row_flops
+from .flops import document_flops, document_pairs, frozen_flops, peak_flops, row_flops
 from .optimizer import learning_rate
 from .reports import Reports
 from .scores import SCORES
+from .sizes import sizes_of
 from .totals import Progress, StepTotals
 
 
@@ -51,6 +52,7 @@ class MetricsLog:
         self.config, self.world, self.decoder = config, world, decoder
         self.sources = [source.name for source in config.data.sources]
         self.peak_flops = peak_flops(config.metrics.peak_flops, world.device, float8=config.float8.enable)
+        self.sizes = sizes_of(config, decoder)
         self.start_window()
         if not world.is_first:
             return
@@ -130,8 +132,11 @@ class MetricsLog:
         """Model TFLOP/s of a device, and the shares of its peak by both conventions of `flops`; None: an unknown peak."""
         tokens = sum(self.sums.tokens)
         device_seconds = self.seconds * self.world.layout.world_size
-        by_row = row_flops(self.decoder, self.config.training.seq_len, tokens) / device_seconds
-        by_document = document_flops(self.decoder, tokens, self.sums.causal_pairs) / device_seconds
+        decoder, seq_len, causal_pairs = self.decoder, self.config.training.seq_len, self.sums.causal_pairs
+        pairs = document_pairs(decoder, tokens, causal_pairs)
+        whole = row_flops(decoder, seq_len, tokens) - frozen_flops(decoder, self.sizes, tokens, tokens * seq_len)
+        masked = document_flops(decoder, tokens, causal_pairs) - frozen_flops(decoder, self.sizes, tokens, pairs)
+        by_row, by_document = whole / device_seconds, masked / device_seconds
         peak = self.peak_flops
         return {
             "tflops": by_row / 1e12,

@@ -86,7 +86,7 @@ def check_fine_tuning(found: Found, config: JobConfig, resuming: bool) -> None:
     A run goes on with what it began with: the optimizer's state is that of the parameters it trained. A new one may begin from
     adapters if it has the same; without them, the weights beside them are not those of the model that was trained.
     """
-    saved = found.state["config"].get("fine_tuning", {})
+    saved = found.state.get("config", {}).get("fine_tuning", {})
     rows = fine_tuning_differences(saved, config.fine_tuning)
     if resuming and rows:
         advice = "to go on from its weights alone, name it in checkpoint.initial_load_path of a new job.dump_folder"

@@ -43,6 +43,7 @@ from .retention import remember_going_back, set_aside_after
 from .sampling import opening, sample
 from .saving import Saver
 from .signals import StopRequest
+from .sizes import sizes_of
 from .storage import CheckpointError, Folder
 from .tensor_plans import CheckpointReader
 from .totals import Progress, StepTotals
@@ -345,14 +346,14 @@ class Trainer:
 
     def introduce(self) -> None:
         """Say what is about to be trained."""
-        c, d = self.config, self.decoder_config
+        c = self.config
         layout = self.world.layout
         rows = self.micro_batches * self.micro_batch_size * layout.data_parallel
         executor, why = attention_of(c, self.world.device)
         for message in [*self.messages, *c.remarks(self.progress.step)]:
             self.log.say(message)
         self.log.say(
-            f"{c.model.preset}: {d.parameter_count():,} parameters, {executor} attention ({why}) over documents ending in "
+            f"{c.model.preset}: {sizes_of(c, self.decoder_config)}, {executor} attention ({why}) over documents ending in "
             f"eos {self.mask.eos_id}; {rows} rows x {c.training.seq_len} tokens a step on {layout.world_size} process(es) "
             f"({self.world.device.type}): {layout}, {self.micro_batches} micro-batch(es) of {self.micro_batch_size} rows"
         )

@@ -54,6 +54,17 @@ def double(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.detach().double().requires_grad_() for t in tensors)
 
 
+@pytest.mark.parametrize("upstream", [1.0, torch.linspace(0, 1, 150).view(3, 50)], ids=["sum", "per token"])
+def test_beside_a_frozen_weight_hidden_states_have_the_same_gradient(upstream: Any) -> None:
+    hidden, weight, labels, weights = example()
+    (linear_cross_entropy(hidden, weight, labels, weights) * upstream).sum().backward()
+    both, hidden.grad = hidden.grad, None
+    frozen = weight.detach()
+    (linear_cross_entropy(hidden, frozen, labels, weights) * upstream).sum().backward()
+    assert both is not None
+    assert torch.equal(hidden.grad, both)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("upstream", ["sum", "per token"])
 def test_losses_and_gradients_are_those_of_cross_entropy_on_all_logits(weighted: bool, upstream: str) -> None:

@@ -87,6 +87,7 @@ WIDE = (
 )
 TABLES = ("--model.vocab_size", "20000", "--training.local_batch_size", "1", "--training.global_batch_size", "1")
 LONG = ("--training.seq_len", "256", "--model.dim", "64", "--model.hidden_dim", "256")
+LORA = ("--fine_tuning.lora.rank", "8")
 JOBS = {
     "parameters": WIDE,
     "parameters, bf16": (*WIDE, *BF16),
@@ -107,6 +108,9 @@ JOBS = {
     "all kept in bf16": (*WIDE, *KEPT),
     "Muon": (*WIDE, "--optimizer.name", "Muon"),
     "the optimizer's copies": (*TABLES, *KEPT, "--training.seq_len", "16", "--optimizer.name", "Muon"),
+    "adapters, large tables": (*LORA, *TABLES, *BF16),
+    "blocks frozen": ("--fine_tuning.freeze", '["layers.*"]', *WIDE),
+    "upper half": ("--fine_tuning.freeze", '["tok_embeddings", "layers.[012].*"]', *LONG, "--model.n_layers", "6"),
     "accumulated": (*LONG, "--training.local_batch_size", "1"),
 }
 

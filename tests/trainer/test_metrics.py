@@ -13,12 +13,16 @@ import torch
 from cistron.datasets.loader import Batch
 from cistron.models.config import PRESETS
 from cistron.models.masks import document_dense_mask
-from cistron.trainer.config import load_config
+from cistron.trainer.components import make_model
+from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.distributed import join
-from cistron.trainer.flops import document_flops, named_peak, peak_flops, row_flops
+from cistron.trainer.flops import document_flops, frozen_flops, named_peak, peak_flops, row_flops
 from cistron.trainer.metrics import MetricsLog, Outcome
 from cistron.trainer.reports import scalars
+from cistron.trainer.sizes import sizes_of
 from cistron.trainer.totals import Progress, StepTotals
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from .jobs import metrics, refusal, train_here, write_job
 
@@ -50,6 +54,28 @@ def test_attention_is_counted_as_the_mask_leaves_it(causal: bool, seed: int) -> 
     per_pair = 12 * DEBUG.n_layers * DEBUG.n_heads * DEBUG.head_dim
     counted = document_flops(replace(DEBUG, causal=causal), sum(totals.tokens), totals.causal_pairs)
     assert counted == DEBUG.flops_per_token(0) * int(real.sum()) + per_pair * int(mask.sum())
+
+
+@pytest.mark.parametrize(
+    "fine_tuning",
+    [
+        {"freeze": ["output", "layers.1.feed_forward"]},
+        {"freeze": ["tok_embeddings", "layers.0", "layers.2"]},
+        {"freeze": ["tok_embeddings", "layers"]},
+        {"lora": {"rank": 3, "targets": ["layers.[123].*"]}},
+    ],
+    ids=["parts", "below", "all blocks", "adapters"],
+)
+def test_what_freezing_saves_is_what_is_not_computed(fine_tuning: dict[str, Any]) -> None:
+    config = JobConfig.model_validate({"fine_tuning": fine_tuning})
+    model, seq_len = make_model(config, DEBUG), 64
+    tokens, positions = torch.zeros(2, seq_len, dtype=torch.long), torch.zeros(2, seq_len, dtype=torch.int32)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(tokens, positions, torch.ones(2, 1, seq_len, seq_len, dtype=torch.bool)).sum().backward()
+    rows = tokens.numel()
+    expected = row_flops(DEBUG, seq_len, rows) - frozen_flops(DEBUG, sizes_of(config, DEBUG), rows, rows * seq_len)
+    # norms are counted as if they multiplied, and the lowest block's inputs as if they all had gradients
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.03)
 
 
 def test_a_row_of_one_document_that_sees_all_of_itself_is_worth_the_convention() -> None:
