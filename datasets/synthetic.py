@@ -38,7 +38,7 @@ import numpy.typing as npt
 
 VERSION = 1  # of the files that a seed gives
 SIZE = 2_000_000
-CONTIGS = 4
+CONTIGS = 16
 TRAIN, VALID = 6000, 1000
 WINDOW = 200
 LINE = 80

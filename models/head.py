@@ -90,6 +90,5 @@ def document_losses(outputs: Tensor, labels: Tensor, weights: Tensor | None, val
         assert values is not None, "a single output is compared with values"
         losses = torch.where(labels == IGNORE, 0.0, (outputs[..., 0] - values).square())
     else:
-        each = F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
-        losses = each.view(labels.shape)
+        losses = F.cross_entropy(outputs.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
     return losses if weights is None else losses * weights

@@ -186,7 +186,7 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     of_weight, of_hidden = FLOAT32 * sizes.trained_output / tp, tokens * width * d.dim
     # The gradients of both tables beside what was gathered; where they are one, autograd adds them into a third. Or those
     # gradients copied into FSDP2's buffer, and then that buffer beside its sum over ranks.
-    computed = tables, (3 * of_output if d.tie_embeddings else of_tables) + reduced_block
+    computed = tables, (of_tables if d.output_parameters() else 3 * of_output) + reduced_block
     summed = 0.0, reduced * sizes.trained_tables / tp + max(tables, reduced * sizes.trained_tables / shared)
     gathered_at_end, unreduced_at_end = max(computed, summed, key=sum)
 
