@@ -88,7 +88,8 @@ def document_losses(outputs: Tensor, labels: Tensor, weights: Tensor | None, val
     """
     if outputs.shape[-1] == 1:
         assert values is not None, "a single output is compared with values"
-        losses = torch.where(labels == IGNORE, 0.0, (outputs[..., 0] - values).square())
+        each = (outputs[..., 0] - values).square()
     else:
-        losses = F.cross_entropy(outputs.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
+        each = -outputs.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    losses = torch.where(labels == IGNORE, 0.0, each)
     return losses if weights is None else losses * weights
