@@ -92,6 +92,10 @@ class LetterTokenizer:
         starts = np.cumsum([0, *lengths[:-1]])
         return Encoded(ids & ~np.uint8(MAPPED), lengths, np.add.reduceat(ids >= MAPPED, starts, dtype=np.int64).tolist())
 
+    def replaced(self) -> dict[str, str]:
+        """Letters that get the id of another letter, to that letter."""
+        return {**self.same, **(self.near if self.on_unknown == "map" else {})}
+
     def _refusal(self, documents: Sequence[bytes]) -> TokenizeError:
         """The error for the first letter that is none."""
         index, letter = next((i, bad[:1]) for i, data in enumerate(documents) if (bad := data.translate(None, self._accepted)))

@@ -91,7 +91,16 @@ def architecture(config: DecoderConfig) -> str:
     return QWEN3 if config.qk_norm else LLAMA
 
 
-def to_hf(config: DecoderConfig, *, max_positions: int, eos_id: int, pad_id: int, dtype: str) -> dict[str, Any]:
+def to_hf(
+    config: DecoderConfig,
+    *,
+    max_positions: int,
+    eos_id: int,
+    pad_id: int,
+    bos_id: int | None = None,
+    mask_id: int | None = None,
+    dtype: str,
+) -> dict[str, Any]:
     """The content of `config.json`, for transformers 4 and 5 alike.
 
     Args:
@@ -100,6 +109,8 @@ def to_hf(config: DecoderConfig, *, max_positions: int, eos_id: int, pad_id: int
         eos_id: id that ends a document.
         pad_id: id that fills rows. Left out where it is the eos: the classes freeze the embedding of their `pad_token_id`,
             and whoever fine-tunes would never train the eos.
+        bos_id: id that opens a document, None where nothing does.
+        mask_id: id that hides a token from a bidirectional model, None where there is none.
         dtype: of the weights, in torch's words: `float32`, `bfloat16`.
 
     Raises:
@@ -127,9 +138,10 @@ def to_hf(config: DecoderConfig, *, max_positions: int, eos_id: int, pad_id: int
         # transformers 5 reads the dictionary, 4 the number
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope.theta},
         "rope_theta": config.rope.theta,
-        "bos_token_id": None,  # documents have no opening token, and Llama's default would be 1
+        "bos_token_id": bos_id,  # stated where there is none too: Llama's default would be 1
         "eos_token_id": eos_id,
         "pad_token_id": None if pad_id == eos_id else pad_id,
+        **({} if config.causal or mask_id is None else {"mask_token_id": mask_id}),
     }
 
 

@@ -36,9 +36,8 @@ def insert_adapters(model: Decoder, table: Lora) -> None:
     }
     for entry in table.targets:
         if not any(fnmatchcase(name, entry) for name in linear):
-            where = "" if entry not in ("output", "score") else " (an adapter needs a linear layer of a block)"
             raise ConfigError(
-                f"fine_tuning.lora.targets: {entry!r} matches no linear layer{where}{nearest(entry, list(linear))}"
+                f"fine_tuning.lora.targets: {entry!r} matches no linear layer of a block{nearest(entry, list(linear))}"
             )
     for name, module in linear.items():
         if any(fnmatchcase(name, entry) for entry in table.targets):

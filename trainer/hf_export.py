@@ -102,11 +102,19 @@ def export(
     if not tokenizer:
         messages.append("without a tokenizer")
     elif added := added_around(extra[TOKENIZER]):
-        messages.append(
-            f"the tokenizer puts {' '.join(added)} around a text by itself, which training never saw: "
-            "call it with add_special_tokens=False"
-        )
+        messages += around(added, tokenizer, decoder)
     return messages
+
+
+def around(added: list[str], table: TokenizerTable, decoder: DecoderConfig) -> list[str]:
+    """What to know of the tokens that the tokenizer puts around every text by itself."""
+    if open_tokenizer(table).bos_id is None:
+        what = "which training never saw: call it with add_special_tokens=False"
+    elif decoder.causal:
+        what = "as a document has them: to have a text continued, take the last one off"
+    else:
+        return []
+    return [f"the tokenizer puts {' '.join(added)} around a text by itself, {what}"]
 
 
 def export_step(config: JobConfig, path: Folder) -> list[str]:
@@ -151,10 +159,12 @@ def split(specs: Mapping[str, Spec], max_shard_size: int) -> dict[str, list[str]
 def describe(decoder: DecoderConfig, contract: dict[str, Any], seq_len: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
     """Content of `config.json` and, of a model that generates, `generation_config.json`."""
     eos, pad = contract["eos"], contract["pad"]
-    config = to_hf(decoder, max_positions=seq_len, eos_id=eos, pad_id=pad, dtype=torch_name(dtype))
+    bos, mask = contract.get("bos"), contract.get("mask")
+    ids = {"eos_id": eos, "pad_id": pad, "bos_id": bos, "mask_id": mask}
+    config = to_hf(decoder, max_positions=seq_len, dtype=torch_name(dtype), **ids)
     if not decoder.causal:
         return {CONFIG: config}
-    return {CONFIG: config, GENERATION: {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad}}
+    return {CONFIG: config, GENERATION: {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}}
 
 
 def torch_name(dtype: torch.dtype) -> str:

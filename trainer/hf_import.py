@@ -2,7 +2,7 @@
 
     OUT/step-0/         the weights, complete and without an optimizer: what `checkpoint.initial_load_path` takes
     OUT/tokenizer/      the tokenizer's files, and the config.json that is a party to the eos contract
-    OUT/model.toml      [model], [tokenizer] and [checkpoint] of a job that starts from it
+    OUT/model.toml      [model], [tokenizer], the objective and [checkpoint] of a job that starts from it
 
 Only safetensors are read: a pickled pytorch_model.bin could run code, and is refused. One tensor is in memory at a time.
 """
@@ -18,15 +18,15 @@ import torch
 from .. import __version__
 from ..datasets.errors import DataConfigError
 from ..datasets.tokenizers import Tokenizer
-from ..models.config import HEAD_KEYS, PRESETS, DecoderConfig, ModelError
+from ..models.config import HEAD_KEYS, PRESETS, DecoderConfig
 from ..models.decoder import Decoder
 from ..models.huggingface import architecture, from_hf
 from .checkpoint import write_whole
 from .components import open_tokenizer
 from .config import ConfigError, JobConfig
-from .contract import Statement, check_statements, ids, tokenizer_statement
+from .contract import Statement, check_statements, ids, other_roles, tokenizer_statement
 from .hf_export import CONFIG, GENERATION, INDEX, WEIGHTS, stored_names
-from .hf_tokenizer import TOKENIZER, TOKENIZER_FILES, is_byte_tokenizer
+from .hf_tokenizer import TOKENIZER, TOKENIZER_FILES, own_kind
 from .safetensors_files import SafetensorsFile
 from .staging import staged
 from .storage import CheckpointError
@@ -69,8 +69,6 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
     if stated is None:
         raise ConfigError(f"{source}: has no {CONFIG}: not a folder of a Hugging Face model")
     decoder = from_hf(stated)
-    if not decoder.causal:
-        raise ModelError(f"{source / CONFIG}: {architecture(decoder)} is bidirectional, and training is causal only")
     files = find_tensors(source, decoder)
     table, tokenizer = find_tokenizer(source, eos_token, pad_token)
     contract = agree(source, stated, decoder, tokenizer)
@@ -83,7 +81,9 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
     tables = {
         "model": {"preset": name, **shape} if name else shape,  # for people: all that it sets is set here too
         "tokenizer": table.model_dump(exclude_none=True),
+        "training": {} if decoder.causal else {"objective": "mlm"},
     }
+    filled = {name: content for name, content in tables.items() if content}
     names = stored_names(decoder)
     specs = {ours: files[theirs].specs[theirs] for ours, theirs in names.items()}
     told = f"{architecture(decoder)}, {decoder.parameter_count():,} parameters"
@@ -95,24 +95,26 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
             for file in sorted({CONFIG, GENERATION, *TOKENIZER_FILES}):
                 if (source / file).is_file():
                     (folder / TOKENIZER_FOLDER / file).write_bytes((source / file).read_bytes())
-        body = tomli_w.dumps({**tables, "checkpoint": {"initial_load_path": str(home / STEP)}})
+        body = tomli_w.dumps({**filled, "checkpoint": {"initial_load_path": str(home / STEP)}})
         (folder / TOML).write_text(HEAD.format(source=source.absolute(), told=told, toml=home / TOML) + body)
     messages = [f"imported {source} to {out / STEP}: {told}, eos {contract['eos']}, pad {contract['pad']}"]
     if tokenizer is None:
         messages.append(f"there is no {TOKENIZER} in {source}: name one in tokenizer.path of {out / TOML}")
+    if not decoder.causal and contract["mask"] is None:
+        messages.append(f"no file states a mask token: name one in tokenizer.mask_token of {out / TOML}")
     messages.append(f'to train from it, begin a TOML with extends = "{home / TOML}" and add [[data.sources]] and [training]')
     return messages
 
 
 def first_state(decoder: DecoderConfig, contract: dict[str, Any], tables: dict[str, Any], max_positions: Any) -> dict[str, Any]:
     """What `state.json` of a checkpoint at step 0 holds; rows of the job that made it had `max_positions` tokens."""
-    training = {"training": {"seq_len": max_positions}} if type(max_positions) is int and max_positions > 0 else {}
+    seq_len = {"seq_len": max_positions} if type(max_positions) is int and max_positions > 0 else {}
     return {
         "progress": asdict(Progress()),
         "data": None,
         "contract": contract,
         "model": asdict(decoder),
-        "config": JobConfig.model_validate({**tables, **training}).to_dict(),
+        "config": JobConfig.model_validate({**tables, "training": {**tables["training"], **seq_len}}).to_dict(),
         "versions": {"cistron": __version__, "torch": torch.__version__},
     }
 
@@ -173,8 +175,8 @@ def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -
             raise ConfigError(f"{source}: there is no {TOKENIZER} to look up --eos-token or --pad-token in")
         return TokenizerTable(kind="hf"), None
     table = TokenizerTable(kind="hf", path=str(source), eos_token=eos_token, pad_token=pad_token)
-    if eos_token is None and pad_token is None and is_byte_tokenizer(file):
-        table = TokenizerTable(kind="byte")
+    if eos_token is None and pad_token is None and (kind := own_kind(file)):
+        table = TokenizerTable.model_validate({"kind": kind})
     try:
         return table, open_tokenizer(table)
     except DataConfigError as error:
@@ -194,11 +196,14 @@ def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenize
     for file, content in said:
         eos, pad = content.get("eos_token_id"), content.get("pad_token_id")
         several = tuple(eos) if isinstance(eos, list) else None if eos is None else (eos,)
-        statements.append(Statement(party=file.removesuffix(".json"), where=str(source / file), eos=several, pad=pad))
+        mask = content.get("mask_token_id")
+        where = str(source / file)
+        statements.append(Statement(party=file.removesuffix(".json"), where=where, eos=several, pad=pad, mask=mask))
     check_statements(statements)
     rows = decoder.vocab_size
     if tokenizer:
-        return {"eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "vocab": rows, "tokenizer": tokenizer.fingerprint}
+        told = {"eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "vocab": rows, "tokenizer": tokenizer.fingerprint}
+        return {**told, **other_roles(tokenizer)}
     ends = [ids(statement.eos) for statement in statements if statement.eos]
     common = set.intersection(*ends) if ends else set()
     if len(common) != 1:
@@ -208,7 +213,7 @@ def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenize
         )
     (eos,) = common
     pad = next((statement.pad for statement in statements if statement.pad is not None), eos)
-    return {"eos": eos, "pad": pad, "vocab": rows, "tokenizer": None}
+    return {"eos": eos, "pad": pad, "vocab": rows, "tokenizer": None, "mask": stated.get("mask_token_id")}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -1,13 +1,18 @@
 """The tokenizer's files in a Hugging Face folder, so that `AutoTokenizer.from_pretrained` gives the ids of training.
 
 A `tokenizer.json` is copied as it is, byte for byte, with what else lies beside it; only the special tokens are restated where
-the job names others. The byte tokenizer becomes a `tokenizer.json` too:
+the job names others. The tokenizers of this package become a `tokenizer.json` too. `byte`:
 
     ids 0 to 255 are bytes: a BPE over the byte alphabet without a single merge
     "\\0" (id 0, eos) and "\\1" (id 1, pad) are special tokens of their own, so that `skip_special_tokens` leaves them out
 
 which encodes any text to the ids that training saw. Two things it cannot say: bytes that are not UTF-8, as the library takes
-text only, and that a NUL inside a document is refused: there it becomes the eos.
+text only, and that a NUL inside a document is refused: there it becomes the eos. `protein` and `dna`:
+
+    every character is a word of its own; `a` in dna, and `k` under `on_unknown = "map"`, are replaced by what they stand for
+    protein puts `<cls>` in front and `<eos>` behind, as a document of training has it, and as ESM's own tokenizer does
+
+They too refuse nothing: what training would, becomes `<unk>`, and the name of a special token in a text becomes its id.
 """
 
 import json
@@ -16,14 +21,21 @@ from typing import Any
 
 import tokenizers
 
-from ..datasets.tokenizers import Tokenizer
+from ..datasets.tokenizers import LETTERS, Tokenizer
+from ..datasets.vocabularies import CLS, EOS, UNK, LetterTokenizer
 from .tables import TokenizerTable
 
 TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 BESIDE = ("added_tokens.json", "chat_template.jinja", "merges.txt", "tokenizer.model", "vocab.json", "vocab.txt")
 TOKENIZER_FILES = {TOKENIZER, SETTINGS, SPECIAL, *BESIDE}
-# A class that reads tokenizer.json and adds nothing, in transformers 4 and 5; 4 would tidy up spaces before punctuation.
-PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+ROLES = {"eos": "eos_token", "pad": "pad_token", "bos": "cls_token", "mask": "mask_token", "unk": "unk_token"}
+# A class that reads tokenizer.json and adds nothing, in transformers 4 and 5; 4 would tidy up spaces before punctuation. No
+# class of an exported model takes token types.
+PLAIN = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+    "model_input_names": ["input_ids", "attention_mask"],
+}
 
 
 def tokenizer_files(table: TokenizerTable, tokenizer: Tokenizer) -> dict[str, bytes]:
@@ -33,8 +45,12 @@ def tokenizer_files(table: TokenizerTable, tokenizer: Tokenizer) -> dict[str, by
         table: where the tokenizer came from.
         tokenizer: what was made of it.
     """
-    if table.kind == "byte":
-        source, beside, settings, special = byte_tokenizer(), {}, dict(PLAIN), {}
+    beside: dict[str, bytes] = {}
+    settings, special = dict(PLAIN), dict[str, Any]()
+    if isinstance(tokenizer, LetterTokenizer):
+        source = letter_tokenizer(tokenizer)
+    elif table.kind == "byte":
+        source = byte_tokenizer()
     else:
         assert table.path
         given = Path(table.path).expanduser()
@@ -43,13 +59,16 @@ def tokenizer_files(table: TokenizerTable, tokenizer: Tokenizer) -> dict[str, by
         beside = {name: (folder / name).read_bytes() for name in BESIDE if (folder / name).is_file()}
         settings, special = _read(folder / SETTINGS) or dict(PLAIN), _read(folder / SPECIAL)
     library = tokenizers.Tokenizer.from_str(source.decode())
-    for role, index in (("eos_token", tokenizer.eos_id), ("pad_token", tokenizer.pad_id)):
+    for role, key in ROLES.items():
+        index = getattr(tokenizer, f"{role}_id")
+        if index is None:
+            continue
         token = library.id_to_token(index)
         # a pad that nobody named is the eos, see models.huggingface.to_hf
-        unnamed = role == "pad_token" and index == tokenizer.eos_id and settings.get(role) is None
+        unnamed = role == "pad" and index == tokenizer.eos_id and settings.get(key) is None
         for stated in (settings, special):
-            if not unnamed and _text(stated.get(role)) != token:
-                stated[role] = token
+            if not unnamed and _text(stated.get(key)) != token:
+                stated[key] = token
     return {TOKENIZER: source, SETTINGS: _json(settings), SPECIAL: _json(special), **beside}
 
 
@@ -68,10 +87,27 @@ def byte_tokenizer() -> bytes:
     return str(made.to_str(pretty=True)).encode()
 
 
-def is_byte_tokenizer(file: Path) -> bool:
-    """Whether a `tokenizer.json` is the byte tokenizer's, also after transformers has written it anew."""
-    mine: dict[str, Any] = json.loads(byte_tokenizer())
-    return bool(_read(file).get("model", {}).get("vocab") == mine["model"]["vocab"])
+def letter_tokenizer(tokenizer: LetterTokenizer) -> bytes:
+    """A tokenizer of letters as a `tokenizer.json`."""
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(tokenizer.ids, unk_token=UNK))
+    replaced = tokenizer.replaced().items()
+    made.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Replace(*pair) for pair in replaced])
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    made.decoder = tokenizers.decoders.Fuse()
+    named = [token for token, index in tokenizer.ids.items() if index in tokenizer.special_ids]
+    made.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in named])
+    if tokenizer.bos_id is not None:
+        around = [(CLS, tokenizer.bos_id), (EOS, tokenizer.eos_id)]
+        pair = f"{CLS} $A {EOS} $B {EOS}"
+        made.post_processor = tokenizers.processors.TemplateProcessing(f"{CLS} $A {EOS}", pair, around)
+    return str(made.to_str(pretty=True)).encode()
+
+
+def own_kind(file: Path) -> str | None:
+    """Which tokenizer of this package a `tokenizer.json` is, also after transformers has written it anew; None: another."""
+    own = {"byte": byte_tokenizer(), **{kind: letter_tokenizer(letters()) for kind, letters in LETTERS.items()}}
+    vocabulary = _read(file).get("model", {}).get("vocab")
+    return next((kind for kind, source in own.items() if vocabulary == json.loads(source)["model"]["vocab"]), None)
 
 
 def added_around(source: bytes) -> list[str]:

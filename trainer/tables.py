@@ -46,7 +46,7 @@ class Model(Table):
     """The decoder: a preset and what to change in it. Unset keys keep the preset's value."""
 
     preset: str = "debug"
-    """Shape to start from: debug, llama3_1b, llama3_8b, llama3_70b, qwen3_0.6b, qwen3_8b."""
+    """Shape to start from: debug, llama_7b, llama3_1b, _8b, _70b, qwen3_0.6b, _8b, protein_650m, protein_3b."""
     vocab_size: Positive | None = None
     """Rows of the embedding table; unset: the tokenizer's vocabulary. May be larger, never smaller."""
     eos_id: NonNegative | None = None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from cistron.datasets.token_bytes import token_bytes
-from cistron.datasets.tokenizers import ByteTokenizer, HFTokenizer
+from cistron.datasets.tokenizers import ByteTokenizer, HFTokenizer, build_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 TEXTS = ["", "pack the row", "für Grün, 100 % — naïve", "蛋白质 \U0001f9ec\n\n", "\x01\x02 control"]
@@ -31,6 +31,15 @@ def test_the_ids_of_a_text_stand_for_its_bytes(tmp_path: Path, text: str) -> Non
         ids = tokenizer.encode_batch([text.encode()]).ids
         assert sizes[ids].sum() == len(text.encode())
         assert sizes[ids[-1]] == 0, "the eos"
+
+
+def test_a_letter_is_a_byte_whatever_it_was_mapped_to() -> None:
+    for kind, text in (("protein", b"MKVjk*"), ("dna", b"acgtUN-!")):
+        tokenizer = build_tokenizer(kind, on_unknown="map")
+        sizes = token_bytes(tokenizer)
+        assert sizes is not None
+        assert sizes[tokenizer.encode_batch([text]).ids].sum() == len(text)
+        assert not sizes[[tokenizer.eos_id, tokenizer.pad_id, tokenizer.mask_id]].any()
 
 
 def test_where_ids_do_not_stand_for_bytes_no_number_is_given(tmp_path: Path) -> None:

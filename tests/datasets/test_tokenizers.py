@@ -171,6 +171,28 @@ def test_an_unknown_special_token_is_refused(folder: Path) -> None:
         build_tokenizer("hf", str(folder), pad_token="<no>")
 
 
+def test_a_mask_and_what_is_lacking_are_stated_by_the_settings_or_an_argument(folder: Path, tmp_path: Path) -> None:
+    inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    inner.add_special_tokens(["<mask>", "<unk>"])
+    inner.add_tokens([AddedToken("cat", special=False)])
+    settings = {"eos_token": EOS, "mask_token": {"content": "<mask>"}, "unk_token": "<unk>"}
+    _copy(folder, tmp_path, settings)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = build_tokenizer("hf", str(tmp_path))
+    ids = {name: inner.token_to_id(name) for name in ("<mask>", "<unk>", "<pad>", EOS, "cat")}
+    assert (tokenizer.mask_id, tokenizer.unk_id, tokenizer.bos_id) == (ids["<mask>"], ids["<unk>"], None)
+    assert {ids["<mask>"], ids["<unk>"], ids["<pad>"], ids[EOS]} <= tokenizer.special_ids
+    assert ids["cat"] in tokenizer.residue_ids
+    assert sorted([*tokenizer.residue_ids, *tokenizer.special_ids]) == sorted(inner.get_vocab().values())
+    assert tokenizer.mask_id not in tokenizer.encode(b"the <mask>"), "in a document it is text"
+    assert build_tokenizer("hf", str(tmp_path), mask_token="<unk>").mask_id == ids["<unk>"]
+    with pytest.raises(DataConfigError, match=r"tokenizer\.mask_token: 'cat' is not marked as special"):
+        build_tokenizer("hf", str(tmp_path), mask_token="cat")
+
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS, "unk_token": EOS}))
+    assert build_tokenizer("hf", str(tmp_path)).unk_id is None, "a document with an eos is refused: it never stands there"
+
+
 def test_a_damaged_tokenizer_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataConfigError, match=r"tokenizer\.path: .* is not a tokenizer\.json"):

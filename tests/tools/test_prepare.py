@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from cistron.datasets.files import Storage
 from cistron.datasets.shards import open_shards
+from cistron.datasets.tokenizers import build_tokenizer
 from cistron.tests.datasets.corpus import write_fasta, write_jsonl
 from cistron.tools import prepare
 from cistron.trainer.config import load_config
@@ -202,6 +203,26 @@ def test_the_sources_of_a_job_each_get_a_folder(tmp_path: Path, capsys: pytest.C
     (tmp_path / "next.toml").write_text(out[out.index("[[data.sources]]") :].partition("report:")[0])
     pasted, _ = load_config(["--config", str(tmp_path / "next.toml")])
     assert [(source.name, source.format) for source in pasted.data.sources] == [("words", "tokens"), ("genes", "tokens")]
+
+
+@pytest.mark.parametrize(("kind", "record"), [("protein", "MKVk"), ("dna", "ACGU")])
+def test_letters_are_prepared_and_their_policy_is_part_of_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, record: str
+) -> None:
+    path = write_fasta(tmp_path / "x.fasta", ["ACG", record], header="r{}")
+    argv = ["--format", "fasta", "--tokenizer", kind, "--processes", "1", path, "--output", str(tmp_path / "out")]
+    message = refused(capsys, *argv)
+    assert f"{path}, record r1, byte {Path(path).read_text().index(record) + 3}: " in message
+    prepare.main([*argv[:-1], str(tmp_path / "lenient"), "--on-unknown", "map"])
+    (shard,) = open_shards(Storage().expand([str(tmp_path / "lenient" / "train")], "*.json"), Storage())
+    tokenizer, manifest = build_tokenizer(kind, on_unknown="map"), shard.manifest
+    assert shard.ids().tolist() == tokenizer.encode_batch([b"ACG", record.encode()]).ids.tolist()
+    stated = ("eos_id", "bos_id", "pad_id", "mask_id", "vocab_size")
+    assert [getattr(manifest, name) for name in stated] == [getattr(tokenizer, name) for name in stated]
+    assert manifest.dtype == "uint8"
+    assert "1 letters mapped" in capsys.readouterr().out
+    message = refused(capsys, *argv[:-1], str(tmp_path / "lenient"))
+    assert "on_unknown was 'map' and is 'error'" in message
 
 
 def test_token_files_are_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

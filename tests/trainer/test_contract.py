@@ -121,6 +121,22 @@ def test_a_wrong_checkpoint_is_refused(job: Path, refuse: Refusal) -> None:
     assert str(state) in message
 
 
+def test_a_checkpoint_states_what_opens_and_hides_and_stands_for_the_unknown(tmp_path: Path, refuse: Refusal) -> None:
+    config = write_job(tmp_path, steps=1, more='[tokenizer]\nkind = "protein"\n')
+    for file in (tmp_path / "corpus").iterdir():
+        file.write_text('{"text": "MKVLAAGW"}\n' * 60)
+    train_here(config)
+    state = tmp_path / "run" / "checkpoint" / "step-1" / "state.json"
+    saved = json.loads(state.read_text())
+    roles = {"eos": 2, "pad": 1, "bos": 0, "mask": 32, "unk": 3}
+    assert saved["contract"] == {**roles, "vocab": 33, "tokenizer": "protein"}
+    saved["contract"]["mask"] = 31
+    forge(state.parent, state.name, json.dumps(saved).encode())
+    message = refuse(config, "--training.steps", "2")
+    assert "tokenizer says mask is 32, checkpoint says 31" in message
+    assert "| bos 0, mask 32, unk 3" in message
+
+
 def test_weights_of_a_run_with_another_eos_are_refused(tmp_path: Path, refuse: Refusal) -> None:
     bytes_job = write_job(tmp_path / "bytes", steps=1)
     train_here(bytes_job)
@@ -208,6 +224,34 @@ def test_the_byte_tokenizer_states_evo2s_ids() -> None:
     tokenizer = ByteTokenizer()
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (0, 1, 512)
     assert tokenizer.encode("ACGTé".encode()).tolist() == [65, 67, 71, 84, 195, 169]
+
+
+ROLES = ("eos", "pad", "bos", "mask", "unk")
+
+
+@given(st.fixed_dictionaries({role: st.none() | st.integers(0, 4) for role in ROLES}))
+def test_one_id_has_two_roles_only_where_padding_is_the_eos(stated: dict[str, int | None]) -> None:
+    eos = None if stated["eos"] is None else (stated["eos"],)
+    statements = [Statement(party="model", where="m", vocab=5), Statement(party="p", where="w", **{**stated, "eos": eos})]
+    taken = [index for role, index in stated.items() if index is not None and role != "pad"]
+    unsafe = len(set(taken)) < len(taken) or stated["pad"] in [index for index in taken if index != stated["eos"]]
+    if not unsafe:
+        check_statements(statements)
+    else:
+        with pytest.raises(EosMismatchError, match=r"p's \w+ and \w+ are both \d: a model cannot tell them apart"):
+            check_statements(statements)
+
+
+@pytest.mark.parametrize("role", ["bos", "mask", "unk"])
+def test_parties_that_state_a_role_must_agree_on_it(role: str) -> None:
+    rows = Statement(party="model", where="m", vocab=9)
+    here, there = (Statement(party=party, where="w", **{role: index}) for party, index in (("here", 3), ("there", 4)))
+    check_statements([rows, here, Statement(party="old", where="w")])
+    with pytest.raises(EosMismatchError, match=f"here says {role} is 3, there says 4") as caught:
+        check_statements([rows, here, there])
+    assert f"| {role} 3" in str(caught.value)
+    with pytest.raises(EosMismatchError, match=f"here's {role} 3 is outside the embedding, which has 3 rows"):
+        check_statements([Statement(party="model", where="m", vocab=3), here])
 
 
 @given(

@@ -65,12 +65,13 @@ class Case(NamedTuple):
     what: str
     replicate: int = 1
     shard: int = 1
+    cp: int = 1
     tp: int = 1
     more: str = ""  # further options
 
     @property
     def name(self) -> str:
-        degrees = f"{self.what}, replicate {self.replicate}, shard {self.shard}, tp {self.tp}"
+        degrees = f"{self.what}, replicate {self.replicate}, shard {self.shard}, cp {self.cp}, tp {self.tp}"
         return ", ".join([degrees, *self.more.split("--")[1:]])
 
     @property
@@ -78,6 +79,7 @@ class Case(NamedTuple):
         degrees = [
             ("data_parallel_replicate_degree", self.replicate),
             ("data_parallel_shard_degree", self.shard),
+            ("context_parallel_degree", self.cp),
             ("tensor_parallel_degree", self.tp),
         ]
         layout = [word for key, degree in degrees for word in (f"--parallelism.{key}", str(degree))]
@@ -97,7 +99,7 @@ CASES = [
     MOST,
     Case("blocks", shard=2, more=FULL_AC),
     Case("blocks", tp=2),
-    Case("tables", replicate=2),
+    Case("tables", cp=2),
     Case("tables", tp=2, more=FULL_AC),
 ]
 ALONE = [Case(what) for what in FREEZES]
@@ -139,7 +141,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     LlamaForCausalLM(BASE).save_pretrained(config.parent / "base", max_shard_size="50KB")
     for processes in (1, 2):
-        cases = [case for case in ALONE + CASES if case.replicate * case.shard * case.tp == processes]
+        cases = [case for case in ALONE + CASES if case.replicate * case.shard * case.cp * case.tp == processes]
         run_on_ranks(run_cases, processes, str(config), [tuple(case) for case in cases])
     return config
 
@@ -220,6 +222,18 @@ def test_an_export_has_the_adapters_in_its_weights(
     assert f"weights from {tmp_path}/hf, a Hugging Face folder" in capsys.readouterr().out
 
 
+def test_a_folder_whose_eos_is_another_is_refused_with_the_table(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(job.parent / "base", tmp_path / "other")
+    for file in ("config.json", "generation_config.json"):
+        content = json.loads((tmp_path / "other" / file).read_text())
+        (tmp_path / "other" / file).write_text(json.dumps(content | {"eos_token_id": 5}))
+    message = refusal(capsys, job, "--checkpoint.initial_load_path", str(tmp_path / "other"))
+    assert "tokenizer says eos is 0, checkpoint says 5" in message
+    assert f"checkpoint     | {tmp_path}/other/config.json" in message
+
+
 def forward(model: nn.Module, tokens: Tensor) -> Tensor:
     """Logits of one document to a row."""
     ids = torch.zeros(tokens.shape, dtype=torch.int32)
@@ -257,13 +271,18 @@ def test_a_hand_written_loop_trains_the_adapters_of_a_plain_module(tmp_path: Pat
         (["--fine_tuning.freeze", '["*"]'], "freezes everything"),
         (["--fine_tuning.freeze", '["output"]', "--fine_tuning.lora.rank", "4"], "leave freeze out"),
         (["--fine_tuning.lora.alpha", "4"], "fine_tuning.lora.alpha = 4.0: there are no adapters"),
-        (["--fine_tuning.lora.rank", "4", "--fine_tuning.lora.targets", '["*.wx"]'], "'*.wx' matches no linear layer"),
-        (["--fine_tuning.lora.rank", "4", "--fine_tuning.lora.targets", '["output"]'], "needs a linear layer of a block"),
+        (
+            ["--fine_tuning.lora.rank", "4", "--fine_tuning.lora.targets", '["*.wx"]'],
+            "'*.wx' matches no linear layer of a block",
+        ),
+        (
+            ["--fine_tuning.lora.rank", "4", "--fine_tuning.lora.targets", '["output"]'],
+            "'output' matches no linear layer of a block",
+        ),
         (["--fine_tuning.lora.rank", "4", "--optimizer.name", "Muon"], 'optimizer.name = "Muon"'),
         (["--fine_tuning.lora.rank", "4", "--float8.enable", "true", "--float8.emulate", "true"], "float8.enable = true"),
         ([*LORA[-2:], "--model.dim", "64"], "dim | 32         | 64"),
         ([*LORA[-2:], "--model.dim", "64"], "[model]\nvocab_size = 512\ndim = 32\n"),
-        ([*LORA[-2:], "--model.eos_id", "7"], "TOML says eos is 7"),
         ([*LORA[-2:], "--checkpoint.initial_load_model_only", "false"], "holds weights alone"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-",

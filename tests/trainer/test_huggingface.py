@@ -10,21 +10,23 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 from cistron.datasets.tokenizers import build_tokenizer
-from cistron.models.config import DecoderConfig, ModelError
+from cistron.models.config import DecoderConfig
 from cistron.models.decoder import Decoder
 from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.spawn import run_on_ranks
 from cistron.trainer import checkpoint
 from cistron.trainer.checkpoint import Found, write_whole
 from cistron.trainer.config import ConfigError, JobConfig
-from cistron.trainer.contract import EosMismatchError
+from cistron.trainer.contract import EosMismatchError, other_roles
 from cistron.trainer.hf_export import export
 from cistron.trainer.hf_import import import_folder
+from cistron.trainer.hf_tokenizer import own_kind, tokenizer_files
 from cistron.trainer.storage import CheckpointError
 from cistron.trainer.tables import TokenizerTable
 from cistron.trainer.tensor_files import WholeTensors
@@ -33,7 +35,18 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    EsmTokenizer,
+    EuroBertConfig,
+    EuroBertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from .jobs import refusal, save_in_layouts, train_here, write_job
 
@@ -46,14 +59,21 @@ SHAPES = {
 TEXT = "the cat sat on the mat <|endoftext|> and \x01 the døg, too ."
 
 
-def save(folder: Path, model: Decoder, table: TokenizerTable | None = None, eos: int = EOS, pad: int = PAD) -> Found:
+def save(
+    folder: Path,
+    model: Decoder,
+    table: TokenizerTable | None = None,
+    eos: int = EOS,
+    pad: int = PAD,
+    roles: dict[str, int | None] | None = None,
+) -> Found:
     """A checkpoint that holds these weights and nothing else."""
     shape = asdict(model.config)
     job = JobConfig(tokenizer=table or TokenizerTable())
     state = {
         "progress": asdict(Progress()),
         "data": None,
-        "contract": {"eos": eos, "pad": pad, "vocab": model.config.vocab_size, "tokenizer": None},
+        "contract": {"eos": eos, "pad": pad, "vocab": model.config.vocab_size, "tokenizer": None, **(roles or {})},
         "model": shape,
         "config": job.to_dict(),
         "versions": {},
@@ -130,7 +150,7 @@ def test_what_transformers_saves_computes_the_same_here(tmp_path: Path, config: 
     messages = import_folder(tmp_path / "theirs", tmp_path / "ours")
     assert any("no tokenizer.json" in message for message in messages)
     found = checkpoint.read(tmp_path / "ours" / "step-0")
-    assert found.state["contract"] == {"eos": 3, "pad": 3, "vocab": 61, "tokenizer": None}
+    assert found.state["contract"] == {"eos": 3, "pad": 3, "vocab": 61, "tokenizer": None, "mask": None}
     tokens = torch.randint(0, 61, (2, 40))
     with torch.no_grad():
         assert_close(logits(restore(found), tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
@@ -194,7 +214,8 @@ def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: 
 
     import_folder(out, tmp_path / "back")
     found = checkpoint.read(tmp_path / "back" / "step-0")
-    assert found.state["contract"] == {"eos": 1, "pad": 2, "vocab": 320, "tokenizer": trained.fingerprint}
+    roles = {"bos": None, "mask": None, "unk": None}
+    assert found.state["contract"] == {"eos": 1, "pad": 2, "vocab": 320, "tokenizer": trained.fingerprint, **roles}
     back = build_tokenizer(**found.state["config"]["tokenizer"])
     assert (back.fingerprint, back.eos_id, back.pad_id) == (trained.fingerprint, 1, 2)
     export(found, tmp_path / "again", tokenizer=TokenizerTable(**found.state["config"]["tokenizer"]))
@@ -328,9 +349,110 @@ def test_a_job_that_could_not_be_exported_does_not_begin(tmp_path: Path, capsys:
     assert "model.dim is 30 and model.n_heads 4" in refusal(capsys, config, *wanted, "--model.dim", "30")
 
 
-def test_a_bidirectional_model_is_not_imported_since_training_has_no_key_for_it(folder: Path, tmp_path: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    stated = config | {"architectures": ["EuroBertForMaskedLM"], "model_type": "eurobert"}
-    (folder / "config.json").write_text(json.dumps(stated))
-    with pytest.raises(ModelError, match="EuroBertForMaskedLM is bidirectional"):
-        import_folder(folder, tmp_path / "back")
+@pytest.fixture(scope="module")
+def esm(tmp_path_factory: pytest.TempPathFactory) -> EsmTokenizer:
+    """ESM's own tokenizer, from its vocabulary file."""
+    tokens = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-|", "<mask>"]
+    file = tmp_path_factory.mktemp("esm") / "vocab.txt"
+    file.write_text("\n".join(tokens))
+    return EsmTokenizer(str(file))
+
+
+STRINGS = {
+    "byte": "".join(map(chr, range(1, 0x180))) + "蛋\U0001f9ec",
+    "protein": "LAGVSERTIDPKQNFYMHWCXBUZO.-|",
+    "dna": "ACGTNRYSWKMBDHVacgtnryswkmbdhv-",
+}
+
+
+@pytest.mark.parametrize("kind", STRINGS)
+def test_a_tokenizer_of_ours_gives_the_ids_of_training_in_transformers(tmp_path: Path, kind: str, esm: EsmTokenizer) -> None:
+    ours = build_tokenizer(kind)
+    table = TokenizerTable.model_validate({"kind": kind})
+    for name, content in tokenizer_files(table, ours).items():
+        (tmp_path / name).write_bytes(content)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert own_kind(tmp_path / "tokenizer.json") == kind
+    random = Random(7)
+    texts = ["".join(random.choices(STRINGS[kind], k=random.randint(1, 60))) for _ in range(10_000)]
+    framed = theirs(texts)["input_ids"]
+    if kind == "protein":
+        assert theirs("MKV")["input_ids"] == [0, 20, 15, 7, 2]
+        assert framed == [[*ours.encode(text.encode()).tolist(), ours.eos_id] for text in texts]
+        assert framed == esm(texts)["input_ids"]
+        assert theirs("MKV", "LAG")["input_ids"] == esm("MKV", "LAG")["input_ids"]
+    else:
+        assert framed == [ours.encode(text.encode()).tolist() for text in texts]
+    for role in ("eos", "pad", "mask", "unk"):
+        assert getattr(theirs, f"{role}_token_id") == getattr(ours, f"{role}_id")
+    assert theirs.cls_token_id == ours.bos_id
+    for text, ids in zip(texts[:100], framed, strict=False):
+        assert theirs.decode(ids, skip_special_tokens=True) == (text.upper() if kind == "dna" else text).replace("\1", "")
+
+    theirs.save_pretrained(tmp_path / "again")
+    assert own_kind(tmp_path / "again" / "tokenizer.json") == kind
+
+
+@pytest.mark.parametrize(("kind", "text"), [("protein", "mKvJ*|lU"), ("dna", "AUGuJ!-n")])
+def test_mapped_letters_have_the_same_ids_in_transformers(tmp_path: Path, kind: str, text: str) -> None:
+    table = TokenizerTable.model_validate({"kind": kind, "on_unknown": "map"})
+    ours = build_tokenizer(**table.model_dump())
+    for name, content in tokenizer_files(table, ours).items():
+        (tmp_path / name).write_bytes(content)
+    ids = AutoTokenizer.from_pretrained(tmp_path)(text, add_special_tokens=False)["input_ids"]
+    assert ids == [one for one in ours.encode(text.encode()).tolist() if one != ours.bos_id]
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_an_encoder_leaves_as_eurobert_and_comes_back_as_the_same_bits(tmp_path: Path, tied: bool) -> None:
+    shape = replace(LLAMA, vocab_size=33, causal=False, tie_embeddings=tied)
+    ours = random_decoder(shape)
+    table = TokenizerTable(kind="protein")
+    found = save(tmp_path / "step-7", ours, table, eos=2, pad=1, roles=other_roles(build_tokenizer("protein")))
+    messages = export(found, tmp_path / "out", tokenizer=table)
+    assert not any("by itself" in message for message in messages), "training has <cls> and <eos> too"
+
+    theirs, report = AutoModelForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert type(theirs) is EuroBertForMaskedLM
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    batch = AutoTokenizer.from_pretrained(tmp_path / "out")(["MKV<mask>LAGW", "C" * 40], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = theirs.eval()(**batch).logits
+        for tokens, mine, length in zip(batch["input_ids"], logits, batch["attention_mask"].sum(1).tolist(), strict=True):
+            positions = torch.arange(length, dtype=torch.int32)[None]
+            mask = torch.ones(1, 1, length, length, dtype=torch.bool)
+            assert_close(ours(tokens[None, :length], positions, mask)[0], mine[:length], rtol=1e-5, atol=1e-5)
+
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [config[f"{role}_token_id"] for role in ("bos", "eos", "pad", "mask")] == [0, 2, 1, 32]
+    import_folder(tmp_path / "out", tmp_path / "back")
+    back = checkpoint.read(tmp_path / "back" / "step-0")
+    assert restore(back).config == shape
+    assert all(torch.equal(a, b) for a, b in zip(restore(back).parameters(), ours.parameters(), strict=True))
+    assert back.state["contract"] == found.state["contract"] | {"tokenizer": "protein"}
+    toml = (tmp_path / "back" / "model.toml").read_text()
+    assert 'kind = "protein"' in toml
+    assert '[training]\nobjective = "mlm"' in toml
+
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"mask_token_id": 31}))
+    with pytest.raises(EosMismatchError, match="tokenizer says mask is 32, config says 31"):
+        import_folder(tmp_path / "out", tmp_path / "wrong")
+    for file in (tmp_path / "out").glob("*token*"):
+        file.unlink()
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"mask_token_id": None}))
+    assert any("no file states a mask token" in message for message in import_folder(tmp_path / "out", tmp_path / "bare"))
+
+
+def test_what_transformers_saves_of_an_encoder_computes_the_same_here(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    roles = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 3, "mask_token_id": 4}
+    theirs = EuroBertForMaskedLM(EuroBertConfig(**sizes, **roles, num_key_value_heads=2)).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    import_folder(tmp_path / "theirs", tmp_path / "ours")
+    found = checkpoint.read(tmp_path / "ours" / "step-0")
+    assert (found.state["contract"]["mask"], found.state["config"]["training"]["objective"]) == (4, "mlm")
+    tokens = torch.randint(0, 61, (2, 40))
+    mask = torch.ones(2, 1, 40, 40, dtype=torch.bool)
+    with torch.no_grad():
+        ours = restore(found)(tokens, torch.arange(40, dtype=torch.int32).expand(2, -1), mask)
+        assert_close(ours, theirs(tokens, attention_mask=torch.ones_like(tokens)).logits, rtol=1e-5, atol=1e-5)

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from cistron.models.config import PRESETS
 from cistron.tests.spawn import run_on_ranks
 from cistron.trainer.adamw import AdamW
-from cistron.trainer.config import load_config
+from cistron.trainer.components import make_model
+from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.distributed import join
 from cistron.trainer.muon import Muon, orthogonalize
+from cistron.trainer.optimizer import build_optimizer, muon_matrices
 from cistron.trainer.signals import StopRequest
 from cistron.trainer.train import Trainer
 from torch import Tensor, nn
@@ -24,6 +27,10 @@ from .jobs import column, metrics, refusal, train, train_here, write_job
 
 SHAPES = [(6, 10), (10, 6), (8, 8), (5, 7), (6, 10)]
 SETTINGS: dict[str, Any] = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-8, "state_dtype": torch.float32, "seed": 0}
+MATRICES = [
+    *(f"attention.{name}" for name in ("wq", "wk", "wv", "wo")),
+    *(f"feed_forward.{name}" for name in ("w1", "w2", "w3")),
+]
 DECAY = 0.1
 STEPS = 3
 MUON = ("--optimizer.name", "Muon")
@@ -34,6 +41,19 @@ def values(seed: int, scale: float = 1.0) -> list[Tensor]:
     """Random matrices float32 of SHAPES."""
     draw = torch.Generator().manual_seed(seed)
     return [scale * torch.randn(shape, generator=draw) for shape in SHAPES]
+
+
+def test_frozen_parameters_and_adapters_are_not_muons() -> None:
+    freeze = {"freeze": ["layers.0", "layers.[23].*", "output", "*norm"]}
+    config = JobConfig.model_validate({"optimizer": {"name": "Muon"}, "fine_tuning": freeze})
+    model = make_model(config, PRESETS["debug"])
+    optimizer = build_optimizer(model, config)
+    name_of = {p: name for name, p in model.named_parameters()}
+    matrices, others = ([name_of[p] for p in group["params"]] for group in optimizer.param_groups)
+    assert matrices == [f"layers.1.{name}.weight" for name in MATRICES]
+    assert others == ["tok_embeddings.weight"]
+    adapted = make_model(JobConfig.model_validate({"fine_tuning": {"lora": {"rank": 2}}}), PRESETS["debug"])
+    assert not muon_matrices(adapted)
 
 
 def take_steps(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:

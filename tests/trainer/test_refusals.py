@@ -31,6 +31,10 @@ def fasta(folder: Path, data: bytes, name: str = "bad.fasta") -> dict[str, str]:
     return {"format": "fasta", "path": str(folder / name)}
 
 
+def protein(folder: Path, residues: bytes) -> dict[str, str]:
+    return {**fasta(folder, b">good\nMKV\n>p x\n" + residues + b"\n"), "kind": "protein"}
+
+
 def empty(folder: Path) -> dict[str, str]:
     (folder / "empty.txt").touch()
     return {"format": "text", "path": str(folder / "empty.txt")}
@@ -50,6 +54,22 @@ BAD_DATA = {
     "invalid JSON": (lambda f: jsonl(f, GOOD, '{"text": oops}'), ["bad.jsonl", "record 2", "not valid JSON"]),
     "missing field": (lambda f: jsonl(f, '{"body": "x"}'), ["bad.jsonl", "record 1", "'text'", "'body'"]),
     "text before the first header": (lambda f: fasta(f, b"ACGT\n>r\nACGT\n"), ["bad.fasta", "'>'", "ACGT"]),
+    "blank in a sequence": (
+        lambda f: fasta(f, b">a\nACGT\n>b some\nAC GT\n"),
+        ["bad.fasta, record b, byte 18: a blank in a line of the sequence"],
+    ),
+    "record without a residue": (lambda f: fasta(f, b">a\nAC\n>b\n\n>c\nA\n"), ["bad.fasta, record b, byte 6", "no residue"]),
+    "comment line": (lambda f: fasta(f, b">a\nAC\n;note\nGT\n"), ["bad.fasta, record a, byte 6", "begins with ';'"]),
+    "eos byte in a protein": (lambda f: protein(f, b"MK\0V"), ["bad.fasta, record p, byte 17: a NUL byte inside of a protein"]),
+    "unknown residue": (
+        lambda f: protein(f, b"MKJ"),
+        ["bad.fasta, record p, byte 17: 'J' is no letter of the protein vocabulary"],
+    ),
+    "lowercase protein": (lambda f: protein(f, b"Mk"), ["bad.fasta, record p, byte 16: lowercase 'k'", 'on_unknown = "map"']),
+    "RNA in dna": (
+        lambda f: {**fasta(f, b">r\nACGU\n"), "kind": "dna"},
+        ["bad.fasta, record r, byte 6: 'U' is RNA; tokenizer.on_unknown = \"map\" reads it as T"],
+    ),
     "truncated gzip": (
         lambda f: fasta(f, gzip.compress(RECORDS)[:-200], "bad.fasta.gz"),
         ["bad.fasta.gz", "data is truncated", "gzip"],
@@ -124,7 +144,8 @@ def test_bad_data_is_refused_with_its_place(tmp_path: Path, capsys: pytest.Captu
     make, expected = BAD_DATA[case]
     source = make(tmp_path)
     text = json.dumps([{"name": "bad", "format": source["format"], "paths": [source["path"]]}])
-    message = refusal(capsys, write_job(tmp_path), "--data.lanes", "1", "--data.sources", text)
+    tokenizer = ("--tokenizer.kind", source.get("kind", "byte"))
+    message = refusal(capsys, write_job(tmp_path), "--data.lanes", "1", "--data.sources", text, *tokenizer)
     for part in expected:
         assert part in message
 
