@@ -91,7 +91,7 @@ class ShardWriter:
 
     def close(self) -> None:
         """End the open document, which has its eos."""
-        self.write(np.empty(0, self._dtype), [0])
+        self.write(np.empty(0, self._dtype), [0], np.empty(0, WEIGHT) if "weights" in self._files else None)
 
     def take_back(self) -> None:
         """Forget the open document, if there is one."""

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import zstandard
 from cistron.datasets import transport
 from cistron.datasets.loader import Batch, DataConfig, Loader, SourceConfig
+from cistron.datasets.objectives import PackedRow
 from cistron.datasets.shard_writer import ShardWriter
 from cistron.datasets.tokenizers import ByteTokenizer, Encoded, build_tokenizer
 from cistron.datasets.transport import Message, RowStream
@@ -174,3 +175,39 @@ def segments(row: Sequence[Sequence[int]]) -> list[list[int]]:
         if number >= 0:
             split.setdefault(int(number), []).append(int(token))
     return list(split.values())
+
+
+def windows(document: list[int], seq_len: int, overlap: int, shift: int) -> list[tuple[list[int], list[int]]]:
+    """What `long_documents = "window"` makes of a document: the tokens of each part of a row, and its targets.
+
+    The targets are those of its tokens, or of the tokens behind them with `shift`, that no part before had.
+    """
+    parts: list[tuple[list[int], list[int]]] = []
+    asked = shift  # targets of the document that some part has, from its beginning; without `shift` all of them are
+    start = 0
+    while True:
+        end = min(start + seq_len, len(document))
+        last = end == len(document)
+        reach = end if last else end + shift
+        parts.append((document[start:end], document[asked:reach]))
+        asked = reach
+        if last:
+            return parts
+        start = end - overlap
+
+
+def parts_of(rows: list[PackedRow], shift: int) -> list[tuple[list[int], list[int]]]:
+    """Return the same from packed rows."""
+    found = []
+    for row in rows:
+        ids = [*(token for part in row.parts for token in part.tolist())]
+        weights = [1.0] * len(ids) if row.weights is None else row.weights.tolist()
+        following = [] if row.following is None else [row.following]
+        weights += [1.0] * (len(ids) + len(following) - len(weights))
+        at = 0
+        for number, part in enumerate(row.parts):
+            tokens = [*part.tolist(), *(following if shift and number == len(row.parts) - 1 else [])]
+            own = weights[at : at + len(tokens)]
+            found.append((part.tolist(), [t for t, weight in list(zip(tokens, own, strict=True))[shift:] if weight]))
+            at += len(part)
+    return found

@@ -10,14 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cistron.datasets import blocks
+from cistron.datasets.documents import DocumentConfig
 from cistron.datasets.errors import DataEnd, DataError
 from cistron.datasets.files import DataFile
 from cistron.datasets.lane import Lane, LaneState, RawDocuments
-from cistron.datasets.packing import IGNORE, PackedRow, Packer, row_violations
+from cistron.datasets.objectives import IGNORE, NextToken, Objective, PackedRow
+from cistron.datasets.packing import Packer, row_violations
 from cistron.datasets.pieces import Piece
 from cistron.datasets.records import Records
 from cistron.datasets.tokenizers import Encoded, TokenizeError
-from cistron.tests.datasets.corpus import segments
+from cistron.tests.datasets.corpus import parts_of, segments, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,17 +138,21 @@ class Case:
     poison: frozenset[int] = frozenset()
     skip_bad: bool = True
     max_epochs: int | None = None
+    long: str = "split"
+    overlap: int = 0
+    objective: Objective | None = None
 
     @property
     def packer(self) -> Packer:
-        return Packer(self.seq_len, EOS, PAD, self.policy)
+        return Packer(self.seq_len, EOS, PAD, self.policy, self.objective, self.overlap)
 
     def lane(self, state: LaneState | None = None, seed: int = 0) -> Lane:
         bounds = np.linspace(0, len(self.lengths), self.pieces + 1).astype(int).tolist()
         parts = [Piece("corpus", start, end, 1) for start, end in pairwise(bounds) if end > start]
         reader = Numbered(list(self.lengths), self.chunk, self.group, self.bad, self.broken)
         key = (seed, 0, 0)
-        raw = RawDocuments(parts, reader, Plain(self.streams, self.poison), self.packer, key, self.skip_bad)
+        config = DocumentConfig(long_documents=self.long, window_overlap=self.overlap)
+        raw = RawDocuments(parts, reader, Plain(self.streams, self.poison), self.packer, key, self.skip_bad, config)
         return Lane(raw, self.packer, key, state or LaneState(), "main", self.max_epochs)
 
     def rows(self, count: int, state: LaneState | None = None) -> list[tuple[PackedRow, LaneState]]:
@@ -158,6 +164,11 @@ class Case:
         with patch.object(blocks, "block_tokens", lambda seq_len: self.block_rows * seq_len):
             rows = takewhile(lambda row: row[1].epoch <= number, self.lane(seed=seed).rows())
             return self.planes([row for row, state in rows if state.epoch == number])
+
+    def packed(self) -> list[PackedRow]:
+        """Return the rows of the first epoch as they are packed."""
+        with patch.object(blocks, "block_tokens", lambda seq_len: self.block_rows * seq_len):
+            return [row for row, _ in takewhile(lambda row: row[1].epoch == 0, self.lane().rows())]
 
     def planes(self, rows: list[PackedRow]) -> np.ndarray:
         return np.stack([plane.astype(np.int64) for plane in self.packer.expand(rows, range(len(rows)))[:4]])
@@ -187,6 +198,20 @@ def cases(draw: st.DrawFn, policies: tuple[str, ...] = ("best_fit", "concat")) -
         group=draw(st.integers(1, 5)),
         bad=draw(st.frozensets(st.integers(0, len(lengths) - 1), max_size=len(lengths) // 2)),
     )
+
+
+@st.composite
+def window_cases(draw: st.DrawFn) -> Case:
+    """Documents in windows, packed or padded, for next tokens or for masked ones."""
+    case = draw(cases(policies=("best_fit", "padded")))
+    overlap = draw(st.integers(1, case.seq_len - 1))
+    return replace(case, long="window", overlap=overlap, objective=draw(st.sampled_from([NextToken(), InPlace()])))
+
+
+class InPlace(NextToken):
+    """Stands for objectives that ask for a token where it stands."""
+
+    shift = 0
 
 
 def _has_documents(case: Case) -> bool:
@@ -236,6 +261,63 @@ def test_a_lane_resumed_at_any_row_goes_on_identically(case: Case, data: st.Data
     resumed = case.rows(len(straight) - stop, straight[stop - 1][1])
     assert [state for _, state in resumed] == [state for _, state in straight[stop:]]
     assert (case.planes([row for row, _ in resumed]) == case.planes([row for row, _ in straight[stop:]])).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(window_cases().filter(_has_documents))
+def test_windows_share_their_overlap_and_ask_for_every_token_once(case: Case) -> None:
+    rows = case.packed()
+    shift = case.packer.objective.shift
+    expected = [part for document in case.documents() for part in windows(document, case.seq_len, case.overlap, shift)]
+    assert sorted(parts_of(rows, shift)) == sorted(expected)
+    targets = [token for document in case.documents() for token in document[shift:]]
+    assert sorted(token for _, asked in expected for token in asked) == sorted(targets), "each exactly once"
+    assert row_violations(*case.planes(rows), eos_id=EOS) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(window_cases().filter(_has_documents), st.data())
+def test_a_lane_of_windows_resumed_at_any_row_goes_on_identically(case: Case, data: st.DataObject) -> None:
+    straight = case.rows(60)
+    stop = data.draw(st.integers(1, len(straight) - 1), label="rows taken")
+    resumed = case.rows(len(straight) - stop, straight[stop - 1][1])
+    for (row, state), (again, again_state) in zip(straight[stop:], resumed, strict=True):
+        assert state == again_state
+        assert row.following == again.following
+        assert [part.tolist() for part in row.parts] == [part.tolist() for part in again.parts]
+        assert (row.weights is None) == (again.weights is None)
+        assert row.weights is None or again.weights is None or row.weights.tolist() == again.weights.tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(policies=("best_fit", "padded")).filter(_has_documents), st.data())
+def test_of_a_truncated_document_the_first_row_is_used(case: Case, data: st.DataObject) -> None:
+    case = replace(case, long="truncate")
+    rows = case.packed()
+    found = [(row.following, part.tolist()) for row in rows for part in row.parts]
+    expected = [
+        (document[case.seq_len] if len(document) > case.seq_len else None, document[: case.seq_len])
+        for document in case.documents()
+    ]
+    assert sorted(found, key=str) == sorted(expected, key=str)
+    straight = case.rows(len(rows) + 9)
+    state = next(state for _, state in straight if state.epoch == 1)
+    assert state.truncated == sum(following is not None for following, _ in expected)
+    assert state.documents == len(expected)
+    stop = data.draw(st.integers(1, len(straight) - 1), label="rows taken")
+    resumed = case.rows(len(straight) - stop, straight[stop - 1][1])
+    assert [(state, row.following) for row, state in resumed] == [(state, row.following) for row, state in straight[stop:]]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_document_that_does_not_fit_is_a_bad_record_where_that_is_asked_for(streams: bool) -> None:
+    case = Case((4, 8, 7, 30), 8, "best_fit", long="error", streams=streams)
+    state = next(state for _, state in case.rows(30) if state.epoch == 1)
+    assert (state.documents, state.skipped) == (2, 2), "7 tokens and an eos fit"
+    with pytest.raises(DataError, match=r"byte 5: the document has 9 tokens, its eos included, and training\.seq_len = 8"):
+        replace(case, skip_bad=False, pieces=1).rows(30)
+    with pytest.raises(DataError, match="finds no document"):
+        replace(case, lengths=(9, 30)).rows(30)
 
 
 def test_rows_do_not_depend_on_how_documents_arrive() -> None:

@@ -1,22 +1,28 @@
 """Token shards in lanes: every epoch each token once, in an order of its own, spread over lanes, resumed to the bit."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 from cistron.datasets import shard_blocks
 from cistron.datasets.blocks import Address
-from cistron.datasets.errors import DataConfigError, DataEnd
+from cistron.datasets.complement import Strands, reverse_complement
+from cistron.datasets.documents import DocumentConfig
+from cistron.datasets.errors import BadRecords, DataConfigError, DataEnd, DataError
 from cistron.datasets.files import Storage
 from cistron.datasets.lane import Lane, LaneState
+from cistron.datasets.objectives import PackedRow
 from cistron.datasets.order import Shuffle
 from cistron.datasets.packing import IGNORE, Packer, row_violations
 from cistron.datasets.shard_blocks import ShardCorpus, ShardDocuments
 from cistron.datasets.shards import open_shards
-from cistron.tests.datasets.corpus import write_shard
+from cistron.datasets.tokenizers import ByteTokenizer
+from cistron.tests.datasets.corpus import parts_of, windows, write_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,14 +64,26 @@ def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield _corpus(folder)
 
 
-def _corpus(folder: Path, seq_len: int = 32) -> ShardCorpus:
+def _corpus(folder: Path, seq_len: int = 32, lanes: int = LANES, **treatment: Any) -> ShardCorpus:
     storage = Storage()
-    return ShardCorpus(open_shards(storage.expand([str(folder)], "*.json"), storage), seq_len, LANES, "main")
+    shards = open_shards(storage.expand([str(folder)], "*.json"), storage)
+    return ShardCorpus(shards, seq_len, lanes, "main", DocumentConfig(**treatment))
 
 
-def _lane(corpus: ShardCorpus, lane: int, policy: str, state: LaneState | None = None) -> Lane:
-    documents = ShardDocuments(corpus, lane, (0, 0), policy == "concat")
-    return Lane(documents, Packer(corpus.seq_len, EOS, PAD, policy), (0, 0, lane), state or LaneState(), "main", 1)
+def _lane(corpus: ShardCorpus, lane: int, policy: str, state: LaneState | None = None, epochs: int = 1) -> Lane:
+    strands = Strands(corpus.config.reverse_complement, 0, ByteTokenizer())
+    documents = ShardDocuments(corpus, lane, (0, 0), policy == "concat", strands, BadRecords(skip=True))
+    packer = Packer(corpus.seq_len, EOS, PAD, policy, overlap=corpus.config.window_overlap)
+    return Lane(documents, packer, (0, 0, lane), state or LaneState(), "main", epochs)
+
+
+def _all_rows(corpus: ShardCorpus) -> list[tuple[PackedRow, LaneState]]:
+    """Return the rows of an epoch of all lanes."""
+    found: list[tuple[PackedRow, LaneState]] = []
+    for lane in range(corpus.lanes):
+        with suppress(DataEnd):
+            found.extend(_lane(corpus, lane, "best_fit").rows())
+    return found
 
 
 @pytest.mark.parametrize("policy", ["best_fit", "concat", "padded"])
@@ -151,3 +169,90 @@ def test_lengths_of_a_source_sorted_by_length_are_mixed_everywhere(tmp_path: Pat
     blocks = ShardDocuments(_corpus(tmp_path), 1, (0, 0), False).blocks(0, Address(0, -1, 1, 0))
     quarters = np.array_split(np.concatenate([block.block.lengths for block in blocks]), 4)
     assert max(abs(quarter.mean() / lengths.mean() - 1) for quarter in quarters) < 0.15
+
+
+@pytest.fixture(scope="module")
+def genome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Documents of bases, each begun by a name of its own that tells its strand, some of several units of 256 tokens."""
+    folder = tmp_path_factory.mktemp("genome")
+    random = np.random.default_rng(1)
+    for shard in range(2):
+        documents = []
+        for number in range(150):
+            length = 1000 if number % 50 == 7 else int(random.integers(8, 120))
+            name = "".join("ACGT"[number // 4**place % 4] for place in range(4)) + "acgt"[shard] * 2
+            documents.append([*(name + "".join(random.choice(list("ACGT"), length))).encode(), EOS])
+        write_shard(folder / "plain" / f"{shard}", documents)
+        write_shard(folder / "weighted" / f"{shard}", documents, weighted=shard == 0)
+    with patch.object(shard_blocks, "UNIT_TOKENS", 256), patch.object(shard_blocks, "BLOCK_TOKENS", 1024):
+        yield folder
+
+
+def _documents(folder: Path) -> list[list[int]]:
+    shards = _corpus(folder).shards
+    return [part.tolist() for shard in shards for part in np.split(shard.ids(), shard.offsets()[1:-1].astype(np.int64))]
+
+
+def _other(document: list[int]) -> list[int]:
+    return [*reverse_complement(bytes(document[:-1])), EOS]
+
+
+@pytest.mark.parametrize(("overlap", "share"), [(5, 0.0), (31, 0.0), (20, 0.5)])
+def test_units_of_long_documents_are_windows_too(genome: Path, overlap: int, share: float) -> None:
+    corpus = _corpus(genome / "plain", long_documents="window", window_overlap=overlap, reverse_complement=share)
+    assert len(corpus.longs) == 6
+    found = sorted(parts_of([row for row, _ in _all_rows(corpus)], shift=1))
+    documents, turned = _documents(genome / "plain"), _turned(corpus)
+    assert len(turned) == 300
+    assert 0 < sum(turned) < 300 or not share
+    read = [_other(document) if other else document for document, other in zip(documents, turned, strict=True)]
+    assert found == sorted(part for document in read for part in windows(document, 32, overlap, shift=1))
+
+
+def _turned(corpus: ShardCorpus) -> list[bool]:
+    """Which documents are read on their other strand, from the decision itself: what a document of it looks like is tested."""
+    strands = Strands(corpus.config.reverse_complement, 0, ByteTokenizer())
+    each = [strands.turned(shard.path, np.arange(shard.documents), 0) for shard in corpus.shards]
+    return np.concatenate(each).tolist() if corpus.config.reverse_complement else [False] * corpus.documents
+
+
+@pytest.mark.parametrize("lanes", [1, LANES])
+def test_strands_do_not_depend_on_lanes_and_weights_are_turned_with_them(genome: Path, lanes: int) -> None:
+    corpus = _corpus(genome / "weighted", lanes=lanes, reverse_complement=0.5)
+    rows = [row for row, _ in _all_rows(corpus)]
+    documents, turned = _documents(genome / "plain"), _turned(corpus)
+    read = [_other(document) if other else document for document, other in zip(documents, turned, strict=True)]
+    cut = [document[start : start + 32] for document in read for start in range(0, len(document), 32)]
+    assert sorted(part.tolist() for row in rows for part in row.parts) == sorted(cut)
+    # In shard 0 the weight of a token is its id / 1000, of the letter as it stands in the shard.
+    pairs = dict(zip(b"ACGTacgt\0", b"TGCAtgca\0", strict=True))
+    expected: Counter[tuple[int, float]] = Counter()
+    for number, (document, other) in enumerate(zip(documents, turned, strict=True)):
+        weights = [id_ / 1000 if number < 150 else 1.0 for id_ in document]
+        expected.update((pairs[id_] if other else id_, np.float32(w).item()) for id_, w in zip(document, weights, strict=True))
+    found: Counter[tuple[int, float]] = Counter()
+    for row in rows:
+        ids = [token for part in row.parts for token in part.tolist()]
+        weights = [1.0] * len(ids) if row.weights is None else row.weights.tolist()
+        found.update(zip(ids, weights[: len(ids)], strict=True))
+    assert found == expected
+
+
+def test_a_shard_of_documents_that_are_truncated_refused_or_have_no_other_strand(tmp_path: Path) -> None:
+    documents = [[*b"ACGT" * 8, EOS], [*b"AC", EOS], [*b"AUG", EOS], [*b"ACGT" * 3, EOS], [*b"G", EOS]]
+    write_shard(tmp_path / "x", documents)
+    rows = _all_rows(_corpus(tmp_path, 8, 1, long_documents="truncate"))
+    assert [row.following for row, _ in rows if row.following] == [ord("A")] * 2
+    assert [bytes(part.tolist()) for row, _ in rows for part in row.parts if len(part) == 8] == [b"ACGTACGT"] * 2
+    first_rows = _corpus(tmp_path, 8, 1, long_documents="truncate")
+    state = next(state for _, state in _lane(first_rows, 0, "best_fit", epochs=2).rows() if state.epoch)
+    assert (state.documents, state.truncated) == (5, 2)
+    bad = _corpus(tmp_path, 8, 1, long_documents="error", reverse_complement=1.0)
+    state = next(state for _, state in _lane(bad, 0, "best_fit", epochs=2).rows() if state.epoch)
+    assert (state.documents, state.skipped) == (2, 3)
+    strict = ShardDocuments(bad, 0, (0, 0), False, Strands(1.0, 0, ByteTokenizer()))
+    with pytest.raises(DataError, match=r"x\.json, record [03]: the document has (33|13) tokens, its eos included"):
+        list(strict.blocks(0, Address(0, -1, 1, 0)))
+    strict = ShardDocuments(_corpus(tmp_path, 8, 1), 0, (0, 0), False, Strands(1.0, 0, ByteTokenizer()))
+    with pytest.raises(DataError, match=r"x\.json, record 2: 'U' is no IUPAC code of DNA"):
+        list(strict.blocks(0, Address(0, -1, 1, 0)))

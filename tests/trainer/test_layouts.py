@@ -56,6 +56,10 @@ COMPILED = "--compile.enable true "
 NEVER = "--parallelism.fsdp_reshard_after_forward never "
 ALWAYS = "--parallelism.fsdp_reshard_after_forward always "
 PADDED = "--data.layout padded "
+WEIGHTED = (
+    "--data.lowercase_weight 0.1 --data.exclude_degenerate true --data.uppercase true "
+    "--data.long_documents window --data.window_overlap 24 "
+)
 SAVED = Case(cp=2, tp=2, more="--checkpoint.enable true --checkpoint.interval 10 ")
 
 # A covering subset: every pair of degrees, either mask, recomputed or not, compiled or eager.
@@ -78,6 +82,8 @@ CASES = [
     Case(cp=2, tp=2, causal=False, more=SELECTIVE_AC + COMPILED),
 ]
 PADDED_CASES = [Case(more=PADDED), Case(cp=2, more=PADDED)]
+WEIGHTED_CASES = [Case(more=WEIGHTED), Case(cp=2, more=WEIGHTED), Case(shard=2, tp=2, more=WEIGHTED)]
+COMPARED = CASES + PADDED_CASES[1:] + WEIGHTED_CASES[1:]
 
 
 def run_cases(config_path: str, cases: list[tuple[Any, ...]]) -> None:
@@ -100,16 +106,17 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_job(tmp_path_factory.mktemp("layouts"))
     text = config.read_text().replace("[data]\n", "qk_norm = true\ntie_embeddings = true\n[data]\n", 1)
     config.write_text(text.replace("interval = 4", "enable = false"))
-    cases = [Case(), Case(causal=False), *CASES, *PADDED_CASES]
+    cases = [Case(), Case(causal=False), *CASES, *PADDED_CASES, *WEIGHTED_CASES]
     for processes in (1, 2, 4):
         # plain tuples: a spawned process cannot import the name that pytest gives this file
         run_on_ranks(run_cases, processes, str(config), [tuple(case) for case in cases if case.processes == processes])
     return config
 
 
-@pytest.mark.parametrize("case", CASES + PADDED_CASES[1:], ids=[case.name for case in CASES + PADDED_CASES[1:]])
+@pytest.mark.parametrize("case", COMPARED, ids=[case.name for case in COMPARED])
 def test_a_layout_has_the_same_rows_and_the_same_loss_curve_as_one_process(job: Path, case: Case) -> None:
-    reference = PADDED_CASES[0] if PADDED in case.more else Case(causal=case.causal)
+    options = next((options for options in (PADDED, WEIGHTED) if options in case.more), "")
+    reference = Case(causal=case.causal, more=options)
     one, other = metrics(job, reference.name), metrics(job, case.name)
     worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(other, one, strict=True))
     print(f"| {case.name} | {worst:.1e} |")  # the table: pytest -rP

@@ -173,7 +173,7 @@ def test_weights_of_targets_count_in_the_loss_and_not_in_bits_per_byte(tmp_path:
     trainer = open_trainer(write_job(tmp_path), *options)
     assert trainer.validation is not None
     data = trainer.validation.data
-    nats, weights, plain, size = 0.0, 0.0, 0.0, 0
+    nats, weights, targets, plain, size = 0.0, 0.0, 0, 0.0, 0
     model = Decoder(trainer.decoder_config).double()
     model.load_state_dict({name: p.to_local() for name, p in trainer.model.state_dict().items()})
     mask = DocumentMask(eos_id=0, pad_id=1, executor="sdpa")
@@ -184,14 +184,22 @@ def test_weights_of_targets_count_in_the_loss_and_not_in_bits_per_byte(tmp_path:
             assert batch.weights is not None
             nats += float((losses * batch.weights).sum())
             weights += float(batch.weights.double().sum())
-            plain += float(losses.sum())
-            size += int(((batch.sequence_ids >= 0) & (batch.tokens != 0)).sum())
-    record = trainer.validation.run(1, trainer.model, trainer.to_device, lambda: False, trainer.saver)
+            targets += int((batch.weights > 0).sum())
+            plain += float(losses[batch.weights > 0].sum())
+            left_out = (batch.labels > 0) & (batch.weights == 0)
+            size += int(((batch.sequence_ids >= 0) & (batch.tokens != 0)).sum()) - int(left_out.sum())
+    run = (trainer.model, trainer.to_device, lambda: False, trainer.saver)
+    record = trainer.validation.run(1, *run)
+    plainly = trainer.config.data.model_copy(update={"normalize_weights": False})
+    trainer.validation.config = trainer.config.model_copy(update={"data": plainly})
+    divided_by_targets = trainer.validation.run(2, *run)
     trainer.close()
     assert record is not None
     assert record["documents"] == 400
     assert record["loss"] == pytest.approx(nats / weights, rel=1e-6)
-    assert record["bits_per_byte"] == pytest.approx(plain / math.log(2) / size, rel=1e-6)
+    assert record["bits_per_byte"] == pytest.approx(plain / math.log(2) / size, rel=1e-6), "without targets of weight 0"
+    assert divided_by_targets is not None
+    assert divided_by_targets["loss"] == pytest.approx(nats / targets, rel=1e-6)
     assert "sources" not in record, "a single source is the whole"
 
 

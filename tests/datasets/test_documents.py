@@ -1,0 +1,66 @@
+"""What is asked for documents: refused where it fits nothing, and a part of the identity of the data."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cistron.datasets.documents import DocumentConfig
+from cistron.datasets.errors import DataConfigError, DataOrderError
+from cistron.datasets.finite import FinitePass
+from cistron.datasets.genome import Letters
+from cistron.datasets.state import left_out
+from cistron.datasets.tokenizers import ByteTokenizer, build_tokenizer
+from cistron.tests.datasets.corpus import byte_loader, config, take, text_source, write_text
+
+
+@pytest.mark.parametrize(
+    ("asked", "policy", "kind", "message"),
+    [
+        ({"reverse_complement": 0.5}, "best_fit", "protein", r"data\.reverse_complement = 0\.5: the protein tokenizer"),
+        ({"reverse_complement": 1.5}, "best_fit", "byte", r"data\.reverse_complement = 1\.5: is a probability"),
+        (
+            {"reverse_complement": 0.5, "letters": Letters(exclude_tags=True)}, "best_fit", "byte",
+            r"data\.reverse_complement = 0\.5: tags \(data\.exclude_tags\) have no other strand",
+        ),
+        ({"long_documents": "cut"}, "best_fit", "byte", r"data\.long_documents = 'cut': is not one of 'split'"),
+        ({"long_documents": "truncate"}, "concat", "byte", r'long_documents = "truncate": data\.packing = "concat" cuts'),
+        ({"long_documents": "window"}, "best_fit", "byte", r"data\.window_overlap = 0: .*shares from 1 to 31"),
+        ({"long_documents": "window", "window_overlap": 32}, "best_fit", "byte", r"window_overlap = 32: .*from 1 to 31"),
+        ({"window_overlap": 3}, "best_fit", "byte", r'data\.window_overlap = 3: is read with .* "window" alone'),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_by_its_key(asked: dict[str, Any], policy: str, kind: str, message: str) -> None:
+    with pytest.raises(DataConfigError, match=message):
+        DocumentConfig(**asked).check(build_tokenizer(kind), policy, 32)
+
+
+def test_a_resume_under_other_settings_is_refused_by_key(tmp_path: Path) -> None:
+    source = text_source(write_text(tmp_path, ["acgt" * 30] * 8))
+    with byte_loader(config(source)) as loader:
+        take(loader, 1)
+        state = loader.state()
+    changed = DocumentConfig(letters=Letters(lowercase_weight=0.1), long_documents="window", window_overlap=3)
+    with pytest.raises(DataOrderError) as refusal, byte_loader(config(source, documents=changed), state=state):
+        pass
+    differences = (("lowercase_weight", 1.0, 0.1), ("long_documents", "'split'", "'window'"), ("window_overlap", 0, 3))
+    for key, before, now in differences:
+        assert f"data.{key}: checkpoint {before}, now {now}" in str(refusal.value)
+    assert "reverse_complement" not in str(refusal.value)
+
+
+def test_validation_reads_documents_on_their_own_strand(tmp_path: Path) -> None:
+    source = text_source(write_text(tmp_path, ["aaaac"] * 20))
+    data = config(source, documents=DocumentConfig(reverse_complement=1.0))
+    (batch,) = FinitePass(data, ByteTokenizer(), batch_size=8).batches()
+    text = bytes(batch.tokens[batch.sequence_ids >= 0].tolist())
+    assert text == b"aaaac\0" * 20
+    with byte_loader(data) as loader:
+        text = bytes(take(loader, 1)[0].tokens.flatten().tolist())
+    assert set(text.split(b"\0")) & {b"gtttt", b"aaaac"} == {b"gtttt"}
+
+
+def test_what_was_truncated_and_mapped_is_said(tmp_path: Path) -> None:
+    source = text_source(write_text(tmp_path, ["acgu" * 30] * 4))
+    with byte_loader(config(source, documents=DocumentConfig(long_documents="truncate"), lanes=1)) as loader:
+        take(loader, 3)
+        assert left_out(loader.state()) == "8 document(s) truncated"
