@@ -216,7 +216,8 @@ class RawDocuments:
                 begin = end
             if error is not None and not (group.breaks_off and abandoned):
                 self._pass_over(partial(located, self.reader, error, bad_offset))
-                yield self._bad(place, bad_offset, not group.breaks_off, group.breaks_off and tokens, stated is not None)
+                ended = group.breaks_off and tokens
+                yield self._bad(place, bad_offset, not group.breaks_off, ended, stated is not None)
             if error is not None:
                 abandoned, tokens = False, True
 

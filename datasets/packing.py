@@ -186,6 +186,7 @@ class Packer:
         pad_id: int,
         policy: str,
         objective: Objective | None = None,
+        *,
         pad_multiple: int = PAD_MULTIPLE,
         overlap: int = 0,
     ) -> None:
@@ -196,8 +197,8 @@ class Packer:
         self.pad_id = pad_id
         self.policy = policy
         self.objective = objective or NextToken()
-        self.overlap = overlap
         self.pad_multiple = pad_multiple
+        self.overlap = overlap
         self._padding = np.full(seq_len, pad_id)
         self._ramp = np.arange(0, dtype=np.int32)
 
