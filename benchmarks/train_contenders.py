@@ -40,13 +40,13 @@ def cistron(turns: Turns) -> None:
 def bare_loop(turns: Turns) -> None:
     """What a tutorial would write around the same decoder: no FSDP, no counters, no checks; autocast for bfloat16."""
     from cistron.models.attention import choose_executor
-    from cistron.models.config import DecoderConfig, RopeConfig
+    from cistron.models.config import DecoderConfig
     from cistron.models.decoder import Decoder
     from cistron.models.masks import DocumentMask
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     job, device = turns.job, turns.device
-    model = Decoder(DecoderConfig(**{**job["shape"], "rope": RopeConfig(**job["shape"]["rope"])}))
+    model = Decoder(DecoderConfig.of(job["shape"]))
     model.load_state_dict(turns.weights())
     model.to(device)
     if job["activation_checkpoint"] == "full":

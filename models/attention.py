@@ -73,21 +73,23 @@ def check_executor(executor: str, device: torch.device, *, half: bool, compiled:
     """Refuse an executor that cannot train.
 
     Raises:
-        ModelError: naming `model.attention`, the reason, and what would work.
+        ModelError: naming `model.attention.executor`, the reason, and what would work.
     """
     if executor not in get_args(Executor):
-        raise ModelError(f"model.attention is {executor!r}, it must be one of {', '.join(get_args(Executor))}")
+        raise ModelError(f"model.attention.executor is {executor!r}, it must be one of {', '.join(get_args(Executor))}")
     cuda = device.type == "cuda"
     if executor == "flex" and not cuda:
-        raise ModelError(f'model.attention is "flex" on device "{device}": FlexAttention has no backward there; use "auto"')
+        raise ModelError(
+            f'model.attention.executor is "flex" on device "{device}": FlexAttention has no backward there; use "auto"'
+        )
     if executor == "varlen" and cuda and not half:
         raise ModelError(
-            'model.attention is "varlen": flash attention computes in float16 or bfloat16; set '
+            'model.attention.executor is "varlen": flash attention computes in float16 or bfloat16; set '
             'training.mixed_precision_param = "bfloat16", or use "flex"'
         )
     if executor == "varlen" and not cuda and compiled:
         raise ModelError(
-            f'model.attention is "varlen" on device "{device}": a compiled block cannot go document by document there; use '
+            f'model.attention.executor is "varlen" on device "{device}": a compiled block cannot go document by document there; use '
             '"sdpa", or set compile.enable = false'
         )
 

@@ -1,20 +1,14 @@
 """The shape of a decoder, as numbers: what a TOML's `[model]` chooses, and the presets it may start from."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from .position_config import AttentionConfig, ModelError, RopeConfig
+
+__all__ = ["PRESETS", "AttentionConfig", "DecoderConfig", "ModelError", "RopeConfig"]
 
 POOLS = ("mean", "last")
 HEAD_KEYS = ("head_outputs", "pool")  # of `DecoderConfig`: what `[head]` chooses, not `[model]`
-
-
-class ModelError(ValueError):
-    """A user's mistake in the model's shape or attention; the message names the `model.*` key."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeConfig:
-    """Rotary embedding: `theta` is the base of the geometric series of wavelengths, 2·pi to 2·pi·theta tokens."""
-
-    theta: float = 10_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +27,7 @@ class DecoderConfig:
         qk_norm: RMSNorm over `head_dim` on queries and keys before rotation (Qwen3).
         tie_embeddings: the output projection is the embedding table.
         rope: rotary embedding.
+        attention: which pairs of a document attend, and at which distance.
         causal: a token sees only its past; False makes the same network bidirectional.
         head_outputs: numbers that the model gives for each document, in place of logits for each token: as many as there are
             classes, or 1: a value. 0: it is a language model.
@@ -53,6 +48,7 @@ class DecoderConfig:
     qk_norm: bool
     tie_embeddings: bool
     rope: RopeConfig
+    attention: AttentionConfig = AttentionConfig()
     causal: bool = True
     head_outputs: int = 0
     pool: str = "mean"
@@ -67,14 +63,18 @@ class DecoderConfig:
                 f"model.n_heads is {self.n_heads} and model.n_kv_heads {self.n_kv_heads}: "
                 "query heads must divide evenly among key/value heads"
             )
-        if self.head_dim % 2:
-            complaints.append(f"model.head_dim is {self.head_dim}, it must be even: rotation pairs its two halves")
         if self.pool not in POOLS:
             complaints.append(f"head.pool is {self.pool!r}, it must be one of {', '.join(map(repr, POOLS))}")
-        if self.rope.theta <= 1:
-            complaints.append(f"model.rope.theta is {self.rope.theta}, it must be above 1")
+        complaints += [*self.rope.complaints(self.head_dim), *self.attention.complaints(self.rope)]
         if complaints:
             raise ModelError("; ".join(complaints))
+
+    @classmethod
+    def of(cls, stated: dict[str, Any]) -> "DecoderConfig":
+        """The configuration that `dataclasses.asdict` took apart, also after JSON made lists of tuples."""
+        rope = {key: tuple(value) if isinstance(value, list) else value for key, value in stated["rope"].items()}
+        parts = {"rope": RopeConfig(**rope), "attention": AttentionConfig(**stated["attention"])}
+        return cls(**{**stated, **parts})
 
     def parameter_count(self) -> int:
         """Parameters of the decoder, exactly; a tied table counts once."""

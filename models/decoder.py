@@ -24,9 +24,13 @@ class Decoder(nn.Module):
     """A Llama-style transformer; causal or bidirectional is the mask's affair alone.
 
     Construction under `torch.device("meta")` is free; give it values with `to_empty` and `init.init_weights`.
+
+    Args:
+        config: its shape.
+        length: the longest document that it is meant for, see `rope.rope_table`; 0: those of its training.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, length: int = 0) -> None:
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
@@ -38,7 +42,7 @@ class Decoder(nn.Module):
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.tie_weights()
         # Attributes, not buffers: `to_empty` would lose the values and `to(bfloat16)` their precision.
-        self.inv_freq, self.attention_factor = rope_table(config.rope, config.head_dim)
+        self.inv_freq, self.attention_factor = rope_table(config.rope, config.head_dim, length)
         self.compile_loss = False  # a trainer's choice
 
     def tie_weights(self) -> None:

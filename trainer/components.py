@@ -8,7 +8,8 @@ from torch.nn.attention import activate_flash_attention_impl
 
 from ..datasets.tokenizers import Tokenizer, build_tokenizer
 from ..models.attention import check_executor, choose_executor, has_flash_attention_3
-from ..models.config import PRESETS, DecoderConfig, RopeConfig
+from ..models.config import PRESETS, DecoderConfig, ModelError
+from ..models.position_config import check_length
 from ..models.decoder import Decoder
 from ..models.huggingface import architecture
 from ..models.masks import DocumentMask, Executor
@@ -48,12 +49,19 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     overrides = m.model_dump(exclude_none=True, exclude={"preset", "eos_id", "causal", "attention", "rope"})
     stated = (tokenizer.hf_config or {}).get("vocab_size") or 0  # embeddings are often padded beyond the tokenizer's ids
     overrides.setdefault("vocab_size", max(tokenizer.vocab_size, stated))
-    if m.rope.theta is not None:
-        overrides["rope"] = RopeConfig(theta=m.rope.theta)
+    preset = PRESETS[m.preset]
+    rope = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in m.rope.model_dump(exclude_none=True).items()
+    }
+    overrides["rope"] = replace(preset.rope, **rope)
+    overrides["attention"] = replace(preset.attention, **m.attention.model_dump(exclude_none=True, exclude={"executor"}))
     overrides["causal"] = config.causal
     if config.has_head:
         overrides |= {"head_outputs": len(config.head.classes) or 1, "pool": config.head.pool}
-    return replace(PRESETS[m.preset], **overrides)
+    decoder = replace(preset, **overrides)
+    if complaints := check_length(decoder.rope, decoder.attention, config.training.seq_len):
+        raise ModelError("; ".join(complaints))
+    return decoder
 
 
 def make_model(config: JobConfig, decoder: DecoderConfig) -> Decoder:
@@ -62,7 +70,7 @@ def make_model(config: JobConfig, decoder: DecoderConfig) -> Decoder:
     Raises:
         ConfigError: `[fine_tuning]` does not fit the decoder.
     """
-    model = Decoder(decoder)
+    model = Decoder(decoder, config.training.seq_len)
     fine_tune(model, config.fine_tuning)
     return model
 
@@ -77,8 +85,7 @@ def saved_job(found: Found) -> tuple[JobConfig, DecoderConfig]:
         config = JobConfig(**found.state["config"])
     except ValidationError as error:
         raise CheckpointError(f"{found.path}: its configuration is of another version: {error}") from None
-    shape = found.state["model"]
-    return config, DecoderConfig(**{**shape, "rope": RopeConfig(**shape["rope"])})
+    return config, DecoderConfig.of(found.state["model"])
 
 
 def check_export(config: JobConfig, decoder: DecoderConfig) -> None:
@@ -91,9 +98,9 @@ def check_export(config: JobConfig, decoder: DecoderConfig) -> None:
 
 
 def attention_of(config: JobConfig, device: torch.device) -> tuple[Executor, str]:
-    """The executor of `model.attention`, and why it is this one."""
-    if config.model.attention != "auto":
-        return config.model.attention, "as model.attention says"
+    """The executor of `model.attention.executor`, and why it is this one."""
+    if config.model.attention.executor != "auto":
+        return config.model.attention.executor, "as model.attention.executor says"
     spread = config.parallelism.context_parallel_degree > 1
     return choose_executor(device, half=is_half(config), compiled=config.compile.enable, spread=spread)
 

@@ -40,6 +40,53 @@ class Rope(Table):
 
     theta: float | None = None
     """Base of the rotary frequencies; unset: the preset's."""
+    scaling: (
+        Literal["none", "linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts", "yarn", "llama3", "longrope"] | None
+    ) = None
+    """How angles change for documents longer than in training (docs/length_extrapolation.md); unset: the preset's, none."""
+    factor: float | None = None
+    """Times original_seq_len that the scaling is made for."""
+    original_seq_len: Positive | None = None
+    """Tokens of the rows that the weights were first trained on; never inferred from training.seq_len."""
+    beta_fast: float | None = None
+    """ntk_by_parts, yarn: pairs that turn more often than this within original_seq_len keep their angle; unset: 32."""
+    beta_slow: float | None = None
+    """ntk_by_parts, yarn: pairs that turn less often have it divided by factor; unset: 1."""
+    ramp: Literal["index", "paper"] | None = None
+    """ntk_by_parts, yarn: between the two by the pair's index, as released code does (unset), or by turns, as the paper."""
+    low_freq_factor: float | None = None
+    """llama3: as beta_slow; unset: 1."""
+    high_freq_factor: float | None = None
+    """llama3: as beta_fast; unset: 4."""
+    short_factor: list[float] | None = None
+    """longrope: divisor of each pair's angle up to original_seq_len."""
+    long_factor: list[float] | None = None
+    """longrope: likewise beyond it."""
+    attention_factor: float | None = None
+    """yarn, longrope: multiplies cosines and sines; unset: what the method's paper says."""
+
+
+class Attention(Table):
+    """Which pairs of a document attend, at which distance, and what computes it."""
+
+    executor: Literal["auto", "flex", "varlen", "sdpa"] = "auto"
+    """Kernel of the document mask; auto: the fastest that can train here; the run says which, and why."""
+    mask: Literal["full", "sliding", "lambda"] | None = None
+    """full (unset). sliding: the last `window` tokens. lambda: these and the first `sinks` of the document."""
+    window: Positive | None = None
+    """sliding, lambda: tokens that one sees, itself included."""
+    sinks: NonNegative | None = None
+    """lambda, distance_cap: first tokens of a document that all later ones see; unset: 4."""
+    position_map: Literal["none", "rerope", "leaky_rerope", "self_extend", "distance_cap"] | None = None
+    """Distances of far pairs, which take a second pass of attention; unset: none."""
+    map_window: Positive | None = None
+    """position_map: distance from which on pairs are far; below model.rope.original_seq_len."""
+    leak: float | None = None
+    """leaky_rerope: what distances beyond map_window are divided by; unset: 16."""
+    group: Positive | None = None
+    """self_extend: tokens that share a position far away; unset: 8."""
+    logn: bool | None = None
+    """Multiply the query at position P by max(1, ln(P + 1) / ln(original_seq_len)); unset: no."""
 
 
 class Model(Table):
@@ -53,8 +100,6 @@ class Model(Table):
     """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Checked against every other party."""
     causal: bool | None = None
     """Whether a token sees only those before it; unset: as training.objective needs. Refused where the two do not fit."""
-    attention: Literal["auto", "flex", "varlen", "sdpa"] = "auto"
-    """Executor of the document mask; auto: the fastest that can train here; the run says which, and why."""
     dim: Positive | None = None
     """Width of the residual stream."""
     n_layers: Positive | None = None
@@ -75,6 +120,8 @@ class Model(Table):
     """Use the embedding table as the output projection."""
     rope: Rope = Rope()
     """Rotary position embedding."""
+    attention: Attention = Attention()
+    """Windows, position maps, and the kernel."""
 
 
 class TokenizerTable(Table):

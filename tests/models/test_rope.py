@@ -17,7 +17,7 @@ HEAD_DIM = 64
 def test_rotation_equals_hugging_face_bit_for_bit(theta: float) -> None:
     parameters = {"rope_type": "default", "rope_theta": theta}
     theirs = LlamaRotaryEmbedding(LlamaConfig(head_dim=HEAD_DIM, rope_parameters=parameters))
-    inv_freq, factor = rope_table(RopeConfig(theta=theta), HEAD_DIM)
+    inv_freq, factor = rope_table(RopeConfig(theta=theta), HEAD_DIM, 0)
     assert inv_freq.dtype == torch.float32
     assert torch.equal(inv_freq, theirs.inv_freq)
     assert factor == theirs.attention_scaling
@@ -31,7 +31,7 @@ def test_rotation_equals_hugging_face_bit_for_bit(theta: float) -> None:
 
 def test_a_score_depends_on_the_distance_of_its_tokens_alone() -> None:
     q, k = torch.randn(2, 1, 1, 1, HEAD_DIM)
-    inv_freq, factor = rope_table(RopeConfig(), HEAD_DIM)
+    inv_freq, factor = rope_table(RopeConfig(), HEAD_DIM, 0)
 
     def score(q_position: int, k_position: int) -> torch.Tensor:
         rotated = [rotate(x, *rotation(torch.tensor([[p]]), inv_freq, factor)) for x, p in ((q, q_position), (k, k_position))]
@@ -44,7 +44,7 @@ def test_a_score_depends_on_the_distance_of_its_tokens_alone() -> None:
 def test_bfloat16_heads_are_rotated_by_precise_angles() -> None:
     positions = torch.tensor([[30_001]])
     x = torch.randn(1, 1, 1, HEAD_DIM).bfloat16()
-    inv_freq, factor = rope_table(RopeConfig(), HEAD_DIM)
+    inv_freq, factor = rope_table(RopeConfig(), HEAD_DIM, 0)
     rotated = rotate(x, *rotation(positions, inv_freq, factor))
     assert rotated.dtype == torch.bfloat16
 
@@ -57,6 +57,6 @@ def test_bfloat16_heads_are_rotated_by_precise_angles() -> None:
 
 def test_the_table_has_values_also_while_a_model_is_made_on_meta() -> None:
     with torch.device("meta"):
-        inv_freq, _ = rope_table(RopeConfig(), HEAD_DIM)
+        inv_freq, _ = rope_table(RopeConfig(), HEAD_DIM, 0)
     assert inv_freq.device.type == "cpu"
     assert inv_freq[0] == 1

@@ -102,7 +102,7 @@ BAD_SETTINGS = {
     ),
     "varlen under context parallelism": (
         (
-            *("--device", "cuda", "--model.attention", "varlen"),
+            *("--device", "cuda", "--model.attention.executor", "varlen"),
             *("--training.mixed_precision_param", "bfloat16", "--parallelism.context_parallel_degree", "2"),
         ),
         ["parallelism.context_parallel_degree = 2", '"varlen"', "blocks from all over a row", '"flex"'],
@@ -130,7 +130,7 @@ BAD_SETTINGS = {
     ),
     "query and key heads": (("--model.n_kv_heads", "3"), ["model.n_heads", "n_kv_heads"]),
     "unknown preset": (("--model.preset", "llama3_8B"), ["unknown preset", "llama3_8b"]),
-    "an executor the CPU lacks": (("--model.attention", "flex"), ["model.attention", "no backward", "auto"]),
+    "an executor the CPU lacks": (("--model.attention.executor", "flex"), ["model.attention", "no backward", "auto"]),
     "more processes than none": (("--parallelism.data_parallel_shard_degree", "0"), ["must be -1"]),
     "an infinite learning rate": (("--optimizer.lr", "Infinity"), ["optimizer.lr", "finite"]),
     "a list that is no JSON": (("--data.sources", "[{bad"), ["command line", "JSON"]),

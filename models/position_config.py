@@ -1,0 +1,190 @@
+"""How a model tells positions apart and how far it looks: rotary scaling, windows and position maps, as numbers.
+
+What a TOML's `[model.rope]` and `[model.attention]` choose. `rope.py` and `position_maps.py` have the formulas, `masks.py` the masks.
+"""
+
+import math
+from dataclasses import dataclass
+
+SCALINGS = ("none", "linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts", "yarn", "llama3", "longrope")
+RAMPS = ("index", "paper")
+MASKS = ("full", "sliding", "lambda")
+POSITION_MAPS = ("none", "rerope", "leaky_rerope", "self_extend", "distance_cap")
+
+
+class ModelError(ValueError):
+    """A user's mistake in the model's shape or attention; the message names the `model.*` key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """Rotary embedding and its scaling.
+
+    Attributes:
+        theta: base of the geometric series of wavelengths, 2·pi to 2·pi·theta tokens.
+        scaling: how angles change for documents longer than in training; see `rope.py`.
+        factor: times `original_seq_len` that the scaling is made for.
+        original_seq_len: tokens of the rows that the weights were first trained on; never inferred from the present rows.
+        beta_fast: by parts, yarn: pairs that turn more often than this within `original_seq_len` keep their angle.
+        beta_slow: pairs that turn less often have it divided by `factor`.
+        ramp: between the two, by the `index` of the pair as in released code, or by turns as in the `paper`.
+        low_freq_factor: llama3: as `beta_slow`.
+        high_freq_factor: llama3: as `beta_fast`.
+        short_factor: longrope: divisor of each pair's angle up to `original_seq_len`.
+        long_factor: longrope: likewise beyond.
+        attention_factor: yarn, longrope: multiplies cosines and sines, hence scores by its square; None: what its paper says.
+    """
+
+    theta: float = 10_000.0
+    scaling: str = "none"
+    factor: float = 1.0
+    original_seq_len: int | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    ramp: str = "index"
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    attention_factor: float | None = None
+
+    @property
+    def trained_length(self) -> int:
+        """`original_seq_len`, where it is known to be stated."""
+        assert self.original_seq_len is not None
+        return self.original_seq_len
+
+    def complaints(self, head_dim: int) -> list[str]:
+        """What is wrong with it for heads of `head_dim`, a line each."""
+        wrong = []
+        if not (self.theta > 1 and math.isfinite(self.theta)):
+            wrong.append(f"model.rope.theta is {self.theta}, it must be above 1")
+        if head_dim % 2:
+            wrong.append(f"model.head_dim is {head_dim}, it must be even: rotation pairs its two halves")
+        if self.scaling not in SCALINGS:
+            return [*wrong, f"model.rope.scaling is {self.scaling!r}, it must be one of {', '.join(SCALINGS)}"]
+        if self.original_seq_len is not None and self.original_seq_len < 2:
+            wrong.append(f"model.rope.original_seq_len is {self.original_seq_len}, it must be at least 2")
+        if self.scaling == "none":
+            if self.factor != 1:
+                wrong.append(f'model.rope.factor is {self.factor} with scaling "none": name a scaling, or leave factor out')
+            return wrong
+        if not (self.factor > 1 and math.isfinite(self.factor)):
+            wrong.append(
+                f'model.rope.factor is {self.factor} with scaling "{self.scaling}": it must be finite and above 1; '
+                'scaling = "none" changes nothing'
+            )
+        if self.original_seq_len is None:
+            wrong.append(
+                f'model.rope.original_seq_len is not set, and scaling "{self.scaling}" needs it: tokens of the rows in training'
+            )
+        if head_dim == 2 and self.scaling in ("ntk", "dynamic_ntk"):
+            wrong.append(f'model.head_dim is 2: scaling "{self.scaling}" raises theta to the power of d/(d - 2)')
+        if self.scaling in ("ntk_by_parts", "yarn"):
+            if self.ramp not in RAMPS:
+                wrong.append(f"model.rope.ramp is {self.ramp!r}, it must be one of {', '.join(RAMPS)}")
+            if not 0 < self.beta_slow < self.beta_fast:
+                wrong.append(
+                    f"model.rope.beta_fast is {self.beta_fast}, it must be above beta_slow = {self.beta_slow}, and both above 0"
+                )
+        if self.scaling == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
+            found = f"model.rope.high_freq_factor is {self.high_freq_factor}"
+            wrong.append(f"{found}, it must be above low_freq_factor = {self.low_freq_factor}, and both above 0")
+        if self.scaling == "longrope":
+            for key in ("short_factor", "long_factor"):
+                given = getattr(self, key)
+                if len(given) != head_dim // 2 or not all(value > 0 for value in given):
+                    wrong.append(
+                        f"model.rope.{key} has {len(given)} numbers, it must have head_dim / 2 = {head_dim // 2} above 0"
+                    )
+        return wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Which pairs of a document attend, and at which distance.
+
+    Attributes:
+        mask: `full`; `sliding`: the last `window` tokens; `lambda`: these and the first `sinks` of the document.
+        window: of `sliding` and `lambda`, the token itself included.
+        sinks: tokens that every later one sees, of `lambda` and `distance_cap`.
+        position_map: distances of far pairs; see `position_maps.py`.
+        map_window: distance from which on pairs are far.
+        leak: leaky_rerope: k, by which distances beyond the window are divided.
+        group: self_extend: G, tokens that share a position.
+        logn: multiply the query at position P by max(1, ln(P + 1) / ln(original_seq_len)) (Su 2021).
+    """
+
+    mask: str = "full"
+    window: int | None = None
+    sinks: int = 4
+    position_map: str = "none"
+    map_window: int | None = None
+    leak: float = 16.0
+    group: int = 8
+    logn: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether every token of a document attends to every earlier one at its own distance."""
+        return self.mask == "full" and self.position_map == "none"
+
+    def complaints(self, rope: RopeConfig) -> list[str]:
+        """What is wrong with it beside this rotary embedding, a line each."""
+        wrong = []
+        for key, value, known in (("mask", self.mask, MASKS), ("position_map", self.position_map, POSITION_MAPS)):
+            if value not in known:
+                wrong.append(f"model.attention.{key} is {value!r}, it must be one of {', '.join(known)}")
+        if self.mask == "full" and self.window is not None:
+            wrong.append(
+                f'model.attention.window is {self.window} with mask "full": set mask = "sliding" or "lambda", or leave it out'
+            )
+        if self.mask != "full" and (self.window is None or self.window < 1):
+            wrong.append(f'model.attention.window is {self.window}, mask "{self.mask}" needs at least 1')
+        sinks = self.mask == "lambda" or self.position_map == "distance_cap"
+        width = self.window if self.mask == "lambda" else self.map_window
+        if sinks and width is not None and not 0 <= self.sinks < width:
+            wrong.append(f"model.attention.sinks is {self.sinks}, it must be at least 0 and below the window of {width}")
+        trained = rope.original_seq_len
+        if self.logn and trained is None:
+            wrong.append("model.rope.original_seq_len is not set, and model.attention.logn needs it")
+        if self.position_map == "none":
+            if self.map_window is not None:
+                wrong.append(
+                    f'model.attention.map_window is {self.map_window} with position_map "none": name a map, or leave it out'
+                )
+            return wrong
+        if self.mask != "full":
+            wrong.append(f'model.attention.mask is "{self.mask}" with position_map "{self.position_map}": one or the other')
+        if trained is None:
+            wrong.append(f'model.rope.original_seq_len is not set, and position_map "{self.position_map}" needs it')
+        if self.map_window is None or self.map_window < 1 or (trained is not None and self.map_window >= trained):
+            limit = f" and below model.rope.original_seq_len = {trained}" if trained is not None else ""
+            wrong.append(f"model.attention.map_window is {self.map_window}, it must be at least 1{limit}")
+        elif self.position_map == "self_extend" and self.group >= 2 and self.map_window % self.group:
+            wrong.append(f"model.attention.map_window is {self.map_window}, it must be a multiple of group = {self.group}")
+        if self.position_map == "self_extend" and self.group < 2:
+            wrong.append(f"model.attention.group is {self.group}, it must be at least 2")
+        if self.position_map == "leaky_rerope" and not self.leak > 1:
+            wrong.append(f"model.attention.leak is {self.leak}, it must be above 1")
+        return wrong
+
+
+def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> list[str]:
+    """What is wrong with documents of up to `length` tokens, a line each."""
+    trained, window = rope.original_seq_len, attention.map_window
+    if trained is None or window is None:
+        return []
+    if attention.position_map == "leaky_rerope" and window + (length - 1 - window) / attention.leak > trained - 1:
+        least = (length - 1 - window) / (trained - 1 - window) if trained - 1 > window else math.inf
+        return [f"model.attention.leak is {attention.leak}, too little for {length} tokens: it must be at least {least:.4g}"]
+    if attention.position_map == "self_extend":
+
+        def reach(group: int) -> int:
+            return (length - 1) // group + window - window // group
+
+        if reach(attention.group) > trained - 1:
+            works = [g for g in range(2, window + 1) if window % g == 0 and reach(g) <= trained - 1]
+            least = f"the smallest that works is {works[0]}" if works else "none works: lower map_window"
+            return [f"model.attention.group is {attention.group}, too little for {length} tokens: {least}"]
+    return []
