@@ -89,8 +89,8 @@ def check_executor(executor: str, device: torch.device, *, half: bool, compiled:
         )
     if executor == "varlen" and not cuda and compiled:
         raise ModelError(
-            f'model.attention.executor is "varlen" on device "{device}": a compiled block cannot go document by document there; use '
-            '"sdpa", or set compile.enable = false'
+            f'model.attention.executor is "varlen" on device "{device}": a compiled block cannot go document by document there;'
+            ' use "sdpa", or set compile.enable = false'
         )
 
 

@@ -1,6 +1,6 @@
 """The shape of a decoder, as numbers: what a TOML's `[model]` chooses, and the presets it may start from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .position_config import AttentionConfig, ModelError, RopeConfig
@@ -48,7 +48,7 @@ class DecoderConfig:
     qk_norm: bool
     tie_embeddings: bool
     rope: RopeConfig
-    attention: AttentionConfig = AttentionConfig()
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
     causal: bool = True
     head_outputs: int = 0
     pool: str = "mean"
@@ -72,7 +72,9 @@ class DecoderConfig:
     @classmethod
     def of(cls, stated: dict[str, Any]) -> "DecoderConfig":
         """The configuration that `dataclasses.asdict` took apart, also after JSON made lists of tuples."""
-        rope = {key: tuple(value) if isinstance(value, list) else value for key, value in stated["rope"].items()}
+        rope: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in stated["rope"].items()
+        }
         parts = {"rope": RopeConfig(**rope), "attention": AttentionConfig(**stated["attention"])}
         return cls(**{**stated, **parts})
 

@@ -1,6 +1,7 @@
 """How a model tells positions apart and how far it looks: rotary scaling, windows and position maps, as numbers.
 
-What a TOML's `[model.rope]` and `[model.attention]` choose. `rope.py` and `position_maps.py` have the formulas, `masks.py` the masks.
+What a TOML's `[model.rope]` and `[model.attention]` choose. `rope.py` and `position_maps.py` have the formulas, `masks.py` has
+the masks.
 """
 
 import math
@@ -185,6 +186,6 @@ def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> l
 
         if reach(attention.group) > trained - 1:
             works = [g for g in range(2, window + 1) if window % g == 0 and reach(g) <= trained - 1]
-            least = f"the smallest that works is {works[0]}" if works else "none works: lower map_window"
-            return [f"model.attention.group is {attention.group}, too little for {length} tokens: {least}"]
+            advice = f"the smallest that works is {works[0]}" if works else "none works: lower map_window"
+            return [f"model.attention.group is {attention.group}, too little for {length} tokens: {advice}"]
     return []

@@ -3,8 +3,8 @@
 Element i of a head is paired with element i + head_dim/2, so Hugging Face weights load without a permutation. Angles
 and rotation are float32 whatever the model's dtype: in bfloat16, which has 8 bits of precision, position 257 is 256.
 
-A scaling changes the angle per token of each pair so that a model that was trained on `original_seq_len` = L tokens can be used,
-or trained on, at `factor` = s times as many. With d = head_dim, b = theta and θ = b^(-2m/d) for m = 0 .. d/2 - 1:
+A scaling changes the angle per token of each pair so that a model that was trained on `original_seq_len` = L tokens can be
+used, or trained on, at `factor` = s times as many. With d = head_dim, b = theta and θ = b^(-2m/d) for m = 0 .. d/2 - 1:
 
 | scaling | angle per token of pair m | from |
 |---|---|---|
@@ -12,9 +12,9 @@ or trained on, at `factor` = s times as many. With d = head_dim, b = theta and �
 | `ntk` | θ with b·s^(d/(d-2)) for b | bloc97 2023 |
 | `ntk_mixed` | θ·exp(-a·(m+1)^0.75), a = ln s / (d/2)^0.75 | Su 2023 |
 | `dynamic_ntk` | θ with b·(s·n/L - (s - 1))^(d/(d-2)) for b, n = max(length, L) | emozilla 2023 |
-| `ntk_by_parts` | θ·((1 - γ)/s + γ), γ = 1 for short wavelengths, 0 for long ones | bloc97 2023 |
+| `ntk_by_parts` | θ·((1 - g)/s + g), g = 1 for short wavelengths, 0 for long ones | bloc97 2023 |
 | `yarn` | as by parts, and attention_factor = 0.1 ln s + 1 | Peng et al. 2023 |
-| `llama3` | as by parts, another γ | Llama 3.1, 2024 |
+| `llama3` | as by parts, another g | Llama 3.1, 2024 |
 | `longrope` | θ / a factor of its own for every pair, one list up to L and one beyond | Ding et al. 2024 |
 """
 
@@ -84,7 +84,7 @@ def _yarn(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> t
 
 
 def _kept(config: RopeConfig, inv_freq: Tensor, head_dim: int) -> Tensor:
-    """γ: 1 where a pair keeps its angle, 0 where it is divided by the factor; float32 [head_dim / 2].
+    """`g`: 1 where a pair keeps its angle, 0 where it is divided by the factor; float32 [head_dim / 2].
 
     `paper` is the definition of Peng et al.: a ramp over turns in the trained length, from `beta_slow` to `beta_fast`. `index`
     is what its authors released and others use: a ramp over the number of the pair, between those two, rounded outwards.

@@ -1,6 +1,7 @@
 """From the configuration to the parts that datasets and models provide. Shared by training and by every tool."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -9,10 +10,10 @@ from torch.nn.attention import activate_flash_attention_impl
 from ..datasets.tokenizers import Tokenizer, build_tokenizer
 from ..models.attention import check_executor, choose_executor, has_flash_attention_3
 from ..models.config import PRESETS, DecoderConfig, ModelError
-from ..models.position_config import check_length
 from ..models.decoder import Decoder
 from ..models.huggingface import architecture
 from ..models.masks import DocumentMask, Executor
+from ..models.position_config import check_length
 from .checkpoint import Found
 from .config import ConfigError, JobConfig, nearest
 from .context import check_context
@@ -50,7 +51,7 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     stated = (tokenizer.hf_config or {}).get("vocab_size") or 0  # embeddings are often padded beyond the tokenizer's ids
     overrides.setdefault("vocab_size", max(tokenizer.vocab_size, stated))
     preset = PRESETS[m.preset]
-    rope = {
+    rope: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in m.rope.model_dump(exclude_none=True).items()
     }
     overrides["rope"] = replace(preset.rope, **rope)

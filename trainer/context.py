@@ -59,8 +59,8 @@ def check_context(config: JobConfig, executor: Executor) -> None:
     key = f"parallelism.context_parallel_degree = {degree}"
     if executor == "varlen":
         raise ConfigError(
-            f'{key} with model.attention.executor = "varlen": its kernel takes a document as an interval of the queries and of the '
-            'keys, and a rank has blocks from all over a row; set model.attention.executor = "flex" (or "sdpa")'
+            f'{key} with model.attention.executor = "varlen": its kernel takes a document as an interval of the queries and of '
+            'the keys, and a rank has blocks from all over a row; set model.attention.executor = "flex" (or "sdpa")'
         )
     step, seq_len = degree * FLEX_BLOCK, config.training.seq_len
     width = config.data.pad_multiple
