@@ -6,10 +6,15 @@
 | varlen | flash attention over document offsets | CUDA, float16 or bfloat16 |
 | varlen | `scaled_dot_product_attention`, document by document | CPU, not compiled |
 | sdpa | `scaled_dot_product_attention` with a dense mask: the reference | everywhere |
+
+A position map has two regions of pairs, each with queries and keys rotated in its own way. Flex takes a pass over each and joins
+them by their log-sum-exps; sdpa has one softmax over scores that are chosen pair by pair, in float32 or better. Varlen returns no
+log-sum-exp that is differentiable, and has neither maps nor windows.
 """
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import cast, get_args
@@ -17,12 +22,12 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 from torch.nn.attention import list_flash_attention_impls
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from .config import ModelError
-from .masks import AttentionMask, DocumentOffsets, Executor
+from .position_config import AttentionConfig, ModelError
+from .masks import AttentionMask, DocumentOffsets, Executor, Regions
 
 # torch 2.11 lacks the argument; there the kv heads are repeated.
 _VARLEN_HAS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -41,6 +46,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     Returns:
         [batch, heads, queries, head_dim], the dtype of `q`.
     """
+    assert not isinstance(mask, Regions), "each region has queries and keys of its own: see `attend_in_regions`"
     if isinstance(mask, BlockMask):
         return _flex(q, k, v, mask)
     if isinstance(mask, DocumentOffsets):
@@ -48,7 +54,47 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def choose_executor(device: torch.device, *, half: bool, compiled: bool, spread: bool) -> tuple[Executor, str]:
+def attend_in_regions(turned: Sequence[tuple[Tensor, Tensor]], v: Tensor, mask: AttentionMask) -> Tensor:
+    """As `attend`, with queries and keys for each region of a position map.
+
+    Args:
+        turned: queries and keys, rotated for each region.
+        v: the values of all.
+        mask: what `DocumentMask.build` made for the same map.
+    """
+    if not isinstance(mask, Regions):
+        ((q, k),) = turned
+        return attend(q, k, v, mask)
+    near, far = turned
+    if isinstance(mask.near, BlockMask):
+        assert isinstance(mask.far, BlockMask)
+        return join(*_flex_with_lse(*near, v, mask.near), *_flex_with_lse(*far, v, mask.far))
+    assert isinstance(mask.far, Tensor)
+    return _pair_by_pair(near, far, v, mask.near, mask.far)
+
+
+def join(near: Tensor, near_lse: Tensor, far: Tensor, far_lse: Tensor) -> Tensor:
+    """One softmax over two sets of keys from a softmax over each: `near + (far - near) · sigmoid(far_lse - near_lse)`.
+
+    The log-sum-exps take part in the gradient: detached, those of queries and keys would be wrong. A query without far keys has
+    a far log-sum-exp of -inf, hence weight 0 and gradient 0; without near keys it cannot be, as every token sees itself.
+
+    Args:
+        near: attention over the near keys, [batch, heads, queries, head_dim].
+        near_lse: logarithm of the sum of the exponentials of its scores, [batch, heads, queries], float32 or better.
+        far: likewise over the far keys; 0 where there is none.
+        far_lse: likewise.
+
+    Returns:
+        Of the shape and dtype of `near`.
+    """
+    weight = torch.sigmoid(far_lse - near_lse)[..., None]
+    return torch.lerp(near.to(weight.dtype), far.to(weight.dtype), weight).to(near.dtype)
+
+
+def choose_executor(
+    device: torch.device, *, half: bool, compiled: bool, spread: bool, plain: bool = True
+) -> tuple[Executor, str]:
     """The executor that trains fastest here, and why.
 
     Args:
@@ -56,7 +102,10 @@ def choose_executor(device: torch.device, *, half: bool, compiled: bool, spread:
         half: whether attention computes in float16 or bfloat16.
         compiled: whether blocks are compiled.
         spread: whether a row is spread over several ranks.
+        plain: whether there are neither windows nor position maps.
     """
+    if not plain:
+        return ("flex" if device.type == "cuda" else "sdpa"), "a window or a position map is more than varlen can do"
     if device.type == "cuda":
         if half and not spread and has_flash_attention_3(device):
             return "varlen", "FlashAttention 3 is installed"
@@ -69,7 +118,9 @@ def choose_executor(device: torch.device, *, half: bool, compiled: bool, spread:
     return "varlen", "document by document is faster than a mask on a CPU"
 
 
-def check_executor(executor: str, device: torch.device, *, half: bool, compiled: bool) -> None:
+def check_executor(
+    executor: str, device: torch.device, *, half: bool, compiled: bool, attention: AttentionConfig = AttentionConfig()
+) -> None:
     """Refuse an executor that cannot train.
 
     Raises:
@@ -81,6 +132,11 @@ def check_executor(executor: str, device: torch.device, *, half: bool, compiled:
     if executor == "flex" and not cuda:
         raise ModelError(
             f'model.attention.executor is "flex" on device "{device}": FlexAttention has no backward there; use "auto"'
+        )
+    if executor == "varlen" and not attention.plain:
+        raise ModelError(
+            f'model.attention.executor is "varlen" with {attention.named}: its kernel takes whole documents, and returns no '
+            'log-sum-exp to join two passes by with gradients; use "auto"'
         )
     if executor == "varlen" and cuda and not half:
         raise ModelError(
@@ -109,9 +165,36 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     return flex_attention(q, k, v, block_mask=mask, enable_gqa=gqa)
 
 
+def _flex_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Tensor]:
+    gqa = q.shape[1] != k.shape[1]
+    flex = _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else flex_attention
+    out, aux = cast(
+        tuple[Tensor, AuxOutput], flex(q, k, v, block_mask=mask, enable_gqa=gqa, return_aux=AuxRequest(lse=True))
+    )
+    assert aux.lse is not None
+    return out, aux.lse
+
+
 @cache
 def _compiled_flex() -> Callable[..., Tensor]:
     return torch.compile(flex_attention)  # rows of padded batches come in many widths
+
+
+def _pair_by_pair(
+    near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor], v: Tensor, is_near: Tensor, is_far: Tensor
+) -> Tensor:
+    """All scores of both regions, [batch, heads, queries, keys], and one softmax over those that belong to a pair."""
+    scores = torch.where(is_near, _scores(*near), _scores(*far)).masked_fill(~(is_near | is_far), -math.inf)
+    weights = scores.softmax(-1).to(v.dtype).unflatten(1, (v.shape[1], -1)).flatten(2, 3)
+    return (weights @ v).unflatten(2, (-1, scores.shape[2])).flatten(1, 2)
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """Scaled products, [batch, heads, queries, keys], float32 or better; heads of a group are rows of one product."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    grouped = q.to(dtype).unflatten(1, (k.shape[1], -1)).flatten(2, 3)
+    products = grouped @ k.to(dtype).mT / math.sqrt(q.shape[-1])
+    return products.unflatten(2, (-1, q.shape[2])).flatten(1, 2)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, mask: DocumentOffsets) -> Tensor:

@@ -9,15 +9,20 @@ Plain modules and nothing else: parallelism, compilation and checkpointing are a
 State-dict keys correspond one to one to Hugging Face's Llama and Qwen3 (`huggingface.py`).
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend
+from .attention import attend_in_regions
 from .config import DecoderConfig
 from .head import Head, document_losses
 from .loss import linear_cross_entropy
 from .masks import AttentionMask
-from .rope import rope_table, rotate, rotation
+from .position_config import AttentionConfig, ModelError, RopeConfig, check_length
+from .position_maps import Rotations, rotations
+from .rope import rope_table, rotate
 
 
 class Decoder(nn.Module):
@@ -41,14 +46,31 @@ class Decoder(nn.Module):
         else:
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.tie_weights()
-        # Attributes, not buffers: `to_empty` would lose the values and `to(bfloat16)` their precision.
-        self.inv_freq, self.attention_factor = rope_table(config.rope, config.head_dim, length)
+        self.extrapolate(config.rope, config.attention, length)
         self.compile_loss = False  # a trainer's choice
 
     def tie_weights(self) -> None:
         """Make `output` share the embedding table if the config says so; again after parameters were replaced."""
         if self.config.tie_embeddings and not self.config.head_outputs:
             self.output.weight = self.tok_embeddings.weight
+
+    def extrapolate(self, rope: RopeConfig, attention: AttentionConfig, length: int) -> None:
+        """Tell positions apart in another way, from now on; no weight changes. The masks it is given must be for `attention`.
+
+        Args:
+            rope: rotary embedding.
+            attention: which pairs of a document attend, and at which distance.
+            length: the longest document that is meant; 0: as in training.
+
+        Raises:
+            ModelError: what does not fit together, or `length`.
+        """
+        config = replace(self.config, rope=rope, attention=attention)
+        if complaints := check_length(rope, attention, length):
+            raise ModelError("; ".join(complaints))
+        self.config, self.length = config, length
+        # Attributes, not buffers: `to_empty` would lose the values and `to(bfloat16)` their precision.
+        self.inv_freq, self.attention_factor = rope_table(rope, config.head_dim, length)
 
     def forward(
         self,
@@ -78,10 +100,10 @@ class Decoder(nn.Module):
             squared errors of values), float32 [batch, seq_len], 0 where there is no target; those of tokens are to be summed
             before going backward, see `loss.linear_cross_entropy`.
         """
-        cos, sin = rotation(positions, self.inv_freq, self.attention_factor)
+        turns = rotations(self.config.attention, self.config.rope, positions, self.inv_freq, self.attention_factor)
         x = self.tok_embeddings(tokens)
         for block in self.layers:
-            x = block(x, cos, sin, mask)
+            x = block(x, turns, mask)
         x = self.norm(x)
         if self.config.head_outputs:
             outputs: Tensor = self.score(x, positions)
@@ -102,9 +124,9 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward = FeedForward(config.dim, config.hidden_dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
-        """`x` [batch, seq_len, dim] to the same shape; `cos` and `sin` as `rope.rotation` returns them."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, mask)
+    def forward(self, x: Tensor, turns: Sequence[Rotations], mask: AttentionMask) -> Tensor:
+        """`x` [batch, seq_len, dim] to the same shape; `turns` as `position_maps.rotations` returns them."""
+        x = x + self.attention(self.attention_norm(x), turns, mask)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return out
 
@@ -129,14 +151,15 @@ class Attention(nn.Module):
         # where a row is spread over ranks: from their own keys and values to all of the row's
         self.gather: nn.Module = nn.Identity()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
+    def forward(self, x: Tensor, turns: Sequence[Rotations], mask: AttentionMask) -> Tensor:
         """`x` [batch, seq_len, dim] to the same shape."""
         batch, seq_len, _ = x.shape
         q, k, v = (w(x).view(batch, seq_len, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        heads = attend(rotate(q, cos, sin), self.gather(rotate(k, cos, sin)), self.gather(v), mask)
+        turned = [(rotate(q, *turn.q), self.gather(rotate(k, *turn.k))) for turn in turns]
+        heads = attend_in_regions(turned, self.gather(v), mask)
         out: Tensor = self.wo(heads.transpose(1, 2).reshape(batch, seq_len, -1))
         return out
 

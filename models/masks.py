@@ -13,6 +13,9 @@ just one more segment: padding sees padding, so no query is without a key and no
 
 Flex and sdpa masks can also be written for some of a row's queries, and for keys in another order: what one rank of a row that
 is spread over several needs. Offsets cannot, since a document's tokens are then no interval.
+
+Windows and position maps (`position_maps.Reach`) take from a causal document pairs by their distance r = q - k, and leave those
+with the first tokens of the document where there are sinks. Of a map's two regions each is a mask, `Regions`.
 """
 
 from collections.abc import Callable
@@ -20,8 +23,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
+
+from .position_config import AttentionConfig
+from .position_maps import EVERYTHING, Reach, reaches
 
 Executor: TypeAlias = Literal["flex", "varlen", "sdpa"]
 
@@ -40,7 +47,14 @@ class DocumentOffsets(NamedTuple):
     causal: bool
 
 
-AttentionMask: TypeAlias = BlockMask | DocumentOffsets | Tensor
+class Regions(NamedTuple):
+    """The masks of a position map's two regions, both for flex or both dense."""
+
+    near: BlockMask | Tensor
+    far: BlockMask | Tensor
+
+
+AttentionMask: TypeAlias = BlockMask | DocumentOffsets | Tensor | Regions
 
 
 @dataclass(frozen=True)
@@ -51,13 +65,18 @@ class DocumentMask:
         eos_id: the token that ends every document.
         pad_id: the token that fills a row after its last document; may equal `eos_id`.
         causal: whether a token sees only its past within its document.
-        executor: which attention kernel `build` writes for.
+        executor: which attention kernel `build` writes for; varlen has neither windows nor maps.
+        attention: which pairs of a document attend, and in which regions; any but all of them needs `causal`.
     """
 
     eos_id: int
     pad_id: int
     causal: bool = True
     executor: Executor = "sdpa"
+    attention: AttentionConfig = AttentionConfig()
+
+    def __post_init__(self) -> None:
+        assert self.attention.plain or (self.causal and self.executor != "varlen"), self
 
     def sequence_ids(self, tokens: Tensor) -> Tensor:
         """Number the documents of each row from its tokens and `eos_id` alone.
@@ -96,6 +115,7 @@ class DocumentMask:
                 device here: the number of documents is read on the host, which would wait for a GPU.
             queries: int64 [batch, n]: the positions in their rows that the mask's queries have, where they are not all of
                 them in order. For flex in whole blocks of 128: 128 consecutive positions, the first a multiple of 128.
+                Windows and maps need them all in order.
             keys: likewise for the keys.
         """
         device = device or sequence_ids.device
@@ -106,14 +126,32 @@ class DocumentMask:
             return DocumentOffsets(offsets, sequence_ids.shape[1], self.causal)
         sequence_ids = sequence_ids.to(device, non_blocking=True)
         queries, keys = (None if t is None else t.to(device, non_blocking=True) for t in (queries, keys))
+        masks = [self._region(sequence_ids, queries, keys, reach) for reach in reaches(self.attention)]
+        return masks[0] if len(masks) == 1 else Regions(*masks)
+
+    def _region(self, ids: Tensor, queries: Tensor | None, keys: Tensor | None, reach: Reach) -> BlockMask | Tensor:
         if self.executor == "flex":
-            return document_block_mask(sequence_ids, self.causal, queries=queries, keys=keys)
+            return document_block_mask(ids, self.causal, queries=queries, keys=keys, reach=reach)
         assert self.executor == "sdpa", self.executor
-        return document_dense_mask(sequence_ids, self.causal, queries, keys)
+        return document_dense_mask(ids, self.causal, queries, keys, reach)
+
+
+def _rising(sequence_ids: Tensor) -> Tensor:
+    """The same with padding numbered after the last document, so that ids never fall along a row."""
+    return torch.where(sequence_ids < 0, sequence_ids.amax(1, keepdim=True) + 1, sequence_ids)
+
+
+def _positions(ids: Tensor) -> Tensor:
+    """Positions inside of documents, int64 [batch, seq_len], from ids that never fall along a row."""
+    return torch.arange(ids.shape[1], device=ids.device) - torch.searchsorted(ids, ids)
 
 
 def document_dense_mask(
-    sequence_ids: Tensor, causal: bool, queries: Tensor | None = None, keys: Tensor | None = None
+    sequence_ids: Tensor,
+    causal: bool,
+    queries: Tensor | None = None,
+    keys: Tensor | None = None,
+    reach: Reach = EVERYTHING,
 ) -> Tensor:
     """The rule at every pair: bool [batch, 1, queries, keys], True where query (row) may see key (column).
 
@@ -122,12 +160,20 @@ def document_dense_mask(
         causal: whether a token sees only its past within its document.
         queries: int64 [batch, n], positions of the queries in their rows; None: all, in order.
         keys: likewise.
+        reach: pairs of a causal document that are left.
     """
     in_order = torch.arange(sequence_ids.shape[1], device=sequence_ids.device)[None]
     q, k = in_order if queries is None else queries, in_order if keys is None else keys
     q_ids, k_ids = sequence_ids.take_along_dim(q, 1), sequence_ids.take_along_dim(k, 1)
-    same = q_ids[:, None, :, None] == k_ids[:, None, None, :]
-    return same & (q[:, None, :, None] >= k[:, None, None, :]) if causal else same
+    seen = q_ids[:, None, :, None] == k_ids[:, None, None, :]
+    if not causal:
+        return seen
+    distance = q[:, None, :, None] - k[:, None, None, :]
+    seen &= distance >= reach.least
+    if reach.below is not None:
+        k_positions = _positions(_rising(sequence_ids)).take_along_dim(k, 1)[:, None, None, :]
+        seen &= (distance < reach.below) | (k_positions < reach.sinks)
+    return seen
 
 
 class _Blocks(NamedTuple):
@@ -150,7 +196,12 @@ class _Blocks(NamedTuple):
 
 
 def document_block_mask(
-    sequence_ids: Tensor, causal: bool, block_size: int = 128, queries: Tensor | None = None, keys: Tensor | None = None
+    sequence_ids: Tensor,
+    causal: bool,
+    block_size: int = 128,
+    queries: Tensor | None = None,
+    keys: Tensor | None = None,
+    reach: Reach = EVERYTHING,
 ) -> BlockMask:
     """FlexAttention's `BlockMask` from two ids per block instead of one comparison per (query, key) pair.
 
@@ -159,7 +210,7 @@ def document_block_mask(
     comparison inside the kernel, exactly when both blocks lie in one and the same document (and, when causal, no key
     comes after a query). All other non-empty pairs are partial, and the kernel evaluates the true rule there. Equal to
     `create_block_mask` in every table, with (seq_len / block_size)^2 comparisons where that makes seq_len^2. No shape
-    depends on the ids and nothing waits for the host.
+    depends on the ids and nothing waits for the host. What a `reach` leaves is as exact, see `_within_reach`.
 
     Args:
         sequence_ids: int32 [batch, seq_len], rising along each row, -1 on padding at its end; any `seq_len`.
@@ -167,11 +218,12 @@ def document_block_mask(
         block_size: tokens per block, of queries and of keys.
         queries: int64 [batch, n], positions of the queries in their rows, in whole blocks; None: all, in order.
         keys: likewise.
+        reach: pairs of a causal document that are left; any but all of them needs queries and keys in order.
 
     Returns:
         `BlockMask` of shape [batch, 1, queries, keys], on the device of `sequence_ids`.
     """
-    ids = torch.where(sequence_ids < 0, sequence_ids.amax(1, keepdim=True) + 1, sequence_ids)
+    ids = _rising(sequence_ids)
     in_order = torch.arange(ids.shape[1], device=ids.device)[None]
     q_positions, k_positions = in_order if queries is None else queries, in_order if keys is None else keys
     q = _Blocks.of(ids, q_positions, block_size)
@@ -181,6 +233,11 @@ def document_block_mask(
     if causal:
         nonempty &= k.start[:, None, :] <= q.end[:, :, None]
         full &= k.end[:, None, :] <= q.start[:, :, None]
+    if reach != EVERYTHING:
+        assert causal and queries is keys is None, "distances are those of tokens in order"
+        some, all_ = _within_reach(ids, q, reach, block_size)
+        nonempty &= some
+        full &= all_
 
     # `BlockMask.from_kv_blocks` would recover the query side from the tables, which takes 4 times as long as all of this.
     partial = nonempty & ~full
@@ -199,8 +256,67 @@ def document_block_mask(
         full_q_num_blocks=full_q_num_blocks,
         full_q_indices=full_q_indices,
         BLOCK_SIZE=(block_size, block_size),
-        mask_mod=_document_rule(ids, causal, queries, keys),
+        mask_mod=_document_rule(ids, causal, queries, keys) if reach == EVERYTHING else _reach_rule(ids, reach),
     )
+
+
+def _within_reach(ids: Tensor, blocks: _Blocks, reach: Reach, size: int) -> tuple[Tensor, Tensor]:
+    """Which pairs of blocks hold some pair of tokens within reach, and which hold no other, where they share a document.
+
+    Two different blocks share one document at most, which runs on from the one with the keys into the other. So the tokens of
+    it are an interval in either, and their distances are all numbers from the shortest to the longest. The key with the
+    lowest position is the first of its interval, and has the longest distances. A block's own pairs are looked at from each
+    of its tokens: the farthest key of its document in the block, which is also the one with the lowest position.
+
+    Args:
+        ids: [batch, seq_len], rising along each row.
+        blocks: of all tokens in order.
+        reach: which pairs are left.
+        size: tokens in a block.
+
+    Returns:
+        bool [batch, blocks, blocks] each, by block of queries and block of keys; the first is true where a document is shared,
+        the second where both blocks lie in it.
+    """
+    least, below, sinks = reach
+    begins = torch.searchsorted(ids, blocks.last)  # the document that a block of keys ends with
+    ends = torch.searchsorted(ids, blocks.first, right=True) - 1  # the one that a block of queries begins with
+    first_key = torch.maximum(blocks.start, begins)
+    last_query = torch.minimum(blocks.end, ends)
+    shortest = blocks.start[:, :, None] - blocks.end[:, None, :]
+    longest = last_query[:, :, None] - first_key[:, None, :]
+
+    places = torch.arange(ids.shape[1], device=ids.device)
+    positions = _positions(ids)
+    farthest = torch.minimum(positions, places % size)  # distance of the farthest key in a token's own block
+    own = farthest >= least
+    some, every = longest >= least, shortest >= least
+    if below is not None:
+        own &= (least < below) | (positions - farthest < sinks)
+        by_distance = torch.clamp(shortest, min=least) < below  # the longest is at least that already
+        some &= by_distance | (first_key - begins < sinks)[:, None, :]
+        first_other = torch.maximum(blocks.start, begins + sinks)  # key that is no sink
+        every = every & ((first_other > blocks.end)[:, None, :] | (blocks.end[:, :, None] - first_other[:, None, :] < below))
+    own_block = F.pad(own, (0, -ids.shape[1] % size)).unflatten(1, (-1, size)).any(-1)
+    diagonal = torch.eye(some.shape[1], dtype=torch.bool, device=ids.device)
+    return torch.where(diagonal, own_block[:, :, None], some), every
+
+
+def _reach_rule(ids: Tensor, reach: Reach) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """As `_document_rule`, in order, causal, and within reach."""
+    least, below, sinks = reach
+    if below is None:
+
+        def beyond(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (ids[b, q] == ids[b, k]) & (q - k >= least)
+
+        return beyond
+    positions = _positions(ids)
+
+    def within(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (ids[b, q] == ids[b, k]) & (q - k >= least) & ((q - k < below) | (positions[b, k] < sinks))
+
+    return within
 
 
 def _document_rule(

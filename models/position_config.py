@@ -130,6 +130,13 @@ class AttentionConfig:
         """Whether every token of a document attends to every earlier one at its own distance."""
         return self.mask == "full" and self.position_map == "none"
 
+    @property
+    def named(self) -> str:
+        """Its mask or its map, as the TOML has it."""
+        if self.position_map != "none":
+            return f'model.attention.position_map = "{self.position_map}"'
+        return f'model.attention.mask = "{self.mask}"'
+
     def complaints(self, rope: RopeConfig) -> list[str]:
         """What is wrong with it beside this rotary embedding, a line each."""
         wrong = []

@@ -34,7 +34,7 @@ def test_activations_are_bfloat16_but_cosines_logits_and_master_weights_float32(
     seen: dict[str, torch.dtype] = {}
 
     def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        seen.update(x=inputs[0].dtype, cos=inputs[1].dtype, weight=module.wq.weight.dtype)
+        seen.update(x=inputs[0].dtype, cos=inputs[1][0].q[0].dtype, weight=module.wq.weight.dtype)
 
     trainer.model.layers[0].attention.register_forward_pre_hook(look)
     trainer.model.register_forward_hook(lambda _m, _i, logits: seen.update(logits=logits.dtype))
