@@ -66,6 +66,12 @@ class DecoderConfig:
         if self.pool not in POOLS:
             complaints.append(f"head.pool is {self.pool!r}, it must be one of {', '.join(map(repr, POOLS))}")
         complaints += [*self.rope.complaints(self.head_dim), *self.attention.complaints(self.rope)]
+        if not self.causal and not (self.attention.plain and not self.attention.logn):
+            named = "model.attention.logn = true" if self.attention.plain else self.attention.named
+            complaints.append(
+                f"{named} with a bidirectional model (training.objective mlm, model.causal = false): windows, position maps and "
+                "logn go by the distance to earlier tokens; leave it out"
+            )
         if complaints:
             raise ModelError("; ".join(complaints))
 

@@ -5,12 +5,13 @@ the masks.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 SCALINGS = ("none", "linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts", "yarn", "llama3", "longrope")
 RAMPS = ("index", "paper")
 MASKS = ("full", "sliding", "lambda")
 POSITION_MAPS = ("none", "rerope", "leaky_rerope", "self_extend", "distance_cap")
+READERS = {"sinks": {"lambda", "distance_cap"}, "leak": {"leaky_rerope"}, "group": {"self_extend"}}  # of `AttentionConfig`
 
 
 class ModelError(ValueError):
@@ -139,7 +140,11 @@ class AttentionConfig:
 
     def complaints(self, rope: RopeConfig) -> list[str]:
         """What is wrong with it beside this rotary embedding, a line each."""
-        wrong = []
+        wrong = [
+            f"model.attention.{key} is {getattr(self, key)}, and neither mask nor position_map reads it: leave it out"
+            for key, readers in READERS.items()
+            if getattr(self, key) != getattr(AttentionConfig, key) and not {self.mask, self.position_map} & readers
+        ]
         for key, value, known in (("mask", self.mask, MASKS), ("position_map", self.position_map, POSITION_MAPS)):
             if value not in known:
                 wrong.append(f"model.attention.{key} is {value!r}, it must be one of {', '.join(known)}")
@@ -196,3 +201,24 @@ def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> l
             advice = f"the smallest that works is {works[0]}" if works else "none works: lower map_window"
             return [f"model.attention.group is {attention.group}, too little for {length} tokens: {advice}"]
     return []
+
+
+def check_training(attention: AttentionConfig, seq_len: int) -> list[str]:
+    """What would have no effect in training on rows of `seq_len`, a line each."""
+    widths = {"window": attention.window, "map_window": attention.map_window}
+    return [
+        f"model.attention.{key} is {width}, and no two tokens of a row are as far apart: it must be below training.seq_len = "
+        f"{seq_len}, or left out"
+        for key, width in widths.items()
+        if width is not None and width >= seq_len
+    ]
+
+
+def differences(trained: AttentionConfig, used: AttentionConfig) -> list[str]:
+    """In what a model is asked otherwise than it was trained, `key: this instead of that` each."""
+    keys = (field.name for field in fields(AttentionConfig))
+    return [
+        f"{key}: {getattr(used, key)!r} instead of {getattr(trained, key)!r}"
+        for key in keys
+        if getattr(trained, key) != getattr(used, key)
+    ]

@@ -13,7 +13,7 @@ from ..models.config import PRESETS, DecoderConfig, ModelError
 from ..models.decoder import Decoder
 from ..models.huggingface import architecture
 from ..models.masks import DocumentMask, Executor
-from ..models.position_config import check_length
+from ..models.position_config import AttentionConfig, check_length, check_training
 from .checkpoint import Found
 from .config import ConfigError, JobConfig, nearest
 from .context import check_context
@@ -55,14 +55,22 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
         key: tuple(value) if isinstance(value, list) else value for key, value in m.rope.model_dump(exclude_none=True).items()
     }
     overrides["rope"] = replace(preset.rope, **rope)
-    overrides["attention"] = replace(preset.attention, **m.attention.model_dump(exclude_none=True, exclude={"executor"}))
+    overrides["attention"] = make_attention(config)
     overrides["causal"] = config.causal
     if config.has_head:
         overrides |= {"head_outputs": len(config.head.classes) or 1, "pool": config.head.pool}
     decoder = replace(preset, **overrides)
-    if complaints := check_length(decoder.rope, decoder.attention, config.training.seq_len):
+    seq_len = config.training.seq_len
+    complaints = [*check_length(decoder.rope, decoder.attention, seq_len), *check_training(decoder.attention, seq_len)]
+    if complaints:
         raise ModelError("; ".join(complaints))
     return decoder
+
+
+def make_attention(config: JobConfig) -> AttentionConfig:
+    """The preset's windows and position map with the keys that the TOML sets; the preset must exist."""
+    stated = config.model.attention.model_dump(exclude_none=True, exclude={"executor"})
+    return replace(PRESETS[config.model.preset].attention, **stated)
 
 
 def make_model(config: JobConfig, decoder: DecoderConfig) -> Decoder:
@@ -102,8 +110,8 @@ def attention_of(config: JobConfig, device: torch.device) -> tuple[Executor, str
     """The executor of `model.attention.executor`, and why it is this one."""
     if config.model.attention.executor != "auto":
         return config.model.attention.executor, "as model.attention.executor says"
-    spread = config.parallelism.context_parallel_degree > 1
-    return choose_executor(device, half=is_half(config), compiled=config.compile.enable, spread=spread)
+    spread, plain = config.parallelism.context_parallel_degree > 1, make_attention(config).plain
+    return choose_executor(device, half=is_half(config), compiled=config.compile.enable, spread=spread, plain=plain)
 
 
 def is_half(config: JobConfig) -> bool:
@@ -114,13 +122,16 @@ def is_half(config: JobConfig) -> bool:
 def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> DocumentMask:
     """The document mask with the model's own statement of its ids: `model.eos_id` where the TOML gives one."""
     executor, _ = attention_of(config, device)
-    check_executor(executor, device, half=is_half(config), compiled=config.compile.enable)
-    check_context(config, executor)
+    attention = make_attention(config)
+    check_executor(executor, device, half=is_half(config), compiled=config.compile.enable, attention=attention)
+    check_context(config, executor, attention)
     if executor == "varlen" and has_flash_attention_3(device):
         activate_flash_attention_impl("FA3")
     m = config.model
     eos_id = tokenizer.eos_id if m.eos_id is None else m.eos_id
-    return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, causal=config.causal, executor=executor)
+    return DocumentMask(
+        eos_id=eos_id, pad_id=tokenizer.pad_id, causal=config.causal, executor=executor, attention=attention
+    )
 
 
 def check_fine_tuning(config: JobConfig, decoder: DecoderConfig) -> None:

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 
 from ..models.decoder import Attention, Decoder
 from ..models.masks import DocumentMask, Executor
+from ..models.position_config import AttentionConfig
 from .config import ConfigError, JobConfig
 
 FLEX_BLOCK = 128  # of FlexAttention's block masks: a block of theirs never mixes two of ours
@@ -47,8 +48,8 @@ def block_size(seq_len: int, degree: int, executor: Executor) -> int:
     return block
 
 
-def check_context(config: JobConfig, executor: Executor) -> None:
-    """Refuse rows that `executor` cannot have spread over the ranks of `parallelism.context_parallel_degree`.
+def check_context(config: JobConfig, executor: Executor, attention: AttentionConfig) -> None:
+    """Refuse rows that `executor`, or a window or position map, cannot have spread over the ranks of `parallelism.context_parallel_degree`.
 
     Raises:
         ConfigError: naming the key, its value, why, and what would work.
@@ -57,6 +58,11 @@ def check_context(config: JobConfig, executor: Executor) -> None:
     if degree == 1:
         return
     key = f"parallelism.context_parallel_degree = {degree}"
+    if not attention.plain:
+        raise ConfigError(
+            f"{key} with {attention.named}: masks by distance are made for whole rows; set "
+            "parallelism.context_parallel_degree = 1, and spread the model by data_parallel_shard_degree or tensor_parallel_degree"
+        )
     if executor == "varlen":
         raise ConfigError(
             f'{key} with model.attention.executor = "varlen": its kernel takes a document as an interval of the queries and of '

@@ -3,7 +3,7 @@
 | | attention counted | what it is for |
 |---|---|---|
 | `row_flops` | every pair of a row of `seq_len`, as PaLM's MFU does | comparing with published numbers |
-| `document_flops` | the pairs that the document mask leaves | what the model truly asks for: less, the shorter documents are |
+| `document_flops` | the pairs that the document mask and its window leave | what the model truly asks for: less, the shorter documents are |
 
 Both count 6 FLOPs per multiplying parameter and token, forward and backward, padding and recomputation left out. Of frozen
 parts `frozen_flops` says what is never computed.
@@ -44,7 +44,7 @@ def document_flops(decoder: DecoderConfig, tokens: int, causal_pairs: int) -> in
     Args:
         decoder: the shape.
         tokens: without padding.
-        causal_pairs: (query, key) pairs, key <= query, of one document; `StepTotals.causal_pairs`.
+        causal_pairs: (query, key) pairs, key <= query, of one document and in reach; `StepTotals.causal_pairs`.
     """
     return decoder.flops_per_token(0) * tokens + flops_per_pair(decoder) * document_pairs(decoder, tokens, causal_pairs)
 

@@ -46,7 +46,8 @@ def sample(
         multiple_of: pad the row to a multiple of this, for sequence-parallel layouts.
         device: where the model is.
     """
-    mask = DocumentMask(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, executor="sdpa")
+    attention = model.config.attention
+    mask = DocumentMask(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, executor="sdpa", attention=attention)
     generator = torch.Generator().manual_seed(seed)
     new: list[int] = []
     with torch.compiler.set_stance("force_eager"):  # lengths change with every token: a compiled block would recompile

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 
 from ..datasets.loader import Batch
+from ..models.position_config import AttentionConfig
+from ..models.position_maps import keys_seen
 
 
 class StepTotals(NamedTuple):
@@ -17,7 +19,7 @@ class StepTotals(NamedTuple):
         documents: or fragments.
         rows: how many.
         positions: of tokens and of padding.
-        causal_pairs: (query, key) pairs of tokens that a causal document mask leaves: work of attention.
+        causal_pairs: (query, key) pairs of tokens that a causal document mask and its window leave: work of attention.
         rows_hash: sum of `row_hash`.
         tokens: of each source, without padding.
         targets: of each source, those of weight 0 left out; or the sum of their weights. A loss is a sum divided by it.
@@ -32,7 +34,14 @@ class StepTotals(NamedTuple):
     targets: list[float]
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], sources: int, *, normalize: bool = True) -> "StepTotals":
+    def of(
+        cls,
+        batches: Sequence[Batch],
+        sources: int,
+        *,
+        normalize: bool = True,
+        attention: AttentionConfig = AttentionConfig(),
+    ) -> "StepTotals":
         """Count some micro-batches of a job with so many sources; `normalize`: targets by their weights."""
         tokens, targets = torch.zeros(sources, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64)
         for batch in batches:
@@ -43,8 +52,7 @@ class StepTotals(NamedTuple):
             documents=sum(int((b.sequence_ids.amax(1) + 1).sum()) for b in batches),
             rows=sum(len(b.rows) for b in batches),
             positions=sum(b.tokens.numel() for b in batches),
-            # a token at position p of its document sees p + 1 keys; padding has position 0, and is not counted
-            causal_pairs=sum(int(b.positions.sum()) for b in batches) + int(tokens.sum()),
+            causal_pairs=sum(int(keys_seen(attention, b.positions[b.sequence_ids >= 0]).sum()) for b in batches),
             rows_hash=sum(row_hash(b, i) for b in batches for i in range(len(b.rows))),
             tokens=[int(count) for count in tokens],  # float64 is exact up to 2^53
             targets=targets.tolist(),

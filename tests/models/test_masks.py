@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cistron.models.config import AttentionConfig
 from cistron.models.masks import DocumentMask, document_block_mask, document_dense_mask, document_offsets, offsets_capacity
+from cistron.models.position_maps import EVERYTHING, Reach
 from cistron.tests.models.packed import EOS, LLAMA, PAD, pack, random_decoder
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -54,14 +56,27 @@ ADVERSARIAL = {
 }
 
 
-def _assert_equals_create_block_mask(sequence_ids: Tensor, causal: bool, block_size: int) -> None:
+def _slow_positions(sequence_ids: Tensor) -> Tensor:
+    """Positions inside of documents: how many earlier tokens of the row are of the same."""
+    return (sequence_ids[:, :, None] == sequence_ids[:, None, :]).tril(-1).sum(-1)
+
+
+def _assert_equals_create_block_mask(
+    sequence_ids: Tensor, causal: bool, block_size: int, reach: Reach = EVERYTHING
+) -> None:
+    positions = _slow_positions(sequence_ids)
+
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         same = sequence_ids[b, q] == sequence_ids[b, k]
-        return same & (q >= k) if causal else same
+        if not causal:
+            return same
+        distance = positions[b, q] - positions[b, k]
+        near = distance < (2**30 if reach.below is None else reach.below)
+        return same & (distance >= reach.least) & (near | (positions[b, k] < reach.sinks))
 
     batch, seq_len = sequence_ids.shape
     theirs = create_block_mask(rule, batch, None, seq_len, seq_len, device="cpu", BLOCK_SIZE=block_size)
-    ours = document_block_mask(sequence_ids, causal, block_size)
+    ours = document_block_mask(sequence_ids, causal, block_size, reach=reach)
     assert (ours.shape, ours.BLOCK_SIZE, ours.seq_lengths) == (theirs.shape, theirs.BLOCK_SIZE, theirs.seq_lengths)
     for side in ("kv", "full_kv", "q", "full_q"):
         for table in (f"{side}_num_blocks", f"{side}_indices"):
@@ -98,10 +113,63 @@ def test_block_mask_equals_create_block_mask_on_any_rows(ids: Tensor, causal: bo
     _assert_equals_create_block_mask(ids, causal, block_size)
 
 
+WIDTHS = (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 1, 63, 64, 65)
+REACHES = [
+    reach
+    for width in WIDTHS
+    for reach in (
+        Reach(below=width),
+        Reach(width),
+        *(Reach(least, width, sinks) for sinks in (1, 4, BLOCK) if sinks < width for least in (0, width)),
+    )
+]
+
+
+@pytest.mark.parametrize("reach", REACHES, ids=str)
+def test_what_a_window_or_a_map_leaves_equals_create_block_mask_on_adversarial_rows(reach: Reach) -> None:
+    rows = [_ids(lengths, 64) for lengths in ADVERSARIAL.values()]
+    _assert_equals_create_block_mask(torch.tensor(rows, dtype=torch.int32), True, BLOCK, reach)
+
+
+@pytest.mark.parametrize("reach", [Reach(below=129), Reach(127), Reach(256, 256, 4), Reach(0, 128, 100)], ids=str)
+def test_what_a_window_or_a_map_leaves_equals_create_block_mask_at_the_block_size_in_use(reach: Reach) -> None:
+    rows = [_ids([300, 128, 84, 1, 127], 650), _ids([650], 650), _ids([129, 127, 300], 650)]
+    _assert_equals_create_block_mask(torch.tensor(rows, dtype=torch.int32), True, 128, reach)
+
+
+@st.composite
+def any_reach(draw: st.DrawFn) -> Reach:
+    """Of a window, with sinks or without, or of a map's far region."""
+    width = draw(st.one_of(st.integers(1, 70), st.sampled_from(WIDTHS)))
+    sinks = draw(st.integers(0, width - 1))
+    return draw(st.sampled_from([Reach(below=width), Reach(width), Reach(0, width, sinks), Reach(width, width, sinks)]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches(), any_reach(), st.sampled_from([1, 3, BLOCK, 128]))
+def test_what_a_window_or_a_map_leaves_equals_create_block_mask_on_any_rows(ids: Tensor, reach: Reach, block: int) -> None:
+    _assert_equals_create_block_mask(ids, True, block, reach)
+
+
+def test_two_regions_split_the_blocks_of_a_row_instead_of_doubling_them() -> None:
+    ids = torch.zeros(1, 8192, dtype=torch.int32)
+
+    def blocks(reach: Reach) -> int:
+        mask = document_block_mask(ids, causal=True, reach=reach)
+        return int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
+
+    assert blocks(EVERYTHING) == 2080
+    # distances of a block of 128 span 255 numbers: 8 or 9 blocks of keys are near a block of queries, one is both
+    assert (blocks(Reach(below=1024)), blocks(Reach(1024))) == (540, 1596)
+    assert blocks(Reach(1024, 1024, 4)) == 56  # of the far region of distance_cap: the document's first block
+
+
+@pytest.mark.parametrize("reach", [EVERYTHING, Reach(below=100), Reach(100), Reach(100, 100, 4)], ids=str)
 @CAUSAL
-def test_block_mask_is_built_without_reading_a_value_on_the_host(causal: bool) -> None:
+def test_block_mask_is_built_without_reading_a_value_on_the_host(causal: bool, reach: Reach) -> None:
     ids = torch.empty(2, 300, dtype=torch.int32, device="meta")  # .item(), or a shape made from values, would raise here
-    assert document_block_mask(ids, causal).kv_indices.shape == (2, 1, 3, 3)
+    if causal or reach == EVERYTHING:
+        assert document_block_mask(ids, causal, reach=reach).kv_indices.shape == (2, 1, 3, 3)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
