@@ -13,6 +13,19 @@ MASKS = ("full", "sliding", "lambda")
 POSITION_MAPS = ("none", "rerope", "leaky_rerope", "self_extend", "distance_cap")
 
 
+# options of `RopeConfig` that some scalings alone read
+READ_BY = {
+    "beta_fast": ("ntk_by_parts", "yarn"),
+    "beta_slow": ("ntk_by_parts", "yarn"),
+    "ramp": ("ntk_by_parts", "yarn"),
+    "low_freq_factor": ("llama3",),
+    "high_freq_factor": ("llama3",),
+    "short_factor": ("longrope",),
+    "long_factor": ("longrope",),
+    "attention_factor": ("yarn", "longrope"),
+}
+
+
 class ModelError(ValueError):
     """A user's mistake in the model's shape or attention; the message names the `model.*` key."""
 
@@ -66,6 +79,12 @@ class RopeConfig:
             return [*wrong, f"model.rope.scaling is {self.scaling!r}, it must be one of {', '.join(SCALINGS)}"]
         if self.original_seq_len is not None and self.original_seq_len < 2:
             wrong.append(f"model.rope.original_seq_len is {self.original_seq_len}, it must be at least 2")
+        for key, scalings in READ_BY.items():
+            if (value := getattr(self, key)) != getattr(type(self), key) and self.scaling not in scalings:
+                readers = " or ".join(f'"{name}"' for name in scalings)
+                wrong.append(
+                    f'model.rope.{key} is {value!r} with scaling "{self.scaling}": set scaling = {readers}, or leave {key} out'
+                )
         if self.scaling == "none":
             if self.factor != 1:
                 wrong.append(f'model.rope.factor is {self.factor} with scaling "none": name a scaling, or leave factor out')
@@ -88,6 +107,8 @@ class RopeConfig:
                 wrong.append(
                     f"model.rope.beta_fast is {self.beta_fast}, it must be above beta_slow = {self.beta_slow}, and both above 0"
                 )
+        if self.attention_factor is not None and not (self.attention_factor > 0 and math.isfinite(self.attention_factor)):
+            wrong.append(f"model.rope.attention_factor is {self.attention_factor}, it must be finite and above 0")
         if self.scaling == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
             found = f"model.rope.high_freq_factor is {self.high_freq_factor}"
             wrong.append(f"{found}, it must be above low_freq_factor = {self.low_freq_factor}, and both above 0")
@@ -169,6 +190,29 @@ class AttentionConfig:
         if self.position_map == "leaky_rerope" and not self.leak > 1:
             wrong.append(f"model.attention.leak is {self.leak}, it must be above 1")
         return wrong
+
+
+def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int) -> list[str]:
+    """What is wrong with training on rows of `seq_len` tokens, a line each.
+
+    Beyond `factor` times the trained length a scaling leaves angles that nobody chose. That of `llama3` is no such ratio: Llama
+    3.1 has factor 8 and rows of 16 times 8192 tokens.
+    """
+    wrong = check_length(rope, attention, seq_len)
+    if rope.scaling == "none":
+        return wrong
+    trained, reach = rope.trained_length, rope.factor * rope.trained_length
+    if rope.scaling == "dynamic_ntk" and seq_len <= trained:
+        wrong.append(
+            f'model.rope.scaling is "dynamic_ntk", which changes nothing in rows of training.seq_len = {seq_len} tokens: it '
+            f'begins beyond model.rope.original_seq_len = {trained}; raise seq_len, or set scaling = "none"'
+        )
+    elif rope.scaling != "llama3" and seq_len > reach:
+        wrong.append(
+            f"model.rope.factor is {rope.factor:g}, made for {rope.factor:g} x original_seq_len = {reach:g} tokens, and "
+            f"training.seq_len is {seq_len}: set factor = {seq_len / trained:g}"
+        )
+    return wrong
 
 
 def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> list[str]:
