@@ -1,6 +1,6 @@
 """The shape of a decoder, as numbers: what a TOML's `[model]` chooses, and the presets it may start from."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .position_config import AttentionConfig, ModelError, RopeConfig
@@ -81,8 +81,22 @@ class DecoderConfig:
         rope: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in stated["rope"].items()
         }
-        parts = {"rope": RopeConfig(**rope), "attention": AttentionConfig(**stated["attention"])}
+        parts = {"rope": RopeConfig(**rope), "attention": AttentionConfig(**stated.get("attention", {}))}
         return cls(**{**stated, **parts})
+
+    def table(self) -> dict[str, Any]:
+        """It as a TOML's `[model]`: all of its sizes, and of `[model.rope]` and `[model.attention]` what has not its default.
+
+        Without what `[training]` and `[head]` choose.
+        """
+        table = {key: value for key, value in asdict(self).items() if key not in ("causal", *HEAD_KEYS)}
+        for name, default in (("rope", RopeConfig()), ("attention", AttentionConfig())):
+            table[name] = {
+                key: list(value) if isinstance(value, tuple) else value
+                for key, value in table[name].items()
+                if value != getattr(default, key) or key == "theta"
+            }
+        return {key: value for key, value in table.items() if value != {}}
 
     def parameter_count(self) -> int:
         """Parameters of the decoder, exactly; a tied table counts once."""

@@ -6,13 +6,15 @@
 | causal, queries and keys normalised | `Qwen3ForCausalLM` |
 | bidirectional | `EuroBertForMaskedLM` |
 
-All three lay out every matrix as the decoder does, rotary halves included, so that a name is all that changes. What one side
-cannot say is refused, all of it at once.
+All three lay out every matrix as the decoder does, rotary halves included, so that a name is all that changes. Rotary
+embeddings are those of `huggingface_rope.py`. What one side cannot say is refused, all of it at once.
 """
 
 from typing import Any
 
-from .config import DecoderConfig, ModelError, RopeConfig
+from .config import DecoderConfig, ModelError
+from .huggingface_rope import inexpressible, rope_from_hf, rope_to_hf
+from .position_config import AttentionConfig
 
 LLAMA, QWEN3, EUROBERT = "LlamaForCausalLM", "Qwen3ForCausalLM", "EuroBertForMaskedLM"
 MODEL_TYPES = {LLAMA: "llama", QWEN3: "qwen3", EUROBERT: "eurobert"}
@@ -37,9 +39,9 @@ _QK_NORM = {"attention.q_norm.weight": "self_attn.q_norm.weight", "attention.k_n
 
 # What `config.json` may leave out, by the defaults of the classes in transformers 5; a key of no class here is not read.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    LLAMA: {"rms_norm_eps": 1e-6},
-    QWEN3: {"rms_norm_eps": 1e-6, "num_key_value_heads": 32, "head_dim": 128},
-    EUROBERT: {"rms_norm_eps": 1e-5},
+    LLAMA: {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+    QWEN3: {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768, "num_key_value_heads": 32, "head_dim": 128},
+    EUROBERT: {"rms_norm_eps": 1e-5, "max_position_embeddings": 8192},
 }
 # Keys that change what a model computes, and the one value that the decoder has; absent means that value.
 _FIXED: dict[str, Any] = {
@@ -47,12 +49,10 @@ _FIXED: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
     "attention_dropout": 0.0,
-    "use_sliding_window": False,
     "quantization_config": None,
 }
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _OPTIONAL_SIZES = ("num_key_value_heads", "head_dim")
-_THETA = 10_000.0
 
 
 def hf_names(config: DecoderConfig) -> dict[str, str]:
@@ -86,6 +86,15 @@ def architecture(config: DecoderConfig) -> str:
             f"no Hugging Face class holds this model: model.dim is {config.dim} and model.n_heads {config.n_heads}, of which "
             f"{LLAMA if config.causal else EUROBERT} wants one to be a multiple of the other; {QWEN3} (model.qk_norm) does not"
         )
+    far, attention = [inexpressible(config.rope)], config.attention
+    if attention.position_map != "none":
+        far.append(f'model.attention.position_map is "{attention.position_map}"')
+    if attention.logn:
+        far.append("model.attention.logn is true")
+    if attention.mask == "lambda" or (attention.mask == "sliding" and not config.qk_norm):
+        far.append(f'model.attention.mask is "{attention.mask}"; {QWEN3} (model.qk_norm) alone has another, "sliding"')
+    if reasons := [reason for reason in far if reason]:
+        raise ModelError(f"no Hugging Face class computes what this model does: {'; '.join(reasons)}")
     if not config.causal:
         return EUROBERT
     return QWEN3 if config.qk_norm else LLAMA
@@ -105,7 +114,7 @@ def to_hf(
 
     Args:
         config: the decoder.
-        max_positions: longest row in training, which `max_position_embeddings` tells the world; it changes no weight.
+        max_positions: longest row in training, which `max_position_embeddings` tells the world unless a rotary scaling does.
         eos_id: id that ends a document.
         pad_id: id that fills rows. Left out where it is the eos: the classes freeze the embedding of their `pad_token_id`,
             and whoever fine-tunes would never train the eos.
@@ -117,6 +126,10 @@ def to_hf(
         ModelError: where no class can hold the decoder.
     """
     name = architecture(config)
+    window: dict[str, Any] = {"use_sliding_window": False} if name == QWEN3 else {"mlp_bias": False}
+    if config.attention.mask == "sliding":
+        window = {"use_sliding_window": True, "sliding_window": config.attention.window, "max_window_layers": 0}
+        window["layer_types"] = ["sliding_attention"] * config.n_layers
     return {
         "architectures": [name],
         "model_type": MODEL_TYPES[name],
@@ -132,12 +145,9 @@ def to_hf(
         "rms_norm_eps": config.norm_eps,
         "attention_bias": False,
         "attention_dropout": 0.0,
-        **({"use_sliding_window": False} if name == QWEN3 else {"mlp_bias": False}),
+        **window,
         "tie_word_embeddings": config.tie_embeddings,
-        "max_position_embeddings": max_positions,
-        # transformers 5 reads the dictionary, 4 the number
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope.theta},
-        "rope_theta": config.rope.theta,
+        **rope_to_hf(config.rope, config.head_dim, max_positions),
         "bos_token_id": bos_id,  # stated where there is none too: Llama's default would be 1
         "eos_token_id": eos_id,
         "pad_token_id": None if pad_id == eos_id else pad_id,
@@ -163,13 +173,11 @@ def from_hf(stated: dict[str, Any]) -> DecoderConfig:
         for key, value in _FIXED.items()
         if stated.get(key) is not None and stated[key] != value
     ]
-    windows = sorted(set(stated.get("layer_types") or ()) - {"full_attention"})
-    if windows:
-        complaints.append(f"layer_types has {', '.join(map(repr, windows))}; supported: 'full_attention' in every layer")
     values = _DEFAULTS[name] | stated
     sizes = [*_SIZES, *(key for key in _OPTIONAL_SIZES if values.get(key) is not None)]
     complaints += [f"{key} is {values.get(key)!r}; it must be an integer" for key in sizes if type(values.get(key)) is not int]
-    theta = _rope_theta(stated, complaints)
+    attention = AttentionConfig() if complaints else _attention_of(name, values, complaints)
+    rope = rope_from_hf(stated, values["max_position_embeddings"], complaints)
     if complaints:
         raise ModelError("\n  ".join([f"config.json: {name} with settings that this decoder does not have:", *complaints]))
     heads = values["num_attention_heads"]
@@ -184,7 +192,8 @@ def from_hf(stated: dict[str, Any]) -> DecoderConfig:
         norm_eps=float(values["rms_norm_eps"]),
         qk_norm=name == QWEN3,
         tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-        rope=RopeConfig(theta=float(theta)),
+        rope=rope,
+        attention=attention,
         causal=name != EUROBERT,
     )
 
@@ -202,20 +211,19 @@ def _architecture_of(stated: dict[str, Any]) -> str:
     return known[0]
 
 
-def _rope_theta(stated: dict[str, Any], complaints: list[str]) -> float:
-    """The base of the rotary frequencies; appends what else is asked of them to `complaints`."""
-    key = "rope_scaling" if stated.get("rope_scaling") else "rope_parameters"
-    rope: dict[str, Any] = stated.get(key) or {}
-    if any(isinstance(value, dict) for value in rope.values()):
-        complaints.append(f"{key} is {rope!r}; supported: one set for all layers")
-        return _THETA
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        complaints.append(f"{key}: rope_type is {kind!r}; supported: 'default'")
-    partial = rope.get("partial_rotary_factor", stated.get("partial_rotary_factor"))
-    if partial not in (None, 1):
-        complaints.append(f"partial_rotary_factor is {partial!r}; supported: 1.0")
-    theta: float = rope.get("rope_theta", stated.get("rope_theta", _THETA))
-    if type(theta) not in (int, float):
-        complaints.append(f"rope_theta is {theta!r}; it must be a number")
-    return theta
+def _attention_of(name: str, values: dict[str, Any], complaints: list[str]) -> AttentionConfig:
+    """The window that all layers have, or none; appends to `complaints` where some have one or another class than Qwen3."""
+    types: set[str] = set(values.get("layer_types") or ())
+    if values.get("use_sliding_window") and name == QWEN3:
+        window, full = values.get("sliding_window", 4096), values.get("max_window_layers", 28)
+        if not types and full < values["num_hidden_layers"]:
+            types = {"sliding_attention", "full_attention"} if full else {"sliding_attention"}
+        if types == {"sliding_attention"} and type(window) is int:
+            return AttentionConfig(mask="sliding", window=window)
+        if "sliding_attention" in types:
+            complaints.append(f"sliding_window is {window!r} in some layers; supported: one window in every layer, or none")
+    elif values.get("use_sliding_window"):
+        complaints.append("use_sliding_window is True; supported: False")
+    elif strange := sorted(types - {"full_attention"}):
+        complaints.append(f"layer_types has {', '.join(map(repr, strange))}; supported: 'full_attention' in every layer")
+    return AttentionConfig()

@@ -11,7 +11,20 @@ SCALINGS = ("none", "linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts",
 RAMPS = ("index", "paper")
 MASKS = ("full", "sliding", "lambda")
 POSITION_MAPS = ("none", "rerope", "leaky_rerope", "self_extend", "distance_cap")
-READERS = {"sinks": {"lambda", "distance_cap"}, "leak": {"leaky_rerope"}, "group": {"self_extend"}}  # of `AttentionConfig`
+
+# options of `RopeConfig` that some scalings alone read
+READ_BY = {
+    "beta_fast": ("ntk_by_parts", "yarn"),
+    "beta_slow": ("ntk_by_parts", "yarn"),
+    "ramp": ("ntk_by_parts", "yarn"),
+    "low_freq_factor": ("llama3",),
+    "high_freq_factor": ("llama3",),
+    "short_factor": ("longrope",),
+    "long_factor": ("longrope",),
+    "attention_factor": ("yarn", "longrope"),
+}
+# options of `AttentionConfig` that some masks or position maps alone read
+USED_BY = {"sinks": ("lambda", "distance_cap"), "leak": ("leaky_rerope",), "group": ("self_extend",)}
 
 
 class ModelError(ValueError):
@@ -67,6 +80,12 @@ class RopeConfig:
             return [*wrong, f"model.rope.scaling is {self.scaling!r}, it must be one of {', '.join(SCALINGS)}"]
         if self.original_seq_len is not None and self.original_seq_len < 2:
             wrong.append(f"model.rope.original_seq_len is {self.original_seq_len}, it must be at least 2")
+        for key, scalings in READ_BY.items():
+            if (value := getattr(self, key)) != getattr(type(self), key) and self.scaling not in scalings:
+                readers = " or ".join(f'"{name}"' for name in scalings)
+                wrong.append(
+                    f'model.rope.{key} is {value!r} with scaling "{self.scaling}": set scaling = {readers}, or leave {key} out'
+                )
         if self.scaling == "none":
             if self.factor != 1:
                 wrong.append(f'model.rope.factor is {self.factor} with scaling "none": name a scaling, or leave factor out')
@@ -89,6 +108,8 @@ class RopeConfig:
                 wrong.append(
                     f"model.rope.beta_fast is {self.beta_fast}, it must be above beta_slow = {self.beta_slow}, and both above 0"
                 )
+        if self.attention_factor is not None and not (self.attention_factor > 0 and math.isfinite(self.attention_factor)):
+            wrong.append(f"model.rope.attention_factor is {self.attention_factor}, it must be finite and above 0")
         if self.scaling == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
             found = f"model.rope.high_freq_factor is {self.high_freq_factor}"
             wrong.append(f"{found}, it must be above low_freq_factor = {self.low_freq_factor}, and both above 0")
@@ -140,11 +161,13 @@ class AttentionConfig:
 
     def complaints(self, rope: RopeConfig) -> list[str]:
         """What is wrong with it beside this rotary embedding, a line each."""
-        wrong = [
-            f"model.attention.{key} is {getattr(self, key)}, and neither mask nor position_map reads it: leave it out"
-            for key, readers in READERS.items()
-            if getattr(self, key) != getattr(AttentionConfig, key) and not {self.mask, self.position_map} & readers
-        ]
+        wrong = []
+        for key, users in USED_BY.items():
+            if (value := getattr(self, key)) != getattr(type(self), key) and not {self.mask, self.position_map} & {*users}:
+                wrong.append(
+                    f'model.attention.{key} is {value} with mask "{self.mask}" and position_map "{self.position_map}": '
+                    f"it belongs to {' and '.join(users)}, leave it out"
+                )
         for key, value, known in (("mask", self.mask, MASKS), ("position_map", self.position_map, POSITION_MAPS)):
             if value not in known:
                 wrong.append(f"model.attention.{key} is {value!r}, it must be one of {', '.join(known)}")
@@ -183,14 +206,44 @@ class AttentionConfig:
         return wrong
 
 
+def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int) -> list[str]:
+    """What is wrong with training on rows of `seq_len` tokens, a line each.
+
+    Beyond `factor` times the trained length a scaling leaves angles that nobody chose. That of `llama3` is no such ratio: Llama
+    3.1 has factor 8 and rows of 16 times 8192 tokens.
+    """
+    wrong = check_length(rope, attention, seq_len)
+    for key, width in (("window", attention.window), ("map_window", attention.map_window)):
+        if width is not None and width >= seq_len:
+            wrong.append(
+                f"model.attention.{key} is {width}, and no two tokens of a row are as far apart: it must be below "
+                f"training.seq_len = {seq_len}, or left out"
+            )
+    if rope.scaling == "none":
+        return wrong
+    trained, reach = rope.trained_length, rope.factor * rope.trained_length
+    if rope.scaling == "dynamic_ntk" and seq_len <= trained:
+        wrong.append(
+            f'model.rope.scaling is "dynamic_ntk", which changes nothing in rows of training.seq_len = {seq_len} tokens: it '
+            f'begins beyond model.rope.original_seq_len = {trained}; raise seq_len, or set scaling = "none"'
+        )
+    elif rope.scaling != "llama3" and seq_len > reach:
+        wrong.append(
+            f"model.rope.factor is {rope.factor:g}, made for {rope.factor:g} x original_seq_len = {reach:g} tokens, and "
+            f"training.seq_len is {seq_len}: set factor = {seq_len / trained:g}"
+        )
+    return wrong
+
+
 def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> list[str]:
     """What is wrong with documents of up to `length` tokens, a line each."""
     trained, window = rope.original_seq_len, attention.map_window
     if trained is None or window is None:
         return []
     if attention.position_map == "leaky_rerope" and window + (length - 1 - window) / attention.leak > trained - 1:
-        least = (length - 1 - window) / (trained - 1 - window) if trained - 1 > window else math.inf
-        return [f"model.attention.leak is {attention.leak}, too little for {length} tokens: it must be at least {least:.4g}"]
+        least = math.ceil(1000 * (length - 1 - window) / (trained - 1 - window)) / 1000 if trained - 1 > window else None
+        advice = f"the smallest that works is {least}" if least else "none works: lower map_window"
+        return [f"model.attention.leak is {attention.leak}, too little for {length} tokens: {advice}"]
     if attention.position_map == "self_extend":
 
         def reach(group: int) -> int:
@@ -201,17 +254,6 @@ def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> l
             advice = f"the smallest that works is {works[0]}" if works else "none works: lower map_window"
             return [f"model.attention.group is {attention.group}, too little for {length} tokens: {advice}"]
     return []
-
-
-def check_training(attention: AttentionConfig, seq_len: int) -> list[str]:
-    """What would have no effect in training on rows of `seq_len`, a line each."""
-    widths = {"window": attention.window, "map_window": attention.map_window}
-    return [
-        f"model.attention.{key} is {width}, and no two tokens of a row are as far apart: it must be below training.seq_len = "
-        f"{seq_len}, or left out"
-        for key, width in widths.items()
-        if width is not None and width >= seq_len
-    ]
 
 
 def differences(trained: AttentionConfig, used: AttentionConfig) -> list[str]:

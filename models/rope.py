@@ -58,7 +58,13 @@ def _linear(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) ->
 
 
 def _ntk(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
-    return _angles(config.theta * config.factor ** (head_dim / (head_dim - 2)), head_dim), 1.0
+    return _angles(ntk_theta(config, head_dim), head_dim), 1.0
+
+
+def ntk_theta(config: RopeConfig, head_dim: int) -> float:
+    """The base that scaling `ntk` comes to."""
+    stretched: float = config.factor ** (head_dim / (head_dim - 2))
+    return config.theta * stretched
 
 
 def _ntk_mixed(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:

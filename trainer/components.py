@@ -13,7 +13,7 @@ from ..models.config import PRESETS, DecoderConfig, ModelError
 from ..models.decoder import Decoder
 from ..models.huggingface import architecture
 from ..models.masks import DocumentMask, Executor
-from ..models.position_config import AttentionConfig, check_length, check_training
+from ..models.position_config import AttentionConfig, check_training
 from .checkpoint import Found
 from .config import ConfigError, JobConfig, nearest
 from .context import check_context
@@ -60,9 +60,7 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     if config.has_head:
         overrides |= {"head_outputs": len(config.head.classes) or 1, "pool": config.head.pool}
     decoder = replace(preset, **overrides)
-    seq_len = config.training.seq_len
-    complaints = [*check_length(decoder.rope, decoder.attention, seq_len), *check_training(decoder.attention, seq_len)]
-    if complaints:
+    if complaints := check_training(decoder.rope, decoder.attention, config.training.seq_len):
         raise ModelError("; ".join(complaints))
     return decoder
 

@@ -53,5 +53,6 @@ def open_hugging_face(folder: Folder, table: TokenizerTable) -> Found:
         for theirs, spec in file.specs.items():
             piece = Piece(file.path.name, file.begins[theirs], (0,) * len(spec[1]), spec[1])
             index[ours.get(theirs, theirs)] = spec, [piece]
-    state = {"contract": {"where": str(source / CONFIG), **contract}, "model": asdict(decoder), "config": {}}
+    rows = {"training": {"seq_len": stated["max_position_embeddings"]}} if stated.get("max_position_embeddings") else {}
+    state = {"contract": {"where": str(source / CONFIG), **contract}, "model": asdict(decoder), "config": rows}
     return Found(folder, state, files={}, index=index)

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +25,7 @@ from ..models.config import DecoderConfig, ModelError
 from ..models.decoder import Decoder
 from ..models.huggingface import from_hf
 from ..models.masks import AttentionMask, DocumentMask, Executor
+from ..models.position_config import AttentionConfig, RopeConfig, differences
 from . import checkpoint
 from .components import make_model, make_tokenizer, saved_job
 from .config import ConfigError
@@ -52,6 +53,7 @@ class OpenedModel:
         tokenizer: of its training.
         mask: the document mask, causal or not, for this device.
         seq_len: tokens of the longest rows that it was trained on, None where nobody says.
+        trained: the shape, with the rotary scaling, window and position map of its training.
         where: the folder that it came from.
         fingerprint: changes with the weights.
         messages: what a person should know of it, a line each.
@@ -61,6 +63,7 @@ class OpenedModel:
     tokenizer: Tokenizer
     mask: DocumentMask
     seq_len: int | None
+    trained: DecoderConfig
     where: str
     fingerprint: str
     messages: tuple[str, ...] = ()
@@ -146,6 +149,7 @@ def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype) ->
         tokenizer=tokenizer,
         mask=make_mask(tokenizer, decoder, device, dtype),
         seq_len=config.training.seq_len,
+        trained=decoder,
         where=str(found.path),
         fingerprint=xxhash.xxh3_128_hexdigest(checkpoint.manifest_text(found.files).encode()),
         messages=tuple(skipped),
@@ -172,6 +176,7 @@ def open_huggingface(folder: Folder, device: torch.device, dtype: torch.dtype) -
         tokenizer=tokenizer,
         mask=make_mask(tokenizer, decoder, device, dtype),
         seq_len=longest if type(longest) is int else None,
+        trained=decoder,
         where=str(path),
         fingerprint=fingerprint(stated, sorted(path.glob("*.safetensors"))),
     )
@@ -194,7 +199,31 @@ def fill(model: Decoder, found: checkpoint.Found, device: torch.device, dtype: t
 def make_mask(tokenizer: Tokenizer, decoder: DecoderConfig, device: torch.device, dtype: torch.dtype) -> DocumentMask:
     """The mask of the objective that the model was trained by, for the kernel that needs no compilation where there is one."""
     executor: Executor = "flex" if device.type == "cuda" and dtype == torch.float32 else "varlen"
-    return DocumentMask(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, causal=decoder.causal, executor=executor)
+    if not decoder.attention.plain:
+        executor = "flex" if device.type == "cuda" else "sdpa"
+    return DocumentMask(
+        eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, causal=decoder.causal, executor=executor, attention=decoder.attention
+    )
+
+
+def asked_otherwise(opened: OpenedModel, rope: RopeConfig, attention: AttentionConfig, length: int) -> OpenedModel:
+    """A model with another rotary scaling, window or position map than it was trained with, and a message that says so.
+
+    Args:
+        opened: its model is changed in place: give it `opened.trained.rope` and `opened.trained.attention` to have it back.
+        rope: see `Decoder.extrapolate`.
+        attention: likewise.
+        length: likewise.
+
+    Raises:
+        ModelError: what does not fit together, or `length`.
+    """
+    model = opened.model
+    model.extrapolate(rope, attention, length)
+    mask = make_mask(opened.tokenizer, model.config, opened.device, model.tok_embeddings.weight.dtype)
+    told = differences(opened.trained.attention, attention)
+    warning = (f"warning: model.attention is not that of its training: {', '.join(told)}",) if told else ()
+    return replace(opened, mask=mask, messages=(*opened.messages, *warning))
 
 
 def read_documents(

@@ -2,18 +2,28 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import tomli_w
 
-from ..models.config import HEAD_KEYS
+from ..models.config import HEAD_KEYS, AttentionConfig, DecoderConfig, RopeConfig
+from ..models.position_config import READ_BY
 from .checkpoint import Found, ask, differences, find, good
 from .config import JobConfig
 from .distributed import World
 from .fine_tuning import differences as fine_tuning_differences
 from .hf_start import is_hugging_face, open_hugging_face
 from .storage import CheckpointError, Folder
+
+# options that mean nothing without another, so that whoever chooses that one chooses them
+BELONGS_TO = {
+    **{f"rope.{key}": ("scaling",) for key in ("factor", *READ_BY)},
+    "attention.window": ("mask",),
+    "attention.sinks": ("mask", "position_map"),
+    **{f"attention.{key}": ("position_map",) for key in ("map_window", "leak", "group")},
+}
 
 
 def origin(
@@ -43,7 +53,9 @@ def origin(
             found = good(path, world)
     if found is None:
         return None, False, messages
-    check_shape(found, shape, resuming)
+    check_shape(found, shape, config, resuming)
+    if not resuming:
+        messages = [*messages, *check_trained_length(found, shape)]
     if resuming and "guard" not in found.state:
         raise CheckpointError(f"{found.path}: holds weights alone: checkpoint.initial_load_model_only must be true")
     if resuming:
@@ -65,19 +77,59 @@ def check_optimizer(found: Found, name: str) -> None:
         )
 
 
-def check_shape(found: Found, shape: Mapping[str, Any], resuming: bool) -> None:
+def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resuming: bool) -> None:
     """Raise CheckpointError with a table of every key of the model shape in which the checkpoint and this job differ.
 
-    A run may begin with a head that the checkpoint's model has not; its output projection is left out then.
+    A run may begin with a head that the checkpoint's model has not; its output projection is left out then. It may also begin
+    with other rotary angles, windows or position maps, for which the weights are the same, where the TOML itself says so.
     """
-    saved: dict[str, Any] = {"head_outputs": 0, "pool": "mean", **found.state["model"]}
+    saved, ours = flat({"head_outputs": 0, "pool": "mean", **found.state["model"]}), flat(shape)
     if not resuming and not saved["head_outputs"]:
-        saved |= {key: shape[key] for key in HEAD_KEYS}
-    keys = sorted(saved.keys() | shape.keys())
-    if rows := [(key, repr(saved.get(key)), repr(shape.get(key))) for key in keys if saved.get(key) != shape.get(key)]:
-        table = {key: value for key, value in saved.items() if key not in ("causal", *HEAD_KEYS)}
-        fits = f"\n\nthe table that fits is\n\n{tomli_w.dumps({'model': table})}" if not found.files else ""
-        raise CheckpointError(differences(found, "is of another model", rows) + fits)
+        saved |= {key: ours[key] for key in HEAD_KEYS}
+    keys = [key for key in sorted(saved.keys() | ours.keys()) if saved.get(key) != ours.get(key)]
+    if not resuming:
+        keys = [key for key in keys if not is_chosen(config, key)]
+    if keys:
+        rows = [(key, repr(saved.get(key)), repr(ours.get(key))) for key in keys]
+        fits = {"model": DecoderConfig.of(found.state["model"]).table()}
+        advice = f"\n\nthe table that fits is\n\n{tomli_w.dumps(fits)}" if not found.files else ""
+        raise CheckpointError(differences(found, "is of another model", rows) + advice)
+
+
+def flat(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a model shape as `rope.theta`, those that an older checkpoint lacks too, and no lists."""
+    tables = {"rope": asdict(RopeConfig()) | shape["rope"], "attention": asdict(AttentionConfig()) | shape.get("attention", {})}
+    inner = {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}
+    outer = {key: value for key, value in shape.items() if key not in tables}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in (outer | inner).items()}
+
+
+def is_chosen(config: JobConfig, key: str) -> bool:
+    """Whether the TOML chooses a value of `[model.rope]` or `[model.attention]`: itself, or with what it belongs to."""
+    table, _, name = key.partition(".")
+    if table not in ("rope", "attention"):
+        return False
+    stated = getattr(config.model, table).model_dump(exclude_none=True)
+    return any(option in stated for option in (name, *BELONGS_TO.get(key, ())))
+
+
+def check_trained_length(found: Found, shape: Mapping[str, Any]) -> list[str]:
+    """Warn where a job that begins from a checkpoint takes its rows for shorter or longer than they were.
+
+    Raises:
+        CheckpointError: the checkpoint states another `original_seq_len`.
+    """
+    ours, saved = shape["rope"]["original_seq_len"], found.state["model"]["rope"].get("original_seq_len")
+    rows = found.state.get("config", {}).get("training", {}).get("seq_len")
+    if saved is not None and ours != saved:
+        what = "was first trained on rows of another length"
+        raise CheckpointError(differences(found, what, [("model.rope.original_seq_len", repr(saved), repr(ours))]))
+    if saved is None and ours is not None and rows is not None and rows != ours:
+        return [
+            f"warning: model.rope.original_seq_len is {ours}; {found.path} states none, and its own rows had {rows} tokens "
+            "(training.seq_len): right only if its weights come from longer or shorter ones before"
+        ]
+    return []
 
 
 def check_fine_tuning(found: Found, config: JobConfig, resuming: bool) -> None:

@@ -87,7 +87,7 @@ def restore(found: Found) -> Decoder:
     """The decoder of a checkpoint."""
     shape = found.state["model"]
     tensors = WholeTensors(found.path)
-    model = Decoder(DecoderConfig(**{**shape, "rope": replace(LLAMA.rope, **shape["rope"])}))
+    model = Decoder(DecoderConfig.of(shape))
     weights = {name: tensors.read(name) for name in tensors.names()}
     if shape["tie_embeddings"]:
         weights["output.weight"] = weights["tok_embeddings.weight"]

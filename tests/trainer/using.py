@@ -27,7 +27,13 @@ def ready(config: DecoderConfig, tokenizer: Tokenizer, dtype: torch.dtype = torc
     """A random model on the CPU."""
     mask = make_mask(tokenizer, config, torch.device("cpu"), dtype)
     return OpenedModel(
-        model=random_decoder(config).to(dtype), tokenizer=tokenizer, mask=mask, seq_len=64, where="random", fingerprint="0"
+        model=random_decoder(config).to(dtype),
+        tokenizer=tokenizer,
+        mask=mask,
+        seq_len=64,
+        trained=config,
+        where="random",
+        fingerprint="0",
     )
 
 
