@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from ..datasets.labels import FORMATS as LABEL_FORMATS
+from .eval_tables import Eval
 from .tables import (
     ActivationCheckpoint,
     Checkpoint,
@@ -82,6 +83,7 @@ class JobConfig(BaseSettings):
     fine_tuning: FineTuning = FineTuning()
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation = Validation()
+    eval: Eval = Eval()
     metrics: Metrics = Metrics()
     profiling: Profiling = Profiling()
     comm: Comm = Comm()
@@ -100,6 +102,7 @@ class JobConfig(BaseSettings):
             wrong.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
         if objective != "mlm" and self.mlm != Mlm():
             wrong.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')
+        wrong += extrapolation_mistakes(self)
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
@@ -137,7 +140,7 @@ class JobConfig(BaseSettings):
             remarks.append(f"warning: optimizer.lr is never reached: warmup_steps = {warmup}, training.steps = {steps}")
         if (self.fine_tuning.freeze or self.fine_tuning.lora.rank) and not (self.checkpoint.initial_load_path or step):
             remarks.append("warning: [fine_tuning] freezes weights that nobody has trained: no checkpoint.initial_load_path")
-        if self.validation.sources and not self.validation.enable:
+        if self.validation.sources and not (self.validation.enable or self.eval.extrapolation.enable):
             remarks.append("validation.sources are not read: validation.enable is false")
         if step >= steps:
             remarks.append(f"nothing to train: the checkpoint is of step {step}, training.steps is {steps}")
@@ -186,6 +189,26 @@ def label_mistakes(config: JobConfig) -> list[str]:
         wrong.append(
             f"parallelism.context_parallel_degree = {config.parallelism.context_parallel_degree}: "
             f'training.objective = "{objective}" pools over documents, whose rows must be whole on a rank; set 1'
+        )
+    return wrong
+
+
+def extrapolation_mistakes(config: JobConfig) -> list[str]:
+    """Why `[eval.extrapolation]` cannot run in training."""
+    if not config.eval.extrapolation.enable:
+        return []
+    wrong = []
+    if not config.validation.sources:
+        wrong.append("eval.extrapolation.enable = true: reads [[validation.sources]], and there is none")
+    if config.training.objective != "causal":
+        wrong.append(
+            f'eval.extrapolation.enable = true: training.objective = "{config.training.objective}" predicts no next token; '
+            'it needs "causal"'
+        )
+    if config.compile.enable:
+        wrong.append(
+            "eval.extrapolation.enable = true: every length and method would be compiled anew; set compile.enable = false, or "
+            "run `cistron evaluate --extrapolate` on checkpoints"
         )
     return wrong
 

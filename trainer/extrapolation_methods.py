@@ -1,0 +1,137 @@
+"""The methods that a trained model can be asked for longer documents by, each with the settings that it has here.
+
+With L tokens in training and documents of T, nothing is trained, and only `[model.rope]` and `[model.attention]` change:
+
+| method | settings |
+|---|---|
+| `trained` | as it was trained |
+| `linear`, `ntk`, `ntk_mixed`, `ntk_by_parts`, `yarn`, `llama3` | factor = T/L; as trained up to L |
+| `dynamic_ntk` | factor = 2, its base grows with T; as trained up to L |
+| `logn` | queries times ln(P + 1)/ln L beyond L |
+| `sliding`, `lambda` | window = L; with `lambda` 4 sinks |
+| `distance_cap` | map_window = L - 1, 4 sinks |
+| `rerope` | map_window = L/2 |
+| `leaky_rerope` | map_window = L/2, leak = 16, or the least that keeps distances below L |
+| `self_extend` | map_window = L/2, group = 8, or the next divisor of L/2 that keeps distances below L |
+
+`longrope` has two lists of numbers that must be searched for or trained: it is here where a model has them, as `trained`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from ..models.config import DecoderConfig, ModelError
+from ..models.position_config import AttentionConfig, RopeConfig, check_length
+from .config import ConfigError, nearest
+
+STRETCHED = ("linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts", "yarn", "llama3")
+WINDOWED = ("logn", "sliding", "lambda", "distance_cap", "rerope", "leaky_rerope", "self_extend")
+METHODS = ("trained", *STRETCHED, *WINDOWED)
+DYNAMIC_FACTOR = 2.0
+LEAK, GROUP = 16.0, 8
+
+
+class Way(NamedTuple):
+    """How a model is asked for documents of one length.
+
+    Attributes:
+        rope: rotary embedding.
+        attention: which pairs attend, and at which distance.
+    """
+
+    rope: RopeConfig
+    attention: AttentionConfig
+
+
+def way(method: str, decoder: DecoderConfig, trained: int, length: int) -> Way:
+    """How `method` asks a model for documents of `length` tokens.
+
+    Args:
+        method: one of `METHODS`.
+        decoder: the model as it was trained.
+        trained: L, tokens of rows of its training.
+        length: T.
+
+    Raises:
+        ModelError: the model was trained by another method of its kind, or the settings do not fit its shape or the length.
+    """
+    rope, attention = replace(decoder.rope, original_seq_len=trained), decoder.attention
+    if method == "trained":
+        return Way(decoder.rope, attention)
+    if method in STRETCHED and rope.scaling != "none":
+        raise ModelError(f'method {method}: the model was trained with model.rope.scaling = "{rope.scaling}" already')
+    if method in WINDOWED and attention != AttentionConfig():
+        raise ModelError(f"method {method}: the model was trained with {attention.named} already, or with logn")
+    if method in STRETCHED and length <= trained:
+        return Way(decoder.rope, attention)
+    if method in STRETCHED:
+        rope = replace(rope, scaling=method, factor=DYNAMIC_FACTOR if method == "dynamic_ntk" else length / trained)
+    else:
+        attention = windowed(method, rope, trained, length)
+    replace(decoder, rope=rope, attention=attention)  # which raises what does not fit
+    if complaints := check_length(rope, attention, length):
+        raise ModelError("; ".join(complaints))
+    return Way(rope, attention)
+
+
+def windowed(method: str, rope: RopeConfig, trained: int, length: int) -> AttentionConfig:
+    """The window or map of a method."""
+    half = trained // 2
+    if method == "logn":
+        return AttentionConfig(logn=True)
+    if method in ("sliding", "lambda"):
+        return AttentionConfig(mask=method, window=trained)
+    if method == "distance_cap":
+        return AttentionConfig(position_map=method, map_window=trained - 1)
+    if method == "rerope":
+        return AttentionConfig(position_map=method, map_window=half)
+    if method == "leaky_rerope":
+        least = math.ceil((length - 1 - half) / max(trained - 1 - half, 1))
+        return AttentionConfig(position_map=method, map_window=half, leak=max(LEAK, float(least)))
+    assert method == "self_extend", method
+    groups = [group for group in range(GROUP, half + 1) if half % group == 0]
+    candidates = [AttentionConfig(position_map=method, map_window=half, group=group) for group in groups]
+    reaching = (one for one in candidates if not check_length(rope, one, length))
+    return next(reaching, AttentionConfig(position_map=method, map_window=half))
+
+
+def choose(named: Sequence[str], decoder: DecoderConfig, trained: int, lengths: Sequence[int]) -> tuple[list[str], list[str]]:
+    """Methods to compare, and what is left out and why, a line each.
+
+    Args:
+        named: by the user; empty: all that the model allows at all lengths.
+        decoder: the model as it was trained.
+        trained: tokens of rows of its training.
+        lengths: of documents.
+
+    Raises:
+        ConfigError: a name that is no method.
+        ModelError: a method that was named does not fit the model.
+    """
+    for method in named:
+        if method not in METHODS:
+            raise ConfigError(f"eval.extrapolation.methods: {method!r} is no method{nearest(method, METHODS)}")
+    chosen, left_out = [], []
+    for method in named or METHODS:
+        try:
+            for length in lengths:
+                way(method, decoder, trained, length)
+        except ModelError as error:
+            if named:
+                raise
+            left_out.append(f"left out {method}: {str(error).removeprefix(f'method {method}: ')}")
+        else:
+            chosen.append(method)
+    return chosen, left_out
+
+
+def settings(found: Way, base: DecoderConfig) -> str:
+    """In what a way differs from training, `factor=4 scaling=yarn`; empty where in nothing."""
+    said = []
+    for config, plain in ((found.rope, base.rope), (found.attention, base.attention)):
+        for key, value in vars(config).items():
+            if value != getattr(plain, key) and key != "original_seq_len":
+                said.append(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}")
+    return " ".join(said)
