@@ -166,6 +166,13 @@ class MetricsLog:
         words += [f"{name} {record[name]:.4f}" for name in SCORES if record.get(name) is not None]
         self.say("  ".join([*words, f"{record['documents']:,} documents in {record['seconds']:.1f} s"]))
 
+    def extrapolation(self, record: dict[str, Any]) -> None:
+        """The record of an evaluation on longer documents; see `train_extrapolation.LongEvaluation`."""
+        if not self.world.is_first:
+            return
+        self.reports.add("extrapolation", record)
+        self.say(f"step {record['step']:>6}  extrapolation/step-{record['step']}.png in {record['seconds']:.1f} s")
+
     def close(self) -> None:
         """Flush the files and put the bar away."""
         if self.world.is_first:

@@ -47,6 +47,7 @@ from .sizes import sizes_of
 from .storage import CheckpointError, Folder
 from .tensor_plans import CheckpointReader
 from .totals import Progress, StepTotals
+from .train_extrapolation import LongEvaluation
 from .validation import Validation
 
 
@@ -86,6 +87,7 @@ class Trainer:
         self.prompt = world.gather(opening(self.peeked, self.tokenizer.eos_id) if self.peeked else [])[0]
         data = self.feed.validation
         self.validation = Validation(config, world, data, self.tokenizer, self.progress.step) if data else None
+        self.extrapolation = world.together(self.open_extrapolation)
         self.build_model()
         if self.resuming:
             self.guard.load_state_dict(resumed["guard"])
@@ -121,11 +123,14 @@ class Trainer:
                     self.save()
                 if self.validation and self.validation.is_due(self.progress.step):
                     self.validate()
+                if self.extrapolation and self.extrapolation.is_due(self.progress.step):
+                    self.extrapolate()
         gc.enable()
         self.saver.insist()
         self.save()
         self.saver.finish()
         self.validate()
+        self.extrapolate()
         self.conclude()
 
     def validate(self) -> None:
@@ -140,6 +145,21 @@ class Trainer:
             raise
         if record:
             self.log.validation(record)
+
+    def open_extrapolation(self) -> LongEvaluation | None:
+        """What `[eval.extrapolation]` asks for."""
+        if not self.config.eval.extrapolation.enable:
+            return None
+        opened = LongEvaluation(self.config, self.world, self.tokenizer, self.decoder_config, self.progress.step)
+        self.messages += opened.messages
+        return opened
+
+    def extrapolate(self) -> None:
+        """Report what the model makes of longer documents, if asked for, unless it was done after this very step."""
+        if self.extrapolation is None or self.extrapolation.done == self.progress.step:
+            return
+        if record := self.extrapolation.run(self.progress.step, self.model, self.stop):
+            self.log.extrapolation(record)
 
     def fetch(self) -> tuple[list[Batch], Exception | None]:
         """This rank's micro-batches of the next step: fewer when a stop was asked for, and how the data failed or ended."""
