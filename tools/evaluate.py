@@ -1,7 +1,8 @@
 """`cistron evaluate CHECKPOINT --score x.fasta`: how likely a model finds each sequence, one line per sequence.
 
 A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods, in nats. CHECKPOINT is a Cistron checkpoint of
-any layout, or a Hugging Face folder.
+any layout, or a Hugging Face folder. With --extrapolate in place of --score: documents longer than those of training, see
+`extrapolate.py` (`cistron evaluate --extrapolate --help`).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from ..trainer.config import ConfigError
 from ..trainer.failures import run_command
 from ..trainer.inference import opening_tokens, read_documents
 from ..trainer.scoring import Score, score
+from . import extrapolate
 from .model_input import add_input_arguments, add_model_arguments, open_as_asked
 from .progress import make_monitor
 
@@ -51,6 +53,9 @@ Writer: TypeAlias = Callable[[Result], Any]
 
 def main(argv: Sequence[str]) -> None:
     """Parse, load, score, write."""
+    if "--extrapolate" in argv:
+        extrapolate.main(argv)
+        return
     parser = argparse.ArgumentParser(prog="cistron evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     add_input_arguments(parser, "--score", required=True)

@@ -185,9 +185,7 @@ def evaluate(
         model.extrapolate(decoder.rope, decoder.attention, length_before)
 
 
-def measure(
-    runner: Runner, table: Extrapolation, documents: LongDocuments, method: str, length: int, told: str
-) -> Result:
+def measure(runner: Runner, table: Extrapolation, documents: LongDocuments, method: str, length: int, told: str) -> Result:
     """All measures of a model as it is now, at one length."""
     longest = max(documents.qualified)
     here, there = documents.at_least(length), documents.at_least(longest)

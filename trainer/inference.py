@@ -28,7 +28,7 @@ from ..models.masks import AttentionMask, DocumentMask, Executor
 from ..models.position_config import AttentionConfig, RopeConfig, differences
 from . import checkpoint
 from .components import make_model, make_tokenizer, saved_job
-from .config import ConfigError
+from .config import ConfigError, JobConfig
 from .contract import Statement, check_statements, checkpoint_statement, tokenizer_statement
 from .distributed import pick_device
 from .hf_export import CONFIG
@@ -56,6 +56,7 @@ class OpenedModel:
         trained: the shape, with the rotary scaling, window and position map of its training.
         where: the folder that it came from.
         fingerprint: changes with the weights.
+        config: the job of its training; None of a Hugging Face folder.
         messages: what a person should know of it, a line each.
     """
 
@@ -66,6 +67,7 @@ class OpenedModel:
     trained: DecoderConfig
     where: str
     fingerprint: str
+    config: JobConfig | None = None
     messages: tuple[str, ...] = ()
 
     @property
@@ -152,6 +154,7 @@ def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype) ->
         trained=decoder,
         where=str(found.path),
         fingerprint=xxhash.xxh3_128_hexdigest(checkpoint.manifest_text(found.files).encode()),
+        config=config,
         messages=tuple(skipped),
     )
 

@@ -1,7 +1,7 @@
 """Documents of one length through a model of any layout: losses and most likely tokens, without all logits in memory.
 
-A document has a row of its own, padded to a multiple of 128; rows run in batches of a budget of tokens. Data-parallel ranks take
-batches in turn, all as many, and every rank gets all results.
+A document has a row of its own, padded to a multiple of 128; rows run in batches of a budget of tokens. Data-parallel ranks
+take batches in turn, all as many, and every rank gets all results.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -25,9 +25,7 @@ class Words(NamedTuple):
 
 
 PROSE = Words(
-    "0123456789",
-    "\nThe pass key is {key}. Remember it. {key} is the pass key.\n",
-    "\nWhat is the pass key? The pass key is ",
+    "0123456789", "\nThe pass key is {key}. Remember it. {key} is the pass key.\n", "\nWhat is the pass key? The pass key is "
 )
 # 24 letters that no sequence has by chance, before the key and at the end: a repeat to go on with
 SEQUENCES = {
@@ -54,9 +52,7 @@ def words_of(table: Passkey, tokenizer: Tokenizer) -> Words:
     return Words(table.alphabet or usual.alphabet, table.needle or usual.needle, table.query or usual.query)
 
 
-def prompts(
-    table: Passkey, tokenizer: Tokenizer, hay: Sequence[Ids], length: int, depth: float, seed: int
-) -> list[Prompt]:
+def prompts(table: Passkey, tokenizer: Tokenizer, hay: Sequence[Ids], length: int, depth: float, seed: int) -> list[Prompt]:
     """As many documents as `samples` says; keys and hay are the same at every depth and length.
 
     Args:

@@ -43,7 +43,7 @@ class Reports:
         self.wandb = start_wandb(folder, config, start_step) if m.enable_wandb else None
 
     def add(self, kind: str, record: dict[str, Any]) -> None:
-        """Write a record of a step everywhere; `kind` is metrics, validation or extrapolation. Floats keep all their digits in the file.
+        """Write a record of a step everywhere; `kind` is one of `files`. Floats keep all their digits in the file.
 
         Numbers that are not finite are null: JSON has no others, and curves no place for them.
         """

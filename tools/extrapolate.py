@@ -1,0 +1,189 @@
+"""`cistron evaluate CHECKPOINT --extrapolate`: documents longer than those of training, by every method that trains nothing.
+
+CHECKPOINT is a Cistron checkpoint of any layout, or a Hugging Face folder. Options that are left out are as the checkpoint's
+own `[eval.extrapolation]` says.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from ..datasets.sequences import SequenceFiles
+from ..datasets.tokenizers import Ids
+from ..trainer.config import ConfigError, describe
+from ..trainer.continuation import check_packages
+from ..trainer.eval_tables import Extrapolation
+from ..trainer.extrapolation import LongDocuments, Result, check_table, evaluate, read_sources, report, total_tokens
+from ..trainer.extrapolation_methods import METHODS, choose
+from ..trainer.failures import run_command
+from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
+from ..trainer.long_rows import Runner
+from .model_input import add_input_arguments, add_model_arguments, open_as_asked, positive
+
+LINE_SECONDS = 10.0
+OPTIONS = {  # of the command line, by the keys of the table
+    "lengths": ("lengths",),
+    "methods": ("methods",),
+    "score_last": ("score_last",),
+    "documents": ("documents",),
+    "passkey_samples": ("passkey", "samples"),
+    "passkey_digits": ("passkey", "digits"),
+    "passkey_depths": ("passkey", "depths"),
+    "continuation_samples": ("continuation", "samples"),
+    "continuation_tokens": ("continuation", "tokens"),
+    "continuation_metrics": ("continuation", "metrics"),
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, load, evaluate, report."""
+    parser = argparse.ArgumentParser(prog="cistron evaluate", description=__doc__)
+    parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
+    parser.add_argument("--extrapolate", action="store_true", required=True, help="what this is about")
+    add_input_arguments(parser, "--input")
+    parser.add_argument("--lengths", nargs="+", type=length_of, metavar="LENGTH", help="tokens, or multiples: 1x 2x 4x")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"of {', '.join(METHODS)} (default: all that fit)")
+    parser.add_argument("--score-last", type=positive, metavar="TOKENS", help="whose loss is taken with more and more context")
+    parser.add_argument("--documents", type=positive, metavar="N", help="of each length that are used")
+    parser.add_argument("--passkey-samples", type=int, metavar="N", help="for each depth and length; 0: none")
+    parser.add_argument("--passkey-digits", type=positive, metavar="N", help="letters of a key")
+    parser.add_argument("--passkey-depths", nargs="+", type=float, metavar="DEPTH", help="from 0 to 1")
+    parser.add_argument("--continuation-samples", type=int, metavar="N", help="documents that are continued; 0: none")
+    parser.add_argument("--continuation-tokens", type=positive, metavar="N", help="of each")
+    parser.add_argument("--continuation-metrics", nargs="+", metavar="METRIC", help="BLEU, ROUGE")
+    parser.add_argument("--output", type=Path, default=Path("extrapolation"), help="folder of results (default: extrapolation)")
+    add_model_arguments(parser)
+    options = parser.parse_args(argv)
+    run_command(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate as the command line says."""
+    opened = open_as_asked(options)
+    refuse_encoder(opened, "be asked for longer documents")
+    if opened.trained.head_outputs:
+        raise ConfigError(f"{opened.where}: predicts labels of documents and no next token")
+    table = table_of(options, opened)
+    check_packages(table.continuation)
+    trained, why = trained_length(opened)
+    lengths = table.tokens(trained)
+    check_table(table, lengths)
+    methods, left_out = choose(table.methods, opened.trained, trained, lengths)
+    documents = LongDocuments.of(read(options, opened, max(lengths)), lengths, table.documents)
+    console = Console(highlight=False, soft_wrap=True)
+    for line in (f"trained length {trained:,} ({why})", str(documents), *left_out):
+        console.print(line, markup=False)
+    weights = opened.model.tok_embeddings.weight
+    with progress(total_tokens(table, methods, documents, lengths), console) as tick:
+        runner = Runner(
+            model=opened.model,
+            tokenizer=opened.tokenizer,
+            device=opened.device,
+            dtype=weights.dtype,
+            batch_tokens=options.batch_tokens,
+            tick=tick,
+        )
+        results = evaluate(runner, opened.trained, trained, table, methods, documents)
+    assert results is not None, "nobody asked for a stop"
+    found = {"checkpoint": opened.where, **report(results, documents, trained, table)}
+    write(options.output, found, results, trained, table.score_last, console)
+
+
+def length_of(text: str) -> int | str:
+    """A number of tokens, or what `eval.extrapolation.lengths` takes for a multiple."""
+    return int(text) if text.isdecimal() else text
+
+
+def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
+    """The checkpoint's `[eval.extrapolation]` under the options of the command line. Raises ConfigError for a wrong value."""
+    table: dict[str, Any] = opened.config.eval.extrapolation.model_dump() if opened.config else Extrapolation().model_dump()
+    for option, (*parents, key) in OPTIONS.items():
+        value = getattr(options, option)
+        if value is not None:
+            inner = table
+            for parent in parents:
+                inner = inner[parent]
+            inner[key] = value
+    try:
+        return Extrapolation.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError("; ".join(f"eval.extrapolation: {describe(problem)}" for problem in error.errors())) from None
+
+
+def trained_length(opened: OpenedModel) -> tuple[int, str]:
+    """Tokens of rows of a model's training, and who says so. Raises ConfigError where nobody does."""
+    stated = opened.trained.rope.original_seq_len
+    if stated is not None:
+        return stated, "model.rope.original_seq_len"
+    if opened.seq_len is None:
+        raise ConfigError(f"{opened.where}: nobody says how long its rows were in training (max_position_embeddings)")
+    return opened.seq_len, "training.seq_len of its job" if opened.config else "max_position_embeddings"
+
+
+def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:
+    """Documents of --input, or of the job's [[validation.sources]]. Raises ConfigError where there are neither."""
+    if options.input:
+        files = SequenceFiles(options.input, options.format, options.field, options.id_field)
+        unlimited = replace(opened, seq_len=None)  # nobody need be told that these are longer than rows of training
+        return (document.ids[:longest] for document in read_documents(unlimited, files, files, options.max_length))
+    if opened.config is None or not opened.config.validation.sources:
+        raise ConfigError("--extrapolate: the model's job has no [[validation.sources]]; name files with --input")
+    return read_sources(opened.config, opened.tokenizer, longest)
+
+
+@contextmanager
+def progress(total: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """Shows tokens done and the time left while the block runs: a bar on a terminal, else a line every ten seconds."""
+    if console.is_terminal:
+        columns = (TextColumn("extrapolate"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda tokens: bar.advance(task, tokens)
+        return
+    start = told = time.monotonic()
+    done = 0
+
+    def tick(tokens: int) -> None:
+        nonlocal done, told
+        done += tokens
+        now = time.monotonic()
+        if now - told >= LINE_SECONDS:
+            told = now
+            left = (now - start) * (total / done - 1)
+            print(f"extrapolate: {done / total:.1%}, at most {left:.0f} s left", file=sys.stderr, flush=True)
+
+    yield tick
+
+
+def write(folder: Path, found: dict[str, Any], results: list[Result], trained: int, score_last: int, console: Console) -> None:
+    """Table, JSON, picture and TensorBoard. Raises ConfigError where the folder cannot be written."""
+    from ..trainer.extrapolation_report import draw, make_table  # matplotlib takes 0.3 s to import
+
+    console.print(make_table(results, trained, score_last))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "extrapolation.json").write_text(json.dumps(found, indent=1) + "\n")
+        draw(results, trained, score_last, folder / "extrapolation.png")
+        with SummaryWriter(str(folder / "tensorboard")) as board:
+            for result in results:
+                for name, value in result.curves().items():
+                    method, measure, length = name.split("/")
+                    board.add_scalar(f"extrapolation/{method}/{measure}", value, int(length))  # the length is the step
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: cannot be written: {error}") from None
+    console.print(f"{folder}/extrapolation.json, extrapolation.png, tensorboard", markup=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
