@@ -25,7 +25,7 @@ from ..trainer.config import ConfigError, describe
 from ..trainer.continuation import check_packages
 from ..trainer.eval_tables import Extrapolation
 from ..trainer.extrapolation import LongDocuments, Result, check_table, evaluate, read_sources, report, total_tokens
-from ..trainer.extrapolation_methods import METHODS, choose
+from ..trainer.extrapolation_methods import METHODS, WINDOWED, choose
 from ..trainer.failures import run_command
 from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
 from ..trainer.long_rows import Runner
@@ -82,7 +82,11 @@ def run(options: argparse.Namespace) -> None:
     methods, left_out = choose(table.methods, opened.trained, trained, lengths)
     documents = LongDocuments.of(read(options, opened, max(lengths)), lengths, table.documents)
     console = Console(highlight=False, soft_wrap=True)
-    for line in (f"trained length {trained:,} ({why})", str(documents), *left_out):
+    otherwise = [method for method in methods if method in WINDOWED]
+    lines = [f"trained length {trained:,} ({why})", str(documents), *left_out]
+    if otherwise:
+        lines.append(f"warning: {', '.join(otherwise)}: model.attention is not that of its training, on purpose")
+    for line in lines:
         console.print(line, markup=False)
     weights = opened.model.tok_embeddings.weight
     with progress(total_tokens(table, methods, documents, lengths), console) as tick:
@@ -167,10 +171,11 @@ def progress(total: int, console: Console) -> Iterator[Callable[[int], None]]:
 
 
 def write(folder: Path, found: dict[str, Any], results: list[Result], trained: int, score_last: int, console: Console) -> None:
-    """Table, JSON, picture and TensorBoard. Raises ConfigError where the folder cannot be written."""
-    from ..trainer.extrapolation_report import draw, make_table  # matplotlib takes 0.3 s to import
+    """Tables, JSON, picture and TensorBoard. Raises ConfigError where the folder cannot be written."""
+    from ..trainer.extrapolation_report import draw, make_tables  # matplotlib takes 0.3 s to import
 
-    console.print(make_table(results, trained, score_last))
+    for each in make_tables(results, trained, score_last):
+        console.print(each)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "extrapolation.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The results of `extrapolation.evaluate` for people: a table, and a picture of three panels."""
+"""The results of `extrapolation.evaluate` for people: tables, and a picture of three panels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from .continuation import ROUGE
 from .extrapolation import Result
 
 
@@ -14,28 +15,33 @@ def methods_of(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(result.method for result in results))
 
 
-def make_table(results: Sequence[Result], trained: int, score_last: int) -> Table:
-    """A row for each method: losses and shares of pass keys by length."""
+def make_tables(results: Sequence[Result], trained: int, score_last: int) -> list[Table]:
+    """A table for each measure: a row for each method, a column for each length."""
     lengths = sorted({result.length for result in results})
     found = {(result.method, result.length): result for result in results}
-    columns = [f"{length:,} ({length / trained:g}x)" for length in lengths]
-    table = Table(title=f"trained on {trained:,} tokens; loss in nats", caption="settings: at the longest length")
-    table.add_column("method")
-    for group in ("loss", f"last {score_last}", *(["pass keys"] if any(r.passkey for r in results) else [])):
-        for number, column in enumerate(columns):
-            table.add_column(f"{group}\n{column}" if number == 0 else f"\n{column}", justify="right", no_wrap=True)
-    names = sorted({name for result in results for name in result.continuation})
-    for name in names:
-        for column in columns:
-            table.add_column(f"{name}\n{column}", justify="right")
-    table.add_column("settings")
+    titles = {
+        "loss": "loss of all tokens (nats)",
+        "last_loss": f"loss of the same last {score_last} tokens (nats)",
+        "passkey": "share of pass keys retrieved",
+        "bleu": "BLEU of continuations",
+        **{name: f"ROUGE-{name.removeprefix('rouge')} of continuations" for name in ROUGE},
+    }
+    tables = []
+    for measure, title in titles.items():
+        if not any(f"{result.method}/{measure}/{result.length}" in result.curves() for result in results):
+            continue
+        table = Table(title=title, title_justify="left")
+        table.add_column("method")
+        for length in lengths:
+            table.add_column(f"{length:,} ({length / trained:g}x)", justify="right")
+        for method in methods_of(results):
+            values = [found[method, length].curves()[f"{method}/{measure}/{length}"] for length in lengths]
+            table.add_row(method, *(f"{value:.3f}" for value in values))
+        tables.append(table)
+    table = Table("method", "settings", title=f"settings at {lengths[-1]:,} tokens", title_justify="left")
     for method in methods_of(results):
-        row = [found[method, length] for length in lengths]
-        cells = [f"{result.loss:.3f}" for result in row] + [f"{result.last_loss:.3f}" for result in row]
-        cells += [f"{sum(result.passkey.values()) / len(result.passkey):.2f}" for result in row if result.passkey]
-        cells += [f"{result.continuation[name]:.1f}" for name in names for result in row]
-        table.add_row(method, *cells, row[-1].settings)
-    return table
+        table.add_row(method, found[method, lengths[-1]].settings)
+    return [*tables, table]
 
 
 def draw(results: Sequence[Result], trained: int, score_last: int, output: Path) -> None:
