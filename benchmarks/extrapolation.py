@@ -1,0 +1,209 @@
+"""Train short, test long, on a CPU: a small decoder is trained on 256 tokens and judged on up to 2,048 by every method.
+
+    python benchmarks/extrapolation.py --folder outputs/extrapolation            # trains for about 15 minutes, evaluates
+    python benchmarks/extrapolation.py --folder outputs/extrapolation --docs     # evaluates again, writes into docs/
+
+A document draws n symbols and two permutations of them, P and Q; after x comes P(x) with probability 0.8, else Q(x). Nothing
+but the document tells P: the more of it is seen, the more pairs are known, and with all of them the loss is 0.50 nats. So far
+context is worth something at every position. In every fifth training document a key of five digits follows an `@`, and comes
+once more behind a second `@` at the end.
+
+The rows of training grow: 64, 128, then 256 tokens. Without that, no head that looks for earlier occurrences appears within a
+thousand steps. Checkpoints stay in the folder; what is trained already is not trained again.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cistron.datasets.shard_writer import ShardWriter, id_dtype
+from cistron.datasets.tokenizers import ByteTokenizer
+from cistron.tools import evaluate
+from cistron.trainer.train import run
+
+TRAINED = 256
+ROWS = (64, 128, TRAINED)
+STEPS = (300, 300, 1000)
+TOKENS_PER_STEP = 4096
+SYMBOLS = 128  # ids 128 to 255
+PASSKEYS = 0.2
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+BEGIN, END = "<!-- begin: benchmarks/extrapolation.py -->\n", "<!-- end: benchmarks/extrapolation.py -->\n"
+
+TOML = """
+[job]
+dump_folder = "{folder}/rows-{rows}"
+[model]
+preset = "debug"
+dim = 128
+n_layers = 2
+n_heads = 4
+n_kv_heads = 4
+head_dim = 32
+hidden_dim = 256
+tie_embeddings = true
+rope = {{ theta = 10000.0, original_seq_len = {trained} }}
+[[data.sources]]
+name = "pairs"
+format = "tokens"
+paths = ["{folder}/data/rows-{rows}"]
+[training]
+seq_len = {rows}
+local_batch_size = {batch}
+global_batch_size = {batch}
+steps = {steps}
+mixed_precision_param = "float32"
+[optimizer]
+lr = 3e-3
+weight_decay = 0.01
+[lr_scheduler]
+warmup_steps = 30
+decay_ratio = {decay}
+[checkpoint]
+interval = 250
+{start}
+[metrics]
+log_freq = 25
+[[validation.sources]]
+name = "long"
+format = "tokens"
+paths = ["{folder}/data/long"]
+[eval.extrapolation]
+lengths = ["1x", "2x", "4x", "8x"]
+documents = {documents}
+passkey = {{ needle = "@{{key}}", query = "@", samples = {samples} }}
+"""
+
+
+def chains(draw: np.random.Generator, documents: int, length: int, least: int, most: int) -> np.ndarray:
+    """Documents of `length` symbols, each over `least` to `most` of them: uint8 [documents, length]."""
+    several = draw.integers(least, most + 1, size=documents)
+    beyond = np.arange(SYMBOLS) >= several[:, None]
+
+    def permutations() -> np.ndarray:
+        """Of 0 .. n - 1 for each document, int64 [documents, 128]: what lies beyond stays there."""
+        return np.argsort(np.where(beyond, 1 + np.arange(SYMBOLS), draw.random((documents, SYMBOLS))), axis=1)
+
+    after = np.stack([permutations(), permutations()])
+    every = np.arange(documents)
+    states = np.empty((documents, length), dtype=np.int64)
+    states[:, 0] = draw.integers(several)
+    rare = draw.random((documents, length)) >= 0.8
+    for at in range(1, length):
+        states[:, at] = after[rare[:, at].astype(int), every, states[:, at - 1]]
+    names = np.argsort(draw.random((documents, SYMBOLS)), axis=1) + 256 - SYMBOLS
+    return np.take_along_axis(names, states, axis=1).astype(np.uint8)
+
+
+def hide_key(draw: np.random.Generator, document: np.ndarray) -> np.ndarray:
+    """The document with a key somewhere and at its end, as long as before."""
+    key = np.frombuffer(b"@", dtype=np.uint8).tolist() + draw.choice(np.frombuffer(b"0123456789", np.uint8), size=5).tolist()
+    rest = document[: len(document) - 2 * len(key)]
+    return np.concatenate([np.insert(rest, draw.integers(len(rest) + 1), key), key]).astype(np.uint8)
+
+
+def write_data(folder: Path, seed: int, tokens: int, rows: int, symbols: tuple[int, int], *, whole: bool) -> None:
+    """Token shards of documents that are a row long with their eos; unless `whole`, half of them shorter and some with keys."""
+    if folder.exists():
+        return
+    draw = np.random.default_rng(seed)
+    writer = ShardWriter(folder, "part", ByteTokenizer(), id_dtype(511))
+    documents, lengths = [], []
+    for text in chains(draw, tokens // rows, rows - 1, *symbols):
+        cut = rows - 1 if whole or draw.random() < 0.5 else int(draw.integers(rows // 4, rows))
+        kept = text[:cut]
+        if not whole and draw.random() < PASSKEYS:
+            kept = hide_key(draw, kept)
+        documents.append(np.append(kept, ByteTokenizer().eos_id))
+        lengths.append(len(kept) + 1)
+    writer.write(np.concatenate(documents), np.cumsum(lengths), None)
+    writer.finish([])
+
+
+def train(folder: Path, steps: tuple[int, ...], documents: int, samples: int) -> Path:
+    """Three jobs, each from the last one's weights; returns the folder of the last one's checkpoints."""
+    start, checkpoints = "", folder
+    write_data(folder / "data" / "long", 1, documents * (8 * TRAINED + 1), 8 * TRAINED + 1, (SYMBOLS, SYMBOLS), whole=True)
+    for number, (rows, count) in enumerate(zip(ROWS, steps, strict=True)):
+        write_data(folder / "data" / f"rows-{rows}", 2 + number, count * TOKENS_PER_STEP, rows, (8, rows // 2), whole=False)
+        job = folder / f"rows-{rows}.toml"
+        decay = 0.4 if rows == TRAINED else 0.0
+        places = {"folder": folder.resolve(), "rows": rows, "trained": TRAINED, "batch": TOKENS_PER_STEP // rows}
+        job.write_text(TOML.format(**places, steps=count, decay=decay, start=start, documents=documents, samples=samples))
+        checkpoints = folder / f"rows-{rows}" / "checkpoint"
+        if not (checkpoints / f"step-{count}").exists():
+            run([str(job)])
+        start = f'initial_load_path = "{checkpoints.resolve()}/step-{count}"'
+    return checkpoints
+
+
+def claims(results: list[dict[str, Any]]) -> list[tuple[str, bool, str]]:
+    """What the literature says, whether it came out, and the numbers."""
+    last = {(r["method"], r["length"] // TRAINED): r["last_loss"] for r in results}
+    keys = {(r["method"], r["length"] // TRAINED): np.mean(list(r["passkey"].values())) for r in results}
+    order = ["rerope", "yarn", "ntk_by_parts", "ntk", "trained"]
+    at8 = [last[method, 8] for method in order]
+    rerope, sliding = ([last[method, times] for times in (1, 2, 4, 8)] for method in ("rerope", "sliding"))
+
+    def said(values: list[float]) -> str:
+        return ", ".join(f"{value:.3f}" for value in values)
+
+    return [
+        (f"8x: {' < '.join(order)}", at8 == sorted(at8), said(at8)),
+        (
+            "linear without training fails: 1 nat above 1x at 2x",
+            last["linear", 2] > last["trained", 1] + 1,
+            said([last["trained", 1], last["linear", 2]]),
+        ),
+        ("sliding is flat, to 0.1 nats", max(sliding) - min(sliding) < 0.1, said(sliding)),
+        ("sliding is 1 nat worse than rerope at 8x", sliding[-1] > rerope[-1] + 1, said([sliding[-1], rerope[-1]])),
+        ("rerope falls with every length", rerope == sorted(set(rerope), reverse=True), said(rerope)),
+        ("pass keys at 4x: rerope finds all", keys["rerope", 4] == 1, f"{keys['rerope', 4]:.2f}"),
+        ("pass keys at 4x: trained finds at most 0.12", keys["trained", 4] <= 0.12, f"{keys['trained', 4]:.2f}"),
+    ]
+
+
+def markdown(results: list[dict[str, Any]], found: list[tuple[str, bool, str]]) -> str:
+    """The table of all methods, and that of the claims."""
+    times = (1, 2, 4, 8)
+    columns = [f"last 64, {n}x" for n in times] + [f"keys, {n}x" for n in times]
+    lines = [f"| method | {' | '.join(columns)} | settings at 8x |", "|---|" + "---|" * 9]
+    for method in dict.fromkeys(result["method"] for result in results):
+        rows = sorted((r for r in results if r["method"] == method), key=lambda r: r["length"])
+        cells = [f"{r['last_loss']:.3f}" for r in rows] + [f"{np.mean(list(r['passkey'].values())):.2f}" for r in rows]
+        lines.append(f"| `{method}` | {' | '.join(cells)} | {rows[-1]['settings']} |")
+    lines += ["", "| expected | came out | numbers |", "|---|---|---|"]
+    lines += [f"| {what} | {'yes' if so else '**no**'} | {numbers} |" for what, so, numbers in found]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Train what is not trained yet, evaluate, compare with what is expected."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="of data, runs and results")
+    parser.add_argument("--steps", type=int, nargs=3, default=STEPS, help="with rows of 64, 128 and 256 tokens")
+    parser.add_argument("--documents", type=int, default=48, help="of 2,048 tokens, to evaluate on")
+    parser.add_argument("--passkey-samples", type=int, default=20, help="for each depth and length")
+    parser.add_argument("--docs", action="store_true", help="write table and figure into docs/length_extrapolation.md")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    checkpoints = train(options.folder, tuple(options.steps), options.documents, options.passkey_samples)
+    output = options.folder / "evaluation"
+    evaluate.main([str(checkpoints), "--extrapolate", "--output", str(output)])
+    results = json.loads((output / "extrapolation.json").read_text())["results"]
+    text = markdown(results, claims(results))
+    print(text)
+    if options.docs:
+        page = DOCS / "length_extrapolation.md"
+        before, rest = page.read_text().split(BEGIN)
+        page.write_text(before + BEGIN + text + END + rest.split(END)[1])
+        shutil.copy(output / "extrapolation.png", DOCS / "length_extrapolation.png")
+
+
+if __name__ == "__main__":
+    main()
