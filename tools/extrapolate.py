@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     parser.add_argument("--extrapolate", action="store_true", required=True, help="what this is about")
     add_input_arguments(parser, "--input")
-    parser.add_argument("--lengths", nargs="+", type=length_of, metavar="LENGTH", help="tokens, or multiples: 1x 2x 4x")
+    parser.add_argument("--lengths", nargs="+", metavar="LENGTH", help="tokens, or multiples: 1x 2x 4x")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"of {', '.join(METHODS)} (default: all that fit)")
     parser.add_argument("--score-last", type=positive, metavar="TOKENS", help="whose loss is taken with more and more context")
     parser.add_argument("--documents", type=positive, metavar="N", help="of each length that are used")
@@ -102,11 +102,6 @@ def run(options: argparse.Namespace) -> None:
     assert results is not None, "nobody asked for a stop"
     found = {"checkpoint": opened.where, **report(results, documents, trained, table)}
     write(options.output, found, results, trained, table.score_last, console)
-
-
-def length_of(text: str) -> int | str:
-    """A number of tokens, or what `eval.extrapolation.lengths` takes for a multiple."""
-    return int(text) if text.isdecimal() else text
 
 
 def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from .tables import Fraction, Name, NonNegative, Positive, Table
 
 Metric: TypeAlias = Literal["BLEU", "ROUGE"]
-MULTIPLE = re.compile(r"(\d+)x")
+LENGTH = re.compile(r"([1-9]\d*)(x?)")  # the command line has numbers as text too
 
 
 class Passkey(Table):
@@ -73,11 +73,8 @@ class Extrapolation(Table):
 
     def tokens(self, trained: int) -> list[int]:
         """The lengths in ascending order, for a model that was trained on rows of `trained` tokens."""
-        found = {
-            trained * int(match[1]) if isinstance(length, str) and (match := MULTIPLE.fullmatch(length)) else int(length)
-            for length in self.lengths
-        }
-        return sorted(found)
+        matches = (LENGTH.fullmatch(str(length)) for length in self.lengths)
+        return sorted({int(match[1]) * (trained if match[2] else 1) for match in matches if match})
 
     @model_validator(mode="after")
     def fits_together(self) -> "Extrapolation":
@@ -85,7 +82,7 @@ class Extrapolation(Table):
         wrong = [
             f'eval.extrapolation.lengths = {length!r}: must be a number of tokens, or a multiple such as "4x"'
             for length in self.lengths
-            if isinstance(length, str) and (not (match := MULTIPLE.fullmatch(length)) or int(match[1]) < 1)
+            if not LENGTH.fullmatch(str(length))
         ]
         if wrong:
             raise ValueError("\n".join(wrong))
