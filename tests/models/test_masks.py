@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cistron.models.config import AttentionConfig
 from cistron.models.masks import DocumentMask, document_block_mask, document_dense_mask, document_offsets, offsets_capacity
 from cistron.models.position_maps import EVERYTHING, Reach
 from cistron.tests.models.packed import EOS, LLAMA, PAD, pack, random_decoder
@@ -61,9 +60,7 @@ def _slow_positions(sequence_ids: Tensor) -> Tensor:
     return (sequence_ids[:, :, None] == sequence_ids[:, None, :]).tril(-1).sum(-1)
 
 
-def _assert_equals_create_block_mask(
-    sequence_ids: Tensor, causal: bool, block_size: int, reach: Reach = EVERYTHING
-) -> None:
+def _assert_equals_create_block_mask(sequence_ids: Tensor, causal: bool, block_size: int, reach: Reach = EVERYTHING) -> None:
     positions = _slow_positions(sequence_ids)
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
