@@ -300,14 +300,15 @@ def _within_reach(ids: Tensor, blocks: _Blocks, reach: Reach, size: int) -> tupl
 
 
 def _reach_rule(ids: Tensor, reach: Reach) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """As `_document_rule`, in order, causal, and within reach."""
-    least, below, sinks = reach
-    if below is None:
+    """As `_document_rule`, in order, causal, and within reach. Numbers are tensors, so that no code is compiled for others."""
+    least = torch.full((), reach.least, device=ids.device)
+    if reach.below is None:
 
         def beyond(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return (ids[b, q] == ids[b, k]) & (q - k >= least)
 
         return beyond
+    below, sinks = (torch.full((), n, device=ids.device) for n in (reach.below, reach.sinks))
     positions = _positions(ids)
 
     def within(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

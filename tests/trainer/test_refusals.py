@@ -150,7 +150,7 @@ BAD_SETTINGS = {
     ),
     "a window of nothing": (
         ("--model.attention.mask", "sliding", "--model.attention.window", "0"),
-        ["window", "greater than 0"],
+        ['model.attention.window is 0, mask "sliding" needs at least 1'],
     ),
     "a mask without a window": (("--model.attention.mask", "sliding"), ["window is None", "needs at least 1"]),
     "more sinks than the window": (
