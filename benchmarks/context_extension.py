@@ -3,8 +3,8 @@
     python benchmarks/context_extension.py                         about two minutes on a CPU
 
 A byte model of the debug kind, smaller, on the standard library's sources; its `email` and `logging` packages are held out.
-Both runs are ordinary jobs, the second begun with `checkpoint.initial_load_path`. A third, which goes on at L for as many tokens, tells
-what more training does by itself. Losses are nats per byte over the same windows of 4 L bytes, one document each.
+Both runs are ordinary jobs, the second begun with `checkpoint.initial_load_path`. A third, which goes on at L for as many
+tokens, tells what more training does by itself. Losses are nats per byte over the same windows of 4 L bytes, one document each.
 """
 
 import argparse
@@ -37,7 +37,9 @@ hidden_dim = 192
 [[data.sources]]
 name = "stdlib"
 format = "text"
-paths = ["{{stdlib}}/*.py", "{{stdlib}}/asyncio/*.py", "{{stdlib}}/json/*.py", "{{stdlib}}/unittest/*.py", "{{stdlib}}/xml/**/*.py"]
+paths = [
+    "{{stdlib}}/*.py", "{{stdlib}}/asyncio/*.py", "{{stdlib}}/json/*.py", "{{stdlib}}/unittest/*.py", "{{stdlib}}/xml/**/*.py",
+]
 [training]
 seq_len = {TRAINED}
 local_batch_size = {TOKENS // TRAINED}
@@ -124,7 +126,7 @@ def main() -> None:
             loss = losses(open_model(path), rope, tokens)
             spans = (loss[:, : TRAINED - 1], loss, loss[:, -TRAINED:])
             table.add_row(what, *(f"{span.mean().item():.3f}" for span in spans))
-    Console().print(table)
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":
