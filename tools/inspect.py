@@ -95,8 +95,9 @@ def draw(batch: Batch, mask: DocumentMask, output: Path) -> None:
     shifted = ids + 3 * np.arange(len(ids))[:, None]  # so that neighbours above and below differ too
     colours = np.where(ids < 0, np.nan, shifted % 10)
     palette = mpl.colormaps["tab10"].with_extremes(bad="#eeeeee")
-    shape = {"figsize": (9 + 6 * len(regions), 6), "width_ratios": (1.5, *(1 for _ in regions))}
-    figure, (rows, *panels) = plt.subplots(1, 1 + len(regions), layout="constrained", **shape)
+    widths = (1.5, *(1 for _ in regions))
+    figure, axes = plt.subplots(1, len(widths), figsize=(6 * sum(widths), 6), width_ratios=widths, layout="constrained")
+    rows, *panels = axes
     rows.imshow(colours, aspect="auto", interpolation="nearest", cmap=palette, vmin=0, vmax=9)
     used = float((ids >= 0).mean())
     rows.set(title=f"documents in packed rows ({used:.1%} of positions used; padding is grey)", xlabel="position")

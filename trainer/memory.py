@@ -19,6 +19,8 @@ length:
 | q and k before their norms | q_norm, k_norm | 8·(Q + K) | w·(Q + K) | w·(Q + K) |
 | w1 x, silu of it, w3 x, their product | silu, product, w2 | w·4·F | w·4·F | w·3·F |
 
+A position map has two of what attention keeps, or scores written out: `two_regions`.
+
 On a CPU, nn.RMSNorm is a handful of operators on float32 copies; CUDA has one kernel. Inductor computes silu again in the
 backward pass and keeps the rest. Tensor parallelism divides all of it but the outputs of the norms, which are gathered along
 the sequence for the matrices; context parallelism divides the tokens. Rotation keeps the cosines and sines alone, once for all
@@ -287,7 +289,7 @@ def block_activations(job: Job) -> float:
     norms = 2 * d.dim * per_norm + ((queries + keys) * per_norm if d.qk_norm else 0)
     relaid = 0 if job.executor == "varlen" and not job.eager_cpu else queries
     attention = width * (2 * queries + 2 * keys * job.layout.cp + relaid) + FLOAT32 * d.n_heads
-    mask = width * job.config.training.seq_len if job.executor == "sdpa" else 0
+    mask = float(width * job.config.training.seq_len if job.executor == "sdpa" else 0)
     if job.mapped:
         attention, mask = two_regions(job)
     feed_forward = width * (3 if job.config.compile.enable else 4) * d.hidden_dim
