@@ -288,8 +288,8 @@ def block_activations(job: Job) -> float:
     per_norm = FLOAT32 + FLOAT32 if job.eager_cpu else width
     norms = 2 * d.dim * per_norm + ((queries + keys) * per_norm if d.qk_norm else 0)
     relaid = 0 if job.executor == "varlen" and not job.eager_cpu else queries
-    attention = width * (2 * queries + 2 * keys * job.layout.cp + relaid) + FLOAT32 * d.n_heads
-    mask = float(width * job.config.training.seq_len if job.executor == "sdpa" else 0)
+    attention: float = width * (2 * queries + 2 * keys * job.layout.cp + relaid) + FLOAT32 * d.n_heads
+    mask: float = width * job.config.training.seq_len if job.executor == "sdpa" else 0
     if job.mapped:
         attention, mask = two_regions(job)
     feed_forward = width * (3 if job.config.compile.enable else 4) * d.hidden_dim
