@@ -7,9 +7,9 @@
 | varlen | `scaled_dot_product_attention`, document by document | CPU, not compiled |
 | sdpa | `scaled_dot_product_attention` with a dense mask: the reference | everywhere |
 
-A position map has two regions of pairs, each with queries and keys rotated in its own way. Flex takes a pass over each and joins
-them by their log-sum-exps; sdpa has one softmax over scores that are chosen pair by pair, in float32 or better. Varlen returns no
-log-sum-exp that is differentiable, and has neither maps nor windows.
+A position map has two regions of pairs, each with queries and keys rotated in its own way. Flex takes a pass over each and
+joins them by their log-sum-exps; sdpa has one softmax over scores that are chosen pair by pair, in float32 or better. Varlen
+returns no log-sum-exp that is differentiable, and has neither maps nor windows.
 """
 
 import inspect
@@ -17,17 +17,17 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.attention import list_flash_attention_impls
-from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from .position_config import AttentionConfig, ModelError
 from .masks import AttentionMask, DocumentOffsets, Executor, Regions
+from .position_config import PLAIN, AttentionConfig, ModelError
 
 QUERIES_AT_ONCE = 512  # of scores written out: 0.27 GB for 8 heads and 16,384 keys
 # torch 2.11 lacks the argument; there the kv heads are repeated.
@@ -120,9 +120,9 @@ def choose_executor(
 
 
 def check_executor(
-    executor: str, device: torch.device, *, half: bool, compiled: bool, attention: AttentionConfig = AttentionConfig()
+    executor: str, device: torch.device, *, half: bool, compiled: bool, attention: AttentionConfig = PLAIN
 ) -> None:
-    """Refuse an executor that cannot train.
+    """Refuse an executor that cannot train, or not with this window or position map.
 
     Raises:
         ModelError: naming `model.attention.executor`, the reason, and what would work.
@@ -162,22 +162,20 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     gqa = q.shape[1] != k.shape[1]
     # Uncompiled, flex materialises all scores: right on the CPU as a reference, out of memory on a GPU.
     if q.is_cuda and not torch.compiler.is_compiling():
-        return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=gqa)
+        compiled: Tensor = _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=gqa)
+        return compiled
     return flex_attention(q, k, v, block_mask=mask, enable_gqa=gqa)
 
 
 def _flex_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Tensor]:
     gqa = q.shape[1] != k.shape[1]
-    flex = _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else flex_attention
-    out, aux = cast(
-        tuple[Tensor, AuxOutput], flex(q, k, v, block_mask=mask, enable_gqa=gqa, return_aux=AuxRequest(lse=True))
-    )
-    assert aux.lse is not None
+    flex = _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else cast(Callable[..., Any], flex_attention)
+    out, aux = flex(q, k, v, block_mask=mask, enable_gqa=gqa, return_aux=AuxRequest(lse=True))
     return out, aux.lse
 
 
 @cache
-def _compiled_flex() -> Callable[..., Tensor]:
+def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention)  # rows of padded batches come in many widths
 
 
@@ -200,7 +198,8 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
     dtype = torch.promote_types(q.dtype, torch.float32)
     grouped = q.to(dtype).unflatten(1, (k.shape[1], -1)).flatten(2, 3)
     products = grouped @ k.to(dtype).mT / math.sqrt(q.shape[-1])
-    return products.unflatten(2, (-1, q.shape[2])).flatten(1, 2)
+    scores: Tensor = products.unflatten(2, (-1, q.shape[2])).flatten(1, 2)
+    return scores
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, mask: DocumentOffsets) -> Tensor:

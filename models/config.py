@@ -69,8 +69,8 @@ class DecoderConfig:
         if not self.causal and not (self.attention.plain and not self.attention.logn):
             named = "model.attention.logn = true" if self.attention.plain else self.attention.named
             complaints.append(
-                f"{named} with a bidirectional model (training.objective mlm, model.causal = false): windows, position maps and "
-                "logn go by the distance to earlier tokens; leave it out"
+                f"{named} with a bidirectional model (training.objective mlm, model.causal = false): windows, position maps "
+                "and logn are made for tokens that see their past alone; leave it out"
             )
         if complaints:
             raise ModelError("; ".join(complaints))

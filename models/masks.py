@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from .position_config import AttentionConfig
+from .position_config import PLAIN, AttentionConfig
 from .position_maps import EVERYTHING, Reach, reaches
 
 Executor: TypeAlias = Literal["flex", "varlen", "sdpa"]
@@ -73,7 +73,7 @@ class DocumentMask:
     pad_id: int
     causal: bool = True
     executor: Executor = "sdpa"
-    attention: AttentionConfig = AttentionConfig()
+    attention: AttentionConfig = PLAIN
 
     def __post_init__(self) -> None:
         assert self.attention.plain or (self.causal and self.executor != "varlen"), self
@@ -147,11 +147,7 @@ def _positions(ids: Tensor) -> Tensor:
 
 
 def document_dense_mask(
-    sequence_ids: Tensor,
-    causal: bool,
-    queries: Tensor | None = None,
-    keys: Tensor | None = None,
-    reach: Reach = EVERYTHING,
+    sequence_ids: Tensor, causal: bool, queries: Tensor | None = None, keys: Tensor | None = None, reach: Reach = EVERYTHING
 ) -> Tensor:
     """The rule at every pair: bool [batch, 1, queries, keys], True where query (row) may see key (column).
 
@@ -234,10 +230,11 @@ def document_block_mask(
         nonempty &= k.start[:, None, :] <= q.end[:, :, None]
         full &= k.end[:, None, :] <= q.start[:, :, None]
     if reach != EVERYTHING:
-        assert causal and queries is keys is None, "distances are those of tokens in order"
-        some, all_ = _within_reach(ids, q, reach, block_size)
+        assert causal, "distances are those to earlier tokens"
+        assert queries is keys is None, "and of tokens in order"
+        some, every = _within_reach(ids, q, reach, block_size)
         nonempty &= some
-        full &= all_
+        full &= every
 
     # `BlockMask.from_kv_blocks` would recover the query side from the tables, which takes 4 times as long as all of this.
     partial = nonempty & ~full
@@ -303,14 +300,15 @@ def _within_reach(ids: Tensor, blocks: _Blocks, reach: Reach, size: int) -> tupl
 
 
 def _reach_rule(ids: Tensor, reach: Reach) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """As `_document_rule`, in order, causal, and within reach."""
-    least, below, sinks = reach
-    if below is None:
+    """As `_document_rule`, in order, causal, and within reach. Numbers are tensors, so that no code is compiled for others."""
+    least = torch.full((), reach.least, device=ids.device)
+    if reach.below is None:
 
         def beyond(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return (ids[b, q] == ids[b, k]) & (q - k >= least)
 
         return beyond
+    below, sinks = (torch.full((), n, device=ids.device) for n in (reach.below, reach.sinks))
     positions = _positions(ids)
 
     def within(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

@@ -206,6 +206,9 @@ class AttentionConfig:
         return wrong
 
 
+PLAIN = AttentionConfig()
+
+
 def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int) -> list[str]:
     """What is wrong with training on rows of `seq_len` tokens, a line each.
 

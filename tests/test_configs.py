@@ -52,12 +52,16 @@ def test_a_configuration_names_files_that_there_are_and_more_pieces_of_them_than
     open_validation(config, layout, tokenizer, batch_size=1)
 
 
-@pytest.mark.parametrize(("base", "tuned"), [("dna_debug", "finetune_promoter")])
+@pytest.mark.parametrize(("base", "tuned"), [("dna_debug", "finetune_promoter"), ("debug", "longcontext_yarn")])
 def test_a_configuration_begins_where_another_ends(base: str, tuned: str) -> None:
     before, after = (load_config([str(CONFIGS / f"{name}.toml")])[0] for name in (base, tuned))
     step = f"{before.job.dump_folder}/{before.checkpoint.folder}/step-{before.training.steps}"
     assert after.checkpoint.initial_load_path == step
-    assert (after.model, after.tokenizer) == (before.model, before.tokenizer)
+    rope, plain = after.model.rope, before.model.rope
+    assert (after.model.model_copy(update={"rope": plain}), after.tokenizer) == (before.model, before.tokenizer)
+    if rope != plain:
+        assert rope.original_seq_len == before.training.seq_len
+        assert rope.factor == after.training.seq_len / before.training.seq_len
 
 
 @ALL

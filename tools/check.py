@@ -14,6 +14,7 @@ from rich.table import Table
 from ..datasets.loader import Batch
 from ..models.config import DecoderConfig
 from ..models.masks import DocumentMask, Executor
+from ..models.position_maps import keys_seen
 from ..trainer.components import attention_of, make_mask, verify
 from ..trainer.config import JobConfig, load_config
 from ..trainer.context import block_size
@@ -100,6 +101,11 @@ def report_model(
     what = "6N + attention over the whole row" + ("" if sizes.trained == sizes.all else ", less what freezing saves")
     console.print(f"{flops:,.0f} FLOPs per token ({what})")
     console.print(f"{executor} attention: {attention_of(config, torch.device(device))[1]}")
+    if not decoder.attention.plain:
+        seen = int(keys_seen(decoder.attention, torch.arange(seq_len)).sum())
+        passes = "two passes, near and far" if decoder.attention.position_map != "none" else "one pass"
+        whole = seq_len * (seq_len + 1) // 2
+        console.print(f"{decoder.attention.named}: {passes}; {seen / whole:.1%} of the pairs of a document as long as a row")
     moments = estimate(config, decoder, layout, executor, device)
     peak = max(moments, key=lambda moment: moment.size)
     grid = Table(f"memory of one device ({device})", "GiB", "what", box=None)

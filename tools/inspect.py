@@ -13,7 +13,8 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from ..datasets.loader import Batch
 from ..datasets.tokenizers import Tokenizer
-from ..models.masks import document_block_mask
+from ..models.masks import DocumentMask, document_block_mask
+from ..models.position_maps import reaches
 from ..trainer.components import make_mask, verify
 from ..trainer.config import ConfigError, load_config
 from ..trainer.data import open_feed
@@ -57,7 +58,7 @@ def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
     for row in range(min(options.decode, options.rows)):
         console.rule(f"row {batch.rows[row]}")
         console.print(decoded(batch, row, tokenizer))
-    draw(batch, mask.causal, options.output)
+    draw(batch, mask, options.output)
     console.print(f"\nwrote {options.output}: {options.rows} rows, and the mask of the row with most documents")
 
 
@@ -76,8 +77,8 @@ def decoded(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
     return text
 
 
-def draw(batch: Batch, causal: bool, output: Path) -> None:
-    """Write the picture: documents coloured along the rows, beside the document mask of one row by blocks."""
+def draw(batch: Batch, mask: DocumentMask, output: Path) -> None:
+    """Write the picture: documents coloured along the rows, beside the mask of one row by blocks, of each region of a map."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -87,13 +88,16 @@ def draw(batch: Batch, causal: bool, output: Path) -> None:
     seq_len = batch.tokens.shape[1]
     chosen = int(batch.sequence_ids.amax(1).argmax())
     block_size = max(1, min(128, seq_len // 32))
-    mask = document_block_mask(batch.sequence_ids[chosen : chosen + 1], causal=causal, block_size=block_size)
+    row = batch.sequence_ids[chosen : chosen + 1]
+    regions = [document_block_mask(row, mask.causal, block_size, reach=reach) for reach in reaches(mask.attention)]
 
     ids = batch.sequence_ids.numpy().astype(float)
     shifted = ids + 3 * np.arange(len(ids))[:, None]  # so that neighbours above and below differ too
     colours = np.where(ids < 0, np.nan, shifted % 10)
     palette = mpl.colormaps["tab10"].with_extremes(bad="#eeeeee")
-    figure, (rows, blocks) = plt.subplots(1, 2, figsize=(15, 6), width_ratios=(1.5, 1), layout="constrained")
+    widths = (1.5, *(1 for _ in regions))
+    figure, axes = plt.subplots(1, len(widths), figsize=(6 * sum(widths), 6), width_ratios=widths, layout="constrained")
+    rows, *panels = axes
     rows.imshow(colours, aspect="auto", interpolation="nearest", cmap=palette, vmin=0, vmax=9)
     used = float((ids >= 0).mean())
     rows.set(title=f"documents in packed rows ({used:.1%} of positions used; padding is grey)", xlabel="position")
@@ -101,13 +105,15 @@ def draw(batch: Batch, causal: bool, output: Path) -> None:
     rows.set_ylabel("row of the run")
 
     palette = mpl.colors.ListedColormap(["white", "#9ecae1", "#08519c"])
-    blocks.imshow(block_states(mask).numpy(), cmap=palette, vmin=EMPTY, vmax=FULL, extent=(0, seq_len, seq_len, 0))
-    blocks.set(title=f"document mask of row {batch.rows[chosen]} in blocks of {block_size}", xlabel="key", ylabel="query")
+    names = ["document mask"] if len(regions) == 1 else ["near pairs", "far pairs"]
+    for panel, region, name in zip(panels, regions, names, strict=True):
+        panel.imshow(block_states(region).numpy(), cmap=palette, vmin=EMPTY, vmax=FULL, extent=(0, seq_len, seq_len, 0))
+        panel.set(title=f"{name} of row {batch.rows[chosen]} in blocks of {block_size}", xlabel="key", ylabel="query")
     handles: list[Any] = [
         mpl.patches.Patch(facecolor=palette(state), edgecolor="grey", label=label)
         for state, label in ((EMPTY, "empty: skipped"), (PARTIAL, "partial: rule evaluated"), (FULL, "full: no rule needed"))
     ]
-    blocks.legend(handles=handles, loc="upper right")
+    panels[0].legend(handles=handles, loc="upper right")
     figure.savefig(output, dpi=120)
     plt.close(figure)
 

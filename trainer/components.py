@@ -127,9 +127,7 @@ def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> 
         activate_flash_attention_impl("FA3")
     m = config.model
     eos_id = tokenizer.eos_id if m.eos_id is None else m.eos_id
-    return DocumentMask(
-        eos_id=eos_id, pad_id=tokenizer.pad_id, causal=config.causal, executor=executor, attention=attention
-    )
+    return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, causal=config.causal, executor=executor, attention=attention)
 
 
 def check_fine_tuning(config: JobConfig, decoder: DecoderConfig) -> None:

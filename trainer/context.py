@@ -49,7 +49,7 @@ def block_size(seq_len: int, degree: int, executor: Executor) -> int:
 
 
 def check_context(config: JobConfig, executor: Executor, attention: AttentionConfig) -> None:
-    """Refuse rows that `executor`, or a window or position map, cannot have spread over the ranks of `parallelism.context_parallel_degree`.
+    """Refuse rows that `executor`, a window or a map cannot have spread over ranks of `parallelism.context_parallel_degree`.
 
     Raises:
         ConfigError: naming the key, its value, why, and what would work.
@@ -61,7 +61,7 @@ def check_context(config: JobConfig, executor: Executor, attention: AttentionCon
     if not attention.plain:
         raise ConfigError(
             f"{key} with {attention.named}: masks by distance are made for whole rows; set "
-            "parallelism.context_parallel_degree = 1, and spread the model by data_parallel_shard_degree or tensor_parallel_degree"
+            "parallelism.context_parallel_degree = 1, and spread by data_parallel_shard_degree or tensor_parallel_degree"
         )
     if executor == "varlen":
         raise ConfigError(

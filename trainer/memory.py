@@ -19,6 +19,8 @@ length:
 | q and k before their norms | q_norm, k_norm | 8·(Q + K) | w·(Q + K) | w·(Q + K) |
 | w1 x, silu of it, w3 x, their product | silu, product, w2 | w·4·F | w·4·F | w·3·F |
 
+A position map has two of what attention keeps, or scores written out: `two_regions`.
+
 On a CPU, nn.RMSNorm is a handful of operators on float32 copies; CUDA has one kernel. Inductor computes silu again in the
 backward pass and keeps the rest. Tensor parallelism divides all of it but the outputs of the norms, which are gathered along
 the sequence for the matrices; context parallelism divides the tokens. Rotation keeps the cosines and sines alone, once for all
@@ -105,6 +107,11 @@ class Job:
     def eager_cpu(self) -> bool:
         """Whether nn.RMSNorm is several operators."""
         return self.device == "cpu" and not self.config.compile.enable
+
+    @property
+    def mapped(self) -> bool:
+        """Whether attention has two regions."""
+        return self.decoder.attention.position_map != "none"
 
     @property
     def shards(self) -> int:
@@ -249,9 +256,10 @@ def inputs(job: Job) -> float:
     """Bytes of micro-batches on the device: tokens, labels, positions, documents, weights, mask; and of one its rotations."""
     seq_len = job.config.training.seq_len
     mask = {"sdpa": seq_len, "flex": 16 * seq_len / 128**2, "varlen": 0.0}[job.executor]  # four int32 tables of block pairs
+    mask, rotations = (2 * mask, 3) if job.mapped else (mask, 1)  # far queries and far keys have rotations of their own
     # the prefetcher has one on its way and holds the last until it is done with
     present = 1 if job.device == "cpu" else min(job.micro_batches, 2) + 1
-    return job.tokens * (present * (8 + 8 + 4 + 4 + 4 + mask) + FLOAT32 * job.decoder.head_dim)
+    return job.tokens * (present * (8 + 8 + 4 + 4 + 4 + mask) + rotations * FLOAT32 * job.decoder.head_dim)
 
 
 def checkpointed(job: Job) -> tuple[list[float], float, float]:
@@ -280,10 +288,24 @@ def block_activations(job: Job) -> float:
     per_norm = FLOAT32 + FLOAT32 if job.eager_cpu else width
     norms = 2 * d.dim * per_norm + ((queries + keys) * per_norm if d.qk_norm else 0)
     relaid = 0 if job.executor == "varlen" and not job.eager_cpu else queries
-    attention = width * (2 * queries + 2 * keys * job.layout.cp + relaid) + FLOAT32 * d.n_heads
-    mask = width * job.config.training.seq_len if job.executor == "sdpa" else 0
+    attention: float = width * (2 * queries + 2 * keys * job.layout.cp + relaid) + FLOAT32 * d.n_heads
+    mask: float = width * job.config.training.seq_len if job.executor == "sdpa" else 0
+    if job.mapped:
+        attention, mask = two_regions(job)
     feed_forward = width * (3 if job.config.compile.enable else 4) * d.hidden_dim
     return (norms + attention + feed_forward) / job.layout.tp + mask + 2 * width * d.dim
+
+
+def two_regions(job: Job) -> tuple[float, float]:
+    """Bytes per token that attention keeps for a position map, and those of what no tensor parallelism divides."""
+    d, width, seq_len = job.decoder, job.width, job.config.training.seq_len
+    queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
+    if job.executor == "flex":  # two passes, and their outputs in float32 to be joined
+        passes = 2 * (width * (2 * queries + keys) + FLOAT32 * (d.n_heads + queries))
+        return passes + width * (keys + queries) + FLOAT32 * d.n_heads, 0.0
+    # scores written out: of float32 queries and keys, weights in both types, and which pairs have none
+    weights = d.n_heads * seq_len * (FLOAT32 + (width if width < FLOAT32 else 0))
+    return 2 * FLOAT32 * (queries + keys) + width * (keys + 2 * queries) + weights, seq_len
 
 
 def products_and_attention(job: Job) -> tuple[float, float]:

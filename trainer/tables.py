@@ -73,17 +73,17 @@ class Attention(Table):
     """Kernel of the document mask; auto: the fastest that can train here; the run says which, and why."""
     mask: Literal["full", "sliding", "lambda"] | None = None
     """full (unset). sliding: the last `window` tokens. lambda: these and the first `sinks` of the document."""
-    window: Positive | None = None
+    window: int | None = None
     """sliding, lambda: tokens that one sees, itself included."""
-    sinks: NonNegative | None = None
+    sinks: int | None = None
     """lambda, distance_cap: first tokens of a document that all later ones see; unset: 4."""
     position_map: Literal["none", "rerope", "leaky_rerope", "self_extend", "distance_cap"] | None = None
     """Distances of far pairs, which take a second pass of attention; unset: none."""
-    map_window: Positive | None = None
+    map_window: int | None = None
     """position_map: distance from which on pairs are far; below model.rope.original_seq_len."""
     leak: float | None = None
     """leaky_rerope: what distances beyond map_window are divided by; unset: 16."""
-    group: Positive | None = None
+    group: int | None = None
     """self_extend: tokens that share a position far away; unset: 8."""
     logn: bool | None = None
     """Multiply the query at position P by max(1, ln(P + 1) / ln(original_seq_len)); unset: no."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..datasets.loader import Batch
-from ..models.position_config import AttentionConfig
+from ..models.position_config import PLAIN, AttentionConfig
 from ..models.position_maps import keys_seen
 
 
@@ -35,12 +35,7 @@ class StepTotals(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        batches: Sequence[Batch],
-        sources: int,
-        *,
-        normalize: bool = True,
-        attention: AttentionConfig = AttentionConfig(),
+        cls, batches: Sequence[Batch], sources: int, *, normalize: bool = True, attention: AttentionConfig = PLAIN
     ) -> "StepTotals":
         """Count some micro-batches of a job with so many sources; `normalize`: targets by their weights."""
         tokens, targets = torch.zeros(sources, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64)

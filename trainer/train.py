@@ -178,8 +178,8 @@ class Trainer:
         stop = self.stop() or (error is None and len(batches) < self.micro_batches)
         # ranks that differ in cp or tp hold the same rows: only the first counts them
         counted = batches if self.world.counts_rows else []
-        counting = {"normalize": self.config.data.normalize_weights, "attention": self.mask.attention}
-        mine = StepTotals.of(counted, len(self.log.sources), **counting)
+        sources, normalize = len(self.log.sources), self.config.data.normalize_weights
+        mine = StepTotals.of(counted, sources, normalize=normalize, attention=self.mask.attention)
         stops, errors, ready, *counts = self.world.sum([int(stop), int(error is not None), int(self.saver.ready), *mine.counts])
         if ready == self.world.layout.world_size:
             self.saver.advance()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
 from cistron.models.attention import attend, check_executor, choose_executor, has_flash_attention_3
-from cistron.models.config import ModelError
+from cistron.models.config import AttentionConfig, ModelError
 from cistron.models.masks import DocumentMask
 from cistron.tests.models.packed import EOS, PAD, pack
 from torch import Tensor
@@ -105,6 +105,19 @@ def test_offsets_of_any_number_of_documents_are_compiled_for_once() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_windows_and_maps_are_for_flex_and_sdpa_alone(device: str) -> None:
+    for half, compiled in product((True, False), repeat=2):
+        executor, reason = choose_executor(torch.device(device), half=half, compiled=compiled, spread=False, plain=False)
+        assert executor == ("flex" if device == "cuda" else "sdpa")
+        assert "position map" in reason
+    rerope, sliding = AttentionConfig(position_map="rerope", map_window=8), AttentionConfig(mask="sliding", window=8)
+    for attention, named in ((rerope, 'position_map = "rerope"'), (sliding, 'mask = "sliding"')):
+        check_executor("sdpa", torch.device(device), half=True, compiled=False, attention=attention)
+        with pytest.raises(ModelError, match=rf'executor is "varlen" with model\.attention\.{named}.* use "auto"'):
+            check_executor("varlen", torch.device(device), half=True, compiled=False, attention=attention)
+
+
 @pytest.mark.parametrize("spread", [True, False])
 def test_flash_attention_3_is_chosen_where_it_is_installed_and_can_compute_this(
     spread: bool, monkeypatch: pytest.MonkeyPatch
@@ -125,7 +138,7 @@ def test_flash_attention_3_is_chosen_where_it_is_installed_and_can_compute_this(
     ],
 )
 def test_an_executor_that_cannot_train_is_refused(executor: str, device: str, compiled: bool, reason: str) -> None:
-    with pytest.raises(ModelError, match=rf"model\.attention is .{executor}.*{reason}"):
+    with pytest.raises(ModelError, match=rf"model\.attention\.executor is .{executor}.*{reason}"):
         check_executor(executor, torch.device(device), half=False, compiled=compiled)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cistron.models.config import DecoderConfig
+from cistron.models.config import AttentionConfig, DecoderConfig
 from cistron.models.decoder import Decoder
 from cistron.models.loss import linear_cross_entropy
 from cistron.models.masks import DocumentMask
@@ -35,7 +35,7 @@ def _positions(sequence_ids: Tensor) -> Tensor:
 
 def _train_step(model: Decoder, executor: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of the text and all gradients as one vector, float32 on the CPU."""
-    mask = DocumentMask(EOS, PAD, model.config.causal, executor)
+    mask = DocumentMask(EOS, PAD, model.config.causal, executor, model.config.attention)
     ids = mask.sequence_ids(tokens)
     model.zero_grad()
     logits = model(tokens.cuda(), _positions(ids).cuda(), mask.build(ids, "cuda"))
@@ -70,6 +70,36 @@ def test_a_bfloat16_step_is_as_accurate_as_with_sdpa(
 
     with torch.compiler.set_stance("fail_on_recompile"):  # other documents, the same code
         _train_step(model, executor, _tokens(seed=1))
+
+
+FAR = {
+    "sliding": AttentionConfig(mask="sliding", window=100),
+    "lambda": AttentionConfig(mask="lambda", window=100, sinks=4),
+    "rerope": AttentionConfig(position_map="rerope", map_window=100),
+    "leaky_rerope": AttentionConfig(position_map="leaky_rerope", map_window=100),
+    "self_extend": AttentionConfig(position_map="self_extend", map_window=96, logn=True),
+    "distance_cap": AttentionConfig(position_map="distance_cap", map_window=100),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("method", FAR)
+def test_windows_and_maps_train_in_flex_as_in_sdpa(method: str, compiled: bool) -> None:
+    """In float32 the same gradients, of two passes that are joined; in bfloat16 as accurate ones. No other rows recompile."""
+    torch.compiler.reset()
+    tokens = _tokens(seed=0)
+    config = replace(LLAMA, rope=replace(LLAMA.rope, original_seq_len=256), attention=FAR[method])
+    flex, truth = (_train_step(random_decoder(config).cuda(), executor, tokens) for executor in ("flex", "sdpa"))
+    assert all(_error(a, b) < 2**-9 for a, b in zip(flex, truth, strict=True))
+    model = random_decoder(config).cuda().bfloat16()
+    reference = _train_step(model, "sdpa", tokens)
+    if compiled:
+        for block in model.layers:
+            block.compile(fullgraph=True)
+    for part, by_sdpa, exact in zip(_train_step(model, "flex", tokens), reference, truth, strict=True):
+        assert _error(part, exact) <= 1.5 * _error(by_sdpa, exact)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        _train_step(model, "flex", _tokens(seed=1))
 
 
 def test_flex_in_float32_equals_sdpa() -> None:

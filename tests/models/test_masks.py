@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cistron.models.config import AttentionConfig
+from cistron.models.config import AttentionConfig, RopeConfig
 from cistron.models.masks import DocumentMask, document_block_mask, document_dense_mask, document_offsets, offsets_capacity
 from cistron.models.position_maps import EVERYTHING, Reach
 from cistron.tests.models.packed import EOS, LLAMA, PAD, pack, random_decoder
@@ -61,9 +61,7 @@ def _slow_positions(sequence_ids: Tensor) -> Tensor:
     return (sequence_ids[:, :, None] == sequence_ids[:, None, :]).tril(-1).sum(-1)
 
 
-def _assert_equals_create_block_mask(
-    sequence_ids: Tensor, causal: bool, block_size: int, reach: Reach = EVERYTHING
-) -> None:
+def _assert_equals_create_block_mask(sequence_ids: Tensor, causal: bool, block_size: int, reach: Reach = EVERYTHING) -> None:
     positions = _slow_positions(sequence_ids)
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -185,6 +183,28 @@ def test_other_documents_in_the_next_batch_recompile_nothing() -> None:
             for lengths in ADVERSARIAL.values():
                 ids = torch.tensor([_ids(lengths, 64)] * 4, dtype=torch.int32)
                 model(batch.tokens, batch.positions, mask.build(ids))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("option", ["position_map", "mask"])
+def test_another_window_recompiles_nothing(option: str) -> None:
+    torch.compiler.reset()
+    model, batch = random_decoder(LLAMA), pack()
+    for block in model.layers:
+        block.compile(backend="eager", fullgraph=True)
+
+    def run(width: int) -> Tensor:
+        sliding = AttentionConfig(mask="sliding", window=width)
+        attention = sliding if option == "mask" else AttentionConfig(position_map="rerope", map_window=width)
+        model.extrapolate(RopeConfig(original_seq_len=64), attention, 0)
+        mask = DocumentMask(EOS, PAD, executor="flex", attention=attention).build(batch.sequence_ids)
+        return model(batch.tokens, batch.positions, mask)
+
+    with torch.no_grad():
+        first = run(8)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            assert not torch.equal(run(9), first)
+            assert torch.equal(run(8), first)
 
 
 @settings(max_examples=300)

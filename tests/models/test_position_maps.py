@@ -1,4 +1,4 @@
-"""Windows and position maps: every pair of a document has the distance that its method's definition says, and no other pair counts."""
+"""Windows and position maps: every pair of a document counts at the distance that a method's definition says, or not at all."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from functools import cache
 
 import pytest
 import torch
-from cistron.models.attention import attend_in_regions, check_executor, choose_executor, join
+from cistron.models.attention import attend_in_regions, join
 from cistron.models.config import AttentionConfig, DecoderConfig, ModelError, RopeConfig
 from cistron.models.masks import DocumentMask, document_dense_mask
-from cistron.models.position_config import check_length
 from cistron.models.position_maps import keys_seen, position_map, reaches, rotations
 from cistron.models.rope import rope_table, rotate
 from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, mean_loss, pack, random_decoder

@@ -158,6 +158,18 @@ def test_inspect_draws_a_picture_and_marks_every_boundary(tmp_path: Path, capsys
     assert output.count("⏹") + output.count("⋯") == int((batch.sequence_ids.amax(1) + 1).sum())
 
 
+def test_inspect_and_check_show_both_regions_of_a_position_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture, job = tmp_path / "rows.png", str(write_job(tmp_path))
+    rerope = ["--model.attention.position_map", "rerope", "--model.attention.map_window", "16"]
+    rerope += ["--model.rope.original_seq_len", "32"]
+    inspect.main([job, "--output", str(picture), "--decode", "0", *rerope])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    check.main([job, *rerope])
+    assert 'position_map = "rerope": two passes, near and far; 100.0% of the pairs' in capsys.readouterr().out
+    check.main([job, "--model.attention.mask", "sliding", "--model.attention.window", "16"])
+    assert f'mask = "sliding": one pass; {(16 * 17 / 2 + 48 * 16) / (64 * 65 / 2):.1%} of the' in capsys.readouterr().out
+
+
 def test_the_picture_shows_the_block_mask_as_the_dense_mask_has_it() -> None:
     sequence_ids = torch.tensor([[0] * 5 + [1] * 8 + [2] * 16 + [-1] * 3], dtype=torch.int32)
     states = inspect.block_states(document_block_mask(sequence_ids, causal=True, block_size=4))

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import torch
 from cistron.datasets.tokenizers import build_tokenizer
-from cistron.models.config import DecoderConfig
+from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.spawn import run_on_ranks
 from cistron.trainer import checkpoint
 from cistron.trainer.checkpoint import Found, write_whole
-from cistron.trainer.config import ConfigError, JobConfig
+from cistron.trainer.components import make_decoder_config
+from cistron.trainer.config import ConfigError, JobConfig, load_config
 from cistron.trainer.contract import EosMismatchError, other_roles
 from cistron.trainer.hf_export import export
 from cistron.trainer.hf_import import import_folder
@@ -55,6 +56,8 @@ SHAPES = {
     "llama-tied": replace(LLAMA, tie_embeddings=True),
     "qwen": QWEN,
     "qwen-tied": replace(QWEN, tie_embeddings=True),
+    "llama-yarn": replace(LLAMA, rope=RopeConfig(scaling="yarn", factor=4.0, original_seq_len=2048, beta_fast=16.0)),
+    "qwen-llama3": replace(QWEN, rope=RopeConfig(scaling="llama3", factor=8.0, original_seq_len=8192)),
 }
 TEXT = "the cat sat on the mat <|endoftext|> and \x01 the døg, too ."
 
@@ -134,6 +137,8 @@ def test_weights_that_leave_and_come_back_are_the_same_bits(tmp_path: Path, shap
     import_folder(out, tmp_path / "back")
     back = restore(checkpoint.read(tmp_path / "back" / "step-0"))
     assert back.config == shape
+    job, _ = load_config([str(tmp_path / "back" / "model.toml")])
+    assert make_decoder_config(job, build_tokenizer("byte")) == shape
     assert all(torch.equal(a, b) for a, b in zip(back.parameters(), ours.parameters(), strict=True))
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from cistron.datasets.sequences import NamedSequence, SequenceFiles
 from cistron.datasets.tokenizers import ByteTokenizer, Tokenizer, build_tokenizer
-from cistron.models.config import DecoderConfig, ModelError
+from cistron.models.config import AttentionConfig, DecoderConfig, ModelError
 from cistron.tools.embed import embed
 from cistron.trainer import checkpoint
 from cistron.trainer.config import ConfigError
 from cistron.trainer.contract import EosMismatchError
 from cistron.trainer.hf_export import export
-from cistron.trainer.inference import OpenedModel, encode, open_model, read_documents, refuse_encoder
+from cistron.trainer.inference import OpenedModel, asked_otherwise, encode, make_row, open_model, read_documents, refuse_encoder
 from cistron.trainer.layers import choose_layers, meaning, widths
 from cistron.trainer.scoring import score
 from cistron.trainer.tables import TokenizerTable
@@ -31,7 +31,13 @@ from .using import BYTE, CAUSAL, ENCODER, PROTEIN, random_sequences, ready, writ
 LAYERS = ["layers.*", "layers.1.feed_forward", "layers.0.attention", "norm"]
 
 
-@pytest.fixture(scope="module", params=[(CAUSAL, BYTE), (ENCODER, PROTEIN)], ids=["causal", "encoder"])
+ROPE = replace(CAUSAL.rope, original_seq_len=32)
+MAPPED = replace(CAUSAL, rope=ROPE, attention=AttentionConfig(position_map="self_extend", map_window=8, group=4, logn=True))
+
+
+@pytest.fixture(
+    scope="module", params=[(CAUSAL, BYTE), (MAPPED, BYTE), (ENCODER, PROTEIN)], ids=["causal", "mapped", "encoder"]
+)
 def opened(request: pytest.FixtureRequest) -> OpenedModel:
     return ready(*request.param)
 
@@ -43,6 +49,28 @@ def close(one: Any, other: Any) -> None:
 def scores(opened: OpenedModel, sequences: list[str], **options: Any) -> list[tuple[int, float]]:
     documents = (encode(opened.tokenizer, NamedSequence("", text.encode())) for text in sequences)
     return [(one.tokens, one.log_likelihood) for one in score(opened, documents, **options)]
+
+
+def test_a_model_is_asked_otherwise_says_so_and_is_had_back() -> None:
+    opened = ready(CAUSAL, BYTE)
+    text = encode(BYTE, NamedSequence("", random_sequences(0, [40])[0].encode())).ids
+
+    def logits(model: OpenedModel) -> Tensor:
+        row = make_row(model, [text, text[-12:]])
+        with torch.no_grad():
+            return model.model(row.tokens, row.positions, row.mask)[0]
+
+    plain = logits(opened)
+    other = asked_otherwise(opened, ROPE, AttentionConfig(position_map="rerope", map_window=8), 64)
+    assert other.messages == (
+        "warning: model.attention is not that of its training: position_map: 'rerope' instead of 'none', map_window: 8 "
+        "instead of None",
+    )
+    close(logits(other)[:9], plain[:9])
+    assert not torch.allclose(logits(other)[9:40], plain[9:40], atol=1e-3)
+    back = asked_otherwise(opened, opened.trained.rope, opened.trained.attention, 0)
+    assert back.messages == ()
+    assert torch.equal(logits(back), plain)
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

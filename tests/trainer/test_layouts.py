@@ -60,6 +60,9 @@ WEIGHTED = (
     "--data.lowercase_weight 0.1 --data.exclude_degenerate true --data.uppercase true "
     "--data.long_documents window --data.window_overlap 24 "
 )
+SLIDING = "--model.attention.mask sliding --model.attention.window 9 "
+LAMBDA = "--model.attention.mask lambda --model.attention.window 9 --model.attention.sinks 2 "
+REROPE = "--model.attention.position_map rerope --model.attention.map_window 9 --model.rope.original_seq_len 32 "
 SAVED = Case(cp=2, tp=2, more="--checkpoint.enable true --checkpoint.interval 10 ")
 
 # A covering subset: every pair of degrees, either mask, recomputed or not, compiled or eager.
@@ -83,7 +86,13 @@ CASES = [
 ]
 PADDED_CASES = [Case(more=PADDED), Case(cp=2, more=PADDED)]
 WEIGHTED_CASES = [Case(more=WEIGHTED), Case(cp=2, more=WEIGHTED), Case(shard=2, tp=2, more=WEIGHTED)]
-COMPARED = CASES + PADDED_CASES[1:] + WEIGHTED_CASES[1:]
+REACHES = [Case(more=option) for option in (SLIDING, LAMBDA, REROPE)]
+REACH_CASES = [
+    Case(shard=2, more=SLIDING + SELECTIVE_AC),
+    Case(shard=2, tp=2, more=LAMBDA),
+    Case(tp=2, more=REROPE + FULL_AC + COMPILED),
+]
+COMPARED = CASES + PADDED_CASES[1:] + WEIGHTED_CASES[1:] + REACH_CASES
 
 
 def run_cases(config_path: str, cases: list[tuple[Any, ...]]) -> None:
@@ -106,7 +115,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_job(tmp_path_factory.mktemp("layouts"))
     text = config.read_text().replace("[data]\n", "qk_norm = true\ntie_embeddings = true\n[data]\n", 1)
     config.write_text(text.replace("interval = 4", "enable = false"))
-    cases = [Case(), Case(causal=False), *CASES, *PADDED_CASES, *WEIGHTED_CASES]
+    cases = [Case(), Case(causal=False), *CASES, *PADDED_CASES, *WEIGHTED_CASES, *REACHES, *REACH_CASES]
     for processes in (1, 2, 4):
         # plain tuples: a spawned process cannot import the name that pytest gives this file
         run_on_ranks(run_cases, processes, str(config), [tuple(case) for case in cases if case.processes == processes])
@@ -115,7 +124,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", COMPARED, ids=[case.name for case in COMPARED])
 def test_a_layout_has_the_same_rows_and_the_same_loss_curve_as_one_process(job: Path, case: Case) -> None:
-    options = next((options for options in (PADDED, WEIGHTED) if options in case.more), "")
+    options = next((options for options in (PADDED, WEIGHTED, SLIDING, LAMBDA, REROPE) if options in case.more), "")
     reference = Case(causal=case.causal, more=options)
     one, other = metrics(job, reference.name), metrics(job, case.name)
     worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(other, one, strict=True))

@@ -87,6 +87,10 @@ WIDE = (
 )
 TABLES = ("--model.vocab_size", "20000", "--training.local_batch_size", "1", "--training.global_batch_size", "1")
 LONG = ("--training.seq_len", "256", "--model.dim", "64", "--model.hidden_dim", "256")
+RELATIVE = (
+    *("--model.attention.position_map", "rerope", "--model.attention.map_window", "64"),
+    *("--model.rope.original_seq_len", "128"),
+)
 LORA = ("--fine_tuning.lora.rank", "8")
 JOBS = {
     "parameters": WIDE,
@@ -111,6 +115,8 @@ JOBS = {
     "adapters, large tables": (*LORA, *TABLES, *BF16),
     "blocks frozen": ("--fine_tuning.freeze", '["layers.*"]', *WIDE),
     "upper half": ("--fine_tuning.freeze", '["tok_embeddings", "layers.[012].*"]', *LONG, "--model.n_layers", "6"),
+    "a position map": (*LONG, *RELATIVE),
+    "a position map, bf16": (*LONG, *RELATIVE, *BF16),
     "accumulated": (*LONG, "--training.local_batch_size", "1"),
 }
 

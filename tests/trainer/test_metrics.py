@@ -13,6 +13,8 @@ import torch
 from cistron.datasets.loader import Batch
 from cistron.models.config import PRESETS
 from cistron.models.masks import document_dense_mask
+from cistron.models.position_config import PLAIN, AttentionConfig
+from cistron.models.position_maps import reaches
 from cistron.trainer.components import make_model
 from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.distributed import join
@@ -48,9 +50,11 @@ def batch(rows: int, seq_len: int, seed: int) -> Batch:
 @pytest.mark.parametrize("seed", range(4))
 def test_attention_is_counted_as_the_mask_leaves_it(causal: bool, seed: int) -> None:
     rows = batch(3, 96, seed)
-    totals = StepTotals.of([rows], 1)
+    windows = AttentionConfig(mask="lambda", window=1 + 7 * seed, sinks=seed) if causal and seed else PLAIN
+    totals = StepTotals.of([rows], 1, attention=windows)
     real = rows.sequence_ids >= 0
-    mask = document_dense_mask(rows.sequence_ids, causal)[:, 0] & real[:, :, None] & real[:, None, :]
+    (reach,) = reaches(windows)
+    mask = document_dense_mask(rows.sequence_ids, causal, reach=reach)[:, 0] & real[:, :, None] & real[:, None, :]
     per_pair = 12 * DEBUG.n_layers * DEBUG.n_heads * DEBUG.head_dim
     counted = document_flops(replace(DEBUG, causal=causal), sum(totals.tokens), totals.causal_pairs)
     assert counted == DEBUG.flops_per_token(0) * int(real.sum()) + per_pair * int(mask.sum())

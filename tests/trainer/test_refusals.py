@@ -40,6 +40,15 @@ def empty(folder: Path) -> dict[str, str]:
     return {"format": "text", "path": str(folder / "empty.txt")}
 
 
+def far_map(name: str, window: int, trained: int) -> tuple[str, ...]:
+    options = {"attention.position_map": name, "attention.map_window": str(window), "rope.original_seq_len": str(trained)}
+    return tuple(word for key, value in options.items() for word in (f"--model.{key}", value))
+
+
+def rerope(window: int, trained: int) -> tuple[str, ...]:
+    return far_map("rerope", window, trained)
+
+
 GOOD = json.dumps({"text": "a document"})
 RECORDS = b"".join(b">r%d\nACGT\n" % i for i in range(3000))
 BAD_DATA = {
@@ -131,6 +140,70 @@ BAD_SETTINGS = {
     "query and key heads": (("--model.n_kv_heads", "3"), ["model.n_heads", "n_kv_heads"]),
     "unknown preset": (("--model.preset", "llama3_8B"), ["unknown preset", "llama3_8b"]),
     "an executor the CPU lacks": (("--model.attention.executor", "flex"), ["model.attention", "no backward", "auto"]),
+    "a window that no row exceeds": (
+        ("--model.attention.mask", "sliding", "--model.attention.window", "64"),
+        ["model.attention.window is 64", "below training.seq_len = 64"],
+    ),
+    "a window without a mask": (
+        ("--model.attention.window", "8"),
+        ['model.attention.window is 8 with mask "full"', '"sliding" or "lambda"'],
+    ),
+    "a window of nothing": (
+        ("--model.attention.mask", "sliding", "--model.attention.window", "0"),
+        ['model.attention.window is 0, mask "sliding" needs at least 1'],
+    ),
+    "a mask without a window": (("--model.attention.mask", "sliding"), ["window is None", "needs at least 1"]),
+    "more sinks than the window": (
+        ("--model.attention.mask", "lambda", "--model.attention.window", "4"),
+        ["model.attention.sinks is 4", "below the window of 4"],
+    ),
+    "an option of another map": (
+        (*rerope(16, 32), "--model.attention.group", "4"),
+        ['group is 4 with mask "full" and position_map "rerope": it belongs to self_extend'],
+    ),
+    "a map without the trained length": (
+        ("--model.attention.position_map", "rerope", "--model.attention.map_window", "16"),
+        ["model.rope.original_seq_len is not set"],
+    ),
+    "a map as wide as the trained length": (rerope(32, 32), ["map_window is 32", "below model.rope.original_seq_len = 32"]),
+    "a map that no row exceeds": (rerope(64, 128), ["map_window is 64", "below training.seq_len = 64"]),
+    "a map and a window": (
+        (*rerope(16, 32), "--model.attention.mask", "sliding", "--model.attention.window", "8"),
+        ['mask is "sliding" with position_map "rerope": one or the other'],
+    ),
+    "a leak that does not reach": (
+        (*far_map("leaky_rerope", 16, 20), "--model.attention.leak", "4"),
+        ["leak is 4.0, too little for 64 tokens: the smallest that works is 15.667"],
+    ),
+    "groups that do not reach": (
+        (*far_map("self_extend", 16, 32), "--model.attention.group", "2"),
+        ["group is 2, too little for 64 tokens: the smallest that works is 4"],
+    ),
+    "a group of one": (
+        (*far_map("self_extend", 16, 32), "--model.attention.group", "1"),
+        ["group is 1, it must be at least 2"],
+    ),
+    "a window of no whole groups": (
+        (*far_map("self_extend", 18, 32), "--model.attention.group", "4"),
+        ["map_window is 18", "multiple of group = 4"],
+    ),
+    "a map under context parallelism": (
+        (*rerope(16, 32), "--parallelism.context_parallel_degree", "2"),
+        ['context_parallel_degree = 2 with model.attention.position_map = "rerope"', "context_parallel_degree = 1"],
+    ),
+    "a window under context parallelism": (
+        ("--model.attention.mask", "sliding", "--model.attention.window", "8", "--parallelism.context_parallel_degree", "2"),
+        ['context_parallel_degree = 2 with model.attention.mask = "sliding"'],
+    ),
+    "a map in a kernel without a log-sum-exp": (
+        (*rerope(16, 32), "--model.attention.executor", "varlen"),
+        ['executor is "varlen" with model.attention.position_map = "rerope"', 'use "auto"'],
+    ),
+    "a map of a model that sees both ways": (
+        (*rerope(16, 32), "--training.objective", "mlm", "--tokenizer.kind", "protein"),
+        ['position_map = "rerope" with a bidirectional model'],
+    ),
+    "an unknown map": (("--model.attention.position_map", "rerop"), ["position_map", "rerope", "self_extend"]),
     "more processes than none": (("--parallelism.data_parallel_shard_degree", "0"), ["must be -1"]),
     "an infinite learning rate": (("--optimizer.lr", "Infinity"), ["optimizer.lr", "finite"]),
     "a list that is no JSON": (("--data.sources", "[{bad"), ["command line", "JSON"]),
