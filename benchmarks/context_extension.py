@@ -1,6 +1,6 @@
 """Context extension end to end: trained on rows of L tokens, continued on rows of 4 L with YaRN, judged on held-out text.
 
-    python benchmarks/context_extension.py                         about two minutes on a CPU
+    python benchmarks/context_extension.py                         some minutes on one core
 
 A byte model of the debug kind, smaller, on the standard library's sources; its `email` and `logging` packages are held out.
 Both runs are ordinary jobs, the second begun with `checkpoint.initial_load_path`. A third, which goes on at L for as many
