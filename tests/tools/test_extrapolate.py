@@ -57,10 +57,8 @@ def test_json_picture_and_curves_hold_every_method_at_every_length(output: Path)
 
 
 def test_tables_and_what_qualified_are_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate.main(
-        [str(folder / "run"), "--extrapolate", "--output", str(folder / "out2"), "--lengths", "1x", "600"]
-        + ["--methods", "trained", "sliding", "--passkey-samples", "0"]
-    )
+    options = ["--lengths", "1x", "600", "--methods", "trained", "sliding", "--passkey-samples", "0"]
+    evaluate.main([str(folder / "run"), "--extrapolate", "--output", str(folder / "out2"), *options])
     said = capsys.readouterr().out
     assert "trained length 256 (training.seq_len of its job)" in said
     assert "of 5 documents there are 4 of at least 256 tokens, 2 of at least 600 tokens" in said
@@ -80,7 +78,7 @@ def test_a_hugging_face_folder_and_files_that_are_named_give_the_same(folder: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lengths", "1x", "8x"], "3 of at least 512 tokens, 0 of at least 2,048 tokens"),
+        (["--lengths", "1x", "8x"], "of 5 documents there are 4 of at least 256 tokens, 0 of at least 2,048 tokens"),
         (["--lengths", "double"], "eval.extrapolation.lengths = 'double': must be a number of tokens"),
         (["--methods", "re_rope"], "'re_rope' is no method, did you mean 'rerope'?"),
         (["--passkey-samples", "-1"], "passkey.samples = -1"),
@@ -99,7 +97,7 @@ def test_models_without_a_next_token_or_without_documents_are_refused(
 ) -> None:
     encoder = write_checkpoint(tmp_path / "encoder", ENCODER, PROTEIN, training={"seq_len": 64, "objective": "mlm"})
     assert "a bidirectional model, trained by mlm, cannot be asked for longer documents" in refused(capsys, str(encoder))
-    alone = write_checkpoint(tmp_path / "alone", CAUSAL)
+    alone = write_checkpoint(tmp_path / "alone", CAUSAL, training={"seq_len": 128})
     assert "has no [[validation.sources]]; name files with --input" in refused(capsys, str(alone))
 
 
