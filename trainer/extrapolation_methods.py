@@ -58,15 +58,13 @@ def way(method: str, decoder: DecoderConfig, trained: int, length: int) -> Way:
         ModelError: the model was trained by another method of its kind, or the settings do not fit its shape or the length.
     """
     rope, attention = replace(decoder.rope, original_seq_len=trained), decoder.attention
-    if method == "trained":
-        return Way(decoder.rope, attention)
     if method in STRETCHED and rope.scaling != "none":
         raise ModelError(f'method {method}: the model was trained with model.rope.scaling = "{rope.scaling}" already')
     if method in WINDOWED and attention != AttentionConfig():
         raise ModelError(f"method {method}: the model was trained with {attention.named} already, or with logn")
-    if method in STRETCHED and length <= trained:
-        return Way(decoder.rope, attention)
-    if method in STRETCHED:
+    if method == "trained" or (method in STRETCHED and length <= trained):
+        rope = decoder.rope
+    elif method in STRETCHED:
         rope = replace(rope, scaling=method, factor=DYNAMIC_FACTOR if method == "dynamic_ntk" else length / trained)
     else:
         attention = windowed(method, rope, trained, length)

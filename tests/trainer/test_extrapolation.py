@@ -138,6 +138,9 @@ def test_what_a_model_was_trained_with_is_kept_and_not_replaced() -> None:
     assert len(left_out) == len(STRETCHED)
     windowed = replace(CAUSAL, attention=AttentionConfig(mask="sliding", window=16))
     assert choose([], windowed, 64, [64, 256])[0] == ["trained", *STRETCHED]
+    short = replace(yarn, attention=AttentionConfig(position_map="self_extend", map_window=32, group=2))
+    with pytest.raises(ModelError, match="group is 2, too little for 256 tokens"):
+        choose(["trained"], short, 64, [64, 256])
     with pytest.raises(ModelError, match="linear: the model was trained with"):
         choose(["linear"], yarn, 64, [256])
     with pytest.raises(ConfigError, match="'yran' is no method, did you mean 'yarn'"):
@@ -274,7 +277,7 @@ def test_training_takes_the_same_steps_with_and_without_it(straight: Path, tmp_p
     assert not (tmp_path / "run" / "extrapolation.jsonl").exists()
 
 
-@pytest.mark.parametrize("degree", ["data_parallel_shard_degree", "tensor_parallel_degree"])
+@pytest.mark.parametrize("degree", ["data_parallel_shard_degree", "tensor_parallel_degree", "context_parallel_degree"])
 def test_two_ranks_find_the_same_as_one(straight: Path, degree: str) -> None:
     train(straight, f"--parallelism.{degree}", "2", "--job.dump_folder", str(straight.parent / degree), processes=2)
     for one, two in zip(found(straight), found(straight, degree), strict=True):
