@@ -22,10 +22,9 @@ from torch.utils.tensorboard import SummaryWriter
 from ..datasets.sequences import SequenceFiles
 from ..datasets.tokenizers import Ids
 from ..trainer.config import ConfigError, describe
-from ..trainer.continuation import check_packages
 from ..trainer.eval_tables import Extrapolation
-from ..trainer.extrapolation import LongDocuments, Result, check_table, evaluate, read_sources, report, total_tokens
-from ..trainer.extrapolation_methods import METHODS, WINDOWED, choose
+from ..trainer.extrapolation import Result, evaluate, plan, read_sources, report, total_tokens
+from ..trainer.extrapolation_methods import METHODS, WINDOWED
 from ..trainer.failures import run_command
 from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
 from ..trainer.long_rows import Runner
@@ -75,21 +74,17 @@ def run(options: argparse.Namespace) -> None:
     if opened.trained.head_outputs:
         raise ConfigError(f"{opened.where}: predicts labels of documents and no next token")
     table = table_of(options, opened)
-    check_packages(table.continuation)
     trained, why = trained_length(opened)
-    lengths = table.tokens(trained)
-    check_table(table, lengths)
-    methods, left_out = choose(table.methods, opened.trained, trained, lengths)
-    documents = LongDocuments.of(read(options, opened, max(lengths)), lengths, table.documents)
+    asked = plan(table, opened.trained, opened.tokenizer, trained, lambda longest: read(options, opened, longest))
     console = Console(highlight=False, soft_wrap=True)
-    otherwise = [method for method in methods if method in WINDOWED]
-    lines = [f"trained length {trained:,} ({why})", str(documents), *left_out]
+    otherwise = [method for method in asked.methods if method in WINDOWED]
+    lines = [f"trained length {trained:,} ({why})", *asked.messages]
     if otherwise:
         lines.append(f"warning: {', '.join(otherwise)}: model.attention is not that of its training, on purpose")
     for line in lines:
         console.print(line, markup=False)
     weights = opened.model.tok_embeddings.weight
-    with progress(total_tokens(table, methods, documents, lengths), console) as tick:
+    with progress(total_tokens(table, asked), console) as tick:
         runner = Runner(
             model=opened.model,
             tokenizer=opened.tokenizer,
@@ -98,9 +93,9 @@ def run(options: argparse.Namespace) -> None:
             batch_tokens=options.batch_tokens,
             tick=tick,
         )
-        results = evaluate(runner, opened.trained, trained, table, methods, documents)
+        results = evaluate(runner, opened.trained, table, asked)
     assert results is not None, "nobody asked for a stop"
-    found = {"checkpoint": opened.where, **report(results, documents, trained, table)}
+    found = {"checkpoint": opened.where, **report(results, table, asked)}
     write(options.output, found, results, trained, table.score_last, console)
 
 

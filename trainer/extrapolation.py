@@ -13,7 +13,7 @@ A shorter document never stands in for a longer one: how many are long enough is
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,12 +23,13 @@ from ..datasets.loader import DataConfig
 from ..datasets.tokenizers import Ids, Tokenizer
 from ..models.config import DecoderConfig
 from .config import ConfigError, JobConfig
-from .continuation import quality
+from .continuation import check_packages, quality
 from .data import letters_of, source_configs
 from .eval_tables import Extrapolation
-from .extrapolation_methods import Way, settings, way
+from .extrapolation_methods import Way, choose, settings, way
 from .long_rows import Array, Runner
 from .passkey import prompts, retrieved
+from .reports import finite
 
 BUCKETS = 32  # of positions
 
@@ -135,50 +136,91 @@ def read_sources(config: JobConfig, tokenizer: Tokenizer, longest: int) -> Itera
             yield tokens[ids == document]
 
 
-def total_tokens(table: Extrapolation, methods: Sequence[str], documents: LongDocuments, lengths: Sequence[int]) -> int:
+class Plan(NamedTuple):
+    """What an evaluation asks.
+
+    Attributes:
+        trained: tokens of rows of the model's training.
+        methods: names of `extrapolation_methods`.
+        documents: to ask about.
+        messages: what a person should know of it, a line each.
+    """
+
+    trained: int
+    methods: list[str]
+    documents: LongDocuments
+    messages: list[str]
+
+
+def plan(
+    table: Extrapolation, decoder: DecoderConfig, tokenizer: Tokenizer, trained: int, read: Callable[[int], Iterable[Ids]]
+) -> Plan:
+    """Everything that can go wrong, before anything runs.
+
+    Args:
+        table: what to measure.
+        decoder: the model's shape, as it was trained.
+        tokenizer: of its training.
+        trained: tokens of rows of its training.
+        read: documents, given how many tokens of each are needed.
+
+    Raises:
+        ConfigError, ModelError: what is asked for cannot be measured.
+        DataConfigError, DataError: documents cannot be read.
+    """
+    lengths = table.tokens(trained)
+    for key, tokens in (
+        ("score_last", table.score_last),
+        ("continuation.tokens", table.continuation.tokens if table.continuation.samples else 0),
+    ):
+        if tokens >= lengths[0]:
+            raise ConfigError(
+                f"eval.extrapolation.{key} = {tokens}: must be below the shortest length, {lengths[0]} tokens: the first token "
+                "of a document is never predicted"
+            )
+    check_packages(table.continuation)
+    methods, left_out = choose(table.methods, decoder, trained, lengths)
+    documents = LongDocuments.of(read(lengths[-1]), lengths, table.documents)
+    prompts(table.passkey, tokenizer, documents.at_least(lengths[0]), lengths[0], 0.0, seed=0)
+    return Plan(trained, methods, documents, [str(documents), *left_out])
+
+
+def total_tokens(table: Extrapolation, asked: Plan) -> int:
     """Tokens that an evaluation runs, at most: methods that are the same at some length run once."""
-    longest = max(lengths)
+    documents, longest = asked.documents, max(asked.documents.qualified)
     total = 0
-    for length in lengths:
+    for length in documents.qualified:
         here, there = len(documents.at_least(length)), len(documents.at_least(longest))
         rows = here + (there if length < longest else 0) + table.passkey.samples * len(table.passkey.depths)
         total += length * (rows + min(table.continuation.samples, here) * table.continuation.tokens)
-    return total * len(methods)
+    return total * len(asked.methods)
 
 
 def evaluate(
-    runner: Runner,
-    decoder: DecoderConfig,
-    trained: int,
-    table: Extrapolation,
-    methods: Sequence[str],
-    documents: LongDocuments,
-    stop: Callable[[], bool] = lambda: False,
+    runner: Runner, decoder: DecoderConfig, table: Extrapolation, asked: Plan, stop: Callable[[], bool] = lambda: False
 ) -> list[Result] | None:
     """Ask a model by each method at each length; afterwards it is as before.
 
     Args:
         runner: the model.
         decoder: its shape, as it was trained.
-        trained: tokens of rows of its training.
         table: what to measure.
-        methods: names of `extrapolation_methods`.
-        documents: what to ask about; their lengths are those of the evaluation.
+        asked: of which documents, and by which methods.
         stop: polled between lengths; once true, there is no result.
     """
     model, length_before = runner.model, runner.model.length
     known: dict[tuple[Way, int], Result] = {}
     results = []
     try:
-        for method in methods:
-            for length in documents.qualified:
+        for method in asked.methods:
+            for length in asked.documents.qualified:
                 if stop():
                     return None
-                found = way(method, decoder, trained, length)
+                found = way(method, decoder, asked.trained, length)
                 if (found, length) not in known:
                     model.extrapolate(found.rope, found.attention, length)
                     told = settings(found, decoder)
-                    known[found, length] = measure(runner, table, documents, method, length, told)
+                    known[found, length] = measure(runner, table, asked.documents, method, length, told)
                 results.append(replace(known[found, length], method=method))
         return results
     finally:
@@ -225,29 +267,15 @@ def by_position(losses: Array) -> list[tuple[int, int, float]]:
     return [(int(at[0]), int(at[-1]), float(losses[:, at - 1].mean())) for at in stretches]
 
 
-def report(results: Sequence[Result], documents: LongDocuments, trained: int, table: Extrapolation) -> dict[str, Any]:
-    """Everything, as JSON has it."""
+def report(results: Sequence[Result], table: Extrapolation, asked: Plan) -> dict[str, Any]:
+    """Everything, as JSON has it: numbers that are not finite are null."""
+    documents = asked.documents
     return {
-        "trained_length": trained,
+        "trained_length": asked.trained,
         "lengths": list(documents.qualified),
         "score_last": table.score_last,
         "documents_read": documents.read,
         "documents_qualified": {str(length): count for length, count in documents.qualified.items()},
         "documents_used": {str(length): len(documents.at_least(length)) for length in documents.qualified},
-        "results": [asdict(result) for result in results],
+        "results": finite([asdict(result) for result in results]),
     }
-
-
-def check_table(table: Extrapolation, lengths: Sequence[int]) -> None:
-    """Refuse what does not fit the lengths. Raises ConfigError."""
-    shortest = min(lengths)
-    if table.score_last >= shortest:
-        raise ConfigError(
-            f"eval.extrapolation.score_last = {table.score_last}: must be below the shortest length, {shortest} tokens: the "
-            "first token of a document is never predicted"
-        )
-    if table.continuation.samples and table.continuation.tokens >= shortest:
-        raise ConfigError(
-            f"eval.extrapolation.continuation.tokens = {table.continuation.tokens}: must be below the shortest length, "
-            f"{shortest} tokens"
-        )

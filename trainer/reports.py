@@ -76,6 +76,8 @@ def finite(value: Any) -> Any:
     """A record, or anything in it, with None for floats that are not finite."""
     if isinstance(value, dict):
         return {key: finite(of) for key, of in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(of) for of in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,8 @@ from ..models.config import DecoderConfig
 from ..models.decoder import Decoder
 from .config import JobConfig
 from .context import whole_rows
-from .continuation import check_packages
 from .distributed import World
-from .extrapolation import LongDocuments, check_table, evaluate, read_sources, report
-from .extrapolation_methods import choose
+from .extrapolation import evaluate, plan, read_sources, report
 from .inference import BATCH_TOKENS
 from .long_rows import Runner
 from .parallelize import DTYPES
@@ -44,14 +43,10 @@ class LongEvaluation:
         self.config, self.world, self.tokenizer, self.decoder, self.done = config, world, tokenizer, decoder, done
         self.table = config.eval.extrapolation
         stated = decoder.rope.original_seq_len
-        self.trained = stated or config.training.seq_len
-        lengths = self.table.tokens(self.trained)
-        check_table(self.table, lengths)
-        check_packages(self.table.continuation)
-        self.methods, left_out = choose(self.table.methods, decoder, self.trained, lengths)
-        self.documents = LongDocuments.of(read_sources(config, tokenizer, max(lengths)), lengths, self.table.documents)
+        trained = stated or config.training.seq_len
+        self.plan = plan(self.table, decoder, tokenizer, trained, partial(read_sources, config, tokenizer))
         key = "model.rope.original_seq_len" if stated else "training.seq_len"
-        self.messages = [f"extrapolation from {key} = {self.trained}: {self.documents}", *left_out]
+        self.messages = [f"extrapolation from {key} = {trained}", *self.plan.messages]
 
     def is_due(self, step: int) -> bool:
         """Whether to evaluate after `step`."""
@@ -77,7 +72,7 @@ class LongEvaluation:
             return self.world.sum([int(stop())])[0] > 0
 
         with whole_rows(model):
-            results = evaluate(runner, self.decoder, self.trained, self.table, self.methods, self.documents, stopped)
+            results = evaluate(runner, self.decoder, self.table, self.plan, stopped)
         if results is None:
             return None
         if self.world.is_first:
@@ -85,8 +80,8 @@ class LongEvaluation:
 
             folder = Path(self.config.job.dump_folder) / FOLDER
             folder.mkdir(exist_ok=True)
-            found = report(results, self.documents, self.trained, self.table)
+            found = report(results, self.table, self.plan)
             (folder / f"step-{step}.json").write_text(json.dumps({"step": step, **found}, indent=1) + "\n")
-            draw(results, self.trained, self.table.score_last, folder / f"step-{step}.png")
+            draw(results, self.plan.trained, self.table.score_last, folder / f"step-{step}.png")
         curves = {name: value for result in results for name, value in result.curves().items()}
         return {"step": step, **curves, "seconds": time.perf_counter() - started}

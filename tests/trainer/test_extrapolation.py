@@ -21,7 +21,7 @@ from cistron.trainer.config import ConfigError
 from cistron.trainer.continuation import ROUGE, continue_greedily
 from cistron.trainer.continuation import measure as compare
 from cistron.trainer.eval_tables import Continuation, Extrapolation, Passkey
-from cistron.trainer.extrapolation import LongDocuments, by_position, evaluate
+from cistron.trainer.extrapolation import LongDocuments, Plan, by_position, evaluate
 from cistron.trainer.extrapolation_methods import METHODS, STRETCHED, choose, way
 from cistron.trainer.long_rows import Runner
 from cistron.trainer.passkey import PROSE, SEQUENCES, prompts, retrieved
@@ -84,7 +84,7 @@ def test_a_length_that_no_document_has_is_refused_with_the_counts() -> None:
 def test_the_same_last_tokens_are_judged_with_more_and_more_before_them() -> None:
     asked = runner()
     documents = LongDocuments.of(texts(300, 40, 256), LENGTHS, limit=8)
-    results = evaluate(asked, CAUSAL, L, TABLE, ["trained"], documents)
+    results = evaluate(asked, CAUSAL, TABLE, Plan(L, ["trained"], documents, []))
     assert results is not None
     long = [ids[:256] for ids in documents.ids if len(ids) >= 256]
     for result in results:
@@ -109,7 +109,7 @@ def test_an_evaluation_leaves_the_model_as_it_was() -> None:
     asked, (ids,) = runner(), texts(64)
     before = dense(asked, ids)
     documents = LongDocuments.of(texts(64), (32, 64), limit=1)
-    results = evaluate(asked, CAUSAL, L, TABLE, METHODS, documents)
+    results = evaluate(asked, CAUSAL, TABLE, Plan(L, list(METHODS), documents, []))
     assert results is not None
     assert len({result.last_loss for result in results if result.length == 64}) > 10, "methods differ"
     assert asked.model.config == CAUSAL
@@ -293,6 +293,7 @@ def test_two_ranks_find_the_same_as_one(straight: Path, degree: str) -> None:
         (["--eval.extrapolation.lengths", '["2 x"]'], "eval.extrapolation.lengths = '2 x': must be a number of tokens"),
         (["--eval.extrapolation.lengths", "[64, 512]"], "0 of at least 512 tokens"),
         (["--eval.extrapolation.score_last", "64"], "eval.extrapolation.score_last = 64: must be below the shortest"),
+        (["--eval.extrapolation.passkey", '{"digits": 40}'], "64 tokens are too few for needle, query and key"),
         (["--eval.extrapolation.methods", '["alibi"]'], "'alibi' is no method"),
         (["--eval.extrapolation.passkey", '{"needle": "x", "query": "y"}'], "must contain {key}"),
     ],
