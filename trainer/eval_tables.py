@@ -93,4 +93,4 @@ class Eval(Table):
     """Evaluations other than validation."""
 
     extrapolation: Extrapolation = Extrapolation()
-    """Documents longer than those of training."""
+    """Loss and retrieval on documents longer than those of training, by every method that needs no training."""
