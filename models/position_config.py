@@ -259,11 +259,11 @@ def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> l
     return []
 
 
-def differences(trained: AttentionConfig, used: AttentionConfig) -> list[str]:
-    """In what a model is asked otherwise than it was trained, `key: this instead of that` each."""
-    keys = (field.name for field in fields(AttentionConfig))
-    return [
-        f"{key}: {getattr(used, key)!r} instead of {getattr(trained, key)!r}"
-        for key in keys
-        if getattr(trained, key) != getattr(used, key)
+def untrained(trained: AttentionConfig, used: AttentionConfig) -> list[str]:
+    """A warning where a model is asked with another window or position map than it was trained with; else nothing."""
+    told = [
+        f"{field.name} = {getattr(used, field.name)!r} instead of {getattr(trained, field.name)!r}"
+        for field in fields(AttentionConfig)
+        if getattr(trained, field.name) != getattr(used, field.name)
     ]
+    return [f"warning: model.attention is not that of its training: {', '.join(told)}"] if told else []

@@ -25,7 +25,7 @@ from ..models.config import DecoderConfig, ModelError
 from ..models.decoder import Decoder
 from ..models.huggingface import from_hf
 from ..models.masks import AttentionMask, DocumentMask, Executor
-from ..models.position_config import AttentionConfig, RopeConfig, differences
+from ..models.position_config import AttentionConfig, RopeConfig, untrained
 from . import checkpoint
 from .components import make_model, make_tokenizer, saved_job
 from .config import ConfigError, JobConfig
@@ -224,9 +224,7 @@ def asked_otherwise(opened: OpenedModel, rope: RopeConfig, attention: AttentionC
     model = opened.model
     model.extrapolate(rope, attention, length)
     mask = make_mask(opened.tokenizer, model.config, opened.device, model.tok_embeddings.weight.dtype)
-    told = differences(opened.trained.attention, attention)
-    warning = (f"warning: model.attention is not that of its training: {', '.join(told)}",) if told else ()
-    return replace(opened, mask=mask, messages=(*opened.messages, *warning))
+    return replace(opened, mask=mask, messages=(*opened.messages, *untrained(opened.trained.attention, attention)))
 
 
 def read_documents(

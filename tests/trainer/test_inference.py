@@ -63,7 +63,7 @@ def test_a_model_is_asked_otherwise_says_so_and_is_had_back() -> None:
     plain = logits(opened)
     other = asked_otherwise(opened, ROPE, AttentionConfig(position_map="rerope", map_window=8), 64)
     assert other.messages == (
-        "warning: model.attention is not that of its training: position_map: 'rerope' instead of 'none', map_window: 8 "
+        "warning: model.attention is not that of its training: position_map = 'rerope' instead of 'none', map_window = 8 "
         "instead of None",
     )
     close(logits(other)[:9], plain[:9])
