@@ -53,7 +53,7 @@ class Strands:
         self.share = share
         self._seed = seed
         self._tokenizer = tokenizer
-        self._pairs = _pairs(tokenizer) if share else np.empty(0, dtype=np.int64)
+        self._pairs = _pairs(tokenizer) if share else np.empty(0, dtype=np.int16)
 
     def turned(self, file: str, documents: Places, epoch: int) -> Chosen:
         """Tell which documents of a file are read on the other strand: a function of the arguments and the seed alone.
@@ -76,7 +76,7 @@ class Strands:
         """
         ids = mirrored(document, start, stop)
         body = ids[: len(document) - 1 - start]
-        pairs = np.where(body < len(self._pairs), self._pairs[np.minimum(body, len(self._pairs) - 1)], -1)
+        pairs = self._pairs[body]
         if (wrong := pairs < 0).any():
             at = len(document) - 2 - start - int(np.flatnonzero(wrong)[-1])  # in the document as it stands
             letter = self._tokenizer.decode([int(document[at])])
@@ -93,15 +93,13 @@ def mirrored(document: npt.NDArray[Any], start: int = 0, stop: int | None = None
     return np.concatenate([document[last - body : last - start][::-1], document[body:stop]])
 
 
-def _pairs(tokenizer: Tokenizer) -> Places:
-    """Return the complement of each id, -1 of those that are no code: int64, up to the largest that is one."""
-    found: dict[int, int] = {}
+def _pairs(tokenizer: Tokenizer) -> npt.NDArray[np.int16]:
+    """Return the complement of each id, -1 of those that are no code: int16 [vocab_size]."""
+    pairs = np.full(tokenizer.vocab_size, -1, dtype=np.int16)
     for code, pair in zip(CODES, PAIRS, strict=True):
         try:
             ids = tokenizer.encode(bytes([code, pair]))
-        except TokenizeError:
+        except TokenizeError:  # a code that the vocabulary lacks
             continue
-        found[int(ids[0])] = int(ids[1])
-    pairs = np.full(max(found) + 1, -1, dtype=np.int64)
-    pairs[list(found)] = list(found.values())
+        pairs[ids[0]] = ids[1]
     return pairs

@@ -189,7 +189,7 @@ class RawDocuments:
         tokens = True  # whether the document that a group continues has had any
         abandoned = False  # whether it turned out bad
         for group in groups:
-            documents, offsets, first, last, error, bad_offset, stated = group
+            documents, offsets, first, last, error, bad_offset, stated, _ = group
             begin = 0
             if abandoned and not first and documents:
                 begin, abandoned = 1, len(documents) == 1 and not last

@@ -77,7 +77,7 @@ class Result(Record):
         dropped: Without tokens, so left out.
         duplicates: Equal to one before, so left out.
         skipped: Bad records left out.
-        mapped: Letters taken for others (`tokenizer.on_unknown`).
+        mapped: Letters of the documents written that `on_unknown = "map"` replaced.
         eos_appended: Imported documents that came without an eos.
         shards: Manifests written, by their path in the output folder.
     """

@@ -203,8 +203,7 @@ class _Conversion:
         self._whole: list[bytes] = []  # parts of a document that the tokenizer must see at once
         self._began = 0  # where that document began
         self._out = False  # the open document is a duplicate or bad
-        self._open_bytes = 0
-        self._open_mapped = 0
+        self._open_bytes = self._open_mapped = 0
         self._tag = 0  # letters of the tag that is open in the open document
         self._counts = {"text_bytes": 0, "dropped": 0, "duplicates": 0, "skipped": 0, "mapped": 0}
 

@@ -80,13 +80,13 @@ def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) ->
         packing=d.packing,
         layout=d.layout,
         objective=make_objective(config, tokenizer),
-        pad_multiple=d.pad_multiple,
         documents=DocumentConfig(
             letters=letters_of(d),
             reverse_complement=d.reverse_complement,
             long_documents="error" if config.has_head else d.long_documents,  # a label is of the whole document
             window_overlap=d.window_overlap,
         ),
+        pad_multiple=d.pad_multiple,
         seq_len=t.seq_len,
         seed=t.seed,
         num_workers=d.num_workers,

@@ -144,7 +144,7 @@ class Case:
 
     @property
     def packer(self) -> Packer:
-        return Packer(self.seq_len, EOS, PAD, self.policy, self.objective, self.overlap)
+        return Packer(self.seq_len, EOS, PAD, self.policy, self.objective, overlap=self.overlap)
 
     def lane(self, state: LaneState | None = None, seed: int = 0) -> Lane:
         bounds = np.linspace(0, len(self.lengths), self.pieces + 1).astype(int).tolist()
