@@ -17,8 +17,8 @@ boxes one is kept at most and the other is shuffled.
 
 The task of the promoter files is to tell windows upstream of living genes (label 1) from those of dormant ones (0). Counting
 A and T goes some of the way (an area under the ROC curve of 0.73), the two boxes go further: one alone is no promoter.
-`strength` is the share of the twelve letters of the boxes that are as they should be, less 0.1 for a spacer other than 17, and 0
-where the label is. They come from genes that are not in `genome.fa`: a model trained on the one has not seen the others.
+`strength` is the share of the boxes' twelve letters that are as they should be, less 0.1 for a spacer other than 17; it is
+0 where the label is. These genes are not in `genome.fa`: a model trained on the one has not seen the others.
 
 Everything is drawn from raw Philox bits, as in `order.py`, so that files of the same seed and size are the same on each
 machine. `{synthetic}` in a path of a source stands for the folder of seed 0, made in the user's cache on first use.
