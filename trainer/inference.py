@@ -282,6 +282,12 @@ def make_row(opened: OpenedModel, documents: Sequence[Ids]) -> Row:
     )
 
 
+def refuse_head(opened: OpenedModel, command: str) -> None:
+    """Raise ModelError where the model says something of whole documents and nothing of their tokens."""
+    if opened.model.config.head_outputs:
+        raise ModelError(f"{opened.where}: a model with a head, trained on labels of documents, cannot {command}")
+
+
 def refuse_encoder(opened: OpenedModel, command: str) -> None:
     """Raise ModelError where the model sees both ways and so has no next token."""
     if not opened.mask.causal:

@@ -17,7 +17,7 @@ import torch
 from ..datasets.tokenizers import Ids
 from ..models.loss import IGNORE
 from .config import ConfigError
-from .inference import BATCH_TOKENS, Document, OpenedModel, batches, make_row, opening_tokens
+from .inference import BATCH_TOKENS, Document, OpenedModel, batches, make_row, opening_tokens, refuse_head
 
 
 class Score(NamedTuple):
@@ -47,7 +47,9 @@ def score(
 
     Raises:
         ConfigError: a bidirectional model whose tokenizer has no mask token, or is asked for the eos.
+        ModelError: a model with a head.
     """
+    refuse_head(opened, "score tokens")
     if opened.mask.causal:
         return _causal(opened, documents, with_eos, batch_tokens)
     if with_eos:
