@@ -98,16 +98,17 @@ class FastaReader:
         document = _joined(data[begin:])
         if _suspicious(document) and (fault := _misplaced(data, begin)):
             return _bad(fault, path, offset, offset, first)
-        return Records([document], [offset], first, last=False)
+        return Records([document], [offset], first, last=False, headers=[data[: begin - 1] if first else b""])
 
     def _group(self, data: bytes, path: str, offset: int, first: bool) -> Iterator[Records]:
         """Yield the records of `data`, all of them whole but the first one's beginning."""
         parts = data.split(BOUNDARY)
         starts = list(accumulate((len(part) + 2 for part in parts[:-1]), initial=offset))
         offsets = [offset, *(start - 1 for start in starts[1:])]
-        documents = [_joined(part.partition(b"\n")[2]) for part in parts]
+        records = [part.partition(b"\n") for part in parts]
+        documents, headers = [_joined(lines) for _, _, lines in records], [header for header, _, _ in records]
         if not first:
-            documents[0] = _joined(parts[0])
+            documents[0], headers[0] = _joined(parts[0]), b""
         begun = 0  # the first document that was not yielded
         if not all(documents) or _suspicious(b"".join(documents)):
             for place, part in enumerate(parts):
@@ -116,10 +117,11 @@ class FastaReader:
                 if not documents[place] and (opens or not self._has_residue(path, offset)):
                     fault = Fault(NO_RESIDUE, offsets[place] - starts[place])
                 if fault:
-                    yield from _portions(documents[begun:place], offsets[begun:place], first or begun > 0)
+                    whole = slice(begun, place)
+                    yield from _portions(documents[whole], offsets[whole], headers[whole], first or begun > 0)
                     yield _bad(fault, path, starts[place], offsets[place], opens)
                     begun = place + 1
-        yield from _portions(documents[begun:], offsets[begun:], first or begun > 0)
+        yield from _portions(documents[begun:], offsets[begun:], headers[begun:], first or begun > 0)
 
     def _has_residue(self, path: str, offset: int) -> bool:
         """Tell whether the record that goes on at `offset` has had a residue before."""
@@ -148,11 +150,11 @@ class FastaReader:
         return name, offset
 
 
-def _portions(documents: list[bytes], offsets: list[int], first: bool) -> Iterator[Records]:
+def _portions(documents: list[bytes], offsets: list[int], headers: list[bytes], first: bool) -> Iterator[Records]:
     """Yield documents as groups of at most `GROUP_DOCUMENTS`."""
     for start in range(0, len(documents), GROUP_DOCUMENTS):
         stop = start + GROUP_DOCUMENTS
-        yield Records(documents[start:stop], offsets[start:stop], first or start > 0)
+        yield Records(documents[start:stop], offsets[start:stop], first or start > 0, headers=headers[start:stop])
 
 
 def _bad(fault: Fault, path: str, start: int, address: int, opens: bool) -> Records:

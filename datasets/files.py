@@ -48,7 +48,8 @@ class Storage:
 
         Args:
             patterns: Paths, globs (`*`, `?`, `[...]`, `**`) or fsspec URLs; `{stdlib}` stands for the folder of Python's
-                standard library and a leading `~` for the home folder. What exists by that very name is no glob.
+                standard library, `{synthetic}` for that of `synthetic.py`, and a leading `~` for the home folder. What exists
+                by that very name is no glob.
             folder_glob: Which of its files a folder stands for; None: a folder is refused.
 
         Raises:

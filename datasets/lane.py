@@ -189,7 +189,7 @@ class RawDocuments:
         tokens = True  # whether the document that a group continues has had any
         abandoned = False  # whether it turned out bad
         for group in groups:
-            documents, offsets, first, last, error, bad_offset, stated = group
+            documents, offsets, first, last, error, bad_offset, stated, _ = group
             begin = 0
             if abandoned and not first and documents:
                 begin, abandoned = 1, len(documents) == 1 and not last
@@ -216,7 +216,8 @@ class RawDocuments:
                 begin = end
             if error is not None and not (group.breaks_off and abandoned):
                 self._pass_over(partial(located, self.reader, error, bad_offset))
-                yield self._bad(place, bad_offset, not group.breaks_off, group.breaks_off and tokens, stated is not None)
+                ended = group.breaks_off and tokens
+                yield self._bad(place, bad_offset, not group.breaks_off, ended, stated is not None)
             if error is not None:
                 abandoned, tokens = False, True
 

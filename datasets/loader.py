@@ -71,8 +71,8 @@ class DataConfig:
         packing: `best_fit` or `concat`, where `layout` is `packed`.
         layout: `packed`, or `padded`: a document, or a fragment of a long one, per row.
         objective: What rows ask for.
-        documents: What is done with documents before they are packed.
         pad_multiple: Padded batches are as wide as their longest row, rounded up to a multiple of this.
+        documents: What is done with documents before they are packed.
         seq_len: Tokens per row.
         seed: Of all random choices.
         stages: Weights that replace the sources' own from some row on, ascending.
@@ -91,9 +91,9 @@ class DataConfig:
     seed: int
     layout: str = "packed"
     objective: Objective = field(default_factory=NextToken)
-    documents: DocumentConfig = field(default_factory=DocumentConfig)
     pad_multiple: int = PAD_MULTIPLE
     buckets: int = 1
+    documents: DocumentConfig = field(default_factory=DocumentConfig)
     stages: tuple[Stage, ...] = ()
     num_workers: int = 0
     on_bad_record: str = "error"
@@ -186,8 +186,15 @@ class Loader:
         policy = "padded" if config.layout == "padded" else config.packing
         documents = config.documents
         documents.check(tokenizer, policy, config.seq_len)
-        ids, widths = (tokenizer.eos_id, tokenizer.pad_id), (config.pad_multiple, documents.window_overlap)
-        self.packer = Packer(config.seq_len, *ids, policy, config.objective, *widths)
+        self.packer = Packer(
+            config.seq_len,
+            tokenizer.eos_id,
+            tokenizer.pad_id,
+            policy,
+            config.objective,
+            pad_multiple=config.pad_multiple,
+            overlap=documents.window_overlap,
+        )
         self._config = config
         self._batch_size = batch_size
         self._degree = dp_degree
@@ -212,6 +219,7 @@ class Loader:
                     "name": source.config.name,
                     "format": source.config.format,
                     "field": source.config.field,
+                    "label": "" if source.config.label is None else source.config.label.field,
                     "files": fingerprint(source.files),
                 }
                 for source in self.sources

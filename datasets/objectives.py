@@ -155,17 +155,17 @@ class DocumentLabels:
     """One target per document, at its eos.
 
     Args:
-        classes: How many there are; 0: labels are values, which `Targets.values` has, beside the label 0.
+        classes: Their names; none: labels are values, which `Targets.values` has, beside the label 0.
     """
 
     shift = 0
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
 
     def identity(self) -> dict[str, Any]:
         """See `Objective`."""
-        return {"name": "classification" if self.classes else "regression", "classes": self.classes}
+        return {"name": "classification" if self.classes else "regression", "classes": " ".join(map(repr, self.classes))}
 
     def targets(self, laid: Laid) -> Targets:
         """See `Objective`."""
@@ -186,5 +186,5 @@ class DocumentLabels:
         return {
             "a document has no label": ends & (labels == IGNORE),
             "a label is not at an eos": ~ends & (labels != IGNORE),
-            "a label is no class": labels >= max(self.classes, 1),
+            "a label is no class": labels >= max(len(self.classes), 1),
         }

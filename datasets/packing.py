@@ -191,6 +191,7 @@ class Packer:
         pad_id: int,
         policy: str,
         objective: Objective | None = None,
+        *,
         pad_multiple: int = PAD_MULTIPLE,
         overlap: int = 0,
     ) -> None:
@@ -201,9 +202,9 @@ class Packer:
         self.pad_id = pad_id
         self.policy = policy
         self.objective = objective or NextToken()
+        self.pad_multiple = pad_multiple
         self.overlap = overlap
         self.weighted = False
-        self.pad_multiple = pad_multiple
         self._padding = np.full(seq_len, pad_id)
         self._ramp = np.arange(0, dtype=np.int32)
 

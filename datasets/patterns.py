@@ -1,4 +1,4 @@
-"""Names to files: globs, `{stdlib}`, `~` and fsspec URLs become a sorted list of files with their sizes and stamps."""
+"""Names to files: globs, `{stdlib}`, `{synthetic}`, `~` and URLs become a sorted list of files with their sizes and stamps."""
 
 import sysconfig
 from collections.abc import Mapping
@@ -61,6 +61,8 @@ def local_path(path: str) -> str | None:
 def match(pattern: str, folder_glob: str | None) -> list[DataFile]:
     """Return the files that one pattern names; see `files.Storage.expand`."""
     target = pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
+    if "{synthetic}" in target:
+        target = target.replace("{synthetic}", _synthetic())
     remote = is_remote(target)
     try:
         filesystem, root = url_to_fs(target if remote else str(Path(target).expanduser()))
@@ -99,6 +101,15 @@ def match(pattern: str, folder_glob: str | None) -> list[DataFile]:
         where = f"this folder holds no {folder_glob}" if folder_glob else "this pattern matches no file"
         raise DataError(where, file=pattern)
     return matches
+
+
+def _synthetic() -> str:
+    from .synthetic import cached  # few jobs ask for it
+
+    try:
+        return str(cached())
+    except OSError as error:
+        raise DataError(f"its files cannot be made in the user's cache: {error}", file="{synthetic}") from None
 
 
 def _unresolved(info: Mapping[str, Any]) -> bool:

@@ -4,22 +4,39 @@ from .errors import DataConfigError
 from .fasta import FastaReader
 from .files import Storage
 from .jsonl import JsonlReader
+from .labels import FORMATS, Label
 from .records import Reader, Records
 from .text import TextReader
+from .tsv import TsvReader
 
 __all__ = ["Reader", "Records", "build_reader"]
 
 
-def build_reader(format: str, field: str, storage: Storage) -> Reader:
-    """Return the reader of a source's format: `text`, `jsonl` or `parquet` (documents are in `field`), or `fasta`."""
+def build_reader(format: str, field: str, storage: Storage, label: Label | None = None) -> Reader:
+    """Return the reader of a source's format: `text`, `jsonl`, `tsv` or `parquet` (documents are in `field`), or `fasta`.
+
+    Args:
+        format: See above.
+        field: The key or column of documents.
+        storage: Opens files.
+        label: Where and what labels are; None: they are not read.
+
+    Raises:
+        DataConfigError: There is no such format, or it has no labels.
+    """
+    if label is not None and format not in FORMATS:
+        have = ", ".join(map(repr, FORMATS))
+        raise DataConfigError(f"data.sources.label = {label.field!r}: format {format!r} has no labels; {have} have")
     if format == "text":
         return TextReader(storage)
     if format == "jsonl":
-        return JsonlReader(storage, field)
+        return JsonlReader(storage, field, label=label)
+    if format == "tsv":
+        return TsvReader(storage, field, label=label)
     if format == "fasta":
         return FastaReader(storage)
     if format == "parquet":
         from .parquet import ParquetReader  # pyarrow takes 0.13 s to import and 60 MB
 
-        return ParquetReader(storage, field)
-    raise DataConfigError(f"data.sources.format: {format!r} is not one of 'text', 'jsonl', 'parquet', 'fasta', 'tokens'")
+        return ParquetReader(storage, field, label=label)
+    raise DataConfigError(f"data.sources.format: {format!r} is not one of 'text', 'jsonl', 'tsv', 'parquet', 'fasta', 'tokens'")

@@ -4,7 +4,7 @@ A reader is a pure function of (piece, offset, first): opened at the address of 
 and all later ones, byte for byte, whatever was read before. Its memory does not grow with the length of a document.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -30,6 +30,7 @@ class Records(NamedTuple):
             behind it. Where nothing opens and there are no documents, it is what the document that goes on turned out to be.
         bad_offset: Its address.
         stated: What the record of each document states: number of a class, or a value; None where labels are not read.
+        headers: Of FASTA, the header line of each document, without a line end; empty for one that continues.
     """
 
     documents: list[bytes]
@@ -39,6 +40,7 @@ class Records(NamedTuple):
     error: DataError | None = None
     bad_offset: int = -1
     stated: list[float] | None = None
+    headers: Sequence[bytes] = ()
 
     @property
     def breaks_off(self) -> bool:

@@ -9,6 +9,7 @@ from .documents import DocumentConfig
 from .errors import BadRecords, DataConfigError
 from .files import DataFile, Storage
 from .genome import Letters
+from .labels import Label
 from .lane import Documents, RawDocuments
 from .packing import Packer
 from .pieces import Piece, deal, target_size
@@ -25,9 +26,10 @@ class SourceConfig:
 
     Attributes:
         name: Unique among sources.
-        format: `text` (a file is a document), `jsonl`, `parquet`, `fasta`, or `tokens` (shards of `cistron prepare`).
+        format: `text` (a file is a document), `jsonl`, `tsv`, `parquet`, `fasta`, or `tokens` (shards of `cistron prepare`).
         paths: Paths, globs or fsspec URLs; for `tokens` manifests, or folders of them.
-        field: For jsonl and parquet: the field or column that holds the document.
+        field: For jsonl, tsv and parquet: the field or column that holds the document.
+        label: For the same: where and what labels of sequences are; None: they are not read.
         weight: Share of rows, and so of tokens, relative to the other sources' weights; 0: none before a stage.
         max_epochs: Times that a lane reads all of its documents before the data is over; None: it never is.
     """
@@ -36,6 +38,7 @@ class SourceConfig:
     format: str
     paths: tuple[str, ...]
     field: str = "text"
+    label: Label | None = None
     weight: float = 1.0
     max_epochs: int | None = None
 
@@ -101,12 +104,12 @@ def find_source(
     treatment = treatment or DocumentConfig()
     if not config.weight >= 0:
         raise DataConfigError(f"data.sources.weight: {config.weight} of source {config.name!r} must not be below 0")
-    if config.format == "tokens":
+    if config.format == "tokens" and config.label is None:
         files = storage.expand(config.paths, "*.json")
         corpus = ShardCorpus(open_shards(files, storage), seq_len, lanes, config.name, treatment)
         _check_letters(corpus.shards, treatment.letters)
         return Source(config=config, files=files, lanes=[], reader=None, corpus=corpus, treatment=treatment)
-    reader = build_reader(config.format, config.field, storage)
+    reader = build_reader(config.format, config.field, storage, config.label)
     files = storage.expand(config.paths)
     target = target_size(files, lanes)
     dealt = deal([piece for file in files for piece in reader.split(file, target)], lanes, config.name)

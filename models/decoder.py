@@ -4,6 +4,7 @@ Plain modules and nothing else: parallelism, compilation and checkpointing are a
 
     tok_embeddings -> layers.N [attention_norm -> attention (+ residual) -> ffn_norm -> feed_forward (+ residual)]
                    -> norm -> output, or given labels straight to their losses
+                           -> score instead of output, where the model is asked about whole documents (`head.py`)
 
 State-dict keys correspond one to one to Hugging Face's Llama and Qwen3 (`huggingface.py`).
 """
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from .attention import attend
 from .config import DecoderConfig
+from .head import Head, document_losses
 from .loss import linear_cross_entropy
 from .masks import AttentionMask
 from .rope import rope_table, rotate, rotation
@@ -30,7 +32,10 @@ class Decoder(nn.Module):
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.head_outputs:
+            self.score = Head(config.dim, config.head_outputs, config.pool)
+        else:
+            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.tie_weights()
         # Attributes, not buffers: `to_empty` would lose the values and `to(bfloat16)` their precision.
         self.inv_freq, self.attention_factor = rope_table(config.rope, config.head_dim)
@@ -38,7 +43,7 @@ class Decoder(nn.Module):
 
     def tie_weights(self) -> None:
         """Make `output` share the embedding table if the config says so; again after parameters were replaced."""
-        if self.config.tie_embeddings:
+        if self.config.tie_embeddings and not self.config.head_outputs:
             self.output.weight = self.tok_embeddings.weight
 
     def forward(
@@ -48,8 +53,11 @@ class Decoder(nn.Module):
         mask: AttentionMask,
         labels: Tensor | None = None,
         weights: Tensor | None = None,
+        values: Tensor | None = None,
     ) -> Tensor:
         """Logits of every position, or the losses of given labels, for which logits are never all in memory.
+
+        With a head: outputs of every position's document, or the losses of labels that documents have.
 
         Losses are taken in here since FSDP2 has the output weight whole only inside this call.
 
@@ -59,16 +67,21 @@ class Decoder(nn.Module):
             mask: what `DocumentMask.build` made of the batch's `sequence_ids`.
             labels: int64 [batch, seq_len], -100 where no loss is taken.
             weights: float32 [batch, seq_len], which losses are multiplied with; None: all 1.
+            values: float32 [batch, seq_len], of each label where a head predicts a value; not read otherwise.
 
         Returns:
-            Without labels [batch, seq_len, vocab_size]. With labels the cross-entropies in nats, float32 [batch, seq_len],
-            0 where there is no target; sum them before going backward, see `loss.linear_cross_entropy`.
+            Without labels [batch, seq_len, vocab_size or head_outputs]. With labels the losses (cross-entropies in nats,
+            squared errors of values), float32 [batch, seq_len], 0 where there is no target; those of tokens are to be summed
+            before going backward, see `loss.linear_cross_entropy`.
         """
         cos, sin = rotation(positions, self.inv_freq, self.attention_factor)
         x = self.tok_embeddings(tokens)
         for block in self.layers:
             x = block(x, cos, sin, mask)
         x = self.norm(x)
+        if self.config.head_outputs:
+            outputs: Tensor = self.score(x, positions)
+            return outputs if labels is None else document_losses(outputs, labels, weights, values)
         if labels is not None:
             return linear_cross_entropy(x, self.output.weight, labels, weights, compiled=self.compile_loss)
         logits: Tensor = self.output(x)

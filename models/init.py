@@ -2,7 +2,7 @@
 
 | parameter | value |
 |---|---|
-| tok_embeddings, output, wq, wk, wv, w1, w3 | normal, standard deviation 1 / sqrt(dim) |
+| tok_embeddings, output, score, wq, wk, wv, w1, w3 | normal, standard deviation 1 / sqrt(dim) |
 | wo, w2: what a block adds to the residual stream | normal, standard deviation 1 / sqrt(dim · 2 · n_layers) |
 | every norm | 1 |
 | an adapter's lora_a, lora_b | uniform within ±1 / sqrt(its input's width); 0 (`lora.py`) |
@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .decoder import Decoder
 
-_MATRICES = frozenset({"tok_embeddings", "output", "wq", "wk", "wv", "w1", "w3"})
+_MATRICES = frozenset({"tok_embeddings", "output", "score", "wq", "wk", "wv", "w1", "w3"})
 _RESIDUAL_MATRICES = frozenset({"wo", "w2"})
 _NORMS = frozenset({"attention_norm", "ffn_norm", "q_norm", "k_norm", "norm"})
 # What torch.compile and activation checkpointing insert into the names of the modules they wrap.

@@ -11,6 +11,8 @@ COMMANDS = {
     "inspect": "look at packed rows: a picture of a batch and its documents in the terminal",
     "prepare": "turn raw files, or token files of others, into token shards",
     "generate": "sample text from a checkpoint",
+    "embed": "outputs of a model's layers for sequences",
+    "evaluate": "how likely a model finds sequences",
     "export": "a checkpoint as a Hugging Face folder",
     "import": "a Hugging Face folder as a checkpoint to train from",
 }

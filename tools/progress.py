@@ -46,12 +46,12 @@ class Bar:
         self._done += event.stored
         self._text += event.text
         if self._progress is not None:
-            self._progress.update(self._task, completed=self._done, speed=f"{self._speed():.1f} MB/s")
+            self._progress.update(self._task, completed=self._done, speed=f"{self._speed():.3g} MB/s")
         elif time.monotonic() - self._told >= LINE_SECONDS:
             self._told = time.monotonic()
             left = (self._told - self._start) * (self._total / self._done - 1) if self._done else float("nan")
             share = self._done / self._total
-            print(f"{self._name}: {self._stage} {share:.1%}, {self._speed():.1f} MB/s, {left:.0f} s left", flush=True)
+            print(f"{self._name}: {self._stage} {share:.1%}, {self._speed():.3g} MB/s, {left:.0f} s left", flush=True)
 
     def _speed(self) -> float:
         """MB of text, or of files where no text is counted, per second."""

@@ -50,7 +50,9 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     overrides.setdefault("vocab_size", max(tokenizer.vocab_size, stated))
     if m.rope.theta is not None:
         overrides["rope"] = RopeConfig(theta=m.rope.theta)
-    overrides["causal"] = config.training.objective == "causal"
+    overrides["causal"] = config.causal
+    if config.has_head:
+        overrides |= {"head_outputs": len(config.head.classes) or 1, "pool": config.head.pool}
     return replace(PRESETS[m.preset], **overrides)
 
 
@@ -110,8 +112,7 @@ def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> 
         activate_flash_attention_impl("FA3")
     m = config.model
     eos_id = tokenizer.eos_id if m.eos_id is None else m.eos_id
-    causal = config.training.objective == "causal"
-    return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, causal=causal, executor=executor)
+    return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, causal=config.causal, executor=executor)
 
 
 def check_fine_tuning(config: JobConfig, decoder: DecoderConfig) -> None:

@@ -22,6 +22,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from ..datasets.labels import FORMATS as LABEL_FORMATS
 from .tables import (
     ActivationCheckpoint,
     Checkpoint,
@@ -30,6 +31,7 @@ from .tables import (
     Data,
     FineTuning,
     Float8,
+    Head,
     Job,
     LrScheduler,
     Metrics,
@@ -69,6 +71,7 @@ class JobConfig(BaseSettings):
     data: Data = Data()
     training: Training = Training()
     mlm: Mlm = Mlm()
+    head: Head = Head()
     optimizer: Optimizer = Optimizer()
     skip_step: SkipStep = SkipStep()
     lr_scheduler: LrScheduler = LrScheduler()
@@ -87,8 +90,8 @@ class JobConfig(BaseSettings):
     def fits_together(self) -> "JobConfig":
         """Refuse what two tables say differently, and a table that nothing reads."""
         objective, causal = self.training.objective, self.model.causal
-        wrong = []
-        if causal is not None and causal != (objective == "causal"):
+        wrong = label_mistakes(self)
+        if causal is not None and not self.has_head and causal != (objective == "causal"):
             why = (
                 "a token would see the one it is asked for"
                 if objective == "causal"
@@ -100,6 +103,16 @@ class JobConfig(BaseSettings):
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
+
+    @property
+    def has_head(self) -> bool:
+        """Whether whole documents are what is asked about."""
+        return self.training.objective in ("classification", "regression")
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only those before it."""
+        return self.training.objective != "mlm" if self.model.causal is None else self.model.causal
 
     @classmethod
     def settings_customise_sources(
@@ -141,6 +154,40 @@ class JobConfig(BaseSettings):
             if self.training.objective == "causal":
                 hints.append(f"try it      cistron generate {checkpoints} --prompt TEXT")
         return hints
+
+
+def label_mistakes(config: JobConfig) -> list[str]:
+    """What does not fit together about labels of documents."""
+    objective, data, classes = config.training.objective, config.data, config.head.classes
+    wrong = []
+    for key, sources in (("data.sources", data.sources), ("validation.sources", config.validation.sources)):
+        for index, source in enumerate(sources):
+            if source.label is None and config.has_head:
+                wrong.append(f'{key}.{index}.label: missing; training.objective = "{objective}" reads labels')
+            if source.label is not None and not config.has_head:
+                wrong.append(f'{key}.{index}.label = {source.label!r}: training.objective = "{objective}" reads no labels')
+            if source.label is not None and source.format not in LABEL_FORMATS:
+                have = ", ".join(LABEL_FORMATS)
+                wrong.append(f'{key}.{index}.label = {source.label!r}: format = "{source.format}" has no labels; {have} have')
+    if not config.has_head and config.head != Head():
+        wrong.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
+    if objective == "classification" and len(classes) < 2:
+        wrong.append(f"head.classes = {classes}: classification needs two or more, as the data writes them")
+    if objective == "regression" and classes:
+        wrong.append(f"head.classes = {classes}: regression has values and no classes; leave them out")
+    if config.has_head and data.packing == "concat":
+        wrong.append(f'data.packing = "concat": cuts documents, and training.objective = "{objective}" needs them whole')
+    if config.has_head and data.long_documents in ("window", "truncate"):
+        wrong.append(
+            f'data.long_documents = "{data.long_documents}": a label is of the whole document, so with training.objective = '
+            f'"{objective}" one that is longer than a row is a bad record; leave it out, or set "error"'
+        )
+    if config.has_head and config.parallelism.context_parallel_degree > 1:
+        wrong.append(
+            f"parallelism.context_parallel_degree = {config.parallelism.context_parallel_degree}: "
+            f'training.objective = "{objective}" pools over documents, whose rows must be whole on a rank; set 1'
+        )
+    return wrong
 
 
 class OverrideParser(argparse.ArgumentParser):

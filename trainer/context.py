@@ -63,10 +63,11 @@ def check_context(config: JobConfig, executor: Executor) -> None:
             'keys, and a rank has blocks from all over a row; set model.attention = "flex" (or "sdpa")'
         )
     step, seq_len = degree * FLEX_BLOCK, config.training.seq_len
-    if executor == "flex" and config.data.layout == "padded":
+    width = config.data.pad_multiple
+    if executor == "flex" and config.data.layout == "padded" and width % step:
         raise ConfigError(
-            f'{key} with data.layout = "padded": widths are multiples of data.pad_multiple, and to give every rank whole '
-            f'blocks of the flex mask they would have to be of {degree} x {FLEX_BLOCK} = {step}; set data.layout = "packed"'
+            f"data.pad_multiple = {width}: must be a multiple of {degree} x {FLEX_BLOCK} = {step}, so that every rank of "
+            "parallelism.context_parallel_degree has whole blocks of the flex mask"
         )
     if executor == "flex" and seq_len % step:
         raise ConfigError(

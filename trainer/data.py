@@ -9,9 +9,10 @@ from ..datasets.errors import DataConfigError, DataEnd
 from ..datasets.files import Storage
 from ..datasets.finite import FinitePass
 from ..datasets.genome import Letters
+from ..datasets.labels import Label
 from ..datasets.loader import Batch, DataConfig, Loader, SourceConfig, Stage
 from ..datasets.masking import MaskedTokens, MaskingConfig
-from ..datasets.objectives import NextToken, Objective
+from ..datasets.objectives import DocumentLabels, NextToken, Objective
 from ..datasets.tokenizers import Tokenizer
 from ..models.masks import DocumentMask
 from .config import JobConfig
@@ -38,15 +39,26 @@ class Feed:
     validation: FinitePass | None
 
 
-def source_configs(tables: Sequence[Files]) -> tuple[SourceConfig, ...]:
-    """The sources of `[[data.sources]]` or `[[validation.sources]]`."""
-    return tuple(SourceConfig(**{**table.model_dump(), "paths": tuple(table.paths)}) for table in tables)
+def source_configs(tables: Sequence[Files], classes: tuple[str, ...]) -> tuple[SourceConfig, ...]:
+    """The sources of `[[data.sources]]` or `[[validation.sources]]`, whose labels are of `classes`, or values."""
+    return tuple(
+        SourceConfig(
+            **{
+                **table.model_dump(),
+                "paths": tuple(table.paths),
+                "label": None if table.label is None else Label(table.label, classes),
+            }
+        )
+        for table in tables
+    )
 
 
 def make_objective(config: JobConfig, tokenizer: Tokenizer) -> Objective:
     """What `training.objective` asks of rows. Raises DataConfigError where the tokenizer cannot serve it."""
     if config.training.objective == "causal":
         return NextToken()
+    if config.has_head:
+        return DocumentLabels(config.head.names)
     m = config.mlm
     masking = MaskingConfig(rate=m.mask_rate, schedule=m.rate_schedule, mask_share=m.mask_share, random_share=m.random_share)
     return MaskedTokens(masking, tokenizer, config.training.seed)
@@ -62,7 +74,7 @@ def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) ->
     d, t = config.data, config.training
     rows = global_batch_size(config, layout)
     return DataConfig(
-        sources=source_configs(d.sources),
+        sources=source_configs(d.sources, config.head.names),
         stages=tuple(Stage((stage.step - 1) * rows, stage.weights) for stage in d.stages),
         lanes=d.lanes,
         packing=d.packing,
@@ -71,7 +83,7 @@ def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) ->
         documents=DocumentConfig(
             letters=letters_of(d),
             reverse_complement=d.reverse_complement,
-            long_documents=d.long_documents,
+            long_documents="error" if config.has_head else d.long_documents,  # a label is of the whole document
             window_overlap=d.window_overlap,
         ),
         pad_multiple=d.pad_multiple,
@@ -153,7 +165,7 @@ def open_validation(
     """
     if not config.validation.enable:
         return None
-    sources = source_configs(config.validation.sources)
+    sources = source_configs(config.validation.sources, config.head.names)
     data = replace(make_data_config(config, layout, tokenizer), sources=sources, stages=())
     try:
         return FinitePass(data, tokenizer, batch_size=config.validation.local_batch_size or batch_size, **ranks)

@@ -57,7 +57,7 @@ def check_float8(config: JobConfig, model: DecoderConfig, layout: Layout, device
     }
     with torch.device("meta"):
         names = [name for name, module in Decoder(model).named_modules() if isinstance(module, nn.Linear)]
-    if idle := [part for part in f.filter_fqns if not any(part in name for name in names)]:
+    if idle := [part for part in f.filter_fqns if not any(part in name for name in (*names, "output"))]:
         complaints.append(f"float8.filter_fqns: no linear layer's name contains {idle}; there are: {', '.join(names)}")
     complaints += [
         f"{key} = {value}: must be a multiple of {MULTIPLE * parts} with float8.enable"

@@ -18,7 +18,7 @@ import torch
 from .. import __version__
 from ..datasets.errors import DataConfigError
 from ..datasets.tokenizers import Tokenizer
-from ..models.config import PRESETS, DecoderConfig
+from ..models.config import HEAD_KEYS, PRESETS, DecoderConfig
 from ..models.decoder import Decoder
 from ..models.huggingface import architecture, from_hf
 from .checkpoint import write_whole
@@ -76,7 +76,7 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
     home = out.absolute()
     if table.path:
         table = table.model_copy(update={"path": str(home / TOKENIZER_FOLDER)})
-    shape = {key: value for key, value in asdict(decoder).items() if key != "causal"}
+    shape = {key: value for key, value in asdict(decoder).items() if key not in ("causal", *HEAD_KEYS)}
     name = next((name for name, preset in PRESETS.items() if replace(preset, vocab_size=decoder.vocab_size) == decoder), None)
     tables = {
         "model": {"preset": name, **shape} if name else shape,  # for people: all that it sets is set here too

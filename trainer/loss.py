@@ -1,4 +1,4 @@
-"""The loss: cross-entropy summed over targets, to be divided by the targets of the whole optimizer step."""
+"""The loss: summed over targets, to be divided by the targets of the whole optimizer step."""
 
 import torch
 
@@ -13,8 +13,9 @@ def summed_loss(
     positions: torch.Tensor,
     mask: AttentionMask,
     weights: torch.Tensor | None = None,
+    values: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the next-token cross-entropies (nats) of a micro-batch, each times its weight.
+    """Sum of the losses of a micro-batch, each times its weight: cross-entropies (nats), or squared errors of values.
 
     A mean over the micro-batch would weigh a target by how full its own row is; the caller divides the sum by the number of
     targets of all ranks and micro-batches instead, or by the sum of their weights.
@@ -26,9 +27,10 @@ def summed_loss(
         positions: int32 [batch, seq_len], restarting at 0 with every document.
         mask: what `DocumentMask.build` made of the rows' sequence ids.
         weights: float32 [batch, seq_len], of each target; None: all 1.
+        values: float32 [batch, seq_len], of each label where a head predicts values; None otherwise.
 
     Returns:
         The sum, float32 [], and what each row contributes to it, float32 [batch], without gradient.
     """
-    losses: torch.Tensor = model(tokens, positions, mask, labels, weights)
+    losses: torch.Tensor = model(tokens, positions, mask, labels, weights, values)
     return losses.sum(), losses.detach().sum(1)

@@ -133,6 +133,11 @@ class Job:
         return sizes_of(self.config, self.decoder)
 
     @property
+    def outputs(self) -> int:
+        """Numbers that the model gives for a position."""
+        return self.decoder.head_outputs or self.decoder.vocab_size
+
+    @property
     def block(self) -> float:
         """Parameters of a block."""
         return self.sizes.blocks / self.decoder.n_layers
@@ -181,7 +186,7 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     of_weight, of_hidden = FLOAT32 * sizes.trained_output / tp, tokens * width * d.dim
     # The gradients of both tables beside what was gathered; where they are one, autograd adds them into a third. Or those
     # gradients copied into FSDP2's buffer, and then that buffer beside its sum over ranks.
-    computed = tables, (3 * of_output if d.tie_embeddings else of_tables) + reduced_block
+    computed = tables, (of_tables if d.output_parameters() else 3 * of_output) + reduced_block
     summed = 0.0, reduced * sizes.trained_tables / tp + max(tables, reduced * sizes.trained_tables / shared)
     gathered_at_end, unreduced_at_end = max(computed, summed, key=sum)
 
@@ -293,13 +298,13 @@ def products_and_attention(job: Job) -> tuple[float, float]:
 def chunk_of_logits(job: Job) -> float:
     """Bytes at the peak of a chunk of `models.loss`, beyond the gradients that it adds to."""
     d, width, compiled = job.decoder, job.width, job.config.compile.enable
-    columns = d.vocab_size // job.layout.tp
+    columns = job.outputs // (1 if d.head_outputs else job.layout.tp)
     logits = -(-job.tokens // -(-job.tokens * columns // CHUNK_LOGITS[job.device])) * columns
     # as float32 where that is another type, and their exponentials; compiled, two versions of their gradients
     beside = 2 * width if compiled else FLOAT32 + (FLOAT32 if width < FLOAT32 else 0)
     at_once = logits * (width + beside)
     # a CPU has no product of bfloat16 that adds to float32
-    product = width * d.vocab_size * d.dim / job.layout.tp if job.device == "cpu" and width < FLOAT32 else 0.0
+    product = width * job.outputs * d.dim / job.layout.tp if job.device == "cpu" and width < FLOAT32 else 0.0
     return max(at_once, 2 * width * logits + product)
 
 

@@ -15,6 +15,7 @@ from .distributed import World
 from .flops import document_flops, document_pairs, frozen_flops, peak_flops, row_flops
 from .optimizer import learning_rate
 from .reports import Reports
+from .scores import SCORES
 from .sizes import sizes_of
 from .totals import Progress, StepTotals
 
@@ -158,10 +159,11 @@ class MetricsLog:
         if not self.world.is_first:
             return
         self.reports.add("validation", record)
-        perplexity, bits = record["perplexity"], record["bits_per_byte"]
+        perplexity, bits = record.get("perplexity"), record.get("bits_per_byte")
         words = [f"step {record['step']:>6}  validation loss {record['loss']!r}"]
         words += [] if perplexity is None else [f"perplexity {perplexity:.3f}"]
         words += [] if bits is None else [f"{bits:.4f} bits per byte"]
+        words += [f"{name} {record[name]:.4f}" for name in SCORES if record.get(name) is not None]
         self.say("  ".join([*words, f"{record['documents']:,} documents in {record['seconds']:.1f} s"]))
 
     def close(self) -> None:

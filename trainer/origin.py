@@ -7,6 +7,7 @@ from typing import Any
 
 import tomli_w
 
+from ..models.config import HEAD_KEYS
 from .checkpoint import Found, ask, differences, find, good
 from .config import JobConfig
 from .distributed import World
@@ -42,7 +43,7 @@ def origin(
             found = good(path, world)
     if found is None:
         return None, False, messages
-    check_shape(found, shape)
+    check_shape(found, shape, resuming)
     if resuming and "guard" not in found.state:
         raise CheckpointError(f"{found.path}: holds weights alone: checkpoint.initial_load_model_only must be true")
     if resuming:
@@ -64,12 +65,17 @@ def check_optimizer(found: Found, name: str) -> None:
         )
 
 
-def check_shape(found: Found, shape: Mapping[str, Any]) -> None:
-    """Raise CheckpointError with a table of every key of the model shape in which the checkpoint and this job differ."""
-    saved: dict[str, Any] = found.state["model"]
+def check_shape(found: Found, shape: Mapping[str, Any], resuming: bool) -> None:
+    """Raise CheckpointError with a table of every key of the model shape in which the checkpoint and this job differ.
+
+    A run may begin with a head that the checkpoint's model has not; its output projection is left out then.
+    """
+    saved: dict[str, Any] = {"head_outputs": 0, "pool": "mean", **found.state["model"]}
+    if not resuming and not saved["head_outputs"]:
+        saved |= {key: shape[key] for key in HEAD_KEYS}
     keys = sorted(saved.keys() | shape.keys())
     if rows := [(key, repr(saved.get(key)), repr(shape.get(key))) for key in keys if saved.get(key) != shape.get(key)]:
-        table = {key: value for key, value in saved.items() if key != "causal"}
+        table = {key: value for key, value in saved.items() if key not in ("causal", *HEAD_KEYS)}
         fits = f"\n\nthe table that fits is\n\n{tomli_w.dumps({'model': table})}" if not found.files else ""
         raise CheckpointError(differences(found, "is of another model", rows) + fits)
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed._symmetric_memory import enable_symm_mem_for_group
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -121,15 +121,18 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
 def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
     """Megatron's column/row split of every matrix with sequence-parallel norms (Korthikanti et al. 2022, arXiv:2205.05198)."""
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    output = ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate())
     parallelize_module(
         model,
         mesh,
         {
             "tok_embeddings": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
             "norm": SequenceParallel(),
-            "output": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
+            **({} if model.config.head_outputs else {"output": output}),
         },
     )
+    if model.config.head_outputs:
+        distribute_module(model.score, mesh)  # whole on every rank; the head sees to the sequence itself
     # The embedding hands out a tensor whose reduce-scatter may still be under way. Compiled blocks take such an input, but give
     # it no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
     model.tok_embeddings.register_forward_hook(lambda _module, _inputs, embedded: embedded.clone())

@@ -20,7 +20,7 @@ class Sizes:
         blocks: of all blocks.
         trained_tables: of those outside of the blocks.
         trained_blocks: of those of the blocks.
-        trained_output: of the output table, 0 where it is frozen.
+        trained_output: of the output table, or of the head, 0 where it is frozen.
         frozen_products: of those that are frozen and multiply activations: all but an embedding table that is no output.
         largest: of the largest parameter that is trained.
         first: block that the backward pass ends with: blocks before it, and the embedding table, train nothing.
@@ -56,14 +56,15 @@ def sizes_of(config: JobConfig, decoder: DecoderConfig) -> Sizes:
     with torch.device("meta"):
         model = make_model(config, decoder)
     tables = [p for name, p in model.named_parameters() if not name.startswith("layers.")]
-    looked_up = None if decoder.tie_embeddings else model.tok_embeddings.weight
+    last = model.score if decoder.head_outputs else model.output
+    looked_up = None if last.weight is model.tok_embeddings.weight else model.tok_embeddings.weight
     trains = [bool(trained(block.parameters())) for block in model.layers]
     return Sizes(
         tables=count(tables),
         blocks=count(model.layers.parameters()),
         trained_tables=count(trained(tables)),
         trained_blocks=count(trained(model.layers.parameters())),
-        trained_output=count(trained([model.output.weight])),
+        trained_output=count(trained([last.weight])),
         frozen_products=count(p for p in model.parameters() if not p.requires_grad and p is not looked_up),
         largest=max(p.numel() for p in trained(model.parameters())),
         first=0 if model.tok_embeddings.weight.requires_grad else [*trains, True].index(True),

@@ -46,7 +46,7 @@ class Model(Table):
     """The decoder: a preset and what to change in it. Unset keys keep the preset's value."""
 
     preset: str = "debug"
-    """Shape to start from: debug, llama3_1b, llama3_8b, llama3_70b, qwen3_0.6b, qwen3_8b."""
+    """Shape to start from: debug, llama_7b, llama3_1b, _8b, _70b, qwen3_0.6b, _8b, protein_650m, protein_3b."""
     vocab_size: Positive | None = None
     """Rows of the embedding table; unset: the tokenizer's vocabulary. May be larger, never smaller."""
     eos_id: NonNegative | None = None
@@ -99,12 +99,14 @@ class Files(Table):
 
     name: Name
     """Name in logs, in metrics.jsonl and in the checkpointed data state."""
-    format: Literal["text", "jsonl", "fasta", "parquet", "tokens"]
-    """text: a file is a document. jsonl: a line. fasta: a record. parquet: a row. tokens: shards by `cistron prepare`."""
+    format: Literal["text", "jsonl", "tsv", "fasta", "parquet", "tokens"]
+    """text: a file is a document. jsonl, tsv: a line. fasta: a record. parquet: a row. tokens: shards by `cistron prepare`."""
     paths: list[str] = Field(min_length=1)
-    """Files, globs or fsspec URLs; tokens: manifests (*.json) or their folder. {stdlib} is the folder of Python's library."""
+    """Files, globs or URLs; tokens: manifests (*.json) or folders. {stdlib}: Python's library; {synthetic}: a made genome."""
     field: str = "text"
-    """jsonl and parquet: the key or column that holds the document."""
+    """jsonl, tsv and parquet: the key or column that holds the document."""
+    label: Name | None = None
+    """The same formats: the key or column of the document's label, for training.objective = "classification", "regression"."""
 
 
 class Source(Files):
@@ -138,6 +140,10 @@ class Data(Table):
     """best_fit: whole documents, least padding. concat: classic concatenate-and-chunk."""
     layout: Literal["packed", "padded"] = "packed"
     """packed: many documents in a row. padded: one, in rows as long as the longest of the micro-batch needs."""
+    pad_multiple: Positive = 128
+    """padded: rows are a multiple of this long, or training.seq_len."""
+    length_buckets: bool = False
+    """padded: deal a step's rows to its micro-batches by length, which takes less padding; a step's rows stay the same."""
     lowercase_weight: Weight = 1.0
     """Loss weight of lowercase letters, soft-masked repeats (Evo 2: 0.1); byte and dna. Token shards: as they were prepared."""
     exclude_tags: bool = False
@@ -154,10 +160,6 @@ class Data(Table):
     """Longer than a row. split: rows and a rest. window: overlapping rows. truncate: the first row. error: a bad record."""
     window_overlap: NonNegative = 0
     """long_documents window: tokens that a row repeats from the one before, as context without loss."""
-    pad_multiple: Positive = 128
-    """padded: rows are a multiple of this long, or training.seq_len."""
-    length_buckets: bool = False
-    """padded: deal a step's rows to its micro-batches by length, which takes less padding; a step's rows stay the same."""
     num_workers: NonNegative = 0
     """Loader processes per rank; 0 reads ahead in a thread. Any value gives the same rows."""
     on_bad_record: Literal["error", "skip"] = "error"
@@ -209,8 +211,8 @@ class Data(Table):
 class Training(Table):
     """The optimisation loop."""
 
-    objective: Literal["causal", "mlm"] = "causal"
-    """causal: predict the next token from those before it. mlm: predict hidden tokens from all others of their document."""
+    objective: Literal["causal", "mlm", "classification", "regression"] = "causal"
+    """causal: the next token. mlm: hidden tokens, from both sides. classification, regression: what a document's label says."""
     seq_len: Annotated[int, Field(ge=2)] = 2048
     """Tokens per row."""
     local_batch_size: Positive = 8
@@ -257,6 +259,27 @@ class Mlm(Table):
             wrong.append(f'mlm.mask_rate = {self.mask_rate}: is not read with rate_schedule = "esm3"; leave it out')
         if wrong:
             raise ValueError("\n".join(wrong))
+        return self
+
+
+class Head(Table):
+    """What is predicted of whole documents, for training.objective = "classification" and "regression"."""
+
+    classes: list[str | int] = Field(default_factory=list)
+    """classification: the labels that there are, as the data writes them; numbers are compared as text."""
+    pool: Literal["mean", "last"] = "mean"
+    """mean: over all tokens of the document, its eos included. last: the eos alone, which causal models read it all by then."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes as text."""
+        return tuple(map(str, self.classes))
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Head":
+        """Refuse names that are not unique."""
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"head.classes = {self.classes}: must differ")
         return self
 
 

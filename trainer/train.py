@@ -211,13 +211,13 @@ class Trainer:
         return self.to_device(batch), drawn_from.to(self.world.device, non_blocking=True)
 
     def to_device(self, batch: Batch) -> tuple[Any, ...]:
-        """This rank's tokens, labels, positions, mask, and weights or None of a micro-batch, where the model is."""
+        """This rank's tokens, labels, positions, mask, and weights and values or None of a micro-batch, where the model is."""
         device = self.world.device
-        planes = (batch.tokens, batch.labels, batch.positions, batch.weights)
+        planes = (batch.tokens, batch.labels, batch.positions, batch.weights, batch.values)
         own, queries, keys = spread_rows(planes, batch.sequence_ids, self.mask, self.world.mesh["cp"])
         *own, ids, queries, keys = pinned([*own, batch.sequence_ids, queries, keys], device)
-        tokens, labels, positions, weights = (None if t is None else t.to(device, non_blocking=True) for t in own)
-        return tokens, labels, positions, self.mask.build(ids, device, queries, keys), weights
+        tokens, labels, positions, weights, values = (None if t is None else t.to(device, non_blocking=True) for t in own)
+        return tokens, labels, positions, self.mask.build(ids, device, queries, keys), weights, values
 
     def next_batch(self) -> Batch | None:
         """The batch that the contract check looked at, then the loader's; None when a stop was asked for while waiting."""
@@ -363,7 +363,7 @@ class Trainer:
         step, steps = self.progress.step, self.config.training.steps
         if self.ending:
             self.log.say(f"{self.ending}: stopped after step {step} of {steps}")
-        elif self.prompt and self.decoder_config.causal:
+        elif self.prompt and self.config.training.objective == "causal":
             room = {"multiple_of": self.world.layout.tp, "max_new_tokens": 120}
             with whole_rows(self.model):
                 text = sample(self.model, self.tokenizer, self.prompt, device=self.world.device, **room)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -18,11 +19,13 @@ from ..datasets.loader import Batch
 from ..datasets.token_bytes import token_bytes
 from ..datasets.tokenizers import Tokenizer
 from ..models.decoder import Decoder
+from ..models.head import document_losses
 from .config import JobConfig
 from .distributed import World
 from .failures import USER_ERRORS, NonFiniteError
 from .parallelize import global_batch_size
 from .saving import Saver
+from .scores import score
 from .totals import shares
 
 
@@ -67,7 +70,7 @@ class Validation:
         Args:
             step: optimizer steps done.
             model: in any layout.
-            to_device: a batch's tokens, labels, positions, mask and weights where the model is, as training has them.
+            to_device: a batch's tokens, labels, positions, mask, weights and values where the model is, as training has them.
             stop: whether this process was told to stop.
             saver: may have a checkpoint under way, which need not wait for the end.
 
@@ -80,6 +83,7 @@ class Validation:
         places = (self.config.training.seq_len - 1).bit_length() + 1
         sums = torch.zeros(len(self.names) + places, 3, dtype=torch.float64, device=self.world.device)
         counts = torch.zeros(2, len(self.names), dtype=torch.int64)
+        predictions: list[torch.Tensor] = []
         batches = self.data.batches(self.limit)
         while True:
             batch, error = fetch(batches)
@@ -94,8 +98,13 @@ class Validation:
             if batch is None:
                 assert going == 0, "ranks have the same number of batches"
                 break
-            tokens, labels, positions, mask, weights = to_device(batch)
-            losses = model(tokens, positions, mask, labels)
+            tokens, labels, positions, mask, weights, values = to_device(batch)
+            if self.config.has_head:
+                outputs = model(tokens, positions, mask)
+                losses = document_losses(outputs, labels, None, values)
+                predictions.append(predicted(outputs, labels, values, batch.sources))
+            else:
+                losses = model(tokens, positions, mask, labels)
             self.add(sums, losses, labels, positions, weights, batch.sources)
             counts += self.count(batch)
         if self.world.tp_rank:  # ranks of one tensor-parallel group have the same losses: only its first counts them
@@ -104,6 +113,8 @@ class Validation:
         copies = self.world.layout.world_size // self.world.layout.data_parallel  # ranks with the same rows
         documents, text_bytes = (torch.tensor(self.world.sum(counts.flatten().tolist())) // copies).view_as(counts).tolist()
         record = self.record(sums.tolist(), documents, text_bytes)
+        if self.config.has_head:
+            self.add_scores(record, predictions)
         if record["loss"] is None or not math.isfinite(record["loss"]):
             raise NonFiniteError(f"validation after step {step}: loss {record['loss']} (None: no target has a weight)")
         return {"step": step, **record, "seconds": time.perf_counter() - started}
@@ -142,6 +153,16 @@ class Validation:
         counts = torch.zeros(2, len(self.names), dtype=torch.int64)
         return counts.index_add_(1, torch.tensor(batch.sources), torch.stack([documents, sizes]))
 
+    def add_scores(self, record: dict[str, Any], predictions: list[torch.Tensor]) -> None:
+        """Say in a record how well labels are predicted, from what `predicted` gave for each batch of each rank."""
+        mine = predictions if self.world.counts_rows else []
+        table = np.concatenate([part.numpy() for parts in self.world.gather(mine) for part in parts])
+        sources, truths, outputs = table[:, 0], table[:, 1], table[:, 2:]
+        record |= score(outputs, truths)
+        for number, name in enumerate(self.names):
+            if name in record.get("sources", {}):
+                record["sources"][name] |= score(outputs[sources == number], truths[sources == number])
+
     def record(self, sums: list[list[float]], documents: list[int], text_bytes: list[int]) -> dict[str, Any]:
         """Means from sums over all ranks."""
         of_sources, of_places = sums[: len(self.names)], sums[len(self.names) :]
@@ -155,9 +176,14 @@ class Validation:
         return record
 
     def means(self, sums: list[float], documents: int, text_bytes: int) -> dict[str, Any]:
-        """Loss, perplexity and bits per byte of so many documents; None without a target or where bytes are not known."""
+        """Loss, perplexity and bits per byte of so many documents; None without a target or where bytes are not known.
+
+        Of labels the loss alone: the other two are about text.
+        """
         weighted, weight, nats = sums
         loss = weighted / weight if weight else None
+        if self.config.has_head:
+            return {"loss": loss, "documents": documents}
         return {
             "loss": loss,
             "perplexity": math.exp(loss) if loss is not None and loss < 700 else None,
@@ -172,6 +198,24 @@ def fetch(batches: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:
         return next(batches, None), None
     except USER_ERRORS as error:
         return None, error
+
+
+def predicted(outputs: torch.Tensor, labels: torch.Tensor, values: torch.Tensor | None, sources: list[int]) -> torch.Tensor:
+    """What a head says of the labelled documents of a batch: float64 [documents, 2 + outputs] on the CPU.
+
+    Args:
+        outputs: float32 [batch, seq_len, outputs].
+        labels: int64 [batch, seq_len]: at one position of each document its class, or 0 for values.
+        values: float32 [batch, seq_len], or None for classes.
+        sources: number of the source of each row.
+
+    Returns:
+        Number of the source, class or value, and the outputs.
+    """
+    at = labels >= 0
+    source = torch.tensor(sources, device=labels.device)[:, None].expand_as(labels)
+    truths = labels if values is None else values
+    return torch.cat([source[at][:, None].double(), truths[at][:, None].double(), outputs[at].double()], dim=1).cpu()
 
 
 def place_name(place: int) -> str:

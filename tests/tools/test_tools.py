@@ -200,7 +200,7 @@ def test_generate_refuses_a_checkpoint_of_another_tokenizer(
     with pytest.raises(SystemExit) as caught:
         generate.main([str(trained.parent / "run" / "checkpoint"), "--prompt", "pack"])
     assert caught.value.code == 2
-    assert "tokenizer says eos is 10, model says 0" in capsys.readouterr().err
+    assert "tokenizer says eos is 10, checkpoint says 0" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

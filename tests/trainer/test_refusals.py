@@ -90,7 +90,7 @@ BAD_SETTINGS = {
     ),
     "widths under context parallelism": (
         ("--training.seq_len", "192", "--data.layout", "padded", "--parallelism.context_parallel_degree", "3"),
-        ["parallelism.context_parallel_degree 3", "must divide 128"],
+        ["parallelism.context_parallel_degree 3", "must divide data.pad_multiple = 128"],
     ),
     "seq_len in blocks of the flex mask": (
         ("--device", "cuda", "--training.seq_len", "640", "--parallelism.context_parallel_degree", "2"),
@@ -98,7 +98,7 @@ BAD_SETTINGS = {
     ),
     "widths in blocks of the flex mask": (
         ("--device", "cuda", "--data.layout", "padded", "--parallelism.context_parallel_degree", "2"),
-        ['data.layout = "padded"', "multiples of 128", "2 x 128 = 256", 'set data.layout = "packed"'],
+        ["data.pad_multiple = 128: must be a multiple of 2 x 128 = 256", "whole blocks of the flex mask"],
     ),
     "varlen under context parallelism": (
         (

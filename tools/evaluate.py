@@ -1,0 +1,185 @@
+"""`cistron evaluate CHECKPOINT --score x.fasta`: how likely a model finds each sequence, one line per sequence.
+
+A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods, in nats. CHECKPOINT is a Cistron checkpoint of
+any layout, or a Hugging Face folder.
+"""
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO, TypeAlias
+
+from ..datasets.complement import CODES, reverse_complement
+from ..datasets.prepare import Event
+from ..datasets.sequences import NamedSequence, SequenceFiles
+from ..trainer.config import ConfigError
+from ..trainer.failures import run_command
+from ..trainer.inference import opening_tokens, read_documents
+from ..trainer.scoring import Score, score
+from .model_input import add_input_arguments, add_model_arguments, open_as_asked
+from .progress import make_monitor
+
+NUCLEOTIDES = ("byte", "dna")  # tokenizers of sequences that have another strand, a token to a base
+ROWS = 4096  # of a parquet file that are held
+
+
+class Result(NamedTuple):
+    """A line of the output.
+
+    Attributes:
+        name: of the sequence.
+        residues: its tokens, opening token and eos left out.
+        tokens: those that were scored.
+        log_likelihood: in nats, summed over them; of both strands the mean.
+        mean: per scored token; NaN where there is none.
+    """
+
+    name: str
+    residues: int
+    tokens: int
+    log_likelihood: float
+    mean: float
+
+
+Writer: TypeAlias = Callable[[Result], Any]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, load, score, write."""
+    parser = argparse.ArgumentParser(prog="cistron evaluate", description=__doc__)
+    parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
+    add_input_arguments(parser, "--score", required=True)
+    parser.add_argument("--reverse-complement", action="store_true", help="the mean of both strands of a nucleotide sequence")
+    parser.add_argument("--with-eos", action="store_true", help="of a causal model: the eos counts as a token too")
+    parser.add_argument("--output", type=Path, help="a file to write: .tsv, .jsonl or .parquet (default: TSV on stdout)")
+    add_model_arguments(parser)
+    options = parser.parse_args(argv)
+    run_command(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Score all sequences of the input."""
+    if options.output is not None and options.output.suffix not in WRITERS:
+        raise ConfigError(f"--output {options.output}: its name must end in one of {', '.join(WRITERS)}")
+    files = SequenceFiles(options.score, options.format, options.field, options.id_field)
+    opened = open_as_asked(options)
+    sequences: Iterable[NamedSequence] = files
+    if options.reverse_complement:
+        if opened.tokenizer.kind not in NUCLEOTIDES:
+            raise ConfigError(
+                f"--reverse-complement: sequences of the {opened.tokenizer.kind} tokenizer have no other strand, "
+                f"those of {' and '.join(NUCLEOTIDES)} may have"
+            )
+        sequences = both_strands(files)
+    documents = read_documents(opened, files, sequences, options.max_length)
+    scores = score(opened, documents, with_eos=options.with_eos, batch_tokens=options.batch_tokens)
+    first = opening_tokens(opened.tokenizer)
+    told = 0.0
+    with make_monitor("score") if options.output else nullcontext() as bar, open_writer(options.output) as write:
+        if bar:
+            bar.begin("sequences", sum(file.size for file in files.files))
+        for one in means(scores) if options.reverse_complement else scores:
+            residues = len(one.document.ids) - 1 - first
+            mean = one.log_likelihood / one.tokens if one.tokens else float("nan")
+            write(Result(one.document.name, residues, one.tokens, one.log_likelihood, mean))
+            if bar:
+                bar(Event(stored=one.document.stored - told, text=residues))
+                told = one.document.stored
+
+
+def both_strands(files: SequenceFiles) -> Iterator[NamedSequence]:
+    """Each sequence and behind it its reverse complement. Raises DataError where there is none."""
+    for sequence in files:
+        try:
+            other = reverse_complement(sequence.data)
+        except ValueError as error:
+            wrong = len(sequence.data) - len(sequence.data.lstrip(CODES + CODES.lower()))
+            raise files.located(sequence, str(error), wrong) from None
+        yield sequence
+        yield sequence._replace(data=other)
+
+
+def means(scores: Iterator[Score]) -> Iterator[Score]:
+    """Of every two scores the mean."""
+    for one, other in zip(scores, scores, strict=True):
+        yield one._replace(log_likelihood=(one.log_likelihood + other.log_likelihood) / 2)
+
+
+@contextmanager
+def open_writer(output: Path | None) -> Iterator[Writer]:
+    """What writes results; a file appears when it is whole. Raises ConfigError where it cannot be written."""
+    if output is None:
+        try:
+            yield tsv_writer(sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        return
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        with WRITERS[output.suffix](partial) as write:
+            yield write
+        partial.replace(output)
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot be written: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def tsv_writer(file: TextIO) -> Writer:
+    """Lines of tab-separated values under a line of names; floats have all of their digits."""
+    rows = csv.writer(file, delimiter="\t", lineterminator="\n")
+    rows.writerow(Result._fields)
+    return rows.writerow
+
+
+@contextmanager
+def _tsv(path: Path) -> Iterator[Writer]:
+    with path.open("w", newline="") as file:
+        yield tsv_writer(file)
+
+
+@contextmanager
+def _jsonl(path: Path) -> Iterator[Writer]:
+    with path.open("w") as file:
+        yield lambda result: print(json.dumps(_without_nan(result)), file=file)
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Writer]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = (pa.string(), pa.int64(), pa.int64(), pa.float64(), pa.float64())
+    schema = pa.schema(list(zip(Result._fields, types, strict=True)))
+    held: list[dict[str, Any]] = []
+    with pq.ParquetWriter(path, schema) as writer:
+
+        def write(result: Result) -> None:
+            held.append(_without_nan(result))
+            if len(held) == ROWS:
+                flush()
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(held, schema))
+            held.clear()
+
+        yield write
+        flush()
+
+
+WRITERS = {".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}
+
+
+def _without_nan(result: Result) -> dict[str, Any]:
+    return {**result._asdict(), "mean": result.mean if result.tokens else None}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
