@@ -202,6 +202,7 @@ class Loader:
         self.sources = [
             find_source(source, config.lanes, config.seq_len, config.storage, documents) for source in config.sources
         ]
+        self.packer.weighted = any(source.weighted for source in self.sources)
 
         identity = {
             "lanes": config.lanes,
