@@ -202,9 +202,9 @@ class Packer:
         self.pad_id = pad_id
         self.policy = policy
         self.objective = objective or NextToken()
+        self.pad_multiple = pad_multiple
         self.overlap = overlap
         self.weighted = False
-        self.pad_multiple = pad_multiple
         self._padding = np.full(seq_len, pad_id)
         self._ramp = np.arange(0, dtype=np.int32)
 

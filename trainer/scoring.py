@@ -46,10 +46,10 @@ def score(
         batch_tokens: that run at once, or those of one longer document.
 
     Raises:
+        ModelError: a model with a head for labels.
         ConfigError: a bidirectional model whose tokenizer has no mask token, or is asked for the eos.
-        ModelError: a model with a head.
     """
-    refuse_head(opened, "score tokens")
+    refuse_head(opened, "score sequences")
     if opened.mask.causal:
         return _causal(opened, documents, with_eos, batch_tokens)
     if with_eos:
