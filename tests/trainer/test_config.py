@@ -56,7 +56,7 @@ def test_every_mistake_of_a_file_is_reported_at_once_with_its_key_and_the_neares
         "training.steps = '7': input should be a valid integer",
         "training.seq_len = 1: input should be greater than or equal to 2",
         "modle: unknown key, did you mean 'model'?",
-        "data.sources.0.format = 'texx': input should be 'text', 'jsonl', 'fasta', 'parquet' or 'tokens'",
+        "data.sources.0.format = 'texx': input should be 'text', 'jsonl', 'tsv', 'fasta', 'parquet' or 'tokens'",
         "data.sources.0.path: unknown key, did you mean 'paths'?",
         "data.sources.0.paths: missing",
     ):
