@@ -207,7 +207,7 @@ def test_a_model_of_labels_gives_embeddings_and_is_refused_where_tokens_are_aske
     opened = open_model(job.parent / "run" / "checkpoint", device="cpu")
     embedded = embed(opened, ["ACGT", "AAAA"], layer="norm")
     assert embedded.shape == (2, opened.model.config.dim)
-    with pytest.raises(ModelError, match="with a head, trained on labels of documents, cannot score"):
+    with pytest.raises(ModelError, match="with a head for labels predicts no tokens, so it cannot score"):
         score(opened, [])
     with pytest.raises(ModelError, match="cannot generate"):
         refuse_head(opened, "generate")
