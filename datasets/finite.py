@@ -50,6 +50,7 @@ class FinitePass:
         ids = tokenizer.eos_id, tokenizer.pad_id
         self.packer = Packer(config.seq_len, *ids, "best_fit", config.objective, overlap=documents.window_overlap)
         self.sources = [find_source(source, 1, config.seq_len, config.storage, documents) for source in config.sources]
+        self.packer.weighted = any(source.weighted for source in self.sources)
         self._config = config
         self._tokenizer = tokenizer
         self._batch_size = batch_size

@@ -100,6 +100,21 @@ class DataConfig:
     verify: bool = False
     storage: Storage = field(default_factory=Storage)
 
+    @property
+    def policy(self) -> str:
+        """How documents become rows, one of `packing.POLICIES`."""
+        return "padded" if self.layout == "padded" else self.packing
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse what can be told to be wrong without looking at a file. Raises DataConfigError."""
+        for key, value, known in (
+            ("layout", self.layout, ("packed", "padded")),
+            ("on_bad_record", self.on_bad_record, ("error", "skip")),
+        ):
+            if value not in known:
+                raise DataConfigError(f"data.{key}: {value!r} is not one of {', '.join(map(repr, known))}")
+        self.documents.check(tokenizer, self.policy, self.seq_len)
+
 
 @dataclass
 class Batch:
@@ -177,15 +192,8 @@ class Loader:
         names = [source.name for source in config.sources]
         if not names or len(set(names)) < len(names):
             raise DataConfigError(f"data.sources: name at least one source, each by its own name; found {names}")
-        for key, value, known in (
-            ("layout", config.layout, ("packed", "padded")),
-            ("on_bad_record", config.on_bad_record, ("error", "skip")),
-        ):
-            if value not in known:
-                raise DataConfigError(f"data.{key}: {value!r} is not one of {', '.join(map(repr, known))}")
-        policy = "padded" if config.layout == "padded" else config.packing
-        documents = config.documents
-        documents.check(tokenizer, policy, config.seq_len)
+        config.check(tokenizer)
+        policy, documents = config.policy, config.documents
         self.packer = Packer(
             config.seq_len,
             tokenizer.eos_id,
@@ -202,6 +210,7 @@ class Loader:
         self.sources = [
             find_source(source, config.lanes, config.seq_len, config.storage, documents) for source in config.sources
         ]
+        self.packer.weighted = any(source.weighted for source in self.sources)
 
         identity = {
             "lanes": config.lanes,

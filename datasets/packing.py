@@ -177,7 +177,12 @@ def _whole_rows(lengths: Sequence[int], seq_len: int, overlap: int) -> tuple[lis
 
 
 class Packer:
-    """Blocks to rows to batches. States the ids that it writes, for the eos contract."""
+    """Blocks to rows to batches. States the ids that it writes, for the eos contract.
+
+    Attributes:
+        weighted: Every batch has weights, also one whose rows have none: what a row is and what is compiled for it must not
+            depend on its neighbours in the batch.
+    """
 
     def __init__(
         self,
@@ -199,6 +204,7 @@ class Packer:
         self.objective = objective or NextToken()
         self.pad_multiple = pad_multiple
         self.overlap = overlap
+        self.weighted = False
         self._padding = np.full(seq_len, pad_id)
         self._ramp = np.arange(0, dtype=np.int32)
 
@@ -300,7 +306,10 @@ class Packer:
         shape = (len(rows), width)
         tokens, positions, sequence_ids = tokens.reshape(shape), positions.reshape(shape), sequence_ids.reshape(shape)
         asked = self.objective.targets(Laid(rows, numbers, tokens, sequence_ids, ends, used))
-        return Planes(asked.tokens, asked.labels, positions, sequence_ids, asked.weights, asked.values)
+        weights = asked.weights
+        if weights is None and self.weighted:
+            weights = (asked.labels != IGNORE).astype(np.float32)
+        return Planes(asked.tokens, asked.labels, positions, sequence_ids, weights, asked.values)
 
 
 def row_violations(

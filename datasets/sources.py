@@ -63,6 +63,12 @@ class Source:
     corpus: ShardCorpus | None
     treatment: DocumentConfig
 
+    @property
+    def weighted(self) -> bool:
+        """Whether some of its targets may weigh other than 1."""
+        of_shards = self.corpus is not None and any(shard.manifest.weights for shard in self.corpus.shards)
+        return of_shards or self.treatment.letters.weighted or self.treatment.window_overlap > 0
+
     def lane_name(self, lane: int) -> str:
         """Return the key of a lane in the loader's state."""
         return f"{self.config.name}/{lane}"

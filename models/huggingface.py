@@ -76,6 +76,11 @@ def architecture(config: DecoderConfig) -> str:
     Raises:
         ModelError: where there is none.
     """
+    if config.head_outputs:
+        raise ModelError(
+            f"this model has a head for labels of documents ({config.head_outputs} output(s), head.pool = {config.pool!r}); "
+            "language models alone are exported"
+        )
     if config.qk_norm and not config.causal:
         raise ModelError(
             f"no Hugging Face class holds this model: {EUROBERT}, which is bidirectional, does not normalise queries and keys "

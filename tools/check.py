@@ -72,7 +72,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     positions = rows_per_step * config.training.seq_len
     console.print(f"a step: {rows_per_step} rows = {positions:,} positions on {layout.world_size} process(es)")
     if feed.first is not None:
-        report_rows(console, feed.first)
+        report_rows(console, feed.first, mask.eos_id)
         report_targets(console, feed.first, feed.loader.packer.objective, tokenizer)
     report_sources(console, config, feed.loader, tokenizer, rows_per_step)
     console.print("\nall checks passed")
@@ -122,14 +122,14 @@ def report_model(
     console.print(what if config.checkpoint.enable else "no checkpoints")
 
 
-def report_rows(console: Console, batch: Batch) -> None:
+def report_rows(console: Console, batch: Batch, eos_id: int) -> None:
     """How well real rows are filled."""
     used = batch.sequence_ids >= 0
     documents = (batch.sequence_ids.amax(1) + 1).float().mean()
-    last = batch.labels.gather(1, used.sum(1, keepdim=True) - 1)
+    last = batch.tokens.gather(1, used.sum(1, keepdim=True) - 1)
     console.print(
         f"the first {len(batch.rows)} rows: {used.float().mean():.2%} of the positions used, {documents:.2f} documents or "
-        f"fragments per row, {int((last >= 0).sum())} rows end in a fragment that goes on"
+        f"fragments per row, {int((last != eos_id).sum())} rows end in a fragment that goes on"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..datasets.tokenizers import TokenizeError
 from ..trainer.config import ConfigError
 from ..trainer.failures import run_command
-from ..trainer.inference import open_model, refuse_encoder
+from ..trainer.inference import open_model, refuse_encoder, refuse_head
 from ..trainer.sampling import sample
 
 
@@ -31,6 +31,7 @@ def generate(options: argparse.Namespace) -> None:
         if not smallest <= value < float("inf"):
             raise ConfigError(f"--{name} {value}: must be finite and at least {smallest}")
     opened = open_model(options.checkpoint)
+    refuse_head(opened, "generate")
     refuse_encoder(opened, "generate")
     for message in opened.messages:
         print(message, file=sys.stderr)

@@ -17,6 +17,7 @@ from ..models.position_config import AttentionConfig, check_training
 from .checkpoint import Found
 from .config import ConfigError, JobConfig, nearest
 from .context import check_context
+from .data import make_data_config
 from .distributed import Layout
 from .fine_tuning import fine_tune
 from .float8 import check_float8
@@ -147,6 +148,7 @@ def verify(config: JobConfig, layout: Layout, device: torch.device | None = None
     tokenizer = make_tokenizer(config)
     decoder = make_decoder_config(config, tokenizer)
     check_layout(config, decoder, layout)
+    make_data_config(config, layout, tokenizer).check(tokenizer)
     check_reports(config)
     check_float8(config, decoder, layout, device)
     check_export(config, decoder)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..datasets.errors import DataConfigError
 from ..models.config import DecoderConfig
-from ..models.huggingface import hf_names, to_hf
+from ..models.huggingface import architecture, hf_names, to_hf
 from ..models.lora import ADAPTERS, merge
 from .checkpoint import STATE, Found, read
 from .components import open_tokenizer, saved_job
@@ -71,6 +71,7 @@ def export(
     """
     refuse_taken(out, replace)
     config, decoder = saved_job(found)
+    architecture(decoder)  # refuses what no class holds before tensors are looked for
     weights = WholeTensors(found.path)
     ours = {theirs: name for name, theirs in stored_names(decoder).items()}
     if lacking := sorted(set(ours.values()) - set(weights.names())):

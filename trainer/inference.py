@@ -312,7 +312,14 @@ def make_row(opened: OpenedModel, documents: Sequence[Ids]) -> Row:
     )
 
 
+def refuse_head(opened: OpenedModel, command: str) -> None:
+    """Raise ModelError where a head for labels stands in place of the token probabilities."""
+    if opened.model.config.head_outputs:
+        raise ModelError(f"{opened.where}: a model with a head for labels predicts no tokens, so it cannot {command}")
+
+
 def refuse_encoder(opened: OpenedModel, command: str) -> None:
-    """Raise ModelError where the model sees both ways and so has no next token."""
+    """Raise ModelError where the model sees both ways and so has no next token, or predicts none."""
+    refuse_head(opened, command)
     if not opened.mask.causal:
         raise ModelError(f"{opened.where}: a bidirectional model, trained by mlm, cannot {command}")

@@ -20,6 +20,7 @@ MEANINGS = (
     (r"layers\.\d+", "residual stream after this block, before the final norm"),
     (r"norm", "residual stream after the final norm"),
     (r"output", "logits"),
+    (r"score", "outputs of the head for labels"),
     (r"layers\.\d+\.attention_norm", "residual stream before this block, normalised for attention"),
     (r"layers\.\d+\.attention", "what attention adds to the residual stream"),
     (r"layers\.\d+\.ffn_norm", "residual stream after attention, normalised for feed_forward"),

@@ -17,7 +17,7 @@ import torch
 from ..datasets.tokenizers import Ids
 from ..models.loss import IGNORE
 from .config import ConfigError
-from .inference import BATCH_TOKENS, Document, OpenedModel, batches, make_row, opening_tokens
+from .inference import BATCH_TOKENS, Document, OpenedModel, batches, make_row, opening_tokens, refuse_head
 
 
 class Score(NamedTuple):
@@ -46,8 +46,10 @@ def score(
         batch_tokens: that run at once, or those of one longer document.
 
     Raises:
+        ModelError: a model with a head for labels.
         ConfigError: a bidirectional model whose tokenizer has no mask token, or is asked for the eos.
     """
+    refuse_head(opened, "score sequences")
     if opened.mask.causal:
         return _causal(opened, documents, with_eos, batch_tokens)
     if with_eos:

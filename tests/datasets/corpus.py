@@ -160,7 +160,9 @@ def numbered_rows(batches: Iterable[Batch]) -> dict[int, tuple[bytes, ...]]:
     """Return what each global row holds, as bytes to compare."""
     return {
         number: tuple(
-            plane[place].numpy().tobytes() for plane in (batch.tokens, batch.labels, batch.positions, batch.sequence_ids)
+            plane[place].numpy().tobytes()
+            for plane in (batch.tokens, batch.labels, batch.positions, batch.sequence_ids, batch.weights)
+            if plane is not None
         )
         for batch in batches
         for place, number in enumerate(batch.rows)

@@ -1,16 +1,30 @@
 """What is asked for documents: refused where it fits nothing, and a part of the identity of the data."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from cistron.datasets import transport
 from cistron.datasets.documents import DocumentConfig
 from cistron.datasets.errors import DataConfigError, DataOrderError
 from cistron.datasets.finite import FinitePass
 from cistron.datasets.genome import Letters
-from cistron.datasets.state import left_out
+from cistron.datasets.loader import SourceConfig
+from cistron.datasets.state import left_out, merge_states
 from cistron.datasets.tokenizers import ByteTokenizer, build_tokenizer
-from cistron.tests.datasets.corpus import byte_loader, config, take, text_source, write_text
+from cistron.tests.datasets.corpus import (
+    TakingTurns,
+    byte_loader,
+    config,
+    numbered_rows,
+    take,
+    text_source,
+    write_fasta,
+    write_shard,
+    write_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +60,33 @@ def test_a_resume_under_other_settings_is_refused_by_key(tmp_path: Path) -> None
     for key, before, now in differences:
         assert f"data.{key}: checkpoint {before}, now {now}" in str(refusal.value)
     assert "reverse_complement" not in str(refusal.value)
+
+
+def test_any_ranks_and_workers_read_the_same_strands_windows_and_weights(tmp_path: Path) -> None:
+    texts = ["ACGTacgtN" * (1 + number * 5 % 17) for number in range(160)]
+    sources = [
+        SourceConfig(name="genome", format="fasta", paths=(write_fasta(tmp_path / "g.fasta", texts),)),
+        SourceConfig(name="shards", format="tokens", paths=(str(tmp_path / "shards"),)),
+    ]
+    for number in range(2):
+        write_shard(tmp_path / "shards" / f"{number}", [[*text.encode(), 0] for text in texts], weighted=number == 0)
+    asked = DocumentConfig(reverse_complement=0.5, long_documents="window", window_overlap=7)
+    data = config(*sources, documents=asked)
+    with byte_loader(data) as loader:
+        expected = numbered_rows(take(loader, 12))
+        later = numbered_rows(take(loader, 4))
+    states = []
+    for workers in (0, 2):
+        found = {}
+        for rank in range(2):
+            turns = patch.object(transport, "StatefulDataLoader", TakingTurns)
+            layout = {"batch_size": 2, "dp_rank": rank, "dp_degree": 2}
+            with turns, byte_loader(replace(data, num_workers=workers), **layout) as loader:
+                found |= numbered_rows(take(loader, 12))
+                states.append(loader.state())
+        assert found == expected
+    with byte_loader(data, state=merge_states(states[:2])) as loader:
+        assert numbered_rows(take(loader, 4)) == later
 
 
 def test_validation_reads_documents_on_their_own_strand(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def _assert_equal(pair: tuple[HFTokenizer, HFTokenizer], texts: list[str]) -> None:
-    (ids, lengths), (expected, expected_lengths) = (each.encode_batch([text.encode() for text in texts]) for each in pair)
+    (ids, lengths, _), (expected, expected_lengths, _) = (each.encode_batch([text.encode() for text in texts]) for each in pair)
     assert ids.dtype == expected.dtype
     assert ids.tolist() == expected.tolist()
     assert lengths == expected_lengths

@@ -225,6 +225,27 @@ def test_letters_are_prepared_and_their_policy_is_part_of_the_plan(
     assert "on_unknown was 'map' and is 'error'" in message
 
 
+def test_weights_are_prepared_by_flags_or_as_the_job_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_fasta(tmp_path / "x.fasta", ["ACgt|tag|N"])
+    by_flags = ["--format", "fasta", "--tokenizer", "byte", "--processes", "1", path, "--output", str(tmp_path / "flags")]
+    prepare.main([*by_flags, "--lowercase-weight", "0", "--exclude-tags", "--exclude-degenerate", "--uppercase"])
+    (tmp_path / "job.toml").write_text(
+        f"[data]\nlowercase_weight = 0.5\n[[data.sources]]\nname = 'x'\nformat = 'fasta'\npaths = ['{path}']\n"
+    )
+    by_job = ["--config", str(tmp_path / "job.toml"), "--processes", "1", "--output", str(tmp_path / "job")]
+    prepare.main(by_job)
+    (flags,), (job,) = (
+        open_shards(Storage().expand([str(tmp_path / name)], "*.json"), Storage()) for name in ("flags/train", "job/x/train")
+    )
+    assert bytes(flags.ids()) == b"ACGT|TAG|N\0"
+    assert [None if shard.weights() is None else shard.weights().tolist() for shard in (flags, job)] == [
+        [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1], [1, 1, 0.5, 0.5, 1, 0.5, 0.5, 0.5, 1, 1, 1],
+    ]  # fmt: skip
+    assert "--lowercase-weight and --config exclude each other" in refused(capsys, *by_job, "--lowercase-weight", "0")
+    message = refused(capsys, *by_flags, "--lowercase-weight", "0.5")
+    assert "lowercase_weight" in message, "another plan"
+
+
 def test_token_files_are_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.bin").write_bytes(np.array([5, 6, 0, 7, 0], "<u2").tobytes())
     flags = ["--import", "tokens", "--tokenizer", "byte", "--dtype", "uint16", str(tmp_path / "a.bin")]
@@ -250,6 +271,8 @@ def test_token_files_are_imported(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("a.jsonl --format jsonl --tokenizer byte --output out --report no/r.html", "--report no/r.html: its folder"),
         ("none.jsonl --format jsonl --tokenizer byte --output out", "none.jsonl: there is no such file"),
         ("a --import megatron --tokenizer byte --output out --deduplicate", "--deduplicate is for raw files"),
+        ("a --import megatron --tokenizer byte --output out --lowercase-weight 0", "--lowercase-weight is for raw files"),
+        ("a --format fasta --tokenizer protein --output out --exclude-tags", "data.exclude_tags = true: is for genomes"),
         ("a --import megatron --tokenizer byte --output out --dtype uint16", "--dtype is for --import tokens"),
         ("--verify nothing", "there is no shard"),
     ],

@@ -6,7 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import tomli_w
+from cistron.datasets.tokenizers import build_tokenizer
 from cistron.trainer.config import ConfigError, JobConfig, load_config
+from cistron.trainer.data import make_data_config
 from cistron.trainer.distributed import Layout
 from cistron.trainer.optimizer import learning_rate
 from cistron.trainer.tables import Source, Stage
@@ -53,7 +56,7 @@ def test_every_mistake_of_a_file_is_reported_at_once_with_its_key_and_the_neares
         "training.steps = '7': input should be a valid integer",
         "training.seq_len = 1: input should be greater than or equal to 2",
         "modle: unknown key, did you mean 'model'?",
-        "data.sources.0.format = 'texx': input should be 'text', 'jsonl', 'fasta', 'parquet' or 'tokens'",
+        "data.sources.0.format = 'texx': input should be 'text', 'jsonl', 'tsv', 'fasta', 'parquet' or 'tokens'",
         "data.sources.0.path: unknown key, did you mean 'paths'?",
         "data.sources.0.paths: missing",
     ):
@@ -198,3 +201,14 @@ def test_the_learning_rate_warms_up_stays_and_decays(decay_type: str, halfway: f
     assert rates[80] == pytest.approx(2.0 * (0.1 + 0.9 * halfway))
     assert 0.2 < rates[99] < rates[98]
     assert all(later <= earlier for earlier, later in pairwise(rates[9:]))
+
+
+def test_what_is_asked_for_documents_comes_from_the_toml(tmp_path: Path) -> None:
+    asked = {
+        "lowercase_weight": 0.1, "exclude_tags": True, "exclude_degenerate": True, "uppercase": True,
+        "reverse_complement": 0.25, "long_documents": "window", "window_overlap": 16,
+    }  # fmt: skip
+    path = write(tmp_path, tomli_w.dumps({"data": asked}) + SOURCE)
+    config, _ = load_config(["--config", path])
+    data = make_data_config(config, Layout(replicate=1, shard=1, cp=1, tp=1), build_tokenizer("byte"))
+    assert data.documents.identity() == asked

@@ -73,8 +73,8 @@ def test_a_wrong_tokenizer_is_refused_beside_what_everyone_else_says(tmp_path: P
 def test_a_wrong_packer_is_refused(job: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Packer.__init__
 
-    def wrong(self: Packer, seq_len: int, eos_id: int, *others: Any) -> None:
-        original(self, seq_len, 10, *others)
+    def wrong(self: Packer, seq_len: int, eos_id: int, *others: Any, **more: Any) -> None:
+        original(self, seq_len, 10, *others, **more)
 
     monkeypatch.setattr(Packer, "__init__", wrong)
     message = refuse(job)

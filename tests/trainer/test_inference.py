@@ -135,6 +135,8 @@ def test_what_has_no_likelihood_is_refused() -> None:
         scores(ready(ENCODER, BYTE), ["A"])
     with pytest.raises(ConfigError, match="--with-eos: a bidirectional model"):
         scores(ready(ENCODER, PROTEIN), ["A"], with_eos=True)
+    with pytest.raises(ModelError, match="predicts no tokens, so it cannot score sequences"):
+        scores(ready(replace(CAUSAL, head_outputs=2), BYTE), ["A"])
     with pytest.raises(ModelError, match="cannot generate"):
         refuse_encoder(ready(ENCODER, PROTEIN), "generate")
 

@@ -95,6 +95,14 @@ def test_work_is_counted_alike_however_rows_are_divided() -> None:
     assert whole == halves
 
 
+def test_the_hash_of_rows_covers_their_weights() -> None:
+    rows = batch(2, 64, 0)
+    weights = torch.ones(2, 64)
+    weighted, other = replace(rows, weights=weights), replace(rows, weights=weights.index_fill(1, torch.tensor([3]), 0.5))
+    hashes = {StepTotals.of([each], 1).rows_hash for each in (rows, weighted, other)}
+    assert len(hashes) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "bf16", "float8"),
     [
