@@ -121,7 +121,7 @@ class Model(Table):
     rope: Rope = Rope()
     """Rotary position embedding."""
     attention: Attention = Attention()
-    """Windows, position maps, and the kernel."""
+    """Which pairs of a document attend, at which distance, and what computes it."""
 
 
 class TokenizerTable(Table):
