@@ -46,7 +46,7 @@ class SequenceFiles:
         paths: Paths, globs or fsspec URLs; files may be compressed.
         format: `fasta`, `jsonl`, `parquet` or `text` (a file is a record); None: as the files' endings say.
         field: Of jsonl and parquet, what holds the sequence.
-        id_field: Of jsonl and parquet, what holds the name, a string.
+        id_field: Of jsonl and parquet, what holds the name: a string or a whole number.
 
     Attributes:
         files: As found.
@@ -65,13 +65,13 @@ class SequenceFiles:
         if id_field is not None and self._format not in ("jsonl", "parquet"):
             raise DataConfigError(f"--id-field {id_field}: a {self._format} file has no fields")
         self._reader = build_reader(self._format, field, self._storage)
-        self._names = None if id_field is None else build_reader(self._format, id_field, self._storage)
+        self._names = None if id_field is None else build_reader(self._format, id_field, self._storage, numbers=True)
 
     def __iter__(self) -> Iterator[NamedSequence]:
         """Read all records.
 
         Raises:
-            DataError: A record cannot be read.
+            DataError: A record cannot be read, or there is none.
         """
         number, stored = 0, 0
         for file in self.files:
@@ -81,6 +81,8 @@ class SequenceFiles:
                     yield NamedSequence(name or str(number), data, file.path, offset, stored + share * piece.size)
                     number += 1
                 stored += piece.size
+        if not number:
+            raise DataError("the input holds no sequence", file=self.files[0].path)
 
     def _piece(self, piece: Piece) -> Iterator[tuple[int, bytes, str]]:
         """Yield address, data and name of each record; the name is empty where there is none."""

@@ -53,6 +53,7 @@ def report_sources(console: Console, config: JobConfig, loader: Loader, tokenize
     for source in loader.sources:
         holdings = look_into(source, tokenizer, config.training.seq_len)
         lines = ["", f"{source.config.name} ({source.config.format}): {on_disk(source, config.data.lanes)}"]
+        lines += [f"  {remark}" for remark in source.remarks()]
         if holdings is None:
             lines.append("  no document in the sample")
         else:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
@@ -21,6 +21,7 @@ from ..trainer.config import ConfigError
 from ..trainer.failures import run_command
 from ..trainer.inference import opening_tokens, read_documents
 from ..trainer.scoring import Score, score
+from .embedding_files import writing
 from .model_input import add_input_arguments, add_model_arguments, open_as_asked
 from .progress import make_monitor
 
@@ -123,11 +124,18 @@ def open_writer(output: Path | None) -> Iterator[Writer]:
         return
     partial = output.with_name(f"{output.name}.partial")
     try:
-        with WRITERS[output.suffix](partial) as write:
-            yield write
-        partial.replace(output)
-    except OSError as error:
-        raise ConfigError(f"--output {output}: cannot be written: {error}") from None
+        with ExitStack() as opened:
+            with writing(output):
+                write = opened.enter_context(WRITERS[output.suffix](partial))
+
+            def written(result: Result) -> None:
+                with writing(output):
+                    write(result)
+
+            yield written
+            with writing(output):
+                opened.close()
+                partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ import sys
 import torch
 
 from ..datasets.sequences import ENDINGS
+from ..datasets.vocabularies import POLICIES
 from ..trainer.config import ConfigError
 from ..trainer.inference import BATCH_TOKENS, DTYPES, OpenedModel, open_model
 
@@ -28,6 +29,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and computation (default: float32)")
     parser.add_argument(
+        "--on-unknown",
+        choices=POLICIES,
+        help="what to do with a letter that protein or dna lacks: refuse it, or map it to another (default: as the job says)",
+    )
+    parser.add_argument(
         "--batch-tokens", type=positive, default=BATCH_TOKENS, metavar="TOKENS", help=f"at once (default: {BATCH_TOKENS})"
     )
 
@@ -38,7 +44,7 @@ def open_as_asked(options: argparse.Namespace) -> OpenedModel:
         device = torch.empty(0, device=options.device).device if options.device else None
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
-    opened = open_model(options.checkpoint, device, DTYPES[options.dtype])
+    opened = open_model(options.checkpoint, device, DTYPES[options.dtype], options.on_unknown)
     for message in opened.messages:
         print(message, file=sys.stderr)
     return opened
