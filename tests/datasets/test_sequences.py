@@ -52,7 +52,7 @@ def test_whole_numbers_are_names(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
     for name in ("x.jsonl", "x.parquet"):
         assert read(tmp_path / name, id_field="id") == [("7", "AC"), (str(-(2**60)), "G")]
-        with pytest.raises(DataError, match="must (be a|hold) string"):
+        with pytest.raises(DataError, match=r"must (be a|hold) string"):
             read(tmp_path / name, field="id")
 
 
