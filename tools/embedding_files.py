@@ -150,12 +150,13 @@ class EmbeddingFile:
             return {name: file.get_slice(name).get_shape()[1] for name in self.layers}
 
     def _keep(self, part: Part) -> None:
-        """Count a part in, and what it takes of a safetensors header: by its own offsets a tenth less than it will be."""
+        """Count a part in, and what it adds to a safetensors header: its own offsets are shorter than those to come."""
         first = self.done
         self.parts.append(part)
         if self.output.suffix == ".safetensors" and not self.pooled:
             lengths = part.lengths()
-            self._head += sum(len(header(_unpooled(name, lengths, width, first), {})) for name, width in self.widths().items())
+            for layer, width in self.widths().items():
+                self._head += len(header(_unpooled(layer, lengths, width, first), {})) - len(header({}, {}))
             _refuse_header(self.output, self._head)
 
     def _flush(self) -> None:
