@@ -8,7 +8,7 @@ import xxhash
 
 from .encoding import Ids, TokenizeError, Tokenizer
 from .errors import DataConfigError
-from .order import random_bits, scramble
+from .order import random_bits, scramble, uniform
 
 # IUPAC nucleotide codes (Cornish-Bowden 1985) and what pairs with each; gaps stay.
 CODES, PAIRS = b"ACGTRYSWKMBDHVN-.", b"TGCAYRSWMKVHDBN-."
@@ -66,7 +66,7 @@ class Strands:
         name = xxhash.xxh3_64_intdigest(file.rpartition("/")[2].encode())
         key = random_bits(1, self._seed, name, epoch)
         drawn = scramble(documents.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key)
-        return np.asarray((drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53 < self.share)
+        return np.asarray(uniform(drawn) < self.share)
 
     def other(self, document: Ids, start: int = 0, stop: int | None = None) -> Ids:
         """Return tokens `start` to `stop` of the other strand of a document, whose eos stays at its end.

@@ -16,14 +16,15 @@ import numpy.typing as npt
 
 from .errors import DataConfigError
 from .objectives import IGNORE, Laid, Places, Targets
-from .order import random_bits
+from .order import random_bits, uniform
 from .tokenizers import Tokenizer
 
 SCHEDULES = ("constant", "esm3")
 # ESM-3 (Hayes et al. 2024, appendix A.2.3) masks a document at a rate from 80 % Beta(3, 9), mean 0.25, and 20 % uniform.
 # The third smallest of eleven uniform numbers is distributed as Beta(3, 9).
 BETA_SHARE, BETA_RANK, BETA_OF = 0.8, 2, 11
-ROW, DOCUMENTS = 7, 8  # what random bits are for
+MLM = 0x6D6C6D  # in the place of a source's number, so that no lane draws the same bits
+ROW, DOCUMENTS, SHOWN = range(3)  # what they are for
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -120,7 +121,7 @@ class MaskedTokens:
         if not len(allowed):
             return allowed
         documents = sequence_ids[allowed]
-        keys = uniform(len(allowed), self._seed, ROW, number)
+        keys = uniform(random_bits(len(allowed), self._seed, MLM, ROW, number))
         order = np.argsort(documents + keys)  # by document, and at random within: one sort, in half of the time of lexsort
         counts = np.bincount(documents)
         rates, spare = self._rates(number, len(counts))
@@ -133,7 +134,7 @@ class MaskedTokens:
 
     def _rates(self, number: int, documents: int) -> tuple[Floats, Floats]:
         """Return for each document of a row the share to choose, and what rounds it: uniform in [0, 1)."""
-        draws = uniform(documents * (BETA_OF + 3), self._seed, DOCUMENTS, number).reshape(documents, -1)
+        draws = uniform(random_bits(documents * (BETA_OF + 3), self._seed, MLM, DOCUMENTS, number)).reshape(documents, -1)
         spare, mixture, even, rest = draws[:, 0], draws[:, 1], draws[:, 2], draws[:, 3:]
         if self._config.schedule == "constant":
             return np.full(documents, self._config.rate), spare
@@ -142,14 +143,9 @@ class MaskedTokens:
 
     def _shown(self, number: int, chosen: Integers) -> Integers:
         """Return what is shown instead of the chosen tokens of a row, which are in random order."""
-        draws = uniform(len(chosen) + 1, self._seed, ROW + DOCUMENTS, number)
+        draws = uniform(random_bits(len(chosen) + 1, self._seed, MLM, SHOWN, number))
         residues = self._residues[(draws[1:] * len(self._residues)).astype(np.int64)]
         share = (np.arange(len(chosen)) + draws[0]) / max(len(chosen), 1)
         masked = share < self._config.mask_share
         random = ~masked & (share < self._config.mask_share + self._config.random_share)
         return np.where(masked, self._mask_id, np.where(random, residues, chosen))
-
-
-def uniform(count: int, *key: int) -> Floats:
-    """Return float64 [count] in [0, 1), the upper 53 bits of `random_bits`."""
-    return (random_bits(count, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53

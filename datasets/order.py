@@ -13,6 +13,11 @@ def random_bits(count: int, *key: int) -> npt.NDArray[np.uint64]:
     return bits
 
 
+def uniform(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """Return float64 in [0, 1) of the shape of `bits`, of which the upper 53 are used."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def permutation(count: int, *key: int) -> list[int]:
     """Return 0..count-1 in an order that depends on `key` alone."""
     order: list[int] = np.argsort(random_bits(count, *key), kind="stable").tolist()

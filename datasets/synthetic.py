@@ -37,6 +37,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .complement import reverse_complement
+from .order import uniform
+
 VERSION = 1  # of the files that a seed gives
 SIZE = 2_000_000
 CONTIGS = 16
@@ -56,7 +59,6 @@ INTACT = 0.85  # chance of a letter of a box
 DORMANT = 0.5
 GC = 0.40
 UP = 20
-COMPLEMENT = bytes.maketrans(b"ACGTacgtN", b"TGCAtgcaN")
 
 CONTIG, REPEAT, PROMOTER = range(3)  # what random bits are for
 
@@ -69,7 +71,7 @@ class Draws:
 
     def uniform(self, count: int) -> npt.NDArray[np.float64]:
         """Return float64 [count] in [0, 1)."""
-        return (self._bits.random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return uniform(self._bits.random_raw(count))
 
     def below(self, bound: int) -> int:
         """Return an integer from 0 to bound - 1."""
@@ -203,7 +205,7 @@ def make_contig(seed: int, number: int, size: int, repeats: Sequence[bytes]) -> 
         begin = at + (len(before) if strand == "+" else 0)
         genes.append((begin, begin + len(gene), strand, gene))
         unit = before + gene
-        parts += [*between, unit if strand == "+" else unit.translate(COMPLEMENT)[::-1]]
+        parts += [*between, unit if strand == "+" else reverse_complement(unit)]
         at += len(unit)
     return Contig(b"".join(parts), genes)
 

@@ -167,8 +167,10 @@ def in_steps(holdings: Holdings, config: JobConfig, name: str, rows_per_step: in
     rows = holdings.rows(config) * holdings.scale
     epochs = sum(steps * of[name] for _, steps, of in phases) * rows_per_step / rows
     about = "" if holdings.scale == 1.0 and holdings.statistics.planned == holdings.statistics.documents else "about "
+    of_epoch = rows / (rows_per_step * first)
+    takes = f"{about}{of_epoch:,.0f} steps" if of_epoch >= 1 else "less than a step"
     return (
-        f"{shares}: an epoch of {about}{rows:,.0f} rows takes {about}{rows / (rows_per_step * first):,.0f} steps; the job's "
+        f"{shares}: an epoch of {about}{rows:,.0f} rows takes {takes}; the job's "
         f"{config.training.steps:,} make {epochs:.2f} epochs"
     )
 

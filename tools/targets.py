@@ -2,6 +2,7 @@
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..datasets.loader import Batch
@@ -87,4 +88,4 @@ def name(index: int, tokenizer: Tokenizer) -> str:
     for role, special in zip(ROLES, roles, strict=True):
         if index == special:
             return f"{role} ({index})"
-    return repr(tokenizer.decode([index]))
+    return escape(repr(tokenizer.decode([index])))  # "[INST]" is a token, and no style of the table

@@ -182,6 +182,12 @@ def label_mistakes(config: JobConfig) -> list[str]:
             f'data.long_documents = "{data.long_documents}": a label is of the whole document, so with training.objective = '
             f'"{objective}" one that is longer than a row is a bad record; leave it out, or set "error"'
         )
+    for key in ("lowercase_weight", "exclude_tags", "exclude_degenerate", "normalize_weights"):
+        value = getattr(data, key)
+        if config.has_head and value != type(data).model_fields[key].default:
+            wrong.append(
+                f'data.{key} = {value}: weighs tokens, and training.objective = "{objective}" asks for none; leave it out'
+            )
     if config.has_head and config.parallelism.context_parallel_degree > 1:
         wrong.append(
             f"parallelism.context_parallel_degree = {config.parallelism.context_parallel_degree}: "

@@ -180,7 +180,7 @@ def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -
     try:
         return table, open_tokenizer(table)
     except DataConfigError as error:
-        raise ConfigError(f"{error}; --eos-token and --pad-token name them") from None
+        raise ConfigError(f"{error}; `cistron import` takes them by --eos-token and --pad-token") from None
 
 
 def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:

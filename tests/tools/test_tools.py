@@ -6,13 +6,14 @@ import random
 import subprocess
 import textwrap
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from cistron.datasets.tokenizers import ByteTokenizer
 from cistron.models.masks import document_block_mask, document_dense_mask
 from cistron.tests.trainer.jobs import train_here, write_job, write_mixture
-from cistron.tools import check, generate, inspect
+from cistron.tools import check, generate, inspect, targets
 from cistron.trainer.components import make_mask, verify
 from cistron.trainer.config import load_config
 from cistron.trainer.data import open_feed
@@ -42,6 +43,37 @@ def test_check_verifies_a_job_and_says_what_it_would_do(tmp_path: Path, capsys: 
     ):
         assert part in output
     assert not (tmp_path / "run").exists(), "checking leaves nothing behind"
+
+
+def test_check_counts_the_tokens_that_carry_loss_and_shows_them_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "genes.fasta").write_text("".join(f">g{n}\nACGTNacgt\n" for n in range(64)))
+    source = [{"name": "genes", "format": "fasta", "paths": [str(tmp_path / "genes.fasta")]}]
+    weighed = ["--data.lowercase_weight", "0.1", "--data.exclude_degenerate", "true", "--data.lanes", "1"]
+    check.main([str(write_job(tmp_path)), "--data.sources", json.dumps(source), *weighed, "--training.seq_len", "10"])
+    lines = [line.replace(",", "").split() for line in capsys.readouterr().out.splitlines()]
+    rows = {tuple(words[:-3]): words[-3:] for words in lines if len(words) > 3}
+    tokens, asked, weight = rows[("lowercase", "letters")]
+    assert tokens == asked
+    assert weight == "0.1"
+    assert rows[("eos",)] == [str(int(tokens) // 4)] * 2 + ["1"]
+    # of 5 others the first is never a target, and N weighs nothing
+    assert rows[("all", "others")] == [str(int(tokens) // 4 * 5), str(int(tokens) // 4 * 3), "1"]
+    names = {piece: index for index, piece in enumerate(("[/INST]", "[red]", "<end>"))}
+    assert [targets.name(index, cast(Any, Words(names))) for index in names.values()] == [r"'\[/INST]'", r"'\[red]'", "eos (2)"]
+
+
+class Words:
+    """As much of a tokenizer as names of tokens take."""
+
+    eos_id, bos_id, pad_id, mask_id, unk_id = 2, None, 2, None, None
+
+    def __init__(self, names: dict[str, int]) -> None:
+        self.names = list(names)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.names[ids[0]]
 
 
 def test_check_refuses_what_training_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

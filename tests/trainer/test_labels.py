@@ -223,6 +223,8 @@ WRONG = {
     'head: is not read with training.objective = "causal"': ["--training.objective", "causal"],
     'data.packing = "concat": cuts documents': ["--data.packing", "concat"],
     'data.long_documents = "truncate": a label is of the whole document': ["--data.long_documents", "truncate"],
+    "data.lowercase_weight = 0.1: weighs tokens": ["--data.lowercase_weight", "0.1"],
+    "data.normalize_weights = False: weighs tokens": ["--data.normalize_weights", "false"],
     "parallelism.context_parallel_degree = 2": ["--parallelism.context_parallel_degree", "2"],
     "data.sources.0.label: missing": ["--data.sources", '[{"name": "x", "format": "jsonl", "paths": ["x"]}]'],
     'format = "fasta" has no labels': ["--data.sources", '[{"name": "x", "format": "fasta", "paths": ["x"], "label": "y"}]'],
