@@ -13,6 +13,7 @@ from .records import Reader, located
 ENDINGS = {
     "fasta": (".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
+    "tsv": (".tsv", ".tab"),
     "parquet": (".parquet",),
     "text": (".txt",),
 }
@@ -62,7 +63,7 @@ class SequenceFiles:
         self._storage = Storage()
         self.files = self._storage.expand(paths)
         self._format = format or format_of(self.files)
-        if id_field is not None and self._format not in ("jsonl", "parquet"):
+        if id_field is not None and self._format not in ("jsonl", "tsv", "parquet"):
             raise DataConfigError(f"--id-field {id_field}: a {self._format} file has no fields")
         self._reader = build_reader(self._format, field, self._storage)
         self._names = None if id_field is None else build_reader(self._format, id_field, self._storage, numbers=True)

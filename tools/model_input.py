@@ -17,8 +17,8 @@ def add_input_arguments(parser: argparse.ArgumentParser, name: str, *, required:
         name, nargs="+", metavar="FILE", required=required, help="files, globs or URLs; .gz and .zst are inflated"
     )
     parser.add_argument("--format", choices=ENDINGS, help="of the files (default: by their endings)")
-    parser.add_argument("--field", default="text", help="of jsonl and parquet: holds the sequence (default: text)")
-    parser.add_argument("--id-field", help="of jsonl and parquet: holds the name (default: records are numbered from 0)")
+    parser.add_argument("--field", default="text", help="of jsonl, tsv and parquet: holds the sequence (default: text)")
+    parser.add_argument("--id-field", help="of jsonl, tsv and parquet: holds the name (default: records are numbered from 0)")
     parser.add_argument(
         "--max-length", type=positive, metavar="TOKENS", help="refuse longer sequences (default: run them whole)"
     )

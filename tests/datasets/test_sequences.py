@@ -32,9 +32,10 @@ def test_every_format_gives_whole_records_by_name_and_in_order(tmp_path: Path) -
     (tmp_path / "x.fna.gz").write_bytes(gzip.compress(fasta(RECORDS)))
     (tmp_path / "x.jsonl.zst").write_bytes(zstandard.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=2)
+    (tmp_path / "x.tsv").write_text("id\ttext\n" + "".join(f"{name}\t{text}\n" for name, text in RECORDS))
     for name in ("x.fa", "x.fna.gz"):
         assert read(tmp_path / name) == RECORDS
-    for name in ("x.jsonl.zst", "x.parquet"):
+    for name in ("x.jsonl.zst", "x.tsv", "x.parquet"):
         assert read(tmp_path / name, id_field="id") == RECORDS
         assert read(tmp_path / name) == [(str(n), text) for n, (_, text) in enumerate(RECORDS)]
     (tmp_path / "y.txt").write_text("whole")
