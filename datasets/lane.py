@@ -22,7 +22,7 @@ from .objectives import PackedRow
 from .order import permutation
 from .packing import Block, Packer, Part
 from .pieces import Piece
-from .records import Reader, Records, located
+from .records import Reader, Records, located, wrong_byte
 
 BYTE_TOKENS = ("byte", "dna")  # kinds of tokenizers to which a byte is a token
 ROWS, DOCUMENTS, PIECES = range(3)  # what a permutation is of
@@ -214,7 +214,7 @@ class RawDocuments:
                     yield stretch
                 tag = weighed.tag
                 if bad is not None:
-                    self._pass_over(partial(self._located, piece, offsets[end], bad))
+                    self._pass_over(partial(wrong_byte, self.reader, piece.path, offsets[end], bad.offset or 0, bad.problem))
                     continued = end == 0 and not first
                     yield self._bad(place, offsets[end], not continued, continued and tokens, stated is not None)
                     abandoned = end == len(documents) - 1 and not last
@@ -289,10 +289,6 @@ class RawDocuments:
         ids = np.full(int(ended), self.tokenizer.eos_id, dtype=self.tokenizer.dtype)
         stated = np.array([np.nan]) if labelled else None
         return Stretch(ids, np.array([len(ids)]), [offset], np.array([BAD], dtype=np.int8), place, first, True, stated=stated)
-
-    def _located(self, piece: Piece, offset: int, bad: TokenizeError) -> DataError:
-        record, place = self.reader.locate(piece.path, offset, bad.offset or 0)
-        return DataError(bad.problem, file=piece.path, record=record, offset=place)
 
 
 class Arrived(NamedTuple):

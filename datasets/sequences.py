@@ -8,7 +8,7 @@ from .files import DataFile, Storage
 from .patterns import plain_name
 from .pieces import MAX_PIECE_BYTES, Piece
 from .readers import build_reader
-from .records import Reader, located
+from .records import Reader, located, wrong_byte
 
 ENDINGS = {
     "fasta": (".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas"),
@@ -98,8 +98,7 @@ class SequenceFiles:
 
     def located(self, sequence: NamedSequence, problem: str, index: int = 0) -> DataError:
         """Return an error about byte `index` of a sequence, with its record and its place in the file."""
-        record, offset = self._reader.locate(sequence.file, sequence.offset, index)
-        return DataError(problem, file=sequence.file, record=record, offset=offset)
+        return wrong_byte(self._reader, sequence.file, sequence.offset, index, problem)
 
 
 def format_of(files: Iterable[DataFile]) -> str:

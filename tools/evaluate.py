@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
-from ..datasets.complement import CODES, reverse_complement
+from ..datasets.complement import CODES, NUCLEOTIDES, reverse_complement
 from ..datasets.prepare import Event
 from ..datasets.sequences import NamedSequence, SequenceFiles
 from ..trainer.config import ConfigError
@@ -25,7 +25,6 @@ from .embedding_files import writing
 from .model_input import add_input_arguments, add_model_arguments, open_as_asked
 from .progress import make_monitor
 
-NUCLEOTIDES = ("byte", "dna")  # tokenizers of sequences that have another strand, a token to a base
 ROWS = 4096  # of a parquet file that are held
 
 
