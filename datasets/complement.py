@@ -15,6 +15,8 @@ CODES, PAIRS = b"ACGTRYSWKMBDHVN-.", b"TGCAYRSWMKVHDBN-."
 CODES, PAIRS = CODES + CODES[:15].lower(), PAIRS + PAIRS[:15].lower()
 TABLE = bytes.maketrans(CODES, PAIRS)
 
+NUCLEOTIDES = ("byte", "dna")  # kinds of tokenizers with an id for each base
+
 Places = npt.NDArray[np.int64]
 Chosen = npt.NDArray[np.bool_]
 
@@ -45,7 +47,7 @@ class Strands:
     def __init__(self, share: float, seed: int, tokenizer: Tokenizer) -> None:
         if not 0 <= share <= 1:
             raise DataConfigError(f"data.reverse_complement = {share}: is a probability, from 0 to 1")
-        if share and tokenizer.kind in ("hf", "protein"):
+        if share and tokenizer.kind not in NUCLEOTIDES:
             raise DataConfigError(
                 f"data.reverse_complement = {share}: the {tokenizer.kind} tokenizer has no ids of single bases; "
                 "kinds 'byte' and 'dna' have"

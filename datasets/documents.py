@@ -71,9 +71,10 @@ class DocumentConfig:
         return self.reverse_complement > 0 or self.long_documents in ("truncate", "error")
 
 
-def too_long(length: int, seq_len: int) -> str:
-    """What is wrong with a document under `long_documents = "error"`."""
+def too_long(length: int, seq_len: int, at_least: bool = False) -> str:
+    """What is wrong with a document under `long_documents = "error"`; `at_least`: of which no more was counted."""
+    counted = f"{'at least ' if at_least else ''}{length:,} tokens, its eos included, and training.seq_len = {seq_len:,}"
     return (
-        f"the document has {length:,} tokens, its eos included, and training.seq_len = {seq_len:,} with "
-        'data.long_documents = "error"; "split", "window" and "truncate" take it'
+        f'the document has {counted} with data.long_documents = "error"; raise it, or, unless labels are of whole documents, '
+        'let "split", "window" or "truncate" take it'
     )

@@ -1,6 +1,7 @@
 """jsonl: one JSON object per line, the document in one of its fields."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from .lines import LineReader, ParseLine
@@ -10,9 +11,15 @@ from .records import BOM
 _parse = json.JSONDecoder().raw_decode
 
 
+@dataclass(frozen=True)
 class JsonlReader(LineReader):
-    """Documents in JSON objects."""
+    """Documents in JSON objects.
 
+    Attributes:
+        numbers: Whether whole numbers are documents too, as decimal text.
+    """
+
+    numbers: bool = False
     format_name = "jsonl"
 
     def parser(self, path: str) -> tuple[ParseLine, int]:
@@ -52,8 +59,11 @@ class JsonlReader(LineReader):
             fields = ", ".join(map(repr, list(record)[:8])) or "none"
             raise ValueError(f"there is no field {self.field!r}; its fields are: {fields}")
         text = record[self.field]
+        if self.numbers and type(text) is int:
+            text = str(text)
         if not isinstance(text, str):
-            raise ValueError(f"field {self.field!r} must be a string, found a {type(text).__name__}")
+            wanted = "a string or a whole number" if self.numbers else "a string"
+            raise ValueError(f"field {self.field!r} must be {wanted}, found a {type(text).__name__}")
         try:
             return text.encode()
         except UnicodeEncodeError as error:

@@ -22,8 +22,9 @@ from .objectives import PackedRow
 from .order import permutation
 from .packing import Block, Packer, Part
 from .pieces import Piece
-from .records import Reader, Records, located
+from .records import Reader, Records, located, wrong_byte
 
+BYTE_TOKENS = ("byte", "dna")  # kinds of tokenizers to which a byte is a token
 ROWS, DOCUMENTS, PIECES = range(3)  # what a permutation is of
 
 
@@ -160,6 +161,12 @@ class RawDocuments:
         self._encode = LetterEncoder(self.config.letters, self.tokenizer)
         self._strands = Strands(self.config.reverse_complement, self.key[0], self.tokenizer)
         self._pass_over = BadRecords(skip=self.skip_bad)
+        # Of a document that is cut or refused, the first row and two bytes tell all, where a byte is a token and neither the
+        # other strand nor the end of a tag is looked for behind them.
+        letters = self.config.letters
+        heads = self.config.long_documents in ("truncate", "error") and self.tokenizer.kind in BYTE_TOKENS
+        whole = self.config.reverse_complement > 0 or letters.exclude_tags or letters.exclude_degenerate
+        self._head = self.packer.seq_len + 2 if heads and not whole else None
 
     def blocks(self, epoch: int, start: Address) -> Iterator[AddressedBlock]:
         """See `Documents`."""
@@ -175,7 +182,7 @@ class RawDocuments:
             piece = pieces[place]
             groups = self.reader.groups(piece, piece.start if offset < 0 else offset, bool(first))
             if self.config.whole or not self.tokenizer.streams:
-                groups = _whole_documents(groups)
+                groups = _whole_documents(groups, self._head)
             for stretch in self._encoded(place, piece, groups, tag, epoch):
                 yield stretch.behind(0, skip)._replace(context=context) if skip or context else stretch
                 skip = context = 0
@@ -207,7 +214,7 @@ class RawDocuments:
                     yield stretch
                 tag = weighed.tag
                 if bad is not None:
-                    self._pass_over(partial(self._located, piece, offsets[end], bad))
+                    self._pass_over(partial(wrong_byte, self.reader, piece.path, offsets[end], bad.offset or 0, bad.problem))
                     continued = end == 0 and not first
                     yield self._bad(place, offsets[end], not continued, continued and tokens, stated is not None)
                     abandoned = end == len(documents) - 1 and not last
@@ -240,7 +247,8 @@ class RawDocuments:
         seq_len = self.packer.seq_len
         if self.config.long_documents == "error" and max(lengths, default=0) > seq_len:
             index = next(index for index, length in enumerate(lengths) if length > seq_len)
-            raise TokenizeError(too_long(lengths[index], seq_len), None, index)
+            cut = self._head is not None and lengths[index] > self._head
+            raise TokenizeError(too_long(lengths[index], seq_len, at_least=cut), None, index)
         turned = np.flatnonzero(self._strands.turned(arrived.file, np.array(arrived.offsets, dtype=np.int64), epoch))
         if len(turned):
             ids, weights = ids.copy(), None if weights is None else weights.copy()
@@ -282,10 +290,6 @@ class RawDocuments:
         stated = np.array([np.nan]) if labelled else None
         return Stretch(ids, np.array([len(ids)]), [offset], np.array([BAD], dtype=np.int8), place, first, True, stated=stated)
 
-    def _located(self, piece: Piece, offset: int, bad: TokenizeError) -> DataError:
-        record, place = self.reader.locate(piece.path, offset, bad.offset or 0)
-        return DataError(bad.problem, file=piece.path, record=record, offset=place)
-
 
 class Arrived(NamedTuple):
     """Documents as they come out of a file.
@@ -309,18 +313,19 @@ class Arrived(NamedTuple):
         return self._replace(documents=self.documents[:index], offsets=self.offsets[:index], goes_on=False)
 
 
-def _whole_documents(groups: Iterator[Records]) -> Iterator[Records]:
-    """Join the stretches of a document, for tokenizers that must see all of it."""
+def _whole_documents(groups: Iterator[Records], head: int | None) -> Iterator[Records]:
+    """Join the stretches of a document, for what must see all of it, or its first `head` bytes, which are all that is kept."""
     parts: list[bytes] = []
     begun, opened = 0, True
     for group in groups:
         assert group.last or group.stated is None, "records with labels come whole"
-        documents, offsets, first = list(group.documents), list(group.offsets), group.first
+        documents, offsets, first = [data[:head] for data in group.documents], list(group.offsets), group.first
         if parts and documents:
-            parts.append(documents[0])
+            if head is None or sum(map(len, parts)) < head:
+                parts.append(documents[0])
             if len(documents) == 1 and not group.last:
                 continue
-            documents[0], offsets[0], first, parts = b"".join(parts), begun, opened, []
+            documents[0], offsets[0], first, parts = b"".join(parts)[:head], begun, opened, []
         if group.breaks_off and parts:
             group, first, parts = group._replace(bad_offset=begun), opened, []
         if documents and not group.last:

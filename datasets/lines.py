@@ -1,7 +1,9 @@
 """Formats of which each line is a record: how files are cut, read, reopened and named by line; blank lines are skipped."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .errors import DataError
 from .files import DataFile, Storage
@@ -18,7 +20,7 @@ ParseLine = Callable[[bytes], tuple[bytes, float]]
 
 
 @dataclass(frozen=True)
-class LineReader:
+class LineReader(ABC):
     """Documents in lines.
 
     Attributes:
@@ -27,6 +29,7 @@ class LineReader:
         group_bytes: Bytes of the file that become a group.
         max_line_bytes: What a line may have.
         label: Where and what labels are; None: they are not read.
+        format_name: Of `data.sources.format`.
     """
 
     storage: Storage
@@ -34,10 +37,11 @@ class LineReader:
     group_bytes: int = GROUP_BYTES
     max_line_bytes: int = MAX_LINE_BYTES
     label: Label | None = None
+    format_name: ClassVar[str]
 
+    @abstractmethod
     def parser(self, path: str) -> tuple[ParseLine, int]:
         """Return what parses the lines of a file, and the byte at which its records begin. Raises DataError."""
-        raise NotImplementedError
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
         """See `Reader`."""
@@ -98,11 +102,6 @@ class LineReader:
             offset += len(line) + 1
         if documents:
             yield Records(documents, offsets, stated=stated)
-
-    @property
-    def format_name(self) -> str:
-        """Of `data.sources.format`."""
-        raise NotImplementedError
 
     def locate(self, path: str, offset: int, index: int) -> tuple[int | None, int]:
         """Count lines from 1, if not too many; the byte is the line's first, as a document may begin anywhere in it."""

@@ -34,12 +34,14 @@ class ParquetReader:
         column: That holds the document; `a.b` is field b of column a.
         group_bytes: Bytes of documents that become a group.
         label: Where and what labels are, `field` a column; None: they are not read.
+        numbers: Whether whole numbers are documents too, as decimal text.
     """
 
     storage: Storage
     column: str
     group_bytes: int = GROUP_BYTES
     label: Label | None = None
+    numbers: bool = False
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
         """See `Reader`; pieces are row groups, several if they are small."""
@@ -83,6 +85,8 @@ class ParquetReader:
             if row + batch.num_rows > offset:
                 skipped = max(0, offset - row)
                 values, *labels = (_leaves(batch, names)[skipped:] for names in columns)
+                if pa.types.is_integer(values.type):
+                    values = values.cast(pa.string())
                 stated = labels[0].to_pylist() if labels else None
                 yield from self._records(values.cast(pa.large_binary()).to_pylist(), stated, row + skipped, path)
             row += batch.num_rows
@@ -138,9 +142,10 @@ class ParquetReader:
     def _check_strings(self, names: list[str], found: pa.DataType, path: str) -> list[str]:
         """Return the names that lead to the column of documents. Raises DataError where it holds no strings."""
         content = found.value_type if pa.types.is_dictionary(found) else found
-        if content in STRINGS:
+        if content in STRINGS or (self.numbers and pa.types.is_integer(content)):
             return names
-        problem = f"column {self.column!r} must hold strings, and holds {found}"
+        wanted = "strings or whole numbers" if self.numbers else "strings"
+        problem = f"column {self.column!r} must hold {wanted}, and holds {found}"
         if pa.types.is_list(found) or pa.types.is_large_list(found):
             problem += "; make token shards of lists of ids by `cistron prepare --import parquet`"
         raise DataError(problem, file=path)

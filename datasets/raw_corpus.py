@@ -21,7 +21,7 @@ from .files import DataFile
 from .genome import PLAIN, LetterEncoder, Letters, Weighed, Weights
 from .pieces import Piece
 from .prepare import Event, Result, Task
-from .records import Reader, Records, located
+from .records import Reader, Records, located, wrong_byte
 from .shard_writer import ShardWriter, id_dtype, sync, temporary
 from .shards import SourceRecord
 from .tokenizers import Ids, TokenizeError, Tokenizer
@@ -345,9 +345,8 @@ class _Conversion:
             more = "; further ones of this shard are counted only" if self._counts["skipped"] == TOLD_RECORDS else ""
             self._emit(Event(message=f"skipped: {problem()}{more}"))
 
-    def _located(self, bad: TokenizeError, offset: int) -> DataError:
-        record, place = self._corpus.reader.locate(self._piece.path, offset, bad.offset or 0)
-        return DataError(bad.problem, file=self._piece.path, record=record, offset=place)
+    def _located(self, bad: TokenizeError, address: int) -> DataError:
+        return wrong_byte(self._corpus.reader, self._piece.path, address, bad.offset or 0, bad.problem)
 
 
 def _write_chosen(writer: ShardWriter, ids: Ids, lengths: npt.NDArray[np.int64], chosen: Mask, weights: Weights | None) -> None:

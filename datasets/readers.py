@@ -12,7 +12,7 @@ from .tsv import TsvReader
 __all__ = ["Reader", "Records", "build_reader"]
 
 
-def build_reader(format: str, field: str, storage: Storage, label: Label | None = None) -> Reader:
+def build_reader(format: str, field: str, storage: Storage, label: Label | None = None, *, numbers: bool = False) -> Reader:
     """Return the reader of a source's format: `text`, `jsonl`, `tsv` or `parquet` (documents are in `field`), or `fasta`.
 
     Args:
@@ -20,6 +20,7 @@ def build_reader(format: str, field: str, storage: Storage, label: Label | None 
         field: The key or column of documents.
         storage: Opens files.
         label: Where and what labels are; None: they are not read.
+        numbers: Of jsonl and parquet: whole numbers are documents too, as decimal text.
 
     Raises:
         DataConfigError: There is no such format, or it has no labels.
@@ -30,7 +31,7 @@ def build_reader(format: str, field: str, storage: Storage, label: Label | None 
     if format == "text":
         return TextReader(storage)
     if format == "jsonl":
-        return JsonlReader(storage, field, label=label)
+        return JsonlReader(storage, field, label=label, numbers=numbers)
     if format == "tsv":
         return TsvReader(storage, field, label=label)
     if format == "fasta":
@@ -38,5 +39,5 @@ def build_reader(format: str, field: str, storage: Storage, label: Label | None 
     if format == "parquet":
         from .parquet import ParquetReader  # pyarrow takes 0.13 s to import and 60 MB
 
-        return ParquetReader(storage, field, label=label)
+        return ParquetReader(storage, field, label=label, numbers=numbers)
     raise DataConfigError(f"data.sources.format: {format!r} is not one of 'text', 'jsonl', 'tsv', 'parquet', 'fasta', 'tokens'")

@@ -77,6 +77,12 @@ def located(reader: Reader, error: DataError, address: int) -> DataError:
     return DataError(error.problem, file=error.file, record=record, offset=error.offset)
 
 
+def wrong_byte(reader: Reader, path: str, address: int, index: int, problem: str) -> DataError:
+    """Return a problem with byte `index` of the document data that begin at `address`, with its record and its place."""
+    record, offset = reader.locate(path, address, index)
+    return DataError(problem, file=path, record=record, offset=offset)
+
+
 def whole_piece(file: DataFile) -> list[Piece]:
     """Return a file uncut, or nothing if it has no bytes."""
     end = None if is_compressed(file.path) else file.size

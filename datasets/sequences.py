@@ -8,11 +8,12 @@ from .files import DataFile, Storage
 from .patterns import plain_name
 from .pieces import MAX_PIECE_BYTES, Piece
 from .readers import build_reader
-from .records import Reader, located
+from .records import Reader, located, wrong_byte
 
 ENDINGS = {
     "fasta": (".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
+    "tsv": (".tsv", ".tab"),
     "parquet": (".parquet",),
     "text": (".txt",),
 }
@@ -46,7 +47,7 @@ class SequenceFiles:
         paths: Paths, globs or fsspec URLs; files may be compressed.
         format: `fasta`, `jsonl`, `parquet` or `text` (a file is a record); None: as the files' endings say.
         field: Of jsonl and parquet, what holds the sequence.
-        id_field: Of jsonl and parquet, what holds the name, a string.
+        id_field: Of jsonl and parquet, what holds the name: a string or a whole number.
 
     Attributes:
         files: As found.
@@ -62,16 +63,16 @@ class SequenceFiles:
         self._storage = Storage()
         self.files = self._storage.expand(paths)
         self._format = format or format_of(self.files)
-        if id_field is not None and self._format not in ("jsonl", "parquet"):
+        if id_field is not None and self._format not in ("jsonl", "tsv", "parquet"):
             raise DataConfigError(f"--id-field {id_field}: a {self._format} file has no fields")
         self._reader = build_reader(self._format, field, self._storage)
-        self._names = None if id_field is None else build_reader(self._format, id_field, self._storage)
+        self._names = None if id_field is None else build_reader(self._format, id_field, self._storage, numbers=True)
 
     def __iter__(self) -> Iterator[NamedSequence]:
         """Read all records.
 
         Raises:
-            DataError: A record cannot be read.
+            DataError: A record cannot be read, or there is none.
         """
         number, stored = 0, 0
         for file in self.files:
@@ -81,6 +82,8 @@ class SequenceFiles:
                     yield NamedSequence(name or str(number), data, file.path, offset, stored + share * piece.size)
                     number += 1
                 stored += piece.size
+        if not number:
+            raise DataError("the input holds no sequence", file=self.files[0].path)
 
     def _piece(self, piece: Piece) -> Iterator[tuple[int, bytes, str]]:
         """Yield address, data and name of each record; the name is empty where there is none."""
@@ -95,8 +98,7 @@ class SequenceFiles:
 
     def located(self, sequence: NamedSequence, problem: str, index: int = 0) -> DataError:
         """Return an error about byte `index` of a sequence, with its record and its place in the file."""
-        record, offset = self._reader.locate(sequence.file, sequence.offset, index)
-        return DataError(problem, file=sequence.file, record=record, offset=offset)
+        return wrong_byte(self._reader, sequence.file, sequence.offset, index, problem)
 
 
 def format_of(files: Iterable[DataFile]) -> str:

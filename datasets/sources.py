@@ -1,7 +1,7 @@
 """The corpora of a run as they are found: which files, cut into which pieces or shards, dealt to which lanes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 
 from .complement import Strands
@@ -68,6 +68,20 @@ class Source:
         """Whether some of its targets may weigh other than 1."""
         of_shards = self.corpus is not None and any(shard.manifest.weights for shard in self.corpus.shards)
         return of_shards or self.treatment.letters.weighted or self.treatment.window_overlap > 0
+
+    def remarks(self) -> list[str]:
+        """Settings of letters that its shards were prepared with and keep, where the job's are others: a line, or none."""
+        if self.corpus is None:
+            return []
+        asked, found = self.treatment.letters, {shard.manifest.letters for shard in self.corpus.shards}
+        kept = {f.name: {str(getattr(made, f.name)).lower() for made in found} for f in fields(asked)}
+        job = {key: str(getattr(asked, key)).lower() for key in kept}
+        others = [key for key in kept if kept[key] != {job[key]}]
+        if not others:
+            return []
+        made = ", ".join(f"{key} = {' or '.join(sorted(kept[key]))}" for key in others)
+        stated = ", ".join(f"{key} = {job[key]}" for key in others)
+        return [f"source {self.config.name!r}: its shards were prepared with {made}, and are read so; [data] has {stated}"]
 
     def lane_name(self, lane: int) -> str:
         """Return the key of a lane in the loader's state."""

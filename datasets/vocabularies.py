@@ -6,8 +6,9 @@
 A batch of documents is joined and looked up in one table of 256 entries by `bytes.translate`, at some 1.5 GB/s. Ids stay below
 64, so that two bits of a table's entry are free to say that a letter was mapped to another's id, or is none.
 
-What is not in a vocabulary is an error, or with `on_unknown = "map"` another letter. The fingerprint is the same for both, as
-no document that `error` accepts has other ids under `map`: shards made with one are read with the other.
+What is not in a vocabulary is an error, or with `on_unknown = "map"` another letter, unless it is no printable ASCII: then no
+sequence was read, and the library of an exported tokenizer would count characters, not bytes. The fingerprint is the same for
+both, as no document that `error` accepts has other ids under `map`: shards made with one are read with the other.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from .errors import DataConfigError
 
 CLS, PAD, EOS, UNK, MASK = "<cls>", "<pad>", "<eos>", "<unk>", "<mask>"
 POLICIES = ("error", "map")
+MAP = 'tokenizer.on_unknown = "map"'  # in messages: what to ask for, as a job writes it
 MAPPED, REFUSED = 0x80, 0xFF  # a table's entry: added to an id, and in place of one
 # Between two documents of a batch; no letter, so that one inside of a document is noticed by their number.
 END, BEGIN = b"\0", b"\1"
@@ -63,8 +65,8 @@ class LetterTokenizer:
         exact = {letter: self.ids[self.same.get(letter, letter)] for letter in [*filter(_is_letter, self.ids), *self.same]}
         table = bytearray([REFUSED]) * 256
         if on_unknown == "map":
-            # Not controls and blanks: where one stands, it was no sequence that was read.
-            for byte in {*range(0x21, 0x100)} - {0x7F}:
+            # Not controls, blanks and parts of other characters: where one stands, it was no sequence that was read.
+            for byte in range(0x21, 0x7F):
                 table[byte] = MAPPED + self.ids[self.near.get(chr(byte), UNK)]
         for letter, index in exact.items():
             table[ord(letter)] = index
@@ -102,17 +104,19 @@ class LetterTokenizer:
         return TokenizeError(self._problem(letter.decode("latin-1")), documents[index].find(letter), index)
 
     def _problem(self, letter: str) -> str:
+        if letter > "\x7f":
+            return f"the byte 0x{ord(letter):02x} is not ASCII, and no part of a {self.kind} sequence; remove it"
         if letter in NAMES or letter < " " or letter == "\x7f":
             name = NAMES.get(letter, f"the control byte 0x{ord(letter):02x}")
             return f"{name} inside of a {self.kind} sequence, which has letters only; remove it"
         meant = self.near.get(letter, UNK)
-        found = f"the byte 0x{ord(letter):02x}" if letter > "\x7f" else repr(letter)
+        found = repr(letter)
         reason = f"is no letter of the {self.kind} vocabulary ({''.join(filter(_is_letter, self.tokens))})"
         if letter in "Uu" and meant == "T":
             reason = "is RNA"
         elif letter.upper() in self.ids:
             found = f"lowercase {found}"
-        return f'{found} {reason}; tokenizer.on_unknown = "map" reads it as {meant} and counts it'
+        return f"{found} {reason}; {MAP} reads it as {meant} and counts it"
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids to letters and names of special tokens; ids beyond the vocabulary become U+FFFD."""

@@ -53,6 +53,7 @@ def report_sources(console: Console, config: JobConfig, loader: Loader, tokenize
     for source in loader.sources:
         holdings = look_into(source, tokenizer, config.training.seq_len)
         lines = ["", f"{source.config.name} ({source.config.format}): {on_disk(source, config.data.lanes)}"]
+        lines += [f"  {remark}" for remark in source.remarks()]
         if holdings is None:
             lines.append("  no document in the sample")
         else:
@@ -160,10 +161,10 @@ def in_steps(holdings: Holdings, config: JobConfig, name: str, rows_per_step: in
     shares = ", then ".join(
         f"{of[name]:.1%} of the rows" + (f" from step {first}" if first > 1 else "") for first, _, of in phases
     )
-    if holdings.scale is None:
+    first = next((of[name] for _, _, of in phases if of[name]), 0.0)
+    if holdings.scale is None or not first:  # compressed, or of a stage that the job does not reach
         return shares
     rows = holdings.rows(config) * holdings.scale
-    first = next((of[name] for _, _, of in phases if of[name]), 0.0)
     epochs = sum(steps * of[name] for _, steps, of in phases) * rows_per_step / rows
     about = "" if holdings.scale == 1.0 and holdings.statistics.planned == holdings.statistics.documents else "about "
     of_epoch = rows / (rows_per_step * first)

@@ -17,6 +17,7 @@ from ..datasets.errors import DataConfigError
 from ..datasets.prepare import Event
 from ..datasets.sequences import NamedSequence, SequenceFiles
 from ..datasets.tokenizers import TokenizeError
+from ..datasets.vocabularies import MAP
 from ..trainer.config import ConfigError
 from ..trainer.failures import run_command
 from ..trainer.inference import (
@@ -101,7 +102,8 @@ def _encoded(opened: OpenedModel, sequences: Iterable[str | bytes]) -> Iterator[
             yield encode(opened.tokenizer, NamedSequence(str(number), data))
         except TokenizeError as error:
             place = "" if error.offset is None else f", byte {error.offset}"
-            raise DataConfigError(f"sequences[{number}]{place}: {error.problem}") from None
+            problem = error.problem.replace(MAP, 'open_model(..., on_unknown="map")')
+            raise DataConfigError(f"sequences[{number}]{place}: {problem}") from None
 
 
 def embeddings(
@@ -161,6 +163,7 @@ def run(options: argparse.Namespace) -> None:
         "layers": layers,
         "pool": options.pool,
         "dtype": options.dtype,
+        "on_unknown": getattr(opened.tokenizer, "on_unknown", None),
         "input": [list(file) for file in files.files],
         "fields": [options.format, options.field, options.id_field],
     }

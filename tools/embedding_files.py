@@ -9,7 +9,7 @@ layer of one is in memory at a time, and moved into place when it is whole.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -74,7 +74,8 @@ class EmbeddingFile:
         metadata: texts for whoever opens the output.
 
     Raises:
-        ConfigError: the output is there, is of an unknown kind or cannot be written, or is half done under another plan.
+        ConfigError: the output is there, is of an unknown kind, cannot be written or hold what there is of it, or is half done
+            under another plan.
     """
 
     def __init__(
@@ -83,10 +84,14 @@ class EmbeddingFile:
         check_output(output, len(layers), pooled)
         self.output, self.layers, self.pooled, self.metadata = output, layers, pooled, metadata
         self.partial = output.with_name(f"{output.name}.partial")
-        with _writing(output):
+        with writing(output):
             self.partial.mkdir(parents=True, exist_ok=True)
-            self.parts = [Part.find(path) for path in sorted(self.partial.glob("part-*.safetensors"))]
-            _agree(self.partial, plan, begun=bool(self.parts))
+            found = [Part.find(path) for path in sorted(self.partial.glob("part-*.safetensors"))]
+            _agree(self.partial, plan, begun=bool(found))
+        self.parts: list[Part] = []
+        self._head = 0
+        for part in found:
+            self._keep(part)
         self._names: list[str] = []
         self._lengths: list[int] = []
         self._rows: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -104,6 +109,9 @@ class EmbeddingFile:
             names: of the sequences.
             lengths: residues of each.
             rows: of each layer float32 [rows, width], sequence after sequence.
+
+        Raises:
+            ConfigError: a part cannot be written, or there are more tensors than a safetensors file can name.
         """
         self._names += names
         self._lengths += lengths
@@ -117,13 +125,12 @@ class EmbeddingFile:
         """Write the output.
 
         Raises:
-            ConfigError: there was no sequence, the output cannot be written, or is a safetensors file of too many tensors.
+            ConfigError: the output cannot be written, or is a safetensors file of too many tensors.
         """
         self._flush()
-        if not self.parts:
-            raise ConfigError(f"--output {self.output}: not written: the input holds no sequence")
+        assert self.parts, "files of sequences hold one at the least"
         whole = self.partial / self.output.name
-        with _writing(self.output):
+        with writing(self.output):
             WRITERS[self.output.suffix](self, whole)
             if self.output.suffix != ".parquet":
                 names = f"{self.output.name}.names.txt"
@@ -139,7 +146,18 @@ class EmbeddingFile:
 
     def widths(self) -> dict[str, int]:
         """Numbers per row of each layer."""
-        return {name: self.parts[0].tensor(name).shape[1] for name in self.layers}
+        with safe_open(self.parts[0].path, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape()[1] for name in self.layers}
+
+    def _keep(self, part: Part) -> None:
+        """Count a part in, and what it adds to a safetensors header: its own offsets are shorter than those to come."""
+        first = self.done
+        self.parts.append(part)
+        if self.output.suffix == ".safetensors" and not self.pooled:
+            lengths = part.lengths()
+            for layer, width in self.widths().items():
+                self._head += len(header(_unpooled(layer, lengths, width, first), {})) - len(header({}, {}))
+            _refuse_header(self.output, self._head)
 
     def _flush(self) -> None:
         if not self._names:
@@ -147,13 +165,18 @@ class EmbeddingFile:
         tensors = {LENGTHS: torch.tensor(self._lengths)} | {name: torch.cat(rows) for name, rows in self._rows.items()}
         specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         path = self.partial / f"part-{len(self.parts):06}.safetensors"
-        with _writing(self.output):
+        with writing(self.output):
             head = header(specs, {"names": json.dumps(self._names)})
             Folder(self.partial).write("unfinished", (head, *map(as_bytes, tensors.values())))
             (self.partial / "unfinished").replace(path)
-        self.parts.append(Part(path, len(self._names)))
+        self._keep(Part(path, len(self._names)))
         self._names, self._lengths, self._bytes = [], [], 0
         self._rows = {name: [] for name in self.layers}
+
+
+def _refuse_header(output: Path, size: int) -> None:
+    if size > MAX_HEADER_BYTES:
+        raise ConfigError(f"--output {output}: there are more tensors than a safetensors file can name; use .parquet")
 
 
 def check_output(output: Path, layers: int, pooled: bool) -> None:
@@ -166,6 +189,11 @@ def check_output(output: Path, layers: int, pooled: bool) -> None:
         raise ConfigError(f"--output {output}: exists already; name another file, or remove it")
 
 
+def _unpooled(layer: str, lengths: Iterable[int], width: int, first: int) -> dict[str, Spec]:
+    """A tensor [residues, width] for each sequence from number `first` on."""
+    return {f"{layer}/{n}": (torch.float32, (length, width)) for n, length in enumerate(lengths, first)}
+
+
 def _write_safetensors(file: EmbeddingFile, path: Path) -> None:
     """A tensor [sequences, width] per layer; without pooling one [residues, width] per layer and sequence."""
     widths = file.widths()
@@ -175,10 +203,9 @@ def _write_safetensors(file: EmbeddingFile, path: Path) -> None:
             specs[layer] = torch.float32, (file.done, widths[layer])
         else:
             lengths = (length for part in file.parts for length in part.lengths())
-            specs |= {f"{layer}/{n}": (torch.float32, (length, widths[layer])) for n, length in enumerate(lengths)}
+            specs |= _unpooled(layer, lengths, widths[layer], 0)
     head = header(specs, file.metadata)
-    if len(head) > MAX_HEADER_BYTES:
-        raise ConfigError(f"--output {path.name}: {len(specs)} tensors are more than a safetensors file can name; use .parquet")
+    _refuse_header(file.output, len(head))
     Folder(path.parent).write(path.name, _chain(head, file))
 
 
@@ -239,7 +266,8 @@ def _agree(partial: Path, plan: dict[str, Any], begun: bool) -> None:
 
 
 @contextmanager
-def _writing(output: Path) -> Iterator[None]:
+def writing(output: Path) -> Iterator[None]:
+    """Raises ConfigError for what the system says of an output."""
     try:
         yield
     except OSError as error:

@@ -11,11 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
-from ..datasets.complement import CODES, reverse_complement
+from ..datasets.complement import CODES, NUCLEOTIDES, reverse_complement
 from ..datasets.prepare import Event
 from ..datasets.sequences import NamedSequence, SequenceFiles
 from ..trainer.config import ConfigError
@@ -23,10 +23,10 @@ from ..trainer.failures import run_command
 from ..trainer.inference import opening_tokens, read_documents
 from ..trainer.scoring import Score, score
 from . import extrapolate
+from .embedding_files import writing
 from .model_input import add_input_arguments, add_model_arguments, open_as_asked
 from .progress import make_monitor
 
-NUCLEOTIDES = ("byte", "dna")  # tokenizers of sequences that have another strand, a token to a base
 ROWS = 4096  # of a parquet file that are held
 
 
@@ -128,11 +128,18 @@ def open_writer(output: Path | None) -> Iterator[Writer]:
         return
     partial = output.with_name(f"{output.name}.partial")
     try:
-        with WRITERS[output.suffix](partial) as write:
-            yield write
-        partial.replace(output)
-    except OSError as error:
-        raise ConfigError(f"--output {output}: cannot be written: {error}") from None
+        with ExitStack() as opened:
+            with writing(output):
+                write = opened.enter_context(WRITERS[output.suffix](partial))
+
+            def written(result: Result) -> None:
+                with writing(output):
+                    write(result)
+
+            yield written
+            with writing(output):
+                opened.close()
+                partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
 

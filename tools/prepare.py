@@ -33,7 +33,7 @@ from ..trainer.config import ConfigError, load_config
 from .progress import make_monitor
 
 LETTERS = tuple(field.name for field in fields(Letters))
-FORMATS = ("text", "jsonl", "fasta", "parquet")
+FORMATS = ("text", "jsonl", "tsv", "fasta", "parquet")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--config", help="a job's TOML: its [tokenizer] and [[data.sources]] instead of paths and flags")
     what.add_argument("--source", action="append", default=[], metavar="NAME", help="only this source of it; may be repeated")
     what.add_argument("--format", choices=FORMATS, help="of the files at PATHS")
-    what.add_argument("--field", default="text", help="jsonl, parquet: what holds the document (default: text)")
+    what.add_argument("--field", default="text", help="jsonl, tsv, parquet: what holds the document (default: text)")
     what.add_argument("--tokenizer", help="a tokenizer.json, the folder that holds one, byte, protein or dna")
     what.add_argument("--eos-token", help="the token that ends a document (default: as tokenizer_config.json says)")
     what.add_argument("--pad-token", help="the padding token (default: as tokenizer_config.json says)")

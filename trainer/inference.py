@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..datasets.packing import PAD_MULTIPLE
 from ..datasets.sequences import NamedSequence, SequenceFiles
-from ..datasets.tokenizers import Ids, TokenizeError, Tokenizer
+from ..datasets.tokenizers import Ids, TokenizeError, Tokenizer, build_tokenizer
+from ..datasets.vocabularies import MAP
 from ..models.config import DecoderConfig, ModelError
 from ..models.decoder import Decoder
 from ..models.huggingface import from_hf
@@ -109,7 +110,10 @@ class Row(NamedTuple):
 
 
 def open_model(
-    path: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    path: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    on_unknown: str | None = None,
 ) -> OpenedModel:
     """Load a model as a whole.
 
@@ -118,23 +122,25 @@ def open_model(
             Hugging Face folder; of the last nothing is converted on disk.
         device: None: a GPU where there is one.
         dtype: of the weights and of all that is computed; values are rounded to nearest.
+        on_unknown: of the protein and dna tokenizers: `error` or `map`; None: as the job says, `error` for a HF folder.
 
     Raises:
         CheckpointError: there is no good checkpoint, or it lacks tensors.
         ModelError: a Hugging Face model that the decoder is not.
         ConfigError: the tokenizer is not there.
+        DataConfigError: the tokenizer lacks no letter, so that `on_unknown` means nothing to it.
         EosMismatchError: the tokenizer is not that of the model.
     """
     device = torch.device(device) if device is not None else pick_device()
     folder = Folder(path)
-    return (open_huggingface if is_hugging_face(folder) else open_checkpoint)(folder, device, dtype)
+    return (open_huggingface if is_hugging_face(folder) else open_checkpoint)(folder, device, dtype, on_unknown)
 
 
-def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype) -> OpenedModel:
+def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on_unknown: str | None) -> OpenedModel:
     """See `open_model`."""
     found, skipped = checkpoint.read_newest(folder)
     config, decoder = saved_job(found)
-    tokenizer = make_tokenizer(config)
+    tokenizer = choose_policy(config.tokenizer, make_tokenizer(config), on_unknown)
     where = f"{found.path}/{checkpoint.STATE}"
     check_statements(
         [
@@ -159,15 +165,16 @@ def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype) ->
     )
 
 
-def open_huggingface(folder: Folder, device: torch.device, dtype: torch.dtype) -> OpenedModel:
+def open_huggingface(folder: Folder, device: torch.device, dtype: torch.dtype, on_unknown: str | None) -> OpenedModel:
     """See `open_model`."""
     if not folder.is_local:
         raise ConfigError(f"{folder}: a Hugging Face folder must be on a disk")
     path = Path(folder)
     found = open_hugging_face(folder, TokenizerTable())
-    _, tokenizer = find_tokenizer(path, None, None)
+    table, tokenizer = find_tokenizer(path, None, None)
     if tokenizer is None:
         raise ConfigError(f"{path}: there is no {TOKENIZER} to read sequences with")
+    tokenizer = choose_policy(table, tokenizer, on_unknown)
     stated = read_json(path / CONFIG) or {}
     decoder = from_hf(stated)
     with torch.device("meta"):
@@ -183,6 +190,13 @@ def open_huggingface(folder: Folder, device: torch.device, dtype: torch.dtype) -
         where=str(path),
         fingerprint=fingerprint(stated, sorted(path.glob("*.safetensors"))),
     )
+
+
+def choose_policy(table: TokenizerTable, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
+    """The tokenizer of a table, or where a policy is given the same with it. Raises DataConfigError where it knows none."""
+    if on_unknown is None:
+        return tokenizer
+    return build_tokenizer(**{**table.model_dump(), "on_unknown": on_unknown})
 
 
 def fingerprint(stated: dict[str, Any], files: Sequence[Path]) -> str:
@@ -247,7 +261,8 @@ def read_documents(
         try:
             document = encode(opened.tokenizer, sequence)
         except TokenizeError as error:
-            raise files.located(sequence, error.problem, error.offset or 0) from None
+            problem = error.problem.replace(MAP, "--on-unknown map")
+            raise files.located(sequence, problem, error.offset or 0) from None
         length = len(document.ids)
         if max_length is not None and length > max_length:
             raise files.located(sequence, f"has {length} tokens with its eos, and --max-length is {max_length}")
@@ -261,9 +276,7 @@ def read_documents(
         mapped += document.mapped
         yield document
     if mapped:
-        print(
-            f'{mapped:,} letters are none of the vocabulary; tokenizer.on_unknown = "map" read them as others', file=sys.stderr
-        )
+        print(f"{mapped:,} letters are none of the vocabulary and were read as others: on_unknown is map", file=sys.stderr)
 
 
 def encode(tokenizer: Tokenizer, sequence: NamedSequence) -> Document:

@@ -59,7 +59,7 @@ def choose_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         if not (matches := [name for name in known if _matches(name, pattern)]):
             near = difflib.get_close_matches(pattern, known, n=5, cutoff=0.6)
             hint = f", did you mean {' or '.join(map(repr, near))}?" if near else ";"
-            raise ConfigError(f"--layer {pattern!r}: the model has no such layer{hint} --list-layers prints all")
+            raise ConfigError(f"layer {pattern!r}: the model has no such layer{hint} `cistron embed --list-layers` prints all")
         chosen.update(matches)
     return [name for name in known if name in chosen]
 

@@ -371,7 +371,8 @@ class Trainer:
         layout = self.world.layout
         rows = self.micro_batches * self.micro_batch_size * layout.data_parallel
         executor, why = attention_of(c, self.world.device)
-        for message in [*self.messages, *c.remarks(self.progress.step)]:
+        of_shards = [remark for source in self.feed.loader.sources for remark in source.remarks()]
+        for message in [*self.messages, *c.remarks(self.progress.step), *of_shards]:
             self.log.say(message)
         self.log.say(
             f"{c.model.preset}: {sizes_of(c, self.decoder_config)}, {executor} attention ({why}) over documents ending in "

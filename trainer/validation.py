@@ -49,7 +49,8 @@ class Validation:
         self.config, self.world, self.data, self.done = config, world, data, done
         self.names = [source.config.name for source in data.sources]
         self.eos_id = tokenizer.eos_id
-        sizes = token_bytes(tokenizer)
+        # a masked language model is asked for a part of a text only, so that its losses are not the text's
+        sizes = token_bytes(tokenizer) if config.training.objective == "causal" else None
         self.token_bytes = None if sizes is None else torch.from_numpy(sizes)
         steps = config.validation.steps
         self.limit = None if steps == -1 else steps * global_batch_size(config, world.layout)

@@ -1,14 +1,16 @@
 """What is asked for documents: refused where it fits nothing, and a part of the identity of the data."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-from cistron.datasets import transport
+from cistron.datasets import lane, transport
 from cistron.datasets.documents import DocumentConfig
-from cistron.datasets.errors import DataConfigError, DataOrderError
+from cistron.datasets.encoding import Encoded
+from cistron.datasets.errors import DataConfigError, DataError, DataOrderError
 from cistron.datasets.finite import FinitePass
 from cistron.datasets.genome import Letters
 from cistron.datasets.loader import SourceConfig
@@ -98,6 +100,37 @@ def test_validation_reads_documents_on_their_own_strand(tmp_path: Path) -> None:
     with byte_loader(data) as loader:
         text = bytes(take(loader, 1)[0].tokens.flatten().tolist())
     assert set(text.split(b"\0")) & {b"gtttt", b"aaaac"} == {b"gtttt"}
+
+
+@pytest.mark.parametrize(
+    ("letters", "longest"), [(Letters(), 34), (Letters(exclude_degenerate=True), 3 * 2**20)], ids=["plain", "tags"]
+)
+def test_only_the_head_of_a_document_that_is_cut_is_encoded(tmp_path: Path, letters: Letters, longest: int) -> None:
+    lengths = [*range(29, 36), 3 * 2**20]  # the last in several stretches; rows have 32 tokens
+    texts = [("acgt"[number % 4 :] + "GATTACAN" * (length // 8 + 1))[:length] for number, length in enumerate(lengths)]
+    source = text_source(write_text(tmp_path, texts))
+    seen: list[int] = []
+    encode = ByteTokenizer.encode_batch
+
+    def measured(self: ByteTokenizer, documents: Sequence[bytes]) -> Encoded:
+        seen.extend(map(len, documents))
+        return encode(self, documents)
+
+    def rows(long: str) -> tuple[dict[int, Any], str]:
+        data = config(source, documents=DocumentConfig(letters=letters, long_documents=long), lanes=1)
+        with byte_loader(data) as loader:
+            return numbered_rows(take(loader, 5)), left_out(loader.state())
+
+    with patch.object(ByteTokenizer, "encode_batch", measured):
+        found = rows("truncate")
+    assert max(seen) == longest
+    with patch.object(lane, "BYTE_TOKENS", ()):
+        assert rows("truncate") == found
+    (tmp_path / "0000.txt").write_text("A" * 40)
+    stated = "41" if letters.weighted else "at least 35"
+    source = text_source(str(tmp_path / "0000.txt"))
+    with pytest.raises(DataError, match=f"the document has {stated} tokens, its eos included"):
+        rows("error")
 
 
 def test_what_was_truncated_and_mapped_is_said(tmp_path: Path) -> None:

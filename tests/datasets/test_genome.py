@@ -204,6 +204,13 @@ def test_shards_hold_the_weights_of_the_letters_they_were_made_of(tmp_path: Path
     # weights as they are, beside a source that has none
     with loader([folder, path], DocumentConfig()) as data:
         batch = data.next()
+        said = [source.remarks() for source in data.sources]
+    assert len(said[0]) == 1
+    assert "prepared with lowercase_weight = 0.25, exclude_tags = true, uppercase = true" in said[0][0]
+    assert "[data] has lowercase_weight = 1.0, exclude_tags = false, uppercase = false" in said[0][0]
+    assert said[1] == []
+    with loader([folder], DocumentConfig(letters=letters)) as data:
+        assert data.sources[0].remarks() == []
     assert batch is not None
     assert batch.weights is not None
     by_source = {source: batch.weights[row][batch.labels[row] >= 0] for row, source in enumerate(batch.sources)}

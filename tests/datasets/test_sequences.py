@@ -32,9 +32,10 @@ def test_every_format_gives_whole_records_by_name_and_in_order(tmp_path: Path) -
     (tmp_path / "x.fna.gz").write_bytes(gzip.compress(fasta(RECORDS)))
     (tmp_path / "x.jsonl.zst").write_bytes(zstandard.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=2)
+    (tmp_path / "x.tsv").write_text("id\ttext\n" + "".join(f"{name}\t{text}\n" for name, text in RECORDS))
     for name in ("x.fa", "x.fna.gz"):
         assert read(tmp_path / name) == RECORDS
-    for name in ("x.jsonl.zst", "x.parquet"):
+    for name in ("x.jsonl.zst", "x.tsv", "x.parquet"):
         assert read(tmp_path / name, id_field="id") == RECORDS
         assert read(tmp_path / name) == [(str(n), text) for n, (_, text) in enumerate(RECORDS)]
     (tmp_path / "y.txt").write_text("whole")
@@ -44,6 +45,16 @@ def test_every_format_gives_whole_records_by_name_and_in_order(tmp_path: Path) -
         (str(tmp_path / "z.txt"), "file"),
     ]
     assert read(tmp_path / "y.txt", format="text")
+
+
+def test_whole_numbers_are_names(tmp_path: Path) -> None:
+    rows = [{"text": "AC", "id": 7}, {"text": "G", "id": -(2**60)}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    for name in ("x.jsonl", "x.parquet"):
+        assert read(tmp_path / name, id_field="id") == [("7", "AC"), (str(-(2**60)), "G")]
+        with pytest.raises(DataError, match=r"must (be a|hold) string"):
+            read(tmp_path / name, field="id")
 
 
 def test_what_lies_before_a_record_grows_to_all_of_the_files(tmp_path: Path) -> None:
@@ -58,8 +69,10 @@ def test_what_lies_before_a_record_grows_to_all_of_the_files(tmp_path: Path) -> 
 
 
 def test_what_cannot_be_read_is_refused_with_its_place(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text('{"text": "A", "id": "a"}\n{"text": "C", "id": 7}\n')
-    with pytest.raises(DataError, match=r"x.jsonl, record 2, byte 25: field 'id' must be a string"):
+    (tmp_path / "x.jsonl").write_text('{"text": "A", "id": "a"}\n{"text": "C", "id": true}\n')
+    with pytest.raises(
+        DataError, match=r"x.jsonl, record 2, byte 25: field 'id' must be a string or a whole number, found a bool"
+    ):
         read(tmp_path / "x.jsonl", id_field="id")
     with pytest.raises(DataError, match=r"x.jsonl, record 1, byte 0: there is no field 'letters'"):
         read(tmp_path / "x.jsonl", field="letters")

@@ -131,6 +131,20 @@ def test_check_is_exact_about_token_shards_and_estimates_raw_sources(
     assert "of 8 lanes" in of["genes"]
 
 
+def test_letters_that_shards_keep_are_told_where_the_job_has_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_mixture(tmp_path, weighted=True)
+    for manifest in (tmp_path / "shards").glob("*.json"):
+        stated = json.loads(manifest.read_text())
+        stated["letters"]["lowercase_weight"] = 0.25
+        manifest.write_text(json.dumps(stated))
+    told = "source 'shards': its shards were prepared with lowercase_weight = 0.25, and are read so; [data] has"
+    for command in (lambda *more: check.main([str(config), *more]), lambda *more: train_here(config, *more)):
+        for job, times in (("1.0", 1), ("0.25", 0)):
+            command("--training.steps", "1", "--checkpoint.enable", "false", "--data.lowercase_weight", job)
+            captured = capsys.readouterr()
+            assert (captured.out + captured.err).count(told) == times
+
+
 def test_a_sample_of_a_large_file_is_scaled_to_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_job(tmp_path)
     draw = random.Random(0)

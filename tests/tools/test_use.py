@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 import os
@@ -184,10 +185,11 @@ def test_what_cannot_be_embedded_is_refused(tmp_path: Path, checkpoint: Path, ca
     (tmp_path / "empty.fasta").write_text(">a\nAC\n>b\n>c\nA\n")
     (tmp_path / "nul.fasta").write_bytes(b">a\nAC\n>b\nA\0\n")
     (tmp_path / "blank.fasta").write_text("\n\n")
+    (tmp_path / "blank.fasta.gz").write_bytes(gzip.compress(b""))
     (tmp_path / "there.npy").write_text("x")
     output = tmp_path / "e.npy"
     for path, layer, out, more, expected in (
-        (source, "layer.1", output, (), "--layer 'layer.1': the model has no such layer, did you mean 'layers.1'"),
+        (source, "layer.1", output, (), "layer 'layer.1': the model has no such layer, did you mean 'layers.1'"),
         (source, "layers.*", output, (), "a .npy file holds one layer, pooled"),
         (source, "norm", output, ("--pool", "none"), "a .npy file holds one layer, pooled"),
         (source, "norm", tmp_path / "e.csv", (), "its name must end in one of .safetensors, .parquet, .npy"),
@@ -197,6 +199,8 @@ def test_what_cannot_be_embedded_is_refused(tmp_path: Path, checkpoint: Path, ca
         (tmp_path / "empty.fasta", "norm", output, (), "empty.fasta, record b, byte 6: the record has no residue"),
         (tmp_path / "nul.fasta", "norm", output, (), "nul.fasta, record b, byte 10: a NUL byte"),
         (tmp_path / "blank.fasta", "norm", output, (), "the input holds no sequence"),
+        (tmp_path / "blank.fasta.gz", "norm", output, (), "blank.fasta.gz: the input holds no sequence"),
+        (source, "norm", output, ("--on-unknown", "map"), "'map' means nothing to the byte tokenizer"),
         (tmp_path / "gone.fasta", "norm", output, (), "gone.fasta: there is no such file"),
     ):
         said = refused(capsys, embed.main, checkpoint, "--input", path, "--layer", layer, "--output", out, *more)
@@ -204,6 +208,23 @@ def test_what_cannot_be_embedded_is_refused(tmp_path: Path, checkpoint: Path, ca
     assert "not a complete checkpoint" in refused(
         capsys, embed.main, tmp_path, "--input", tmp_path / "empty.fasta", "--layer", "norm", "--output", output
     )
+
+
+def test_more_tensors_than_a_header_names_are_refused_while_they_are_made(
+    tmp_path: Path, checkpoint: Path, sequences: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(embedding_files, "PART_SEQUENCES", 7)
+    source = write_fasta(tmp_path / "x.fasta", sequences)
+    options = ["--layer", "layers.*", "--pool", "none", "--batch-tokens", "100"]
+    command = [checkpoint, "--input", source, "--output", tmp_path / "e.safetensors", *options]
+    monkeypatch.setattr(embedding_files, "MAX_HEADER_BYTES", 40 * 70)  # of 120 tensors at 65 to 75 bytes each
+    assert "more tensors than a safetensors file can name; use .parquet" in refused(capsys, embed.main, *command)
+    parts = tmp_path / "e.safetensors.partial"
+    assert len(list(parts.glob("part-*"))) < 4
+    assert "use .parquet" in refused(capsys, embed.main, *command), "again, from the parts alone"
+    monkeypatch.setattr(embedding_files, "MAX_HEADER_BYTES", 10**8)
+    embed.main(list(map(str, command)))
+    assert len(load_file(tmp_path / "e.safetensors")) == 2 * len(sequences)
 
 
 def test_layers_are_listed_with_their_widths_and_meanings(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,9 +283,25 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path, checkpoint: Path, caps
         (encoder, (), "a pseudo-likelihood needs a mask token"),
     ):
         assert expected in refused(capsys, evaluate.main, model, "--score", source, *options)
+    (tmp_path / "nothing.fa.gz").write_bytes(gzip.compress(b""))
+    assert "holds no sequence" in refused(capsys, evaluate.main, checkpoint, "--score", tmp_path / "nothing.fa.gz")
+    with pytest.raises(OSError, match="of the input"), evaluate.open_writer(tmp_path / "s.tsv"):
+        raise OSError("of the input")  # what goes wrong between writing is not the output's
     assert not list(tmp_path.glob("s.*"))
     capsys.readouterr()
     evaluate.main([str(protein), "--score", str(source)])
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t"))
     assert [(row["residues"], row["tokens"]) for row in rows] == [("4", "4"), ("5", "5")], "what can be"
+    star = write_fasta(tmp_path / "star.fa", ["MKV*"])
+    said = refused(capsys, evaluate.main, protein, "--score", star)
+    assert "star.fa, record s0, byte 18: '*' is no letter" in said
+    assert "; --on-unknown map reads it as <unk>" in said
+    evaluate.main([str(protein), "--score", str(star), "--on-unknown", "map"])
+    captured = capsys.readouterr()
+    assert "1 letters are none of the vocabulary" in captured.err
+    assert captured.out.splitlines()[1].startswith("s0\t4\t")
+    embed.main(
+        [str(protein), "--input", str(star), "--layer", "norm", "--on-unknown", "map", "--output", str(tmp_path / "e.npy")]
+    )
+    assert np.load(tmp_path / "e.npy").shape == (1, 32)
     assert "cannot generate" in refused(capsys, generate.main, encoder, "--prompt", "ACGT")

@@ -94,13 +94,11 @@ class Case(NamedTuple):
 MOST = Case("lora", tp=2, more=FULL_AC + " --compile.enable true")
 CASES = [
     Case("lora", shard=2),
-    Case("lora", tp=2),
     Case("lora", replicate=2, more=BY_OPERATOR),
     MOST,
     Case("blocks", shard=2, more=FULL_AC),
     Case("blocks", tp=2),
     Case("tables", cp=2),
-    Case("tables", tp=2, more=FULL_AC),
 ]
 ALONE = [Case(what) for what in FREEZES]
 

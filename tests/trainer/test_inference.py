@@ -207,7 +207,7 @@ def test_layers_are_chosen_by_name_or_glob(opened: OpenedModel) -> None:
     model = opened.model
     assert choose_layers(model, ["norm", "layers.*"]) == ["layers.0", "layers.1", "norm"], "in the model's order"
     assert choose_layers(model, ["layers.[1-9].*norm"]) == ["layers.1.attention_norm", "layers.1.ffn_norm"]
-    with pytest.raises(ConfigError, match=r"--layer 'layers.2': .* did you mean 'layers.[01]' or 'layers.[01]'"):
+    with pytest.raises(ConfigError, match=r"^layer 'layers.2': .* did you mean 'layers.[01]' or 'layers.[01]'"):
         choose_layers(model, ["layers.2"])
     with pytest.raises(ConfigError, match="names 2 layers; give a list"):
         embed(opened, ["A"], layer="layers.*")

@@ -228,7 +228,7 @@ WRONG = {
     "parallelism.context_parallel_degree = 2": ["--parallelism.context_parallel_degree", "2"],
     "data.sources.0.label: missing": ["--data.sources", '[{"name": "x", "format": "jsonl", "paths": ["x"]}]'],
     'format = "fasta" has no labels': ["--data.sources", '[{"name": "x", "format": "fasta", "paths": ["x"], "label": "y"}]'],
-    "the document has 51 tokens, its eos included": ["--training.seq_len", "16"],
+    "tokens, its eos included, and training.seq_len = 16": ["--training.seq_len", "16"],
     "head.classes are 'dead', 'undead'": ["--head.classes", '["dead", "undead"]'],
 }
 

@@ -49,6 +49,7 @@ class Case(NamedTuple):
         return [word for key, degree in degrees for word in (f"--parallelism.{key}", str(degree))] + self.more.split()
 
 
+STEPS = 14
 FULL_AC = "--activation_checkpoint.mode full "
 SELECTIVE_AC = "--activation_checkpoint.mode selective "
 BUDGET = "--activation_checkpoint.mode memory_budget --activation_checkpoint.memory_budget 0.3 "
@@ -63,7 +64,7 @@ WEIGHTED = (
 SLIDING = "--model.attention.mask sliding --model.attention.window 9 "
 LAMBDA = "--model.attention.mask lambda --model.attention.window 9 --model.attention.sinks 2 "
 REROPE = "--model.attention.position_map rerope --model.attention.map_window 9 --model.rope.original_seq_len 32 "
-SAVED = Case(cp=2, tp=2, more="--checkpoint.enable true --checkpoint.interval 10 ")
+SAVED = Case(cp=2, tp=2, more="--checkpoint.enable true --checkpoint.interval 8 ")
 
 # A covering subset: every pair of degrees, either mask, recomputed or not, compiled or eager.
 CASES = [
@@ -71,9 +72,8 @@ CASES = [
     Case(shard=2, more=SELECTIVE_AC + COMPILED + NEVER),
     Case(replicate=2, causal=False, more=FULL_AC),
     Case(cp=2),
-    Case(cp=2, causal=False, more=FULL_AC + COMPILED),
+    Case(cp=2, causal=False, more=FULL_AC),
     Case(tp=2, causal=False, more=BUDGET + COMPILED),
-    Case(tp=2, more=FULL_AC + COMPILED),
     Case(replicate=2, shard=2, more=SELECTIVE_AC),
     Case(replicate=2, cp=2, causal=False, more=ALWAYS),
     Case(replicate=2, tp=2, more=ALWAYS),
@@ -112,7 +112,7 @@ def run_cases(config_path: str, cases: list[tuple[Any, ...]]) -> None:
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A job with QK-norm and tied embeddings, which are what tensor parallelism most easily gets wrong; run in all layouts."""
-    config = write_job(tmp_path_factory.mktemp("layouts"))
+    config = write_job(tmp_path_factory.mktemp("layouts"), steps=STEPS)
     text = config.read_text().replace("[data]\n", "qk_norm = true\ntie_embeddings = true\n[data]\n", 1)
     config.write_text(text.replace("interval = 4", "enable = false"))
     cases = [Case(), Case(causal=False), *CASES, *PADDED_CASES, *WEIGHTED_CASES, *REACHES, *REACH_CASES]
@@ -129,17 +129,17 @@ def test_a_layout_has_the_same_rows_and_the_same_loss_curve_as_one_process(job: 
     one, other = metrics(job, reference.name), metrics(job, case.name)
     worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(other, one, strict=True))
     print(f"| {case.name} | {worst:.1e} |")  # the table: pytest -rP
-    assert len(one) == 20
+    assert len(one) == STEPS
     assert column(other, "rows_hash") == column(one, "rows_hash")
     assert column(other, "tokens_seen") == column(one, "tokens_seen")
     assert column(other, "loss") == pytest.approx(column(one, "loss"), rel=1e-4)
     assert column(other, "grad_norm") == pytest.approx(column(one, "grad_norm"), rel=1e-3)
-    assert one[-1]["loss"] < 0.7 * one[0]["loss"], "twenty steps teach the model something"
+    assert one[-1]["loss"] < 0.7 * one[0]["loss"], "so many steps teach the model something"
 
 
 def test_a_run_in_one_layout_goes_on_in_another(job: Path) -> None:
     folder = str(job.parent / SAVED.name)
-    train_here(job, "--job.dump_folder", folder, "--checkpoint.enable", "true", "--checkpoint.load_step", "10")
+    train_here(job, "--job.dump_folder", folder, "--checkpoint.enable", "true", "--checkpoint.load_step", "8")
     one, other = metrics(job, Case().name), metrics(job, SAVED.name)
     assert column(other, "rows_hash") == column(one, "rows_hash")
     assert column(other, "loss") == pytest.approx(column(one, "loss"), rel=1e-4)

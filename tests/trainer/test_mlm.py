@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from pathlib import Path
 
@@ -73,6 +75,15 @@ def test_rows_dealt_to_micro_batches_by_length_are_the_same_rows(job: Path) -> N
     assert column(at_once, "loss") == pytest.approx(column(padded, "loss"), rel=1e-5)
     used = [sum(record["packing_use"] for record in run) for run in (padded, buckets)]
     assert used[1] > 1.05 * used[0], "rows of about one length need less padding"
+
+
+def test_validation_tells_no_bits_of_a_text_of_which_a_part_is_asked_for(job: Path, tmp_path: Path) -> None:
+    source = [{"name": "held out", "format": "fasta", "paths": [str(job.parent / "proteins.fasta")]}]
+    validation = ("--validation.enable", "true", "--validation.sources", json.dumps(source), "--validation.steps", "2")
+    train_here(job, "--job.dump_folder", str(tmp_path), "--training.steps", "1", *validation)
+    record = json.loads((tmp_path / "validation.jsonl").read_text())
+    assert record["bits_per_byte"] is None
+    assert record["perplexity"] == pytest.approx(math.exp(record["loss"]))
 
 
 @pytest.mark.parametrize(
