@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,7 +24,7 @@ from ..datasets.sequences import SequenceFiles
 from ..datasets.tokenizers import Ids
 from ..trainer.config import ConfigError, describe
 from ..trainer.eval_tables import Extrapolation
-from ..trainer.extrapolation import Result, evaluate, plan, read_sources, report, total_tokens
+from ..trainer.extrapolation import Result, evaluate, plan, read_sources, report, total_tokens, trained_as
 from ..trainer.extrapolation_methods import METHODS, WINDOWED
 from ..trainer.failures import run_command
 from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
@@ -71,14 +72,16 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate as the command line says."""
     opened = open_as_asked(options)
     refuse_encoder(opened, "be asked for longer documents")
-    if opened.trained.head_outputs:
-        raise ConfigError(f"{opened.where}: predicts labels of documents and no next token")
     table = table_of(options, opened)
-    trained, why = trained_length(opened)
-    asked = plan(table, opened.trained, opened.tokenizer, trained, lambda longest: read(options, opened, longest))
+    if opened.seq_len is None and opened.trained.rope.original_seq_len is None:
+        raise ConfigError(f"{opened.where}: nobody says how long its rows were in training (max_position_embeddings)")
+    key = "training.seq_len of its job" if opened.config else "max_position_embeddings"
+    trained, said = trained_as(opened.trained, opened.seq_len or opened.model.length, key)
+    asked = plan(table, trained, opened.tokenizer, lambda longest: read(options, opened, longest))
+    check_output(options.output)
     console = Console(highlight=False, soft_wrap=True)
     otherwise = [method for method in asked.methods if method in WINDOWED]
-    lines = [f"trained length {trained:,} ({why})", *asked.messages]
+    lines = [said, *asked.messages]
     if otherwise:
         lines.append(f"warning: {', '.join(otherwise)}: model.attention is not that of its training, on purpose")
     for line in lines:
@@ -93,10 +96,9 @@ def run(options: argparse.Namespace) -> None:
             batch_tokens=options.batch_tokens,
             tick=tick,
         )
-        results = evaluate(runner, opened.trained, table, asked)
-    assert results is not None, "nobody asked for a stop"
+        results = evaluate(runner, table, asked)
     found = {"checkpoint": opened.where, **report(results, table, asked)}
-    write(options.output, found, results, trained, table.score_last, console)
+    write(options.output, found, results, trained.length, table.score_last, console)
 
 
 def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
@@ -112,17 +114,8 @@ def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
     try:
         return Extrapolation.model_validate(table)
     except ValidationError as error:
-        raise ConfigError("; ".join(f"eval.extrapolation: {describe(problem)}" for problem in error.errors())) from None
-
-
-def trained_length(opened: OpenedModel) -> tuple[int, str]:
-    """Tokens of rows of a model's training, and who says so. Raises ConfigError where nobody does."""
-    stated = opened.trained.rope.original_seq_len
-    if stated is not None:
-        return stated, "model.rope.original_seq_len"
-    if opened.seq_len is None:
-        raise ConfigError(f"{opened.where}: nobody says how long its rows were in training (max_position_embeddings)")
-    return opened.seq_len, "training.seq_len of its job" if opened.config else "max_position_embeddings"
+        located = [{**problem, "loc": ("eval", "extrapolation", *problem["loc"])} for problem in error.errors()]
+        raise ConfigError("; ".join(map(describe, located))) from None
 
 
 def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:
@@ -134,6 +127,16 @@ def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iter
     if opened.config is None or not opened.config.validation.sources:
         raise ConfigError("--extrapolate: the model's job has no [[validation.sources]]; name files with --input")
     return read_sources(opened.config, opened.tokenizer, longest)
+
+
+def check_output(folder: Path) -> None:
+    """Make the folder, and a file in it that is gone again. Raises ConfigError where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: cannot be written: {error}") from None
 
 
 @contextmanager
@@ -161,22 +164,20 @@ def progress(total: int, console: Console) -> Iterator[Callable[[int], None]]:
 
 
 def write(folder: Path, found: dict[str, Any], results: list[Result], trained: int, score_last: int, console: Console) -> None:
-    """Tables, JSON, picture and TensorBoard. Raises ConfigError where the folder cannot be written."""
+    """Tables, JSON, picture and TensorBoard, in place of those of an earlier evaluation."""
     from ..trainer.extrapolation_report import draw, make_tables  # matplotlib takes 0.3 s to import
 
     for each in make_tables(results, trained, score_last):
         console.print(each)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "extrapolation.json").write_text(json.dumps(found, indent=1) + "\n")
-        draw(results, trained, score_last, folder / "extrapolation.png")
-        with SummaryWriter(str(folder / "tensorboard")) as board:
-            for result in results:
-                for name, value in result.curves().items():
-                    method, measure, length = name.split("/")
-                    board.add_scalar(f"extrapolation/{method}/{measure}", value, int(length))  # the length is the step
-    except OSError as error:
-        raise ConfigError(f"--output {folder}: cannot be written: {error}") from None
+    (folder / "extrapolation.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw(results, trained, score_last, folder / "extrapolation.png")
+    for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        events.unlink()
+    with SummaryWriter(str(folder / "tensorboard")) as board:
+        for result in results:
+            for name, value in result.curves().items():
+                method, measure, length = name.split("/")
+                board.add_scalar(f"extrapolation/{method}/{measure}", value, int(length))  # the length is the step
     console.print(f"{folder}/extrapolation.json, extrapolation.png, tensorboard", markup=False)
 
 

@@ -1,13 +1,14 @@
 """The TOML's `[eval]` tables: how a model is judged on documents longer than those of its training."""
 
 import re
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from .tables import Fraction, Name, NonNegative, Positive, Table
 
 Metric: TypeAlias = Literal["BLEU", "ROUGE"]
+ONCE: Any = AfterValidator(lambda values: list(dict.fromkeys(values)))  # what is named twice is measured once
 LENGTH = re.compile(r"([1-9]\d*)(x?)")  # the command line has numbers as text too
 
 
@@ -18,7 +19,7 @@ class Passkey(Table):
     """Documents for each depth and length; 0: no pass keys."""
     digits: Positive = 5
     """Letters of a key."""
-    depths: list[Fraction] = Field(default=[0.0, 0.25, 0.5, 0.75, 1.0], min_length=1)
+    depths: Annotated[list[Fraction], ONCE] = Field(default=[0.0, 0.25, 0.5, 0.75, 1.0], min_length=1)
     """Where the key is said: 0 at the document's beginning, 1 right before it is asked for."""
     alphabet: Name | None = None
     """Letters that keys are drawn from; unset: 0123456789, and letters of the sequences for dna and protein."""
@@ -47,7 +48,7 @@ class Continuation(Table):
     """Documents for each length; 0: none. Each token is a forward pass over the whole document."""
     tokens: Positive = 32
     """Tokens of a continuation; the prompt is as many shorter than the length."""
-    metrics: list[Metric] = Field(default=["BLEU", "ROUGE"], min_length=1)
+    metrics: Annotated[list[Metric], ONCE] = Field(default=["BLEU", "ROUGE"], min_length=1)
     """BLEU by sacrebleu, ROUGE (the F-measures of ROUGE-1, -2, -L) by rouge-score: pip install 'cistron[eval]'."""
 
 
@@ -60,7 +61,7 @@ class Extrapolation(Table):
     """Steps between evaluations in training."""
     lengths: list[Positive | str] = Field(default=["1x", "2x", "4x", "8x"], min_length=1)
     """Tokens, or as "4x" multiples of model.rope.original_seq_len; unset there: of training.seq_len."""
-    methods: list[Name] = Field(default_factory=list)
+    methods: Annotated[list[Name], ONCE] = Field(default_factory=list)
     """What to compare (docs/length_extrapolation.md); unset: all that the model allows."""
     score_last: Positive = 64
     """Last tokens of the longest length, whose loss is taken again with less and less before them."""

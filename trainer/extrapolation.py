@@ -26,7 +26,7 @@ from .config import ConfigError, JobConfig
 from .continuation import check_packages, quality
 from .data import letters_of, source_configs
 from .eval_tables import Extrapolation
-from .extrapolation_methods import Way, choose, settings, way
+from .extrapolation_methods import Trained, Way, choose, settings, way
 from .long_rows import Array, Runner
 from .passkey import prompts, retrieved
 from .reports import finite
@@ -136,39 +136,51 @@ def read_sources(config: JobConfig, tokenizer: Tokenizer, longest: int) -> Itera
             yield tokens[ids == document]
 
 
+def trained_as(decoder: DecoderConfig, rows: int, key: str) -> tuple[Trained, str]:
+    """What is known of a model's training, and that in words.
+
+    Args:
+        decoder: the model's shape, as it was trained.
+        rows: tokens of the rows that it was last trained on.
+        key: what says so.
+    """
+    stated, scaling = decoder.rope.original_seq_len, decoder.rope.scaling
+    if stated is None:
+        return Trained(decoder, rows, rows), f"trained length {rows:,} ({key})"
+    since = "" if scaling == "none" else f"; since then, with {scaling} scaling, {rows:,} ({key})"
+    return Trained(decoder, stated, rows), f"trained length {stated:,} (model.rope.original_seq_len){since}"
+
+
 class Plan(NamedTuple):
     """What an evaluation asks.
 
     Attributes:
-        trained: tokens of rows of the model's training.
+        trained: the model.
         methods: names of `extrapolation_methods`.
         documents: to ask about.
         messages: what a person should know of it, a line each.
     """
 
-    trained: int
+    trained: Trained
     methods: list[str]
     documents: LongDocuments
     messages: list[str]
 
 
-def plan(
-    table: Extrapolation, decoder: DecoderConfig, tokenizer: Tokenizer, trained: int, read: Callable[[int], Iterable[Ids]]
-) -> Plan:
+def plan(table: Extrapolation, trained: Trained, tokenizer: Tokenizer, read: Callable[[int], Iterable[Ids]]) -> Plan:
     """Everything that can go wrong, before anything runs.
 
     Args:
         table: what to measure.
-        decoder: the model's shape, as it was trained.
+        trained: the model.
         tokenizer: of its training.
-        trained: tokens of rows of its training.
         read: documents, given how many tokens of each are needed.
 
     Raises:
         ConfigError, ModelError: what is asked for cannot be measured.
         DataConfigError, DataError: documents cannot be read.
     """
-    lengths = table.tokens(trained)
+    lengths = table.tokens(trained.length)
     for key, tokens in (
         ("score_last", table.score_last),
         ("continuation.tokens", table.continuation.tokens if table.continuation.samples else 0),
@@ -179,7 +191,7 @@ def plan(
                 "of a document is never predicted"
             )
     check_packages(table.continuation)
-    methods, left_out = choose(table.methods, decoder, trained, lengths)
+    methods, left_out = choose(table.methods, trained, lengths)
     documents = LongDocuments.of(read(lengths[-1]), lengths, table.documents)
     prompts(table.passkey, tokenizer, documents.at_least(lengths[0]), lengths[0], 0.0, seed=0)
     return Plan(trained, methods, documents, [str(documents), *left_out])
@@ -196,29 +208,23 @@ def total_tokens(table: Extrapolation, asked: Plan) -> int:
     return total * len(asked.methods)
 
 
-def evaluate(
-    runner: Runner, decoder: DecoderConfig, table: Extrapolation, asked: Plan, stop: Callable[[], bool] = lambda: False
-) -> list[Result] | None:
+def evaluate(runner: Runner, table: Extrapolation, asked: Plan) -> list[Result]:
     """Ask a model by each method at each length; afterwards it is as before.
 
     Args:
         runner: the model.
-        decoder: its shape, as it was trained.
         table: what to measure.
         asked: of which documents, and by which methods.
-        stop: polled between lengths; once true, there is no result.
     """
-    model, length_before = runner.model, runner.model.length
+    model, decoder, length_before = runner.model, asked.trained.decoder, runner.model.length
     known: dict[tuple[Way, int], Result] = {}
     results = []
     try:
         for method in asked.methods:
             for length in asked.documents.qualified:
-                if stop():
-                    return None
-                found = way(method, decoder, asked.trained, length)
+                found = way(method, asked.trained, length)
                 if (found, length) not in known:
-                    model.extrapolate(found.rope, found.attention, length)
+                    model.extrapolate(*found)
                     told = settings(found, decoder)
                     known[found, length] = measure(runner, table, asked.documents, method, length, told)
                 results.append(replace(known[found, length], method=method))
@@ -271,7 +277,7 @@ def report(results: Sequence[Result], table: Extrapolation, asked: Plan) -> dict
     """Everything, as JSON has it: numbers that are not finite are null."""
     documents = asked.documents
     return {
-        "trained_length": asked.trained,
+        "trained_length": asked.trained.length,
         "lengths": list(documents.qualified),
         "score_last": table.score_last,
         "documents_read": documents.read,

@@ -20,10 +20,10 @@ With L tokens in training and documents of T, nothing is trained, and only `[mod
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..models.config import DecoderConfig, ModelError
-from ..models.position_config import AttentionConfig, RopeConfig, check_length
+from ..models.position_config import READ_BY, USED_BY, AttentionConfig, RopeConfig, check_length
 from .config import ConfigError, nearest
 
 STRETCHED = ("linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts", "yarn", "llama3")
@@ -33,45 +33,65 @@ DYNAMIC_FACTOR = 2.0
 LEAK, GROUP = 16.0, 8
 
 
+class Trained(NamedTuple):
+    """How a model was trained.
+
+    Attributes:
+        decoder: its shape, rotary embedding and attention.
+        length: L, `model.rope.original_seq_len`; unset there: tokens of the rows of its training.
+        rows: of so many tokens, which its rotary table was resolved for.
+    """
+
+    decoder: DecoderConfig
+    length: int
+    rows: int
+
+
 class Way(NamedTuple):
     """How a model is asked for documents of one length.
 
     Attributes:
         rope: rotary embedding.
         attention: which pairs attend, and at which distance.
+        length: that a table which depends on it is resolved for.
     """
 
     rope: RopeConfig
     attention: AttentionConfig
+    length: int
 
 
-def way(method: str, decoder: DecoderConfig, trained: int, length: int) -> Way:
+def way(method: str, trained: Trained, length: int) -> Way:
     """How `method` asks a model for documents of `length` tokens.
+
+    A scaling that the model was trained with stays as it was in training, and is resolved anew for longer documents alone.
 
     Args:
         method: one of `METHODS`.
-        decoder: the model as it was trained.
-        trained: L, tokens of rows of its training.
+        trained: the model.
         length: T.
 
     Raises:
         ModelError: the model was trained by another method of its kind, or the settings do not fit its shape or the length.
     """
-    rope, attention = replace(decoder.rope, original_seq_len=trained), decoder.attention
+    decoder, attention, resolved = trained.decoder, trained.decoder.attention, max(length, trained.rows)
+    rope = replace(decoder.rope, original_seq_len=trained.length)
     if method in STRETCHED and rope.scaling != "none":
         raise ModelError(f'method {method}: the model was trained with model.rope.scaling = "{rope.scaling}" already')
     if method in WINDOWED and attention != AttentionConfig():
-        raise ModelError(f"method {method}: the model was trained with {attention.named} already, or with logn")
-    if method == "trained" or (method in STRETCHED and length <= trained):
+        own = "model.attention.logn = true" if attention.plain else attention.named
+        raise ModelError(f"method {method}: the model was trained with {own} already")
+    if method == "trained" or (method in STRETCHED and length <= trained.length):
         rope = decoder.rope
     elif method in STRETCHED:
-        rope = replace(rope, scaling=method, factor=DYNAMIC_FACTOR if method == "dynamic_ntk" else length / trained)
+        factor, resolved = DYNAMIC_FACTOR if method == "dynamic_ntk" else length / trained.length, length
+        rope = replace(rope, scaling=method, factor=factor)
     else:
-        attention = windowed(method, rope, trained, length)
+        attention = windowed(method, rope, trained.length, resolved)
     replace(decoder, rope=rope, attention=attention)  # which raises what does not fit
-    if complaints := check_length(rope, attention, length):
+    if complaints := check_length(rope, attention, resolved):
         raise ModelError("; ".join(complaints))
-    return Way(rope, attention)
+    return Way(rope, attention, resolved)
 
 
 def windowed(method: str, rope: RopeConfig, trained: int, length: int) -> AttentionConfig:
@@ -95,13 +115,12 @@ def windowed(method: str, rope: RopeConfig, trained: int, length: int) -> Attent
     return next(reaching, AttentionConfig(position_map=method, map_window=half))
 
 
-def choose(named: Sequence[str], decoder: DecoderConfig, trained: int, lengths: Sequence[int]) -> tuple[list[str], list[str]]:
+def choose(named: Sequence[str], trained: Trained, lengths: Sequence[int]) -> tuple[list[str], list[str]]:
     """Methods to compare, and what is left out and why, a line each.
 
     Args:
         named: by the user; empty: all that the model allows at all lengths.
-        decoder: the model as it was trained.
-        trained: tokens of rows of its training.
+        trained: the model.
         lengths: of documents.
 
     Raises:
@@ -115,7 +134,7 @@ def choose(named: Sequence[str], decoder: DecoderConfig, trained: int, lengths: 
     for method in named or METHODS:
         try:
             for length in lengths:
-                way(method, decoder, trained, length)
+                way(method, trained, length)
         except ModelError as error:
             if named:
                 raise
@@ -126,10 +145,13 @@ def choose(named: Sequence[str], decoder: DecoderConfig, trained: int, lengths: 
 
 
 def settings(found: Way, base: DecoderConfig) -> str:
-    """In what a way differs from training, `factor=4 scaling=yarn`; empty where in nothing."""
-    said = []
-    for config, plain in ((found.rope, base.rope), (found.attention, base.attention)):
-        for key, value in vars(config).items():
-            if value != getattr(plain, key) and key != "original_seq_len":
-                said.append(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}")
-    return " ".join(said)
+    """In what a way differs from training, `scaling=yarn factor=4 beta_fast=32`; empty where in nothing."""
+    said: dict[str, Any] = {}
+    for config, plain, readers in ((found.rope, base.rope, READ_BY), (found.attention, base.attention, USED_BY)):
+        changed = {key: value for key, value in vars(config).items() if value != getattr(plain, key)}
+        # what only some scalings or maps read is told with them, also where it is the usual value
+        chosen = set(map(str, changed.values()))
+        told = {key: value for key, value in vars(config).items() if chosen.intersection(readers.get(key, ()))}
+        said |= {key: value for key, value in (changed | told).items() if value is not None}
+    said.pop("original_seq_len", None)
+    return " ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in said.items())

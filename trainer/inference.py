@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -213,13 +213,27 @@ def fill(model: Decoder, found: checkpoint.Found, device: torch.device, dtype: t
     model.requires_grad_(True)
 
 
-def make_mask(tokenizer: Tokenizer, decoder: DecoderConfig, device: torch.device, dtype: torch.dtype) -> DocumentMask:
-    """The mask of the objective that the model was trained by, for the kernel that needs no compilation where there is one."""
-    executor: Executor = "flex" if device.type == "cuda" and dtype == torch.float32 else "varlen"
-    if not decoder.attention.plain:
-        executor = "flex" if device.type == "cuda" else "sdpa"
+def make_mask(
+    tokenizer: Tokenizer, decoder: DecoderConfig, device: torch.device, dtype: torch.dtype, executor: str = "auto"
+) -> DocumentMask:
+    """The mask of the objective that the model was trained by, for the kernel that needs no compilation where there is one.
+
+    Args:
+        tokenizer: has the special ids.
+        decoder: says which pairs attend.
+        device: where the model is.
+        dtype: that attention computes in.
+        executor: as `model.attention.executor` has it; varlen is taken for "auto" where it knows no such pairs.
+    """
+    plain, cuda = decoder.attention.plain, device.type == "cuda"
+    if executor == "auto" or (executor == "varlen" and not plain):
+        executor = "flex" if cuda and (dtype == torch.float32 or not plain) else "varlen" if plain else "sdpa"
     return DocumentMask(
-        eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, causal=decoder.causal, executor=executor, attention=decoder.attention
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        causal=decoder.causal,
+        executor=cast(Executor, executor),
+        attention=decoder.attention,
     )
 
 

@@ -36,7 +36,8 @@ class Runner:
         dtype: that attention computes in.
         batch_tokens: that run at once, or those of one longer document.
         world: the processes that share the work; None: this one alone.
-        tick: told of tokens that have run.
+        executor: of attention, as `model.attention.executor` has it.
+        tick: told of tokens that have run, on all ranks after each batch; what it raises ends the work.
     """
 
     model: Decoder
@@ -45,6 +46,7 @@ class Runner:
     dtype: torch.dtype
     batch_tokens: int
     world: World | None = None
+    executor: str = "auto"
     tick: Callable[[int], None] = lambda tokens: None
 
     def losses(self, documents: Sequence[Ids]) -> Array:
@@ -95,7 +97,7 @@ class Runner:
         places = torch.arange(width, dtype=torch.int32)
         positions = torch.where(places < length, places, places - length).expand(len(documents), -1)
         sequence_ids = torch.where(places < length, 0, -1).int().expand(len(documents), -1).contiguous()
-        mask = make_mask(self.tokenizer, self.model.config, self.device, self.dtype)
+        mask = make_mask(self.tokenizer, self.model.config, self.device, self.dtype, self.executor)
         return tokens.to(self.device), positions.to(self.device), mask.build(sequence_ids, self.device)
 
 

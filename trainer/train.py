@@ -158,7 +158,7 @@ class Trainer:
         """Report what the model makes of longer documents, if asked for, unless it was done after this very step."""
         if self.extrapolation is None or self.extrapolation.done == self.progress.step:
             return
-        if record := self.extrapolation.run(self.progress.step, self.model, self.stop):
+        if record := self.extrapolation.run(self.progress.step, self.model, self.stop, self.saver):
             self.log.extrapolation(record)
 
     def fetch(self) -> tuple[list[Batch], Exception | None]:

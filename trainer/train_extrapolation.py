@@ -13,12 +13,17 @@ from ..models.decoder import Decoder
 from .config import JobConfig
 from .context import whole_rows
 from .distributed import World
-from .extrapolation import evaluate, plan, read_sources, report
+from .extrapolation import evaluate, plan, read_sources, report, trained_as
 from .inference import BATCH_TOKENS
 from .long_rows import Runner
 from .parallelize import DTYPES
+from .saving import Saver
 
 FOLDER = "extrapolation"
+
+
+class Interrupted(Exception):
+    """Somebody was told to stop; raised on all ranks after the same batch."""
 
 
 class LongEvaluation:
@@ -40,25 +45,37 @@ class LongEvaluation:
 
     def __init__(self, config: JobConfig, world: World, tokenizer: Tokenizer, decoder: DecoderConfig, done: int) -> None:
         """Find what is wrong before the first step."""
-        self.config, self.world, self.tokenizer, self.decoder, self.done = config, world, tokenizer, decoder, done
+        self.config, self.world, self.tokenizer, self.done = config, world, tokenizer, done
         self.table = config.eval.extrapolation
-        stated = decoder.rope.original_seq_len
-        trained = stated or config.training.seq_len
-        self.plan = plan(self.table, decoder, tokenizer, trained, partial(read_sources, config, tokenizer))
-        key = "model.rope.original_seq_len" if stated else "training.seq_len"
-        self.messages = [f"extrapolation from {key} = {trained}", *self.plan.messages]
+        trained, said = trained_as(decoder, config.training.seq_len, "training.seq_len")
+        self.plan = plan(self.table, trained, tokenizer, partial(read_sources, config, tokenizer))
+        self.messages = [f"extrapolation: {said}", *self.plan.messages]
 
     def is_due(self, step: int) -> bool:
         """Whether to evaluate after `step`."""
         return step % self.table.freq == 0
 
-    def run(self, step: int, model: Decoder, stop: Callable[[], bool]) -> dict[str, Any] | None:
+    def run(self, step: int, model: Decoder, stop: Callable[[], bool], saver: Saver) -> dict[str, Any] | None:
         """The record of one evaluation, the same on every rank; None when a stop was asked for meanwhile.
 
         Rank 0 leaves table and picture in the run's folder.
+
+        Args:
+            step: optimizer steps done.
+            model: in any layout.
+            stop: whether this process was told to stop; asked after every batch.
+            saver: may have a checkpoint under way, which need not wait for the end.
         """
         started = time.perf_counter()
         self.done = step
+
+        def between(_: int) -> None:
+            stops, ready = self.world.sum([int(stop()), int(saver.ready)])
+            if ready == self.world.layout.world_size:
+                saver.advance()
+            if stops:
+                raise Interrupted
+
         runner = Runner(
             model=model,
             tokenizer=self.tokenizer,
@@ -66,14 +83,13 @@ class LongEvaluation:
             dtype=DTYPES[self.config.training.mixed_precision_param],
             batch_tokens=BATCH_TOKENS,
             world=self.world,
+            executor=self.config.model.attention.executor,
+            tick=between,
         )
-
-        def stopped() -> bool:
-            return self.world.sum([int(stop())])[0] > 0
-
-        with whole_rows(model):
-            results = evaluate(runner, self.decoder, self.table, self.plan, stopped)
-        if results is None:
+        try:
+            with whole_rows(model):
+                results = evaluate(runner, self.table, self.plan)
+        except Interrupted:
             return None
         if self.world.is_first:
             from .extrapolation_report import draw  # matplotlib takes 0.3 s to import
@@ -82,6 +98,6 @@ class LongEvaluation:
             folder.mkdir(exist_ok=True)
             found = report(results, self.table, self.plan)
             (folder / f"step-{step}.json").write_text(json.dumps({"step": step, **found}, indent=1) + "\n")
-            draw(results, self.plan.trained, self.table.score_last, folder / f"step-{step}.png")
+            draw(results, self.plan.trained.length, self.table.score_last, folder / f"step-{step}.png")
         curves = {name: value for result in results for name, value in result.curves().items()}
         return {"step": step, **curves, "seconds": time.perf_counter() - started}

@@ -56,6 +56,14 @@ def test_json_picture_and_curves_hold_every_method_at_every_length(output: Path)
     assert (last.step, last.value) == (512, pytest.approx(losses(output)["rerope", 512][1]))
 
 
+def test_a_second_evaluation_replaces_the_curves_of_the_first(folder: Path, output: Path) -> None:
+    options = ["--methods", "trained", "trained", *OPTIONS]
+    evaluate.main([str(folder / "run"), "--extrapolate", "--output", str(folder / "again"), *options])
+    evaluate.main([str(folder / "run"), "--extrapolate", "--output", str(folder / "again"), *options])
+    assert len(list((folder / "again" / "tensorboard").iterdir())) == 1
+    assert losses(folder / "again") == {key: value for key, value in losses(output).items() if key[0] == "trained"}
+
+
 def test_tables_and_what_qualified_are_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--lengths", "1x", "600", "--methods", "trained", "sliding", "--passkey-samples", "0"]
     evaluate.main([str(folder / "run"), "--extrapolate", "--output", str(folder / "out2"), *options])
@@ -81,7 +89,8 @@ def test_a_hugging_face_folder_and_files_that_are_named_give_the_same(folder: Pa
         (["--lengths", "1x", "8x"], "of 5 documents there are 4 of at least 256 tokens, 0 of at least 2,048 tokens"),
         (["--lengths", "double"], "eval.extrapolation.lengths = 'double': must be a number of tokens"),
         (["--methods", "re_rope"], "'re_rope' is no method, did you mean 'rerope'?"),
-        (["--passkey-samples", "-1"], "passkey.samples = -1"),
+        (["--passkey-samples", "-1"], "error: eval.extrapolation.passkey.samples = -1"),
+        (["--output", "/dev/null/x"], "--output /dev/null/x: cannot be written"),
         (["--score-last", "256"], "score_last = 256: must be below the shortest length, 256 tokens"),
     ],
 )

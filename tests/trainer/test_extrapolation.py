@@ -17,20 +17,25 @@ from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 from cistron.models.config import DecoderConfig, ModelError
 from cistron.models.masks import DocumentMask
 from cistron.models.position_config import AttentionConfig, RopeConfig, check_length
-from cistron.trainer.config import ConfigError
+from cistron.trainer.config import ConfigError, load_config
 from cistron.trainer.continuation import ROUGE, continue_greedily
 from cistron.trainer.continuation import measure as compare
+from cistron.trainer.distributed import join
 from cistron.trainer.eval_tables import Continuation, Extrapolation, Passkey
 from cistron.trainer.extrapolation import LongDocuments, Plan, by_position, evaluate
-from cistron.trainer.extrapolation_methods import METHODS, STRETCHED, choose, way
+from cistron.trainer.extrapolation_methods import METHODS, STRETCHED, Trained, choose, settings, way
+from cistron.trainer.inference import make_mask
 from cistron.trainer.long_rows import Runner
 from cistron.trainer.passkey import PROSE, SEQUENCES, prompts, retrieved
+from cistron.trainer.signals import StopRequest
+from cistron.trainer.train import Trainer
 
 from .jobs import column, metrics, refusal, train, train_here, write_job
 from .using import BYTE, CAUSAL, ready
 
 L = 32
 LENGTHS = (32, 64, 256)
+KNOWN = Trained(CAUSAL, L, L)
 TABLE = Extrapolation(score_last=10, passkey=Passkey(samples=0))
 
 
@@ -57,8 +62,7 @@ def dense(asked: Runner, ids: Any) -> torch.Tensor:
 @pytest.mark.parametrize("method", ["trained", "yarn", "lambda", "rerope"])
 def test_losses_and_likeliest_tokens_are_those_of_each_document_alone(method: str) -> None:
     asked, documents = runner(), texts(100, 100, 100, 100)  # rows of three, padded to 128
-    rope, attention = way(method, CAUSAL, L, 100)
-    asked.model.extrapolate(rope, attention, 100)
+    asked.model.extrapolate(*way(method, KNOWN, 100))
     alone = [dense(asked, ids) for ids in documents]
     expected = [
         F.cross_entropy(x[:-1], torch.from_numpy(ids)[1:], reduction="none") for x, ids in zip(alone, documents, strict=True)
@@ -84,8 +88,7 @@ def test_a_length_that_no_document_has_is_refused_with_the_counts() -> None:
 def test_the_same_last_tokens_are_judged_with_more_and_more_before_them() -> None:
     asked = runner()
     documents = LongDocuments.of(texts(300, 40, 256), LENGTHS, limit=8)
-    results = evaluate(asked, CAUSAL, TABLE, Plan(L, ["trained"], documents, []))
-    assert results is not None
+    results = evaluate(asked, TABLE, Plan(KNOWN, ["trained"], documents, []))
     long = [ids[:256] for ids in documents.ids if len(ids) >= 256]
     for result in results:
         seen = [torch.from_numpy(ids[-result.length :]) for ids in long]
@@ -109,11 +112,28 @@ def test_an_evaluation_leaves_the_model_as_it_was() -> None:
     asked, (ids,) = runner(), texts(64)
     before = dense(asked, ids)
     documents = LongDocuments.of(texts(64), (32, 64), limit=1)
-    results = evaluate(asked, CAUSAL, TABLE, Plan(L, list(METHODS), documents, []))
-    assert results is not None
+    results = evaluate(asked, TABLE, Plan(KNOWN, list(METHODS), documents, []))
     assert len({result.last_loss for result in results if result.length == 64}) > 10, "methods differ"
     assert asked.model.config == CAUSAL
     assert torch.equal(dense(asked, ids), before)
+
+
+def test_a_stop_between_two_batches_ends_an_evaluation_and_leaves_the_model_as_it_was() -> None:
+    class Enough(Exception):
+        pass
+
+    batches = []
+
+    def tick(tokens: int) -> None:
+        batches.append(tokens)
+        if len(batches) == 2:
+            raise Enough
+
+    asked, documents = replace(runner(), tick=tick), texts(*[64] * 12)
+    with pytest.raises(Enough):
+        evaluate(asked, TABLE, Plan(KNOWN, ["rerope"], LongDocuments.of(documents, (64,), limit=12), []))
+    assert len(batches) == 2
+    assert asked.model.config == CAUSAL
 
 
 # methods -------------------------------------------------------------------------------------------------------------
@@ -122,7 +142,8 @@ def test_an_evaluation_leaves_the_model_as_it_was() -> None:
 @pytest.mark.parametrize("times", [1, 2, 4, 8, 16, 64])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_settings_of_every_method_fit_every_length(method: str, times: int) -> None:
-    rope, attention = way(method, CAUSAL, 256, 256 * times)
+    rope, attention, length = way(method, Trained(CAUSAL, 256, 256), 256 * times)
+    assert length == 256 * times
     assert not rope.complaints(CAUSAL.head_dim)
     assert not attention.complaints(rope)
     assert not check_length(rope, attention, 256 * times)
@@ -132,19 +153,56 @@ def test_the_settings_of_every_method_fit_every_length(method: str, times: int) 
 
 def test_what_a_model_was_trained_with_is_kept_and_not_replaced() -> None:
     yarn = replace(CAUSAL, rope=RopeConfig(scaling="yarn", factor=2.0, original_seq_len=64))
-    chosen, left_out = choose([], yarn, 64, [64, 256])
+    chosen, left_out = choose([], Trained(yarn, 64, 64), [64, 256])
     assert chosen == [method for method in METHODS if method not in STRETCHED]
     assert all('model.rope.scaling = "yarn"' in line for line in left_out)
     assert len(left_out) == len(STRETCHED)
     windowed = replace(CAUSAL, attention=AttentionConfig(mask="sliding", window=16))
-    assert choose([], windowed, 64, [64, 256])[0] == ["trained", *STRETCHED]
+    assert choose([], Trained(windowed, 64, 64), [64, 256])[0] == ["trained", *STRETCHED]
     short = replace(yarn, attention=AttentionConfig(position_map="self_extend", map_window=32, group=2))
     with pytest.raises(ModelError, match="group is 2, too little for 256 tokens"):
-        choose(["trained"], short, 64, [64, 256])
+        choose(["trained"], Trained(short, 64, 64), [64, 256])
     with pytest.raises(ModelError, match="linear: the model was trained with"):
-        choose(["linear"], yarn, 64, [256])
+        choose(["linear"], Trained(yarn, 64, 64), [256])
     with pytest.raises(ConfigError, match="'yran' is no method, did you mean 'yarn'"):
-        choose(["yran"], CAUSAL, 64, [256])
+        choose(["yran"], KNOWN, [256])
+    sharpened = replace(CAUSAL, attention=AttentionConfig(logn=True), rope=RopeConfig(original_seq_len=64))
+    with pytest.raises(ModelError, match=r"rerope: the model was trained with model\.attention\.logn = true already"):
+        choose(["rerope"], Trained(sharpened, 64, 64), [256])
+
+
+@pytest.mark.parametrize("method", ["trained", "rerope"])
+def test_a_table_of_training_that_depends_on_the_length_is_resolved_anew_beyond_its_rows_alone(method: str) -> None:
+    dynamic = replace(CAUSAL, rope=RopeConfig(scaling="dynamic_ntk", factor=2.0, original_seq_len=32))
+    known = Trained(dynamic, 32, 64)
+    assert [way(method, known, length).length for length in (32, 64, 128)] == [64, 64, 128]
+    model = ready(dynamic, BYTE).model
+    tables = []
+    for length in (32, 64, 128):
+        model.extrapolate(*way(method, known, length))
+        tables.append(model.inv_freq)
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[1], tables[2])
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("trained", ""),
+        ("yarn", "scaling=yarn factor=4 beta_fast=32 beta_slow=1 ramp=index"),
+        ("linear", "scaling=linear factor=4"),
+        ("lambda", "mask=lambda window=256 sinks=4"),
+        ("self_extend", "position_map=self_extend map_window=128 group=8"),
+        ("logn", "logn=True"),
+    ],
+)
+def test_settings_tell_all_that_a_method_reads(method: str, told: str) -> None:
+    assert settings(way(method, Trained(CAUSAL, 256, 256), 1024), CAUSAL) == told
+
+
+def test_what_is_named_twice_is_measured_once() -> None:
+    table = Extrapolation(methods=["yarn", "rerope", "yarn"], passkey=Passkey(depths=[0.5, 0, 0.5]))
+    assert (table.methods, table.passkey.depths) == (["yarn", "rerope"], [0.5, 0])
 
 
 # pass keys -----------------------------------------------------------------------------------------------------------
@@ -266,6 +324,35 @@ def test_training_evaluates_at_its_period_and_after_the_last_step(straight: Path
     assert {path.name for path in folder.iterdir()} == {f"step-{step}.{kind}" for step in (2, 3) for kind in ("json", "png")}
     said = json.loads((folder / "step-3.json").read_text())
     assert (said["documents_read"], said["documents_qualified"]) == (8, {"64": 6, "128": 4})
+
+
+def test_a_stop_ends_an_evaluation_after_a_batch_and_leaves_no_record(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = load_config(["--config", str(straight), "--job.dump_folder", str(tmp_path)])
+    trainer = Trainer(config, join(config), StopRequest())
+    evaluation, ready_to_save, advanced, asked = trainer.extrapolation, trainer.saver, [], []
+    assert evaluation is not None
+    monkeypatch.setattr(type(ready_to_save), "ready", True)
+    monkeypatch.setattr(ready_to_save, "advance", lambda: advanced.append(len(asked)))
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) == 3
+
+    assert evaluation.run(1, trainer.model, stop, ready_to_save) is None
+    assert (len(asked), advanced) == (3, [1, 2, 3]), "asked after every batch, and a checkpoint under way goes on"
+    assert not (tmp_path / "extrapolation").exists()
+    assert trainer.model.config == trainer.decoder_config
+    trainer.close()
+
+
+@pytest.mark.parametrize(("executor", "method", "used"), [("sdpa", "trained", "sdpa"), ("varlen", "rerope", "sdpa")])
+def test_an_executor_that_the_job_names_is_used_where_it_can(executor: str, method: str, used: str) -> None:
+    asked = replace(runner(), executor=executor)
+    asked.model.extrapolate(*way(method, KNOWN, 64))
+    assert make_mask(BYTE, asked.model.config, asked.device, asked.dtype, executor).executor == used
+    assert make_mask(BYTE, CAUSAL, asked.device, asked.dtype).executor == "varlen"
 
 
 MEASURES = ("loss", "last_loss", "passkey")
