@@ -127,8 +127,8 @@ class RopeConfig:
                 if low > high:
                     wrong.append(
                         f"model.rope.original_seq_len is {self.original_seq_len}: with theta = {self.theta:g} no pair turns "
-                        f"between beta_slow = {self.beta_slow:g} and beta_fast = {self.beta_fast:g} times in it, and a ramp from "
-                        f'pair {low} to pair {high} would run backwards; set ramp = "paper"'
+                        f"between beta_slow = {self.beta_slow:g} and beta_fast = {self.beta_fast:g} times in it, and a ramp "
+                        f'from pair {low} to pair {high} would run backwards; set ramp = "paper"'
                     )
         if self.attention_factor is not None and not (self.attention_factor > 0 and math.isfinite(self.attention_factor)):
             wrong.append(f"model.rope.attention_factor is {self.attention_factor}, it must be finite and above 0")

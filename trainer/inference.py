@@ -240,8 +240,8 @@ def asked_otherwise(opened: OpenedModel, rope: RopeConfig, attention: AttentionC
     """A model with another rotary scaling, window or position map than it was trained with, and a message that says so.
 
     Args:
-        opened: its model is changed in place: give it `opened.trained.rope`, `opened.trained.attention` and the former length to
-            have it back.
+        opened: its model is changed in place; `opened.trained.rope`, `opened.trained.attention` and the length that it had give
+            it back.
         rope: see `Decoder.extrapolate`.
         attention: likewise.
         length: likewise.
