@@ -53,7 +53,7 @@ class OpenedModel:
         model: plain, whole, and with gradients for whoever wants them.
         tokenizer: of its training.
         mask: the document mask, causal or not, for this device.
-        seq_len: tokens of the longest rows that it was trained on, None where nobody says.
+        seq_len: tokens of the longest rows that it was trained on, None where nobody says; see `hf_import.row_length`.
         trained: the shape, with the rotary scaling, window and position map of its training.
         where: the folder that it came from.
         fingerprint: changes with the weights.
