@@ -32,7 +32,7 @@ class Decoder(nn.Module):
 
     Args:
         config: its shape.
-        length: the longest document that it is meant for, see `rope.rope_table`; 0: those of its training.
+        length: the longest document that it is meant for, see `rope.rope_table`; 0: up to `original_seq_len`.
     """
 
     def __init__(self, config: DecoderConfig, length: int = 0) -> None:
@@ -60,7 +60,7 @@ class Decoder(nn.Module):
         Args:
             rope: rotary embedding.
             attention: which pairs of a document attend, and at which distance.
-            length: the longest document that is meant; 0: as in training.
+            length: the longest document that is meant; 0: up to `original_seq_len`.
 
         Raises:
             ModelError: what does not fit together, or `length`.

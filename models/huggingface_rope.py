@@ -9,11 +9,13 @@ With s = factor, L = original_seq_len and T = rows of training:
 | `ntk` | `default`, with the theta that it comes to | s·L |
 | `dynamic_ntk` | `dynamic`, whose table is made for the length of each text | L, which it is computed from |
 | `ntk_by_parts` | `yarn`, with an attention_factor of 1 | s·L |
-| `yarn`, `longrope` | the same | s·L: transformers 4 takes its ratio to L for the factor |
+| `yarn` | the same | s·L: transformers 4 takes its ratio to L for the factor |
+| `longrope` | the same, whose list is chosen by the length of each text | s·L, likewise |
 | `llama3` | the same | T where it is above L, else s·L: its factor is no ratio of lengths |
 
-`ntk_mixed` and `ramp = "paper"` have no rope_type. L is stated beside these as `original_max_position_embeddings`, where Phi 3
-has it and transformers 4 looks for longrope's; it is read there first, as transformers 5 does.
+`ntk_mixed` and `ramp = "paper"` have no rope_type. L is stated beside these, except for `ntk`, as
+`original_max_position_embeddings`, where Phi 3 has it and transformers 4 looks for longrope's; it is read there first, as
+transformers 5 does.
 """
 
 import math
@@ -125,6 +127,8 @@ def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[st
     if factor is None and kind in ("yarn", "longrope") and trained:
         factor = longest / trained
     found |= {"scaling": _SCALINGS[kind], "factor": number(f"{key}: factor", factor)}
+    if kind == "dynamic":
+        trained = longest  # whatever else is stated, see `_compute_dynamic_ntk_parameters` of transformers
     if trained is None:
         trained = longest / found["factor"] if kind == "linear" else longest
     if trained % 1:

@@ -25,6 +25,7 @@ READ_BY = {
 }
 # options of `AttentionConfig` that some masks or position maps alone read
 USED_BY = {"sinks": ("lambda", "distance_cap"), "leak": ("leaky_rerope",), "group": ("self_extend",)}
+SLACK = 1 + 1e-9  # a product of decimals that just fit is off by 1e-16 of itself
 
 
 class ModelError(ValueError):
@@ -69,6 +70,19 @@ class RopeConfig:
         assert self.original_seq_len is not None
         return self.original_seq_len
 
+    @property
+    def by_length(self) -> bool:
+        """Whether the table of documents beyond `original_seq_len` is another than that of shorter ones."""
+        return self.scaling in ("dynamic_ntk", "longrope")
+
+    def ramp_ends(self, head_dim: int) -> tuple[int, int]:
+        """The pairs between which the ramp `index` falls from 1 to 0; nothing falls where the second comes first."""
+
+        def pair_of(turns: float) -> float:
+            return head_dim * math.log(self.trained_length / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+
+        return max(math.floor(pair_of(self.beta_fast)), 0), min(math.ceil(pair_of(self.beta_slow)), head_dim - 1)
+
     def complaints(self, head_dim: int) -> list[str]:
         """What is wrong with it for heads of `head_dim`, a line each."""
         wrong = []
@@ -108,6 +122,14 @@ class RopeConfig:
                 wrong.append(
                     f"model.rope.beta_fast is {self.beta_fast}, it must be above beta_slow = {self.beta_slow}, and both above 0"
                 )
+            elif self.ramp == "index" and self.theta > 1 and (self.original_seq_len or 0) > 0:
+                low, high = self.ramp_ends(head_dim)
+                if low > high:
+                    wrong.append(
+                        f"model.rope.original_seq_len is {self.original_seq_len}: with theta = {self.theta:g} no pair turns "
+                        f"between beta_slow = {self.beta_slow:g} and beta_fast = {self.beta_fast:g} times in it, and a ramp "
+                        f'from pair {low} to pair {high} would run backwards; set ramp = "paper"'
+                    )
         if self.attention_factor is not None and not (self.attention_factor > 0 and math.isfinite(self.attention_factor)):
             wrong.append(f"model.rope.attention_factor is {self.attention_factor}, it must be finite and above 0")
         if self.scaling == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
@@ -213,27 +235,31 @@ def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int) -
     """What is wrong with training on rows of `seq_len` tokens, a line each.
 
     Beyond `factor` times the trained length a scaling leaves angles that nobody chose. That of `llama3` is no such ratio: Llama
-    3.1 has factor 8 and rows of 16 times 8192 tokens.
+    3.1 has factor 8 and rows of 16 times 8192 tokens. Nor is that of `dynamic_ntk`, whose angles follow the length.
     """
     wrong = check_length(rope, attention, seq_len)
-    for key, width in (("window", attention.window), ("map_window", attention.map_window)):
+    for key, width, owner in (("window", attention.window, "mask"), ("map_window", attention.map_window, "position_map")):
         if width is not None and width >= seq_len:
             wrong.append(
                 f"model.attention.{key} is {width}, and no two tokens of a row are as far apart: it must be below "
-                f"training.seq_len = {seq_len}, or left out"
+                f"training.seq_len = {seq_len}; or leave it out together with {owner}"
             )
-    if rope.scaling == "none":
+    trained = rope.original_seq_len
+    if trained is None:
         return wrong
-    trained, reach = rope.trained_length, rope.factor * rope.trained_length
-    if rope.scaling == "dynamic_ntk" and seq_len <= trained:
+    for used, setting, otherwise in (
+        (rope.scaling == "dynamic_ntk", 'model.rope.scaling is "dynamic_ntk"', 'set scaling = "none"'),
+        (attention.logn, "model.attention.logn is true", "leave logn out"),
+    ):
+        if used and seq_len <= trained:
+            wrong.append(
+                f"{setting}, which changes nothing in rows of training.seq_len = {seq_len} tokens: it begins beyond "
+                f"model.rope.original_seq_len = {trained}; raise seq_len, or {otherwise}"
+            )
+    if rope.scaling not in ("none", "dynamic_ntk", "llama3") and seq_len > rope.factor * trained * SLACK:
         wrong.append(
-            f'model.rope.scaling is "dynamic_ntk", which changes nothing in rows of training.seq_len = {seq_len} tokens: it '
-            f'begins beyond model.rope.original_seq_len = {trained}; raise seq_len, or set scaling = "none"'
-        )
-    elif rope.scaling != "llama3" and seq_len > reach:
-        wrong.append(
-            f"model.rope.factor is {rope.factor:g}, made for {rope.factor:g} x original_seq_len = {reach:g} tokens, and "
-            f"training.seq_len is {seq_len}: set factor = {seq_len / trained:g}"
+            f"model.rope.factor is {rope.factor:g}, made for {rope.factor:g} x original_seq_len = {rope.factor * trained:g} "
+            f"tokens, and training.seq_len is {seq_len}: set factor = {rounded_up(seq_len, trained)}"
         )
     return wrong
 
@@ -243,10 +269,11 @@ def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> l
     trained, window = rope.original_seq_len, attention.map_window
     if trained is None or window is None:
         return []
-    if attention.position_map == "leaky_rerope" and window + (length - 1 - window) / attention.leak > trained - 1:
-        least = math.ceil(1000 * (length - 1 - window) / (trained - 1 - window)) / 1000 if trained - 1 > window else None
-        advice = f"the smallest that works is {least}" if least else "none works: lower map_window"
-        return [f"model.attention.leak is {attention.leak}, too little for {length} tokens: {advice}"]
+    if attention.position_map == "leaky_rerope":
+        beyond, room = length - 1 - window, trained - 1 - window  # distances beyond the window: the longest, and those known
+        if beyond > attention.leak * room * SLACK:
+            advice = f"the smallest that works is {rounded_up(beyond, room)}" if room else "none works: lower map_window"
+            return [f"model.attention.leak is {attention.leak}, too little for {length} tokens: {advice}"]
     if attention.position_map == "self_extend":
 
         def reach(group: int) -> int:
@@ -257,6 +284,12 @@ def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> l
             advice = f"the smallest that works is {works[0]}" if works else "none works: lower map_window"
             return [f"model.attention.group is {attention.group}, too little for {length} tokens: {advice}"]
     return []
+
+
+def rounded_up(above: int, below: int) -> str:
+    """The least decimal of four places that is no smaller than a ratio."""
+    whole, places = divmod(-(-10_000 * above // below), 10_000)
+    return f"{whole}.{places:04}".rstrip("0").rstrip(".")
 
 
 def untrained(trained: AttentionConfig, used: AttentionConfig) -> list[str]:

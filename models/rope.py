@@ -98,13 +98,8 @@ def _kept(config: RopeConfig, inv_freq: Tensor, head_dim: int) -> Tensor:
     if config.ramp == "paper":
         turns = config.trained_length * inv_freq / (2 * math.pi)
         return ((turns - config.beta_slow) / (config.beta_fast - config.beta_slow)).clamp(0, 1)
-
-    def pair_of(turns: float) -> float:
-        return head_dim * math.log(config.trained_length / (turns * 2 * math.pi)) / (2 * math.log(config.theta))
-
-    low = max(math.floor(pair_of(config.beta_fast)), 0)
-    high = min(math.ceil(pair_of(config.beta_slow)), head_dim - 1)
-    width = max(high - low, 0.001)  # a step where both are one pair, as in the released code
+    low, high = config.ramp_ends(head_dim)
+    width = high - low or 0.001  # a step where both are one pair, as in the released code
     pair = torch.arange(head_dim // 2, dtype=torch.float32, device="cpu")
     return 1 - ((pair - low) / width).clamp(0, 1)
 

@@ -100,7 +100,7 @@ def export(
 
     told = f"{files[CONFIG]['architectures'][0]}, {decoder.parameter_count():,} parameters in {torch_name(written_as)}"
     messages = [f"exported {found.path} to {out}: {told}, {len(parts)} file(s) of weights"]
-    if decoder.rope.scaling == "dynamic_ntk":
+    if decoder.rope.by_length:
         what = f"training had those of {config.training.seq_len} tokens for all"
         messages.append(f"rotary angles there are those of the length of each text; {what}")
     if not tokenizer:

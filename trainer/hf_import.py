@@ -88,7 +88,8 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
     specs = {ours: files[theirs].specs[theirs] for ours, theirs in names.items()}
     told = f"{architecture(decoder)}, {decoder.parameter_count():,} parameters"
     with staged(out) as folder:
-        state = first_state(decoder, contract, tables, stated.get("max_position_embeddings"))
+        training = {**tables["training"], **row_length(stated, decoder)}
+        state = first_state(decoder, contract, {**tables, "training": training})
         write_whole(folder / STEP, specs, lambda name: files[names[name]].read(names[name]), state)
         if table.path:
             (folder / TOKENIZER_FOLDER).mkdir()
@@ -106,15 +107,24 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
     return messages
 
 
-def first_state(decoder: DecoderConfig, contract: dict[str, Any], tables: dict[str, Any], max_positions: Any) -> dict[str, Any]:
-    """What `state.json` of a checkpoint at step 0 holds; rows of the job that made it had `max_positions` tokens."""
-    seq_len = {"seq_len": max_positions} if type(max_positions) is int and max_positions > 0 else {}
+def row_length(stated: dict[str, Any], decoder: DecoderConfig) -> dict[str, int]:
+    """The `seq_len` of the job that made a model, as far as its `config.json` tells.
+
+    That is its longest text, except where transformers has other rotary angles for the texts beyond `original_seq_len`. A model
+    has one set of them here, and it is that of all texts up to there.
+    """
+    longest = decoder.rope.original_seq_len if decoder.rope.by_length else stated.get("max_position_embeddings")
+    return {"seq_len": longest} if type(longest) is int and longest > 0 else {}
+
+
+def first_state(decoder: DecoderConfig, contract: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
+    """What `state.json` of a checkpoint at step 0 holds."""
     return {
         "progress": asdict(Progress()),
         "data": None,
         "contract": contract,
         "model": asdict(decoder),
-        "config": JobConfig.model_validate({**tables, "training": {**tables["training"], **seq_len}}).to_dict(),
+        "config": JobConfig.model_validate(tables).to_dict(),
         "versions": {"cistron": __version__, "torch": torch.__version__},
     }
 

@@ -10,7 +10,7 @@ from ..models.huggingface import from_hf
 from .checkpoint import MANIFEST, Found
 from .config import ConfigError
 from .hf_export import CONFIG, stored_names
-from .hf_import import agree, find_tensors, find_tokenizer, read_json
+from .hf_import import agree, find_tensors, find_tokenizer, read_json, row_length
 from .hf_tokenizer import TOKENIZER
 from .storage import Folder
 from .tables import TokenizerTable
@@ -53,6 +53,9 @@ def open_hugging_face(folder: Folder, table: TokenizerTable) -> Found:
         for theirs, spec in file.specs.items():
             piece = Piece(file.path.name, file.begins[theirs], (0,) * len(spec[1]), spec[1])
             index[ours.get(theirs, theirs)] = spec, [piece]
-    rows = {"training": {"seq_len": stated["max_position_embeddings"]}} if stated.get("max_position_embeddings") else {}
-    state = {"contract": {"where": str(source / CONFIG), **contract}, "model": asdict(decoder), "config": rows}
+    state = {
+        "contract": {"where": str(source / CONFIG), **contract},
+        "model": asdict(decoder),
+        "config": {"training": row_length(stated, decoder)},
+    }
     return Found(folder, state, files={}, index=index)

@@ -33,7 +33,7 @@ from .config import ConfigError, JobConfig
 from .contract import Statement, check_statements, checkpoint_statement, tokenizer_statement
 from .distributed import pick_device
 from .hf_export import CONFIG
-from .hf_import import find_tokenizer, read_json
+from .hf_import import find_tokenizer, read_json, row_length
 from .hf_start import is_hugging_face, open_hugging_face
 from .hf_tokenizer import TOKENIZER
 from .storage import Folder
@@ -53,7 +53,7 @@ class OpenedModel:
         model: plain, whole, and with gradients for whoever wants them.
         tokenizer: of its training.
         mask: the document mask, causal or not, for this device.
-        seq_len: tokens of the longest rows that it was trained on, None where nobody says.
+        seq_len: tokens of the longest rows that it was trained on, None where nobody says; see `hf_import.row_length`.
         trained: the shape, with the rotary scaling, window and position map of its training.
         where: the folder that it came from.
         fingerprint: changes with the weights.
@@ -161,7 +161,7 @@ def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on
         where=str(found.path),
         fingerprint=xxhash.xxh3_128_hexdigest(checkpoint.manifest_text(found.files).encode()),
         config=config,
-        messages=tuple(skipped),
+        messages=(*skipped, *one_table(model)),
     )
 
 
@@ -178,17 +178,30 @@ def open_huggingface(folder: Folder, device: torch.device, dtype: torch.dtype, o
     stated = read_json(path / CONFIG) or {}
     decoder = from_hf(stated)
     with torch.device("meta"):
-        model = Decoder(decoder)
+        rows = row_length(stated, decoder).get("seq_len")
+        model = Decoder(decoder, rows or 0)
     fill(model, found, device, dtype)
-    longest = stated.get("max_position_embeddings")
     return OpenedModel(
         model=model,
         tokenizer=tokenizer,
         mask=make_mask(tokenizer, decoder, device, dtype),
-        seq_len=longest if type(longest) is int else None,
+        seq_len=rows,
         trained=decoder,
         where=str(path),
         fingerprint=fingerprint(stated, sorted(path.glob("*.safetensors"))),
+        messages=one_table(model),
+    )
+
+
+def one_table(model: Decoder) -> tuple[str, ...]:
+    """What to know of a model whose rotary angles depend on a length."""
+    rope = model.config.rope
+    if not rope.by_length:
+        return ()
+    length = max(model.length, rope.trained_length)
+    return (
+        f'model.rope.scaling is "{rope.scaling}": texts of every length have the rotary angles of {length:,} tokens here, '
+        "where transformers has those of the length of each text",
     )
 
 
@@ -241,7 +254,8 @@ def asked_otherwise(opened: OpenedModel, rope: RopeConfig, attention: AttentionC
     """A model with another rotary scaling, window or position map than it was trained with, and a message that says so.
 
     Args:
-        opened: its model is changed in place: give it `opened.trained.rope` and `opened.trained.attention` to have it back.
+        opened: its model is changed in place; `opened.trained.rope`, `opened.trained.attention` and the length that it had give
+            it back.
         rope: see `Decoder.extrapolate`.
         attention: likewise.
         length: likewise.

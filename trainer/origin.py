@@ -125,9 +125,10 @@ def check_trained_length(found: Found, shape: Mapping[str, Any]) -> list[str]:
         what = "was first trained on rows of another length"
         raise CheckpointError(differences(found, what, [("model.rope.original_seq_len", repr(saved), repr(ours))]))
     if saved is None and ours is not None and rows is not None and rows != ours:
+        key = "training.seq_len" if found.files else "max_position_embeddings"  # of a Hugging Face folder there are no files
         return [
             f"warning: model.rope.original_seq_len is {ours}; {found.path} states none, and its own rows had {rows} tokens "
-            "(training.seq_len): right only if its weights come from longer or shorter ones before"
+            f"({key}): right only if its weights come from longer or shorter ones before"
         ]
     return []
 

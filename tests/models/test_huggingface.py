@@ -11,9 +11,11 @@ import torch
 from cistron.models.config import PRESETS, AttentionConfig, DecoderConfig, ModelError, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.models.huggingface import from_hf, hf_names, to_hf
+from cistron.models.rope import rope_table
 from cistron.tests.models.packed import CONFIGS, LLAMA, QWEN, random_decoder
 from torch.testing import assert_close
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, EuroBertConfig, EuroBertForMaskedLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 EUROBERT = replace(LLAMA, causal=False, head_dim=10)
 TRAINED = 32  # tokens
@@ -205,6 +207,14 @@ def test_published_scalings_are_read() -> None:
     coder = {"type": "linear", "factor": 4.0}
     rope = from_hf(described(LLAMA) | {"rope_scaling": coder, "max_position_embeddings": 16_384}).rope
     assert (rope.scaling, rope.factor, rope.original_seq_len) == ("linear", 4.0, 4096)
+
+
+def test_the_length_that_dynamic_scaling_begins_beyond_is_the_one_that_transformers_takes() -> None:
+    stated = described(replace(LLAMA, rope=ROPES["dynamic"])) | {"max_position_embeddings": 48}
+    ours, theirs = from_hf(stated), CONFIG_MAPPING["llama"].from_dict(stated)
+    expected, _ = ROPE_INIT_FUNCTIONS["dynamic"](theirs, torch.device("cpu"), seq_len=96)
+    assert_close(rope_table(ours.rope, ours.head_dim, 96)[0], expected, rtol=1e-6, atol=0)
+    assert ours.rope.original_seq_len == 48
 
 
 @pytest.mark.parametrize(

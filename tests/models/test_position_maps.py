@@ -12,9 +12,12 @@ import torch
 from cistron.models.attention import attend_in_regions, join
 from cistron.models.config import AttentionConfig, DecoderConfig, ModelError, RopeConfig
 from cistron.models.masks import DocumentMask, document_dense_mask
+from cistron.models.position_config import check_length, check_training
 from cistron.models.position_maps import keys_seen, position_map, reaches, rotations
 from cistron.models.rope import rope_table, rotate
 from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, mean_loss, pack, random_decoder
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import flex_attention
 from torch.testing import assert_close
@@ -186,6 +189,46 @@ def test_regions_share_no_pair_and_leave_as_many_keys_as_are_counted(method: str
         p = int(positions[row, column])
         assert sum(int(mask[row, column].sum()) for mask in masks) == counted[row, column]
         assert counted[row, column] == sum(distance(p, k) is not None for k in range(p + 1))
+
+
+@given(trained=st.integers(8, 5000), part=st.floats(0.1, 0.95), times=st.floats(1.1, 70.0))
+def test_the_leak_and_the_group_that_are_advised_work_and_less_does_not(trained: int, part: float, times: float) -> None:
+    rope, length, window = RopeConfig(original_seq_len=trained), int(trained * times), max(1, int(trained * part))
+    for key, least, values in (("leak", 1.0, float), ("group", 2, int)):
+        name = "leaky_rerope" if key == "leak" else "self_extend"
+        maps = AttentionConfig(position_map=name, map_window=window)
+        said = check_length(rope, replace(maps, **{key: least}), length)
+        if not said or said[0].endswith("none works: lower map_window"):
+            continue
+        advised = values(said[0].rpartition(" ")[2])
+        assert not check_length(rope, replace(maps, **{key: advised}), length)
+        if key == "leak":
+            assert check_length(rope, replace(maps, leak=(advised - 1e-4) * (1 - 1e-8)), length)
+            assert window + (length - 1 - window) / advised <= (trained - 1) * (1 + 1e-9)
+            continue
+        assert window % advised == 0
+        smaller = [group for group in range(2, advised) if window % group == 0]
+        assert all(check_length(rope, replace(maps, group=group), length) for group in smaller)
+
+
+@given(trained=st.integers(2, 10**6), seq_len=st.integers(2, 10**8))
+def test_the_factor_that_is_advised_works_and_less_does_not(trained: int, seq_len: int) -> None:
+    plain = AttentionConfig()
+    linear = RopeConfig(scaling="linear", factor=1.0001, original_seq_len=trained)
+    if said := check_training(linear, plain, seq_len):
+        advised = float(said[0].rpartition(" ")[2])
+        assert not check_training(replace(linear, factor=advised), plain, seq_len)
+        assert check_training(replace(linear, factor=(advised - 1e-4) * (1 - 1e-8)), plain, seq_len)
+
+
+def test_what_begins_beyond_the_trained_length_is_refused_up_to_there_alone() -> None:
+    dynamic = RopeConfig(scaling="dynamic_ntk", factor=2.0, original_seq_len=16), AttentionConfig()
+    logn = RopeConfig(original_seq_len=16), AttentionConfig(logn=True)
+    for settings in (dynamic, logn):
+        (said,) = check_training(*settings, 16)
+        assert "begins beyond model.rope.original_seq_len = 16; raise seq_len, or" in said
+        for seq_len in (17, 32, 33, 1000):
+            assert check_training(*settings, seq_len) == []
 
 
 def _decoder_config(method: str, config: DecoderConfig) -> DecoderConfig:

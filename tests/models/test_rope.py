@@ -104,6 +104,37 @@ def test_a_table_is_that_of_hugging_face(kind: str) -> None:
                 assert attention_factor == pytest.approx(expected_factor, rel=1e-12)
 
 
+def test_a_ramp_that_begins_and_ends_at_one_pair_is_a_step() -> None:
+    config = RopeConfig(scaling="yarn", factor=2.0, original_seq_len=6)
+    assert config.ramp_ends(HEAD_DIM) == (0, 0)
+    assert not config.complaints(HEAD_DIM)
+    expected, _ = theirs("yarn", HEAD_DIM, config.theta, 6, 12, factor=2.0)
+    assert_close(rope_table(config, HEAD_DIM, 12)[0], expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RopeConfig(original_seq_len=4),
+        RopeConfig(original_seq_len=32, beta_slow=9.0),
+        RopeConfig(theta=1.5, original_seq_len=10**7),
+    ],
+    ids=["rows too short", "beta_slow too large", "theta too small"],
+)
+def test_a_ramp_that_would_run_backwards_is_refused(config: RopeConfig) -> None:
+    """The released code, and transformers, then keep every angle that they should divide, or the other way round."""
+    ramped = replace(config, scaling="yarn", factor=4.0)
+    low, high = ramped.ramp_ends(HEAD_DIM)
+    assert low > high
+    (complaint,) = ramped.complaints(HEAD_DIM)
+    assert f"a ramp from pair {low} to pair {high} would run backwards" in complaint
+    assert not replace(ramped, ramp="paper").complaints(HEAD_DIM)
+    trained, factor = ramped.trained_length, ramped.factor
+    table, _ = theirs("yarn", HEAD_DIM, ramped.theta, trained, 8, factor=factor, beta_slow=ramped.beta_slow)
+    meant, _ = rope_table(replace(ramped, ramp="paper"), HEAD_DIM, 0)
+    assert not torch.allclose(table[1:], meant[1:], rtol=0.5, atol=0)
+
+
 def ntk(dim: int, theta: float, trained: int, factor: float, pair: int) -> float:
     return float((theta * factor ** (dim / (dim - 2))) ** (-2 * pair / dim))
 

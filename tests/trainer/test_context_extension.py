@@ -57,6 +57,10 @@ REFUSED = {
         scaled("dynamic_ntk", original_seq_len="64"),
         ['"dynamic_ntk"', "training.seq_len = 64", "original_seq_len = 64", 'or set scaling = "none"'],
     ),
+    "rows too short for any pair to turn": (
+        scaled("yarn", original_seq_len="4", factor="16", beta_slow="9"),
+        ["model.rope.original_seq_len is 4", "beta_slow = 9", "a ramp from pair 0 to pair -1", 'set ramp = "paper"'],
+    ),
     "an option of another scaling": (
         scaled("linear", beta_fast="16"),
         ['model.rope.beta_fast is 16.0 with scaling "linear"', '"ntk_by_parts" or "yarn"', "leave beta_fast out"],

@@ -216,8 +216,11 @@ def test_an_export_has_the_adapters_in_its_weights(
     message = refusal(capsys, job, "--checkpoint.initial_load_path", str(found.path))
     assert "has other adapters" in message
     assert "cistron export merges its adapters" in message
-    train_here(job, "--job.dump_folder", str(tmp_path), "--checkpoint.initial_load_path", str(tmp_path / "hf"))
-    assert f"weights from {tmp_path}/hf, a Hugging Face folder" in capsys.readouterr().out
+    begin = ("--checkpoint.initial_load_path", str(tmp_path / "hf"), "--model.rope.original_seq_len", "8")
+    train_here(job, "--job.dump_folder", str(tmp_path), *begin)
+    said = capsys.readouterr().out
+    assert f"weights from {tmp_path}/hf, a Hugging Face folder" in said
+    assert f"its own rows had {config.training.seq_len} tokens (max_position_embeddings)" in said
 
 
 def test_a_folder_whose_eos_is_another_is_refused_with_the_table(

@@ -10,14 +10,17 @@ import pytest
 import torch
 from cistron.datasets.sequences import NamedSequence, SequenceFiles
 from cistron.datasets.tokenizers import ByteTokenizer, Tokenizer, build_tokenizer
-from cistron.models.config import AttentionConfig, DecoderConfig, ModelError
+from cistron.models.config import AttentionConfig, DecoderConfig, ModelError, RopeConfig
 from cistron.tools.embed import embed
 from cistron.trainer import checkpoint
+from cistron.trainer.components import saved_job
 from cistron.trainer.config import ConfigError
 from cistron.trainer.contract import EosMismatchError
 from cistron.trainer.hf_export import export
+from cistron.trainer.hf_import import import_folder
 from cistron.trainer.inference import OpenedModel, asked_otherwise, encode, make_row, open_model, read_documents, refuse_encoder
 from cistron.trainer.layers import choose_layers, meaning, widths
+from cistron.trainer.sampling import sample
 from cistron.trainer.scoring import score
 from cistron.trainer.tables import TokenizerTable
 from hypothesis import HealthCheck, given, settings
@@ -162,6 +165,60 @@ def test_embeddings_are_those_of_the_exported_model(tmp_path: Path, config: Deco
         ):
             close(ours[name][number], expected[:-1])
             assert torch.equal(ours[name][number], read_straight[name][number])
+
+
+HALF = CAUSAL.head_dim // 2
+BY_LENGTH = {
+    "dynamic_ntk": RopeConfig(scaling="dynamic_ntk", factor=4.0, original_seq_len=16),
+    "longrope": RopeConfig(
+        scaling="longrope", factor=4.0, original_seq_len=16, short_factor=(1.5,) * HALF, long_factor=(4.0,) * HALF
+    ),
+}
+
+
+@pytest.mark.parametrize("scaling", BY_LENGTH)
+def test_angles_that_depend_on_a_length_are_those_of_transformers_up_to_the_trained_one(tmp_path: Path, scaling: str) -> None:
+    step = write_checkpoint(tmp_path / "step-1", replace(CAUSAL, rope=BY_LENGTH[scaling]))
+    folder = tmp_path / "hf"
+    told = export(checkpoint.read(step), folder, tokenizer=TokenizerTable(kind="byte"))
+    assert "rotary angles there are those of the length of each text; training had those of 64 tokens for all" in told
+    import_folder(folder, tmp_path / "imported")
+    theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    short, (long,) = random_sequences(4, [1, 9, 15]), random_sequences(5, [40])
+
+    def of_theirs(text: str) -> tuple[Tensor, float]:
+        ids = [*text.encode(), 0]
+        with torch.no_grad():
+            output = theirs(torch.tensor([ids]), output_hidden_states=True)
+        likely = output.logits[0].double().log_softmax(-1)
+        return output.hidden_states[-1][0, :-1], sum(float(likely[i - 1, ids[i]]) for i in range(1, len(ids) - 1))
+
+    expected = [of_theirs(text) for text in short]
+    prompt = torch.tensor([[*short[1].encode()]])
+    new = theirs.generate(prompt, max_new_tokens=6, do_sample=False)[0, 9:].tolist()
+    text = BYTE.decode([token for token in new if token != BYTE.eos_id])
+    beyond = of_theirs(long)[0]
+    for opened in (open_model(folder), open_model(tmp_path / "imported" / "step-0")):
+        rows = embed(opened, [*short, long], layer="norm", pool="none")
+        for ours, (hidden, _) in zip(rows, expected, strict=False):
+            close(ours, hidden)
+        for (_, ours), (_, likelihood) in zip(scores(opened, short), expected, strict=True):
+            assert ours == pytest.approx(likelihood, abs=1e-4)
+        assert sample(opened.model, BYTE, prompt[0].tolist(), max_new_tokens=6, temperature=0) == text
+        assert not torch.allclose(rows[-1], beyond, atol=1e-2)
+        close(rows[-1][:15], embed(opened, [long[:15]], layer="norm", pool="none")[0])
+        assert opened.seq_len == 16
+        assert f'"{scaling}": texts of every length have the rotary angles of 16 tokens here' in opened.messages[-1]
+    (trained,) = open_model(step).messages
+    assert "have the rotary angles of 64 tokens here" in trained
+
+
+def test_a_checkpoint_that_names_a_kernel_where_there_is_a_table_now_is_opened(tmp_path: Path) -> None:
+    found = checkpoint.read(write_checkpoint(tmp_path / "step-1", CAUSAL))
+    found.state["config"]["model"]["attention"] = "varlen"
+    del found.state["model"]["attention"]
+    config, decoder = saved_job(found)
+    assert (config.model.attention.executor, decoder) == ("varlen", CAUSAL)
 
 
 def test_adapters_and_frozen_weights_are_opened_as_they_were_trained(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ BAD_SETTINGS = {
     "an executor the CPU lacks": (("--model.attention.executor", "flex"), ["model.attention", "no backward", "auto"]),
     "a window that no row exceeds": (
         ("--model.attention.mask", "sliding", "--model.attention.window", "64"),
-        ["model.attention.window is 64", "below training.seq_len = 64"],
+        ["model.attention.window is 64", "below training.seq_len = 64; or leave it out together with mask"],
     ),
     "a window without a mask": (
         ("--model.attention.window", "8"),
@@ -166,14 +166,33 @@ BAD_SETTINGS = {
         ["model.rope.original_seq_len is not set"],
     ),
     "a map as wide as the trained length": (rerope(32, 32), ["map_window is 32", "below model.rope.original_seq_len = 32"]),
-    "a map that no row exceeds": (rerope(64, 128), ["map_window is 64", "below training.seq_len = 64"]),
+    "a map that no row exceeds": (
+        rerope(64, 128),
+        ["map_window is 64", "below training.seq_len = 64; or leave it out together with position_map"],
+    ),
+    "sinks as many as a capped distance": (
+        (*far_map("distance_cap", 4, 32), "--model.attention.sinks", "4"),
+        ["model.attention.sinks is 4", "below the window of 4"],
+    ),
     "a map and a window": (
         (*rerope(16, 32), "--model.attention.mask", "sliding", "--model.attention.window", "8"),
         ['mask is "sliding" with position_map "rerope": one or the other'],
     ),
+    "a map and a lambda mask": (
+        (*far_map("distance_cap", 16, 32), "--model.attention.mask", "lambda", "--model.attention.window", "8"),
+        ['mask is "lambda" with position_map "distance_cap": one or the other'],
+    ),
+    "logn without the trained length": (
+        ("--model.attention.logn", "true"),
+        ["model.rope.original_seq_len is not set, and model.attention.logn needs it"],
+    ),
+    "logn where it does nothing": (
+        ("--model.attention.logn", "true", "--model.rope.original_seq_len", "64"),
+        ["model.attention.logn is true", "training.seq_len = 64", "original_seq_len = 64; raise seq_len, or leave logn out"],
+    ),
     "a leak that does not reach": (
         (*far_map("leaky_rerope", 16, 20), "--model.attention.leak", "4"),
-        ["leak is 4.0, too little for 64 tokens: the smallest that works is 15.667"],
+        ["leak is 4.0, too little for 64 tokens: the smallest that works is 15.6667"],
     ),
     "groups that do not reach": (
         (*far_map("self_extend", 16, 32), "--model.attention.group", "2"),
@@ -203,6 +222,7 @@ BAD_SETTINGS = {
         (*rerope(16, 32), "--training.objective", "mlm", "--tokenizer.kind", "protein"),
         ['position_map = "rerope" with a bidirectional model'],
     ),
+    "an unknown mask": (("--model.attention.mask", "slide"), ["model.attention.mask = 'slide'", "'sliding' or 'lambda'"]),
     "an unknown map": (("--model.attention.position_map", "rerop"), ["position_map", "rerope", "self_extend"]),
     "more processes than none": (("--parallelism.data_parallel_shard_degree", "0"), ["must be -1"]),
     "an infinite learning rate": (("--optimizer.lr", "Infinity"), ["optimizer.lr", "finite"]),
