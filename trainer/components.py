@@ -89,8 +89,11 @@ def saved_job(found: Found) -> tuple[JobConfig, DecoderConfig]:
     Raises:
         CheckpointError: its configuration is of another version.
     """
+    stated = found.state["config"]
+    if isinstance(stated["model"]["attention"], str):  # before there was more to say of it than the executor
+        stated = {**stated, "model": {**stated["model"], "attention": {"executor": stated["model"]["attention"]}}}
     try:
-        config = JobConfig(**found.state["config"])
+        config = JobConfig(**stated)
     except ValidationError as error:
         raise CheckpointError(f"{found.path}: its configuration is of another version: {error}") from None
     return config, DecoderConfig.of(found.state["model"])

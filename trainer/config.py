@@ -307,6 +307,8 @@ def describe(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing, and it has no default"
     hint = ""
+    if problem["type"] == "model_type":
+        return f"{key} = {problem['input']!r}: it is a table; write [{key}] and what it is to say"
     if problem["type"] == "list_type":
         hint = f": write [[{key}]]" if isinstance(problem["input"], dict) else f": write [{problem['input']!r}]"
     return f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}"

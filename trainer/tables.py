@@ -123,12 +123,6 @@ class Model(Table):
     attention: Attention = Attention()
     """Which pairs of a document attend, at which distance, and what computes it."""
 
-    @field_validator("attention", mode="before")
-    @classmethod
-    def named_executor(cls, stated: object) -> object:
-        """A bare name is that of the executor, as checkpoints and TOMLs had it when there was nothing else to say."""
-        return {"executor": stated} if isinstance(stated, str) else stated
-
 
 class TokenizerTable(Table):
     """From text or bytes to ids."""

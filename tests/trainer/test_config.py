@@ -47,14 +47,15 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Pa
 def test_every_mistake_of_a_file_is_reported_at_once_with_its_key_and_the_nearest_name(tmp_path: Path) -> None:
     message = mistakes(
         tmp_path,
-        '[training]\nstepz = 3\nsteps = "7"\nseq_len = 1\n[modle]\nx = 1\n'
+        '[training]\nstepz = 3\nsteps = "7"\nseq_len = 1\n[modle]\nx = 1\n[model]\nattention = "sdpa"\n'
         '[[data.sources]]\nname = "a"\nformat = "texx"\npath = "q"\n',
     )
-    assert "7 mistake(s)" in message
+    assert "8 mistake(s)" in message
     for part in (
         "training.stepz: unknown key, did you mean 'steps'?",
         "training.steps = '7': input should be a valid integer",
         "training.seq_len = 1: input should be greater than or equal to 2",
+        "model.attention = 'sdpa': it is a table; write [model.attention]",
         "modle: unknown key, did you mean 'model'?",
         "data.sources.0.format = 'texx': input should be 'text', 'jsonl', 'tsv', 'fasta', 'parquet' or 'tokens'",
         "data.sources.0.path: unknown key, did you mean 'paths'?",
