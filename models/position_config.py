@@ -71,6 +71,13 @@ class RopeConfig:
         return self.original_seq_len
 
     @property
+    def covered(self) -> int | None:
+        """The longest documents that the angles are made for, tokens; None where nobody says."""
+        if self.original_seq_len is None or not math.isfinite(self.factor):
+            return self.original_seq_len
+        return math.floor(self.original_seq_len * self.factor)
+
+    @property
     def by_length(self) -> bool:
         """Whether the table of documents beyond `original_seq_len` is another than that of shorter ones."""
         return self.scaling in ("dynamic_ntk", "longrope")
@@ -216,8 +223,9 @@ class AttentionConfig:
             wrong.append(f'model.attention.mask is "{self.mask}" with position_map "{self.position_map}": one or the other')
         if trained is None:
             wrong.append(f'model.rope.original_seq_len is not set, and position_map "{self.position_map}" needs it')
-        if self.map_window is None or self.map_window < 1 or (trained is not None and self.map_window >= trained):
-            limit = f" and below model.rope.original_seq_len = {trained}" if trained is not None else ""
+        covered = rope.covered
+        if self.map_window is None or self.map_window < 1 or (covered is not None and self.map_window >= covered):
+            limit = f" and below model.rope.original_seq_len{' x factor' * (rope.factor > 1)} = {covered}" if covered else ""
             wrong.append(f"model.attention.map_window is {self.map_window}, it must be at least 1{limit}")
         elif self.position_map == "self_extend" and self.group >= 2 and self.map_window % self.group:
             wrong.append(f"model.attention.map_window is {self.map_window}, it must be a multiple of group = {self.group}")
@@ -266,11 +274,11 @@ def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int) -
 
 def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> list[str]:
     """What is wrong with documents of up to `length` tokens, a line each."""
-    trained, window = rope.original_seq_len, attention.map_window
-    if trained is None or window is None:
+    covered, window = rope.covered, attention.map_window
+    if covered is None or window is None:
         return []
     if attention.position_map == "leaky_rerope":
-        beyond, room = length - 1 - window, trained - 1 - window  # distances beyond the window: the longest, and those known
+        beyond, room = length - 1 - window, covered - 1 - window  # distances beyond the window: the longest, and those known
         if beyond > attention.leak * room * SLACK:
             advice = f"the smallest that works is {rounded_up(beyond, room)}" if room else "none works: lower map_window"
             return [f"model.attention.leak is {attention.leak}, too little for {length} tokens: {advice}"]
@@ -279,8 +287,8 @@ def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> l
         def reach(group: int) -> int:
             return (length - 1) // group + window - window // group
 
-        if reach(attention.group) > trained - 1:
-            works = [g for g in range(2, window + 1) if window % g == 0 and reach(g) <= trained - 1]
+        if reach(attention.group) > covered - 1:
+            works = [g for g in range(2, window + 1) if window % g == 0 and reach(g) <= covered - 1]
             advice = f"the smallest that works is {works[0]}" if works else "none works: lower map_window"
             return [f"model.attention.group is {attention.group}, too little for {length} tokens: {advice}"]
     return []

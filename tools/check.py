@@ -26,6 +26,7 @@ from ..trainer.flops import frozen_flops, row_flops
 from ..trainer.memory import HOW, checkpoint_bytes, estimate
 from ..trainer.parallelize import global_batch_size
 from ..trainer.sizes import sizes_of
+from ..trainer.train_extrapolation import plan_of
 from .corpus import report_sources
 from .targets import report_targets
 
@@ -75,6 +76,10 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
         report_rows(console, feed.first, mask.eos_id)
         report_targets(console, feed.first, feed.loader.packer.objective, tokenizer)
     report_sources(console, config, feed.loader, tokenizer, rows_per_step)
+    if config.eval.extrapolation.enable:
+        console.rule("longer documents")
+        for line in plan_of(config, tokenizer, decoder).messages:
+            console.print(line, markup=False)
     console.print("\nall checks passed")
 
 
@@ -101,6 +106,11 @@ def report_model(
     what = "6N + attention over the whole row" + ("" if sizes.trained == sizes.all else ", less what freezing saves")
     console.print(f"{flops:,.0f} FLOPs per token ({what})")
     console.print(f"{executor} attention: {attention_of(config, torch.device(device))[1]}")
+    rope = decoder.rope
+    if rope.scaling != "none":
+        console.print(f"rotary scaling {rope.scaling}: made for {rope.covered:,} tokens, from {rope.original_seq_len:,}")
+    if decoder.attention.logn:
+        console.print(f"queries grow with ln(position) beyond {rope.original_seq_len:,} tokens (logn)")
     if not decoder.attention.plain:
         seen = int(keys_seen(decoder.attention, torch.arange(seq_len)).sum())
         passes = "two passes, near and far" if decoder.attention.position_map != "none" else "one pass"

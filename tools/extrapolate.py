@@ -25,7 +25,7 @@ from ..datasets.tokenizers import Ids
 from ..trainer.config import ConfigError, describe
 from ..trainer.eval_tables import Extrapolation
 from ..trainer.extrapolation import Result, evaluate, plan, read_sources, report, total_tokens, trained_as
-from ..trainer.extrapolation_methods import METHODS, WINDOWED
+from ..trainer.extrapolation_methods import METHODS
 from ..trainer.failures import run_command
 from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
 from ..trainer.long_rows import Runner
@@ -80,11 +80,7 @@ def run(options: argparse.Namespace) -> None:
     asked = plan(table, trained, opened.tokenizer, lambda longest: read(options, opened, longest))
     check_output(options.output)
     console = Console(highlight=False, soft_wrap=True)
-    otherwise = [method for method in asked.methods if method in WINDOWED]
-    lines = [said, *asked.messages]
-    if otherwise:
-        lines.append(f"warning: {', '.join(otherwise)}: model.attention is not that of its training, on purpose")
-    for line in lines:
+    for line in (said, *asked.messages):
         console.print(line, markup=False)
     weights = opened.model.tok_embeddings.weight
     with progress(total_tokens(table, asked), console) as tick:

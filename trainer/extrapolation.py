@@ -26,7 +26,7 @@ from .config import ConfigError, JobConfig
 from .continuation import check_packages, quality
 from .data import letters_of, source_configs
 from .eval_tables import Extrapolation
-from .extrapolation_methods import Trained, Way, choose, settings, way
+from .extrapolation_methods import WINDOWED, Trained, Way, choose, settings, way
 from .long_rows import Array, Runner
 from .passkey import prompts, retrieved
 from .reports import finite
@@ -144,11 +144,14 @@ def trained_as(decoder: DecoderConfig, rows: int, key: str) -> tuple[Trained, st
         rows: tokens of the rows that it was last trained on.
         key: what says so.
     """
-    stated, scaling = decoder.rope.original_seq_len, decoder.rope.scaling
+    stated = decoder.rope.original_seq_len
     if stated is None:
         return Trained(decoder, rows, rows), f"trained length {rows:,} ({key})"
-    since = "" if scaling == "none" else f"; since then, with {scaling} scaling, {rows:,} ({key})"
-    return Trained(decoder, stated, rows), f"trained length {stated:,} (model.rope.original_seq_len){since}"
+    if decoder.rope.scaling == "none" or rows < stated:
+        beside = f", in rows of {rows:,}" if rows != stated else ""
+        return Trained(decoder, stated, rows), f"trained length {stated:,} (model.rope.original_seq_len{beside})"
+    scaling = f"with {decoder.rope.scaling} scaling, from {stated:,}"
+    return Trained(decoder, rows, rows), f"trained length {rows:,} ({key}; {scaling})"
 
 
 class Plan(NamedTuple):
@@ -194,7 +197,9 @@ def plan(table: Extrapolation, trained: Trained, tokenizer: Tokenizer, read: Cal
     methods, left_out = choose(table.methods, trained, lengths)
     documents = LongDocuments.of(read(lengths[-1]), lengths, table.documents)
     prompts(table.passkey, tokenizer, documents.at_least(lengths[0]), lengths[0], 0.0, seed=0)
-    return Plan(trained, methods, documents, [str(documents), *left_out])
+    otherwise = [method for method in methods if method in WINDOWED]
+    warned = [f"warning: {', '.join(otherwise)}: model.attention is not that of its training, on purpose"] if otherwise else []
+    return Plan(trained, methods, documents, [str(documents), *left_out, *warned])
 
 
 def total_tokens(table: Extrapolation, asked: Plan) -> int:
@@ -225,7 +230,7 @@ def evaluate(runner: Runner, table: Extrapolation, asked: Plan) -> list[Result]:
                 found = way(method, asked.trained, length)
                 if (found, length) not in known:
                     model.extrapolate(*found)
-                    told = settings(found, decoder)
+                    told = settings(found, asked.trained)
                     known[found, length] = measure(runner, table, asked.documents, method, length, told)
                 results.append(replace(known[found, length], method=method))
         return results

@@ -4,7 +4,7 @@ With L tokens in training and documents of T, nothing is trained, and only `[mod
 
 | method | settings |
 |---|---|
-| `trained` | as it was trained |
+| `trained` | as it was trained; beyond its rows, a table that depends on the length (`dynamic_ntk`, `longrope`) is that of T |
 | `linear`, `ntk`, `ntk_mixed`, `ntk_by_parts`, `yarn`, `llama3` | factor = T/L; as trained up to L |
 | `dynamic_ntk` | factor = 2, its base grows with T; as trained up to L |
 | `logn` | queries times ln(P + 1)/ln L beyond L |
@@ -12,7 +12,7 @@ With L tokens in training and documents of T, nothing is trained, and only `[mod
 | `distance_cap` | map_window = L - 1, 4 sinks |
 | `rerope` | map_window = L/2 |
 | `leaky_rerope` | map_window = L/2, leak = 16, or the least that keeps distances below L |
-| `self_extend` | map_window = L/2, group = 8, or the next divisor of L/2 that keeps distances below L |
+| `self_extend` | group = 8, or the least that keeps distances below L; map_window = the last multiple of it up to L/2 |
 
 `longrope` has two lists of numbers that must be searched for or trained: it is here where a model has them, as `trained`.
 """
@@ -38,8 +38,9 @@ class Trained(NamedTuple):
 
     Attributes:
         decoder: its shape, rotary embedding and attention.
-        length: L, `model.rope.original_seq_len`; unset there: tokens of the rows of its training.
-        rows: of so many tokens, which its rotary table was resolved for.
+        length: L, the longest documents that it knows: `model.rope.original_seq_len`, or tokens of the rows of its training
+            where that is unset or a scaling has led beyond it.
+        rows: tokens of the rows of its training, which its rotary table was resolved for.
     """
 
     decoder: DecoderConfig
@@ -75,7 +76,7 @@ def way(method: str, trained: Trained, length: int) -> Way:
         ModelError: the model was trained by another method of its kind, or the settings do not fit its shape or the length.
     """
     decoder, attention, resolved = trained.decoder, trained.decoder.attention, max(length, trained.rows)
-    rope = replace(decoder.rope, original_seq_len=trained.length)
+    rope = decoder.rope if decoder.rope.scaling != "none" else replace(decoder.rope, original_seq_len=trained.length)
     if method in STRETCHED and rope.scaling != "none":
         raise ModelError(f'method {method}: the model was trained with model.rope.scaling = "{rope.scaling}" already')
     if method in WINDOWED and attention != AttentionConfig():
@@ -87,7 +88,7 @@ def way(method: str, trained: Trained, length: int) -> Way:
         factor, resolved = DYNAMIC_FACTOR if method == "dynamic_ntk" else length / trained.length, length
         rope = replace(rope, scaling=method, factor=factor)
     else:
-        attention = windowed(method, rope, trained.length, resolved)
+        attention = windowed(method, rope, min(trained.length, rope.covered or trained.length), resolved)
     replace(decoder, rope=rope, attention=attention)  # which raises what does not fit
     if complaints := check_length(rope, attention, resolved):
         raise ModelError("; ".join(complaints))
@@ -109,10 +110,10 @@ def windowed(method: str, rope: RopeConfig, trained: int, length: int) -> Attent
         least = math.ceil((length - 1 - half) / max(trained - 1 - half, 1))
         return AttentionConfig(position_map=method, map_window=half, leak=max(LEAK, float(least)))
     assert method == "self_extend", method
-    groups = [group for group in range(GROUP, half + 1) if half % group == 0]
-    candidates = [AttentionConfig(position_map=method, map_window=half, group=group) for group in groups]
+    groups = range(GROUP, half + 1)
+    candidates = [AttentionConfig(position_map=method, map_window=half - half % group, group=group) for group in groups]
     reaching = (one for one in candidates if not check_length(rope, one, length))
-    return next(reaching, AttentionConfig(position_map=method, map_window=half))
+    return next(reaching, AttentionConfig(position_map=method, map_window=half - half % GROUP))
 
 
 def choose(named: Sequence[str], trained: Trained, lengths: Sequence[int]) -> tuple[list[str], list[str]]:
@@ -144,14 +145,19 @@ def choose(named: Sequence[str], trained: Trained, lengths: Sequence[int]) -> tu
     return chosen, left_out
 
 
-def settings(found: Way, base: DecoderConfig) -> str:
+def settings(found: Way, trained: Trained) -> str:
     """In what a way differs from training, `scaling=yarn factor=4 beta_fast=32`; empty where in nothing."""
     said: dict[str, Any] = {}
-    for config, plain, readers in ((found.rope, base.rope, READ_BY), (found.attention, base.attention, USED_BY)):
-        changed = {key: value for key, value in vars(config).items() if value != getattr(plain, key)}
-        # what only some scalings or maps read is told with them, also where it is the usual value
-        chosen = set(map(str, changed.values()))
-        told = {key: value for key, value in vars(config).items() if chosen.intersection(readers.get(key, ()))}
-        said |= {key: value for key, value in (changed | told).items() if value is not None}
+    names = {found.rope.scaling, found.attention.mask, found.attention.position_map}
+    for config, plain, readers in (
+        (found.rope, trained.decoder.rope, READ_BY),
+        (found.attention, trained.decoder.attention, USED_BY),
+    ):
+        if changed := {key: value for key, value in vars(config).items() if value != getattr(plain, key)}:
+            # what only some scalings or maps read is told with them, also where it is the usual value
+            told = {key: value for key, value in vars(config).items() if names.intersection(readers.get(key, ()))}
+            said |= {key: value for key, value in (changed | told).items() if value is not None}
     said.pop("original_seq_len", None)
+    if found.rope.by_length and (said or found.length != trained.rows):
+        said["length"] = found.length
     return " ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in said.items())

@@ -200,8 +200,8 @@ def one_table(model: Decoder) -> tuple[str, ...]:
         return ()
     length = max(model.length, rope.trained_length)
     return (
-        f'model.rope.scaling is "{rope.scaling}": texts of every length have the rotary angles of {length:,} tokens here, '
-        "where transformers has those of the length of each text",
+        f'model.rope.scaling is "{rope.scaling}": texts of every length have the rotary angles of {length:,} tokens here '
+        "(longer ones their own with --extrapolate), where transformers has those of the length of each text",
     )
 
 

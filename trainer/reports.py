@@ -36,6 +36,7 @@ class Reports:
         self.files = {kind: folder / f"{kind}.jsonl" for kind in ("metrics", "validation", "extrapolation")}
         for file in self.files.values():
             forget_after(file, start_step)
+        forget_files_after(folder / "extrapolation", start_step)
         m = config.metrics
         self.tensorboard = (
             SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1) if m.enable_tensorboard else None
@@ -135,3 +136,13 @@ def forget_after(file: Path, step: int) -> None:
         except (ValueError, TypeError, KeyError):
             break
     Folder(file.parent).write_atomically(file.name, "".join(kept))
+
+
+def forget_files_after(folder: Path, step: int) -> None:
+    """Likewise of a folder of files named `step-<N>` with any suffix."""
+    if step == 0 and folder.exists():
+        Folder(folder.parent).set_aside(folder.name)
+    for file in folder.glob("step-*"):
+        number = file.stem.removeprefix("step-")
+        if number.isdecimal() and int(number) > step:
+            file.unlink()

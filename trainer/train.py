@@ -151,7 +151,7 @@ class Trainer:
         if not self.config.eval.extrapolation.enable:
             return None
         opened = LongEvaluation(self.config, self.world, self.tokenizer, self.decoder_config, self.progress.step)
-        self.messages += opened.messages
+        self.messages += opened.plan.messages
         return opened
 
     def extrapolate(self) -> None:

@@ -1,6 +1,7 @@
 """`[eval.extrapolation]` in training: every `freq` steps and after the last one, on all ranks, from the weights as they are."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,13 +14,24 @@ from ..models.decoder import Decoder
 from .config import JobConfig
 from .context import whole_rows
 from .distributed import World
-from .extrapolation import evaluate, plan, read_sources, report, trained_as
+from .extrapolation import Plan, Result, evaluate, plan, read_sources, report, trained_as
 from .inference import BATCH_TOKENS
 from .long_rows import Runner
 from .parallelize import DTYPES
 from .saving import Saver
 
-FOLDER = "extrapolation"
+FOLDER = "extrapolation"  # of the run's; `reports` forgets what an abandoned run left there
+
+
+def plan_of(config: JobConfig, tokenizer: Tokenizer, decoder: DecoderConfig) -> Plan:
+    """What `[eval.extrapolation]` of a job asks, its messages beginning with the length that the model knows.
+
+    Raises:
+        ConfigError, ModelError, DataConfigError, DataError: it cannot be measured.
+    """
+    trained, said = trained_as(decoder, config.training.seq_len, "training.seq_len")
+    asked = plan(config.eval.extrapolation, trained, tokenizer, partial(read_sources, config, tokenizer))
+    return asked._replace(messages=[f"extrapolation: {said}", *asked.messages])
 
 
 class Interrupted(Exception):
@@ -37,7 +49,7 @@ class LongEvaluation:
         done: step of the last evaluation, which is that of a checkpoint to resume from.
 
     Attributes:
-        messages: what a person should know of it, a line each.
+        plan: what is asked.
 
     Raises:
         ConfigError, ModelError, DataConfigError, DataError: what is asked for cannot be measured.
@@ -46,10 +58,7 @@ class LongEvaluation:
     def __init__(self, config: JobConfig, world: World, tokenizer: Tokenizer, decoder: DecoderConfig, done: int) -> None:
         """Find what is wrong before the first step."""
         self.config, self.world, self.tokenizer, self.done = config, world, tokenizer, done
-        self.table = config.eval.extrapolation
-        trained, said = trained_as(decoder, config.training.seq_len, "training.seq_len")
-        self.plan = plan(self.table, trained, tokenizer, partial(read_sources, config, tokenizer))
-        self.messages = [f"extrapolation: {said}", *self.plan.messages]
+        self.table, self.plan = config.eval.extrapolation, plan_of(config, tokenizer, decoder)
 
     def is_due(self, step: int) -> bool:
         """Whether to evaluate after `step`."""
@@ -92,12 +101,19 @@ class LongEvaluation:
         except Interrupted:
             return None
         if self.world.is_first:
-            from .extrapolation_report import draw  # matplotlib takes 0.3 s to import
-
-            folder = Path(self.config.job.dump_folder) / FOLDER
-            folder.mkdir(exist_ok=True)
-            found = report(results, self.table, self.plan)
-            (folder / f"step-{step}.json").write_text(json.dumps({"step": step, **found}, indent=1) + "\n")
-            draw(results, self.plan.trained.length, self.table.score_last, folder / f"step-{step}.png")
+            self.keep(step, results)
         curves = {name: value for result in results for name, value in result.curves().items()}
         return {"step": step, **curves, "seconds": time.perf_counter() - started}
+
+    def keep(self, step: int, results: list[Result]) -> None:
+        """Write table and picture into the run's folder; where that fails, say so: a full disk is no reason to stop."""
+        from .extrapolation_report import draw  # matplotlib takes 0.3 s to import
+
+        folder = Path(self.config.job.dump_folder) / FOLDER
+        found = {"step": step, **report(results, self.table, self.plan)}
+        try:
+            folder.mkdir(exist_ok=True)
+            (folder / f"step-{step}.json").write_text(json.dumps(found, indent=1) + "\n")
+            draw(results, self.plan.trained.length, self.table.score_last, folder / f"step-{step}.png")
+        except OSError as error:
+            print(f"warning: step {step} is not whole in {folder}: {error}", file=sys.stderr, flush=True)

@@ -270,8 +270,8 @@ def test_a_decoder_is_asked_otherwise_in_place_and_back() -> None:
     model.extrapolate(LLAMA.rope, LLAMA.attention, 0)
     assert torch.equal(logits(), plain)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    with pytest.raises(ModelError, match=r"model\.attention\.group is 4, too little for 64 tokens"):
-        model.extrapolate(config.rope, config.attention, 64)
+    with pytest.raises(ModelError, match=r"model\.attention\.group is 4, too little for 300 tokens"):
+        model.extrapolate(config.rope, config.attention, 300)
 
 
 def _logits_of(config: DecoderConfig, batch: object) -> Tensor:

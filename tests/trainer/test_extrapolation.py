@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 from cistron.models.config import DecoderConfig, ModelError
 from cistron.models.masks import DocumentMask
 from cistron.models.position_config import AttentionConfig, RopeConfig, check_length
+from cistron.tools import check
 from cistron.trainer.config import ConfigError, load_config
 from cistron.trainer.continuation import ROUGE, continue_greedily
 from cistron.trainer.continuation import measure as compare
 from cistron.trainer.distributed import join
 from cistron.trainer.eval_tables import Continuation, Extrapolation, Passkey
-from cistron.trainer.extrapolation import LongDocuments, Plan, by_position, evaluate
+from cistron.trainer.extrapolation import LongDocuments, Plan, by_position, evaluate, trained_as
 from cistron.trainer.extrapolation_methods import METHODS, STRETCHED, Trained, choose, settings, way
 from cistron.trainer.inference import make_mask
 from cistron.trainer.long_rows import Runner
 from cistron.trainer.passkey import PROSE, SEQUENCES, prompts, retrieved
+from cistron.trainer.reports import forget_files_after
 from cistron.trainer.signals import StopRequest
 from cistron.trainer.train import Trainer
 
@@ -176,6 +179,7 @@ def test_a_table_of_training_that_depends_on_the_length_is_resolved_anew_beyond_
     dynamic = replace(CAUSAL, rope=RopeConfig(scaling="dynamic_ntk", factor=2.0, original_seq_len=32))
     known = Trained(dynamic, 32, 64)
     assert [way(method, known, length).length for length in (32, 64, 128)] == [64, 64, 128]
+    assert [settings(way("trained", known, length), known) for length in (64, 128)] == ["", "length=128"]
     model = ready(dynamic, BYTE).model
     tables = []
     for length in (32, 64, 128):
@@ -197,7 +201,28 @@ def test_a_table_of_training_that_depends_on_the_length_is_resolved_anew_beyond_
     ],
 )
 def test_settings_tell_all_that_a_method_reads(method: str, told: str) -> None:
-    assert settings(way(method, Trained(CAUSAL, 256, 256), 1024), CAUSAL) == told
+    known = Trained(CAUSAL, 256, 256)
+    assert settings(way(method, known, 1024), known) == told
+
+
+def test_a_model_that_a_scaling_has_led_on_is_judged_from_there() -> None:
+    yarn = replace(CAUSAL, rope=RopeConfig(scaling="yarn", factor=4.0, original_seq_len=64))
+    known, said = trained_as(yarn, 256, "training.seq_len")
+    assert (known.length, said) == (256, "trained length 256 (training.seq_len; with yarn scaling, from 64)")
+    rope, attention, _ = way("rerope", known, 1024)
+    assert (rope, attention.map_window) == (yarn.rope, 128)
+    assert settings(way("self_extend", known, 1024), known) == "position_map=self_extend map_window=128 group=8"
+    assert trained_as(replace(CAUSAL, rope=RopeConfig(original_seq_len=64)), 32, "")[0].length == 64
+    assert trained_as(CAUSAL, 32, "training.seq_len") == (Trained(CAUSAL, 32, 32), "trained length 32 (training.seq_len)")
+
+
+@pytest.mark.parametrize("trained", [202, 256, 1018])
+def test_groups_are_the_least_that_reach_whatever_the_window_divides_by(trained: int) -> None:
+    for times, least in ((2, 8), (4, 8), (8, 16)):
+        found = way("self_extend", Trained(CAUSAL, trained, trained), times * trained).attention
+        assert found.map_window is not None
+        assert found.group <= least
+        assert trained // 2 - found.group < found.map_window <= trained // 2
 
 
 def test_what_is_named_twice_is_measured_once() -> None:
@@ -353,6 +378,39 @@ def test_an_executor_that_the_job_names_is_used_where_it_can(executor: str, meth
     asked.model.extrapolate(*way(method, KNOWN, 64))
     assert make_mask(BYTE, asked.model.config, asked.device, asked.dtype, executor).executor == used
     assert make_mask(BYTE, CAUSAL, asked.device, asked.dtype).executor == "varlen"
+
+
+def test_a_picture_that_cannot_be_written_is_no_reason_to_stop(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    job = ["--job.dump_folder", str(tmp_path / "run"), "--eval.extrapolation.methods", '["trained"]', "--training.steps", "1"]
+    config, _ = load_config(["--config", str(straight), *job])
+    trainer = Trainer(config, join(config), StopRequest())
+    (tmp_path / "run" / "extrapolation").touch()
+    assert trainer.extrapolation is not None
+    record = trainer.extrapolation.run(1, trainer.model, lambda: False, trainer.saver)
+    trainer.close()
+    assert record is not None
+    assert "warning: step 1 is not whole in" in capsys.readouterr().err
+
+
+def test_what_an_abandoned_run_left_of_later_steps_is_forgotten(straight: Path, tmp_path: Path) -> None:
+    shutil.copytree(straight.parent / "run" / "extrapolation", tmp_path / "extrapolation")
+    forget_files_after(tmp_path / "extrapolation", 2)
+    assert {path.name for path in (tmp_path / "extrapolation").iterdir()} == {"step-2.json", "step-2.png"}
+    forget_files_after(tmp_path / "extrapolation", 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["extrapolation.aside"]
+
+
+def test_check_refuses_what_training_would_and_tells_what_qualifies(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check.main(["--config", str(straight)])
+    said = capsys.readouterr().out
+    assert "of 8 documents there are 6 of at least 64 tokens" in said
+    assert "warning: rerope: model.attention is not that of its training" in said
+    with pytest.raises(SystemExit):
+        check.main(["--config", str(straight), "--eval.extrapolation.methods", '["yran"]'])
+    assert "'yran' is no method" in capsys.readouterr().err
 
 
 MEASURES = ("loss", "last_loss", "passkey")
