@@ -120,13 +120,18 @@ def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[st
     trained = stated.get(ORIGINAL) or rope.get(ORIGINAL)
     if trained is not None:
         trained = number(ORIGINAL, trained)
+    plain = RopeConfig(**found, original_seq_len=None if trained is None else int(trained))
     if kind == "default":
-        return RopeConfig(**found, original_seq_len=None if trained is None else int(trained))
+        return plain
 
     longest, factor = number("max_position_embeddings", max_positions), rope.get("factor")
     if factor is None and kind in ("yarn", "longrope") and trained:
         factor = longest / trained
     found |= {"scaling": _SCALINGS[kind], "factor": number(f"{key}: factor", factor)}
+    if factor == 1 and (kind in ("linear", "llama3") or (kind == "yarn" and rope.get("attention_factor") in (None, 1))):
+        return plain  # angles divided by 1 are what transformers has then too
+    if factor == found["factor"] <= 1:
+        complaints.append(f"{key}: factor is {factor} with rope_type {kind!r}; supported: above 1")
     if kind == "dynamic":
         trained = longest  # whatever else is stated, see `_compute_dynamic_ntk_parameters` of transformers
     if trained is None:

@@ -164,11 +164,12 @@ def document_dense_mask(
     seen = q_ids[:, None, :, None] == k_ids[:, None, None, :]
     if not causal:
         return seen
-    distance = q[:, None, :, None] - k[:, None, None, :]
-    seen &= distance >= reach.least
+    # between two bounds per key: distances of all pairs, q - k, would take 8 times the memory of the mask
+    seen &= q[:, None, :, None] >= (k + reach.least)[:, None, None, :]
     if reach.below is not None:
-        k_positions = _positions(_rising(sequence_ids)).take_along_dim(k, 1)[:, None, None, :]
-        seen &= (distance < reach.below) | (k_positions < reach.sinks)
+        k_positions = _positions(_rising(sequence_ids)).take_along_dim(k, 1)
+        ends = torch.where(k_positions < reach.sinks, sequence_ids.shape[1], k + reach.below)
+        seen &= q[:, None, :, None] < ends[:, None, None, :]
     return seen
 
 

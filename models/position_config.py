@@ -25,6 +25,8 @@ READ_BY = {
 }
 # options of `AttentionConfig` that some masks or position maps alone read
 USED_BY = {"sinks": ("lambda", "distance_cap"), "leak": ("leaky_rerope",), "group": ("self_extend",)}
+# scalings of whole use beyond `original_seq_len`; the others are as trained up to there, or a property of the model
+EXTENSIONS = ("linear", "ntk", "ntk_mixed", "ntk_by_parts", "yarn")
 SLACK = 1 + 1e-9  # a product of decimals that just fit is off by 1e-16 of itself
 
 
@@ -121,7 +123,10 @@ class RopeConfig:
                 f'model.rope.original_seq_len is not set, and scaling "{self.scaling}" needs it: tokens of the rows in training'
             )
         if head_dim == 2 and self.scaling in ("ntk", "dynamic_ntk"):
-            wrong.append(f'model.head_dim is 2: scaling "{self.scaling}" raises theta to the power of d/(d - 2)')
+            wrong.append(
+                f'model.head_dim is 2, and scaling "{self.scaling}" raises theta to the power of d/(d - 2): '
+                'set scaling = "linear", or a larger head_dim'
+            )
         if self.scaling in ("ntk_by_parts", "yarn"):
             if self.ramp not in RAMPS:
                 wrong.append(f"model.rope.ramp is {self.ramp!r}, it must be one of {', '.join(RAMPS)}")
@@ -239,11 +244,18 @@ class AttentionConfig:
 PLAIN = AttentionConfig()
 
 
-def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int) -> list[str]:
+def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int, learned: bool = False) -> list[str]:
     """What is wrong with training on rows of `seq_len` tokens, a line each.
 
     Beyond `factor` times the trained length a scaling leaves angles that nobody chose. That of `llama3` is no such ratio: Llama
-    3.1 has factor 8 and rows of 16 times 8192 tokens. Nor is that of `dynamic_ntk`, whose angles follow the length.
+    3.1 has factor 8 and rows of 16 times 8192 tokens. Nor is that of `dynamic_ntk`, whose angles follow the length. Up to the
+    trained length the other scalings squeeze what needs no room, unless it is what the weights know.
+
+    Args:
+        rope: the rotary embedding.
+        attention: the window or position map.
+        seq_len: tokens of the rows.
+        learned: whether training begins from weights that may have been trained with this scaling.
     """
     wrong = check_length(rope, attention, seq_len)
     for key, width, owner in (("window", attention.window, "mask"), ("map_window", attention.map_window, "position_map")):
@@ -264,6 +276,12 @@ def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int) -
                 f"{setting}, which changes nothing in rows of training.seq_len = {seq_len} tokens: it begins beyond "
                 f"model.rope.original_seq_len = {trained}; raise seq_len, or {otherwise}"
             )
+    if rope.scaling in EXTENSIONS and seq_len <= trained and not learned:
+        wrong.append(
+            f'model.rope.scaling is "{rope.scaling}", which makes room beyond model.rope.original_seq_len = {trained}, and '
+            f'training.seq_len is {seq_len}: raise seq_len, set scaling = "none", or name weights that were trained with this '
+            "scaling in checkpoint.initial_load_path"
+        )
     if rope.scaling not in ("none", "dynamic_ntk", "llama3") and seq_len > rope.factor * trained * SLACK:
         wrong.append(
             f"model.rope.factor is {rope.factor:g}, made for {rope.factor:g} x original_seq_len = {rope.factor * trained:g} "

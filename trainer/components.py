@@ -61,7 +61,8 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     if config.has_head:
         overrides |= {"head_outputs": len(config.head.classes) or 1, "pool": config.head.pool}
     decoder = replace(preset, **overrides)
-    if complaints := check_training(decoder.rope, decoder.attention, config.training.seq_len):
+    begun = bool(config.checkpoint.initial_load_path)  # what its scaling was is known when it is opened
+    if complaints := check_training(decoder.rope, decoder.attention, config.training.seq_len, learned=begun):
         raise ModelError("; ".join(complaints))
     return decoder
 

@@ -9,10 +9,10 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import tomli_w
-from pydantic import ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -234,6 +234,17 @@ class OverrideParser(argparse.ArgumentParser):
             message = "; ".join(f"unknown option {word}{nearest(word.split('=')[0], known)}" for word in unknown)
         raise ConfigError(f"command line: {message}")
 
+    def tables_as_words(self, options: argparse.Namespace) -> str:
+        """What is wrong where a table was given a word: pydantic-settings names the section alone. Else nothing."""
+        wrong = []
+        for key, value in vars(options).items():
+            is_table = any(option.startswith(f"--{key}.") for option in self._option_string_actions)
+            if is_table and isinstance(value, str) and not value.lstrip().startswith("{"):
+                taking = keys_that_take(key.split("."), value)
+                what = f"--{key}.{taking[0]} {value}" if len(taking) == 1 else ", ".join(f"--{key}.{name}" for name in taking)
+                wrong.append(f"--{key} {value}: it is a table, whose keys are options of their own: {what}")
+        return "; ".join(wrong)
+
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """`, did you mean …?` for a misspelt name, or the list of names when none is near."""
@@ -262,7 +273,8 @@ def load_config(argv: Sequence[str], prog: str = "cistron train") -> tuple[JobCo
     try:
         overrides = cli(parsed_args=options)()
     except SettingsError as error:
-        raise ConfigError(f"command line: {error}; lists and tables are written as JSON") from None
+        wrong = parser.tables_as_words(options) or f"{error}; lists and tables are written as JSON"
+        raise ConfigError(f"command line: {wrong}") from None
     files = extends_chain(Path(options.config)) if options.config else []
     toml = TomlConfigSettingsSource(JobConfig, toml_file=files or None, deep_merge=True)
     merged = deep_merge(toml() if files else {}, overrides)
@@ -303,23 +315,39 @@ def describe(problem: Any) -> str:
     *parents, name = problem["loc"]
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key{nearest(str(name), list(fields_at(parents)))}"
+        return f"{key}: unknown key{nearest(str(name), list(table_at(parents).model_fields))}"
     if problem["type"] == "missing":
         return f"{key}: missing, and it has no default"
     hint = ""
     if problem["type"] == "model_type":
-        return f"{key} = {problem['input']!r}: it is a table; write [{key}] and what it is to say"
+        taking = keys_that_take(problem["loc"], problem["input"])
+        what = f'{taking[0]} = "{problem["input"]}"' if len(taking) == 1 else f"and its keys: {', '.join(taking)}"
+        return f"{key} = {problem['input']!r}: it is a table; write [{key}] {what}"
     if problem["type"] == "list_type":
         hint = f": write [[{key}]]" if isinstance(problem["input"], dict) else f": write [{problem['input']!r}]"
     return f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}"
 
 
-def fields_at(path: Sequence[str | int]) -> Sequence[str]:
-    """Names of the keys that the table at `path` knows."""
+def keys_that_take(path: Sequence[str | int], value: Any) -> list[str]:
+    """The key of the table at `path` that has the word `value` among its choices; all keys where none or several have."""
+    fields = table_at(path).model_fields
+    taking = [name for name, field in fields.items() if isinstance(value, str) and value in choices(field.annotation)]
+    return taking if len(taking) == 1 else list(fields)
+
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of a `Literal`, also of one that may be left out."""
+    parts = (annotation, *get_args(annotation))
+    return tuple(value for part in parts if get_origin(part) is Literal for value in get_args(part))
+
+
+def table_at(path: Sequence[str | int]) -> type[BaseModel]:
+    """The table at `path`, of which numbers are places in a list."""
     table: Any = JobConfig
     for part in path:
         if isinstance(part, str):
             table = table.model_fields[part].annotation
         if getattr(table, "__args__", None):
             table = table.__args__[0]
-    return list(table.model_fields)
+    found: type[BaseModel] = table
+    return found

@@ -9,7 +9,8 @@ from typing import Any
 import tomli_w
 
 from ..models.config import HEAD_KEYS, AttentionConfig, DecoderConfig, RopeConfig
-from ..models.position_config import READ_BY
+from ..models.position_config import READ_BY, ModelError, check_training
+from ..models.rope import rope_table
 from .checkpoint import Found, ask, differences, find, good
 from .config import JobConfig
 from .distributed import World
@@ -24,6 +25,8 @@ BELONGS_TO = {
     "attention.sinks": ("mask", "position_map"),
     **{f"attention.{key}": ("position_map",) for key in ("map_window", "leak", "group")},
 }
+
+FROM_WEIGHTS = "to go on from its weights alone, name it in checkpoint.initial_load_path of a new job.dump_folder"
 
 
 def origin(
@@ -40,6 +43,7 @@ def origin(
 
     Raises:
         CheckpointError: it is missing, torn, damaged or of another model.
+        ModelError: a scaling that the weights do not know is of no use for this job's rows.
         ConfigError, ModelError, EosMismatchError: a Hugging Face folder is not what `cistron import` would take.
     """
     started, c = time.perf_counter(), config.checkpoint
@@ -54,7 +58,10 @@ def origin(
     if found is None:
         return None, False, messages
     check_shape(found, shape, config, resuming)
-    if not resuming:
+    if resuming:
+        check_angles(found, config.training.seq_len)
+    else:
+        check_scaling(found, shape, config.training.seq_len)
         messages = [*messages, *check_trained_length(found, shape)]
     if resuming and "guard" not in found.state:
         raise CheckpointError(f"{found.path}: holds weights alone: checkpoint.initial_load_model_only must be true")
@@ -71,10 +78,7 @@ def check_optimizer(found: Found, name: str) -> None:
     """Raise CheckpointError where the checkpoint's optimizer is not `name`: its state would be of no use."""
     saved = found.state.get("config", {}).get("optimizer", {}).get("name")
     if saved != name:
-        raise CheckpointError(
-            f"{found.path}: optimizer.name: checkpoint {saved!r}, this job {name!r}; to go on from its weights alone, "
-            "name it in checkpoint.initial_load_path of a new job.dump_folder"
-        )
+        raise CheckpointError(f"{found.path}: optimizer.name: checkpoint {saved!r}, this job {name!r}; {FROM_WEIGHTS}")
 
 
 def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resuming: bool) -> None:
@@ -93,7 +97,28 @@ def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resum
         rows = [(key, repr(saved.get(key)), repr(ours.get(key))) for key in keys]
         fits = {"model": DecoderConfig.of(found.state["model"]).table()}
         advice = f"\n\nthe table that fits is\n\n{tomli_w.dumps(fits)}" if not found.files else ""
+        if resuming and all(is_chosen(config, key) for key in keys):
+            advice = f"\n  {FROM_WEIGHTS} with checkpoint.initial_load_model_only = true: weights alone may begin with these"
         raise CheckpointError(differences(found, "is of another model", rows) + advice)
+
+
+def check_angles(found: Found, seq_len: int) -> None:
+    """Raise CheckpointError where a run would go on with other rotary angles, since those of its scaling follow its rows."""
+    saved = found.state.get("config", {}).get("training", {}).get("seq_len", seq_len)
+    decoder = DecoderConfig.of(found.state["model"])
+    (then, factor_then), (now, factor_now) = (rope_table(decoder.rope, decoder.head_dim, rows) for rows in (saved, seq_len))
+    if then.equal(now) and factor_then == factor_now:
+        return
+    what = f'has other angles: those of model.rope.scaling "{decoder.rope.scaling}" follow the length of rows'
+    table = differences(found, what, [("training.seq_len", repr(saved), repr(seq_len))])
+    raise CheckpointError(f"{table}\n  set training.seq_len = {saved}; {FROM_WEIGHTS}")
+
+
+def check_scaling(found: Found, shape: dict[str, Any], seq_len: int) -> None:
+    """Raise ModelError where a scaling that the weights do not know begins on rows for which it is of no use."""
+    ours, learned = DecoderConfig.of(shape), DecoderConfig.of(found.state["model"])
+    if complaints := check_training(ours.rope, ours.attention, seq_len, learned=ours.rope == learned.rope):
+        raise ModelError("; ".join(complaints))
 
 
 def flat(shape: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,8 +167,7 @@ def check_fine_tuning(found: Found, config: JobConfig, resuming: bool) -> None:
     saved = found.state.get("config", {}).get("fine_tuning", {})
     rows = fine_tuning_differences(saved, config.fine_tuning)
     if resuming and rows:
-        advice = "to go on from its weights alone, name it in checkpoint.initial_load_path of a new job.dump_folder"
-        raise CheckpointError(f"{differences(found, 'was trained with another [fine_tuning]', rows)}\n  {advice}")
+        raise CheckpointError(f"{differences(found, 'was trained with another [fine_tuning]', rows)}\n  {FROM_WEIGHTS}")
     rows = [row for row in rows if row[0].startswith("fine_tuning.lora.")]
     if rows and saved.get("lora", {}).get("rank"):
         advice = "cistron export merges its adapters into weights, and checkpoint.initial_load_path takes the folder it writes"

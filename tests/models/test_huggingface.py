@@ -116,7 +116,9 @@ def test_everything_that_the_decoder_lacks_is_listed_with_what_was_found() -> No
             {"rope_parameters": {"rope_type": "proportional"}},
             "rope_type is 'proportional'; supported: 'default', 'linear', 'dyn",
         ),
-        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "model.rope.factor is 0.5"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_scaling: factor is 0.5 with rope_type 'linear'; supported"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 1.0}}, "factor is 1.0 with rope_type 'dynamic'; supported: above 1"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1, "attention_factor": 2.0}}, "rope_scaling: factor is 1 with rope_type"),
         (
             {"rope_scaling": {"type": "linear", "factor": 2.0}},
             "max_position_embeddings is 99; supported with rope_type 'linear'",
@@ -207,6 +209,17 @@ def test_published_scalings_are_read() -> None:
     coder = {"type": "linear", "factor": 4.0}
     rope = from_hf(described(LLAMA) | {"rope_scaling": coder, "max_position_embeddings": 16_384}).rope
     assert (rope.scaling, rope.factor, rope.original_seq_len) == ("linear", 4.0, 4096)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3"])
+def test_a_factor_of_1_is_no_scaling_where_transformers_has_the_plain_table(kind: str) -> None:
+    scaling = {"rope_type": kind, "factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    stated = described(LLAMA) | {"rope_scaling": scaling | {"original_max_position_embeddings": 64}}
+    ours, theirs = from_hf(stated), CONFIG_MAPPING["llama"].from_dict(stated)
+    assert ours.rope.scaling == "none"
+    expected, factor = ROPE_INIT_FUNCTIONS[kind](theirs, torch.device("cpu"))
+    assert_close(rope_table(ours.rope, ours.head_dim, 256)[0], expected, rtol=1e-6, atol=0)
+    assert factor == 1
 
 
 def test_the_length_that_dynamic_scaling_begins_beyond_is_the_one_that_transformers_takes() -> None:

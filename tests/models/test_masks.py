@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from cistron.models.config import AttentionConfig, RopeConfig
@@ -12,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Block size 16 shows at 64 tokens what 128 shows at 512.
 BLOCK = 16
@@ -236,6 +239,27 @@ def test_dense_mask_is_the_rule_at_every_pair(ids: Tensor, causal: bool) -> None
         expected = [[a == b and (q >= k or not causal) for k, b in enumerate(values)] for q, a in enumerate(values)]
         assert mask[row, 0].tolist() == expected
     assert mask.any(-1).all(), "a query without any key would make softmax NaN"
+
+
+class _Pairwise(TorchDispatchMode):
+    """Bytes per pair of the widest tensor of all pairs that is computed, for rows of `seq_len` tokens."""
+
+    def __init__(self, seq_len: int) -> None:
+        super().__init__()
+        self.seq_len, self.widest = seq_len, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.numel() >= self.seq_len**2:
+            self.widest = max(self.widest, result.element_size())
+        return result
+
+
+@pytest.mark.parametrize("reach", [EVERYTHING, Reach(below=10), Reach(10), Reach(10, 10, 4)], ids=str)
+def test_a_dense_mask_is_made_of_nothing_wider_than_itself(reach: Reach) -> None:
+    with _Pairwise(64) as pairs:
+        document_dense_mask(torch.zeros(2, 64, dtype=torch.int32), causal=True, reach=reach)
+    assert pairs.widest == 1
 
 
 @settings(max_examples=100)

@@ -215,6 +215,12 @@ def test_the_leak_and_the_group_that_are_advised_work_and_less_does_not(trained:
 def test_the_factor_that_is_advised_works_and_less_does_not(trained: int, seq_len: int) -> None:
     plain = AttentionConfig()
     linear = RopeConfig(scaling="linear", factor=1.0001, original_seq_len=trained)
+    if seq_len <= trained:
+        (said,) = check_training(linear, plain, seq_len)
+        assert "raise seq_len, set scaling" in said
+        assert not check_training(linear, plain, seq_len, learned=True)
+        assert not check_training(replace(linear, scaling="llama3"), plain, seq_len)
+        return
     if said := check_training(linear, plain, seq_len):
         advised = float(said[0].rpartition(" ")[2])
         assert not check_training(replace(linear, factor=advised), plain, seq_len)

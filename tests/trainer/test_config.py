@@ -55,13 +55,28 @@ def test_every_mistake_of_a_file_is_reported_at_once_with_its_key_and_the_neares
         "training.stepz: unknown key, did you mean 'steps'?",
         "training.steps = '7': input should be a valid integer",
         "training.seq_len = 1: input should be greater than or equal to 2",
-        "model.attention = 'sdpa': it is a table; write [model.attention]",
+        "model.attention = 'sdpa': it is a table; write [model.attention] executor = \"sdpa\"",
         "modle: unknown key, did you mean 'model'?",
         "data.sources.0.format = 'texx': input should be 'text', 'jsonl', 'tsv', 'fasta', 'parquet' or 'tokens'",
         "data.sources.0.path: unknown key, did you mean 'paths'?",
         "data.sources.0.paths: missing",
     ):
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("key", "word", "options"),
+    [
+        ("model.attention", "flex", "--model.attention.executor flex"),
+        ("model.rope", "8", "--model.rope.theta, --model.rope.scaling"),
+        ("job", "outputs/a", "--job.dump_folder, --job.description"),
+    ],
+)
+def test_a_word_for_a_table_is_answered_with_the_options_of_its_keys(key: str, word: str, options: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([f"--{key}", word, "--head", '{"pool": "mean"}', "--validation", "x"])
+    assert f"--{key} {word}: it is a table, whose keys are options of their own: {options}" in str(caught.value)
+    assert "--head" not in str(caught.value)
 
 
 def test_every_mistake_in_the_stages_of_a_mixture_is_reported_with_its_key(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ REFUSED = {
     "an unknown ramp": (scaled("yarn", ramp="straight"), ["model.rope.ramp = 'straight'", "'index' or 'paper'"]),
     "odd heads": (("--model.head_dim", "7"), ["model.head_dim is 7", "must be even"]),
     "heads of 2 and ntk": ((*scaled("ntk"), "--model.head_dim", "2"), ["model.head_dim is 2", '"ntk"', "d/(d - 2)"]),
-    "heads of 2 and dynamic_ntk": ((*scaled("dynamic_ntk"), "--model.head_dim", "2"), ["model.head_dim is 2", '"dynamic_ntk"']),
+    "heads of 2 and dynamic_ntk": ((*scaled("dynamic_ntk"), "--model.head_dim", "2"), ["model.head_dim is 2", '"linear"']),
     "theta of 1": (("--model.rope.theta", "1"), ["model.rope.theta is 1.0", "above 1"]),
     "a factor below 1": (scaled("linear", factor="0.5"), ["model.rope.factor is 0.5", "above 1"]),
     "an infinite factor": (scaled("linear", factor="Infinity"), ["model.rope.factor", "finite"]),
@@ -56,6 +56,10 @@ REFUSED = {
     "dynamic where it does nothing": (
         scaled("dynamic_ntk", original_seq_len="64"),
         ['"dynamic_ntk"', "training.seq_len = 64", "original_seq_len = 64", 'or set scaling = "none"'],
+    ),
+    "a scaling of rows that need none": (
+        scaled("yarn", original_seq_len="64"),
+        ['"yarn"', "beyond model.rope.original_seq_len = 64", "training.seq_len is 64: raise seq_len", "initial_load_path"],
     ),
     "rows too short for any pair to turn": (
         scaled("yarn", original_seq_len="4", factor="16", beta_slow="9"),
@@ -131,11 +135,37 @@ def test_a_run_begins_from_shorter_rows_and_says_how_they_were_told(tmp_path: Pa
     assert "weights from" in capsys.readouterr().out
 
     other = ("--job.dump_folder", str(tmp_path / "other"))
+    short_rows = ("--training.seq_len", "16")
+    message = refusal(capsys, config, *begin, *other, *YARN, *short_rows)
+    assert "training.seq_len is 16: raise seq_len" in message, "its weights know no YaRN"
+    message = refusal(capsys, config, *begin, *other, *YARN, "--checkpoint.initial_load_model_only", "false")
+    assert "with checkpoint.initial_load_model_only = true: weights alone may begin with these" in message
+    known = ("--checkpoint.initial_load_path", str(tmp_path / "run" / "checkpoint" / "step-3"))
+    train_here(config, *known, "--job.dump_folder", str(tmp_path / "tuned"), *YARN, *short_rows)
+    assert "weights from" in capsys.readouterr().out
+
     assert "rope.theta | 10000.0" in refusal(capsys, config, *begin, *other, "--model.preset", "llama3_8b", *SHAPE)
     train_here(config, *begin, *other, "--model.rope.theta", "500000", "--model.rope.original_seq_len", "8")
     said = capsys.readouterr().out
     assert "warning: model.rope.original_seq_len is 8" in said
     assert "its own rows had 16 tokens" in said
+
+
+def test_a_resumed_run_keeps_angles_that_follow_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows may change where the table does not: of longrope, not across the trained length."""
+    dynamic, longrope = write_job(tmp_path / "dynamic", steps=1), write_job(tmp_path / "longrope", steps=1)
+    more = ("--training.steps", "2", "--data.on_change", "restart", "--training.seq_len")
+    train_here(dynamic, *scaled("dynamic_ntk"))
+    message = refusal(capsys, dynamic, *scaled("dynamic_ntk"), *more, "128")
+    assert 'those of model.rope.scaling "dynamic_ntk" follow the length of rows' in message
+    assert "training.seq_len | 64         | 128" in message
+    assert "set training.seq_len = 64; to go on from its weights alone" in message
+
+    lists = scaled("longrope", factor="8", short_factor=ONES, long_factor="[2,2,2,2]")
+    train_here(longrope, *lists)
+    assert "training.seq_len | 64         | 16" in refusal(capsys, longrope, *lists, *more, "16")
+    train_here(longrope, *lists, *more, "128")
+    assert "resumed from" in capsys.readouterr().out
 
 
 # what the job leaves to its preset, as "debug" has it
