@@ -29,6 +29,8 @@ USED_BY = {"sinks": ("lambda", "distance_cap"), "leak": ("leaky_rerope",), "grou
 EXTENSIONS = ("linear", "ntk", "ntk_mixed", "ntk_by_parts", "yarn")
 SLACK = 1 + 1e-9  # a product of decimals that just fit is off by 1e-16 of itself
 
+MEANT = ": tokens of the rows that the weights were first trained on"
+
 
 class ModelError(ValueError):
     """A user's mistake in the model's shape or attention; the message names the `model.*` key."""
@@ -119,9 +121,7 @@ class RopeConfig:
                 'scaling = "none" changes nothing'
             )
         if self.original_seq_len is None:
-            wrong.append(
-                f'model.rope.original_seq_len is not set, and scaling "{self.scaling}" needs it: tokens of the rows in training'
-            )
+            wrong.append(f'model.rope.original_seq_len is not set, and scaling "{self.scaling}" needs it{MEANT}')
         if head_dim == 2 and self.scaling in ("ntk", "dynamic_ntk"):
             wrong.append(
                 f'model.head_dim is 2, and scaling "{self.scaling}" raises theta to the power of d/(d - 2): '
@@ -210,14 +210,15 @@ class AttentionConfig:
                 f'model.attention.window is {self.window} with mask "full": set mask = "sliding" or "lambda", or leave it out'
             )
         if self.mask != "full" and (self.window is None or self.window < 1):
-            wrong.append(f'model.attention.window is {self.window}, mask "{self.mask}" needs at least 1')
+            found = "not set" if self.window is None else self.window
+            wrong.append(f'model.attention.window is {found}, mask "{self.mask}" needs at least 1')
         sinks = self.mask == "lambda" or self.position_map == "distance_cap"
         width = self.window if self.mask == "lambda" else self.map_window
         if sinks and width is not None and not 0 <= self.sinks < width:
             wrong.append(f"model.attention.sinks is {self.sinks}, it must be at least 0 and below the window of {width}")
         trained = rope.original_seq_len
         if self.logn and trained is None:
-            wrong.append("model.rope.original_seq_len is not set, and model.attention.logn needs it")
+            wrong.append(f"model.rope.original_seq_len is not set, and model.attention.logn needs it{MEANT}")
         if self.position_map == "none":
             if self.map_window is not None:
                 wrong.append(
@@ -227,11 +228,12 @@ class AttentionConfig:
         if self.mask != "full":
             wrong.append(f'model.attention.mask is "{self.mask}" with position_map "{self.position_map}": one or the other')
         if trained is None:
-            wrong.append(f'model.rope.original_seq_len is not set, and position_map "{self.position_map}" needs it')
+            wrong.append(f'model.rope.original_seq_len is not set, and position_map "{self.position_map}" needs it{MEANT}')
         covered = rope.covered
         if self.map_window is None or self.map_window < 1 or (covered is not None and self.map_window >= covered):
             limit = f" and below model.rope.original_seq_len{' x factor' * (rope.factor > 1)} = {covered}" if covered else ""
-            wrong.append(f"model.attention.map_window is {self.map_window}, it must be at least 1{limit}")
+            found = "not set" if self.map_window is None else self.map_window
+            wrong.append(f"model.attention.map_window is {found}, it must be at least 1{limit}")
         elif self.position_map == "self_extend" and self.group >= 2 and self.map_window % self.group:
             wrong.append(f"model.attention.map_window is {self.map_window}, it must be a multiple of group = {self.group}")
         if self.position_map == "self_extend" and self.group < 2:

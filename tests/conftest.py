@@ -3,3 +3,4 @@
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of compilers imports torch once more, 3 s, in every process

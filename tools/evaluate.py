@@ -1,8 +1,8 @@
 """`cistron evaluate CHECKPOINT --score x.fasta`: how likely a model finds each sequence, one line per sequence.
 
 A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods, in nats. CHECKPOINT is a Cistron checkpoint of
-any layout, or a Hugging Face folder. With --extrapolate in place of --score: documents longer than those of training, see
-`extrapolate.py` (`cistron evaluate --extrapolate --help`).
+any layout, or a Hugging Face folder. With --extrapolate in place of --score: documents longer than those of training
+(`cistron evaluate --extrapolate --help`).
 """
 
 import argparse

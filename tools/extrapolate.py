@@ -32,6 +32,7 @@ from ..trainer.long_rows import Runner
 from .model_input import add_input_arguments, add_model_arguments, open_as_asked, positive
 
 LINE_SECONDS = 10.0
+OUTPUT = Path("outputs/extrapolation")
 OPTIONS = {  # of the command line, by the keys of the table
     "lengths": ("lengths",),
     "methods": ("methods",),
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--continuation-samples", type=int, metavar="N", help="documents that are continued; 0: none")
     parser.add_argument("--continuation-tokens", type=positive, metavar="N", help="of each")
     parser.add_argument("--continuation-metrics", nargs="+", metavar="METRIC", help="BLEU, ROUGE")
-    parser.add_argument("--output", type=Path, default=Path("extrapolation"), help="folder of results (default: extrapolation)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder of results (default: {OUTPUT})")
     add_model_arguments(parser)
     options = parser.parse_args(argv)
     run_command(lambda: run(options))
@@ -154,7 +155,7 @@ def progress(total: int, console: Console) -> Iterator[Callable[[int], None]]:
         if now - told >= LINE_SECONDS:
             told = now
             left = (now - start) * (total / done - 1)
-            print(f"extrapolate: {done / total:.1%}, at most {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"extrapolate: {done / total:.1%}, about {left:.0f} s left", file=sys.stderr, flush=True)
 
     yield tick
 

@@ -6,6 +6,7 @@ from the answer: every mistake at once, and the nearest valid name for a misspel
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -319,6 +320,9 @@ def describe(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing, and it has no default"
     hint = ""
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        close = difflib.get_close_matches(problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"]), n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
     if problem["type"] == "model_type":
         taking = keys_that_take(problem["loc"], problem["input"])
         what = f'{taking[0]} = "{problem["input"]}"' if len(taking) == 1 else f"and its keys: {', '.join(taking)}"

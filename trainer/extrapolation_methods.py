@@ -117,7 +117,7 @@ def windowed(method: str, rope: RopeConfig, trained: int, length: int) -> Attent
 
 
 def choose(named: Sequence[str], trained: Trained, lengths: Sequence[int]) -> tuple[list[str], list[str]]:
-    """Methods to compare, and what is left out and why, a line each.
+    """Methods to compare, and what is left out and why, a line for each reason.
 
     Args:
         named: by the user; empty: all that the model allows at all lengths.
@@ -131,7 +131,8 @@ def choose(named: Sequence[str], trained: Trained, lengths: Sequence[int]) -> tu
     for method in named:
         if method not in METHODS:
             raise ConfigError(f"eval.extrapolation.methods: {method!r} is no method{nearest(method, METHODS)}")
-    chosen, left_out = [], []
+    chosen: list[str] = []
+    left_out: dict[str, list[str]] = {}
     for method in named or METHODS:
         try:
             for length in lengths:
@@ -139,10 +140,10 @@ def choose(named: Sequence[str], trained: Trained, lengths: Sequence[int]) -> tu
         except ModelError as error:
             if named:
                 raise
-            left_out.append(f"left out {method}: {str(error).removeprefix(f'method {method}: ')}")
+            left_out.setdefault(str(error).removeprefix(f"method {method}: "), []).append(method)
         else:
             chosen.append(method)
-    return chosen, left_out
+    return chosen, [f"left out {', '.join(methods)}: {reason}" for reason, methods in left_out.items()]
 
 
 def settings(found: Way, trained: Trained) -> str:

@@ -33,7 +33,7 @@ def make_tables(results: Sequence[Result], trained: int, score_last: int) -> lis
         table = Table(title=title, title_justify="left")
         table.add_column("method")
         for length in lengths:
-            table.add_column(f"{length:,} ({length / trained:g}x)", justify="right")
+            table.add_column(f"{length:,} ({length / trained:.3g}x)", justify="right")
         for method in methods_of(results):
             values = [found[method, length].curves()[f"{method}/{measure}/{length}"] for length in lengths]
             table.add_row(method, *(f"{value:.3f}" for value in values))

@@ -48,7 +48,7 @@ def test_every_mistake_of_a_file_is_reported_at_once_with_its_key_and_the_neares
     message = mistakes(
         tmp_path,
         '[training]\nstepz = 3\nsteps = "7"\nseq_len = 1\n[modle]\nx = 1\n[model]\nattention = "sdpa"\n'
-        '[[data.sources]]\nname = "a"\nformat = "texx"\npath = "q"\n',
+        '[[data.sources]]\nname = "a"\nformat = "jsonll"\npath = "q"\n',
     )
     assert "8 mistake(s)" in message
     for part in (
@@ -57,7 +57,7 @@ def test_every_mistake_of_a_file_is_reported_at_once_with_its_key_and_the_neares
         "training.seq_len = 1: input should be greater than or equal to 2",
         "model.attention = 'sdpa': it is a table; write [model.attention] executor = \"sdpa\"",
         "modle: unknown key, did you mean 'model'?",
-        "data.sources.0.format = 'texx': input should be 'text', 'jsonl', 'tsv', 'fasta', 'parquet' or 'tokens'",
+        "data.sources.0.format = 'jsonll': input should be 'text', 'jsonl', 'tsv', 'fasta', 'parquet' or 'tokens', did you",
         "data.sources.0.path: unknown key, did you mean 'paths'?",
         "data.sources.0.paths: missing",
     ):

@@ -152,7 +152,7 @@ BAD_SETTINGS = {
         ("--model.attention.mask", "sliding", "--model.attention.window", "0"),
         ['model.attention.window is 0, mask "sliding" needs at least 1'],
     ),
-    "a mask without a window": (("--model.attention.mask", "sliding"), ["window is None", "needs at least 1"]),
+    "a mask without a window": (("--model.attention.mask", "sliding"), ["window is not set", "needs at least 1"]),
     "more sinks than the window": (
         ("--model.attention.mask", "lambda", "--model.attention.window", "4"),
         ["model.attention.sinks is 4", "below the window of 4"],

@@ -112,7 +112,7 @@ def test_a_killed_worker_ends_training_with_a_message_and_a_restart_resumes_bit_
     assert "Traceback" not in output
     assert max(column(metrics(config), "loss")) < 150
 
-    train_here(config)
+    train_here(config, "--checkpoint.interval", "1000")
     assert column(metrics(config), "loss") == column(metrics(config, "undisturbed"), "loss")
     assert column(metrics(config), "sources") == column(metrics(config, "undisturbed"), "sources")
 
