@@ -5,8 +5,8 @@
 
 A document draws n symbols and two permutations of them, P and Q; after x comes P(x) with probability 0.8, else Q(x). Nothing
 but the document tells P: the more of it is seen, the more pairs are known, and with all of them the loss is 0.50 nats. So far
-context is worth something at every position. In every fourth training document a key of five digits follows an `@`, and comes
-once more behind a second `@` at the end.
+context is worth something at every position. In three of ten training documents a key of five digits follows an `@`,
+and comes once more behind a second `@` at the end. A document with its eos fills a row of training.
 
 The rows of training grow: 64, 128, then 256 tokens, and with them the number of symbols. Without that, no head that looks for
 earlier occurrences appears within a thousand steps; with it, and Muon, one does between steps 550 and 750. Checkpoints stay in
@@ -28,12 +28,11 @@ from cistron.trainer.train import run
 
 TRAINED = 256
 ROWS = (64, 128, TRAINED)
-STEPS = (900, 600, 1200)
+STEPS = (900, 500, 800)
 TOKENS_PER_STEP = (2048, 4096, 4096)
 SYMBOLS = 128  # ids 128 to 255
 KNOWN = (16, 32, 128)  # symbols that a document of a full row has at most
-PASSKEYS = 0.25
-SHORTER = 0.1  # of documents: enough to be packed with others; longer ones teach the longest distances
+PASSKEYS = 0.3
 DOCUMENTS = 64  # to evaluate on
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BEGIN, END = "<!-- begin: benchmarks/extrapolation.py -->\n", "<!-- end: benchmarks/extrapolation.py -->\n"
@@ -64,7 +63,7 @@ mixed_precision_param = "float32"
 [optimizer]
 name = "Muon"
 lr = 2e-2
-weight_decay = 0.01
+weight_decay = 0.1
 [lr_scheduler]
 warmup_steps = 30
 decay_ratio = {decay}
@@ -103,37 +102,35 @@ def chains(draw: np.random.Generator, documents: int, length: int, least: int, m
 
 
 def hide_key(draw: np.random.Generator, document: np.ndarray) -> np.ndarray:
-    """The document with a key at its beginning, its end or a quarter between, and once more at its end; as long as before."""
+    """The document with a key anywhere, and once more at its end; as long as before.
+
+    One in twelve stands at the very beginning, one in twelve right before the end: no distance is worth learning by heart.
+    """
     key = np.frombuffer(b"@", dtype=np.uint8).tolist() + draw.choice(np.frombuffer(b"0123456789", np.uint8), size=5).tolist()
     rest = document[: len(document) - 2 * len(key)]
-    at = round(draw.integers(5) / 4 * len(rest))
+    at = round(np.clip(draw.uniform(-0.1, 1.1), 0, 1) * len(rest))
     return np.concatenate([np.insert(rest, at, key), key]).astype(np.uint8)
 
 
-def write_data(folder: Path, seed: int, tokens: int, rows: int, symbols: tuple[int, int], *, whole: bool) -> None:
-    """Token shards of documents that are a row long with their eos; unless `whole`, some are shorter and some have keys."""
+def write_data(folder: Path, seed: int, tokens: int, rows: int, symbols: tuple[int, int], *, plain: bool) -> None:
+    """Token shards of documents that are a row long with their eos; unless `plain`, some have keys."""
     if folder.exists():
         return
     draw = np.random.default_rng(seed)
     writer = ShardWriter(folder, "part", ByteTokenizer(), id_dtype(511))
-    documents, lengths = [], []
-    for text in chains(draw, tokens // rows, rows - 1, *symbols):
-        cut = rows - 1 if whole or draw.random() >= SHORTER else int(draw.integers(rows // 4, rows))
-        kept = text[:cut]
-        if not whole and draw.random() < PASSKEYS:
-            kept = hide_key(draw, kept)
-        documents.append(np.append(kept, ByteTokenizer().eos_id))
-        lengths.append(len(kept) + 1)
-    writer.write(np.concatenate(documents), np.cumsum(lengths), None)
+    texts = chains(draw, tokens // rows, rows - 1, *symbols)
+    kept = [text if plain or draw.random() >= PASSKEYS else hide_key(draw, text) for text in texts]
+    ids = np.pad(np.stack(kept), ((0, 0), (0, 1)), constant_values=ByteTokenizer().eos_id)
+    writer.write(ids.ravel(), np.arange(1, len(ids) + 1) * rows, None)
     writer.finish([])
 
 
 def train(folder: Path, steps: tuple[int, ...]) -> Path:
     """Three jobs, each from the last one's weights; returns the folder of the last one's checkpoints."""
     start, checkpoints = "", folder
-    write_data(folder / "data" / "long", 1, DOCUMENTS * (8 * TRAINED + 1), 8 * TRAINED + 1, (SYMBOLS, SYMBOLS), whole=True)
+    write_data(folder / "data" / "long", 1, DOCUMENTS * (8 * TRAINED + 1), 8 * TRAINED + 1, (SYMBOLS, SYMBOLS), plain=True)
     for number, (rows, count, tokens, known) in enumerate(zip(ROWS, steps, TOKENS_PER_STEP, KNOWN, strict=True)):
-        write_data(folder / "data" / f"rows-{rows}", 2 + number, count * tokens, rows, (4, known), whole=False)
+        write_data(folder / "data" / f"rows-{rows}", 2 + number, count * tokens, rows, (4, known), plain=False)
         job = folder / f"rows-{rows}.toml"
         decay = 0.5 if rows == TRAINED else 0.0
         places = {"folder": folder.resolve(), "rows": rows, "trained": TRAINED, "batch": tokens // rows}
@@ -163,7 +160,7 @@ def claims(results: list[dict[str, Any]]) -> list[tuple[str, bool, str]]:
             last["linear", 2] > last["trained", 1] + 1,
             said([last["trained", 1], last["linear", 2]]),
         ),
-        ("sliding is flat, to 0.1 nats", max(sliding) - min(sliding) < 0.1, said(sliding)),
+        ("sliding is flat from 2x on, to 0.1 nats", max(sliding[1:]) - min(sliding[1:]) < 0.1, said(sliding)),
         ("sliding is 1 nat worse than rerope at 8x", sliding[-1] > rerope[-1] + 1, said([sliding[-1], rerope[-1]])),
         ("rerope falls with every length", rerope == sorted(set(rerope), reverse=True), said(rerope)),
         ("pass keys at 4x: rerope finds all", keys["rerope", 4] == 1, f"{keys['rerope', 4]:.2f}"),

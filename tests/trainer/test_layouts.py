@@ -72,7 +72,7 @@ CASES = [
     Case(shard=2, more=SELECTIVE_AC + COMPILED + NEVER),
     Case(replicate=2, causal=False, more=FULL_AC),
     Case(cp=2),
-    Case(cp=2, causal=False, more=FULL_AC),
+    Case(cp=2, causal=False, more=FULL_AC + COMPILED),
     Case(tp=2, causal=False, more=BUDGET + COMPILED),
     Case(replicate=2, shard=2, more=SELECTIVE_AC),
     Case(replicate=2, cp=2, causal=False, more=ALWAYS),
@@ -80,9 +80,8 @@ CASES = [
     Case(shard=2, cp=2, more=FULL_AC + NEVER),
     Case(shard=2, tp=2, causal=False),
     Case(cp=4),
-    Case(cp=4, causal=False, more=SELECTIVE_AC),
     SAVED,
-    Case(cp=2, tp=2, causal=False, more=SELECTIVE_AC + COMPILED),
+    Case(cp=2, tp=2, causal=False, more=SELECTIVE_AC),
 ]
 PADDED_CASES = [Case(more=PADDED), Case(cp=2, more=PADDED)]
 WEIGHTED_CASES = [Case(more=WEIGHTED), Case(cp=2, more=WEIGHTED), Case(shard=2, tp=2, more=WEIGHTED)]
