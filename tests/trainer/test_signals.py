@@ -178,7 +178,7 @@ def test_torchrun_survives_three_kills_by_itself(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "3"]
     with (tmp_path / "log").open("w") as log:
         torchrun = subprocess.Popen(
-            [*launcher, "-m", "cistron.trainer.train", "--config", str(job)],
+            [*launcher, "-m", "cistron.trainer.train", "--config", str(job), "--checkpoint.interval", "2"],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=subprocess.STDOUT,
