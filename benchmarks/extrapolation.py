@@ -5,12 +5,12 @@
 
 A document draws n symbols and two permutations of them, P and Q; after x comes P(x) with probability 0.8, else Q(x). Nothing
 but the document tells P: the more of it is seen, the more pairs are known, and with all of them the loss is 0.50 nats. So far
-context is worth something at every position. In three of ten training documents a key of five digits follows an `@`,
+context is worth something at every position. In every fourth training document a key of five digits follows an `@`,
 and comes once more behind a second `@` at the end. A document with its eos fills a row of training.
 
 The rows of training grow: 64, 128, then 256 tokens, and with them the number of symbols. Without that, no head that looks for
-earlier occurrences appears within a thousand steps; with it, and Muon, one does between steps 550 and 750. Checkpoints stay in
-the folder; what is trained already is not trained again.
+earlier occurrences appears within 1,500 steps (the loss stays at 4.8 nats); with it one does between steps 600 and 1,300, by
+Muon; by AdamW at 3e-3 within 1,300. Checkpoints stay in the folder; what is trained already is not trained again.
 """
 
 import argparse
@@ -32,7 +32,7 @@ STEPS = (900, 500, 800)
 TOKENS_PER_STEP = (2048, 4096, 4096)
 SYMBOLS = 128  # ids 128 to 255
 KNOWN = (16, 32, 128)  # symbols that a document of a full row has at most
-PASSKEYS = 0.3
+PASSKEYS = 0.25
 DOCUMENTS = 64  # to evaluate on
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BEGIN, END = "<!-- begin: benchmarks/extrapolation.py -->\n", "<!-- end: benchmarks/extrapolation.py -->\n"
@@ -63,7 +63,7 @@ mixed_precision_param = "float32"
 [optimizer]
 name = "Muon"
 lr = 2e-2
-weight_decay = 0.1
+weight_decay = 0.01
 [lr_scheduler]
 warmup_steps = 30
 decay_ratio = {decay}

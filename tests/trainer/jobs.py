@@ -191,6 +191,13 @@ def brief_sample() -> AbstractContextManager[Any]:
     return patch("cistron.trainer.train.sample", lambda *args, **options: sample(*args, **{**options, "max_new_tokens": 4}))
 
 
+def graphs_alone() -> AbstractContextManager[Any]:
+    """What is compiled is traced, differentiated and run as it is: machine code takes 10 s of a core for each graph."""
+    from torch._dynamo.backends.debugging import aot_eager
+
+    return patch("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, **_: aot_eager(graph, inputs))
+
+
 def wait_for_step(config: Path, step: int, goes_on: Callable[[], bool]) -> None:
     """Block until the run has logged `step`."""
     file = config.parent / "run" / "metrics.jsonl"

@@ -28,7 +28,7 @@ from cistron.trainer.train import Trainer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from .jobs import column, metrics, refusal, train_here, write_job
+from .jobs import column, graphs_alone, metrics, refusal, train_here, write_job
 
 STEPS = 4
 TIED = ["--model.qk_norm", "true", "--model.tie_embeddings", "true"]
@@ -113,7 +113,8 @@ def run_cases(config_path: str, cases: list[tuple[Any, ...]]) -> None:
         assert names(trainer.model, trainer.optimizer.state.__contains__) == trained
         # just before gradients are cleared: every trained parameter has one, and no frozen one
         seen: list[list[str]] = []
-        with patch.object(trainer.optimizer, "zero_grad", Mock(side_effect=partial(look_at_gradients, trainer, seen))):
+        looked = Mock(side_effect=partial(look_at_gradients, trainer, seen))
+        with patch.object(trainer.optimizer, "zero_grad", looked), graphs_alone():
             trainer.train()
         assert seen == [trained] * STEPS
         trainer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from cistron.trainer.signals import StopRequest
 from cistron.trainer.train import Trainer
 from torch.distributed import distributed_c10d
 
-from .jobs import brief_sample, column, metrics, train_here, write_job
+from .jobs import brief_sample, column, graphs_alone, metrics, train_here, write_job
 
 
 class Case(NamedTuple):
@@ -101,7 +102,7 @@ def run_cases(config_path: str, cases: list[tuple[Any, ...]]) -> None:
         config, _ = load_config(["--config", config_path, "--job.dump_folder", str(folder), *case.overrides])
         trainer = Trainer(config, join(config), StopRequest())
         trainer.mask = replace(trainer.mask, causal=case.causal)  # next tokens that may be looked up: easy, but a loss
-        with brief_sample():
+        with brief_sample(), graphs_alone() if case.cp > 1 or REROPE in case.more else nullcontext():
             trainer.train()
         trainer.close()
         torch.compiler.reset()
