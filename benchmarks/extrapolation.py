@@ -5,8 +5,9 @@
 
 A document draws n symbols and two permutations of them, P and Q; after x comes P(x) with probability 0.8, else Q(x). Nothing
 but the document tells P: the more of it is seen, the more pairs are known, and with all of them the loss is 0.50 nats. So far
-context is worth something at every position. In every fourth training document a key of five digits follows an `@`,
-and comes once more behind a second `@` at the end. A document with its eos fills a row of training.
+context is worth something at every position. In every fourth training document a key of five digits follows an `@`, and comes
+once more behind a second `@` at the end. A document fills a row of training and its eos comes alone: one that always stood at
+position 255 would be expected from there on (RESULTS.md).
 
 The rows of training grow: 64, 128, then 256 tokens, and with them the number of symbols. Without that, no head that looks for
 earlier occurrences appears within 1,500 steps (the loss stays at 4.8 nats); with it one does between steps 600 and 1,300, by
@@ -15,6 +16,7 @@ Muon; by AdamW at 3e-3 within 1,300. Checkpoints stay in the folder; what is tra
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -113,22 +115,22 @@ def hide_key(draw: np.random.Generator, document: np.ndarray) -> np.ndarray:
 
 
 def write_data(folder: Path, seed: int, tokens: int, rows: int, symbols: tuple[int, int], *, plain: bool) -> None:
-    """Token shards of documents that are a row long with their eos; unless `plain`, some have keys."""
+    """Token shards of documents that are a row long without their eos; unless `plain`, some have keys."""
     if folder.exists():
         return
     draw = np.random.default_rng(seed)
     writer = ShardWriter(folder, "part", ByteTokenizer(), id_dtype(511))
-    texts = chains(draw, tokens // rows, rows - 1, *symbols)
+    texts = chains(draw, tokens // rows, rows, *symbols)
     kept = [text if plain or draw.random() >= PASSKEYS else hide_key(draw, text) for text in texts]
     ids = np.pad(np.stack(kept), ((0, 0), (0, 1)), constant_values=ByteTokenizer().eos_id)
-    writer.write(ids.ravel(), np.arange(1, len(ids) + 1) * rows, None)
+    writer.write(ids.ravel(), np.arange(1, len(ids) + 1) * (rows + 1), None)
     writer.finish([])
 
 
 def train(folder: Path, steps: tuple[int, ...]) -> Path:
     """Three jobs, each from the last one's weights; returns the folder of the last one's checkpoints."""
     start, checkpoints = "", folder
-    write_data(folder / "data" / "long", 1, DOCUMENTS * (8 * TRAINED + 1), 8 * TRAINED + 1, (SYMBOLS, SYMBOLS), plain=True)
+    write_data(folder / "data" / "long", 1, DOCUMENTS * 8 * TRAINED, 8 * TRAINED, (SYMBOLS, SYMBOLS), plain=True)
     for number, (rows, count, tokens, known) in enumerate(zip(ROWS, steps, TOKENS_PER_STEP, KNOWN, strict=True)):
         write_data(folder / "data" / f"rows-{rows}", 2 + number, count * tokens, rows, (4, known), plain=False)
         job = folder / f"rows-{rows}.toml"
@@ -193,9 +195,10 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="write table and figure into docs/length_extrapolation.md")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # training in small matrices gains nothing from more
     checkpoints = train(options.folder, tuple(options.steps))
     output = options.folder / "evaluation"
+    torch.set_num_threads(os.cpu_count() or 1)
     asked = ["--documents", str(options.documents), "--passkey-samples", str(options.passkey_samples)]
     evaluate.main([str(checkpoints), "--extrapolate", "--output", str(output), *asked])
     results = json.loads((output / "extrapolation.json").read_text())["results"]
