@@ -1,6 +1,6 @@
 """Train short, test long, on a CPU: a small decoder is trained on 256 tokens and judged on up to 2,048 by every method.
 
-    python benchmarks/extrapolation.py --folder outputs/extrapolation            # 8 minutes of training on one core, 5 of evaluation
+    python benchmarks/extrapolation.py --folder outputs/extrapolation            # 8 minutes of training, 5 of evaluation
     python benchmarks/extrapolation.py --folder outputs/extrapolation --docs     # evaluates again, writes into docs/
 
 A document draws n symbols and two permutations of them, P and Q; after x comes P(x) with probability 0.8, else Q(x). Nothing
