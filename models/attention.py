@@ -160,19 +160,19 @@ def has_flash_attention_3(device: torch.device) -> bool:
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    gqa = q.shape[1] != k.shape[1]
-    # Uncompiled, flex materialises all scores: right on the CPU as a reference, out of memory on a GPU.
-    if q.is_cuda and not torch.compiler.is_compiling():
-        compiled: Tensor = _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=gqa)
-        return compiled
-    return flex_attention(q, k, v, block_mask=mask, enable_gqa=gqa)
+    out: Tensor = _flex_kernel(q)(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    return out
 
 
 def _flex_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Tensor]:
     gqa = q.shape[1] != k.shape[1]
-    flex = _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else cast(Callable[..., Any], flex_attention)
-    out, aux = flex(q, k, v, block_mask=mask, enable_gqa=gqa, return_aux=AuxRequest(lse=True))
+    out, aux = _flex_kernel(q)(q, k, v, block_mask=mask, enable_gqa=gqa, return_aux=AuxRequest(lse=True))
     return out, aux.lse
+
+
+def _flex_kernel(q: Tensor) -> Callable[..., Any]:
+    # Uncompiled, flex materialises all scores: right on the CPU as a reference, out of memory on a GPU.
+    return _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else cast(Callable[..., Any], flex_attention)
 
 
 @cache

@@ -6,11 +6,13 @@ the masks.
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal, TypeAlias, get_args
 
-SCALINGS = ("none", "linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts", "yarn", "llama3", "longrope")
-RAMPS = ("index", "paper")
-MASKS = ("full", "sliding", "lambda")
-POSITION_MAPS = ("none", "rerope", "leaky_rerope", "self_extend", "distance_cap")
+Scaling: TypeAlias = Literal["none", "linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts", "yarn", "llama3", "longrope"]
+Ramp: TypeAlias = Literal["index", "paper"]
+MaskName: TypeAlias = Literal["full", "sliding", "lambda"]
+PositionMap: TypeAlias = Literal["none", "rerope", "leaky_rerope", "self_extend", "distance_cap"]
+SCALINGS, RAMPS, MASKS, POSITION_MAPS = map(get_args, (Scaling, Ramp, MaskName, PositionMap))
 
 # options of `RopeConfig` that some scalings alone read
 READ_BY = {

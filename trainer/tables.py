@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..models.position_config import MaskName, PositionMap, Ramp, Scaling
+
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Degree = Annotated[int, Field(ge=1)]
@@ -40,9 +42,7 @@ class Rope(Table):
 
     theta: float | None = None
     """Base of the rotary frequencies; unset: the preset's."""
-    scaling: (
-        Literal["none", "linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts", "yarn", "llama3", "longrope"] | None
-    ) = None
+    scaling: Scaling | None = None
     """How angles change for documents longer than in training (docs/length_extrapolation.md); unset: the preset's, none."""
     factor: float | None = None
     """Times original_seq_len that the scaling is made for."""
@@ -52,7 +52,7 @@ class Rope(Table):
     """ntk_by_parts, yarn: pairs that turn more often than this within original_seq_len keep their angle; unset: 32."""
     beta_slow: float | None = None
     """ntk_by_parts, yarn: pairs that turn less often have it divided by factor; unset: 1."""
-    ramp: Literal["index", "paper"] | None = None
+    ramp: Ramp | None = None
     """ntk_by_parts, yarn: between the two by the pair's index, as released code does (unset), or by turns, as the paper."""
     low_freq_factor: float | None = None
     """llama3: as beta_slow; unset: 1."""
@@ -71,13 +71,13 @@ class Attention(Table):
 
     executor: Literal["auto", "flex", "varlen", "sdpa"] = "auto"
     """Kernel of the document mask; auto: the fastest that can train here; the run says which, and why."""
-    mask: Literal["full", "sliding", "lambda"] | None = None
+    mask: MaskName | None = None
     """full (unset). sliding: the last `window` tokens. lambda: these and the first `sinks` of the document."""
     window: int | None = None
     """sliding, lambda: tokens that one sees, itself included."""
     sinks: int | None = None
     """lambda, distance_cap: first tokens of a document that all later ones see; unset: 4."""
-    position_map: Literal["none", "rerope", "leaky_rerope", "self_extend", "distance_cap"] | None = None
+    position_map: PositionMap | None = None
     """Distances of far pairs, which take a second pass of attention; unset: none."""
     map_window: int | None = None
     """position_map: distance from which on pairs are far; below model.rope.original_seq_len."""
