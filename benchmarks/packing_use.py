@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from cistron.datasets.blocks import Address
-from cistron.datasets.files import Storage
-from cistron.datasets.packing import Packer, best_fit
-from cistron.datasets.shard_writer import ShardWriter
-from cistron.datasets.sources import SourceConfig, find_source
-from cistron.datasets.tokenizers import ByteTokenizer
+from cistron.datasets.files.storage import Storage
+from cistron.datasets.lanes.blocks import Address
+from cistron.datasets.loading.sources import SourceConfig, find_source
+from cistron.datasets.rows.packing import Packer, best_fit
+from cistron.datasets.shards.writer import ShardWriter
+from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from corpora import contig_lengths, protein_lengths, text_lengths
 
 BUFFER = 1000  # documents that nanochat chooses from

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from cistron.datasets.errors import DataEnd
-from cistron.datasets.loader import DataConfig, Loader, SourceConfig
-from cistron.datasets.shard_writer import ShardWriter
-from cistron.datasets.tokenizers import ByteTokenizer
+from cistron.datasets.loading.loader import DataConfig, Loader
+from cistron.datasets.loading.sources import SourceConfig
+from cistron.datasets.shards.writer import ShardWriter
+from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from corpora import Lengths, protein_lengths
 
 BATCH, SEQ_LEN, DIGITS = 8, 2048, 7

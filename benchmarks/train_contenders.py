@@ -13,9 +13,9 @@ from turns import Rows, Turns
 
 def cistron(turns: Turns) -> None:
     """The whole of `cistron train`, reading the corpus itself: a step is from one fetch to the next, one included."""
-    from cistron.trainer.config import load_config
-    from cistron.trainer.distributed import join
-    from cistron.trainer.signals import StopRequest
+    from cistron.trainer.config.load import load_config
+    from cistron.trainer.processes.join import join
+    from cistron.trainer.processes.signals import StopRequest
     from cistron.trainer.train import Trainer
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -39,10 +39,10 @@ def cistron(turns: Turns) -> None:
 
 def bare_loop(turns: Turns) -> None:
     """What a tutorial would write around the same decoder: no FSDP, no counters, no checks; autocast for bfloat16."""
-    from cistron.models.attention import choose_executor
+    from cistron.models.attention.kernels import choose_executor
+    from cistron.models.attention.masks import DocumentMask
     from cistron.models.config import DecoderConfig
     from cistron.models.decoder import Decoder
-    from cistron.models.masks import DocumentMask
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     job, device = turns.job, turns.device

@@ -37,8 +37,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .complement import reverse_complement
-from .order import uniform
+from .nucleotides import reverse_complement
+from .randomness import uniform
 
 VERSION = 1  # of the files that a seed gives
 SIZE = 2_000_000
@@ -47,7 +47,6 @@ TRAIN, VALID = 6000, 1000
 WINDOW = 200
 LINE = 80
 MADE_AT = 1_700_000_000  # files made again, on whatever machine, are not taken for changed ones
-
 BASES = np.frombuffer(b"TCAG", dtype=np.uint8)
 # The standard genetic code (NCBI translation table 1), its codons in the order TTT, TTC, TTA, TTG, TCT, ...
 AMINO_ACIDS = "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"
@@ -59,7 +58,6 @@ INTACT = 0.85  # chance of a letter of a box
 DORMANT = 0.5
 GC = 0.40
 UP = 20
-
 CONTIG, REPEAT, PROMOTER = range(3)  # what random bits are for
 
 

@@ -3,9 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .position_config import AttentionConfig, ModelError, RopeConfig
-
-__all__ = ["PRESETS", "AttentionConfig", "DecoderConfig", "ModelError", "RopeConfig"]
+from .positions.config import AttentionConfig, ModelError, RopeConfig
 
 POOLS = ("mean", "last")
 HEAD_KEYS = ("head_outputs", "pool")  # of `DecoderConfig`: what `[head]` chooses, not `[model]`
@@ -122,90 +120,3 @@ class DecoderConfig:
         looked_up = self.vocab_size * self.dim if self.output_parameters() else 0
         multiplying = self.parameter_count() - looked_up
         return 6 * multiplying + 12 * self.n_layers * self.n_heads * self.head_dim * seq_len
-
-
-def _llama3(dim: int, n_layers: int, n_heads: int, head_dim: int, hidden_dim: int, tied: bool = False) -> DecoderConfig:
-    return DecoderConfig(
-        vocab_size=128_256,
-        dim=dim,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=8,
-        head_dim=head_dim,
-        hidden_dim=hidden_dim,
-        norm_eps=1e-5,
-        qk_norm=False,
-        tie_embeddings=tied,
-        rope=RopeConfig(theta=500_000.0),
-    )
-
-
-def _qwen3(dim: int, n_layers: int, n_heads: int, hidden_dim: int, tied: bool) -> DecoderConfig:
-    return DecoderConfig(
-        vocab_size=151_936,
-        dim=dim,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=8,
-        head_dim=128,
-        hidden_dim=hidden_dim,
-        norm_eps=1e-6,
-        qk_norm=True,
-        tie_embeddings=tied,
-        rope=RopeConfig(theta=1_000_000.0),
-    )
-
-
-def _protein(dim: int, n_layers: int, hidden_dim: int) -> DecoderConfig:
-    """Depth and width of an ESM-2 (Lin et al. 2023), heads of 64; its two matrices of 4 dim are SwiGLU's three of 8/3 dim."""
-    return DecoderConfig(
-        vocab_size=33,
-        dim=dim,
-        n_layers=n_layers,
-        n_heads=dim // 64,
-        n_kv_heads=dim // 64,
-        head_dim=64,
-        hidden_dim=hidden_dim,
-        norm_eps=1e-5,
-        qk_norm=False,
-        tie_embeddings=False,
-        rope=RopeConfig(),
-    )
-
-
-PRESETS: dict[str, DecoderConfig] = {
-    # 1.1M parameters over the byte vocabulary: grouped queries, and heads that split over 2 tensor-parallel ranks.
-    "debug": DecoderConfig(
-        vocab_size=512,
-        dim=128,
-        n_layers=4,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=32,
-        hidden_dim=512,
-        norm_eps=1e-5,
-        qk_norm=False,
-        tie_embeddings=False,
-        rope=RopeConfig(),
-    ),
-    "llama3_1b": _llama3(2048, n_layers=16, n_heads=32, head_dim=64, hidden_dim=8192, tied=True),
-    "llama3_8b": _llama3(4096, n_layers=32, n_heads=32, head_dim=128, hidden_dim=14_336),
-    "llama3_70b": _llama3(8192, n_layers=80, n_heads=64, head_dim=128, hidden_dim=28_672),
-    "llama_7b": DecoderConfig(
-        vocab_size=32_000,
-        dim=4096,
-        n_layers=32,
-        n_heads=32,
-        n_kv_heads=32,
-        head_dim=128,
-        hidden_dim=11_008,
-        norm_eps=1e-5,
-        qk_norm=False,
-        tie_embeddings=False,
-        rope=RopeConfig(),
-    ),
-    "protein_650m": _protein(1280, n_layers=33, hidden_dim=3584),
-    "protein_3b": _protein(2560, n_layers=36, hidden_dim=6912),
-    "qwen3_0.6b": _qwen3(1024, n_layers=28, n_heads=16, hidden_dim=3072, tied=True),
-    "qwen3_8b": _qwen3(4096, n_layers=36, n_heads=32, hidden_dim=12_288, tied=False),
-}

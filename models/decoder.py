@@ -15,14 +15,14 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend_in_regions
+from .attention.kernels import attend_in_regions
+from .attention.masks import AttentionMask
 from .config import DecoderConfig
 from .head import Head, document_losses
 from .loss import linear_cross_entropy
-from .masks import AttentionMask
-from .position_config import AttentionConfig, ModelError, RopeConfig, check_length
-from .position_maps import Rotations, rotations
-from .rope import rope_table, rotate
+from .positions.config import AttentionConfig, ModelError, RopeConfig, check_length
+from .positions.maps import Rotations, rotations
+from .positions.rope import rope_table, rotate
 
 
 class Decoder(nn.Module):

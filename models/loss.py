@@ -34,7 +34,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 IGNORE = -100  # label of a position without a target
-
 # Logits of a chunk, by where they are. On CUDA 0.5 GB in bfloat16: 2,093 tokens at a vocabulary of 128,256. A chunk reads and
 # writes the float32 gradient of the weight once, 8 bytes per element against 6 · tokens FLOPs, so at 4.8 TB/s and 700 TFLOP/s
 # fewer tokens would add more than 9 % to the head. On a CPU 32 MB in float32: from 32 to 512 tokens a chunk the

@@ -11,24 +11,25 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..datasets.loader import Batch
+from ..datasets.loading.batch import Batch
+from ..models.attention.masks import DocumentMask, Executor
 from ..models.config import DecoderConfig
-from ..models.masks import DocumentMask, Executor
-from ..models.position_maps import keys_seen
-from ..trainer.components import attention_of, make_mask, verify
-from ..trainer.config import JobConfig, load_config
-from ..trainer.context import block_size
-from ..trainer.contract import table
-from ..trainer.data import open_feed
-from ..trainer.distributed import Layout
-from ..trainer.failures import run_command
-from ..trainer.flops import frozen_flops, row_flops
-from ..trainer.memory import HOW, checkpoint_bytes, estimate
-from ..trainer.parallelize import global_batch_size
-from ..trainer.sizes import sizes_of
-from ..trainer.train_extrapolation import plan_of
-from .corpus import report_sources
-from .targets import report_targets
+from ..models.positions.maps import keys_seen
+from ..trainer.build.contract import table
+from ..trainer.build.parts import attention_of, make_mask
+from ..trainer.config.job import JobConfig
+from ..trainer.config.load import load_config
+from ..trainer.estimates.flops import frozen_flops, row_flops
+from ..trainer.estimates.memory import HOW, checkpoint_bytes, estimate
+from ..trainer.estimates.sizes import sizes_of
+from ..trainer.extrapolation.in_training import plan_of
+from ..trainer.parallel.context_parallel import block_size
+from ..trainer.processes.exit import run_command
+from ..trainer.processes.layout import Layout, global_batch_size
+from ..trainer.start.data import open_feed
+from ..trainer.start.verify import verify
+from .support.corpus import report_sources
+from .support.targets import report_targets
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
 

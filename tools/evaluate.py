@@ -15,17 +15,17 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
-from ..datasets.complement import CODES, NUCLEOTIDES, reverse_complement
-from ..datasets.prepare import Event
-from ..datasets.sequences import NamedSequence, SequenceFiles
-from ..trainer.config import ConfigError
-from ..trainer.failures import run_command
-from ..trainer.inference import opening_tokens, read_documents
-from ..trainer.scoring import Score, score
-from . import extrapolate
-from .embedding_files import writing
-from .model_input import add_input_arguments, add_model_arguments, open_as_asked
-from .progress import make_monitor
+from ..datasets.nucleotides import CODES, NUCLEOTIDES, reverse_complement
+from ..datasets.prepare.run import Event
+from ..datasets.readers.sequences import NamedSequence, SequenceFiles
+from ..trainer.errors import ConfigError
+from ..trainer.inference.documents import opening_tokens, read_documents
+from ..trainer.inference.likelihood import Score, score
+from ..trainer.processes.exit import run_command
+from .extrapolate import main as extrapolate_main
+from .support.embedding_files import writing
+from .support.model_input import add_input_arguments, add_model_arguments, open_as_asked
+from .support.progress import make_monitor
 
 ROWS = 4096  # of a parquet file that are held
 
@@ -54,7 +54,7 @@ Writer: TypeAlias = Callable[[Result], Any]
 def main(argv: Sequence[str]) -> None:
     """Parse, load, score, write."""
     if "--extrapolate" in argv:
-        extrapolate.main(argv)
+        extrapolate_main(argv)
         return
     parser = argparse.ArgumentParser(prog="cistron evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")

@@ -4,11 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..datasets.tokenizers import TokenizeError
-from ..trainer.config import ConfigError
-from ..trainer.failures import run_command
-from ..trainer.inference import open_model, refuse_encoder, refuse_head
-from ..trainer.sampling import sample
+from ..datasets.tokenizers.protocol import TokenizeError
+from ..trainer.errors import ConfigError
+from ..trainer.inference.open import open_model, refuse_encoder, refuse_head
+from ..trainer.inference.sampling import sample
+from ..trainer.processes.exit import run_command
 
 
 def main(argv: Sequence[str]) -> None:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..trainer.failures import run_command
-from ..trainer.hf_import import import_folder
+from ..trainer.huggingface.import_ import import_folder
+from ..trainer.processes.exit import run_command
 
 
 def main(argv: Sequence[str]) -> None:

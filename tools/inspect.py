@@ -11,17 +11,19 @@ from rich.console import Console
 from rich.text import Text
 from torch.nn.attention.flex_attention import BlockMask
 
-from ..datasets.loader import Batch
-from ..datasets.tokenizers import Tokenizer
-from ..models.masks import DocumentMask, document_block_mask
-from ..models.position_maps import reaches
-from ..trainer.components import make_mask, verify
-from ..trainer.config import ConfigError, load_config
-from ..trainer.data import open_feed
-from ..trainer.distributed import Layout
-from ..trainer.failures import run_command
-from ..trainer.parallelize import global_batch_size
-from .corpus import report_sources
+from ..datasets.loading.batch import Batch
+from ..datasets.tokenizers.protocol import Tokenizer
+from ..models.attention.block_mask import document_block_mask
+from ..models.attention.masks import DocumentMask
+from ..models.positions.maps import reaches
+from ..trainer.build.parts import make_mask
+from ..trainer.config.load import load_config
+from ..trainer.errors import ConfigError
+from ..trainer.processes.exit import run_command
+from ..trainer.processes.layout import Layout, global_batch_size
+from ..trainer.start.data import open_feed
+from ..trainer.start.verify import verify
+from .support.corpus import report_sources
 
 STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of consecutive documents
 EMPTY, PARTIAL, FULL = 0, 1, 2

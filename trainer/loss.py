@@ -1,9 +1,9 @@
-"""The loss: summed over targets, to be divided by the targets of the whole optimizer step."""
+"""Part of trainer."""
 
 import torch
 
+from ..models.attention.masks import AttentionMask
 from ..models.decoder import Decoder
-from ..models.masks import AttentionMask
 
 
 def summed_loss(

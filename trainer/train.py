@@ -17,37 +17,45 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from .. import __version__
 from ..datasets.errors import DataEnd, DataOrderError
-from ..datasets.loader import Batch, left_out, merge_states
+from ..datasets.loading.batch import Batch
+from ..datasets.loading.state import left_out, merge_states
 from ..models.init import init_weights
-from . import checkpoint
-from .compilation import compile_for_all_widths
-from .components import attention_of, make_mask, make_model, verify
-from .config import ConfigError, JobConfig, load_config
-from .context import spread_rows, whole_rows
-from .contract import check_rows, other_roles
-from .data import Feed, open_feed
-from .distributed import World, join, limit_collectives
-from .failures import USER_ERRORS, run_command
-from .fine_tuning import lacking
-from .guard import StepGuard, gradient_norm, over_ranks
-from .hf_export import export_step
+from .build.contract import check_rows, other_roles
+from .build.fine_tuning import lacking
+from .build.parts import attention_of, make_mask, make_model
+from .checkpoints.dcp import CheckpointReader
+from .checkpoints.find import NEWEST as checkpoint_NEWEST
+from .checkpoints.folder import Folder
+from .checkpoints.format import STATE as checkpoint_STATE
+from .checkpoints.format import Progress
+from .checkpoints.load import load as checkpoint_load
+from .checkpoints.saver import Saver, remember_going_back, set_aside_after
+from .config.job import JobConfig
+from .config.load import load_config
+from .config.tables import DTYPES
+from .errors import USER_ERRORS, CheckpointError, ConfigError
+from .estimates.sizes import sizes_of
+from .extrapolation.in_training import LongEvaluation
+from .huggingface.export import export_step
+from .inference.sampling import opening, sample
 from .loss import summed_loss
-from .metrics import MetricsLog, Outcome
-from .optimizer import build_optimizer, learning_rate, set_learning_rate
-from .origin import origin
-from .parallelize import DTYPES, global_batch_size, parallelize
-from .peers import lost_peers_named
+from .metrics.log import MetricsLog, Outcome
+from .metrics.profiling import profiling
+from .metrics.totals import StepTotals
+from .optim.build import build_optimizer, learning_rate, set_learning_rate
+from .optim.step_guard import StepGuard, gradient_norm, over_ranks
+from .parallel.compile import compile_for_all_widths
+from .parallel.context_parallel import spread_rows, whole_rows
+from .parallel.parallelize import parallelize
 from .prefetch import Prefetcher, pinned
-from .profiling import profiling
-from .retention import remember_going_back, set_aside_after
-from .sampling import opening, sample
-from .saving import Saver
-from .signals import StopRequest
-from .sizes import sizes_of
-from .storage import CheckpointError, Folder
-from .tensor_plans import CheckpointReader
-from .totals import Progress, StepTotals
-from .train_extrapolation import LongEvaluation
+from .processes.exit import lost_peers_named, run_command
+from .processes.join import join, limit_collectives
+from .processes.layout import global_batch_size
+from .processes.signals import StopRequest
+from .processes.world import World
+from .start.data import Feed, open_feed
+from .start.origin import origin
+from .start.verify import verify
 from .validation import Validation
 
 
@@ -290,7 +298,7 @@ class Trainer:
             self.decoder_config.vocab_size,
             batch_size=self.micro_batch_size,
             buckets=self.micro_batches if self.config.data.length_buckets else 1,
-            contract={"where": f"{origin.path}/{checkpoint.STATE}", **origin.state["contract"]} if origin else None,
+            contract={"where": f"{origin.path}/{checkpoint_STATE}", **origin.state["contract"]} if origin else None,
             interrupted=self.stop,
             dp_rank=world.dp_rank,
             dp_degree=world.layout.data_parallel,
@@ -315,7 +323,7 @@ class Trainer:
             self.world.beside(lambda: readers.append(found.reader()))
             fresh = lacking(self.model, readers[0].index)
             init_weights(self.model, self.config.training.seed, only=fresh)
-            checkpoint.load(found, readers[0], self.model, self.optimizer if self.resuming else None, fresh)
+            checkpoint_load(found, readers[0], self.model, self.optimizer if self.resuming else None, fresh)
 
     def open_folder(self, history: int) -> MetricsLog:
         """Make the run's folder and open its reports, last of all: a job that is refused changes nothing on disk.
@@ -333,7 +341,7 @@ class Trainer:
                     self.messages += [f"set aside {path}: this run goes on from an earlier step" for path in aside]
                     remember_going_back(self.checkpoints, self.config.checkpoint)
                     if not history:
-                        Folder(self.folder).delete(checkpoint.NEWEST)
+                        Folder(self.folder).delete(checkpoint_NEWEST)
             return MetricsLog(self.folder, self.config, self.world, history, self.decoder_config)
         except OSError as e:
             reason = f"{e.strerror}: {e.filename}"

@@ -14,19 +14,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..datasets.finite import FinitePass
-from ..datasets.loader import Batch
-from ..datasets.token_bytes import token_bytes
-from ..datasets.tokenizers import Tokenizer
+from ..datasets.loading.batch import Batch
+from ..datasets.loading.single_pass import FinitePass
+from ..datasets.tokenizers.protocol import Tokenizer
+from ..datasets.tokenizers.token_bytes import token_bytes
 from ..models.decoder import Decoder
 from ..models.head import document_losses
-from .config import JobConfig
-from .distributed import World
-from .failures import USER_ERRORS, NonFiniteError
-from .parallelize import global_batch_size
-from .saving import Saver
-from .scores import score
-from .totals import shares
+from .checkpoints.saver import Saver
+from .config.job import JobConfig
+from .errors import USER_ERRORS, NonFiniteError
+from .metrics.label_scores import score
+from .metrics.totals import shares
+from .processes.layout import global_batch_size
+from .processes.world import World
 
 
 class Validation:

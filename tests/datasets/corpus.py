@@ -17,12 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from cistron.datasets import transport
-from cistron.datasets.loader import Batch, DataConfig, Loader, SourceConfig
-from cistron.datasets.objectives import PackedRow
-from cistron.datasets.shard_writer import ShardWriter
-from cistron.datasets.tokenizers import ByteTokenizer, Encoded, build_tokenizer
-from cistron.datasets.transport import Message, RowStream
+from cistron.datasets.loading import transport
+from cistron.datasets.loading.batch import Batch
+from cistron.datasets.loading.loader import DataConfig, Loader
+from cistron.datasets.loading.sources import SourceConfig
+from cistron.datasets.loading.transport import Message, RowStream
+from cistron.datasets.rows.objectives import PackedRow
+from cistron.datasets.shards.writer import ShardWriter
+from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.tokenizers.bytes import ByteTokenizer
+from cistron.datasets.tokenizers.protocol import Encoded
 
 
 def words(count: int, seed: int = 0) -> list[str]:

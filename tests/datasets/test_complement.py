@@ -8,18 +8,20 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from cistron.datasets import blocks
-from cistron.datasets.blocks import Address
-from cistron.datasets.complement import Strands, reverse_complement
-from cistron.datasets.documents import DocumentConfig
+from cistron.datasets.documents.letters import Letters
+from cistron.datasets.documents.strands import Strands
+from cistron.datasets.documents.treatment import DocumentConfig
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import Storage
-from cistron.datasets.genome import Letters
-from cistron.datasets.lane import Lane, LaneState
-from cistron.datasets.objectives import PackedRow
-from cistron.datasets.packing import Packer
-from cistron.datasets.sources import Source, SourceConfig, find_source
-from cistron.datasets.tokenizers import ByteTokenizer, build_tokenizer
+from cistron.datasets.files.storage import Storage
+from cistron.datasets.lanes import blocks
+from cistron.datasets.lanes.blocks import Address
+from cistron.datasets.lanes.lane import Lane, LaneState
+from cistron.datasets.loading.sources import Source, SourceConfig, find_source
+from cistron.datasets.nucleotides import reverse_complement
+from cistron.datasets.rows.objectives import PackedRow
+from cistron.datasets.rows.packing import Packer
+from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.datasets.corpus import write_fasta
 from hypothesis import given
 from hypothesis import strategies as st

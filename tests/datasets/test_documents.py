@@ -7,15 +7,17 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from cistron.datasets import lane, transport
-from cistron.datasets.documents import DocumentConfig
-from cistron.datasets.encoding import Encoded
+from cistron.datasets.documents.letters import Letters
+from cistron.datasets.documents.treatment import DocumentConfig
 from cistron.datasets.errors import DataConfigError, DataError, DataOrderError
-from cistron.datasets.finite import FinitePass
-from cistron.datasets.genome import Letters
-from cistron.datasets.loader import SourceConfig
-from cistron.datasets.state import left_out, merge_states
-from cistron.datasets.tokenizers import ByteTokenizer, build_tokenizer
+from cistron.datasets.lanes import lane
+from cistron.datasets.loading import transport
+from cistron.datasets.loading.single_pass import FinitePass
+from cistron.datasets.loading.sources import SourceConfig
+from cistron.datasets.loading.state import left_out, merge_states
+from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.tokenizers.bytes import ByteTokenizer
+from cistron.datasets.tokenizers.protocol import Encoded
 from cistron.tests.datasets.corpus import (
     TakingTurns,
     byte_loader,

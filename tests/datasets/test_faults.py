@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cistron.datasets import transport
 from cistron.datasets.errors import DataConfigError, DataEnd, DataError, DataOrderError
-from cistron.datasets.loader import DataConfig, Loader, SourceConfig, Stage, merge_states, records_skipped
+from cistron.datasets.loading import transport
+from cistron.datasets.loading.loader import DataConfig, Loader, Stage
+from cistron.datasets.loading.sources import SourceConfig
+from cistron.datasets.loading.state import merge_states, records_skipped
 from cistron.tests.datasets.corpus import (
     TakingTurns,
     byte_loader,
@@ -95,7 +97,7 @@ def test_skipped_records_are_counted_logged_and_the_same_everywhere(
 def test_a_bad_record_is_raised_at_the_same_row_everywhere(
     with_bad_records: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cistron.datasets.blocks.block_tokens", lambda seq_len: 4 * seq_len)
+    monkeypatch.setattr("cistron.datasets.lanes.blocks.block_tokens", lambda seq_len: 4 * seq_len)
     data = replace(with_bad_records, on_bad_record="error")
     straight = _until(DataError, data, 1, 0)
     assert "x.jsonl, record" in straight[1]
@@ -192,7 +194,7 @@ def test_ranks_share_the_work_of_verifying(tmp_path: Path, monkeypatch: pytest.M
     for number in range(5):
         write_shard(tmp_path / f"{number}", [[5, 0], [6, 0]])
     checked: list[str] = []
-    monkeypatch.setattr("cistron.datasets.loader.verify_shard", lambda shard: checked.append(Path(shard.path).stem))
+    monkeypatch.setattr("cistron.datasets.loading.loader.verify_shard", lambda shard: checked.append(Path(shard.path).stem))
     data = config(SourceConfig(name="shards", format="tokens", paths=(str(tmp_path),)), verify=True)
     for rank in range(2):
         byte_loader(data, dp_rank=rank, dp_degree=2)

@@ -10,24 +10,28 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from cistron.datasets import blocks, genome
-from cistron.datasets.documents import DocumentConfig
-from cistron.datasets.encoding import TokenizeError
+from cistron.datasets.documents import letters as genome
+from cistron.datasets.documents.letters import LetterEncoder, Letters
+from cistron.datasets.documents.treatment import DocumentConfig
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.fasta import FastaReader
-from cistron.datasets.files import Storage
-from cistron.datasets.finite import FinitePass
-from cistron.datasets.genome import LetterEncoder, Letters
-from cistron.datasets.lane import Lane, LaneState, RawDocuments
-from cistron.datasets.loader import DataConfig, Loader, SourceConfig
-from cistron.datasets.masking import MaskedTokens, MaskingConfig
-from cistron.datasets.objectives import PackedRow
-from cistron.datasets.packing import Packer
-from cistron.datasets.prepare import Task
-from cistron.datasets.raw_corpus import RawCorpus
-from cistron.datasets.tokenizers import ByteTokenizer, build_tokenizer
+from cistron.datasets.files.storage import Storage
+from cistron.datasets.lanes import blocks
+from cistron.datasets.lanes.lane import Lane, LaneState
+from cistron.datasets.lanes.raw_documents import RawDocuments
+from cistron.datasets.loading.loader import DataConfig, Loader
+from cistron.datasets.loading.single_pass import FinitePass
+from cistron.datasets.loading.sources import SourceConfig
+from cistron.datasets.prepare.raw import RawCorpus
+from cistron.datasets.prepare.run import Task
+from cistron.datasets.readers.fasta import FastaReader
+from cistron.datasets.rows.masking import MaskedTokens, MaskingConfig
+from cistron.datasets.rows.objectives import PackedRow
+from cistron.datasets.rows.packing import Packer
+from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.tokenizers.bytes import ByteTokenizer
+from cistron.datasets.tokenizers.protocol import TokenizeError
 from cistron.tests.datasets.corpus import write_fasta
-from cistron.trainer.totals import shares
+from cistron.trainer.metrics.totals import shares
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

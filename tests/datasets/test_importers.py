@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cistron.datasets import token_files
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import Storage
-from cistron.datasets.importers import TokenCorpus, TokenReader
-from cistron.datasets.prepare import Result, group
-from cistron.datasets.shards import open_shards
-from cistron.datasets.token_files import DumpReader, ListReader, MegatronReader
-from cistron.datasets.tokenizers import ByteTokenizer
+from cistron.datasets.files.storage import Storage
+from cistron.datasets.prepare import megatron as token_files
+from cistron.datasets.prepare.arrays import DumpReader
+from cistron.datasets.prepare.columns import ListReader
+from cistron.datasets.prepare.imported import TokenCorpus, TokenReader
+from cistron.datasets.prepare.megatron import MegatronReader
+from cistron.datasets.prepare.run import Result, group
+from cistron.datasets.shards.format import open_shards
+from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cistron.datasets import transport
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.loader import Batch, DataConfig, Loader, SourceConfig, documents_dropped, merge_states
-from cistron.datasets.packing import row_violations
-from cistron.datasets.transport import Row, RowStream
+from cistron.datasets.loading import transport
+from cistron.datasets.loading.batch import Batch
+from cistron.datasets.loading.loader import DataConfig, Loader
+from cistron.datasets.loading.sources import SourceConfig
+from cistron.datasets.loading.state import documents_dropped, merge_states
+from cistron.datasets.loading.transport import Row, RowStream
+from cistron.datasets.rows.packing import row_violations
 from cistron.tests.datasets.corpus import (
     Sleepy,
     TakingTurns,
@@ -290,7 +293,7 @@ def test_waiting_for_a_batch_can_be_interrupted(mixed: DataConfig, monkeypatch: 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks at /proc")
 def test_a_worker_that_hangs_is_ended_when_the_loader_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cistron.datasets.loader.CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("cistron.datasets.loading.loader.CLOSE_SECONDS", 0.5)
     data = config(text_source(write_text(tmp_path, words(20))), num_workers=2)
     hanging = tmp_path / "hanging"
     hanging.mkdir()

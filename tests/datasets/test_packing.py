@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from cistron.datasets.blocks import BlockBuilder, Stretch, block_tokens
 from cistron.datasets.errors import DataConfigError
-from cistron.datasets.packing import (
-    IGNORE,
+from cistron.datasets.lanes.blocks import BlockBuilder, Stretch, block_tokens
+from cistron.datasets.rows.objectives import IGNORE
+from cistron.datasets.rows.packing import (
     PAD_MULTIPLE,
     Block,
     Packer,

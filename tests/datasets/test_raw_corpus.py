@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
-from cistron.datasets.duplicates import mark_duplicates
 from cistron.datasets.errors import DataError
-from cistron.datasets.fasta import FastaReader
-from cistron.datasets.files import Storage
-from cistron.datasets.jsonl import JsonlReader
-from cistron.datasets.prepare import Event, Result, group
-from cistron.datasets.raw_corpus import RawCorpus
-from cistron.datasets.records import Reader
-from cistron.datasets.shards import open_shards
-from cistron.datasets.text import TextReader
-from cistron.datasets.tokenizers import ByteTokenizer, HFTokenizer, Tokenizer
+from cistron.datasets.files.storage import Storage
+from cistron.datasets.prepare.duplicates import mark_duplicates
+from cistron.datasets.prepare.raw import RawCorpus
+from cistron.datasets.prepare.run import Event, Result, group
+from cistron.datasets.readers.fasta import FastaReader
+from cistron.datasets.readers.lines import JsonlReader
+from cistron.datasets.readers.records import Reader
+from cistron.datasets.readers.text import TextReader
+from cistron.datasets.shards.format import open_shards
+from cistron.datasets.tokenizers.bytes import ByteTokenizer
+from cistron.datasets.tokenizers.hf import HFTokenizer
+from cistron.datasets.tokenizers.protocol import Tokenizer
 from cistron.tests.datasets.corpus import words, write_bytes, write_fasta, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import xxhash
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.files import Storage
-from cistron.datasets.shard_writer import ShardWriter, id_dtype
-from cistron.datasets.shards import Shard, open_shards, verify_shard
-from cistron.datasets.tokenizers import ByteTokenizer
+from cistron.datasets.files.storage import Storage
+from cistron.datasets.shards.format import Shard, open_shards, verify_shard
+from cistron.datasets.shards.writer import ShardWriter, id_dtype
+from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -207,7 +207,7 @@ def test_a_shard_that_was_not_finished_is_none(tmp_path: Path, step: str, monkey
     writer.write(np.array([3, 0]), [2])
     if step != "write":
         failing = {"sync": "sync", "manifest": "write_atomically"}[step]
-        monkeypatch.setattr(f"cistron.datasets.shard_writer.{failing}", lambda *_: 1 / 0)
+        monkeypatch.setattr(f"cistron.datasets.shards.writer.{failing}", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             writer.finish([])
     assert not list(tmp_path.glob("*.json"))

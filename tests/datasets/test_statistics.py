@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from cistron.datasets import statistics
-from cistron.datasets.packing import best_fit
-from cistron.datasets.statistics import length_statistics
+from cistron.datasets.prepare import statistics
+from cistron.datasets.prepare.statistics import length_statistics
+from cistron.datasets.rows.packing import best_fit
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,9 +7,9 @@ from itertools import pairwise, product
 
 import pytest
 import torch
-from cistron.models.attention import attend, check_executor, choose_executor, has_flash_attention_3
-from cistron.models.config import AttentionConfig, ModelError
-from cistron.models.masks import DocumentMask
+from cistron.models.attention.kernels import attend, check_executor, choose_executor, has_flash_attention_3
+from cistron.models.attention.masks import DocumentMask
+from cistron.models.positions.config import AttentionConfig, ModelError
 from cistron.tests.models.packed import EOS, PAD, pack
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -122,7 +122,7 @@ def test_windows_and_maps_are_for_flex_and_sdpa_alone(device: str) -> None:
 def test_flash_attention_3_is_chosen_where_it_is_installed_and_can_compute_this(
     spread: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cistron.models.attention.has_flash_attention_3", lambda device: True)
+    monkeypatch.setattr("cistron.models.attention.kernels.has_flash_attention_3", lambda device: True)
     for half in (True, False):
         executor, _ = choose_executor(torch.device("cuda"), half=half, compiled=True, spread=spread)
         assert executor == ("varlen" if half and not spread else "flex")

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from cistron.datasets.packing import best_fit
+from cistron.datasets.rows.packing import best_fit
+from cistron.models.attention.block_mask import document_block_mask
+from cistron.models.attention.masks import DocumentMask, document_dense_mask
 from cistron.models.decoder import Decoder
-from cistron.models.masks import DocumentMask, document_block_mask, document_dense_mask
 from cistron.tests.models.packed import EOS, LLAMA, PAD, Packed, mean_loss, pack, random_decoder
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.context import (
+from cistron.trainer.parallel.context_parallel import (
     apply_context_parallel,
     balance,
     block_size,
@@ -23,7 +24,7 @@ from cistron.trainer.context import (
     spread_rows,
     whole_rows,
 )
-from cistron.trainer.parallelize import apply_tensor_parallel
+from cistron.trainer.parallel.tensor_parallel import apply_tensor_parallel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

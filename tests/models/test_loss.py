@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cistron.models import loss
+from cistron.models.attention.masks import DocumentMask
 from cistron.models.loss import linear_cross_entropy
-from cistron.models.masks import DocumentMask
 from cistron.tests.models.packed import EOS, LLAMA, PAD, VOCAB, pack, random_decoder
 from cistron.tests.spawn import run_on_ranks
 from torch import Tensor

@@ -9,12 +9,12 @@ from functools import cache
 
 import pytest
 import torch
-from cistron.models.attention import attend_in_regions, join
-from cistron.models.config import AttentionConfig, DecoderConfig, ModelError, RopeConfig
-from cistron.models.masks import DocumentMask, document_dense_mask
-from cistron.models.position_config import check_length, check_training
-from cistron.models.position_maps import keys_seen, position_map, reaches, rotations
-from cistron.models.rope import rope_table, rotate
+from cistron.models.attention.kernels import attend_in_regions, join
+from cistron.models.attention.masks import DocumentMask, document_dense_mask
+from cistron.models.config import DecoderConfig
+from cistron.models.positions.config import AttentionConfig, ModelError, RopeConfig, check_length, check_training
+from cistron.models.positions.maps import keys_seen, position_map, reaches, rotations
+from cistron.models.positions.rope import rope_table, rotate
 from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, mean_loss, pack, random_decoder
 from hypothesis import given
 from hypothesis import strategies as st

@@ -19,16 +19,16 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from cistron.datasets.shard_writer import ShardWriter, id_dtype
-from cistron.datasets.tokenizers import ByteTokenizer
+from cistron.datasets.shards.writer import ShardWriter, id_dtype
+from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.spawn import run_on_ranks, start_on_ranks
-from cistron.trainer.checkpoint import look, manifest_text
-from cistron.trainer.config import load_config
-from cistron.trainer.distributed import join
-from cistron.trainer.failures import run_command
-from cistron.trainer.sampling import sample
-from cistron.trainer.signals import StopRequest
-from cistron.trainer.storage import Folder
+from cistron.trainer.checkpoints.folder import Folder
+from cistron.trainer.checkpoints.format import look, manifest_text
+from cistron.trainer.config.load import load_config
+from cistron.trainer.inference.sampling import sample
+from cistron.trainer.processes.exit import run_command
+from cistron.trainer.processes.join import join
+from cistron.trainer.processes.signals import StopRequest
 from cistron.trainer.train import Trainer, run
 
 TOML = """

@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.checkpoint import read, read_newest, step_folders, what_is_torn, write_whole
-from cistron.trainer.config import load_config
-from cistron.trainer.distributed import join
-from cistron.trainer.failures import run_command
-from cistron.trainer.saving import Saver
-from cistron.trainer.signals import StopRequest
-from cistron.trainer.storage import CheckpointError, Folder
-from cistron.trainer.tensor_files import WholeTensors
-from cistron.trainer.tensor_plans import Staging
+from cistron.trainer.checkpoints.dcp import Staging
+from cistron.trainer.checkpoints.folder import Folder
+from cistron.trainer.checkpoints.format import read, read_newest, step_folders, what_is_torn, write_whole
+from cistron.trainer.checkpoints.saver import Saver
+from cistron.trainer.checkpoints.tensors import WholeTensors
+from cistron.trainer.config.load import load_config
+from cistron.trainer.errors import CheckpointError
+from cistron.trainer.processes.exit import run_command
+from cistron.trainer.processes.join import join
+from cistron.trainer.processes.signals import StopRequest
 from cistron.trainer.train import Trainer
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor

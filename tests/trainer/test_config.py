@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from cistron.datasets.tokenizers import build_tokenizer
-from cistron.trainer.config import ConfigError, JobConfig, load_config
-from cistron.trainer.data import make_data_config
-from cistron.trainer.distributed import Layout
-from cistron.trainer.optimizer import learning_rate
-from cistron.trainer.tables import Source, Stage
+from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.trainer.config.job import JobConfig
+from cistron.trainer.config.load import load_config
+from cistron.trainer.config.tables import Source, Stage
+from cistron.trainer.errors import ConfigError
+from cistron.trainer.optim.build import learning_rate
+from cistron.trainer.processes.layout import Layout
+from cistron.trainer.start.data import make_data_config
 from hypothesis import given
 from hypothesis import strategies as st
 

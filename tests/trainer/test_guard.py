@@ -12,11 +12,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.config import load_config
-from cistron.trainer.distributed import join
-from cistron.trainer.failures import NonFiniteError
-from cistron.trainer.guard import over_ranks
-from cistron.trainer.signals import StopRequest
+from cistron.trainer.config.load import load_config
+from cistron.trainer.errors import NonFiniteError
+from cistron.trainer.optim.step_guard import over_ranks
+from cistron.trainer.processes.join import join
+from cistron.trainer.processes.signals import StopRequest
 from cistron.trainer.train import Trainer
 from torch import Tensor
 

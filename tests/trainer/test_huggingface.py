@@ -15,23 +15,24 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.datasets.tokenizers import build_tokenizer
-from cistron.models.config import DecoderConfig, RopeConfig
+from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.models.config import DecoderConfig
 from cistron.models.decoder import Decoder
+from cistron.models.positions.config import RopeConfig
 from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer import checkpoint
-from cistron.trainer.checkpoint import Found, write_whole
-from cistron.trainer.components import make_decoder_config
-from cistron.trainer.config import ConfigError, JobConfig, load_config
-from cistron.trainer.contract import EosMismatchError, other_roles
-from cistron.trainer.hf_export import export
-from cistron.trainer.hf_import import import_folder
-from cistron.trainer.hf_tokenizer import own_kind, tokenizer_files
-from cistron.trainer.storage import CheckpointError
-from cistron.trainer.tables import TokenizerTable
-from cistron.trainer.tensor_files import WholeTensors
-from cistron.trainer.totals import Progress
+from cistron.trainer.build.contract import other_roles
+from cistron.trainer.build.parts import make_decoder_config
+from cistron.trainer.checkpoints import find as checkpoint
+from cistron.trainer.checkpoints.format import Found, Progress, write_whole
+from cistron.trainer.checkpoints.tensors import WholeTensors
+from cistron.trainer.config.job import JobConfig
+from cistron.trainer.config.load import load_config
+from cistron.trainer.config.tables import TokenizerTable
+from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
+from cistron.trainer.huggingface.export import export
+from cistron.trainer.huggingface.import_ import import_folder
+from cistron.trainer.huggingface.tokenizer_files import own_kind, tokenizer_files
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor

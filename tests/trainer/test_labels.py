@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.models.config import ModelError
-from cistron.models.masks import DocumentMask
+from cistron.models.attention.masks import DocumentMask
+from cistron.models.positions.config import ModelError
 from cistron.tests.spawn import run_on_ranks
-from cistron.tools.embed import embed
-from cistron.trainer.checkpoint import read
-from cistron.trainer.components import make_model, saved_job
-from cistron.trainer.config import load_config
-from cistron.trainer.distributed import join
-from cistron.trainer.hf_export import export
-from cistron.trainer.inference import open_model, refuse_head
-from cistron.trainer.scoring import score
-from cistron.trainer.signals import StopRequest
-from cistron.trainer.tensor_files import WholeTensors
+from cistron.trainer.build.parts import make_model
+from cistron.trainer.checkpoints.format import read, saved_job
+from cistron.trainer.checkpoints.tensors import WholeTensors
+from cistron.trainer.config.load import load_config
+from cistron.trainer.huggingface.export import export
+from cistron.trainer.inference.embeddings import embed
+from cistron.trainer.inference.likelihood import score
+from cistron.trainer.inference.open import open_model, refuse_head
+from cistron.trainer.processes.join import join
+from cistron.trainer.processes.signals import StopRequest
 from cistron.trainer.train import Trainer
 
 from .jobs import column, metrics, refusal, train_here, write_job

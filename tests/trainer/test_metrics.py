@@ -10,19 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.datasets.loader import Batch
-from cistron.models.config import PRESETS
-from cistron.models.masks import document_dense_mask
-from cistron.models.position_config import PLAIN, AttentionConfig
-from cistron.models.position_maps import reaches
-from cistron.trainer.components import make_model
-from cistron.trainer.config import JobConfig, load_config
-from cistron.trainer.distributed import join
-from cistron.trainer.flops import document_flops, frozen_flops, named_peak, peak_flops, row_flops
-from cistron.trainer.metrics import MetricsLog, Outcome
-from cistron.trainer.reports import scalars
-from cistron.trainer.sizes import sizes_of
-from cistron.trainer.totals import Progress, StepTotals
+from cistron.datasets.loading.batch import Batch
+from cistron.models.attention.masks import document_dense_mask
+from cistron.models.positions.config import PLAIN, AttentionConfig
+from cistron.models.positions.maps import reaches
+from cistron.models.presets import PRESETS
+from cistron.trainer.build.parts import make_model
+from cistron.trainer.checkpoints.format import Progress
+from cistron.trainer.config.job import JobConfig
+from cistron.trainer.config.load import load_config
+from cistron.trainer.estimates.flops import document_flops, frozen_flops, named_peak, peak_flops, row_flops
+from cistron.trainer.estimates.sizes import sizes_of
+from cistron.trainer.metrics.log import MetricsLog, Outcome
+from cistron.trainer.metrics.reports import scalars
+from cistron.trainer.metrics.totals import StepTotals
+from cistron.trainer.processes.join import join
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

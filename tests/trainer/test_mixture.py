@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cistron.models.attention.masks import DocumentMask
 from cistron.models.decoder import Decoder
-from cistron.models.masks import DocumentMask
-from cistron.trainer.checkpoint import what_is_torn
-from cistron.trainer.config import load_config
-from cistron.trainer.distributed import join
-from cistron.trainer.signals import StopRequest
+from cistron.trainer.checkpoints.format import what_is_torn
+from cistron.trainer.config.load import load_config
+from cistron.trainer.processes.join import join
+from cistron.trainer.processes.signals import StopRequest
 from cistron.trainer.train import Trainer
 
 from .jobs import column, metrics, refusal, train, train_here, write_job, write_mixture

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from cistron.models.config import PRESETS
+from cistron.models.presets import PRESETS
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.adamw import AdamW
-from cistron.trainer.components import make_model
-from cistron.trainer.config import JobConfig, load_config
-from cistron.trainer.distributed import join
-from cistron.trainer.muon import Muon, orthogonalize
-from cistron.trainer.optimizer import build_optimizer, muon_matrices
-from cistron.trainer.signals import StopRequest
+from cistron.trainer.build.parts import make_model
+from cistron.trainer.config.job import JobConfig
+from cistron.trainer.config.load import load_config
+from cistron.trainer.optim.adamw import AdamW
+from cistron.trainer.optim.build import build_optimizer, muon_matrices
+from cistron.trainer.optim.muon import Muon, orthogonalize
+from cistron.trainer.processes.join import join
+from cistron.trainer.processes.signals import StopRequest
 from cistron.trainer.train import Trainer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh

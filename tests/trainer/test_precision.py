@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.trainer.adamw import AdamW
-from cistron.trainer.config import load_config
-from cistron.trainer.distributed import join
-from cistron.trainer.guard import gradient_norm
-from cistron.trainer.rounding import Rounding
-from cistron.trainer.signals import StopRequest
+from cistron.trainer.config.load import load_config
+from cistron.trainer.optim.adamw import AdamW, Rounding
+from cistron.trainer.optim.step_guard import gradient_norm
+from cistron.trainer.processes.join import join
+from cistron.trainer.processes.signals import StopRequest
 from cistron.trainer.train import Trainer
 from torch import Tensor, nn
 

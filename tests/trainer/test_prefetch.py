@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cistron.datasets.loader import Batch
-from cistron.trainer.config import load_config
-from cistron.trainer.distributed import join
+from cistron.datasets.loading.batch import Batch
+from cistron.trainer.config.load import load_config
 from cistron.trainer.prefetch import Prefetcher
-from cistron.trainer.signals import StopRequest
+from cistron.trainer.processes.join import join
+from cistron.trainer.processes.signals import StopRequest
 from cistron.trainer.train import Trainer
 
 from .jobs import write_job

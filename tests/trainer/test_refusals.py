@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from cistron.datasets.errors import DataError
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.checkpoint import what_is_torn
-from cistron.trainer.config import load_config
-from cistron.trainer.distributed import join
-from cistron.trainer.failures import run_command
-from cistron.trainer.signals import StopRequest
+from cistron.trainer.checkpoints.format import what_is_torn
+from cistron.trainer.config.load import load_config
+from cistron.trainer.processes.exit import run_command
+from cistron.trainer.processes.join import join
+from cistron.trainer.processes.signals import StopRequest
 from cistron.trainer.train import Trainer
 
 from .jobs import metrics, refusal, start, train_here, write_job

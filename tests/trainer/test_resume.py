@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cistron.trainer.checkpoint import what_is_torn
-from cistron.trainer.config import load_config
-from cistron.trainer.distributed import join
-from cistron.trainer.signals import StopRequest
+from cistron.trainer.checkpoints.format import what_is_torn
+from cistron.trainer.config.load import load_config
+from cistron.trainer.processes.join import join
+from cistron.trainer.processes.signals import StopRequest
 from cistron.trainer.train import Trainer
 
 from .jobs import column, metrics, refusal, start, train, train_here, train_until, wait_for_step, write_job, write_mixture

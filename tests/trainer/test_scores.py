@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from cistron.trainer.scores import auroc, correlation, matthews, ranks, score
+from cistron.trainer.metrics.label_scores import auroc, correlation, matthews, ranks, score
 
 
 def drawn(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cistron.trainer.peers import why_lost
+from cistron.trainer.processes.exit import why_lost
 
 from .jobs import column, metrics, start, train_here, write_job
 

@@ -1,0 +1,40 @@
+"""written whole or not at all; checksums."""
+
+import os
+from pathlib import Path
+
+import xxhash
+
+TEMPORARY = ".part"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all, and its folder's names before it, even after a power cut."""
+    temporary(path).write_bytes(data)
+    sync(temporary(path))
+    sync(path.parent)
+    temporary(path).replace(path)
+    sync(path.parent)
+
+
+def temporary(path: Path) -> Path:
+    """Return the name under which this process writes a file: one that was orphaned may still be writing its own."""
+    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+
+
+def sync(path: Path) -> None:
+    """Make the bytes of a file durable, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksum(path: str) -> str:
+    """Return `xxh3_128:` and the hash of a file's bytes in hexadecimal digits."""
+    digest = xxhash.xxh3_128()
+    with Path(path).open("rb") as file:
+        while data := file.read(2**22):
+            digest.update(data)
+    return f"xxh3_128:{digest.hexdigest()}"

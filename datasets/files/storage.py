@@ -1,0 +1,179 @@
+"""Files of a corpus: found by pattern, known again by their stamps, opened wherever they are and however compressed."""
+
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import IO, cast
+
+import xxhash
+import zstandard
+
+from ..errors import DataError
+from .bgzip import HEAD_BYTES, BgzfFile, BlockIndex, block_size, find_blocks
+from .cache import find_copy, make_copy
+from .find import DataFile, is_compressed, local_path, match, plain_name
+from .inflate import ByteFile, DamagedError, InflatedFile, gzip_blocks, zstd_blocks
+from .remote import Patience, RemoteFile
+
+# A listing of many files takes many requests.
+LISTING_PATIENCE = 10
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where files are and how they are reached.
+
+    Attributes:
+        cache_dir: Folder that keeps whole copies of remote files; None: they are read where they are.
+        cache_gb: 10^9 bytes that the copies may take together; those used longest ago go first.
+        retries: Times that a failed access to a remote file is tried again.
+        delay: Seconds before the first of them; each further one waits twice as long.
+        timeout: Seconds after which an access to a remote file without an answer has failed.
+    """
+
+    cache_dir: str | None = None
+    cache_gb: float = 50.0
+    retries: int = 5
+    delay: float = 0.5
+    timeout: float = 60.0
+
+    def expand(self, patterns: Iterable[str], folder_glob: str | None = None) -> list[DataFile]:
+        """Return the files that `patterns` name, sorted by path, each once.
+
+        Args:
+            patterns: Paths, globs (`*`, `?`, `[...]`, `**`) or fsspec URLs; `{stdlib}` stands for the folder of Python's
+                standard library, `{synthetic}` for that of `synthetic.py`, and a leading `~` for the home folder. What exists
+                by that very name is no glob.
+            folder_glob: Which of its files a folder stands for; None: a folder is refused.
+
+        Raises:
+            DataError: A file is missing, is a folder, has no bytes or is compressed by means that are not undone; a glob
+                matches nothing; a URL's driver is missing or unknown, or its store does not answer.
+        """
+        found = {}
+        for pattern in patterns:
+            listing = partial(match, pattern, folder_glob)
+            files = listing() if local_path(pattern) else self._patience(LISTING_PATIENCE)(listing, pattern)
+            found.update({file.path: file for file in files})
+        return [found[path] for path in sorted(found)]
+
+    def local(self, path: str) -> str:
+        """Return a local path to the stored bytes of `path`; those of a URL are copied into the cache if need be.
+
+        Raises:
+            DataError: There is no cache, or the file is larger than all of it, or it cannot be fetched.
+        """
+        if (found := self._find_local(path)) is None:
+            problem = "a remote file that must be whole on a local disk, and there is no data.cache_dir to keep it in"
+            if self.cache_dir is not None:
+                problem = f"does not fit into data.cache_gb = {self.cache_gb:g} GB, and must be whole on a local disk"
+            raise DataError(problem, file=path)
+        return found
+
+    @contextmanager
+    def open(self, path: str, whole: bool = True) -> Iterator[ByteFile]:
+        """Open a path or URL for reading its bytes, uncompressed.
+
+        Args:
+            path: Compressed if its name ends in .gz, .bgz, .zst or .zstd.
+            whole: Whether so much will be read that a remote file is worth a copy in the cache.
+
+        Raises:
+            DataError: The file cannot be opened or read, or its compression is damaged, here or while reading in the block.
+        """
+        try:
+            with self.open_stored(path, whole) as raw:
+                yield self._uncompressed(path, cast("ByteFile", raw))
+        except (DamagedError, zlib.error, zstandard.ZstdError) as error:
+            raise DataError(f"the compressed data is truncated or damaged: {error}", file=path) from error
+
+    @contextmanager
+    def open_stored(self, path: str, whole: bool = True) -> Iterator[IO[bytes]]:
+        """Open a path or URL for reading its bytes as they are stored; see `open`."""
+        try:
+            local = self._find_local(path) if whole else local_path(path)
+            remote = cast("IO[bytes]", RemoteFile(path, self._patience())) if local is None else None
+            with remote or Path(cast("str", local)).open("rb") as raw:
+                yield raw
+        except OSError as error:
+            raise DataError(f"cannot be read: {error}", file=path) from error
+
+    def _patience(self, factor: int = 1) -> Patience:
+        return Patience(self.retries, self.delay, self.timeout * factor)
+
+    def _find_local(self, path: str) -> str | None:
+        """Return a local path to the stored bytes of `path`, None for a remote file that is not to be copied."""
+        if (local := local_path(path)) is not None or self.cache_dir is None:
+            return local
+        folder, limit = Path(self.cache_dir).expanduser(), self.cache_gb * 1e9
+        [file] = self.expand([path])
+        if (copy := find_copy(folder, file)) is not None:
+            return str(copy)
+        if file.size > limit:
+            return None
+        try:
+            with RemoteFile(path, self._patience()) as source:
+                return str(make_copy(folder, limit, file, cast("IO[bytes]", source)))
+        except OSError as error:
+            raise DataError(f"cannot be copied into data.cache_dir: {error}", file=path) from error
+
+    def _uncompressed(self, path: str, raw: ByteFile) -> ByteFile:
+        if not is_compressed(path):
+            return raw
+        if plain_name(path).endswith((".zst", ".zstd")):
+            return InflatedFile(raw, zstd_blocks)
+        head = raw.read(HEAD_BYTES)
+        raw.seek(0)
+        if block_size(head) is None:
+            return InflatedFile(raw, gzip_blocks)
+        return BgzfFile(raw, partial(_block_index, self, path, _version(raw)))
+
+
+def _version(raw: object) -> int:
+    return raw.size if isinstance(raw, RemoteFile) else os.fstat(cast("IO[bytes]", raw).fileno()).st_mtime_ns
+
+
+@lru_cache(maxsize=64)  # of 16 bytes per 64 KiB
+def _block_index(storage: Storage, path: str, version: int) -> BlockIndex:
+    """Return where the blocks of a bgzip file begin, which is found once per process and version of the file."""
+    gzi = None
+    try:
+        with storage.open_stored(path + ".gzi", whole=False) as file:
+            gzi = file.read()
+    except DataError as error:
+        if not isinstance(error.__cause__, (FileNotFoundError, PermissionError)):  # S3 may say the latter of what is absent
+            raise
+    with storage.open_stored(path, whole=False) as raw:
+        return find_blocks(cast("ByteFile", raw), gzi)
+
+
+def fingerprint(files: Iterable[DataFile]) -> str:
+    """Return a hash over names, sizes and stamps, by which a resumed run knows its corpus again."""
+    listing = "\n".join("\t".join(map(str, file)) for file in files)
+    return xxhash.xxh3_128_hexdigest(listing.encode())
+
+
+def changes(saved: Sequence[Sequence[str | int]], files: Sequence[DataFile]) -> list[str]:
+    """Return a line for each file that is not as it was, at most five and a line for the number of others.
+
+    Args:
+        saved: (path, size, stamp) of the files as they were.
+        files: As they are.
+    """
+    before = {str(path): DataFile(str(path), int(size), str(stamp)) for path, size, stamp in saved}
+    now = {file.path: file for file in files}
+    lines = []
+    for path in sorted(before | now):
+        if path not in now:
+            lines.append(f"{path} is gone")
+        elif path not in before:
+            lines.append(f"{path} is new")
+        elif before[path].size != now[path].size:
+            lines.append(f"{path} changed its size from {before[path].size} to {now[path].size} bytes")
+        elif before[path].stamp != now[path].stamp:
+            lines.append(f"{path} was changed: its stamp was {before[path].stamp!r} and is {now[path].stamp!r}")
+    return lines if len(lines) <= 5 else [*lines[:5], f"and {len(lines) - 5} more"]

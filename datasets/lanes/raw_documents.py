@@ -1,0 +1,222 @@
+"""Part of datasets/lanes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from ..documents.letters import LetterEncoder, Weighed
+from ..documents.strands import Strands, mirrored
+from ..documents.treatment import DocumentConfig, too_long
+from ..errors import BadRecords
+from ..randomness import permutation
+from ..readers.pieces import Piece
+from ..readers.records import Reader, Records, located, wrong_byte
+from ..rows.packing import Packer
+from ..tokenizers.protocol import Encoded, TokenizeError, Tokenizer
+from .blocks import BAD, EMPTY, KEPT, Address, AddressedBlock, BlockBuilder, Stretch
+
+BYTE_TOKENS = ("byte", "dna")  # kinds of tokenizers to which a byte is a token
+ROWS, DOCUMENTS, PIECES = range(3)  # what a permutation is of
+
+
+@dataclass
+class RawDocuments:
+    """Documents of files that are read in order and encoded on the way.
+
+    Attributes:
+        pieces: The lane's parts of files.
+        reader: Reads them.
+        tokenizer: Encodes them.
+        packer: That the blocks are for.
+        key: As the lane's: pieces are read in an order drawn per epoch.
+        skip_bad: Pass over bad records instead of raising.
+        config: What is done with documents.
+    """
+
+    pieces: Sequence[Piece]
+    reader: Reader
+    tokenizer: Tokenizer
+    packer: Packer
+    key: tuple[int, int, int]
+    skip_bad: bool
+    config: DocumentConfig = field(default_factory=DocumentConfig)
+
+    def __post_init__(self) -> None:
+        """Make what treats documents."""
+        self._encode = LetterEncoder(self.config.letters, self.tokenizer)
+        self._strands = Strands(self.config.reverse_complement, self.key[0], self.tokenizer)
+        self._pass_over = BadRecords(skip=self.skip_bad)
+        # Of a document that is cut or refused, the first row and two bytes tell all, where a byte is a token and neither the
+        # other strand nor the end of a tag is looked for behind them.
+        letters = self.config.letters
+        heads = self.config.long_documents in ("truncate", "error") and self.tokenizer.kind in BYTE_TOKENS
+        whole = self.config.reverse_complement > 0 or letters.exclude_tags or letters.exclude_degenerate
+        self._head = self.packer.seq_len + 2 if heads and not whole else None
+
+    def blocks(self, epoch: int, start: Address) -> Iterator[AddressedBlock]:
+        """See `Documents`."""
+        order = permutation(len(self.pieces), *self.key, epoch, PIECES)
+        stretches = self._stretches([self.pieces[place] for place in order], start, epoch)
+        packer, truncate = self.packer, self.config.long_documents == "truncate"
+        return iter(BlockBuilder(stretches, packer.seq_len, packer.policy, packer.overlap, truncate=truncate))
+
+    def _stretches(self, pieces: Sequence[Piece], start: Address, epoch: int) -> Iterator[Stretch]:
+        """Yield the epoch's documents from `start` on."""
+        _, offset, first, skip, tag, context = start
+        for place in range(start.piece, len(pieces)):
+            piece = pieces[place]
+            groups = self.reader.groups(piece, piece.start if offset < 0 else offset, bool(first))
+            if self.config.whole or not self.tokenizer.streams:
+                groups = _whole_documents(groups, self._head)
+            for stretch in self._encoded(place, piece, groups, tag, epoch):
+                yield stretch.behind(0, skip)._replace(context=context) if skip or context else stretch
+                skip = context = 0
+            offset, first, tag = -1, 1, 0
+
+    def _encoded(self, place: int, piece: Piece, groups: Iterator[Records], tag: int, epoch: int) -> Iterator[Stretch]:
+        """Encode groups; what has no token is EMPTY, and what is bad is raised, or BAD.
+
+        `tag` is that of the document which the first group continues.
+        """
+        tokens = True  # whether the document that a group continues has had any
+        abandoned = False  # whether it turned out bad
+        for group in groups:
+            documents, offsets, first, last, error, bad_offset, stated, _ = group
+            begin = 0
+            if abandoned and not first and documents:
+                begin, abandoned = 1, len(documents) == 1 and not last
+            while begin < len(documents):
+                opens = first or begin > 0
+                arrived = Arrived(piece.path, documents[begin:], offsets[begin:], 0 if opens else tag, not last)
+                weighed, bad = self._treated(arrived, epoch)
+                end = begin + len(weighed.encoded.lengths)
+                if end > begin:
+                    whole = last or bad is not None
+                    of_records = None if stated is None else np.array(stated[begin:end])
+                    stretch = self._stretch(place, offsets[begin:end], weighed, opens, whole, tokens)
+                    stretch = stretch._replace(stated=of_records, tag=arrived.tag)
+                    tokens = whole or bool(stretch.lengths[-1]) or (tokens and not opens and end - begin == 1)
+                    yield stretch
+                tag = weighed.tag
+                if bad is not None:
+                    self._pass_over(partial(wrong_byte, self.reader, piece.path, offsets[end], bad.offset or 0, bad.problem))
+                    continued = end == 0 and not first
+                    yield self._bad(place, offsets[end], not continued, continued and tokens, stated is not None)
+                    abandoned = end == len(documents) - 1 and not last
+                    tokens = True
+                    end += 1
+                begin = end
+            if error is not None and not (group.breaks_off and abandoned):
+                self._pass_over(partial(located, self.reader, error, bad_offset))
+                ended = group.breaks_off and tokens
+                yield self._bad(place, bad_offset, not group.breaks_off, ended, stated is not None)
+            if error is not None:
+                abandoned, tokens = False, True
+
+    def _treated(self, arrived: "Arrived", epoch: int) -> tuple[Weighed, TokenizeError | None]:
+        """Encode documents up to the first bad one, and treat them as asked for."""
+        try:
+            weighed = self._encode(arrived.documents, arrived.tag, goes_on=arrived.goes_on)
+            if self.config.whole:
+                weighed = self._treated_whole(weighed, arrived, epoch)
+            return weighed, None
+        except TokenizeError as bad:
+            if bad.index == 0:
+                return Weighed(Encoded(np.empty(0, dtype=self.tokenizer.dtype), []), None, 0), bad
+            sound, earlier = self._treated(arrived.until(bad.index), epoch)
+            return sound, earlier or bad
+
+    def _treated_whole(self, weighed: Weighed, arrived: "Arrived", epoch: int) -> Weighed:
+        """Refuse documents that are too long, and turn those whose other strand was drawn."""
+        (ids, lengths, mapped), weights, tag = weighed
+        seq_len = self.packer.seq_len
+        if self.config.long_documents == "error" and max(lengths, default=0) > seq_len:
+            index = next(index for index, length in enumerate(lengths) if length > seq_len)
+            cut = self._head is not None and lengths[index] > self._head
+            raise TokenizeError(too_long(lengths[index], seq_len, at_least=cut), None, index)
+        turned = np.flatnonzero(self._strands.turned(arrived.file, np.array(arrived.offsets, dtype=np.int64), epoch))
+        if len(turned):
+            ids, weights = ids.copy(), None if weights is None else weights.copy()
+            ends = np.cumsum(lengths)
+            for index in turned.tolist():
+                document = slice(ends[index] - lengths[index], ends[index])
+                try:
+                    ids[document] = self._strands.other(ids[document])
+                except TokenizeError as bad:
+                    raise TokenizeError(bad.problem, bad.offset, index) from None
+                if weights is not None:
+                    weights[document] = mirrored(weights[document])
+        return Weighed(Encoded(ids, lengths, mapped), weights, tag)
+
+    def _stretch(self, place: int, offsets: list[int], weighed: Weighed, first: bool, last: bool, tokens: bool) -> Stretch:
+        """Take the eos off a document that goes on, documents that have nothing else, and what is cut off long ones."""
+        (ids, counts, mapped), weights, _ = weighed
+        lengths = np.array(counts, dtype=np.int64)
+        empty = lengths <= 1 + (self.tokenizer.bos_id is not None)
+        if not last:
+            ids, lengths[-1], empty[-1] = ids[:-1], lengths[-1] - 1, False
+            weights = None if weights is None else weights[:-1]
+        if not first and tokens:
+            empty[0] = False
+        kept = np.where(empty, 0, lengths)
+        if self.config.long_documents == "truncate":
+            kept = np.minimum(kept, self.packer.seq_len + 1)
+        if (kept < lengths).any():
+            places = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            chosen = places < np.repeat(kept, lengths)
+            ids, weights = ids[chosen], None if weights is None else weights[chosen]
+        fates = np.where(empty, EMPTY, KEPT).astype(np.int8)
+        of_documents = None if mapped is None else np.array(mapped, dtype=np.int64)
+        return Stretch(ids, kept, offsets, fates, place, first, last, weights=weights, mapped=of_documents)
+
+    def _bad(self, place: int, offset: int, first: bool, ended: bool, labelled: bool) -> Stretch:
+        """Return a bad record: nothing, or the eos of the document whose beginning was good and has been yielded."""
+        ids = np.full(int(ended), self.tokenizer.eos_id, dtype=self.tokenizer.dtype)
+        stated = np.array([np.nan]) if labelled else None
+        return Stretch(ids, np.array([len(ids)]), [offset], np.array([BAD], dtype=np.int8), place, first, True, stated=stated)
+
+
+class Arrived(NamedTuple):
+    """Documents as they come out of a file.
+
+    Attributes:
+        file: Path or URL.
+        documents: Bytes.
+        offsets: Address of each.
+        tag: Letters that a tag has which is open where the first begins.
+        goes_on: Whether the last goes on behind.
+    """
+
+    file: str
+    documents: list[bytes]
+    offsets: list[int]
+    tag: int
+    goes_on: bool
+
+    def until(self, index: int) -> "Arrived":
+        """Return those before a document."""
+        return self._replace(documents=self.documents[:index], offsets=self.offsets[:index], goes_on=False)
+
+
+def _whole_documents(groups: Iterator[Records], head: int | None) -> Iterator[Records]:
+    """Join the stretches of a document, for what must see all of it, or its first `head` bytes, which are all that is kept."""
+    parts: list[bytes] = []
+    begun, opened = 0, True
+    for group in groups:
+        assert group.last or group.stated is None, "records with labels come whole"
+        documents, offsets, first = [data[:head] for data in group.documents], list(group.offsets), group.first
+        if parts and documents:
+            if head is None or sum(map(len, parts)) < head:
+                parts.append(documents[0])
+            if len(documents) == 1 and not group.last:
+                continue
+            documents[0], offsets[0], first, parts = b"".join(parts)[:head], begun, opened, []
+        if group.breaks_off and parts:
+            group, first, parts = group._replace(bad_offset=begun), opened, []
+        if documents and not group.last:
+            opened = bool(documents[1:]) or first
+            parts, begun = [documents.pop()], offsets.pop()
+        yield Records(documents, offsets, first, True, group.error, group.bad_offset, group.stated)

@@ -1,0 +1,108 @@
+"""Every document of some sources exactly once, in an order that no layout changes: what validation reads.
+
+    rows of source 0 ─┐
+    rows of source 1 ─┼─ one of each in turn ─> row i -> rank i mod R ─> batches, the same number on every rank
+    ...              ─┘
+
+Each source is one lane, and each rank reads all of it: it finds out where the data ends without asking another rank, and any
+number of ranks shares any number of documents, one included. A row that belongs to another rank costs its documents' reading
+and encoding, so a large validation set is best given as token shards, whose rows are views (0.8 ms per 1,000 documents).
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from ..errors import DataConfigError, DataEnd
+from ..lanes.lane import Lane, LaneState
+from ..rows.objectives import PackedRow
+from ..rows.packing import Packer
+from ..tokenizers.protocol import Tokenizer
+from .batch import Batch
+from .loader import DataConfig, verify_sources
+from .sources import Source, find_source
+
+
+class FinitePass:
+    """Batches of one rank, anew by each call of `batches`, and the same ones each time.
+
+    Rows are packed by `best_fit` whatever the config's packing is: what a document's loss is does not depend on the documents
+    in its row, and a document that fits in a row is never split.
+
+    Args:
+        config: Of it, `sources`, `seq_len`, `objective`, `documents` without augmentation, `seed`, `on_bad_record`, `verify`
+            and `storage` are used.
+        tokenizer: Encodes documents.
+        batch_size: Rows per batch of this rank.
+        dp_rank: Data-parallel rank.
+        dp_degree: Data-parallel ranks.
+
+    Raises:
+        DataConfigError: A setting is wrong.
+        DataError: A source's files cannot be used.
+    """
+
+    def __init__(
+        self, config: DataConfig, tokenizer: Tokenizer, *, batch_size: int, dp_rank: int = 0, dp_degree: int = 1
+    ) -> None:
+        if not config.sources:
+            raise DataConfigError("validation.sources: name at least one source")
+        documents = config.documents.as_read
+        documents.check(tokenizer, "best_fit", config.seq_len)
+        ids = tokenizer.eos_id, tokenizer.pad_id
+        self.packer = Packer(config.seq_len, *ids, "best_fit", config.objective, overlap=documents.window_overlap)
+        self.sources = [find_source(source, 1, config.seq_len, config.storage, documents) for source in config.sources]
+        self.packer.weighted = any(source.weighted for source in self.sources)
+        self._config = config
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._rank = dp_rank
+        self._degree = dp_degree
+        if config.verify:
+            verify_sources(self.sources, dp_rank, dp_degree)
+
+    def batches(self, limit: int | None = None) -> Iterator[Batch]:
+        """Yield this rank's batches; every rank gets as many, the last ones filled up with rows of padding.
+
+        Args:
+            limit: Rows of all ranks together to end after; None: all there are.
+
+        Raises:
+            DataError: A file or record cannot be used.
+        """
+        rows = enumerate(islice(self._rows(), limit))
+        while taken := list(islice(rows, self._batch_size * self._degree)):
+            yield self._batch(taken[self._rank :: self._degree], self._batch_size)
+
+    def first_row(self) -> Batch:
+        """Return the first of all rows, whichever rank's it is.
+
+        Raises:
+            DataError: A file or record cannot be used, or there is no document.
+        """
+        return self._batch([next(enumerate(self._rows()))], 1)
+
+    def _rows(self) -> Iterator[tuple[int, PackedRow]]:
+        """Yield all rows, each with the number of its source; sources take turns until they are over."""
+        waiting = [(number, self._lane(number, source)) for number, source in enumerate(self.sources)]
+        while waiting:
+            going = []
+            for number, lane in waiting:
+                try:
+                    row, _ = next(lane)
+                except DataEnd:
+                    continue
+                yield number, row
+                going.append((number, lane))
+            waiting = going
+
+    def _lane(self, number: int, source: Source) -> Iterator[tuple[PackedRow, LaneState]]:
+        key = (self._config.seed, number)
+        documents = source.documents(0, self._tokenizer, self.packer, key, self._config.on_bad_record == "skip")
+        return Lane(documents, self.packer, (*key, 0), LaneState(), source.config.name, max_epochs=1).rows()
+
+    def _batch(self, taken: list[tuple[int, tuple[int, PackedRow]]], size: int) -> Batch:
+        """Lay out rows, each with its number and its source's; what is missing to `size` is padding, numbered -1."""
+        taken = taken + [(-1, (0, PackedRow([])))] * (size - len(taken))
+        numbers = [number for number, _ in taken]
+        planes = self.packer.expand([row for _, (_, row) in taken], numbers)
+        return Batch.of(planes, rows=numbers, sources=[source for _, (source, _) in taken], state={})

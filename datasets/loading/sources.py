@@ -1,0 +1,145 @@
+"""The corpora of a run as they are found: which files, cut into which pieces or shards, dealt to which lanes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
+
+from ..documents.letters import Letters
+from ..documents.strands import Strands
+from ..documents.treatment import DocumentConfig
+from ..errors import BadRecords, DataConfigError
+from ..files.find import DataFile
+from ..files.storage import Storage
+from ..lanes.lane import Documents
+from ..lanes.raw_documents import RawDocuments
+from ..lanes.shard_documents import ShardCorpus, ShardDocuments
+from ..readers.formats import build_reader
+from ..readers.labels import Label
+from ..readers.pieces import Piece, deal, target_size
+from ..readers.records import Reader
+from ..rows.packing import Packer
+from ..shards.format import Shard, open_shards
+from ..tokenizers.protocol import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Files of one kind.
+
+    Attributes:
+        name: Unique among sources.
+        format: `text` (a file is a document), `jsonl`, `tsv`, `parquet`, `fasta`, or `tokens` (shards of `cistron prepare`).
+        paths: Paths, globs or fsspec URLs; for `tokens` manifests, or folders of them.
+        field: For jsonl, tsv and parquet: the field or column that holds the document.
+        label: For the same: where and what labels of sequences are; None: they are not read.
+        weight: Share of rows, and so of tokens, relative to the other sources' weights; 0: none before a stage.
+        max_epochs: Times that a lane reads all of its documents before the data is over; None: it never is.
+    """
+
+    name: str
+    format: str
+    paths: tuple[str, ...]
+    field: str = "text"
+    label: Label | None = None
+    weight: float = 1.0
+    max_epochs: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A source ready to be read: either raw files with their reader, or token shards.
+
+    Attributes:
+        config: As given.
+        files: All of its files, those without a byte included; of token shards the manifests.
+        lanes: Pieces of each lane; empty for token shards.
+        reader: Of the format; None for token shards.
+        corpus: Token shards; None for raw files.
+        treatment: What is done with documents.
+    """
+
+    config: SourceConfig
+    files: list[DataFile]
+    lanes: list[list[Piece]]
+    reader: Reader | None
+    corpus: ShardCorpus | None
+    treatment: DocumentConfig
+
+    @property
+    def weighted(self) -> bool:
+        """Whether some of its targets may weigh other than 1."""
+        of_shards = self.corpus is not None and any(shard.manifest.weights for shard in self.corpus.shards)
+        return of_shards or self.treatment.letters.weighted or self.treatment.window_overlap > 0
+
+    def remarks(self) -> list[str]:
+        """Settings of letters that its shards were prepared with and keep, where the job's are others: a line, or none."""
+        if self.corpus is None:
+            return []
+        asked, found = self.treatment.letters, {shard.manifest.letters for shard in self.corpus.shards}
+        kept = {f.name: {str(getattr(made, f.name)).lower() for made in found} for f in fields(asked)}
+        job = {key: str(getattr(asked, key)).lower() for key in kept}
+        others = [key for key in kept if kept[key] != {job[key]}]
+        if not others:
+            return []
+        made = ", ".join(f"{key} = {' or '.join(sorted(kept[key]))}" for key in others)
+        stated = ", ".join(f"{key} = {job[key]}" for key in others)
+        return [f"source {self.config.name!r}: its shards were prepared with {made}, and are read so; [data] has {stated}"]
+
+    def lane_name(self, lane: int) -> str:
+        """Return the key of a lane in the loader's state."""
+        return f"{self.config.name}/{lane}"
+
+    def documents(self, lane: int, tokenizer: Tokenizer, packer: Packer, key: tuple[int, int], skip_bad: bool) -> Documents:
+        """Return what a lane reads; `key` is (seed, number of the source)."""
+        if self.corpus is not None:
+            strands = Strands(self.treatment.reverse_complement, key[0], tokenizer)
+            return ShardDocuments(self.corpus, lane, key, packer.policy == "concat", strands, BadRecords(skip=skip_bad))
+        assert self.reader is not None
+        return RawDocuments(self.lanes[lane], self.reader, tokenizer, packer, (*key, lane), skip_bad, self.treatment)
+
+    def sample(self) -> list[bytes]:
+        """Return the heads of some raw documents from some lanes: at most 64 of 16 KiB."""
+        heads = []
+        for pieces in self.lanes[:4]:
+            assert self.reader is not None
+            groups = self.reader.groups(pieces[0], pieces[0].start, True)
+            documents = (document for group in groups for document in group.documents)
+            heads += [document[: 2**14] for document in islice(documents, 16)]
+        return heads
+
+
+def find_source(
+    config: SourceConfig, lanes: int, seq_len: int, storage: Storage, treatment: DocumentConfig | None = None
+) -> Source:
+    """Look up a source's files and deal them to `lanes`; `treatment` is what is done with its documents, None: nothing.
+
+    Raises:
+        DataConfigError: A setting is wrong, or there are fewer pieces than lanes.
+        DataError: A file is missing, or cannot be read.
+    """
+    treatment = treatment or DocumentConfig()
+    if not config.weight >= 0:
+        raise DataConfigError(f"data.sources.weight: {config.weight} of source {config.name!r} must not be below 0")
+    if config.format == "tokens" and config.label is None:
+        files = storage.expand(config.paths, "*.json")
+        corpus = ShardCorpus(open_shards(files, storage), seq_len, lanes, config.name, treatment)
+        _check_letters(corpus.shards, treatment.letters)
+        return Source(config=config, files=files, lanes=[], reader=None, corpus=corpus, treatment=treatment)
+    reader = build_reader(config.format, config.field, storage, config.label)
+    files = storage.expand(config.paths)
+    target = target_size(files, lanes)
+    dealt = deal([piece for file in files for piece in reader.split(file, target)], lanes, config.name)
+    return Source(config=config, files=files, lanes=dealt, reader=reader, corpus=None, treatment=treatment)
+
+
+def _check_letters(shards: Sequence[Shard], letters: Letters) -> None:
+    """Refuse shards without the weights that the job asks for: their ids may no longer tell the letters."""
+    for shard in shards:
+        made = shard.manifest.letters
+        for key in letters.changed:
+            asked, found = getattr(letters, key), getattr(made, key)
+            if asked != found:
+                raise DataConfigError(
+                    f"data.{key} = {str(asked).lower()}: {shard.path} was prepared with {str(found).lower()}; "
+                    "leave the key out to take its weights as they are, or prepare it anew with this one"
+                )

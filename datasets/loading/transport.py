@@ -1,0 +1,293 @@
+"""Rows from where they are made to where they are used: worker processes, or this one.
+
+torchdata's StatefulDataLoader moves them, many rows to a message. Its own state is never asked for: the state of a lane
+travels with each row.
+"""
+
+import atexit
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count, islice
+from multiprocessing.connection import wait
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from ..errors import DataEnd, DataError, WorkerError
+from ..lanes.lane import Lane, LaneState
+from ..lanes.mixer import Mixer, Stage
+from ..rows.objectives import PackedRow
+from ..rows.packing import Packer
+from ..tokenizers.protocol import Tokenizer
+from .sources import Source
+
+# torchdata 0.11 calls a function that torch 2.13 deprecates; its users can do nothing about it.
+warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning, module=r"torchdata\.")
+# Tokens per message: 1 MiB of int32, where the cost of a message is small against that of its rows.
+MESSAGE_TOKENS = 2**18
+MAX_MESSAGE_ROWS = 64
+
+
+class Place(NamedTuple):
+    """Where a row comes from.
+
+    Attributes:
+        row: Its global number.
+        source: Number of its source.
+        lane: Its lane.
+    """
+
+    row: int
+    source: int
+    lane: int
+
+
+class Row(NamedTuple):
+    """A row with the state of its lane after it."""
+
+    place: Place
+    packed: PackedRow
+    state: LaneState
+
+
+class Message(NamedTuple):
+    """Consecutive rows of a worker, and what ended it if it ended.
+
+    Attributes:
+        worker: Its number.
+        ids: int32: the parts of all rows, one after another.
+        lengths: Of the parts of each row.
+        following: Of each row.
+        weights: float32: of all rows, one after another; a row's are as many as `weighted` says.
+        weighted: Of each row, 0 where it has none.
+        stated: Of each row.
+        states: Of the rows' lanes.
+        error: Comes after the rows.
+    """
+
+    worker: int
+    ids: torch.Tensor
+    lengths: list[list[int]]
+    following: list[int | None]
+    weights: torch.Tensor
+    weighted: list[int]
+    stated: list[list[float] | None]
+    states: list[list[int]]
+    error: DataError | DataEnd | None
+
+    def rows(self) -> Iterator[tuple[PackedRow, LaneState]]:
+        """Yield the rows, views of the message."""
+        ids, weights = self.ids.numpy(), self.weights.numpy()
+        at = weighed = 0
+        each = zip(self.lengths, self.following, self.weighted, self.stated, self.states, strict=True)
+        for lengths, following, weighted, stated, state in each:
+            parts = []
+            for length in lengths:
+                parts.append(ids[at : at + length])
+                at += length
+            own = weights[weighed : weighed + weighted] if weighted else None
+            yield PackedRow(parts, following, own, stated), LaneState(*state)
+            weighed += weighted
+
+
+@dataclass(eq=False)
+class RowStream(IterableDataset[Message]):
+    """The rows of one rank, or of one of its workers when iterated there.
+
+    Attributes:
+        sources: Where rows are drawn from.
+        tokenizer: Encodes documents.
+        packer: Packs them.
+        stages: First row and weights of each stage.
+        seed: Of all random choices.
+        skip_bad: Pass over bad records.
+        lanes: Of each source.
+        rank: Data-parallel rank.
+        degree: Data-parallel ranks.
+        state: The rank's loader state from which to go on.
+    """
+
+    sources: Sequence[Source]
+    tokenizer: Tokenizer
+    packer: Packer
+    stages: Sequence[Stage]
+    seed: int
+    skip_bad: bool
+    lanes: int
+    rank: int
+    degree: int
+    state: dict[str, Any]
+
+    def mixer(self) -> Mixer:
+        """Return the mixer at the state's row."""
+        return Mixer(self.stages, self.lanes, self.seed, *(self.state[key] for key in ("begin", "rows", "counts")))
+
+    def places(self, mixer: Mixer) -> Iterator[Place]:
+        """Yield this rank's rows: of any `degree` rows that follow one another, the one whose lane is its own."""
+        for first in count(self.state["rows"], self.degree):
+            row = first + (self.rank - mixer.turn(first) - first) % self.degree
+            yield Place(row, mixer.source(row), mixer.lane(row))
+
+    def rows(self, places: Iterator[Place]) -> Iterator[Row]:
+        """Yield the rows of some of this rank's places."""
+        lanes: dict[tuple[int, int], Iterator[tuple[PackedRow, LaneState]]] = {}
+        for place in places:
+            key = place.source, place.lane
+            if key not in lanes:
+                source = self.sources[place.source]
+                key_of_source = (self.seed, place.source)
+                lanes[key] = Lane(
+                    source.documents(place.lane, self.tokenizer, self.packer, key_of_source, self.skip_bad),
+                    self.packer,
+                    (*key_of_source, place.lane),
+                    LaneState(*self.state["lanes"].get(source.lane_name(place.lane), ())),
+                    source.config.name,
+                    source.config.max_epochs,
+                ).rows()
+            yield Row(place, *next(lanes[key]))
+
+    def owner(self, place: Place, workers: int) -> int:
+        """Return which of this rank's workers reads the lane of `place`."""
+        return place.lane // self.degree % workers
+
+    def __iter__(self) -> Iterator[Message]:
+        """Yield a worker's messages; an error inside of one, since raised through torchdata it would lose its parts."""
+        info = get_worker_info()
+        assert info is not None
+        places = (place for place in self.places(self.mixer()) if self.owner(place, info.num_workers) == info.id)
+        size = min(max(MESSAGE_TOKENS // self.packer.seq_len, 1), MAX_MESSAGE_ROWS)
+        rows = self.rows(places)
+        error: DataError | DataEnd | None = None
+        while error is None:
+            taken: list[Row] = []
+            try:
+                for row in islice(rows, size):
+                    taken.append(row)  # what came before an error stays
+            except (DataError, DataEnd) as raised:
+                error = raised
+            packed = [row.packed for row in taken]
+            parts = [part for row in packed for part in row.parts]
+            ids = np.concatenate([np.empty(0, dtype=np.int32), *parts], dtype=np.int32, casting="same_kind")
+            weights = [row.weights for row in packed if row.weights is not None]
+            yield Message(
+                info.id,
+                torch.from_numpy(ids),
+                [[len(part) for part in row.parts] for row in packed],
+                [row.following for row in packed],
+                torch.from_numpy(np.concatenate([np.empty(0, dtype=np.float32), *weights])),
+                [0 if row.weights is None else len(row.weights) for row in packed],
+                [row.stated for row in packed],
+                [list(row.state) for row in taken],
+                error,
+            )
+
+
+def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]) -> Iterator[Row]:
+    """Yield the rows of a rank in order, made by `workers` processes, or in this thread when 0.
+
+    Args:
+        stream: Makes them.
+        mixer: At the stream's row.
+        workers: Their number.
+        processes: Workers are put into this list, for who must end one that hangs.
+
+    Raises:
+        DataError: As it was raised where the row was made.
+        DataEnd: Likewise.
+        WorkerError: A worker died.
+    """
+    places = stream.places(mixer)
+    if not workers:
+        yield from stream.rows(places)
+        return
+    # No automatic collation, and no snapshots of a state that is never asked for. Workers are spawned: a forked child would
+    # hold the parent's CUDA context, gloo sockets and the locks of its threads, and a fork server would die of a SIGTERM to
+    # the process group, its children with it.
+    loader = StatefulDataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        snapshot_every_n_steps=0,
+        multiprocessing_context="spawn",
+        prefetch_factor=2,
+        worker_init_fn=_start_worker,
+    )
+    with _no_main_module():
+        messages = iter(loader)
+    processes += messages._workers
+    waiting: list[deque[tuple[PackedRow, LaneState] | Exception]] = [deque() for _ in range(workers)]
+    try:
+        for place in places:
+            made = waiting[stream.owner(place, workers)]
+            while not made:
+                message = _receive(messages)
+                waiting[message.worker].extend(message.rows())
+                if message.error is not None:
+                    waiting[message.worker].append(message.error)
+            item = made.popleft()
+            if isinstance(item, Exception):
+                raise item
+            yield Row(place, *item)
+    finally:
+        # torch ends workers when the iterator is collected, which the traceback of an exception would put off; they ignore
+        # signals, so an exit of this process would wait for them.
+        messages._shutdown_workers()
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Start workers that do not import what the parent runs as its main module.
+
+    `multiprocessing` has every spawned process import it, for classes that were defined there. A worker needs none, and the
+    trainer takes 1.3 s and 200 MB; a script without `if __name__ == "__main__"` would run again.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _receive(messages: Iterator[Message]) -> Message:
+    """Return the next message."""
+    try:
+        return next(messages)
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        if "Caught " in str(error):  # raised by code inside of a worker
+            raise
+        # A message announces memory that the worker hands over on request, when it may already be dead.
+        raise WorkerError(f"a data worker exited unexpectedly while handing over rows ({error!r})") from error
+    except RuntimeError as error:
+        # What torch raises for a dead worker; an error inside of one reads "Caught ... in DataLoader worker process".
+        if "exited unexpectedly" in str(error):
+            raise WorkerError(str(error)) from error
+        raise
+
+
+def _start_worker(worker: int) -> None:
+    """Tie a worker to its parent, whose part it is to act on signals to the process group, and not to outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A queue's thread that is inside of torch when the interpreter winds down ends in std::terminate (1 exit in 10).
+    atexit.register(os._exit, 0)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def die_with_parent() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=die_with_parent, name="cistron-watch", daemon=True).start()

@@ -1,0 +1,101 @@
+"""Part of datasets/prepare."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+from ..files.find import DataFile
+from ..files.storage import Storage
+from ..readers.pieces import Piece
+from ..tokenizers.protocol import Ids
+from .imported import CHUNK, Tokens
+
+# Documents of fewer tokens, or more, on average: then what is taken for an eos is none.
+PLAUSIBLE = (2, 10**9)
+
+
+@dataclass(frozen=True)
+class DumpReader:
+    """One-dimensional `.npy` arrays, or raw `.bin` files; a piece's start and end are numbers of tokens.
+
+    Attributes:
+        storage: Finds the files.
+        eos_id: Ends documents.
+        append_eos: The last document may lack it.
+        dtype: Of raw files; None where all are `.npy`, which state theirs.
+    """
+
+    storage: Storage
+    eos_id: int
+    append_eos: bool
+    dtype: str | None
+    weighted = False
+
+    def settings(self) -> dict[str, Any]:
+        """See `TokenReader`."""
+        return {"import": "tokens", "dtype": self.dtype, "eos_id": self.eos_id}
+
+    def _ids(self, path: str) -> Ids:
+        local = self.storage.local(path)
+        try:
+            if path.endswith(".npy"):
+                ids: npt.NDArray[Any] = np.load(local, mmap_mode="r")
+            elif self.dtype is None:
+                raise DataError("a raw dump does not say how its ids are written; give --dtype", file=path)
+            else:
+                ids = np.memmap(local, np.dtype(self.dtype).newbyteorder("<"), "r")
+        except ValueError as error:  # also of numpy: no array, or a part of an element at the end
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"not an array of ids: {error}", file=path) from None
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise DataError(f"expected integers in one dimension, found {ids.dtype} of shape {ids.shape}", file=path)
+        if path.endswith(".npy") and self.dtype is not None and ids.dtype != np.dtype(self.dtype):
+            raise DataError(f"--dtype is {self.dtype}, and this array is of {ids.dtype}", file=path)
+        return ids
+
+    def split(self, file: DataFile, target: int) -> list[Piece]:
+        """Cut behind an eos, after a look at all of them."""
+        ids = self._ids(file.path)
+        ends = sum(int(np.count_nonzero(ids[at : at + CHUNK] == self.eos_id)) for at in range(0, len(ids), CHUNK))
+        low, high = PLAUSIBLE
+        if not low * ends <= len(ids) <= high * ends:
+            mean = f"{len(ids) / ends:.2f} tokens a document" if ends else "so that there would be no end of a document"
+            problem = f"{ends:,} of {len(ids):,} tokens are the eos {self.eos_id}, {mean}"
+            raise DataError(f"{problem}; that is not the eos of this dump, or --dtype is not its dtype", file=file.path)
+        if ids[-1] != self.eos_id and not self.append_eos:
+            problem = f"its last document ends with {ids[-1]}, not the eos {self.eos_id}; give --append-eos to end it"
+            raise DataError(problem, file=file.path)
+        itemsize = ids.dtype.itemsize
+        starts = [0]
+        while (cut := self._behind_eos(ids, starts[-1] + max(target // itemsize, 1))) < len(ids):
+            starts.append(cut)
+        return [Piece(file.path, start, end, (end - start) * itemsize) for start, end in pairwise([*starts, len(ids)])]
+
+    def _behind_eos(self, ids: Ids, start: int) -> int:
+        """Return the first place at or after `start` that follows an eos; the end where there is none."""
+        for at in range(start - 1, len(ids), CHUNK):
+            found = ids[at : at + CHUNK] == self.eos_id
+            if found.any():
+                return at + int(found.argmax()) + 1
+        return len(ids)
+
+    def tokens(self, piece: Piece) -> Iterator[Tokens]:
+        """See `TokenReader`."""
+        assert piece.end is not None
+        ids = self._ids(piece.path)
+        for start in range(piece.start, piece.end, CHUNK):
+            part = ids[start : min(start + CHUNK, piece.end)]
+            ends = np.flatnonzero(part == self.eos_id) + 1
+            if start + len(part) == piece.end and part[-1] != self.eos_id:
+                ends = np.append(ends, len(part))
+            yield Tokens(part, ends, None, part.nbytes)
+
+    def first_document(self, piece: Piece) -> int | None:
+        """See `TokenReader`: the documents before are not counted."""
+        return 0 if piece.start == 0 else None

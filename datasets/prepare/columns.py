@@ -1,0 +1,121 @@
+"""Part of datasets/prepare."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+
+from ..errors import DataError
+from ..files.find import DataFile
+from ..files.storage import Storage
+from ..readers.pieces import Piece
+from .imported import Tokens
+
+BATCH_BYTES = 2**24  # of a parquet column decoded together
+
+
+@dataclass(frozen=True)
+class ListReader:
+    """Parquet columns that hold a list of ids, and perhaps one of loss weights, per document; pieces count rows.
+
+    Attributes:
+        storage: Finds the files.
+        column: Of the ids.
+        weights_column: Of the weights or of a loss mask of 0 and 1; None: no weights.
+    """
+
+    storage: Storage
+    column: str
+    weights_column: str | None
+
+    @property
+    def weighted(self) -> bool:
+        """See `TokenReader`."""
+        return self.weights_column is not None
+
+    @property
+    def _columns(self) -> list[str]:
+        return [self.column, *([self.weights_column] if self.weights_column else [])]
+
+    def settings(self) -> dict[str, Any]:
+        """See `TokenReader`."""
+        return {"import": "parquet", "column": self.column, "weights_column": self.weights_column}
+
+    def split(self, file: DataFile, target: int) -> list[Piece]:
+        """Cut at row groups."""
+        with self._open(file.path) as parquet:
+            for column in self._columns:
+                self._check_type(file.path, parquet.schema_arrow, column)
+            pieces: list[Piece] = []
+            row = 0
+            for number in range(parquet.num_row_groups):
+                group = parquet.metadata.row_group(number)
+                rows, size = group.num_rows, group.total_byte_size
+                if pieces and pieces[-1].size + size <= target:
+                    last = pieces.pop()
+                    pieces.append(Piece(file.path, last.start, row + rows, last.size + size))
+                elif rows:
+                    pieces.append(Piece(file.path, row, row + rows, size))
+                row += rows
+        return pieces
+
+    def tokens(self, piece: Piece) -> Iterator[Tokens]:
+        """See `TokenReader`."""
+        with self._open(piece.path) as parquet:
+            row = 0
+            for number in range(parquet.num_row_groups):
+                group = parquet.metadata.row_group(number)
+                if piece.start <= row < (piece.end or 0):
+                    rows = max(1, min(4096, BATCH_BYTES * group.num_rows // max(group.total_byte_size, 1)))
+                    at = row
+                    for batch in parquet.iter_batches(rows, row_groups=[number], columns=self._columns):
+                        yield self._tokens(batch, piece.path, at, group.total_byte_size * batch.num_rows / group.num_rows)
+                        at += batch.num_rows
+                row += group.num_rows
+
+    def first_document(self, piece: Piece) -> int | None:
+        """See `TokenReader`."""
+        return piece.start
+
+    def _tokens(self, batch: Any, path: str, row: int, stored: float) -> Tokens:
+        lists = [batch.column(column) for column in self._columns]
+        for column, values in zip(self._columns, lists, strict=True):
+            missing = values.is_null().to_numpy(zero_copy_only=False)
+            if missing.any():
+                raise DataError(f"column {column!r} is null", file=path, record=row + int(missing.argmax()))
+            if values.flatten().null_count:
+                raise DataError(f"a list of column {column!r} holds a null; rows from this one on", file=path, record=row)
+        lengths = [values.value_lengths().to_numpy(zero_copy_only=False) for values in lists]
+        differ = lengths[0] != lengths[-1]
+        if differ.any():
+            at = int(differ.argmax())
+            problem = f"{lengths[0][at]} ids and {lengths[1][at]} loss weights; there must be one for each"
+            raise DataError(problem, file=path, record=row + at)
+        flat = [values.flatten().to_numpy(zero_copy_only=False) for values in lists]
+        weights = flat[1].astype(np.float32) if self.weights_column is not None else None
+        return Tokens(flat[0], np.cumsum(lengths[0], dtype=np.int64), weights, stored)
+
+    def _check_type(self, path: str, schema: Any, column: str) -> None:
+        if column not in schema.names:
+            raise DataError(f"there is no column {column!r}; its columns are: {', '.join(map(repr, schema.names))}", file=path)
+        found = schema.field(column).type
+        types = pyarrow.types
+        is_list = types.is_list(found) or types.is_large_list(found)
+        weights = column == self.weights_column
+        if is_list and types.is_integer(found.value_type):
+            return
+        if is_list and weights and (types.is_floating(found.value_type) or types.is_boolean(found.value_type)):
+            return
+        kind = "numbers" if weights else "integers"
+        raise DataError(f"column {column!r} must hold lists of {kind}, and is of type {found}", file=path)
+
+    @contextmanager
+    def _open(self, path: str) -> Iterator[Any]:
+        try:
+            with pyarrow.parquet.ParquetFile(self.storage.local(path)) as parquet:
+                yield parquet
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"cannot be read as parquet: {error}", file=path) from None

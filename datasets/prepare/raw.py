@@ -1,0 +1,357 @@
+"""Raw files to token shards: documents are read, judged, encoded, and divided into training and validation.
+
+Memory is bounded by a group of documents, and by a document where a tokenizer must see all of it. With other tokenizers a
+long document streams into the training shard and is taken out again where its end decides otherwise.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import compress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from ..documents.letters import PLAIN, LetterEncoder, Letters, Weighed, Weights
+from ..errors import DataError
+from ..files.atomic import sync, temporary
+from ..files.find import DataFile
+from ..readers.pieces import Piece
+from ..readers.records import Reader, Records, located, wrong_byte
+from ..shards.format import SourceRecord
+from ..shards.writer import ShardWriter, id_dtype
+from ..tokenizers.protocol import Ids, TokenizeError, Tokenizer
+from .pool import Emit
+from .run import Event, Result, Task
+
+Mask = npt.NDArray[np.bool_]
+# Messages about skipped records of a task; all are counted.
+TOLD_RECORDS = 10
+
+
+class Stretch(NamedTuple):
+    """Whole documents, or a part of one.
+
+    Attributes:
+        documents: Bytes.
+        offsets: Where each begins in its file.
+        opens: False for a part that is not its document's first.
+        closes: False for a part that is not its document's last.
+    """
+
+    documents: list[bytes]
+    offsets: list[int]
+    opens: bool = True
+    closes: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawCorpus:
+    """A `prepare.Corpus` of raw files.
+
+    Attributes:
+        files: In order.
+        reader: Of their format.
+        tokenizer: Encodes them.
+        format: Name of the format, which is a part of the plan.
+        field: Of jsonl and parquet, likewise.
+        validation_share: Share of the documents, by hash, that goes to validation.
+        deduplicate: Leave out documents that are equal to one before, byte by byte.
+        seed: Of the hashes.
+        skip_bad: Leave out bad records and count them, instead of raising.
+        letters: How letters are weighed, and their case.
+    """
+
+    files: Sequence[DataFile]
+    reader: Reader
+    tokenizer: Tokenizer
+    format: str
+    field: str
+    validation_share: float
+    deduplicate: bool
+    seed: int
+    skip_bad: bool
+    letters: Letters = PLAIN
+
+    def settings(self) -> dict[str, Any]:
+        """See `prepare.Corpus`."""
+        names = ("format", "field", "validation_share", "deduplicate", "seed", "skip_bad")
+        return {**{name: getattr(self, name) for name in names}, "letters": asdict(self.letters)}
+
+    def split(self, target: int) -> list[Piece]:
+        """Cut the files at record starts where their format allows."""
+        return [piece for file in self.files for piece in self.reader.split(file, target)]
+
+    def sample(self) -> list[bytes]:
+        """Return documents, or beginnings of long ones, from the heads of up to four files."""
+        files = [file for file in self.files if file.size]
+        heads = [self.reader.split(file, sys.maxsize)[0] for file in files[:: max(len(files) // 4, 1)][:4]]
+        groups = (next(self.reader.groups(head, head.start, True), None) for head in heads)
+        return [document for group in groups if group is not None for document in group.documents]
+
+    @property
+    def hasher(self) -> Callable[[Task, Path, Emit], None] | None:
+        """See `prepare.Corpus`."""
+        return self.hash if self.deduplicate else None
+
+    def hash(self, task: Task, path: Path, emit: Emit) -> None:
+        """Write the xxh3_128 of every document."""
+        digester = Digester(self.seed)
+        with temporary(path).open("wb") as file:
+            for piece in task.pieces:
+                progress = Progress(piece, emit)
+                for records in self.reader.groups(piece, piece.start, True):
+                    for stretch in stretches(records):
+                        file.writelines(digester(stretch))
+                    if records.error is not None and not self.skip_bad:
+                        raise located(self.reader, records.error, records.bad_offset)
+                    if records.breaks_off:  # it has a place among the documents, and is equal to no other
+                        file.write(xxhash.xxh3_128_digest(f"{piece.path}:{records.bad_offset}".encode(), self.seed))
+                    progress.at(records)
+                progress.finish()
+        sync(temporary(path))
+        temporary(path).replace(path)
+
+    def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> Result:
+        """See `prepare.Corpus`."""
+        marked = None
+        if marks is not None and marks.stat().st_size:  # there is nothing to map where no record was sound
+            marked = np.memmap(marks, dtype=np.bool_, mode="r")[task.documents_before :]
+        return _Conversion(self, task, folder, marked, emit).run()
+
+
+def stretches(records: Records) -> Iterator[Stretch]:
+    """Divide a group into the part of a document that it begins with, whole documents, and the part that it ends with."""
+    documents, offsets, first, last = records.documents, records.offsets, records.first, records.last
+    if documents and not first:
+        yield Stretch(documents[:1], offsets[:1], opens=False, closes=len(documents) > 1 or last)
+        documents, offsets = documents[1:], offsets[1:]
+    whole = len(documents) - (not last)
+    if whole > 0:
+        yield Stretch(documents[:whole], offsets[:whole])
+    if documents and not last:
+        yield Stretch(documents[whole:], offsets[whole:], closes=False)
+
+
+class Digester:
+    """xxh3_128 of documents that may come in parts."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._open = xxhash.xxh3_128(seed=seed)
+
+    def __call__(self, stretch: Stretch) -> list[bytes]:
+        """Return 16 bytes for each document that ends in this stretch."""
+        if stretch.opens and stretch.closes:
+            return [xxhash.xxh3_128_digest(data, self._seed) for data in stretch.documents]
+        if stretch.opens:
+            self._open = xxhash.xxh3_128(seed=self._seed)
+        self._open.update(stretch.documents[0])
+        return [self._open.digest()] if stretch.closes else []
+
+
+class Progress:
+    """Tells how much of a piece is done: by offset where its end is known, else at its end."""
+
+    def __init__(self, piece: Piece, emit: Emit) -> None:
+        self._piece = piece
+        self._emit = emit
+        self._told = 0.0
+
+    def at(self, records: Records) -> None:
+        """Tell of a group."""
+        share = 0.0
+        if self._piece.end is not None and records.offsets:
+            share = (records.offsets[-1] - self._piece.start) / max(self._piece.end - self._piece.start, 1)
+        self._tell(share * self._piece.size, sum(map(len, records.documents)))
+
+    def finish(self) -> None:
+        """Tell that all is done."""
+        self._tell(self._piece.size, 0)
+
+    def _tell(self, stored: float, text: int) -> None:
+        stored = max(stored, self._told)
+        self._emit(Event(stored=stored - self._told, text=text))
+        self._told = stored
+
+
+class _Conversion:
+    """One task on its way into shards."""
+
+    def __init__(self, corpus: RawCorpus, task: Task, folder: Path, marked: Mask | None, emit: Emit) -> None:
+        self._corpus = corpus
+        self._task = task
+        self._marked = marked
+        self._emit = emit
+        name = f"{task.number:06}"
+        # The byte tokenizer has a vocabulary of 512 and writes ids below 256 only: it states uint8.
+        bytes_only = np.dtype(corpus.tokenizer.dtype) == np.uint8
+        dtype = id_dtype(255 if bytes_only else corpus.tokenizer.vocab_size - 1)
+        self._encode = LetterEncoder(corpus.letters, corpus.tokenizer)
+        self._train = ShardWriter(folder / "train", name, corpus.tokenizer, dtype, letters=corpus.letters)
+        self._validation: ShardWriter | None = None
+        if corpus.validation_share:
+            self._validation = ShardWriter(folder / "validation", name, corpus.tokenizer, dtype, letters=corpus.letters)
+        self._sizes = {file.path: file.size for file in corpus.files}
+        self._digester = Digester(corpus.seed)
+        self._records = 0  # documents met
+        self._piece = task.pieces[0]
+        self._whole: list[bytes] = []  # parts of a document that the tokenizer must see at once
+        self._began = 0  # where that document began
+        self._out = False  # the open document is a duplicate or bad
+        self._open_bytes = self._open_mapped = 0
+        self._tag = 0  # letters of the tag that is open in the open document
+        self._counts = {"text_bytes": 0, "dropped": 0, "duplicates": 0, "skipped": 0, "mapped": 0}
+
+    def run(self) -> Result:
+        """Read all pieces; leave no temporary file behind, whatever happens."""
+        writers = [writer for writer in (self._train, self._validation) if writer is not None]
+        try:
+            sources = [self._read(piece) for piece in self._task.pieces]
+            documents, tokens = (sum(getattr(writer, name) for writer in writers) for name in ("documents", "tokens"))
+            shards = tuple(f"{w.path.parent.name}/{w.path.name}" for w in writers if w.finish(sources) is not None)
+        finally:
+            for writer in writers:
+                writer.discard()
+        return Result(documents=documents, tokens=tokens, shards=shards, **self._counts)
+
+    def _read(self, piece: Piece) -> SourceRecord:
+        self._piece = piece
+        before = self._records
+        progress = Progress(piece, self._emit)
+        streams = self._corpus.tokenizer.streams
+        for records in self._corpus.reader.groups(piece, piece.start, True):
+            for stretch in stretches(records):
+                if stretch.opens and stretch.closes:
+                    self._take(stretch)
+                elif streams:
+                    self._take_part(stretch)
+                else:
+                    self._join(stretch)
+            if records.error is not None and not (records.breaks_off and self._out):
+                self._bad(partial(located, self._corpus.reader, records.error, records.bad_offset))
+            if records.breaks_off:
+                self._break_off()
+            progress.at(records)
+        progress.finish()
+        size = self._sizes[piece.path]
+        return SourceRecord(path=piece.path, size=size, start=piece.start, end=piece.end, records=self._records - before)
+
+    def _take(self, stretch: Stretch) -> None:
+        """Whole documents: leave out what is empty, a duplicate or bad; divide the rest."""
+        documents, offsets = stretch.documents, stretch.offsets
+        keep = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents)) > 0
+        self._counts["dropped"] += int((~keep).sum())
+        if self._marked is not None:
+            again = keep & self._marked[self._records : self._records + len(documents)]
+            self._counts["duplicates"] += int(again.sum())
+            keep &= ~again
+        self._records += len(documents)
+        if not keep.all():
+            kept = np.flatnonzero(keep).tolist()
+            documents, offsets = [documents[i] for i in kept], [offsets[i] for i in kept]
+        while documents:
+            try:
+                sound = len(documents)
+                weighed = self._encode(documents)
+            except TokenizeError as error:
+                self._bad(partial(self._located, error, offsets[error.index]))
+                sound = error.index
+                weighed = self._encode(documents[:sound])
+            self._write(documents[:sound], weighed)
+            documents, offsets = documents[sound + 1 :], offsets[sound + 1 :]
+
+    def _write(self, documents: list[bytes], weighed: Weighed) -> None:
+        (ids, counts, mapped), weights, _ = weighed
+        lengths = np.array(counts, dtype=np.int64)
+        kept = lengths > 1 + (self._corpus.tokenizer.bos_id is not None)
+        self._counts["mapped"] += sum(mapped or ())
+        self._counts["dropped"] += len(kept) - int(kept.sum())
+        self._counts["text_bytes"] += sum(compress(map(len, documents), kept.tolist()))
+        if self._validation:
+            aside = self._set_aside(self._digester(Stretch(documents, [])))
+            _write_chosen(self._validation, ids, lengths, kept & aside, weights)
+            kept &= ~aside
+        _write_chosen(self._train, ids, lengths, kept, weights)
+
+    def _join(self, part: Stretch) -> None:
+        """A part of a document that must be encoded as a whole."""
+        if part.opens:
+            self._whole, self._began = [], part.offsets[0]
+        self._whole += part.documents
+        if part.closes:
+            self._take(Stretch([b"".join(self._whole)], [self._began]))
+            self._whole = []
+
+    def _take_part(self, part: Stretch) -> None:
+        """A part of a document that is encoded part by part; its end decides what becomes of it."""
+        (data,) = part.documents
+        digests = self._digester(part)
+        if part.opens:
+            self._open_bytes = self._open_mapped = self._tag = 0
+            self._out = self._marked is not None and bool(self._marked[self._records])
+            self._counts["duplicates"] += self._out
+        if not self._out:
+            try:
+                (ids, _, mapped), weights, self._tag = self._encode([data], self._tag, goes_on=not part.closes)
+            except TokenizeError as error:
+                self._bad(partial(self._located, error, part.offsets[0]))
+                self._train.take_back()
+                self._out = True
+            else:
+                count = len(ids) if part.closes else len(ids) - 1
+                self._train.write(ids[:count], [], None if weights is None else weights[:count])
+                self._open_bytes += len(data)
+                self._open_mapped += sum(mapped or ())
+        if not part.closes:
+            return
+        self._records += 1
+        if self._out:
+            return
+        if self._open_bytes == 0:
+            self._counts["dropped"] += 1
+            self._train.take_back()
+            return
+        self._counts["text_bytes"] += self._open_bytes
+        self._counts["mapped"] += self._open_mapped
+        if self._validation and self._set_aside(digests)[0]:
+            self._train.move(self._validation)
+        else:
+            self._train.close()
+
+    def _break_off(self) -> None:
+        """The open document turned out bad, whatever of it was read."""
+        self._records += 1
+        self._whole = []
+        if not self._out:
+            self._train.take_back()
+        self._out = False
+
+    def _set_aside(self, digests: list[bytes]) -> Mask:
+        """Tell which documents go to validation: their hash, as a fraction, lies below the share."""
+        halves = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)
+        aside: Mask = halves[:, 1] < np.uint64(self._corpus.validation_share * 2.0**64)
+        return aside
+
+    def _bad(self, problem: Callable[[], DataError]) -> None:
+        if not self._corpus.skip_bad:
+            raise problem()
+        self._counts["skipped"] += 1
+        if self._counts["skipped"] <= TOLD_RECORDS:
+            more = "; further ones of this shard are counted only" if self._counts["skipped"] == TOLD_RECORDS else ""
+            self._emit(Event(message=f"skipped: {problem()}{more}"))
+
+    def _located(self, bad: TokenizeError, address: int) -> DataError:
+        return wrong_byte(self._corpus.reader, self._piece.path, address, bad.offset or 0, bad.problem)
+
+
+def _write_chosen(writer: ShardWriter, ids: Ids, lengths: npt.NDArray[np.int64], chosen: Mask, weights: Weights | None) -> None:
+    if not chosen.all():
+        tokens = np.repeat(chosen, lengths)
+        ids, lengths = ids[tokens], lengths[chosen]
+        weights = None if weights is None else weights[tokens]
+    writer.write(ids, np.cumsum(lengths), weights)

@@ -1,0 +1,311 @@
+"""A corpus to token shards on all cores: restartable after any death, and the same bytes for any number of processes.
+
+The work list is the corpus cut into tasks, whatever the number of processes; a task becomes at most one shard for training
+and one for validation. The output folder holds
+
+    train/NNNNNN.*       shards
+    validation/NNNNNN.*  shards, where a share of the documents is put aside
+    plan/plan.json       everything that decides the bytes: settings, tokenizer, files
+    plan/NNNNNN.json     what became of a task, written when its shards are durable
+
+A rerun goes on under the same plan and refuses another. Where duplicates are removed, a first pass hashes all documents.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from pydantic import ValidationError
+
+from ..errors import DataConfigError, DataError
+from ..files.atomic import TEMPORARY, sync, write_atomically
+from ..files.find import DataFile
+from ..files.storage import changes
+from ..readers.pieces import Piece
+from ..shards.format import Manifest, Record
+from ..tokenizers.letters import LetterTokenizer
+from ..tokenizers.protocol import Tokenizer
+from .duplicates import DIGEST_BYTES, mark_duplicates
+from .pool import Emit, Pool
+
+VERSION = 1
+# A corpus of small files: a manifest names each of them.
+MAX_PIECES = 4096
+
+
+class Task(NamedTuple):
+    """What becomes one shard: consecutive parts of files.
+
+    Attributes:
+        number: Place in the work list, and the shard's name.
+        pieces: In order of the corpus.
+        documents_before: In all tasks before, where duplicates are marked.
+    """
+
+    number: int
+    pieces: tuple[Piece, ...]
+    documents_before: int = 0
+
+    def __str__(self) -> str:
+        """The first piece in words."""
+        first = self.pieces[0]
+        return f"{first.path} from {first.start} on" + (f" and {len(self.pieces) - 1} more pieces" * (len(self.pieces) > 1))
+
+
+class Event(NamedTuple):
+    """Progress of a task: bytes done as stored, bytes of text read, and a line about a record that was skipped."""
+
+    stored: float = 0.0
+    text: int = 0
+    message: str | None = None
+
+
+class Result(Record):
+    """What became of documents.
+
+    Attributes:
+        documents: Written to shards.
+        tokens: Of these, eos included.
+        text_bytes: Of these, as text; 0 where tokens were imported.
+        dropped: Without tokens, so left out.
+        duplicates: Equal to one before, so left out.
+        skipped: Bad records left out.
+        mapped: Letters of the documents written that `on_unknown = "map"` replaced.
+        eos_appended: Imported documents that came without an eos.
+        shards: Manifests written, by their path in the output folder.
+    """
+
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    dropped: int = 0
+    duplicates: int = 0
+    skipped: int = 0
+    mapped: int = 0
+    eos_appended: int = 0
+    shards: tuple[str, ...] = ()
+
+    def __add__(self, other: "Result") -> "Result":
+        """Sum the counts, and list the shards one after another."""
+        return Result(**{name: value + getattr(other, name) for name, value in self})
+
+
+class Corpus(Protocol):
+    """Files that can be made into shards; picklable.
+
+    Attributes:
+        files: In order.
+        tokenizer: Whose ids are written.
+        hasher: Writes 16 bytes for each document of a task into a file, equal ones for equal documents; None where
+            duplicates stay.
+    """
+
+    @property
+    def files(self) -> Sequence[DataFile]: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def hasher(self) -> Callable[[Task, Path, Emit], None] | None: ...
+
+    def settings(self) -> dict[str, Any]:
+        """Return what beside files and tokenizer decides the bytes of the shards, as JSON."""
+        ...
+
+    def split(self, target: int) -> list[Piece]:
+        """Cut the files into pieces of about `target` bytes."""
+        ...
+
+    def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> Result:
+        """Write the shards of a task into `folder`/train and `folder`/validation, without those that are marked."""
+        ...
+
+
+class Monitor(Protocol):
+    """Who is told about progress."""
+
+    def begin(self, stage: str, stored: int) -> None:
+        """Hear that a stage begins which reads so many bytes as stored."""
+        ...
+
+    def __call__(self, event: Event) -> None:
+        """Hear of an event."""
+        ...
+
+
+def prepare(corpus: Corpus, folder: Path, *, shard_bytes: int, processes: int, monitor: Monitor) -> Result:
+    """Write the shards of a corpus into a folder, or those that are missing there.
+
+    Raises:
+        DataConfigError: The folder belongs to another plan, or to somebody else.
+        DataError: A file cannot be read, a record is bad, or the folder cannot be written.
+        WorkerError: A worker process died.
+    """
+    plan = folder / "plan"
+    with _writing(folder), _locked(plan):
+        _hold_plan(plan / "plan.json", _plan(corpus, shard_bytes))
+        for leftover in folder.glob(f"*/*{TEMPORARY}"):
+            leftover.unlink()
+        tasks = group(corpus.split(shard_bytes), shard_bytes)
+        results = {task.number: found for task in tasks if (found := _finished(folder, task)) is not None}
+        missing = [task for task in tasks if task.number not in results]
+        marks = None
+        if corpus.hasher is not None and missing:
+            marks = plan / "duplicates"
+            before = _mark(partial(_hash, corpus.hasher, plan / "hashes"), plan, tasks, marks, processes, monitor)
+            missing = [task._replace(documents_before=before[task.number]) for task in missing]
+        monitor.begin("shards", _stored(missing))
+        convert = partial(_convert, corpus, folder, marks)
+        pool: Pool[Task, Result] = Pool(convert, str, processes, monitor)
+        for task, result in pool.run(missing):
+            results[task.number] = result
+        for scratch in (plan / "hashes", plan / "partitions"):
+            shutil.rmtree(scratch, ignore_errors=True)
+        (plan / "duplicates").unlink(missing_ok=True)
+        sync(plan)
+    return sum((results[task.number] for task in tasks), Result())
+
+
+def group(pieces: Sequence[Piece], target: int) -> list[Task]:
+    """Join consecutive small pieces to tasks of about `target` bytes."""
+    groups: list[list[Piece]] = []
+    room = 0
+    for piece in pieces:
+        if not groups or piece.size > room or len(groups[-1]) == MAX_PIECES:
+            groups.append([])
+            room = target
+        groups[-1].append(piece)
+        room -= piece.size
+    return [Task(number, tuple(members)) for number, members in enumerate(groups)]
+
+
+def _plan(corpus: Corpus, shard_bytes: int) -> dict[str, Any]:
+    tokenizer = corpus.tokenizer
+    ids = {"eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id, "vocab_size": tokenizer.vocab_size}
+    policy: dict[str, Any] = {"on_unknown": tokenizer.on_unknown} if isinstance(tokenizer, LetterTokenizer) else {}
+    return {
+        "version": VERSION,
+        "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, **ids, **policy},
+        "settings": {"shard_bytes": shard_bytes, **corpus.settings()},
+        "files": [list(file) for file in corpus.files],
+    }
+
+
+def _hold_plan(path: Path, plan: dict[str, Any]) -> None:
+    """Write the plan, or compare it with the one that is there."""
+    if not path.exists():
+        foreign = next((found for name in ("train", "validation") for found in (path.parent.parent / name).glob("*")), None)
+        if foreign is not None:
+            raise DataConfigError(f"--output: {foreign} is there already and no plan says by whom; name another folder")
+        write_atomically(path, json.dumps(plan, indent=1).encode() + b"\n")
+        return
+    saved = json.loads(path.read_bytes())
+    differences = [
+        f"{key} was {_get(saved, table, key)!r} and is {_get(plan, table, key)!r}"
+        for table in ("tokenizer", "settings")
+        for key in sorted({*saved[table], *plan[table]})
+        if _get(saved, table, key) != _get(plan, table, key)
+    ]
+    differences += changes(saved["files"], [DataFile(*file) for file in plan["files"]])
+    if differences:
+        listing = "".join(f"\n  {line}" for line in differences)
+        raise DataConfigError(
+            f"--output: {path.parent.parent} was begun with other settings or files; go on with the same ones, "
+            f"or name another folder:{listing}"
+        )
+
+
+def _get(plan: dict[str, Any], table: str, key: str) -> Any:
+    return plan[table].get(key)
+
+
+def _finished(folder: Path, task: Task) -> Result | None:
+    """Return the result of a task whose shards are all there, as far as their sizes tell."""
+    try:
+        result = Result.model_validate_json(_result_path(folder, task).read_bytes())
+        for shard in result.shards:
+            path = folder / shard
+            sizes = Manifest.model_validate_json(path.read_bytes()).sizes()
+            if any(path.with_suffix(f".{ending}").stat().st_size != size for ending, size in sizes.items()):
+                return None
+    except (FileNotFoundError, ValidationError):
+        return None
+    return result
+
+
+def _result_path(folder: Path, task: Task) -> Path:
+    return folder / "plan" / f"{task.number:06}.json"
+
+
+def _convert(corpus: Corpus, folder: Path, marks: Path | None, task: Task, emit: Emit) -> Result:
+    with _writing(folder):
+        result = corpus.convert(task, folder, marks, emit)
+        write_atomically(_result_path(folder, task), result.model_dump_json(indent=1).encode() + b"\n")
+    return result
+
+
+def _mark(
+    hash: Callable[[Task, Emit], None], plan: Path, tasks: list[Task], marks: Path, processes: int, monitor: Monitor
+) -> list[int]:
+    """Mark the duplicates of the whole corpus; return how many documents come before each task."""
+    hashes = plan / "hashes"
+    hashes.mkdir(exist_ok=True)
+    for leftover in hashes.glob(f"*{TEMPORARY}"):
+        leftover.unlink()
+    paths = [_hashes_path(hashes, task) for task in tasks]
+    missing = [task for task, path in zip(tasks, paths, strict=True) if not path.exists()]
+    monitor.begin("duplicates", _stored(missing))
+    pool: Pool[Task, None] = Pool(hash, str, processes, monitor)
+    for _ in pool.run(missing):
+        pass
+    if not marks.exists():
+        mark_duplicates(paths, marks, plan / "partitions")
+    return list(accumulate((path.stat().st_size // DIGEST_BYTES for path in paths), initial=0))
+
+
+def _hash(hasher: Callable[[Task, Path, Emit], None], hashes: Path, task: Task, emit: Emit) -> None:
+    with _writing(hashes):
+        hasher(task, _hashes_path(hashes, task), emit)
+
+
+def _hashes_path(hashes: Path, task: Task) -> Path:
+    return hashes / f"{task.number:06}"
+
+
+def _stored(tasks: Sequence[Task]) -> int:
+    return sum(piece.size for task in tasks for piece in task.pieces)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Name the folder that cannot be written; where reading fails, the reader has named the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot be written: {error}", file=str(folder)) from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against other preparations on this machine, as long as the process lives at most."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise DataConfigError(f"--output: another `cistron prepare` is writing to {folder.parent}") from None
+        # Some network file systems lock nothing; temporary names differ by process there too.
+    try:
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,226 @@
+"""Formats of which each line is a record: how files are cut, read, reopened and named by line; blank lines are skipped."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..errors import DataError
+from ..files.find import DataFile
+from ..files.storage import Storage
+from .labels import Label
+from .pieces import Piece
+from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, Records, Window, split_records
+
+MAX_LINE_BYTES = 2**30
+# To name a bad record by its line, the lines before it are counted; so many bytes take 0.1 s, or 1 s to inflate.
+COUNTED_BYTES = 2**28
+# From a line, without its end, to its document and what it states. Raises ValueError saying what is wrong with it.
+ParseLine = Callable[[bytes], tuple[bytes, float]]
+
+
+@dataclass(frozen=True)
+class LineReader(ABC):
+    """Documents in lines.
+
+    Attributes:
+        storage: Opens files.
+        field: That holds the document.
+        group_bytes: Bytes of the file that become a group.
+        max_line_bytes: What a line may have.
+        label: Where and what labels are; None: they are not read.
+        format_name: Of `data.sources.format`.
+    """
+
+    storage: Storage
+    field: str
+    group_bytes: int = GROUP_BYTES
+    max_line_bytes: int = MAX_LINE_BYTES
+    label: Label | None = None
+    format_name: ClassVar[str]
+
+    @abstractmethod
+    def parser(self, path: str) -> tuple[ParseLine, int]:
+        """Return what parses the lines of a file, and the byte at which its records begin. Raises DataError."""
+
+    def split(self, file: DataFile, target: int) -> list[Piece]:
+        """See `Reader`."""
+        return split_records(self.storage, file, b"\n", target)
+
+    def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
+        """See `Reader`."""
+        parse, begin = self.parser(piece.path)
+        number = 1 if offset == 0 else None  # of the line, where it is known for nothing
+        if offset < begin:
+            offset, number = begin, 2
+        with self.storage.open(piece.path) as file:
+            window = Window(file, piece, offset)
+            while window.fill(self.group_bytes):
+                offset = window.offset
+                whole = len(window.buffer) if window.over else window.buffer.rfind(b"\n") + 1
+                lines = (window.take(whole) if whole else self._long_line(window, piece.path)).split(b"\n")
+                yield from self._documents(parse, lines, piece.path, offset, number)
+                number = None if number is None else number + len(lines) - 1
+
+    def _long_line(self, window: Window, path: str) -> bytes:
+        """Take a line that the buffer does not hold."""
+        start = window.offset
+        parts = []
+        while window.fill(self.group_bytes):
+            end = window.buffer.find(b"\n") + 1
+            parts.append(window.take(end or len(window.buffer)))
+            if end:
+                break
+            if window.offset - start > self.max_line_bytes:
+                problem = f"a line has more than {self.max_line_bytes} bytes; is this {self.format_name}?"
+                raise DataError(problem, file=path, offset=start)
+        return b"".join(parts)
+
+    def _documents(self, parse: ParseLine, lines: list[bytes], path: str, offset: int, number: int | None) -> Iterator[Records]:
+        """Yield the documents of lines that begin at `offset`, of which the first is line `number` of the file."""
+        documents: list[bytes] = []
+        offsets: list[int] = []
+        stated: list[float] | None = None if self.label is None else []
+        for place, line in enumerate(lines):
+            if not line or line.isspace():
+                offset += len(line) + 1
+                continue
+            try:
+                document, value = parse(line)
+            except ValueError as problem:
+                error = DataError(str(problem), file=path, record=number and number + place, offset=offset)
+                yield Records(documents, offsets, error=error, bad_offset=offset, stated=stated)
+                documents, offsets, stated = [], [], None if stated is None else []
+            else:
+                documents.append(document)
+                offsets.append(offset)
+                if stated is not None:
+                    stated.append(value)
+                if len(documents) == GROUP_DOCUMENTS:
+                    yield Records(documents, offsets, stated=stated)
+                    documents, offsets, stated = [], [], None if stated is None else []
+            offset += len(line) + 1
+        if documents:
+            yield Records(documents, offsets, stated=stated)
+
+    def locate(self, path: str, offset: int, index: int) -> tuple[int | None, int]:
+        """Count lines from 1, if not too many; the byte is the line's first, as a document may begin anywhere in it."""
+        return self._line_number(path, offset), offset
+
+    def _line_number(self, path: str, offset: int) -> int | None:
+        if offset > COUNTED_BYTES:
+            return None
+        lines = 1
+        with self.storage.open(path) as file:
+            for start in range(0, offset, GROUP_BYTES):
+                lines += file.read(min(GROUP_BYTES, offset - start)).count(b"\n")
+        return lines
+
+
+# Half of the time of json.loads goes into finding out how bytes are encoded and into skipping spaces around the value.
+_parse = json.JSONDecoder().raw_decode
+
+
+@dataclass(frozen=True)
+class JsonlReader(LineReader):
+    """Documents in JSON objects.
+
+    Attributes:
+        numbers: Whether whole numbers are documents too, as decimal text.
+    """
+
+    numbers: bool = False
+    format_name = "jsonl"
+
+    def parser(self, path: str) -> tuple[ParseLine, int]:
+        """See `LineReader`; all files are alike."""
+        return self._record, 0
+
+    def _record(self, line: bytes) -> tuple[bytes, float]:
+        """Return the document of a line, and its label or 0."""
+        try:
+            text = str(line, "utf-8")
+            record, end = _parse(text)
+            document = record[self.field].encode() if end == len(text) else None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            document = None
+        if document is None:
+            record = self._object(line)
+            document = self._document(record)
+        return document, 0.0 if self.label is None else self.label.number(record.get(self.label.field), document)
+
+    def _object(self, line: bytes) -> dict[str, Any]:
+        """Return the JSON object of a line with all the care that the fast way leaves out.
+
+        Raises:
+            ValueError: Saying what is wrong with it.
+        """
+        try:
+            record = json.loads(str(line.removeprefix(BOM), "utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not valid JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"expected a JSON object, found a {type(record).__name__}")
+        return record
+
+    def _document(self, record: dict[str, Any]) -> bytes:
+        """Return the document of a record. Raises ValueError, saying what is wrong with it."""
+        if self.field not in record:
+            fields = ", ".join(map(repr, list(record)[:8])) or "none"
+            raise ValueError(f"there is no field {self.field!r}; its fields are: {fields}")
+        text = record[self.field]
+        if self.numbers and type(text) is int:
+            text = str(text)
+        if not isinstance(text, str):
+            wanted = "a string or a whole number" if self.numbers else "a string"
+            raise ValueError(f"field {self.field!r} must be {wanted}, found a {type(text).__name__}")
+        try:
+            return text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"field {self.field!r} holds half a surrogate pair ({error.reason})") from None
+
+
+HEADER_BYTES = 2**16
+
+
+class TsvReader(LineReader):
+    """Documents in one column of a table."""
+
+    format_name = "tsv"
+
+    def parser(self, path: str) -> tuple[ParseLine, int]:
+        """See `LineReader`; reads the names of the file's columns."""
+        with self.storage.open(path, whole=False) as file:
+            line, newline, _ = file.read(HEADER_BYTES).partition(b"\n")
+        if not newline:
+            problem = f"the first line must name the columns, and another follow within {HEADER_BYTES} bytes"
+            raise DataError(problem, file=path, record=1, offset=0)
+        names = _cells(line.removeprefix(BOM))
+        wanted = [self.field, *([self.label.field] if self.label else [])]
+        places = []
+        for name in wanted:
+            if names.count(name.encode()) != 1:
+                found = ", ".join(repr(cell.decode("utf-8", errors="replace")) for cell in names[:8])
+                problem = f"there must be one column {name!r}; the first line names: {found}"
+                raise DataError(problem, file=path, record=1, offset=0)
+            places.append(names.index(name.encode()))
+
+        def parse(line: bytes) -> tuple[bytes, float]:
+            cells = _cells(line)
+            if len(cells) != len(names):
+                raise ValueError(f"{len(cells)} cells; the first line names {len(names)} columns")
+            document = cells[places[0]]
+            try:
+                document.decode("utf-8")
+                label = cells[places[-1]].decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"not valid UTF-8 ({error.reason})") from None
+            return document, 0.0 if self.label is None else self.label.number(label, document)
+
+        return parse, len(line) + 1
+
+
+def _cells(line: bytes) -> list[bytes]:
+    """Return the cells of a line, which may end as in files of Windows."""
+    return line.removesuffix(b"\r").split(b"\t")

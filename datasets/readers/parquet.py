@@ -1,0 +1,185 @@
+"""parquet: a row is a record, its document in one column of strings; addresses are row numbers of the file.
+
+Row groups are decoded one at a time and page by page, of the needed column only. To go on within a row group its rows
+before are decoded again and dropped.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..errors import DataError
+from ..files.find import DataFile
+from ..files.storage import Storage
+from .labels import Label
+from .pieces import Piece
+from .records import GROUP_BYTES, GROUP_DOCUMENTS, Records, whole_piece
+
+READ_BYTES = 2**20
+BATCH_ROWS = 16  # at least, where rows are large
+STRINGS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
+
+
+@dataclass(frozen=True)
+class ParquetReader:
+    """Documents in rows.
+
+    Attributes:
+        storage: Opens files.
+        column: That holds the document; `a.b` is field b of column a.
+        group_bytes: Bytes of documents that become a group.
+        label: Where and what labels are, `field` a column; None: they are not read.
+        numbers: Whether whole numbers are documents too, as decimal text.
+    """
+
+    storage: Storage
+    column: str
+    group_bytes: int = GROUP_BYTES
+    label: Label | None = None
+    numbers: bool = False
+
+    def split(self, file: DataFile, target: int) -> list[Piece]:
+        """See `Reader`; pieces are row groups, several if they are small."""
+        if file.size <= target:
+            return [piece._replace(end=None) for piece in whole_piece(file)]
+        with self._open(file.path, whole=False) as (parquet, _):
+            groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+        rows = list(accumulate((group.num_rows for group in groups), initial=0))
+        stored = list(accumulate((group.total_byte_size for group in groups), initial=0))
+        places = [place * file.size // max(1, stored[-1]) for place in stored]
+        cuts = [0]
+        for number in range(1, len(groups)):
+            if places[number] - places[cuts[-1]] >= target:
+                cuts.append(number)
+        cuts.append(len(groups))
+        pieces = [Piece(file.path, rows[start], rows[end], places[end] - places[start]) for start, end in pairwise(cuts)]
+        return [piece for piece in pieces if piece.end != piece.start]
+
+    def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
+        """See `Reader`."""
+        with self._open(piece.path, whole=True) as (parquet, columns):
+            row = 0
+            for number in range(parquet.num_row_groups):
+                begin, row = row, row + parquet.metadata.row_group(number).num_rows
+                if row > offset and (piece.end is None or begin < piece.end):
+                    yield from self._row_group(parquet, number, columns, begin, offset, piece.path)
+            if row < (piece.end or 0):
+                raise DataError(f"has {row} rows, and had {piece.end} when it was found", file=piece.path)
+
+    def _row_group(
+        self, parquet: pq.ParquetFile, number: int, columns: list[list[str]], row: int, offset: int, path: str
+    ) -> Iterator[Records]:
+        """Yield the documents of a row group that begins at `row`, from `offset` on; `columns` are as `_open` finds them."""
+        metadata = parquet.metadata.row_group(number)
+        end = row + metadata.num_rows
+        # By the size of all columns: to ask for that of one aborts the process where a footer is damaged (Arrow 26).
+        rows = self.group_bytes * metadata.num_rows // max(1, metadata.total_byte_size)
+        rows = max(BATCH_ROWS, min(rows, GROUP_DOCUMENTS))
+        wanted = [".".join(names) for names in columns]
+        for batch in parquet.iter_batches(rows, row_groups=[number], columns=wanted, use_threads=False):
+            if row + batch.num_rows > offset:
+                skipped = max(0, offset - row)
+                values, *labels = (_leaves(batch, names)[skipped:] for names in columns)
+                if pa.types.is_integer(values.type):
+                    values = values.cast(pa.string())
+                stated = labels[0].to_pylist() if labels else None
+                yield from self._records(values.cast(pa.large_binary()).to_pylist(), stated, row + skipped, path)
+            row += batch.num_rows
+        if row != end:
+            raise DataError(f"row group {number} ends at row {row} of {end}: the file is damaged", file=path)
+
+    def _records(self, values: list[bytes | None], labels: list[Any] | None, row: int, path: str) -> Iterator[Records]:
+        documents: list[bytes] = []
+        stated: list[float] = []
+        size = 0
+
+        def group(problem: str | None = None) -> Records:
+            records = Records(documents, [*range(row - len(documents), row)], stated=None if labels is None else stated)
+            if problem is None:
+                return records
+            return records._replace(error=DataError(problem, file=path, record=row), bad_offset=row)
+
+        for place, value in enumerate(values):
+            try:
+                if value is None:
+                    raise ValueError(f"column {self.column!r} is null")
+                number = 0.0 if labels is None or self.label is None else self.label.number(labels[place], value)
+            except ValueError as problem:
+                yield group(str(problem))
+                documents, stated, size = [], [], 0
+            else:
+                if documents and size + len(value) > self.group_bytes:
+                    yield group()
+                    documents, stated, size = [], [], 0
+                documents.append(value)
+                stated.append(number)
+                size += len(value)
+            row += 1
+        if documents:
+            yield group()
+
+    @contextmanager
+    def _open(self, path: str, whole: bool) -> Iterator[tuple[pq.ParquetFile, list[list[str]]]]:
+        """Open a file and find the names that lead to the column of documents and, where they are read, of labels."""
+        try:
+            with self.storage.open_stored(path, whole) as raw:
+                parquet = pq.ParquetFile(raw, buffer_size=READ_BYTES, page_checksum_verification=True)
+                _check(parquet, path)
+                columns = [self._check_strings(*_find_column(parquet.schema_arrow, self.column, path), path)]
+                if self.label is not None:
+                    columns.append(_find_column(parquet.schema_arrow, self.label.field, path)[0])
+                yield parquet, columns
+        except DataError:
+            raise
+        except (pa.ArrowException, ValueError, LookupError, MemoryError, OverflowError) as error:
+            raise DataError(f"the parquet data is truncated or damaged: {error}", file=path) from error
+
+    def _check_strings(self, names: list[str], found: pa.DataType, path: str) -> list[str]:
+        """Return the names that lead to the column of documents. Raises DataError where it holds no strings."""
+        content = found.value_type if pa.types.is_dictionary(found) else found
+        if content in STRINGS or (self.numbers and pa.types.is_integer(content)):
+            return names
+        wanted = "strings or whole numbers" if self.numbers else "strings"
+        problem = f"column {self.column!r} must hold {wanted}, and holds {found}"
+        if pa.types.is_list(found) or pa.types.is_large_list(found):
+            problem += "; make token shards of lists of ids by `cistron prepare --import parquet`"
+        raise DataError(problem, file=path)
+
+    def locate(self, path: str, offset: int, index: int) -> tuple[int, None]:
+        """The address is the record, counted from 0; a byte of a compressed page has no place in the file."""
+        return offset, None
+
+
+def _find_column(schema: pa.Schema, column: str, path: str) -> tuple[list[str], pa.DataType]:
+    """Return the names that lead to a column, and what it holds. Raises DataError where there is none."""
+    names = [column] if column in schema.names else column.split(".")
+    found: pa.DataType = pa.struct(schema)
+    for name in names:
+        if not pa.types.is_struct(found) or found.get_field_index(name) < 0:
+            columns = ", ".join(map(repr, schema.names[:8])) or "none"
+            raise DataError(f"there is no column {column!r}; its columns are: {columns}", file=path)
+        found = found.field(name).type
+    return names, found
+
+
+def _leaves(batch: pa.RecordBatch, names: list[str]) -> pa.Array:
+    """Return the values that some names lead to."""
+    values = batch.column(names[0])
+    for name in names[1:]:
+        values = pc.struct_field(values, name)
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
+
+def _check(parquet: pq.ParquetFile, path: str) -> None:
+    """Refuse a footer that contradicts itself."""
+    rows = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != parquet.metadata.num_rows:
+        raise DataError(
+            f"the parquet data is damaged: {sum(rows)} rows in groups, {parquet.metadata.num_rows} in all", file=path
+        )

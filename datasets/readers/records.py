@@ -1,0 +1,155 @@
+"""What readers give: documents in groups of up to a MiB, each with an address from which it can be read again.
+
+A reader is a pure function of (piece, offset, first): opened at the address of any document or stretch it yields that one
+and all later ones, byte for byte, whatever was read before. Its memory does not grow with the length of a document.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+from ..errors import DataError
+from ..files.bgzip import BgzfFile
+from ..files.find import DataFile, is_compressed
+from ..files.inflate import ByteFile
+from ..files.storage import Storage
+from .pieces import Piece, record_starts
+
+GROUP_BYTES = 2**20
+GROUP_DOCUMENTS = 1024
+BOM = b"\xef\xbb\xbf"  # at the head of a file it is no part of a record
+
+
+class Records(NamedTuple):
+    """Consecutive documents, at most `GROUP_DOCUMENTS` and `GROUP_BYTES` or one that is longer by itself.
+
+    Attributes:
+        documents: UTF-8 bytes, maybe none.
+        offsets: Where each begins; for a document that continues, where this stretch of it does.
+        first: Whether documents[0] opens its document, or continues that of the group before.
+        last: Whether documents[-1] ends its document, or goes on in the next group.
+        error: A bad record right behind the documents, unnamed where its name is costly: see `located`. The reader goes on
+            behind it. Where nothing opens and there are no documents, it is what the document that goes on turned out to be.
+        bad_offset: Its address.
+        stated: What the record of each document states: number of a class, or a value; None where labels are not read.
+        headers: Of FASTA, the header line of each document, without a line end; empty for one that continues.
+    """
+
+    documents: list[bytes]
+    offsets: list[int]
+    first: bool = True
+    last: bool = True
+    error: DataError | None = None
+    bad_offset: int = -1
+    stated: list[float] | None = None
+    headers: Sequence[bytes] = ()
+
+    @property
+    def breaks_off(self) -> bool:
+        """Whether the document that the group before left open turned out bad, and goes no further."""
+        return self.error is not None and not self.first and not self.documents
+
+
+class Reader(Protocol):
+    """One file format, of files reached through a storage."""
+
+    def split(self, file: DataFile, target: int) -> list[Piece]:
+        """Cut a file at record starts into pieces of about `target` bytes as stored; into one where it cannot be cut."""
+        ...
+
+    def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
+        """Yield the documents of `piece` from an address on; its beginning is (`piece.start`, True).
+
+        Raises:
+            DataError: The file cannot be read, ends early, or is damaged in a way that hides where records begin.
+        """
+        ...
+
+    def locate(self, path: str, offset: int, index: int) -> tuple[int | str | None, int | None]:
+        """Return (record, byte in the file) of byte `index` of the document data that begins at `offset`.
+
+        Reads the file again: for error messages only.
+        """
+        ...
+
+
+def located(reader: Reader, error: DataError, address: int) -> DataError:
+    """Return an error of `Records` with its record's name, which may take reading much of the file: for what is said."""
+    record = reader.locate(error.file, address, 0)[0] if error.record is None else error.record
+    return DataError(error.problem, file=error.file, record=record, offset=error.offset)
+
+
+def wrong_byte(reader: Reader, path: str, address: int, index: int, problem: str) -> DataError:
+    """Return a problem with byte `index` of the document data that begin at `address`, with its record and its place."""
+    record, offset = reader.locate(path, address, index)
+    return DataError(problem, file=path, record=record, offset=offset)
+
+
+def whole_piece(file: DataFile) -> list[Piece]:
+    """Return a file uncut, or nothing if it has no bytes."""
+    end = None if is_compressed(file.path) else file.size
+    return [Piece(file.path, 0, end, file.size)] if file.size else []
+
+
+def split_records(storage: Storage, file: DataFile, boundary: bytes, target: int) -> list[Piece]:
+    """Cut a file where `boundary` says that records begin, if it can be read from there."""
+    if file.size <= target:
+        return whole_piece(file)
+    with storage.open(file.path, whole=False) as opened:
+        if isinstance(opened, BgzfFile):
+            size = opened.size
+        elif is_compressed(file.path):
+            return whole_piece(file)
+        else:
+            size = file.size
+        # Of a compressed file the size of a piece is its share, rounded so that all of them make up the file.
+        starts = record_starts(opened, size, boundary, max(1, target * size // file.size))
+    bounds = [*starts, size]
+    stored = [bound * file.size // max(1, size) for bound in bounds]
+    return [
+        Piece(file.path, start, end, below - above)
+        for (start, end), (above, below) in zip(pairwise(bounds), pairwise(stored), strict=True)
+    ]
+
+
+class Window:
+    """A piece seen through a buffer that moves forward.
+
+    Attributes:
+        buffer: Bytes read and not yet taken.
+        offset: Of the buffer's first byte.
+        over: Whether nothing follows the buffer.
+    """
+
+    def __init__(self, file: ByteFile, piece: Piece, offset: int) -> None:
+        file.seek(offset)
+        self.buffer = b""
+        self.offset = offset
+        self.over = False
+        self._file = file
+        self._piece = piece
+
+    def fill(self, size: int) -> bool:
+        """Read until the buffer holds `size` bytes or the piece is over; tell whether it holds any.
+
+        Raises:
+            DataError: The file ends before the piece does.
+        """
+        end = self._piece.end
+        missing = size - len(self.buffer)
+        if missing > 0 and not self.over:
+            at = self.offset + len(self.buffer)
+            more = self._file.read(missing if end is None else min(missing, end - at))
+            self.buffer = self.buffer + more if self.buffer else more
+            at += len(more)
+            self.over = len(more) < missing if end is None else at >= end
+            if end is not None and len(more) < missing and not self.over:
+                raise DataError(f"ends at byte {at}, and had {end} bytes when it was found", file=self._piece.path)
+        return bool(self.buffer)
+
+    def take(self, count: int) -> bytes:
+        """Move over `count` bytes of the buffer."""
+        data = self.buffer[:count]
+        self.buffer = self.buffer[count:]
+        self.offset += len(data)
+        return data

@@ -1,0 +1,132 @@
+"""Sequences of raw files one by one, each whole and with its name: what a trained model is asked about."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ..errors import DataConfigError, DataError
+from ..files.find import DataFile, plain_name
+from ..files.storage import Storage
+from .formats import build_reader
+from .pieces import MAX_PIECE_BYTES, Piece
+from .records import Reader, located, wrong_byte
+
+ENDINGS = {
+    "fasta": (".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "tsv": (".tsv", ".tab"),
+    "parquet": (".parquet",),
+    "text": (".txt",),
+}
+
+
+class NamedSequence(NamedTuple):
+    """One record.
+
+    Attributes:
+        name: Of the record, on one line.
+        data: UTF-8 bytes.
+        file: Path or URL.
+        offset: Its address there, see `records`.
+        stored: Bytes of files, as stored, that are known to lie before it.
+    """
+
+    name: str
+    data: bytes
+    file: str = ""
+    offset: int = 0
+    stored: float = 0.0
+
+
+class SequenceFiles:
+    """The records of some files, in order of the paths and within a file in its own.
+
+    A record's name is the first word of a FASTA header, what `id_field` holds, or the path of a text; without any, its number
+    among all records, from 0.
+
+    Args:
+        paths: Paths, globs or fsspec URLs; files may be compressed.
+        format: `fasta`, `jsonl`, `parquet` or `text` (a file is a record); None: as the files' endings say.
+        field: Of jsonl and parquet, what holds the sequence.
+        id_field: Of jsonl and parquet, what holds the name: a string or a whole number.
+
+    Attributes:
+        files: As found.
+
+    Raises:
+        DataConfigError: The format cannot be known, or it has no fields.
+        DataError: A file is missing or empty, or cannot be read.
+    """
+
+    def __init__(
+        self, paths: Iterable[str], format: str | None = None, field: str = "text", id_field: str | None = None
+    ) -> None:
+        self._storage = Storage()
+        self.files = self._storage.expand(paths)
+        self._format = format or format_of(self.files)
+        if id_field is not None and self._format not in ("jsonl", "tsv", "parquet"):
+            raise DataConfigError(f"--id-field {id_field}: a {self._format} file has no fields")
+        self._reader = build_reader(self._format, field, self._storage)
+        self._names = None if id_field is None else build_reader(self._format, id_field, self._storage, numbers=True)
+
+    def __iter__(self) -> Iterator[NamedSequence]:
+        """Read all records.
+
+        Raises:
+            DataError: A record cannot be read, or there is none.
+        """
+        number, stored = 0, 0
+        for file in self.files:
+            for piece in self._reader.split(file, MAX_PIECE_BYTES):
+                for offset, data, name in self._piece(piece):
+                    share = 0.0 if piece.end is None else (offset - piece.start) / max(piece.end - piece.start, 1)
+                    yield NamedSequence(name or str(number), data, file.path, offset, stored + share * piece.size)
+                    number += 1
+                stored += piece.size
+        if not number:
+            raise DataError("the input holds no sequence", file=self.files[0].path)
+
+    def _piece(self, piece: Piece) -> Iterator[tuple[int, bytes, str]]:
+        """Yield address, data and name of each record; the name is empty where there is none."""
+        if self._names is not None:
+            # a second pass over the same lines, which costs little beside a model's, and readers know one field
+            for (offset, data, _), (_, name, _) in zip(_whole(self._reader, piece), _whole(self._names, piece), strict=True):
+                yield offset, data, " ".join(name.decode(errors="replace").split())
+            return
+        for offset, data, header in _whole(self._reader, piece):
+            words = header.removeprefix(b">").decode(errors="replace").split()
+            yield offset, data, piece.path if self._format == "text" else (words or [""])[0]
+
+    def located(self, sequence: NamedSequence, problem: str, index: int = 0) -> DataError:
+        """Return an error about byte `index` of a sequence, with its record and its place in the file."""
+        return wrong_byte(self._reader, sequence.file, sequence.offset, index, problem)
+
+
+def format_of(files: Iterable[DataFile]) -> str:
+    """Return the one format that the files' names end in, compression aside. Raises DataConfigError where there is none."""
+    formats: dict[str, str] = {}
+    for file in files:
+        name = plain_name(file.path)
+        for ending in (".gz", ".bgz", ".zst", ".zstd"):
+            name = name.removesuffix(ending)
+        found = next((format for format, endings in ENDINGS.items() if name.endswith(endings)), None)
+        if found is None:
+            raise DataConfigError(f"{file.path}: its ending tells no format; name it with --format {'|'.join(ENDINGS)}")
+        formats[found] = file.path
+    if len(formats) > 1:
+        raise DataConfigError(f"files of several formats, {' and '.join(formats.values())}: ask for one at a time")
+    return next(iter(formats))
+
+
+def _whole(reader: Reader, piece: Piece) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield address, data and header of each record; the stretches that a long one comes in are joined."""
+    parts: list[bytes] = []
+    begun, head = 0, b""
+    for records in reader.groups(piece, piece.start, True):
+        for number, (data, offset) in enumerate(zip(records.documents, records.offsets, strict=True)):
+            if number or records.first:
+                parts, begun, head = [], offset, records.headers[number] if records.headers else b""
+            parts.append(data)
+            if number < len(records.documents) - 1 or records.last:
+                yield begun, b"".join(parts), head
+        if records.error is not None:
+            raise located(reader, records.error, records.bad_offset)

@@ -1,0 +1,189 @@
+"""What rows ask of a model: the tokens it is shown, those it has to name, and how much each of them counts.
+
+| objective | label of a position |
+|---|---|
+| `NextToken` | the token behind it, of the same document |
+| `masking.MaskedTokens` | the token itself, where it was chosen; the model is mostly shown the mask instead |
+| `DocumentLabels` | at a document's eos: what the document's record states, a class or a value |
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..tokenizers.protocol import Ids
+
+IGNORE = -100
+Weights = npt.NDArray[np.float32]
+Places = npt.NDArray[np.bool_]
+
+
+class PackedRow(NamedTuple):
+    """The documents of one row, not yet laid out.
+
+    Attributes:
+        parts: Ids of each document or fragment, views; together at most `seq_len`.
+        following: The token after the last part where its document goes on, else None.
+        weights: float32 per token of `parts` and, where there is one, for `following`, in one array; None: all 1. A token
+            of weight 0 is no target.
+        stated: What the record of each part's document states (class or value), NaN where the document goes on behind the
+            part; None: nothing is stated.
+    """
+
+    parts: list[Ids]
+    following: int | None = None
+    weights: Weights | None = None
+    stated: list[float] | None = None
+
+
+class Laid(NamedTuple):
+    """Rows side by side, without targets yet.
+
+    Attributes:
+        rows: What is in them.
+        numbers: Global number of each row; -1 for one that fills up a batch.
+        tokens: int64 [batch, width].
+        sequence_ids: int32 [batch, width], -1 on padding.
+        ends: int64: behind each part and each stretch of padding, in the flattened batch.
+        used: Tokens of each row.
+    """
+
+    rows: Sequence[PackedRow]
+    numbers: Sequence[int]
+    tokens: npt.NDArray[np.int64]
+    sequence_ids: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int64]
+    used: Sequence[int]
+
+    def own_weights(self) -> Weights | None:
+        """Return float32 [batch, width], the weight of each token; None where no row states any."""
+        if all(row.weights is None for row in self.rows):
+            return None
+        weights = np.ones(self.tokens.shape, dtype=np.float32)
+        for place, (row, used) in enumerate(zip(self.rows, self.used, strict=True)):
+            if row.weights is not None:
+                weights[place, :used] = row.weights[:used]
+        return weights
+
+
+class Targets(NamedTuple):
+    """What is asked of a batch.
+
+    Attributes:
+        tokens: int64 [batch, width], as the model is shown them.
+        labels: int64 [batch, width], -100 where no loss is taken.
+        weights: float32 [batch, width]: of each label, 0 where there is none; None: 1 for each label.
+        values: float32 [batch, width]: what is stated at each label, where that is no class.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    weights: Weights | None
+    values: npt.NDArray[np.float32] | None = None
+
+
+class Objective(Protocol):
+    """A rule for targets: a pure function of rows and their numbers.
+
+    Attributes:
+        shift: How many places behind its position a label's token stands.
+    """
+
+    shift: int
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the targets, plain JSON: a part of the identity of a run's data."""
+        ...
+
+    def targets(self, laid: Laid) -> Targets:
+        """Ask."""
+        ...
+
+    def violations(self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], used: Places, ends: Places) -> dict[str, Places]:
+        """Return what can be wrong with labels [batch, width], and where it is: `used` tokens, of which `ends` are an eos."""
+        ...
+
+
+class NextToken:
+    """Causal language modelling.
+
+    Decided by position: -100 where a document ends and on padding, so that an eos is a target and padding is none even where
+    both are one id. The last token of a fragment is labelled with the token that opens the next one.
+    """
+
+    shift = 1
+
+    def identity(self) -> dict[str, Any]:
+        """See `Objective`."""
+        return {"name": "causal"}
+
+    def targets(self, laid: Laid) -> Targets:
+        """See `Objective`."""
+        rows, shape = laid.rows, laid.tokens.shape
+        tokens = laid.tokens.reshape(-1)
+        flat = np.empty_like(tokens)
+        flat[:-1] = tokens[1:]
+        flat[laid.ends - 1] = IGNORE
+        labels = flat.reshape(shape)
+        for place, (row, used) in enumerate(zip(rows, laid.used, strict=True)):
+            labels[place, used:] = IGNORE
+            if row.following is not None:
+                labels[place, used - 1] = row.following
+        if all(row.weights is None for row in rows):
+            return Targets(laid.tokens, labels, None)
+        weights = np.ones(shape, dtype=np.float32)
+        for place, row in enumerate(rows):
+            if row.weights is not None:
+                weights[place, : len(row.weights) - 1] = row.weights[1:]
+        weights[labels == IGNORE] = 0.0
+        return Targets(laid.tokens, labels, weights)
+
+    def violations(self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], used: Places, ends: Places) -> dict[str, Places]:
+        """See `Objective`."""
+        goes_on = used & ~ends
+        return {
+            "the label at an eos is not -100": ends & (labels != IGNORE),
+            "a label is not the next token of its document": goes_on[:, :-1] & used[:, 1:] & (labels[:, :-1] != tokens[:, 1:]),
+            "the last token of a fragment has no target": goes_on[:, -1:] & (labels[:, -1:] == IGNORE),
+        }
+
+
+class DocumentLabels:
+    """One target per document, at its eos.
+
+    Args:
+        classes: Their names; none: labels are values, which `Targets.values` has, beside the label 0.
+    """
+
+    shift = 0
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+
+    def identity(self) -> dict[str, Any]:
+        """See `Objective`."""
+        return {"name": "classification" if self.classes else "regression", "classes": " ".join(map(repr, self.classes))}
+
+    def targets(self, laid: Laid) -> Targets:
+        """See `Objective`."""
+        labels = np.full(laid.tokens.size, IGNORE)
+        values = np.zeros(laid.tokens.size, dtype=np.float32)
+        width = laid.tokens.shape[1]
+        for place, row in enumerate(laid.rows):
+            lasts = place * width + np.cumsum([len(part) for part in row.parts], dtype=np.int64) - 1
+            stated = np.full(len(lasts), np.nan) if row.stated is None else np.array(row.stated)
+            whole = ~np.isnan(stated)
+            labels[lasts[whole]] = stated[whole] if self.classes else 0
+            values[lasts[whole]] = stated[whole]
+        shape = laid.tokens.shape
+        return Targets(laid.tokens, labels.reshape(shape), None, None if self.classes else values.reshape(shape))
+
+    def violations(self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], used: Places, ends: Places) -> dict[str, Places]:
+        """See `Objective`."""
+        return {
+            "a document has no label": ends & (labels == IGNORE),
+            "a label is not at an eos": ~ends & (labels != IGNORE),
+            "a label is no class": labels >= max(len(self.classes), 1),
+        }

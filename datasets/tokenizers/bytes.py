@@ -1,0 +1,46 @@
+"""Part of datasets/tokenizers."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .protocol import Encoded, Ids, TokenizeError
+
+
+class ByteTokenizer:
+    """Raw bytes as ids."""
+
+    kind = "byte"
+    dtype: npt.DTypeLike = np.uint8
+    eos_id = 0
+    pad_id = 1
+    bos_id: int | None = None
+    mask_id: int | None = None
+    unk_id: int | None = None
+    special_ids = frozenset({0, 1})
+    residue_ids: tuple[int, ...] = ()
+    vocab_size = 512
+    where = "byte tokenizer: Evo 2's CharLevelTokenizer convention"
+    fingerprint = "byte"
+    streams = True
+    hf_config: dict[str, Any] | None = None
+
+    def encode(self, data: bytes) -> Ids:
+        """View `data` as uint8 ids; a NUL byte would be an eos and is refused."""
+        return self.encode_batch([data]).ids[:-1]
+
+    def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
+        """Join documents with the eos byte; a NUL byte inside of one would be an eos and is refused."""
+        ids = np.frombuffer(b"\0".join((*documents, b"")), dtype=np.uint8)
+        # Counting what is not 0 is vectorised: 10 times as fast as bytes.count.
+        if len(ids) - np.count_nonzero(ids) != len(documents):
+            index, offset = next((i, at) for i, data in enumerate(documents) if (at := data.find(0)) >= 0)
+            problem = "a NUL byte, which is the eos of the byte tokenizer; remove it from the document"
+            raise TokenizeError(problem, offset, index)
+        return Encoded(ids, [len(data) + 1 for data in documents])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode ids below 256 as UTF-8; others, and broken sequences, become U+FFFD."""
+        return b"".join(bytes((i,)) if i < 256 else b"\xff" for i in ids).decode("utf-8", errors="replace")

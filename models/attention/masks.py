@@ -1,0 +1,202 @@
+"""The document mask: who may attend to whom in a packed row, in the three forms that attention kernels read.
+
+The rule is one line, `sequence_ids[q] == sequence_ids[k]`, and `q >= k` when causal. Padding carries the id -1 and is
+just one more segment: padding sees padding, so no query is without a key and no softmax becomes NaN.
+
+`DocumentMask` holds the rule and knows its own special ids; `build` writes it down for one executor:
+
+| executor | form | cost for a row of S tokens |
+|---|---|---|
+| flex | `BlockMask`, blocks of 128 x 128, see `document_block_mask` | (S / 128)^2 |
+| varlen | `DocumentOffsets`, where each document starts, see `document_offsets` | S |
+| sdpa | bool [batch, 1, S, S] | S^2 |
+
+Flex and sdpa masks can also be written for some of a row's queries, and for keys in another order: what one rank of a row that
+is spread over several needs. Offsets cannot, since a document's tokens are then no interval.
+
+Windows and position maps (`position_maps.Reach`) take from a causal document pairs by their distance r = q - k, and leave those
+with the first tokens of the document where there are sinks. Of a map's two regions each is a mask, `Regions`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from ..positions.config import PLAIN, AttentionConfig
+from ..positions.maps import EVERYTHING, Reach, reaches
+from .block_mask import _positions, _rising, document_block_mask
+
+Executor: TypeAlias = Literal["flex", "varlen", "sdpa"]
+
+
+class DocumentOffsets(NamedTuple):
+    """Documents as intervals of the flattened batch, the form that varlen attention reads.
+
+    Attributes:
+        cu_seqlens: int32 [capacity + 1]; segment i is tokens `cu_seqlens[i]` to `cu_seqlens[i + 1]` of the B·S tokens.
+        max_seqlen: an upper bound of every segment's length, the row length: constant, so that nothing recompiles.
+        causal: whether a token sees only its past within its segment.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    causal: bool
+
+
+class Regions(NamedTuple):
+    """The masks of a position map's two regions, both for flex or both dense."""
+
+    near: BlockMask | Tensor
+    far: BlockMask | Tensor
+
+
+AttentionMask: TypeAlias = BlockMask | DocumentOffsets | Tensor | Regions
+
+
+@dataclass(frozen=True)
+class DocumentMask:
+    """The mask rule, with the special ids this party believes in (the eos contract compares them with the others').
+
+    Attributes:
+        eos_id: the token that ends every document.
+        pad_id: the token that fills a row after its last document; may equal `eos_id`.
+        causal: whether a token sees only its past within its document.
+        executor: which attention kernel `build` writes for; varlen has neither windows nor maps.
+        attention: which pairs of a document attend, and in which regions; any but all of them needs `causal`.
+    """
+
+    eos_id: int
+    pad_id: int
+    causal: bool = True
+    executor: Executor = "sdpa"
+    attention: AttentionConfig = PLAIN
+
+    def __post_init__(self) -> None:
+        assert self.attention.plain or (self.causal and self.executor != "varlen"), self
+
+    def sequence_ids(self, tokens: Tensor) -> Tensor:
+        """Number the documents of each row from its tokens and `eos_id` alone.
+
+        A document ends with its eos; a last segment without one (a fragment) is a document too. Padding is the longest
+        suffix of `pad_id` that starts right after an eos or fills the whole row. So when pad and eos are one id, the
+        first of a trailing run ends a document and the rest is padding; and `pad_id` at the end of a fragment is text.
+
+        Args:
+            tokens: int64 [batch, seq_len].
+
+        Returns:
+            int32 [batch, seq_len]: 0, 1, 2, ... per document, -1 on padding.
+        """
+        seq_len = tokens.shape[1]
+        index = torch.arange(seq_len, device=tokens.device)
+        after_eos = torch.zeros_like(tokens, dtype=torch.bool)
+        after_eos[:, 1:] = tokens[:, :-1] == self.eos_id
+        only_pads_from_here = (tokens == self.pad_id).flip(1).cumprod(1).flip(1).bool()
+        padding_may_start = only_pads_from_here & (after_eos | (index == 0))
+        padding_start = torch.where(padding_may_start, index, seq_len).amin(1, keepdim=True)
+        return torch.where(index < padding_start, after_eos.cumsum(1), -1).int()
+
+    def build(
+        self,
+        sequence_ids: Tensor,
+        device: torch.device | str | None = None,
+        queries: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> AttentionMask:
+        """Write the mask of one batch for this executor.
+
+        Args:
+            sequence_ids: int32 [batch, seq_len], rising along each row, -1 on padding at its end.
+            device: where the mask is used; default: where `sequence_ids` are. For varlen, give CPU ids and name the
+                device here: the number of documents is read on the host, which would wait for a GPU.
+            queries: int64 [batch, n]: the positions in their rows that the mask's queries have, where they are not all of
+                them in order. For flex in whole blocks of 128: 128 consecutive positions, the first a multiple of 128.
+                Windows and maps need them all in order.
+            keys: likewise for the keys.
+        """
+        device = device or sequence_ids.device
+        if self.executor == "varlen":
+            assert queries is keys is None, "documents that are spread out are no intervals"
+            offsets = document_offsets(sequence_ids, offsets_capacity(sequence_ids)).to(device, non_blocking=True)
+            torch._dynamo.maybe_mark_dynamic(offsets, 0)  # or each capacity would be compiled for
+            return DocumentOffsets(offsets, sequence_ids.shape[1], self.causal)
+        sequence_ids = sequence_ids.to(device, non_blocking=True)
+        queries, keys = (None if t is None else t.to(device, non_blocking=True) for t in (queries, keys))
+        masks = [self._region(sequence_ids, queries, keys, reach) for reach in reaches(self.attention)]
+        return masks[0] if len(masks) == 1 else Regions(*masks)
+
+    def _region(self, ids: Tensor, queries: Tensor | None, keys: Tensor | None, reach: Reach) -> BlockMask | Tensor:
+        if self.executor == "flex":
+            return document_block_mask(ids, self.causal, queries=queries, keys=keys, reach=reach)
+        assert self.executor == "sdpa", self.executor
+        return document_dense_mask(ids, self.causal, queries, keys, reach)
+
+
+def document_dense_mask(
+    sequence_ids: Tensor, causal: bool, queries: Tensor | None = None, keys: Tensor | None = None, reach: Reach = EVERYTHING
+) -> Tensor:
+    """The rule at every pair: bool [batch, 1, queries, keys], True where query (row) may see key (column).
+
+    Args:
+        sequence_ids: int32 [batch, seq_len].
+        causal: whether a token sees only its past within its document.
+        queries: int64 [batch, n], positions of the queries in their rows; None: all, in order.
+        keys: likewise.
+        reach: pairs of a causal document that are left.
+    """
+    in_order = torch.arange(sequence_ids.shape[1], device=sequence_ids.device)[None]
+    q, k = in_order if queries is None else queries, in_order if keys is None else keys
+    q_ids, k_ids = sequence_ids.take_along_dim(q, 1), sequence_ids.take_along_dim(k, 1)
+    seen = q_ids[:, None, :, None] == k_ids[:, None, None, :]
+    if not causal:
+        return seen
+    # between two bounds per key: distances of all pairs, q - k, would take 8 times the memory of the mask
+    seen &= q[:, None, :, None] >= (k + reach.least)[:, None, None, :]
+    if reach.below is not None:
+        k_positions = _positions(_rising(sequence_ids)).take_along_dim(k, 1)
+        ends = torch.where(k_positions < reach.sinks, sequence_ids.shape[1], k + reach.below)
+        seen &= q[:, None, :, None] < ends[:, None, None, :]
+    return seen
+
+
+def document_offsets(sequence_ids: Tensor, capacity: int) -> Tensor:
+    """Start of every segment in the flattened batch, in a tensor of fixed size.
+
+    A segment is a document or a run of padding; rows never share one.
+
+    Args:
+        sequence_ids: int32 [batch, seq_len].
+        capacity: number of segments there is room for, see `offsets_capacity`.
+
+    Returns:
+        int32 [capacity + 1], beginning with 0; what follows the last segment is batch·seq_len: empty segments.
+    """
+    starts = _segment_starts(sequence_ids)
+    total = starts.numel()
+    index = torch.arange(total, device=starts.device)
+    slot = torch.where(starts, starts.cumsum(0) - 1, capacity)
+    offsets = torch.full((capacity + 1,), total, device=starts.device)
+    return offsets.scatter_(0, slot, torch.where(starts, index, total)).int()
+
+
+def offsets_capacity(sequence_ids: Tensor) -> int:
+    """Room for the segments of this batch: batch·seq_len / 128, doubled until they fit.
+
+    Read on the host. Constant as long as segments are 128 tokens long on average, so that compiled code sees one shape
+    for ordinary text; batches of shorter documents double it, at most 7 times before each token is its own document.
+    """
+    capacity = max(sequence_ids.numel() // 128, 1)
+    segments = int(_segment_starts(sequence_ids).sum())
+    while capacity < segments:
+        capacity *= 2
+    return capacity
+
+
+def _segment_starts(sequence_ids: Tensor) -> Tensor:
+    """Bool [batch·seq_len]: True where a document, a run of padding or a row begins."""
+    starts = torch.ones_like(sequence_ids, dtype=torch.bool)
+    starts[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
+    return starts.flatten()

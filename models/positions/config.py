@@ -1,0 +1,330 @@
+"""How a model tells positions apart and how far it looks: rotary scaling, windows and position maps, as numbers.
+
+What a TOML's `[model.rope]` and `[model.attention]` choose. `rope.py` and `position_maps.py` have the formulas, `masks.py` has
+the masks.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, TypeAlias, get_args
+
+Scaling: TypeAlias = Literal["none", "linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts", "yarn", "llama3", "longrope"]
+Ramp: TypeAlias = Literal["index", "paper"]
+MaskName: TypeAlias = Literal["full", "sliding", "lambda"]
+PositionMap: TypeAlias = Literal["none", "rerope", "leaky_rerope", "self_extend", "distance_cap"]
+SCALINGS, RAMPS, MASKS, POSITION_MAPS = map(get_args, (Scaling, Ramp, MaskName, PositionMap))
+# options of `RopeConfig` that some scalings alone read
+READ_BY = {
+    "beta_fast": ("ntk_by_parts", "yarn"),
+    "beta_slow": ("ntk_by_parts", "yarn"),
+    "ramp": ("ntk_by_parts", "yarn"),
+    "low_freq_factor": ("llama3",),
+    "high_freq_factor": ("llama3",),
+    "short_factor": ("longrope",),
+    "long_factor": ("longrope",),
+    "attention_factor": ("yarn", "longrope"),
+}
+# options of `AttentionConfig` that some masks or position maps alone read
+USED_BY = {"sinks": ("lambda", "distance_cap"), "leak": ("leaky_rerope",), "group": ("self_extend",)}
+# scalings of whole use beyond `original_seq_len`; the others are as trained up to there, or a property of the model
+EXTENSIONS = ("linear", "ntk", "ntk_mixed", "ntk_by_parts", "yarn")
+SLACK = 1 + 1e-9  # a product of decimals that just fit is off by 1e-16 of itself
+MEANT = ": tokens of the rows that the weights were first trained on"
+
+
+class ModelError(ValueError):
+    """A user's mistake in the model's shape or attention; the message names the `model.*` key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """Rotary embedding and its scaling.
+
+    Attributes:
+        theta: base of the geometric series of wavelengths, 2·pi to 2·pi·theta tokens.
+        scaling: how angles change for documents longer than in training; see `rope.py`.
+        factor: times `original_seq_len` that the scaling is made for.
+        original_seq_len: tokens of the rows that the weights were first trained on; never inferred from the present rows.
+        beta_fast: by parts, yarn: pairs that turn more often than this within `original_seq_len` keep their angle.
+        beta_slow: pairs that turn less often have it divided by `factor`.
+        ramp: between the two, by the `index` of the pair as in released code, or by turns as in the `paper`.
+        low_freq_factor: llama3: as `beta_slow`.
+        high_freq_factor: llama3: as `beta_fast`.
+        short_factor: longrope: divisor of each pair's angle up to `original_seq_len`.
+        long_factor: longrope: likewise beyond.
+        attention_factor: yarn, longrope: multiplies cosines and sines, hence scores by its square; None: what its paper says.
+    """
+
+    theta: float = 10_000.0
+    scaling: str = "none"
+    factor: float = 1.0
+    original_seq_len: int | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    ramp: str = "index"
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    attention_factor: float | None = None
+
+    @property
+    def trained_length(self) -> int:
+        """`original_seq_len`, where it is known to be stated."""
+        assert self.original_seq_len is not None
+        return self.original_seq_len
+
+    @property
+    def covered(self) -> int | None:
+        """The longest documents that the angles are made for, tokens; None where nobody says."""
+        if self.original_seq_len is None or not math.isfinite(self.factor):
+            return self.original_seq_len
+        return math.floor(self.original_seq_len * self.factor)
+
+    @property
+    def by_length(self) -> bool:
+        """Whether the table of documents beyond `original_seq_len` is another than that of shorter ones."""
+        return self.scaling in ("dynamic_ntk", "longrope")
+
+    def ramp_ends(self, head_dim: int) -> tuple[int, int]:
+        """The pairs between which the ramp `index` falls from 1 to 0; nothing falls where the second comes first."""
+
+        def pair_of(turns: float) -> float:
+            return head_dim * math.log(self.trained_length / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+
+        return max(math.floor(pair_of(self.beta_fast)), 0), min(math.ceil(pair_of(self.beta_slow)), head_dim - 1)
+
+    def complaints(self, head_dim: int) -> list[str]:
+        """What is wrong with it for heads of `head_dim`, a line each."""
+        wrong = []
+        if not (self.theta > 1 and math.isfinite(self.theta)):
+            wrong.append(f"model.rope.theta is {self.theta}, it must be above 1")
+        if head_dim % 2:
+            wrong.append(f"model.head_dim is {head_dim}, it must be even: rotation pairs its two halves")
+        if self.scaling not in SCALINGS:
+            return [*wrong, f"model.rope.scaling is {self.scaling!r}, it must be one of {', '.join(SCALINGS)}"]
+        if self.original_seq_len is not None and self.original_seq_len < 2:
+            wrong.append(f"model.rope.original_seq_len is {self.original_seq_len}, it must be at least 2")
+        for key, scalings in READ_BY.items():
+            if (value := getattr(self, key)) != getattr(type(self), key) and self.scaling not in scalings:
+                readers = " or ".join(f'"{name}"' for name in scalings)
+                wrong.append(
+                    f'model.rope.{key} is {value!r} with scaling "{self.scaling}": set scaling = {readers}, or leave {key} out'
+                )
+        if self.scaling == "none":
+            if self.factor != 1:
+                wrong.append(f'model.rope.factor is {self.factor} with scaling "none": name a scaling, or leave factor out')
+            return wrong
+        if not (self.factor > 1 and math.isfinite(self.factor)):
+            wrong.append(
+                f'model.rope.factor is {self.factor} with scaling "{self.scaling}": it must be finite and above 1; '
+                'scaling = "none" changes nothing'
+            )
+        if self.original_seq_len is None:
+            wrong.append(f'model.rope.original_seq_len is not set, and scaling "{self.scaling}" needs it{MEANT}')
+        if head_dim == 2 and self.scaling in ("ntk", "dynamic_ntk"):
+            wrong.append(
+                f'model.head_dim is 2, and scaling "{self.scaling}" raises theta to the power of d/(d - 2): '
+                'set scaling = "linear", or a larger head_dim'
+            )
+        if self.scaling in ("ntk_by_parts", "yarn"):
+            if self.ramp not in RAMPS:
+                wrong.append(f"model.rope.ramp is {self.ramp!r}, it must be one of {', '.join(RAMPS)}")
+            if not 0 < self.beta_slow < self.beta_fast:
+                wrong.append(
+                    f"model.rope.beta_fast is {self.beta_fast}, it must be above beta_slow = {self.beta_slow}, and both above 0"
+                )
+            elif self.ramp == "index" and self.theta > 1 and (self.original_seq_len or 0) > 0:
+                low, high = self.ramp_ends(head_dim)
+                if low > high:
+                    wrong.append(
+                        f"model.rope.original_seq_len is {self.original_seq_len}: with theta = {self.theta:g} no pair turns "
+                        f"between beta_slow = {self.beta_slow:g} and beta_fast = {self.beta_fast:g} times in it, and a ramp "
+                        f'from pair {low} to pair {high} would run backwards; set ramp = "paper"'
+                    )
+        if self.attention_factor is not None and not (self.attention_factor > 0 and math.isfinite(self.attention_factor)):
+            wrong.append(f"model.rope.attention_factor is {self.attention_factor}, it must be finite and above 0")
+        if self.scaling == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
+            found = f"model.rope.high_freq_factor is {self.high_freq_factor}"
+            wrong.append(f"{found}, it must be above low_freq_factor = {self.low_freq_factor}, and both above 0")
+        if self.scaling == "longrope":
+            for key in ("short_factor", "long_factor"):
+                given = getattr(self, key)
+                if len(given) != head_dim // 2 or not all(value > 0 for value in given):
+                    wrong.append(
+                        f"model.rope.{key} has {len(given)} numbers, it must have head_dim / 2 = {head_dim // 2} above 0"
+                    )
+        return wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Which pairs of a document attend, and at which distance.
+
+    Attributes:
+        mask: `full`; `sliding`: the last `window` tokens; `lambda`: these and the first `sinks` of the document.
+        window: of `sliding` and `lambda`, the token itself included.
+        sinks: tokens that every later one sees, of `lambda` and `distance_cap`.
+        position_map: distances of far pairs; see `position_maps.py`.
+        map_window: distance from which on pairs are far.
+        leak: leaky_rerope: k, by which distances beyond the window are divided.
+        group: self_extend: G, tokens that share a position.
+        logn: multiply the query at position P by max(1, ln(P + 1) / ln(original_seq_len)) (Su 2021).
+    """
+
+    mask: str = "full"
+    window: int | None = None
+    sinks: int = 4
+    position_map: str = "none"
+    map_window: int | None = None
+    leak: float = 16.0
+    group: int = 8
+    logn: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether every token of a document attends to every earlier one at its own distance."""
+        return self.mask == "full" and self.position_map == "none"
+
+    @property
+    def named(self) -> str:
+        """Its mask or its map, as the TOML has it."""
+        if self.position_map != "none":
+            return f'model.attention.position_map = "{self.position_map}"'
+        return f'model.attention.mask = "{self.mask}"'
+
+    def complaints(self, rope: RopeConfig) -> list[str]:
+        """What is wrong with it beside this rotary embedding, a line each."""
+        wrong = []
+        for key, users in USED_BY.items():
+            if (value := getattr(self, key)) != getattr(type(self), key) and not {self.mask, self.position_map} & {*users}:
+                wrong.append(
+                    f'model.attention.{key} is {value} with mask "{self.mask}" and position_map "{self.position_map}": '
+                    f"it belongs to {' and '.join(users)}, leave it out"
+                )
+        for key, value, known in (("mask", self.mask, MASKS), ("position_map", self.position_map, POSITION_MAPS)):
+            if value not in known:
+                wrong.append(f"model.attention.{key} is {value!r}, it must be one of {', '.join(known)}")
+        if self.mask == "full" and self.window is not None:
+            wrong.append(
+                f'model.attention.window is {self.window} with mask "full": set mask = "sliding" or "lambda", or leave it out'
+            )
+        if self.mask != "full" and (self.window is None or self.window < 1):
+            found = "not set" if self.window is None else self.window
+            wrong.append(f'model.attention.window is {found}, mask "{self.mask}" needs at least 1')
+        sinks = self.mask == "lambda" or self.position_map == "distance_cap"
+        width = self.window if self.mask == "lambda" else self.map_window
+        if sinks and width is not None and not 0 <= self.sinks < width:
+            wrong.append(f"model.attention.sinks is {self.sinks}, it must be at least 0 and below the window of {width}")
+        trained = rope.original_seq_len
+        if self.logn and trained is None:
+            wrong.append(f"model.rope.original_seq_len is not set, and model.attention.logn needs it{MEANT}")
+        if self.position_map == "none":
+            if self.map_window is not None:
+                wrong.append(
+                    f'model.attention.map_window is {self.map_window} with position_map "none": name a map, or leave it out'
+                )
+            return wrong
+        if self.mask != "full":
+            wrong.append(f'model.attention.mask is "{self.mask}" with position_map "{self.position_map}": one or the other')
+        if trained is None:
+            wrong.append(f'model.rope.original_seq_len is not set, and position_map "{self.position_map}" needs it{MEANT}')
+        covered = rope.covered
+        if self.map_window is None or self.map_window < 1 or (covered is not None and self.map_window >= covered):
+            limit = f" and below model.rope.original_seq_len{' x factor' * (rope.factor > 1)} = {covered}" if covered else ""
+            found = "not set" if self.map_window is None else self.map_window
+            wrong.append(f"model.attention.map_window is {found}, it must be at least 1{limit}")
+        elif self.position_map == "self_extend" and self.group >= 2 and self.map_window % self.group:
+            wrong.append(f"model.attention.map_window is {self.map_window}, it must be a multiple of group = {self.group}")
+        if self.position_map == "self_extend" and self.group < 2:
+            wrong.append(f"model.attention.group is {self.group}, it must be at least 2")
+        if self.position_map == "leaky_rerope" and not self.leak > 1:
+            wrong.append(f"model.attention.leak is {self.leak}, it must be above 1")
+        return wrong
+
+
+PLAIN = AttentionConfig()
+
+
+def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int, learned: bool = False) -> list[str]:
+    """What is wrong with training on rows of `seq_len` tokens, a line each.
+
+    Beyond `factor` times the trained length a scaling leaves angles that nobody chose. That of `llama3` is no such ratio: Llama
+    3.1 has factor 8 and rows of 16 times 8192 tokens. Nor is that of `dynamic_ntk`, whose angles follow the length. Up to the
+    trained length the other scalings squeeze what needs no room, unless it is what the weights know.
+
+    Args:
+        rope: the rotary embedding.
+        attention: the window or position map.
+        seq_len: tokens of the rows.
+        learned: whether training begins from weights that may have been trained with this scaling.
+    """
+    wrong = check_length(rope, attention, seq_len)
+    for key, width, owner in (("window", attention.window, "mask"), ("map_window", attention.map_window, "position_map")):
+        if width is not None and width >= seq_len:
+            wrong.append(
+                f"model.attention.{key} is {width}, and no two tokens of a row are as far apart: it must be below "
+                f"training.seq_len = {seq_len}; or leave it out together with {owner}"
+            )
+    trained = rope.original_seq_len
+    if trained is None:
+        return wrong
+    for used, setting, otherwise in (
+        (rope.scaling == "dynamic_ntk", 'model.rope.scaling is "dynamic_ntk"', 'set scaling = "none"'),
+        (attention.logn, "model.attention.logn is true", "leave logn out"),
+    ):
+        if used and seq_len <= trained:
+            wrong.append(
+                f"{setting}, which changes nothing in rows of training.seq_len = {seq_len} tokens: it begins beyond "
+                f"model.rope.original_seq_len = {trained}; raise seq_len, or {otherwise}"
+            )
+    if rope.scaling in EXTENSIONS and seq_len <= trained and not learned:
+        wrong.append(
+            f'model.rope.scaling is "{rope.scaling}", which makes room beyond model.rope.original_seq_len = {trained}, and '
+            f'training.seq_len is {seq_len}: raise seq_len, set scaling = "none", or name weights that were trained with this '
+            "scaling in checkpoint.initial_load_path"
+        )
+    if rope.scaling not in ("none", "dynamic_ntk", "llama3") and seq_len > rope.factor * trained * SLACK:
+        wrong.append(
+            f"model.rope.factor is {rope.factor:g}, made for {rope.factor:g} x original_seq_len = {rope.factor * trained:g} "
+            f"tokens, and training.seq_len is {seq_len}: set factor = {rounded_up(seq_len, trained)}"
+        )
+    return wrong
+
+
+def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> list[str]:
+    """What is wrong with documents of up to `length` tokens, a line each."""
+    covered, window = rope.covered, attention.map_window
+    if covered is None or window is None:
+        return []
+    if attention.position_map == "leaky_rerope":
+        beyond, room = length - 1 - window, covered - 1 - window  # distances beyond the window: the longest, and those known
+        if beyond > attention.leak * room * SLACK:
+            advice = f"the smallest that works is {rounded_up(beyond, room)}" if room else "none works: lower map_window"
+            return [f"model.attention.leak is {attention.leak}, too little for {length} tokens: {advice}"]
+    if attention.position_map == "self_extend":
+
+        def reach(group: int) -> int:
+            return (length - 1) // group + window - window // group
+
+        if reach(attention.group) > covered - 1:
+            works = [g for g in range(2, window + 1) if window % g == 0 and reach(g) <= covered - 1]
+            advice = f"the smallest that works is {works[0]}" if works else "none works: lower map_window"
+            return [f"model.attention.group is {attention.group}, too little for {length} tokens: {advice}"]
+    return []
+
+
+def rounded_up(above: int, below: int) -> str:
+    """The least decimal of four places that is no smaller than a ratio."""
+    whole, places = divmod(-(-10_000 * above // below), 10_000)
+    return f"{whole}.{places:04}".rstrip("0").rstrip(".")
+
+
+def untrained(trained: AttentionConfig, used: AttentionConfig) -> list[str]:
+    """A warning where a model is asked with another window or position map than it was trained with; else nothing."""
+    told = [
+        f"{field.name} = {getattr(used, field.name)!r} instead of {getattr(trained, field.name)!r}"
+        for field in fields(AttentionConfig)
+        if getattr(trained, field.name) != getattr(used, field.name)
+    ]
+    return [f"warning: model.attention is not that of its training: {', '.join(told)}"] if told else []

@@ -1,0 +1,193 @@
+"""What the sources of a job hold, as text: shared by `cistron check` and `cistron inspect`.
+
+Token shards state all their lengths, so their numbers are exact. Of raw files a random sample of pieces is read and encoded,
+some seconds of work at most, and what follows from it for the whole is called estimated.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+
+from ...datasets.loading.loader import Loader
+from ...datasets.loading.sources import Source
+from ...datasets.prepare.statistics import Lengths, LengthStatistics, length_statistics, shard_lengths
+from ...datasets.readers.pieces import Piece
+from ...datasets.readers.records import Reader
+from ...datasets.tokenizers.protocol import TokenizeError, Tokenizer
+from ...trainer.config.job import JobConfig
+
+# Read of a raw source, in bytes: in all, and of one piece, so that the sample comes from at least 8 places.
+SAMPLE, SAMPLE_PER_PIECE = 2**21, 2**18
+SAMPLED_PIECES = 256  # each may be a file of its own on a remote store
+BAR = 40  # characters of the longest bar
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What a source holds.
+
+    Attributes:
+        statistics: of all documents, or of the sampled ones.
+        scale: how many times the sample the whole is; 1 for all documents, None where it cannot be told.
+        cut: sampled documents that go on behind the sample: their number is a guess, and their lengths are too short.
+    """
+
+    statistics: LengthStatistics
+    scale: float | None
+    cut: int = 0
+
+    def rows(self, config: JobConfig) -> float:
+        """Rows of an epoch of the sample, as the job packs them."""
+        s, seq_len = self.statistics, config.training.seq_len
+        if config.data.layout == "padded":
+            return s.documents - s.split + s.fragments
+        return s.tokens / seq_len if config.data.packing == "concat" else s.rows
+
+
+def report_sources(console: Console, config: JobConfig, loader: Loader, tokenizer: Tokenizer, rows_per_step: int) -> None:
+    """Print what encodes raw text, and what each source holds, how that packs, how far it reaches, how long documents are."""
+    console.print(f"encoding: {loader.encoding}", markup=False)
+    for source in loader.sources:
+        holdings = look_into(source, tokenizer, config.training.seq_len)
+        lines = ["", f"{source.config.name} ({source.config.format}): {on_disk(source, config.data.lanes)}"]
+        lines += [f"  {remark}" for remark in source.remarks()]
+        if holdings is None:
+            lines.append("  no document in the sample")
+        else:
+            lines += [
+                f"  {in_tokens(holdings)}",
+                f"  {in_rows(holdings, config)}",
+                f"  {in_steps(holdings, config, source.config.name, rows_per_step)}",
+                f"  tokens of a document: median {holdings.statistics.median:,}, longest {holdings.statistics.longest:,}",
+                *(f"    {bar}" for bar in bars(holdings.statistics.histogram)),
+            ]
+        console.print("\n".join(lines), markup=False)
+
+
+def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | None:
+    """All lengths of token shards, those of a sample of raw files; None without a document."""
+    if source.corpus is not None:
+        return Holdings(length_statistics(shard_lengths(source.corpus.shards), seq_len), scale=1.0)
+    assert source.reader is not None
+    pieces = [piece for lane in source.lanes for piece in lane]
+    lengths: list[Lengths] = []
+    left, covered, cut = SAMPLE, 0.0, 0
+    for piece in random.Random(0).sample(pieces, min(len(pieces), SAMPLED_PIECES)):
+        documents, share, goes_on = head_of(source.reader, piece)
+        lengths.append(lengths_of(documents, tokenizer))
+        covered += piece.size * share
+        cut += goes_on
+        left -= sum(map(len, documents))
+        if left <= 0:
+            break
+    if not sum(map(len, lengths)):
+        return None
+    scale = sum(piece.size for piece in pieces) / covered
+    return Holdings(length_statistics(lengths, seq_len), None if np.isnan(scale) else scale, cut)
+
+
+def head_of(reader: Reader, piece: Piece) -> tuple[list[bytes], float, bool]:
+    """The first documents of a piece, their share of it (nan: it is compressed, and goes on), and whether the last goes on."""
+    documents: list[bytes] = []
+    size = 0
+    for group in reader.groups(piece, piece.start, True):
+        goes_on = not group.first
+        for document, offset in zip(group.documents, group.offsets, strict=True):
+            if size >= SAMPLE_PER_PIECE:
+                share = (offset - piece.start) / (piece.end - piece.start) if piece.end is not None else float("nan")
+                return documents, share, goes_on
+            if goes_on:
+                documents[-1] += document
+            else:
+                documents.append(document)
+            size += len(document)
+            goes_on = False
+    return documents, 1.0, False
+
+
+def lengths_of(documents: list[bytes], tokenizer: Tokenizer) -> Lengths:
+    """Tokens of each document, its eos included; those that cannot be encoded are left out, since training tells of them."""
+    while True:
+        try:
+            return np.array(tokenizer.encode_batch(documents).lengths, dtype=np.int64)
+        except TokenizeError as error:
+            documents = documents[: error.index] + documents[error.index + 1 :]
+
+
+def on_disk(source: Source, lanes: int) -> str:
+    """Files, their size, and how they are dealt to lanes."""
+    if source.corpus is not None:
+        shards = source.corpus.shards
+        size = sum(sum(shard.manifest.sizes().values()) for shard in shards)
+        return f"{len(shards):,} shards, {size / 1e6:,.2f} MB; documents dealt one by one to {lanes} lanes"
+    size, empty = sum(file.size for file in source.files), sum(file.size == 0 for file in source.files)
+    pieces = [len(lane) for lane in source.lanes]
+    return (
+        f"{len(source.files):,} files{f' ({empty:,} empty)' if empty else ''}, {size / 1e6:,.2f} MB; {sum(pieces):,} pieces, "
+        f"{min(pieces)} to {max(pieces)} in each of {lanes} lanes"
+    )
+
+
+def in_tokens(holdings: Holdings) -> str:
+    """Documents and tokens of the source."""
+    s, scale = holdings.statistics, holdings.scale
+    if scale == 1.0:
+        return f"{s.documents:,} documents, {s.tokens:,} tokens"
+    sample = f"a sample of {s.documents:,} documents and {s.tokens:,} tokens"
+    if scale is None:
+        return f"{sample}; the whole is not estimated, since its files are compressed"
+    documents = f"about {(s.documents - holdings.cut) * scale:,.0f} documents, " if s.documents > holdings.cut else ""
+    return f"{documents}about {s.tokens * scale:,.0f} tokens, estimated from {sample}"
+
+
+def in_rows(holdings: Holdings, config: JobConfig) -> str:
+    """How the documents fill rows."""
+    s, d, seq_len = holdings.statistics, config.data, config.training.seq_len
+    split = f"{s.split:,} documents are longer than a row and make {s.fragments:,} fragments"
+    of = "" if holdings.scale == 1.0 else "of the sample "
+    if d.layout == "padded":
+        return f"padded: a row for each document; {of}{split}"
+    if d.packing == "concat":
+        return f'packing "concat" fills all {seq_len} positions of a row, and cuts documents wherever one ends'
+    return f"packing uses {s.use:.2%} of {seq_len} positions; {of}{split}"
+
+
+def in_steps(holdings: Holdings, config: JobConfig, name: str, rows_per_step: int) -> str:
+    """How many steps an epoch takes at the source's share, and how many epochs the job makes."""
+    phases = list(weight_phases(config))
+    shares = ", then ".join(
+        f"{of[name]:.1%} of the rows" + (f" from step {first}" if first > 1 else "") for first, _, of in phases
+    )
+    first = next((of[name] for _, _, of in phases if of[name]), 0.0)
+    if holdings.scale is None or not first:  # compressed, or of a stage that the job does not reach
+        return shares
+    rows = holdings.rows(config) * holdings.scale
+    epochs = sum(steps * of[name] for _, steps, of in phases) * rows_per_step / rows
+    about = "" if holdings.scale == 1.0 and holdings.statistics.planned == holdings.statistics.documents else "about "
+    of_epoch = rows / (rows_per_step * first)
+    takes = f"{about}{of_epoch:,.0f} steps" if of_epoch >= 1 else "less than a step"
+    return (
+        f"{shares}: an epoch of {about}{rows:,.0f} rows takes {takes}; the job's "
+        f"{config.training.steps:,} make {epochs:.2f} epochs"
+    )
+
+
+def weight_phases(config: JobConfig) -> Iterator[tuple[int, int, dict[str, float]]]:
+    """First step, number of steps and shares of the sources by name, for each stretch of the job with weights of its own."""
+    steps = config.training.steps
+    weights = [(1, {source.name: source.weight for source in config.data.sources})]
+    weights += [(stage.step, stage.weights) for stage in config.data.stages if stage.step <= steps]
+    ends = [first for first, _ in weights[1:]] + [steps + 1]
+    for (first, of), end in zip(weights, ends, strict=True):
+        total = sum(of.values())
+        yield first, end - first, {source.name: of.get(source.name, 0.0) / total for source in config.data.sources}
+
+
+def bars(histogram: list[tuple[int, int]]) -> list[str]:
+    """One line per length class: the shortest length in it, a bar, and how many documents."""
+    most = max(count for _, count in histogram)
+    width = len(f"{histogram[-1][0]:,}")
+    return [f"{low:>{width},} {'█' * round(BAR * count / most):{BAR}} {count:,}".rstrip() for low, count in histogram]

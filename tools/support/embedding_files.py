@@ -1,0 +1,274 @@
+"""Embeddings on their way into a file: in parts that survive a kill, put together when all are there.
+
+    <output>.partial/plan.json                    model, layers, pooling, input: what decides the numbers
+    <output>.partial/part-NNNNNN.safetensors      consecutive sequences: of each layer float32 [rows, width], names, lengths
+
+A rerun goes on behind the last part under the same plan and refuses another. The output is written from the parts, of which one
+layer of one is in memory at a time, and moved into place when it is whole.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ...trainer.checkpoints.folder import Folder
+from ...trainer.checkpoints.tensors import Spec, as_bytes, header
+from ...trainer.errors import ConfigError
+
+PART_BYTES = 2**26
+PART_SEQUENCES = 4096
+LENGTHS = "lengths"  # no name of a module
+MAX_HEADER_BYTES = 10**8  # that the safetensors library reads
+
+
+class Part(NamedTuple):
+    """Consecutive sequences, finished; read when they are asked for.
+
+    Attributes:
+        path: its file.
+        sequences: how many.
+    """
+
+    path: Path
+    sequences: int
+
+    @classmethod
+    def find(cls, path: Path) -> "Part":
+        """The part in a file."""
+        return cls(path, len(cls(path, 0).lengths()))
+
+    def names(self) -> list[str]:
+        """Of the sequences."""
+        with safe_open(self.path, framework="pt") as file:
+            names: list[str] = json.loads(file.metadata()["names"])
+        return names
+
+    def lengths(self) -> list[int]:
+        """Residues of each."""
+        return list(self.tensor(LENGTHS).tolist())
+
+    def tensor(self, name: str) -> Tensor:
+        """Of a layer float32 [rows, width]."""
+        with safe_open(self.path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+class EmbeddingFile:
+    """The output of a command that may be killed.
+
+    Args:
+        output: a `.safetensors`, `.parquet` or `.npy` file that is not there yet.
+        plan: JSON values that decide the numbers; those of a half-done output must be the same.
+        layers: names, in order.
+        pooled: whether a sequence has one row or one per residue.
+        metadata: texts for whoever opens the output.
+
+    Raises:
+        ConfigError: the output is there, is of an unknown kind, cannot be written or hold what there is of it, or is half done
+            under another plan.
+    """
+
+    def __init__(
+        self, output: Path, plan: dict[str, Any], layers: Sequence[str], pooled: bool, metadata: dict[str, str]
+    ) -> None:
+        check_output(output, len(layers), pooled)
+        self.output, self.layers, self.pooled, self.metadata = output, layers, pooled, metadata
+        self.partial = output.with_name(f"{output.name}.partial")
+        with writing(output):
+            self.partial.mkdir(parents=True, exist_ok=True)
+            found = [Part.find(path) for path in sorted(self.partial.glob("part-*.safetensors"))]
+            _agree(self.partial, plan, begun=bool(found))
+        self.parts: list[Part] = []
+        self._head = 0
+        for part in found:
+            self._keep(part)
+        self._names: list[str] = []
+        self._lengths: list[int] = []
+        self._rows: dict[str, list[Tensor]] = {name: [] for name in layers}
+        self._bytes = 0
+
+    @property
+    def done(self) -> int:
+        """Sequences in finished parts."""
+        return sum(part.sequences for part in self.parts)
+
+    def add(self, names: Sequence[str], lengths: Sequence[int], rows: dict[str, Tensor]) -> None:
+        """Take a batch of sequences. A part ends where a batch does, so that later batches are the same in a rerun.
+
+        Args:
+            names: of the sequences.
+            lengths: residues of each.
+            rows: of each layer float32 [rows, width], sequence after sequence.
+
+        Raises:
+            ConfigError: a part cannot be written, or there are more tensors than a safetensors file can name.
+        """
+        self._names += names
+        self._lengths += lengths
+        for name in self.layers:
+            self._rows[name].append(rows[name].cpu())
+            self._bytes += rows[name].numel() * 4
+        if self._bytes >= PART_BYTES or len(self._names) >= PART_SEQUENCES:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write the output.
+
+        Raises:
+            ConfigError: the output cannot be written, or is a safetensors file of too many tensors.
+        """
+        self._flush()
+        assert self.parts, "files of sequences hold one at the least"
+        whole = self.partial / self.output.name
+        with writing(self.output):
+            WRITERS[self.output.suffix](self, whole)
+            if self.output.suffix != ".parquet":
+                names = f"{self.output.name}.names.txt"
+                Folder(self.partial).write(names, ("".join(f"{n}\n" for n in part.names()).encode() for part in self.parts))
+                (self.partial / names).replace(self.output.with_name(names))
+            whole.replace(self.output)
+            shutil.rmtree(self.partial)
+
+    def stream(self, layer: str) -> Iterator[memoryview]:
+        """The numbers of a layer, all sequences one after another."""
+        for part in self.parts:
+            yield as_bytes(part.tensor(layer))
+
+    def widths(self) -> dict[str, int]:
+        """Numbers per row of each layer."""
+        with safe_open(self.parts[0].path, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape()[1] for name in self.layers}
+
+    def _keep(self, part: Part) -> None:
+        """Count a part in, and what it adds to a safetensors header: its own offsets are shorter than those to come."""
+        first = self.done
+        self.parts.append(part)
+        if self.output.suffix == ".safetensors" and not self.pooled:
+            lengths = part.lengths()
+            for layer, width in self.widths().items():
+                self._head += len(header(_unpooled(layer, lengths, width, first), {})) - len(header({}, {}))
+            _refuse_header(self.output, self._head)
+
+    def _flush(self) -> None:
+        if not self._names:
+            return
+        tensors = {LENGTHS: torch.tensor(self._lengths)} | {name: torch.cat(rows) for name, rows in self._rows.items()}
+        specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        path = self.partial / f"part-{len(self.parts):06}.safetensors"
+        with writing(self.output):
+            head = header(specs, {"names": json.dumps(self._names)})
+            Folder(self.partial).write("unfinished", (head, *map(as_bytes, tensors.values())))
+            (self.partial / "unfinished").replace(path)
+        self._keep(Part(path, len(self._names)))
+        self._names, self._lengths, self._bytes = [], [], 0
+        self._rows = {name: [] for name in self.layers}
+
+
+def _refuse_header(output: Path, size: int) -> None:
+    if size > MAX_HEADER_BYTES:
+        raise ConfigError(f"--output {output}: there are more tensors than a safetensors file can name; use .parquet")
+
+
+def check_output(output: Path, layers: int, pooled: bool) -> None:
+    """Raise ConfigError where an output cannot become what is asked for, before anything expensive is done."""
+    if output.suffix not in WRITERS:
+        raise ConfigError(f"--output {output}: its name must end in one of {', '.join(WRITERS)}")
+    if output.suffix == ".npy" and (layers > 1 or not pooled):
+        raise ConfigError(f"--output {output}: a .npy file holds one layer, pooled; .safetensors and .parquet hold any")
+    if output.exists():
+        raise ConfigError(f"--output {output}: exists already; name another file, or remove it")
+
+
+def _unpooled(layer: str, lengths: Iterable[int], width: int, first: int) -> dict[str, Spec]:
+    """A tensor [residues, width] for each sequence from number `first` on."""
+    return {f"{layer}/{n}": (torch.float32, (length, width)) for n, length in enumerate(lengths, first)}
+
+
+def _write_safetensors(file: EmbeddingFile, path: Path) -> None:
+    """A tensor [sequences, width] per layer; without pooling one [residues, width] per layer and sequence."""
+    widths = file.widths()
+    specs: dict[str, Spec] = {}
+    for layer in file.layers:
+        if file.pooled:
+            specs[layer] = torch.float32, (file.done, widths[layer])
+        else:
+            lengths = (length for part in file.parts for length in part.lengths())
+            specs |= _unpooled(layer, lengths, widths[layer], 0)
+    head = header(specs, file.metadata)
+    _refuse_header(file.output, len(head))
+    Folder(path.parent).write(path.name, _chain(head, file))
+
+
+def _chain(head: bytes, file: EmbeddingFile) -> Iterator[bytes | memoryview]:
+    yield head
+    for layer in file.layers:
+        yield from file.stream(layer)
+
+
+def _write_npy(file: EmbeddingFile, path: Path) -> None:
+    """Float32 [sequences, width]."""
+    head = BytesIO()
+    shape = (file.done, *file.widths().values())
+    np.lib.format.write_array_header_2_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    Folder(path.parent).write(path.name, _chain(head.getvalue(), file))
+
+
+def _write_parquet(file: EmbeddingFile, path: Path) -> None:
+    """Columns name, length and one per layer: `width` numbers, or as many such lists as there are residues."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def column(part: Part, layer: str, width: int) -> pa.Array:
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(part.tensor(layer).flatten().numpy()), width)
+        if file.pooled:
+            return rows
+        return pa.LargeListArray.from_arrays(pa.array(np.cumsum([0, *part.lengths()]), pa.int64()), rows)
+
+    widths = file.widths()
+    vectors = {layer: pa.list_(pa.float32(), width) for layer, width in widths.items()}
+    fields = [(layer, vector if file.pooled else pa.large_list(vector)) for layer, vector in vectors.items()]
+    schema = pa.schema([("name", pa.string()), ("length", pa.int64()), *fields], metadata=file.metadata)
+    with pq.ParquetWriter(path, schema, use_dictionary=["name"]) as writer:
+        for part in file.parts:
+            columns = [column(part, layer, width) for layer, width in widths.items()]
+            writer.write_table(pa.table([pa.array(part.names()), pa.array(part.lengths()), *columns], schema=schema))
+
+
+WRITERS: dict[str, Callable[[EmbeddingFile, Path], None]] = {
+    ".safetensors": _write_safetensors,
+    ".parquet": _write_parquet,
+    ".npy": _write_npy,
+}
+
+
+def _agree(partial: Path, plan: dict[str, Any], begun: bool) -> None:
+    """Write the plan, or compare it with the one that finished parts were made by."""
+    plan = json.loads(json.dumps(plan))
+    file = partial / "plan.json"
+    if not begun:
+        Folder(partial).write_atomically(file.name, json.dumps(plan, indent=1))
+        return
+    before: dict[str, Any] = json.loads(file.read_bytes())
+    if different := [f"{key} was {before.get(key)!r}, is {plan[key]!r}" for key in plan if before.get(key) != plan[key]]:
+        raise ConfigError(
+            "\n  ".join([f"{partial}: half an output of another command; finish that, or remove it:", *different])
+        )
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Raises ConfigError for what the system says of an output."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot be written: {error}") from None

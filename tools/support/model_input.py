@@ -1,0 +1,59 @@
+"""What the commands that use a trained model have in common on their command lines."""
+
+import argparse
+import sys
+
+import torch
+
+from ...datasets.readers.sequences import ENDINGS
+from ...datasets.tokenizers.letters import POLICIES
+from ...trainer.errors import ConfigError
+from ...trainer.inference.documents import BATCH_TOKENS
+from ...trainer.inference.open import DTYPES, OpenedModel, open_model
+
+
+def add_input_arguments(parser: argparse.ArgumentParser, name: str, *, required: bool = False) -> None:
+    """What to read, as option `name`."""
+    parser.add_argument(
+        name, nargs="+", metavar="FILE", required=required, help="files, globs or URLs; .gz and .zst are inflated"
+    )
+    parser.add_argument("--format", choices=ENDINGS, help="of the files (default: by their endings)")
+    parser.add_argument("--field", default="text", help="of jsonl, tsv and parquet: holds the sequence (default: text)")
+    parser.add_argument("--id-field", help="of jsonl, tsv and parquet: holds the name (default: records are numbered from 0)")
+    parser.add_argument(
+        "--max-length", type=positive, metavar="TOKENS", help="refuse longer sequences (default: run them whole)"
+    )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """How to run the model."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and computation (default: float32)")
+    parser.add_argument(
+        "--on-unknown",
+        choices=POLICIES,
+        help="what to do with a letter that protein or dna lacks: refuse it, or map it to another (default: as the job says)",
+    )
+    parser.add_argument(
+        "--batch-tokens", type=positive, default=BATCH_TOKENS, metavar="TOKENS", help=f"at once (default: {BATCH_TOKENS})"
+    )
+
+
+def open_as_asked(options: argparse.Namespace) -> OpenedModel:
+    """The model of a command line; messages go to stderr. Raises ConfigError for a device that is not there."""
+    try:
+        device = torch.empty(0, device=options.device).device if options.device else None
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+    opened = open_model(options.checkpoint, device, DTYPES[options.dtype], options.on_unknown)
+    for message in opened.messages:
+        print(message, file=sys.stderr)
+    return opened
+
+
+def positive(text: str) -> int:
+    """A whole number above 0. Raises argparse's error for anything else."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number

@@ -1,0 +1,208 @@
+"""Which rank writes and reads which pieces of a checkpoint's tensors, as torch.distributed.checkpoint plans it.
+
+Its own files are pickles; these are safetensors (tensor_files.py), and reading them executes nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, TensorWriteData, WriteItem
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.futures import Future
+
+from .folder import Folder
+from .tensors import FileSet, Index, Piece, Spec, as_bytes, data_bytes, header, index_text, read_index
+
+
+class RankFile(StorageWriter):
+    """This rank's file of a run's checkpoints: planned once together with the others, then staged and written by each save.
+
+    Planning gathers every rank's pieces on one; with 512 ranks of 2,000 pieces each it would take a minute of every save.
+
+    Args:
+        rank: this one.
+        staging: memory for copies of the pieces; None: they are written from where they are, while nobody changes them.
+    """
+
+    def __init__(self, rank: int, staging: "Staging | None") -> None:
+        self.name, self.staging = f"rank-{rank:05d}.safetensors", staging
+        self.planner = DefaultSavePlanner(flatten_state_dict=False)
+        self.planned = False
+        self.items: dict[str, WriteItem] = {}
+        self.specs: dict[str, Spec] = {}
+        self.head = b""
+        self.index = ""  # on the coordinator, text of tensors.json
+        self.pieces: dict[str, Tensor] = {}
+
+    def plan(self, tensors: dict[str, Any]) -> None:
+        """Agree on who writes what of tensors of these names, types and layouts."""
+        dcp_save(tensors, storage_writer=self, planner=self.planner)
+        self.planned = True
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Keep this rank's part of the plan; say where in the file the pieces will be."""
+        items = [(label(item.index), cast("TensorWriteData", item.tensor_data), item) for item in plan.items]
+        items.sort(key=lambda entry: -entry[1].properties.dtype.itemsize)  # so that each is aligned in the staging memory
+        self.items = {name: item for name, _, item in items}
+        self.specs = {name: (data.properties.dtype, tuple(data.chunk.sizes)) for name, data, _ in items}
+        assert len(self.specs) == len(items), "two pieces of one name"
+        self.head = header(self.specs, {"format": "pt"})
+        results, begin = [], len(self.head)
+        for name, data, item in items:
+            piece = Piece(self.name, begin, tuple(data.chunk.offsets), tuple(data.chunk.sizes))
+            size = data_bytes(self.specs[name])
+            results.append(WriteResult(index=item.index, size_in_bytes=size, storage_data=piece))
+            begin += size
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On the coordinator: keep where everything will be."""
+        index: Index = {}
+        for name, stored in metadata.state_dict_metadata.items():
+            assert isinstance(stored, TensorStorageMetadata)
+            index[name] = ((stored.properties.dtype, tuple(stored.size)), [])
+        for result in (result for by_rank in results for result in by_rank):
+            index[result.index.fqn][1].append(result.storage_data)
+        self.index = index_text(index)
+
+    def stage(self, tensors: dict[str, Any]) -> None:
+        """Take hold of the present values, or of copies. Raises RuntimeError where there is no memory for these."""
+        self.planner.set_up_planner(tensors)
+        pieces = {name: cast("Tensor", self.planner.resolve_data(item)) for name, item in self.items.items()}
+        self.pieces = self.staging.copy(pieces, self.specs) if self.staging else pieces
+
+    def write(self, folder: Folder) -> dict[str, tuple[int, str]]:
+        """Write the file; returns its bytes and checksum by name, nothing if this rank has no pieces."""
+        return {self.name: folder.write(self.name, self.stream())} if self.pieces else {}
+
+    def stream(self) -> Iterator[bytes | memoryview]:
+        """The bytes of the file."""
+        yield self.head
+        for tensor in self.pieces.values():
+            yield as_bytes(tensor)
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Nothing is kept from one save to the next."""
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Nothing to set up: the folder is there."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """The plan as it is."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """The plans as they are."""
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Never chosen by path."""
+        return False
+
+
+class Staging:
+    """Host memory for one copy of this rank's pieces, pinned where there is a GPU, and used again by every save."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.pinned = device.type == "cuda"
+        self.memory = torch.empty(0, dtype=torch.uint8)
+
+    def copy(self, tensors: Mapping[str, Tensor], specs: Mapping[str, Spec]) -> dict[str, Tensor]:
+        """Copies of the tensors; they last until the next call."""
+        size = sum(data_bytes(spec) for spec in specs.values())
+        if len(self.memory) < size:
+            self.memory = torch.empty(0, dtype=torch.uint8)  # the old memory goes before the new one comes
+            self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=self.pinned)
+        copies, begin = {}, 0
+        for name, (dtype, shape) in specs.items():
+            end = begin + data_bytes((dtype, shape))
+            copies[name] = self.memory[begin:end].view(dtype).view(shape)
+            copies[name].copy_(tensors[name].detach(), non_blocking=self.pinned)
+            begin = end
+        if self.pinned:
+            torch.cuda.synchronize()
+        return copies
+
+
+def label(index: MetadataIndex) -> str:
+    """Name of a piece in its file: that of the tensor, and where in it the piece begins."""
+    return f"{index.fqn}@{','.join(map(str, index.offset or ()))}"
+
+
+class CheckpointReader(StorageReader):
+    """Reads pieces, or parts of them, into tensors of any layout.
+
+    Args:
+        folder: of the checkpoint.
+        index: where its tensors are; None: `tensors.json` says so.
+    """
+
+    def __init__(self, folder: Folder, index: Index | None = None) -> None:
+        self.folder = folder
+        self.index = read_index(folder) if index is None else index
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Types, shapes and pieces of all tensors."""
+        return Metadata(
+            {
+                name: TensorStorageMetadata(
+                    TensorProperties(dtype=dtype),
+                    torch.Size(shape),
+                    [ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes)) for piece in pieces],
+                )
+                for name, ((dtype, shape), pieces) in self.index.items()
+            }
+        )
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Fill the tensors that the plan names, converted to their types."""
+        places = {
+            MetadataIndex(name, piece.offsets): (dtype, piece)
+            for name in {item.storage_index.fqn for item in plan.items}
+            for (dtype, _), pieces in [self.index[name]]
+            for piece in pieces
+        }
+        wanted = [(*places[item.storage_index], item) for item in plan.items]
+        wanted.sort(key=lambda want: (want[1].file, want[1].begin))
+        with FileSet(self.folder, self.index) as files:
+            for dtype, piece, item in wanted:
+                target = planner.resolve_tensor(item).detach()
+                source = files.read(dtype, piece, item.storage_offsets, item.lengths)
+                target.copy_(source.view(target.shape))
+                planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Nothing is kept from one load to the next."""
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Nothing to set up."""
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """The plan as it is."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """The plans as they are."""
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Never chosen by path."""
+        return False

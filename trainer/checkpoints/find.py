@@ -1,0 +1,97 @@
+"""Checkpoints on a disk or in an object store: what makes one count, finding a good one, and loading it.
+
+    <dump_folder>/<checkpoint.folder>/step-<N>/
+        rank-<R>.safetensors   pieces of model and optimizer that rank R wrote (tensor_files.py)
+        tensors.json           where each piece is
+        state.json             step, tokens seen, data state, contract, model shape, resolved config, versions
+        inventory.json         the files that the data state is about: path, size, stamp
+        manifest.json          size and checksum of every file above, and of itself
+
+The manifest is written last and moved into place atomically (saving.py): a folder without one was torn by a crash. Every
+checksum is compared before a checkpoint is used, each rank reading its share of the files; a checkpoint where one fails is
+passed over, saying so. Nothing here is unpickled. Nothing draws from a global random generator and the learning rate is a
+function of the step, so there is no more state than this.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar, cast
+
+from ..config.tables import Checkpoint
+from ..errors import CheckpointError
+from ..processes.world import World
+from .folder import Folder
+from .format import MANIFEST, Found, complete, damage, look, step_folders, undamaged
+
+WENT_BACK = "load_step"  # beside the checkpoints
+NEWEST = "newest_checkpoint"  # in the run's folder
+T = TypeVar("T")
+
+
+def ask(world: World, folder: Folder, question: Callable[[], T]) -> T:
+    """What rank 0 sees of a folder, on every rank, so that all do the same. Raises CheckpointError where it cannot be read."""
+    try:
+        return world.beside(lambda: question() if world.is_first else cast(T, None))[0]
+    except OSError as e:
+        raise CheckpointError(f"{folder}: cannot be read: {e}") from None
+
+
+def newest(folder: Folder, below: float) -> tuple[Found | None, list[str]]:
+    """The newest complete checkpoint of a step below some, and a message for each newer one that is not complete."""
+    skipped: list[str] = []
+    for step, path in reversed(step_folders(folder)):
+        if step < below:
+            found, reason = look(path)
+            if found:
+                return found, skipped
+            skipped.append(f"passed over {path}: {reason}")
+    return None, skipped
+
+
+def find(config: Checkpoint, run: Folder, folder: Folder, world: World) -> tuple[Found | None, list[str]]:
+    """The checkpoint to resume from, if any, and a message for each newer one that had to be passed over; on every rank.
+
+    Rank 0 looks for it in `folder`, so that all ranks do the same.
+
+    Raises:
+        CheckpointError: when `checkpoint.load_step` names one that is missing, torn or damaged, or when checkpoints were
+            completed, as `run` notes, but all are damaged or gone now: starting afresh by itself would throw the run away.
+    """
+    skipped: list[str] = []
+    if config.load_step >= 0:
+        if not ask(world, folder, lambda: has_gone_back(folder, config)):
+            return (good(folder / f"step-{config.load_step}", world) if config.load_step else None), []
+        skipped = [f"checkpoint.load_step = {config.load_step} was heeded before this restart"]
+    below = float("inf")
+    while True:
+        found, reasons = ask(world, folder, partial(newest, folder, below))
+        skipped += reasons
+        if found is None:
+            break
+        if not (wrong := damage(found, world)):
+            return found, skipped
+        skipped += [f"passed over {found.path}: {reason}" for reason in wrong]
+        below = int(found.path.name.removeprefix("step-"))
+    if ask(world, folder, lambda: any(path.size(MANIFEST) is not None for _, path in step_folders(folder))):
+        advice = "every checkpoint is damaged; restore one, or start afresh with --checkpoint.load_step 0"
+        raise CheckpointError("\n  ".join([f"{folder}: {advice}", *skipped]))
+    if ask(world, run, lambda: run.size(NEWEST) is not None):
+        newest_was = ask(world, run, lambda: run.read(NEWEST).decode())
+        advice = (
+            f"no checkpoint, though the run has saved {newest_was}; is its disk mounted? --checkpoint.load_step 0 starts afresh"
+        )
+        raise CheckpointError("\n  ".join([f"{folder}: {advice}", *skipped]))
+    return None, skipped
+
+
+def good(path: Folder, world: World) -> Found:
+    """The good checkpoint at `path`, on every rank. Raises CheckpointError where it is missing, torn or damaged."""
+    found = ask(world, path, partial(complete, path))
+    return undamaged(found, damage(found, world))
+
+
+def has_gone_back(folder: Folder, config: Checkpoint) -> bool:
+    """Whether a launcher has restarted a run that has heeded `checkpoint.load_step`: again, it would undo what came since."""
+    restarts = [os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
+    return restarts != ["0", "0"] and WENT_BACK in folder.names() and folder.read(WENT_BACK) == str(config.load_step).encode()

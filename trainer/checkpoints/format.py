@@ -1,0 +1,236 @@
+"""Part of trainer/checkpoints."""
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+from pydantic import ValidationError
+from torch import Tensor
+
+from ...models.config import DecoderConfig
+from ..config.job import JobConfig
+from ..errors import CheckpointError
+from ..metrics.totals import StepTotals
+from ..processes.world import World
+from .dcp import CheckpointReader
+from .folder import Folder
+from .tensors import INDEX, Index, Spec, write_tensors
+
+MANIFEST, STATE, INVENTORY = "manifest.json", "state.json", "inventory.json"
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Found:
+    """A complete checkpoint.
+
+    Attributes:
+        path: its folder.
+        state: what `state.json` holds.
+        files: bytes and xxh3_128 of its files by name, as the manifest states them.
+        index: where its tensors are; None: `tensors.json` says so.
+    """
+
+    path: Folder
+    state: dict[str, Any]
+    files: dict[str, tuple[int, str]]
+    index: Index | None = None
+
+    def reader(self) -> CheckpointReader:
+        """A reader of its tensors."""
+        return CheckpointReader(self.path, self.index)
+
+    def inventory(self) -> Any:
+        """The files that its data state is about, as the loader listed them."""
+        return self.path.read_json(INVENTORY)
+
+    def damage(self, share: Callable[[list[str]], Sequence[str]] = list) -> list[str]:
+        """What is wrong with those of its files that `share` picks: none is as it was written."""
+        wrong = []
+        for name in share(sorted(self.files)):
+            try:
+                digest = self.path.digest(name)
+            except OSError as e:
+                wrong.append(f"{name} cannot be read: {e}")
+                continue
+            if digest != self.files[name][1]:
+                wrong.append(f"{name} is damaged: its xxh3_128 is {digest}, {MANIFEST} says {self.files[name][1]}")
+        return wrong
+
+
+def step_folders(folder: str | os.PathLike[str]) -> list[tuple[int, Folder]]:
+    """The `step-<N>` folders, oldest first, complete or not."""
+    folder = Folder(folder)
+    matches = [(re.fullmatch(r"step-(\d+)", name), name) for name in folder.names()]
+    return sorted(((int(match[1]), folder / name) for match, name in matches if match), key=lambda entry: entry[0])
+
+
+def manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
+    """The text of a manifest: it ends in its own checksum, so that a damaged one is not taken for damage elsewhere."""
+    listing = {name: {"bytes": size, "xxh3_128": digest} for name, (size, digest) in sorted(files.items())}
+    own = xxhash.xxh3_128_hexdigest(json.dumps(listing).encode())
+    return json.dumps({"format": FORMAT, "files": listing, "xxh3_128": own}, indent=1)
+
+
+def look(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
+    """The checkpoint at `path` if all its files are there, else why it is none. Checksums are not compared yet."""
+    path = Folder(path)
+    try:
+        if not path.exists():
+            return None, "no such folder"
+        if path.size(MANIFEST) is None:
+            return None, f"no {MANIFEST}: it was interrupted while being written"
+        text = path.read(MANIFEST)
+        try:
+            manifest = json.loads(text)
+            if manifest["format"] != FORMAT:
+                return None, f"of format {manifest['format']}; this version reads {FORMAT}"
+            files = {name: (entry["bytes"], entry["xxh3_128"]) for name, entry in manifest["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None, f"{MANIFEST} is not readable"
+        if manifest_text(files).encode() != text:
+            return None, f"{MANIFEST} is damaged: it does not fit the checksum in it"
+        for name, (size, _) in files.items():
+            if (found := path.size(name)) is None:
+                return None, f"{name} is missing"
+            if found != size:
+                return None, f"{name} has {found} bytes, {MANIFEST} says {size}"
+        if path.digest(STATE) != files[STATE][1]:
+            return None, f"{STATE} is damaged: it does not fit its checksum in {MANIFEST}"
+        state = path.read_json(STATE)
+        if not isinstance(state, dict) or not state.keys() >= {"model", "contract"}:
+            return None, f"{STATE} does not say what model and contract it is about"
+        return Found(path, state, files), ""
+    except (OSError, CheckpointError) as e:
+        return None, f"cannot be read: {e}"
+
+
+def what_is_torn(path: str | os.PathLike[str]) -> str | None:
+    """Why the checkpoint at `path` is not complete, or None when it is."""
+    found, reason = look(path)
+    return None if found else reason
+
+
+def complete(path: Folder) -> Found:
+    """The complete checkpoint at `path`, checksums aside. Raises CheckpointError with the reason when it is not one."""
+    found, reason = look(path)
+    if found is None:
+        inside = ", ".join(p.name for _, p in step_folders(path))
+        beside = ", ".join(p.name for _, p in step_folders(path.parent)) if not path.exists() else ""
+        there = f"; beside it there are {beside}" if beside else ""
+        raise CheckpointError(f"{path}: not a complete checkpoint: {f'choose one of {inside}' if inside else reason + there}")
+    return found
+
+
+def read(path: str | os.PathLike[str]) -> Found:
+    """The good checkpoint at `path`. Raises CheckpointError where it is missing, torn or damaged."""
+    found = complete(Folder(path))
+    return undamaged(found, found.damage())
+
+
+def undamaged(found: Found, wrong: list[str]) -> Found:
+    """The checkpoint itself. Raises CheckpointError where something is wrong with its files."""
+    if wrong:
+        raise CheckpointError("\n  ".join([f"{found.path}: the checkpoint is damaged:", *wrong]))
+    return found
+
+
+def read_newest(path: str | os.PathLike[str]) -> tuple[Found, list[str]]:
+    """The good checkpoint at `path` or the newest good one in it, and a message for each newer one that is not good.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    skipped: list[str] = []
+    for _, folder in reversed(step_folders(path)):
+        try:
+            return read(folder), skipped
+        except CheckpointError as e:
+            skipped.append(f"passed over {e}")
+    if skipped:
+        raise CheckpointError("\n  ".join([f"{path}: no good checkpoint:", *skipped]))
+    return read(path), []
+
+
+def damage(found: Found, world: World) -> list[str]:
+    """What is wrong with the files of a checkpoint, on every rank; each reads its share of them."""
+    return list(
+        itertools.chain(*world.beside(lambda: found.damage(lambda names: names[world.rank :: world.layout.world_size])))
+    )
+
+
+def write_whole(path: Any, specs: Mapping[str, Spec], read: Callable[[str], Tensor], state: dict[str, Any]) -> None:
+    """Write a checkpoint of weights alone, one tensor at a time.
+
+    Args:
+        path: of the step folder; what is there goes.
+        specs: type and shape of each parameter of the decoder, by name.
+        read: returns a parameter.
+        state: what `state.json` is to hold.
+    """
+    folder = Folder(path)
+    folder.remove()
+    folder.make(parents=True)
+    files, index = write_tensors(folder, specs, read)
+    commit(folder, files, {INDEX: index, STATE: json.dumps(state, indent=1), INVENTORY: "{}"})
+
+
+def commit(folder: Folder, files: dict[str, tuple[int, str]], texts: dict[str, str]) -> None:
+    """Make a checkpoint of files that are written, and of some texts: from the moment when its manifest is there, it counts.
+
+    Raises:
+        OSError: a file is not there as it was written, or a text cannot be written.
+    """
+    for name, (size, _) in files.items():
+        if (found := folder.size(name)) != size:
+            raise OSError(f"{folder / name}: {found} bytes, {size} were written; is the folder on a disk that all nodes share?")
+    for name, text in texts.items():
+        files[name] = folder.write_atomically(name, text)
+    folder.write_atomically(MANIFEST, manifest_text(files))
+
+
+def differences(found: Found, what: str, rows: Sequence[tuple[str, str, str]]) -> str:
+    """A message with a table of what differs."""
+    rows = [("", "checkpoint", "this job"), *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n  ".join([f"{found.path}: the checkpoint {what}:", *lines])
+
+
+def saved_job(found: Found) -> tuple[JobConfig, DecoderConfig]:
+    """The configuration and the decoder of a checkpoint.
+
+    Raises:
+        CheckpointError: its configuration is of another version.
+    """
+    stated = found.state["config"]
+    if isinstance(stated["model"]["attention"], str):  # before there was more to say of it than the executor
+        stated = {**stated, "model": {**stated["model"], "attention": {"executor": stated["model"]["attention"]}}}
+    try:
+        config = JobConfig(**stated)
+    except ValidationError as error:
+        raise CheckpointError(f"{found.path}: its configuration is of another version: {error}") from None
+    return config, DecoderConfig.of(found.state["model"])
+
+
+@dataclass
+class Progress:
+    """How far a job has come; saved with every checkpoint."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    rows_hash: int = 0
+    source_tokens: dict[str, int] = field(default_factory=dict)
+
+    def advance(self, totals: StepTotals, sources: Sequence[str]) -> None:
+        """Count one optimizer step on the named sources. `rows_hash` covers every row since step 1."""
+        self.step += 1
+        self.tokens_seen += sum(totals.tokens)
+        self.rows_hash = (self.rows_hash + totals.rows_hash) % 2**64
+        for name, tokens in zip(sources, totals.tokens, strict=True):
+            self.source_tokens[name] = self.source_tokens.get(name, 0) + tokens

@@ -1,0 +1,256 @@
+"""Tensors of a checkpoint as safetensors files: one per rank, and `tensors.json`, which says where each piece is.
+
+Any safetensors reader can open them. Sums are taken of the bytes on their way out, so that what a disk does to them shows.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .folder import Folder
+
+INDEX = "tensors.json"
+OPEN_FILES = 64  # at a time
+# https://github.com/huggingface/safetensors#format
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
+Spec = tuple[torch.dtype, tuple[int, ...]]
+
+
+def data_bytes(spec: Spec) -> int:
+    """Bytes of a tensor of this type and shape."""
+    return math.prod(spec[1]) * spec[0].itemsize
+
+
+def header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> bytes:
+    """How a safetensors file of these tensors begins; their data follows in the same order, without gaps."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, spec in specs.items():
+        begin, end = end, end + data_bytes(spec)
+        entries[name] = {"dtype": NAMES[spec[0]], "shape": spec[1], "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The data of a tensor of any type on any device, row by row."""
+    array = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(cast("Any", array))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where the data of one piece of a tensor is: the file, its first byte, and where in the tensor it begins and how far."""
+
+    file: str
+    begin: int
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+Index = dict[str, tuple[Spec, list[Piece]]]
+
+
+def index_text(tensors: Index) -> str:
+    """The text of `tensors.json`."""
+    entries = {
+        name: {
+            "dtype": NAMES[dtype],
+            "shape": shape,
+            "pieces": [[piece.file, piece.begin, piece.offsets, piece.sizes] for piece in pieces],
+        }
+        for name, ((dtype, shape), pieces) in tensors.items()
+    }
+    return json.dumps(entries, separators=(",", ":"))
+
+
+def read_index(folder: Folder) -> Index:
+    """What `tensors.json` of a checkpoint says. Raises CheckpointError where it cannot be understood."""
+    try:
+        return {
+            name: (
+                (DTYPES[entry["dtype"]], tuple(entry["shape"])),
+                [Piece(file, begin, tuple(offsets), tuple(sizes)) for file, begin, offsets, sizes in entry["pieces"]],
+            )
+            for name, entry in folder.read_json(INDEX).items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{folder / INDEX}: not an index of tensors: {e!r}") from None
+
+
+class FileSet:
+    """Files of a checkpoint, opened when they are first read. The newest few stay open.
+
+    Args:
+        folder: of the checkpoint.
+        index: of its tensors.
+    """
+
+    def __init__(self, folder: Folder, index: Index) -> None:
+        self.folder = folder
+        self.data_begins: dict[str, int] = {}
+        for piece in (piece for _, pieces in index.values() for piece in pieces):
+            self.data_begins[piece.file] = min(piece.begin, self.data_begins.get(piece.file, piece.begin))
+        self.files: dict[str, Any] = {}
+
+    def __enter__(self) -> "FileSet":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        for file in self.files.values():
+            file.close()
+        self.files.clear()
+
+    def read(self, dtype: torch.dtype, piece: Piece, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        """The part of a piece that begins at `offsets` within it; rows before and behind it are not read.
+
+        Raises:
+            OSError: the file cannot be read or is not what the index says.
+        """
+        file = self.files.get(piece.file) or self.open(piece.file)
+        row_bytes = math.prod(piece.sizes[1:]) * dtype.itemsize
+        tensor = torch.empty((*sizes[:1], *piece.sizes[1:]), dtype=dtype)
+        file.seek(piece.begin + sum(offsets[:1]) * row_bytes)
+        view, done = as_bytes(tensor), 0
+        while done < len(view):
+            count = file.readinto(view[done:])
+            if not count:
+                raise OSError(f"{self.folder / piece.file}: ends within a tensor")
+            done += count
+        for dim in range(1, len(sizes)):
+            tensor = tensor.narrow(dim, offsets[dim], sizes[dim])
+        return tensor
+
+    def open(self, name: str) -> Any:
+        """Open a file. Raises OSError where it is no safetensors file whose data begins where the index says."""
+        if len(self.files) == OPEN_FILES:
+            self.files.pop(next(iter(self.files))).close()
+        self.files[name] = file = self.folder.open(name)
+        if 8 + int.from_bytes(file.read(8), "little") != self.data_begins[name]:
+            raise OSError(f"{self.folder / name}: not the safetensors file that {INDEX} is about")
+        return file
+
+
+class WholeTensors:
+    """The model's tensors in a complete checkpoint, whatever layout wrote it, one at a time.
+
+    Args:
+        path: of the step folder.
+    """
+
+    def __init__(self, path: Any) -> None:
+        index = read_index(Folder(path))
+        self.files = FileSet(Folder(path), index)
+        self.index = {name.removeprefix("model."): entry for name, entry in index.items() if name.startswith("model.")}
+
+    def names(self) -> list[str]:
+        """Parameters, as `Decoder.state_dict` names them; of tied ones the first."""
+        return list(self.index)
+
+    def spec(self, name: str) -> Spec:
+        """Type and shape of a parameter."""
+        return self.index[name][0]
+
+    def read(self, name: str) -> Tensor:
+        """A whole parameter, on the CPU."""
+        (dtype, shape), pieces = self.index[name]
+        if len(pieces) == 1:
+            return self.files.read(dtype, pieces[0], (0,) * len(shape), shape)
+        whole = torch.empty(shape, dtype=dtype)
+        for piece in pieces:
+            place = whole
+            for dim, (start, length) in enumerate(zip(piece.offsets, piece.sizes, strict=True)):
+                place = place.narrow(dim, start, length)
+            place.copy_(self.files.read(dtype, piece, (0,) * len(piece.sizes), piece.sizes))
+        return whole
+
+
+def write_tensors(
+    folder: Folder, specs: Mapping[str, Spec], read: Callable[[str], Tensor]
+) -> tuple[dict[str, tuple[int, str]], str]:
+    """Write whole tensors of a model, one at a time, as a single rank would.
+
+    Returns:
+        Bytes and checksum of the file by its name, and the text of `tensors.json`.
+    """
+    file = "rank-00000.safetensors"
+    labels = {f"model.{name}@{','.join('0' for _ in shape)}": (dtype, shape) for name, (dtype, shape) in specs.items()}
+    head = header(labels, {"format": "pt"})
+
+    def stream() -> Iterator[bytes | memoryview]:
+        yield head
+        for name, (dtype, shape) in specs.items():
+            tensor = read(name)
+            assert tuple(tensor.shape) == shape
+            yield as_bytes(tensor.to(dtype))
+
+    tensors: Index = {}
+    begin = len(head)
+    for name, spec in specs.items():
+        tensors[f"model.{name}"] = (spec, [Piece(file, begin, (0,) * len(spec[1]), spec[1])])
+        begin += data_bytes(spec)
+    return {file: folder.write(file, stream())}, index_text(tensors)
+
+
+class SafetensorsFile:
+    """A file on disk.
+
+    Attributes:
+        path: where it is.
+        specs: type and shape of every tensor, by name.
+        begins: where in the file its data begin, by name.
+
+    Args:
+        path: where it is.
+
+    Raises:
+        CheckpointError: its header is not sound, the file has another length than the header says, or a tensor has a type
+            that torch has not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the header."""
+        self.path = path
+        self.specs: dict[str, Spec] = {}
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in sorted(file.keys()):
+                    part = file.get_slice(name)
+                    self.specs[name] = DTYPES[part.get_dtype()], tuple(part.get_shape())
+        except (OSError, SafetensorError, KeyError) as error:
+            raise CheckpointError(f"{path}: not a whole safetensors file that can be read: {error}") from None
+        with path.open("rb") as raw:  # the library, which has found the header sound, does not tell where data are
+            length = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(length))
+        self.begins: dict[str, int] = {name: 8 + length + header[name]["data_offsets"][0] for name in self.specs}
+
+    def read(self, name: str) -> Tensor:
+        """The tensor of a name, on the CPU."""
+        with safe_open(self.path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor

@@ -1,0 +1,207 @@
+"""The job's configuration: a TOML file (and the files it `extends`) plus `--section.key value` overrides, as one `JobConfig`.
+
+pydantic-settings reads both sources and validates strictly against `tables.py`; this file adds the two things a person needs
+from the answer: every mistake at once, and the nearest valid name for a misspelt key.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from ...datasets.readers.labels import FORMATS as LABEL_FORMATS
+from .tables import (
+    ActivationCheckpoint,
+    Checkpoint,
+    Comm,
+    Compile,
+    Data,
+    Eval,
+    FineTuning,
+    Float8,
+    Head,
+    Job,
+    LrScheduler,
+    Metrics,
+    Mlm,
+    Model,
+    Optimizer,
+    Parallelism,
+    Profiling,
+    SkipStep,
+    TokenizerTable,
+    Training,
+    Validation,
+)
+
+
+class JobConfig(BaseSettings):
+    """Train a decoder on eos-delimited packed rows. Every key is a TOML key too: --training.steps is [training] steps."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, cli_use_class_docs_for_groups=True
+    )
+
+    extends: str | None = None
+    """Another TOML, relative to this one, whose keys this one starts from."""
+    job: Job = Job()
+    model: Model = Model()
+    tokenizer: TokenizerTable = TokenizerTable()
+    data: Data = Data()
+    training: Training = Training()
+    mlm: Mlm = Mlm()
+    head: Head = Head()
+    optimizer: Optimizer = Optimizer()
+    skip_step: SkipStep = SkipStep()
+    lr_scheduler: LrScheduler = LrScheduler()
+    parallelism: Parallelism = Parallelism()
+    compile: Compile = Compile()
+    activation_checkpoint: ActivationCheckpoint = ActivationCheckpoint()
+    float8: Float8 = Float8()
+    fine_tuning: FineTuning = FineTuning()
+    checkpoint: Checkpoint = Checkpoint()
+    validation: Validation = Validation()
+    eval: Eval = Eval()
+    metrics: Metrics = Metrics()
+    profiling: Profiling = Profiling()
+    comm: Comm = Comm()
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "JobConfig":
+        """Refuse what two tables say differently, and a table that nothing reads."""
+        objective, causal = self.training.objective, self.model.causal
+        wrong = label_mistakes(self)
+        if causal is not None and not self.has_head and causal != (objective == "causal"):
+            why = (
+                "a token would see the one it is asked for"
+                if objective == "causal"
+                else "what is hidden is told from both sides"
+            )
+            wrong.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
+        if objective != "mlm" and self.mlm != Mlm():
+            wrong.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')
+        wrong += extrapolation_mistakes(self)
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    @property
+    def has_head(self) -> bool:
+        """Whether whole documents are what is asked about."""
+        return self.training.objective in ("classification", "regression")
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only those before it."""
+        return self.training.objective != "mlm" if self.model.causal is None else self.model.causal
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load_config` hands over: environment variables never change a job."""
+        return (init_settings,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved configuration as plain values; unset keys are left out, as TOML has no null."""
+        return self.model_dump(exclude_none=True, exclude={"extends"})
+
+    def to_toml(self) -> str:
+        """The resolved configuration as TOML that reads back to the same job."""
+        return tomli_w.dumps(self.to_dict())
+
+    def remarks(self, step: int) -> list[str]:
+        """What a person who starts the job at `step` may not have meant."""
+        steps, warmup = self.training.steps, self.lr_scheduler.warmup_steps
+        remarks = []
+        if warmup > steps:
+            remarks.append(f"warning: optimizer.lr is never reached: warmup_steps = {warmup}, training.steps = {steps}")
+        if (self.fine_tuning.freeze or self.fine_tuning.lora.rank) and not (self.checkpoint.initial_load_path or step):
+            remarks.append("warning: [fine_tuning] freezes weights that nobody has trained: no checkpoint.initial_load_path")
+        if self.validation.sources and not (self.validation.enable or self.eval.extrapolation.enable):
+            remarks.append("validation.sources are not read: validation.enable is false")
+        if step >= steps:
+            remarks.append(f"nothing to train: the checkpoint is of step {step}, training.steps is {steps}")
+        return remarks
+
+    def hints(self, step: int, checkpoints: str) -> list[str]:
+        """What can be done with a run that has ended after `step`."""
+        folder = Path(self.job.dump_folder)
+        hints = [f"run         {folder}", f"watch       tensorboard --logdir {folder}/tensorboard"]
+        if self.checkpoint.enable and step:
+            without = " without --checkpoint.load_step" if self.checkpoint.load_step >= 0 else ""
+            more = "" if step < self.training.steps else f" with --training.steps {2 * step}"
+            hints.append(f"resume      the same command{without}{more} goes on after step {step}")
+            if self.training.objective == "causal":
+                hints.append(f"try it      cistron generate {checkpoints} --prompt TEXT")
+        return hints
+
+
+def label_mistakes(config: JobConfig) -> list[str]:
+    """What does not fit together about labels of documents."""
+    objective, data, classes = config.training.objective, config.data, config.head.classes
+    wrong = []
+    for key, sources in (("data.sources", data.sources), ("validation.sources", config.validation.sources)):
+        for index, source in enumerate(sources):
+            if source.label is None and config.has_head:
+                wrong.append(f'{key}.{index}.label: missing; training.objective = "{objective}" reads labels')
+            if source.label is not None and not config.has_head:
+                wrong.append(f'{key}.{index}.label = {source.label!r}: training.objective = "{objective}" reads no labels')
+            if source.label is not None and source.format not in LABEL_FORMATS:
+                have = ", ".join(LABEL_FORMATS)
+                wrong.append(f'{key}.{index}.label = {source.label!r}: format = "{source.format}" has no labels; {have} have')
+    if not config.has_head and config.head != Head():
+        wrong.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
+    if objective == "classification" and len(classes) < 2:
+        wrong.append(f"head.classes = {classes}: classification needs two or more, as the data writes them")
+    if objective == "regression" and classes:
+        wrong.append(f"head.classes = {classes}: regression has values and no classes; leave them out")
+    if config.has_head and data.packing == "concat":
+        wrong.append(f'data.packing = "concat": cuts documents, and training.objective = "{objective}" needs them whole')
+    if config.has_head and data.long_documents in ("window", "truncate"):
+        wrong.append(
+            f'data.long_documents = "{data.long_documents}": a label is of the whole document, so with training.objective = '
+            f'"{objective}" one that is longer than a row is a bad record; leave it out, or set "error"'
+        )
+    for key in ("lowercase_weight", "exclude_tags", "exclude_degenerate", "normalize_weights"):
+        value = getattr(data, key)
+        if config.has_head and value != type(data).model_fields[key].default:
+            wrong.append(
+                f'data.{key} = {value}: weighs tokens, and training.objective = "{objective}" asks for none; leave it out'
+            )
+    if config.has_head and config.parallelism.context_parallel_degree > 1:
+        wrong.append(
+            f"parallelism.context_parallel_degree = {config.parallelism.context_parallel_degree}: "
+            f'training.objective = "{objective}" pools over documents, whose rows must be whole on a rank; set 1'
+        )
+    return wrong
+
+
+def extrapolation_mistakes(config: JobConfig) -> list[str]:
+    """Why `[eval.extrapolation]` cannot run in training."""
+    if not config.eval.extrapolation.enable:
+        return []
+    wrong = []
+    if not config.validation.sources:
+        wrong.append("eval.extrapolation.enable = true: reads [[validation.sources]], and there is none")
+    if config.training.objective != "causal":
+        wrong.append(
+            f'eval.extrapolation.enable = true: training.objective = "{config.training.objective}" predicts no next token; '
+            'it needs "causal"'
+        )
+    if config.compile.enable:
+        wrong.append(
+            "eval.extrapolation.enable = true: every length and method would be compiled anew; set compile.enable = false, or "
+            "run `cistron evaluate --extrapolate` on checkpoints"
+        )
+    return wrong
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`, did you mean …?` for a misspelt name, or the list of names when none is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else f"; valid: {', '.join(sorted(known)[:30])}"

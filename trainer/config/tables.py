@@ -1,0 +1,682 @@
+"""The TOML's tables: one class each, every key documented where it is declared. These docstrings are the `--help` text."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ...models.positions.config import MaskName, PositionMap, Ramp, Scaling
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Degree = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Table(BaseModel):
+    """What all TOML tables share: unknown keys refused, no silent conversion ("7" is not 7), immutable once read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Job(Table):
+    """Where the run lives."""
+
+    dump_folder: str = "outputs"
+    """Folder of this run: metrics.jsonl, TensorBoard files, checkpoints, the resolved config."""
+    description: str = ""
+    """One line about the job, for people."""
+
+    @field_validator("dump_folder")
+    @classmethod
+    def in_home(cls, folder: str) -> str:
+        """A leading `~` stands for the home folder."""
+        return str(Path(folder).expanduser())
+
+
+class Rope(Table):
+    """Rotary position embedding."""
+
+    theta: float | None = None
+    """Base of the rotary frequencies; unset: the preset's."""
+    scaling: Scaling | None = None
+    """How angles change for documents longer than in training (docs/length_extrapolation.md); unset: the preset's, none."""
+    factor: float | None = None
+    """Times original_seq_len that the scaling is made for."""
+    original_seq_len: Positive | None = None
+    """Tokens of the rows that the weights were first trained on; never inferred from training.seq_len."""
+    beta_fast: float | None = None
+    """ntk_by_parts, yarn: pairs that turn more often than this within original_seq_len keep their angle; unset: 32."""
+    beta_slow: float | None = None
+    """ntk_by_parts, yarn: pairs that turn less often have it divided by factor; unset: 1."""
+    ramp: Ramp | None = None
+    """ntk_by_parts, yarn: between the two by the pair's index, as released code does (unset), or by turns, as the paper."""
+    low_freq_factor: float | None = None
+    """llama3: as beta_slow; unset: 1."""
+    high_freq_factor: float | None = None
+    """llama3: as beta_fast; unset: 4."""
+    short_factor: list[float] | None = None
+    """longrope: divisor of each pair's angle up to original_seq_len."""
+    long_factor: list[float] | None = None
+    """longrope: likewise beyond it."""
+    attention_factor: float | None = None
+    """yarn, longrope: multiplies cosines and sines; unset: what the method's paper says."""
+
+
+class Attention(Table):
+    """Which pairs of a document attend, at which distance, and what computes it."""
+
+    executor: Literal["auto", "flex", "varlen", "sdpa"] = "auto"
+    """Kernel of the document mask; auto: the fastest that can train here; the run says which, and why."""
+    mask: MaskName | None = None
+    """full (unset). sliding: the last `window` tokens. lambda: these and the first `sinks` of the document."""
+    window: int | None = None
+    """sliding, lambda: tokens that one sees, itself included."""
+    sinks: int | None = None
+    """lambda, distance_cap: first tokens of a document that all later ones see; unset: 4."""
+    position_map: PositionMap | None = None
+    """Distances of far pairs, which take a second pass of attention; unset: none."""
+    map_window: int | None = None
+    """position_map: distance from which on pairs are far; below model.rope.original_seq_len."""
+    leak: float | None = None
+    """leaky_rerope: what distances beyond map_window are divided by; unset: 16."""
+    group: int | None = None
+    """self_extend: tokens that share a position far away; unset: 8."""
+    logn: bool | None = None
+    """Multiply the query at position P by max(1, ln(P + 1) / ln(original_seq_len)); unset: no."""
+
+
+class Model(Table):
+    """The decoder: a preset and what to change in it. Unset keys keep the preset's value."""
+
+    preset: str = "debug"
+    """Shape to start from: debug, llama_7b, llama3_1b, _8b, _70b, qwen3_0.6b, _8b, protein_650m, protein_3b."""
+    vocab_size: Positive | None = None
+    """Rows of the embedding table; unset: the tokenizer's vocabulary. May be larger, never smaller."""
+    eos_id: NonNegative | None = None
+    """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Checked against every other party."""
+    causal: bool | None = None
+    """Whether a token sees only those before it; unset: as training.objective needs. Refused where the two do not fit."""
+    dim: Positive | None = None
+    """Width of the residual stream."""
+    n_layers: Positive | None = None
+    """Number of transformer blocks."""
+    n_heads: Positive | None = None
+    """Number of query heads."""
+    n_kv_heads: Positive | None = None
+    """Number of key and value heads (grouped-query attention)."""
+    head_dim: Positive | None = None
+    """Width of one head."""
+    hidden_dim: Positive | None = None
+    """Width of the SwiGLU feed-forward."""
+    norm_eps: float | None = None
+    """Epsilon of the RMS norms."""
+    qk_norm: bool | None = None
+    """RMS-normalise queries and keys per head (Qwen3)."""
+    tie_embeddings: bool | None = None
+    """Use the embedding table as the output projection."""
+    rope: Rope = Rope()
+    """Rotary position embedding."""
+    attention: Attention = Attention()
+    """Which pairs of a document attend, at which distance, and what computes it."""
+
+
+class TokenizerTable(Table):
+    """From text or bytes to ids."""
+
+    kind: Literal["byte", "protein", "dna", "hf"] = "byte"
+    """byte: raw UTF-8 bytes, vocabulary 512. protein: ESM's 33 tokens. dna: 20 IUPAC codes. hf: any tokenizer.json."""
+    path: str | None = None
+    """hf: the tokenizer.json or the folder that holds it."""
+    eos_token: str | None = None
+    """hf: the token that ends a document; unset: tokenizer_config.json's."""
+    pad_token: str | None = None
+    """hf: the padding token; unset: tokenizer_config.json's, else the eos (safe: labels go by position)."""
+    mask_token: str | None = None
+    """hf: the token that hides another from training.objective mlm; unset: tokenizer_config.json's."""
+    on_unknown: Literal["error", "map"] | None = None
+    """protein, dna: error (unset): refuse letters of no vocabulary; map: k to K, U to T, else <unk>, and count them."""
+
+
+class Files(Table):
+    """Files of documents."""
+
+    name: Name
+    """Name in logs, in metrics.jsonl and in the checkpointed data state."""
+    format: Literal["text", "jsonl", "tsv", "fasta", "parquet", "tokens"]
+    """text: a file is a document. jsonl, tsv: a line. fasta: a record. parquet: a row. tokens: shards by `cistron prepare`."""
+    paths: list[str] = Field(min_length=1)
+    """Files, globs or URLs; tokens: manifests (*.json) or folders. {stdlib}: Python's library; {synthetic}: a made genome."""
+    field: str = "text"
+    """jsonl, tsv and parquet: the key or column that holds the document."""
+    label: Name | None = None
+    """The same formats: the key or column of the document's label, for training.objective = "classification", "regression"."""
+
+
+class Source(Files):
+    """One source of documents."""
+
+    weight: Weight = 1.0
+    """Relative share of packed rows, hence of tokens; 0: none before a stage gives it one."""
+    max_epochs: Positive | None = None
+    """End training, saved, before this source would be read for one more time than this; unset: it is read for ever."""
+
+
+class Stage(Table):
+    """Other weights from a step on."""
+
+    step: Annotated[int, Field(ge=2)]
+    """First step whose rows are drawn by these weights."""
+    weights: dict[str, Weight]
+    """The weight of each source that is used from then on, as { name = weight, ... }; a source left out has none."""
+
+
+class Data(Table):
+    """From files to packed rows."""
+
+    sources: list[Source] = Field(default_factory=list)
+    """The [[data.sources]] tables."""
+    stages: list[Stage] = Field(default_factory=list)
+    """The [[data.stages]] tables: weights that replace those of the sources, in ascending order of steps."""
+    lanes: Positive = 16
+    """Independent row streams; a multiple of data-parallel ranks x workers. Row i comes from a lane that i alone decides."""
+    packing: Literal["best_fit", "concat"] = "best_fit"
+    """best_fit: whole documents, least padding. concat: classic concatenate-and-chunk."""
+    layout: Literal["packed", "padded"] = "packed"
+    """packed: many documents in a row. padded: one, in rows as long as the longest of the micro-batch needs."""
+    pad_multiple: Positive = 128
+    """padded: rows are a multiple of this long, or training.seq_len."""
+    length_buckets: bool = False
+    """padded: deal a step's rows to its micro-batches by length, which takes less padding; a step's rows stay the same."""
+    lowercase_weight: Weight = 1.0
+    """Loss weight of lowercase letters, soft-masked repeats (Evo 2: 0.1); byte and dna. Token shards: as they were prepared."""
+    exclude_tags: bool = False
+    """Take no loss on tags between two `|`, nor on `@` and `#`."""
+    exclude_degenerate: bool = False
+    """Take no loss on letters, outside of tags, that are none of ACGTU: N and the other IUPAC codes."""
+    uppercase: bool = False
+    """Show the model uppercase letters only; weights are taken before."""
+    normalize_weights: bool = True
+    """Divide a step's loss by the sum of its targets' weights; false: by the number of targets that have one."""
+    reverse_complement: Fraction = 0.0
+    """Probability that a document is read on its other strand, drawn per document and epoch; byte and dna, in training only."""
+    long_documents: Literal["split", "window", "truncate", "error"] = "split"
+    """Longer than a row. split: rows and a rest. window: overlapping rows. truncate: the first row. error: a bad record."""
+    window_overlap: NonNegative = 0
+    """long_documents window: tokens that a row repeats from the one before, as context without loss."""
+    num_workers: NonNegative = 0
+    """Loader processes per rank; 0 reads ahead in a thread. Any value gives the same rows."""
+    on_bad_record: Literal["error", "skip"] = "error"
+    """error: a record that cannot be used ends the run. skip: it is left out, logged and counted."""
+    on_change: Literal["refuse", "restart"] = "refuse"
+    """When a resume finds data or settings other than the checkpoint's. restart: go on with the weights, the data anew."""
+    verify: bool = False
+    """Read token shards whole before the first step, to compare checksums, eos counts and largest ids."""
+    cache_dir: str | None = None
+    """Folder for copies of remote files; unset: they are read over the network each time."""
+    cache_gb: float = Field(default=50.0, gt=0.0)
+    """Size that the copies are kept below (10^9 bytes); what was used longest ago goes first."""
+    retries: NonNegative = 5
+    """Further attempts, at growing intervals, at a remote read that fails."""
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Data":
+        """Refuse names that are not unique, stages out of order or of unknown names, and weights that name no source."""
+        names = [source.name for source in self.sources]
+        wrong = [f"data.sources: names must differ, found {names}"] if len(set(names)) < len(names) else []
+        if names and not any(source.weight for source in self.sources):
+            wrong.append("data.sources.weight: all are 0, so that there is nothing to begin with; give one more than 0")
+        used = {name for stage in self.stages for name, weight in stage.weights.items() if weight}
+        wrong += [
+            f"data.sources.{index}.weight = 0.0: no stage gives {source.name!r} another one, so it is never read; remove it"
+            for index, source in enumerate(self.sources)
+            if not source.weight and source.name not in used and any(s.weight for s in self.sources)
+        ]
+        if self.layout == "padded" and self.packing == "concat":
+            wrong.append('data.packing = "concat": a padded row holds one document (data.layout); leave packing out')
+        for key, found, default in (("pad_multiple", self.pad_multiple, 128), ("length_buckets", self.length_buckets, False)):
+            if self.layout == "packed" and found != default:
+                wrong.append(f'data.{key} = {str(found).lower()}: is of data.layout = "padded", and the layout is "packed"')
+        before = 1
+        for index, stage in enumerate(self.stages):
+            key = f"data.stages.{index}"
+            if stage.step <= before and index:
+                wrong.append(f"{key}.step = {stage.step}: must come after step {before} of the stage before it")
+            before = stage.step
+            unknown = [name for name in stage.weights if name not in names]
+            wrong += [f"{key}.weights.{name}: no source of this name; there are: {', '.join(names)}" for name in unknown]
+            if not any(stage.weights.values()):
+                wrong.append(f"{key}.weights: name at least one source with a weight above 0")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+class Training(Table):
+    """The optimisation loop."""
+
+    objective: Literal["causal", "mlm", "classification", "regression"] = "causal"
+    """causal: the next token. mlm: hidden tokens, from both sides. classification, regression: what a document's label says."""
+    seq_len: Annotated[int, Field(ge=2)] = 2048
+    """Tokens per row."""
+    local_batch_size: Positive = 8
+    """Largest number of rows in one forward pass of one rank; more are accumulated."""
+    global_batch_size: int = -1
+    """Rows per optimizer step over all ranks; -1: local_batch_size x data-parallel ranks."""
+    steps: Positive = 1000
+    """Optimizer steps of the whole job."""
+    max_norm: float = Field(default=1.0, gt=0.0)
+    """Gradients are clipped to this global 2-norm."""
+    max_nonfinite_steps: Positive = 10
+    """End the run after so many steps in a row whose loss or gradient norm is not finite; none of them is taken."""
+    seed: NonNegative = 0
+    """Decides initial weights and the order of the data."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that parameters and gradients are kept in; bfloat16 saves 4 bytes a parameter, and updates round stochastically."""
+    mixed_precision_param: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of parameters and activations in forward and backward."""
+    mixed_precision_reduce: Literal["float32", "bfloat16"] = "float32"
+    """Type in which gradients are summed over ranks."""
+    gc_freq: Positive = 50
+    """Steps between runs of Python's garbage collector, which would otherwise stall ranks at different moments."""
+
+
+class Mlm(Table):
+    """Masked language modelling, for training.objective = "mlm"."""
+
+    mask_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
+    """Share of each document's tokens that the model is asked for; special tokens never are."""
+    rate_schedule: Literal["constant", "esm3"] = "constant"
+    """esm3: a rate for every document, 80 % of them from Beta(3, 9) and 20 % uniform, in place of mask_rate."""
+    mask_share: Fraction = 0.8
+    """Share of these tokens that is shown as the mask token."""
+    random_share: Fraction = 0.1
+    """Share that is shown as a random letter of the alphabet; what is left is shown as it is."""
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Mlm":
+        """Refuse shares of more than all, and a rate that nothing reads."""
+        wrong = []
+        if self.mask_share + self.random_share > 1:
+            wrong.append(f"mlm.mask_share + mlm.random_share = {self.mask_share} + {self.random_share}: must be at most 1")
+        if self.rate_schedule == "esm3" and self.mask_rate != 0.15:
+            wrong.append(f'mlm.mask_rate = {self.mask_rate}: is not read with rate_schedule = "esm3"; leave it out')
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+class Head(Table):
+    """What is predicted of whole documents, for training.objective = "classification" and "regression"."""
+
+    classes: list[str | int] = Field(default_factory=list)
+    """classification: the labels that there are, as the data writes them; numbers are compared as text."""
+    pool: Literal["mean", "last"] = "mean"
+    """mean: over all tokens of the document, its eos included. last: the eos alone, which causal models read it all by then."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes as text."""
+        return tuple(map(str, self.classes))
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Head":
+        """Refuse names that are not unique."""
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"head.classes = {self.classes}: must differ")
+        return self
+
+
+class Optimizer(Table):
+    """AdamW, or Muon for the blocks' matrices. Weight decay applies to matrices, not to norms."""
+
+    name: Literal["AdamW", "Muon"] = "AdamW"
+    """Muon: orthogonalised momentum for the matrices of the blocks, at AdamW's learning rate; AdamW for all the rest."""
+    implementation: Literal["fused", "foreach", "for-loop"] = "fused"
+    """How torch runs AdamW's arithmetic; the last two wait for the device in every step."""
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the moments; bfloat16 halves them, rounded stochastically."""
+    lr: float = Field(default=8e-4, gt=0.0)
+    """Peak learning rate."""
+    beta1: Decay = 0.9
+    """Decay of the first moment."""
+    beta2: Decay = 0.95
+    """Decay of the second moment."""
+    eps: float = Field(default=1e-8, gt=0.0)
+    """Added to the denominator."""
+    weight_decay: float = Field(default=0.1, ge=0.0)
+    """Decoupled weight decay."""
+
+
+class SkipStep(Table):
+    """Spikes: steps whose loss or gradient norm is far above those before them. They are not taken; the run goes on."""
+
+    enable: bool = False
+    """Call off a step whose loss or gradient norm is above mean + sigma x standard deviation of the window's."""
+    sigma: float = Field(default=6.0, gt=0.0)
+    """Standard deviations above the mean that are allowed."""
+    window: Annotated[int, Field(ge=20)] = 128
+    """Steps whose losses and norms are compared with; nothing is called off before half of them, and 20, are there."""
+
+
+class LrScheduler(Table):
+    """Warmup, stable, decay: factors on optimizer.lr as a pure function of the step."""
+
+    warmup_steps: NonNegative = 200
+    """Steps of linear warmup from zero."""
+    decay_ratio: Fraction = 0.2
+    """Share of training.steps spent decaying at the end."""
+    decay_type: Literal["linear", "cosine", "sqrt"] = "linear"
+    """Shape of the decay; sqrt is 1 - sqrt(progress)."""
+    min_lr_factor: Fraction = 0.0
+    """Factor that the decay ends at."""
+
+
+class Parallelism(Table):
+    """How ranks divide the work. The degrees multiply to the number of processes."""
+
+    data_parallel_replicate_degree: Degree = 1
+    """Copies of the sharded model (HSDP)."""
+    data_parallel_shard_degree: int = -1
+    """Ranks that share one copy of parameters, gradients and optimizer state (FSDP2); -1: all that are left."""
+    tensor_parallel_degree: Degree = 1
+    """Ranks that split every matrix and, between the norms, the sequence."""
+    context_parallel_degree: Degree = 1
+    """Ranks that share the tokens of every row, dealt out so that each computes as much of the document mask."""
+    fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
+    """Free gathered parameters after the forward pass. default: a block's. always: the tables' too. never: more memory."""
+    enable_async_tensor_parallel: bool = False
+    """Overlap the communication of tensor parallelism with its matmuls: GPUs with symmetric memory, with compile.enable."""
+
+
+class Compile(Table):
+    """torch.compile."""
+
+    enable: bool = False
+    """Compile every transformer block and the loss. Nothing is compiled again after the first step, whatever the documents."""
+
+
+class ActivationCheckpoint(Table):
+    """Activation checkpointing: what is kept for the backward pass, and what is computed again in it."""
+
+    mode: Literal["none", "full", "selective", "memory_budget"] = "none"
+    """none: keep all. full: only the input of each block. selective: some. memory_budget: a share, chosen by the compiler."""
+    selective_ac_option: Literal["op"] | Positive = "op"
+    """selective: op keeps attention, sums over ranks and every second matrix product; n is "full" for every n-th block."""
+    memory_budget: Fraction = 0.5
+    """memory_budget: share of activations kept; 0: only the input of each block, 1: all that the backward pass reads."""
+
+    @property
+    def by_operator(self) -> bool:
+        """Whether the choice is made by looking at single operators."""
+        return self.mode == "selective" and self.selective_ac_option == "op"
+
+    @model_validator(mode="after")
+    def used(self) -> "ActivationCheckpoint":
+        """Refuse an option of another mode, which would do nothing."""
+        wrong = [
+            f'activation_checkpoint.{key} = {getattr(self, key)!r}: is of mode = "{mode}", but the mode is "{self.mode}"'
+            for key, mode in (("selective_ac_option", "selective"), ("memory_budget", "memory_budget"))
+            if self.mode != mode and getattr(self, key) != type(self).model_fields[key].default
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+class Float8(Table):
+    """Products of the blocks' linear layers in float8, by torchao (pip install 'cistron[float8]')."""
+
+    enable: bool = False
+    """Convert the linear layers; needs a GPU of compute capability 8.9 or later."""
+    recipe_name: Literal["tensorwise", "rowwise"] = "tensorwise"
+    """One scale for a whole tensor (fastest), or one per row (more accurate)."""
+    filter_fqns: list[Name] = Field(default_factory=lambda: ["output"])
+    """Layers whose name contains one of these stay as they are; "output", which is the loss's, must be among them."""
+    emulate: bool = False
+    """Round to float8 and multiply in the compute type, on any device: for tests, slow."""
+
+
+class Lora(Table):
+    """Low-rank adapters (Hu et al. 2021): they alone are trained, and `cistron export` merges them into the weights."""
+
+    rank: NonNegative = 0
+    """Inner width of the adapters; 0: none."""
+    alpha: float = Field(default=16.0, gt=0.0)
+    """What an adapter adds counts alpha / rank times."""
+    targets: list[Name] = Field(default_factory=lambda: ["layers.*.attention.w?", "layers.*.feed_forward.w?"], min_length=1)
+    """Globs over the names of the blocks' linear layers; those that match have an adapter."""
+
+
+class FineTuning(Table):
+    """What is trained of a model that has been trained before; checkpoint.initial_load_path says which."""
+
+    freeze: list[Name] = Field(default_factory=list)
+    """Globs over names of parameters, or of modules around them ("layers.*", "tok_embeddings"): these are not trained."""
+    lora: Lora = Lora()
+    """Low-rank adapters."""
+
+    @model_validator(mode="after")
+    def used(self) -> "FineTuning":
+        """Refuse what would have no effect."""
+        wrong = []
+        if self.lora.rank and self.freeze:
+            wrong.append(f"fine_tuning.freeze = {self.freeze}: adapters (lora.rank) freeze everything else; leave freeze out")
+        wrong += [
+            f"fine_tuning.lora.{key} = {getattr(self.lora, key)!r}: there are no adapters, fine_tuning.lora.rank is 0"
+            for key in ("alpha", "targets")
+            if not self.lora.rank and getattr(self.lora, key) != getattr(Lora(), key)
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+class Checkpoint(Table):
+    """What a run leaves behind to continue from."""
+
+    enable: bool = True
+    """Save and resume."""
+    folder: str = "checkpoint"
+    """Folder inside job.dump_folder, or an absolute path or fsspec URL (s3://bucket/run); checkpoints are step-<N> in it."""
+    interval: Positive = 500
+    """Steps between checkpoints; the last step is always saved."""
+    async_mode: Literal["disabled", "async"] = "async"
+    """`async`: copy to (pinned) host memory and write beside training; `disabled`: training waits for the disk."""
+    keep_latest_k: NonNegative = 3
+    """Newest checkpoints to keep; 0 keeps all."""
+    keep_every_n: NonNegative = 0
+    """Keep those of steps that are multiples of this for good; 0: none."""
+    max_failures: Positive = 3
+    """Saves in a row that may fail (a full disk) before the run ends; after each, the next interval tries again."""
+    load_step: Annotated[int, Field(ge=-1)] = -1
+    """Step to resume from; -1: the newest good one, 0: none, start afresh."""
+    initial_load_path: str | None = None
+    """A checkpoint (…/step-N, a path or URL) or Hugging Face folder to start from; ignored once this run has its own."""
+    initial_load_model_only: bool = True
+    """Take only the weights of initial_load_path; false: go on from its step, with its optimizer and place in the data."""
+
+    @model_validator(mode="after")
+    def means_something(self) -> "Checkpoint":
+        """Refuse what would silently have no effect."""
+        wrong = []
+        if self.load_step > 0 and not self.enable:
+            wrong.append(f"checkpoint.load_step = {self.load_step}: nothing is loaded, checkpoint.enable is false")
+        if not self.initial_load_model_only and self.initial_load_path is None:
+            wrong.append("checkpoint.initial_load_model_only = false: there is no checkpoint.initial_load_path")
+        if self.keep_every_n % self.interval:
+            wrong.append(
+                f"checkpoint.keep_every_n = {self.keep_every_n}: must be a multiple of checkpoint.interval = {self.interval}, "
+                "or checkpoints of those steps are not there to be kept"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    last_save_in_hf: bool = False
+    """After the last step, export its checkpoint to <job.dump_folder>/huggingface/step-<N>, as `cistron export` does."""
+
+
+class Validation(Table):
+    """Loss on documents that training does not see."""
+
+    enable: bool = False
+    """Validate after step 1, every `freq` steps and after the last one."""
+    freq: Positive = 500
+    """Steps between validations."""
+    steps: Annotated[int, Field(ge=-1)] = -1
+    """Read at most this many times training.global_batch_size rows; -1: every document once."""
+    local_batch_size: Positive | None = None
+    """Rows in one forward pass of one rank; unset: as many as in training."""
+    sources: list[Files] = Field(default_factory=list)
+    """The [[validation.sources]] tables, as those of [[data.sources]] without weight and max_epochs."""
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Validation":
+        """Refuse names that are not unique, nothing to read, and no step to read it in."""
+        names = [source.name for source in self.sources]
+        wrong = [f"validation.sources: names must differ, found {names}"] if len(set(names)) < len(names) else []
+        if self.enable and not names:
+            wrong.append("validation.sources: no [[validation.sources]] table; name at least one source, or leave out enable")
+        if self.steps == 0:
+            wrong.append("validation.steps = 0: must be -1 (every document once) or at least 1")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+class Metrics(Table):
+    """What is reported."""
+
+    log_freq: Positive = 10
+    """Steps between console lines, metrics.jsonl records and TensorBoard points."""
+    enable_tensorboard: bool = True
+    """Write TensorBoard files to job.dump_folder/tensorboard."""
+    enable_wandb: bool = False
+    """Report to Weights & Biases as well (pip install 'cistron[wandb]'), which its WANDB_* variables steer."""
+    peak_flops: float | None = Field(default=None, gt=0.0)
+    """Peak FLOP/s of one device, for MFU on devices Cistron does not know."""
+
+
+class Profiling(Table):
+    """What steps spend their time and memory on."""
+
+    enable_profiling: bool = False
+    """Record one step in every `profile_freq` with torch.profiler, on every rank."""
+    profile_freq: Annotated[int, Field(ge=2)] = 10
+    """Steps from one recorded step, or memory snapshot, to the next; recorded steps are counted from the first of a process."""
+    save_traces_folder: str = "profile_traces"
+    """Folder inside job.dump_folder; traces are step-<N>/rank<R>.json.gz in it, for Perfetto or chrome://tracing."""
+    enable_memory_snapshot: bool = False
+    """CUDA: record allocations, and write them every `profile_freq` steps and where memory runs out."""
+    save_memory_snapshot_folder: str = "memory_snapshot"
+    """Folder inside job.dump_folder; snapshots are step-<N>/rank<R>.pickle in it, for pytorch.org/memory_viz."""
+
+
+class Comm(Table):
+    """Process groups."""
+
+    timeout_seconds: Positive = 600
+    """A collective that takes longer ends the run instead of hanging."""
+    trace_buf_size: NonNegative = 0
+    """NCCL: collectives that each rank's flight recorder remembers, and writes down when one times out; 0: none."""
+    save_traces_folder: str = "comm_traces"
+    """Folder inside job.dump_folder for what the flight recorder writes, a file rank_<R> per rank."""
+
+
+Metric: TypeAlias = Literal["BLEU", "ROUGE"]
+ONCE: Any = AfterValidator(lambda values: list(dict.fromkeys(values)))  # what is named twice is measured once
+LENGTH = re.compile(r"([1-9]\d*)(x?)")  # the command line has numbers as text too
+
+
+class Passkey(Table):
+    """A number that a long document says once, and is asked for at its end."""
+
+    samples: NonNegative = 10
+    """Documents for each depth and length; 0: no pass keys."""
+    digits: Positive = 5
+    """Letters of a key."""
+    depths: Annotated[list[Fraction], ONCE] = Field(default=[0.0, 0.25, 0.5, 0.75, 1.0], min_length=1)
+    """Where the key is said: 0 at the document's beginning, 1 right before it is asked for."""
+    alphabet: Name | None = None
+    """Letters that keys are drawn from; unset: 0123456789, and letters of the sequences for dna and protein."""
+    needle: Name | None = None
+    """What is said, with {key} for the key; unset: a sentence, or for dna and protein a marker before the key."""
+    query: Name | None = None
+    """What stands at the end, before the key; unset: a question, or the marker."""
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Passkey":
+        """Refuse a needle without a key, and one without its query."""
+        wrong = []
+        if self.needle is not None and "{key}" not in self.needle:
+            wrong.append(f"eval.extrapolation.passkey.needle = {self.needle!r}: must contain {{key}}")
+        if (self.needle is None) != (self.query is None):
+            wrong.append("eval.extrapolation.passkey: needle and query belong together; set both or neither")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+class Continuation(Table):
+    """How near the most likely continuation of a long document comes to the real one."""
+
+    samples: NonNegative = 0
+    """Documents for each length; 0: none. Each token is a forward pass over the whole document."""
+    tokens: Positive = 32
+    """Tokens of a continuation; the prompt is as many shorter than the length."""
+    metrics: Annotated[list[Metric], ONCE] = Field(default=["BLEU", "ROUGE"], min_length=1)
+    """BLEU by sacrebleu, ROUGE (the F-measures of ROUGE-1, -2, -L) by rouge-score: pip install 'cistron[eval]'."""
+
+
+class Extrapolation(Table):
+    """Loss and retrieval on documents longer than those of training, by every method that needs no training."""
+
+    enable: bool = False
+    """Evaluate in training too, every `freq` steps and after the last one, on [[validation.sources]]."""
+    freq: Positive = 5000
+    """Steps between evaluations in training."""
+    lengths: list[Positive | str] = Field(default=["1x", "2x", "4x", "8x"], min_length=1)
+    """Tokens, or as "4x" multiples of model.rope.original_seq_len; unset there: of training.seq_len."""
+    methods: Annotated[list[Name], ONCE] = Field(default_factory=list)
+    """What to compare (docs/length_extrapolation.md); unset: all that the model allows."""
+    score_last: Positive = 64
+    """Last tokens of the longest length, whose loss is taken again with less and less before them."""
+    documents: Positive = 32
+    """Documents of each length that are used, the first that are long enough; how many there are is said."""
+    passkey: Passkey = Passkey()
+    """Retrieval of a pass key."""
+    continuation: Continuation = Continuation()
+    """Quality of continuations."""
+
+    def tokens(self, trained: int) -> list[int]:
+        """The lengths in ascending order, for a model that was trained on rows of `trained` tokens."""
+        matches = (LENGTH.fullmatch(str(length)) for length in self.lengths)
+        return sorted({int(match[1]) * (trained if match[2] else 1) for match in matches if match})
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Extrapolation":
+        """Refuse what is no length."""
+        wrong = [
+            f'eval.extrapolation.lengths = {length!r}: must be a number of tokens, or a multiple such as "4x"'
+            for length in self.lengths
+            if not LENGTH.fullmatch(str(length))
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+class Eval(Table):
+    """Evaluations other than validation."""
+
+    extrapolation: Extrapolation = Extrapolation()
+    """Loss and retrieval on documents longer than those of training, by every method that needs no training."""
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

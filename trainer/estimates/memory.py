@@ -1,0 +1,349 @@
+"""The memory of one device, estimated from shapes alone, at the moments of a step that can be its peak.
+
+What lasts: parameters, gradients and optimizer state, divided among the ranks that share them, which differ in shard, cp or tp.
+FSDP2 adds what it gathers: the root group (both tables, the last norm) from the first forward on, and the block at work; on
+one rank too, as a cast copy. The rest follows from what autograd keeps. Per token of a block, in bytes, w being the width of
+the compute type, D the model's width, Q and K the widths of all query and of all key heads, F the hidden width, S the row's
+length:
+
+| kept | for the gradient of | eager, CPU | eager, CUDA | compiled |
+|---|---|---|---|---|
+| inputs of both norms | the norms | 2·4·D | 2·w·D | 2·w·D |
+| normalised inputs | the norms' weights | 2·4·D | | |
+| outputs of both norms | wq, wk, wv; w1, w3 | 2·w·D | 2·w·D | 2·w·D |
+| rotated q, output | attention | w·2·Q | the same | the same |
+| rotated k, and v: gathered, so of the whole row | attention | w·2·K·cp | the same | the same |
+| log-sum-exp | attention | 4·heads | the same | the same |
+| output, laid out anew | wo | w·Q | w·Q, not under varlen | the same |
+| the mask as numbers | dense attention | w·S | w·S | w·S |
+| q and k before their norms | q_norm, k_norm | 8·(Q + K) | w·(Q + K) | w·(Q + K) |
+| w1 x, silu of it, w3 x, their product | silu, product, w2 | w·4·F | w·4·F | w·3·F |
+
+A position map has two of what attention keeps, or scores written out: `two_regions`.
+
+On a CPU, nn.RMSNorm is a handful of operators on float32 copies; CUDA has one kernel. Inductor computes silu again in the
+backward pass and keeps the rest. Tensor parallelism divides all of it but the outputs of the norms, which are gathered along
+the sequence for the matrices; context parallelism divides the tokens. Rotation keeps the cosines and sines alone, once for all
+blocks. Checkpointing keeps what `activations.py` says and has the table's rest for the one block that is at work.
+
+What is frozen has neither gradient nor moments, and blocks below everything that is trained keep nothing. Between trained parts
+frozen matrices would keep less than the table says, which is not taken off.
+
+Not counted: the allocator's slack (some percent), workspaces of libraries and kernels, NCCL's buffers, the CUDA context;
+float8's copies of what one product multiplies; validation, which keeps nothing and is below the peak unless its micro-batches
+are far larger.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ...models.attention.masks import Executor
+from ...models.config import DecoderConfig
+from ...models.loss import CHUNK_LOGITS
+from ..config.job import JobConfig
+from ..config.tables import DTYPES
+from ..processes.layout import Layout, global_batch_size
+from .sizes import Sizes, sizes_of
+
+FLOAT32 = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of a step.
+
+    Attributes:
+        name: what happens then.
+        parts: bytes by what they hold; every moment has the same keys, those of `HOW`.
+    """
+
+    name: str
+    parts: Mapping[str, float]
+
+    @property
+    def size(self) -> float:
+        """Bytes in all."""
+        return sum(self.parts.values())
+
+
+HOW = {
+    "parameters": "of training.dtype, over the ranks that share them",
+    "gradients": "of training.dtype, likewise; kept through the forward pass where micro-batches accumulate",
+    "optimizer": "moments of optimizer.state_dtype, likewise: two a parameter, Muon's one a matrix of a block",
+    "gathered": "by FSDP2: the tables, one block at work, one on its way",
+    "unreduced": "gradients of a block and of the tables on their way to their ranks",
+    "activations": "what the backward pass of the blocks reads",
+    "at work": "gradients of activations and what checkpointing computes again, of one block; the optimizer's copies",
+    "loss": "a chunk of logits, and the gradients for what they are the product of",
+    "inputs": "rows, rotations, mask",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's sizes on one device.
+
+    Attributes:
+        config: of the job.
+        decoder: the model's shape.
+        layout: the processes; all devices hold alike.
+        executor: of attention.
+        device: "cpu" or "cuda".
+    """
+
+    config: JobConfig
+    decoder: DecoderConfig
+    layout: Layout
+    executor: Executor
+    device: str
+
+    @property
+    def width(self) -> int:
+        """Bytes of an activation, and of a parameter as gathered."""
+        return DTYPES[self.config.training.mixed_precision_param].itemsize
+
+    @property
+    def eager_cpu(self) -> bool:
+        """Whether nn.RMSNorm is several operators."""
+        return self.device == "cpu" and not self.config.compile.enable
+
+    @property
+    def mapped(self) -> bool:
+        """Whether attention has two regions."""
+        return self.decoder.attention.position_map != "none"
+
+    @property
+    def shards(self) -> int:
+        """Ranks that FSDP2 shards over."""
+        return self.layout.shard * self.layout.cp
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a step, on one rank."""
+        return max(1, self.rows_per_step // self.config.training.local_batch_size)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one data-parallel rank."""
+        return global_batch_size(self.config, self.layout) // self.layout.data_parallel
+
+    @property
+    def tokens(self) -> int:
+        """Positions of one micro-batch that one rank holds, before tensor parallelism."""
+        rows = min(self.config.training.local_batch_size, self.rows_per_step)
+        return rows * self.config.training.seq_len // self.layout.cp
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Of the parameters."""
+        return sizes_of(self.config, self.decoder)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the model gives for a position."""
+        return self.decoder.head_outputs or self.decoder.vocab_size
+
+    @property
+    def block(self) -> float:
+        """Parameters of a block."""
+        return self.sizes.blocks / self.decoder.n_layers
+
+    @property
+    def trained_block(self) -> float:
+        """Those that are trained, of an average block."""
+        return self.sizes.trained_blocks / self.decoder.n_layers
+
+
+def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str) -> list[Moment]:
+    """The moments that can be the peak of a step after the first; the peak is the largest of them.
+
+    Args:
+        config: of the job.
+        decoder: the model's shape.
+        layout: the processes; all devices hold alike.
+        executor: of attention.
+        device: "cpu" or "cuda".
+    """
+    job = Job(config, decoder, layout, executor, device)
+    d, t, width, tokens, tp, sizes = decoder, config.training, job.width, job.tokens, layout.tp, job.sizes
+    shared = job.shards * tp
+    at_rest, reduced = DTYPES[t.dtype].itemsize, DTYPES[t.mixed_precision_reduce].itemsize
+    accumulates = job.micro_batches > 1
+
+    lasting = {
+        "parameters": at_rest * sizes.all / shared,
+        "optimizer": moments_per_step(job) * DTYPES[config.optimizer.state_dtype].itemsize / shared,
+        "inputs": inputs(job),
+    }
+    gradients = at_rest * sizes.trained / shared
+    tables, block, of_tables, of_output, of_block = (
+        width * size / tp for size in (sizes.tables, job.block, sizes.trained_tables, sizes.trained_output, job.trained_block)
+    )
+    on_its_way = block if job.shards > 1 else 0.0
+    all_blocks = d.n_layers * block if config.parallelism.fsdp_reshard_after_forward == "never" else 0.0
+    reduced_block = reduced * job.trained_block / tp  # FSDP2 holds those of a block until the next block's
+
+    kept, again_last, again_first = checkpointed(job)
+    kept = [size * (index >= sizes.first) for index, size in enumerate(kept)]
+    # never compiled
+    last_norm = tokens * d.dim * ((FLOAT32 + FLOAT32 if device == "cpu" else width) / tp + width)
+    # gradients of both inputs of the gate's product, of the block's output and of its feed-forward's
+    gradient_flow = tokens * width * 2 * (d.hidden_dim + d.dim) / tp
+    of_weight, of_hidden = FLOAT32 * sizes.trained_output / tp, tokens * width * d.dim
+    # The gradients of both tables beside what was gathered; where they are one, autograd adds them into a third. Or those
+    # gradients copied into FSDP2's buffer, and then that buffer beside its sum over ranks.
+    computed = tables, (of_tables if d.output_parameters() else 3 * of_output) + reduced_block
+    summed = 0.0, reduced * sizes.trained_tables / tp + max(tables, reduced * sizes.trained_tables / shared)
+    gathered_at_end, unreduced_at_end = max(computed, summed, key=sum)
+
+    def moment(name: str, **parts: float) -> Moment:
+        parts = {"gradients": gradients if accumulates else 0.0, **lasting, **parts}
+        return Moment(name, {key: parts.get(key.replace(" ", "_"), 0.0) for key in HOW})
+
+    return [
+        moment(
+            "the loss",
+            gathered=tables + all_blocks,
+            activations=sum(kept) + last_norm,
+            loss=of_weight + of_hidden + chunk_of_logits(job),
+        ),
+        moment(
+            "backward, output",
+            gathered=tables + (all_blocks or on_its_way),
+            unreduced=of_output,
+            activations=sum(kept) + last_norm,
+            loss=of_weight + 2 * of_hidden,
+        ),
+        moment(
+            "backward, last block",
+            gathered=tables + (all_blocks or block + on_its_way),
+            unreduced=of_output + of_block,
+            activations=sum(kept),
+            at_work=gradient_flow + again_last,
+        ),
+        moment(
+            "backward, first block",
+            gradients=gradients if accumulates else at_rest * job.trained_block * (d.n_layers - 1) / shared,
+            gathered=tables + block,
+            unreduced=of_output + of_block + reduced_block,
+            activations=kept[0],
+            at_work=gradient_flow + again_first,
+        ),
+        moment(
+            "backward, tables",
+            gradients=gradients if accumulates else gradients - at_rest * sizes.trained_tables / shared,
+            gathered=gathered_at_end,
+            unreduced=unreduced_at_end,
+        ),
+        moment("the step", gradients=gradients, at_work=optimizer_copies(job, shared)),
+    ]
+
+
+def checkpoint_bytes(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str) -> float:
+    """Bytes of a checkpoint's tensors, as `estimate` is asked; each of the ranks that write it writes about as much."""
+    job = Job(config, decoder, layout, executor, device)
+    moments = moments_per_step(job) * DTYPES[config.optimizer.state_dtype].itemsize
+    return DTYPES[config.training.dtype].itemsize * job.sizes.all + moments
+
+
+def moments_per_step(job: Job) -> float:
+    """Elements of the optimizer's state over all ranks."""
+    return 2 * job.sizes.trained_tables + (1 if job.config.optimizer.name == "Muon" else 2) * job.sizes.trained_blocks
+
+
+def inputs(job: Job) -> float:
+    """Bytes of micro-batches on the device: tokens, labels, positions, documents, weights, mask; and of one its rotations."""
+    seq_len = job.config.training.seq_len
+    mask = {"sdpa": seq_len, "flex": 16 * seq_len / 128**2, "varlen": 0.0}[job.executor]  # four int32 tables of block pairs
+    mask, rotations = (2 * mask, 3) if job.mapped else (mask, 1)  # far queries and far keys have rotations of their own
+    # the prefetcher has one on its way and holds the last until it is done with
+    present = 1 if job.device == "cpu" else min(job.micro_batches, 2) + 1
+    return job.tokens * (present * (8 + 8 + 4 + 4 + 4 + mask) + rotations * FLOAT32 * job.decoder.head_dim)
+
+
+def checkpointed(job: Job) -> tuple[list[float], float, float]:
+    """Bytes that each block keeps between the passes, and what the last and the first compute again."""
+    a, d, layers = job.config.activation_checkpoint, job.decoder, job.decoder.n_layers
+    whole = job.tokens * block_activations(job)
+    entrance = job.tokens * job.width * d.dim / job.layout.tp
+    if a.mode == "none":
+        return [whole] * layers, 0.0, 0.0
+    if a.by_operator:
+        products, attention = products_and_attention(job)
+        kept = entrance + job.tokens * (products + attention)
+        return [kept] * layers, whole - job.tokens * attention, whole - job.tokens * attention
+    if a.mode == "memory_budget":  # the partitioner fills the budget as well as it can
+        kept = entrance + a.memory_budget * (whole - entrance)
+        return [kept] * layers, whole - kept, whole - kept
+    every = a.selective_ac_option if isinstance(a.selective_ac_option, int) else 1
+    by_block = [whole if index % every else entrance for index in range(layers)]
+    return by_block, 0.0 if (layers - 1) % every else whole, whole
+
+
+def block_activations(job: Job) -> float:
+    """Bytes per token that the backward pass of one block reads: the table at the head of the file."""
+    d, width = job.decoder, job.width
+    queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
+    per_norm = FLOAT32 + FLOAT32 if job.eager_cpu else width
+    norms = 2 * d.dim * per_norm + ((queries + keys) * per_norm if d.qk_norm else 0)
+    relaid = 0 if job.executor == "varlen" and not job.eager_cpu else queries
+    attention: float = width * (2 * queries + 2 * keys * job.layout.cp + relaid) + FLOAT32 * d.n_heads
+    mask: float = width * job.config.training.seq_len if job.executor == "sdpa" else 0
+    if job.mapped:
+        attention, mask = two_regions(job)
+    feed_forward = width * (3 if job.config.compile.enable else 4) * d.hidden_dim
+    return (norms + attention + feed_forward) / job.layout.tp + mask + 2 * width * d.dim
+
+
+def two_regions(job: Job) -> tuple[float, float]:
+    """Bytes per token that attention keeps for a position map, and those of what no tensor parallelism divides."""
+    d, width, seq_len = job.decoder, job.width, job.config.training.seq_len
+    queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
+    if job.executor == "flex":  # two passes, and their outputs in float32 to be joined
+        passes = 2 * (width * (2 * queries + keys) + FLOAT32 * (d.n_heads + queries))
+        return passes + width * (keys + queries) + FLOAT32 * d.n_heads, 0.0
+    # scores written out: of float32 queries and keys, weights in both types, and which pairs have none
+    weights = d.n_heads * seq_len * (FLOAT32 + (width if width < FLOAT32 else 0))
+    return 2 * FLOAT32 * (queries + keys) + width * (keys + 2 * queries) + weights, seq_len
+
+
+def products_and_attention(job: Job) -> tuple[float, float]:
+    """Bytes per token that checkpointing by operator keeps: what `block_activations` has not, and what it has."""
+    d, tp, width = job.decoder, job.layout.tp, job.width
+    wk, w3 = width * d.n_kv_heads * d.head_dim / tp, width * d.hidden_dim / tp
+    wo = width * d.dim * (1 if tp == 1 else 1 + 2 / tp)  # whole sums of a rank, and the scattered ones of wo and w2
+    attention = (width * d.n_heads * d.head_dim + FLOAT32 * d.n_heads) / tp
+    return wk + wo, attention + w3
+
+
+def chunk_of_logits(job: Job) -> float:
+    """Bytes at the peak of a chunk of `models.loss`, beyond the gradients that it adds to."""
+    d, width, compiled = job.decoder, job.width, job.config.compile.enable
+    columns = job.outputs // (1 if d.head_outputs else job.layout.tp)
+    logits = -(-job.tokens // -(-job.tokens * columns // CHUNK_LOGITS[job.device])) * columns
+    # as float32 where that is another type, and their exponentials; compiled, two versions of their gradients
+    beside = 2 * width if compiled else FLOAT32 + (FLOAT32 if width < FLOAT32 else 0)
+    at_once = logits * (width + beside)
+    # a CPU has no product of bfloat16 that adds to float32
+    product = width * job.outputs * d.dim / job.layout.tp if job.device == "cpu" and width < FLOAT32 else 0.0
+    return max(at_once, 2 * width * logits + product)
+
+
+def optimizer_copies(job: Job, shared: int) -> float:
+    """Bytes that the optimizer's arithmetic takes for a while beside what it reads and writes."""
+    d, o = job.decoder, job.config.optimizer
+    at_rest, state = DTYPES[job.config.training.dtype].itemsize, DTYPES[o.state_dtype].itemsize
+    largest = job.sizes.largest / shared
+    if at_rest == state == FLOAT32:  # all at once, or one by one
+        implementation = {"fused": 0.0, "foreach": FLOAT32 * job.sizes.trained / shared, "for-loop": 2 * FLOAT32 * largest}
+        adamw = implementation[o.implementation]
+    else:  # parameter and both moments as float32, and the gradient or, later, the noise of one of them
+        adamw = FLOAT32 * largest * ((at_rest < FLOAT32) + 2 * (state < FLOAT32) + 1)
+    if o.name == "AdamW":
+        return adamw
+    sides = sorted((d.dim, d.hidden_dim))
+    matrix, gram = sides[0] * sides[1], sides[0] ** 2
+    # bfloat16: the matrix, of norm 1 and iterated, three products of its gram; on several ranks sent, received, put together
+    whole = 2 * (3 if shared == 1 else 6) * matrix + 2 * 3 * gram
+    return max(adamw, whole + FLOAT32 * matrix / shared)

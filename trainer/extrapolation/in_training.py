@@ -1,0 +1,119 @@
+"""`[eval.extrapolation]` in training: every `freq` steps and after the last one, on all ranks, from the weights as they are."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...datasets.tokenizers.protocol import Tokenizer
+from ...models.config import DecoderConfig
+from ...models.decoder import Decoder
+from ..checkpoints.saver import Saver
+from ..config.job import JobConfig
+from ..config.tables import DTYPES
+from ..inference.documents import BATCH_TOKENS
+from ..parallel.context_parallel import whole_rows
+from ..processes.world import World
+from .measures import Plan, Result, evaluate, plan, read_sources, report, trained_as
+from .runner import Runner
+
+FOLDER = "extrapolation"  # of the run's; `reports` forgets what an abandoned run left there
+
+
+def plan_of(config: JobConfig, tokenizer: Tokenizer, decoder: DecoderConfig) -> Plan:
+    """What `[eval.extrapolation]` of a job asks, its messages beginning with the length that the model knows.
+
+    Raises:
+        ConfigError, ModelError, DataConfigError, DataError: it cannot be measured.
+    """
+    trained, said = trained_as(decoder, config.training.seq_len, "training.seq_len")
+    asked = plan(config.eval.extrapolation, trained, tokenizer, partial(read_sources, config, tokenizer))
+    return asked._replace(messages=[f"extrapolation: {said}", *asked.messages])
+
+
+class Interrupted(Exception):
+    """Somebody was told to stop; raised on all ranks after the same batch."""
+
+
+class LongEvaluation:
+    """Reads the documents once, and asks a model about them whenever it is due.
+
+    Args:
+        config: of the job.
+        world: this process among the others.
+        tokenizer: of the job.
+        decoder: the model's shape.
+        done: step of the last evaluation, which is that of a checkpoint to resume from.
+
+    Attributes:
+        plan: what is asked.
+
+    Raises:
+        ConfigError, ModelError, DataConfigError, DataError: what is asked for cannot be measured.
+    """
+
+    def __init__(self, config: JobConfig, world: World, tokenizer: Tokenizer, decoder: DecoderConfig, done: int) -> None:
+        """Find what is wrong before the first step."""
+        self.config, self.world, self.tokenizer, self.done = config, world, tokenizer, done
+        self.table, self.plan = config.eval.extrapolation, plan_of(config, tokenizer, decoder)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to evaluate after `step`."""
+        return step % self.table.freq == 0
+
+    def run(self, step: int, model: Decoder, stop: Callable[[], bool], saver: Saver) -> dict[str, Any] | None:
+        """The record of one evaluation, the same on every rank; None when a stop was asked for meanwhile.
+
+        Rank 0 leaves table and picture in the run's folder.
+
+        Args:
+            step: optimizer steps done.
+            model: in any layout.
+            stop: whether this process was told to stop; asked after every batch.
+            saver: may have a checkpoint under way, which need not wait for the end.
+        """
+        started = time.perf_counter()
+        self.done = step
+
+        def between(_: int) -> None:
+            stops, ready = self.world.sum([int(stop()), int(saver.ready)])
+            if ready == self.world.layout.world_size:
+                saver.advance()
+            if stops:
+                raise Interrupted
+
+        runner = Runner(
+            model=model,
+            tokenizer=self.tokenizer,
+            device=self.world.device,
+            dtype=DTYPES[self.config.training.mixed_precision_param],
+            batch_tokens=BATCH_TOKENS,
+            world=self.world,
+            executor=self.config.model.attention.executor,
+            tick=between,
+        )
+        try:
+            with whole_rows(model):
+                results = evaluate(runner, self.table, self.plan)
+        except Interrupted:
+            return None
+        if self.world.is_first:
+            self.keep(step, results)
+        curves = {name: value for result in results for name, value in result.curves().items()}
+        return {"step": step, **curves, "seconds": time.perf_counter() - started}
+
+    def keep(self, step: int, results: list[Result]) -> None:
+        """Write table and picture into the run's folder; where that fails, say so: a full disk is no reason to stop."""
+        from .report import draw  # matplotlib takes 0.3 s to import
+
+        folder = Path(self.config.job.dump_folder) / FOLDER
+        found = {"step": step, **report(results, self.table, self.plan)}
+        try:
+            folder.mkdir(exist_ok=True)
+            (folder / f"step-{step}.json").write_text(json.dumps(found, indent=1) + "\n")
+            draw(results, self.plan.trained.length, self.table.score_last, folder / f"step-{step}.png")
+        except OSError as error:
+            print(f"warning: step {step} is not whole in {folder}: {error}", file=sys.stderr, flush=True)

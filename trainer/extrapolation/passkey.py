@@ -1,0 +1,108 @@
+"""Pass keys (Mohtashami and Jaggi 2023): a key that a document says once, at some depth, and is asked for at its end.
+
+The document around it is a real one. Whether a model would say the key is read off one forward pass: greedy decoding gives
+exactly the key if and only if, the key being there, each of its tokens is the most likely one behind those before it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ...datasets.tokenizers.protocol import Ids, TokenizeError, Tokenizer
+from ..config.tables import Passkey
+from ..errors import ConfigError
+from ..inference.documents import opening_tokens
+from .runner import Runner
+
+
+class Words(NamedTuple):
+    """What is said, and with which letters."""
+
+    alphabet: str
+    needle: str
+    query: str
+
+
+PROSE = Words(
+    "0123456789", "\nThe pass key is {key}. Remember it. {key} is the pass key.\n", "\nWhat is the pass key? The pass key is "
+)
+# 24 letters that no sequence has by chance, before the key and at the end: a repeat to go on with
+SEQUENCES = {
+    "dna": Words("ACGT", "GATTACAGCCTAGGTCATGCACTG{key}", "GATTACAGCCTAGGTCATGCACTG"),
+    "protein": Words("ACDEFGHIKLMNPQRSTVWY", "MWHCYKPEWQNDMHCFRWYKPGEC{key}", "MWHCYKPEWQNDMHCFRWYKPGEC"),
+}
+
+
+class Prompt(NamedTuple):
+    """A document that ends in a pass key.
+
+    Attributes:
+        ids: of the length that was asked for, the key last.
+        key: how many tokens that is.
+    """
+
+    ids: Ids
+    key: int
+
+
+def words_of(table: Passkey, tokenizer: Tokenizer) -> Words:
+    """What the table says, and what it does not say by the kind of the tokenizer."""
+    usual = SEQUENCES.get(tokenizer.kind, PROSE)
+    return Words(table.alphabet or usual.alphabet, table.needle or usual.needle, table.query or usual.query)
+
+
+def prompts(table: Passkey, tokenizer: Tokenizer, hay: Sequence[Ids], length: int, depth: float, seed: int) -> list[Prompt]:
+    """As many documents as `samples` says; keys and hay are the same at every depth and length.
+
+    Args:
+        table: what to hide.
+        tokenizer: encodes it.
+        hay: documents of at least `length` tokens, used in turn.
+        length: tokens of a document with its key.
+        depth: 0 to 1, where the key is said.
+        seed: of keys.
+
+    Raises:
+        ConfigError: the tokenizer does not know a letter, or `length` is too short.
+    """
+    words, found = words_of(table, tokenizer), []
+    for sample in range(table.samples):
+        draw = np.random.default_rng([seed, sample])
+        key = "".join(draw.choice(list(words.alphabet), size=table.digits))
+        needle = encode(tokenizer, words.needle.replace("{key}", key))
+        query, answer = encode(tokenizer, words.query), encode(tokenizer, key)
+        first = opening_tokens(tokenizer)
+        room = length - len(needle) - len(query) - len(answer)
+        if room < first:
+            raise ConfigError(
+                f"eval.extrapolation.passkey: {length} tokens are too few for needle, query and key, which have "
+                f"{length - room}; leave such lengths out, or set passkey.samples = 0"
+            )
+        text = hay[sample % len(hay)][:room]
+        at = first + round(depth * (room - first))
+        ids = np.concatenate([text[:at], needle, text[at:], query, answer])
+        found.append(Prompt(ids, len(answer)))
+    return found
+
+
+def encode(tokenizer: Tokenizer, text: str) -> Ids:
+    """Ids of a piece of text, without what opens and ends a document. Raises ConfigError for a letter that has no id."""
+    try:
+        ids = tokenizer.encode_batch([text.encode()]).ids
+    except TokenizeError as error:
+        raise ConfigError(
+            f"eval.extrapolation.passkey: {text!r}: {error.problem}; set alphabet, needle and query for these documents, or "
+            "samples = 0"
+        ) from None
+    return ids[opening_tokens(tokenizer) : -1]
+
+
+def retrieved(runner: Runner, asked: Sequence[Prompt]) -> float:
+    """Share of keys that greedy decoding gives."""
+    longest = max(prompt.key for prompt in asked)
+    said = runner.likeliest([prompt.ids for prompt in asked], longest + 1)
+    right = [
+        bool((row[-1 - prompt.key : -1] == prompt.ids[-prompt.key :]).all()) for prompt, row in zip(asked, said, strict=True)
+    ]
+    return sum(right) / len(right)

@@ -1,0 +1,111 @@
+"""Documents of one length through a model of any layout: losses and most likely tokens, without all logits in memory.
+
+A document has a row of its own, padded to a multiple of 128; rows run in batches of a budget of tokens. Data-parallel ranks
+take batches in turn, all as many, and every rank gets all results.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...datasets.rows.packing import PAD_MULTIPLE
+from ...datasets.tokenizers.protocol import Ids, Tokenizer
+from ...models.attention.masks import AttentionMask
+from ...models.decoder import Decoder
+from ...models.loss import IGNORE
+from ..inference.open import make_mask
+from ..processes.world import World
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """A model that is asked about long documents.
+
+    Attributes:
+        model: in any layout; its rotary embedding and attention are as `Decoder.extrapolate` was last told.
+        tokenizer: of its training.
+        device: where it is.
+        dtype: that attention computes in.
+        batch_tokens: that run at once, or those of one longer document.
+        world: the processes that share the work; None: this one alone.
+        executor: of attention, as `model.attention.executor` has it.
+        tick: told of tokens that have run, on all ranks after each batch; what it raises ends the work.
+    """
+
+    model: Decoder
+    tokenizer: Tokenizer
+    device: torch.device
+    dtype: torch.dtype
+    batch_tokens: int
+    world: World | None = None
+    executor: str = "auto"
+    tick: Callable[[int], None] = lambda tokens: None
+
+    def losses(self, documents: Sequence[Ids]) -> Array:
+        """Cross-entropies of all tokens of documents but their first, in nats: float64 [documents, length - 1]."""
+
+        def run(tokens: Tensor, positions: Tensor, mask: AttentionMask, length: int) -> Array:
+            labels = torch.full_like(tokens, IGNORE)
+            labels[:, : length - 1] = tokens[:, 1:length]
+            found: Array = self.model(tokens, positions, mask, labels)[:, : length - 1].double().cpu().numpy()
+            return found
+
+        return self._each(documents, run)
+
+    def likeliest(self, documents: Sequence[Ids], last: int) -> Array:
+        """The most likely token behind each of the `last` tokens of documents: int64 [documents, last]."""
+
+        def run(tokens: Tensor, positions: Tensor, mask: AttentionMask, length: int) -> Array:
+            with logits_of(self.model, slice(length - last, length)):
+                logits = self.model(tokens, positions, mask)
+            found: Array = logits[..., : self.tokenizer.vocab_size].argmax(-1).cpu().numpy()
+            return found
+
+        return self._each(documents, run)
+
+    @torch.no_grad()
+    def _each(self, documents: Sequence[Ids], run: Callable[[Tensor, Tensor, AttentionMask, int], Array]) -> Array:
+        """What `run` returns for documents of one length, in their order."""
+        length = len(documents[0])
+        assert all(len(document) == length for document in documents)
+        rows = max(1, self.batch_tokens // length)
+        batches = [documents[start : start + rows] for start in range(0, len(documents), rows)]
+        rank, ranks = (self.world.dp_rank, self.world.layout.data_parallel) if self.world else (0, 1)
+        found: dict[int, Array] = {}
+        for number in range(rank, -(-len(batches) // ranks) * ranks, ranks):
+            batch = batches[number % len(batches)]  # beyond the last one again: all ranks must run as many
+            found[number] = run(*self._batch(batch), length)
+            self.tick(length * sum(map(len, batches[number - rank : number - rank + ranks])))
+        parts = self.world.gather(found if self.world.counts_rows else {}) if self.world else [found]
+        whole = {number: rows for part in parts for number, rows in part.items()}
+        return np.concatenate([whole[number] for number in range(len(batches))])
+
+    def _batch(self, documents: Sequence[Ids]) -> tuple[Tensor, Tensor, AttentionMask]:
+        """Tokens, positions and mask of documents, a row each, on the device."""
+        length = len(documents[0])
+        width = length + -length % PAD_MULTIPLE
+        tokens = torch.full((len(documents), width), self.tokenizer.pad_id)
+        tokens[:, :length] = torch.from_numpy(np.stack(documents).astype(np.int64))
+        places = torch.arange(width, dtype=torch.int32)
+        positions = torch.where(places < length, places, places - length).expand(len(documents), -1)
+        sequence_ids = torch.where(places < length, 0, -1).int().expand(len(documents), -1).contiguous()
+        mask = make_mask(self.tokenizer, self.model.config, self.device, self.dtype, self.executor)
+        return tokens.to(self.device), positions.to(self.device), mask.build(sequence_ids, self.device)
+
+
+@contextmanager
+def logits_of(model: Decoder, places: slice) -> Iterator[None]:
+    """Within it the model computes logits of these places alone: [batch, places, vocab_size]."""
+    handle = model.output.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, places],))
+    try:
+        yield
+    finally:
+        handle.remove()

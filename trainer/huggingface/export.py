@@ -1,0 +1,194 @@
+"""A checkpoint, whatever layout wrote it, as a folder that `AutoModelForCausalLM.from_pretrained` loads.
+
+    model.safetensors                          or model-00001-of-0000N.safetensors and model.safetensors.index.json
+    config.json, generation_config.json        the decoder in Hugging Face's words, eos and pad
+    tokenizer.json, tokenizer_config.json, special_tokens_map.json, and what else lay beside the tokenizer
+
+Adapters are merged into the weights beside them. One tensor is in memory at a time, with its adapter. Bytes depend on weights,
+configuration and options alone.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...datasets.errors import DataConfigError
+from ...models.config import DecoderConfig
+from ...models.huggingface.model import architecture, to_hf
+from ...models.lora import ADAPTERS, merge
+from ..build.contract import Statement, check_statements, checkpoint_statement, tokenizer_statement
+from ..build.parts import open_tokenizer
+from ..checkpoints.folder import Folder, staged
+from ..checkpoints.format import STATE, Found, read, saved_job
+from ..checkpoints.tensors import Spec, WholeTensors, as_bytes, data_bytes, header
+from ..config.job import JobConfig
+from ..config.tables import Lora, TokenizerTable
+from ..errors import CheckpointError, ConfigError
+from .folder import CONFIG, GENERATION, INDEX, WEIGHTS, stored_names
+from .tokenizer_files import TOKENIZER, TOKENIZER_FILES, added_around, tokenizer_files
+
+MAX_SHARD_SIZE = 5 * 10**9
+
+
+def export(
+    found: Found,
+    out: Path,
+    *,
+    tokenizer: TokenizerTable | None,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    replace: bool = False,
+) -> list[str]:
+    """Write the folder; it appears whole or not at all.
+
+    Args:
+        found: the checkpoint.
+        out: the folder.
+        tokenizer: what training read documents with; None: no tokenizer files.
+        dtype: of the weights; None: as they were saved.
+        max_shard_size: bytes of tensors in one file; a larger tensor has a file of its own.
+        replace: an earlier export at `out`, and nothing else, may be replaced.
+
+    Returns:
+        What a person should know of it, a line each.
+
+    Raises:
+        ConfigError: `out` is taken, or the tokenizer is not there.
+        EosMismatchError: the tokenizer is not the one that the checkpoint was trained with.
+        ModelError: Hugging Face has no class for the decoder.
+        CheckpointError: the checkpoint is of another version or lacks weights, or the folder cannot be written.
+    """
+    refuse_taken(out, replace)
+    config, decoder = saved_job(found)
+    architecture(decoder)  # refuses what no class holds before tensors are looked for
+    weights = WholeTensors(found.path)
+    ours = {theirs: name for name, theirs in stored_names(decoder).items()}
+    if lacking := sorted(set(ours.values()) - set(weights.names())):
+        raise CheckpointError(f"{found.path}: lacks the weights {', '.join(lacking)}")
+    specs: dict[str, Spec] = {}
+    for theirs, name in ours.items():
+        saved, shape = weights.spec(name)
+        specs[theirs] = dtype or saved, shape
+    written_as = next(iter(specs.values()))[0]
+    contract = found.state["contract"]
+    files = describe(decoder, contract, config.training.seq_len, written_as)
+    extra = read_tokenizer(found, tokenizer, decoder) if tokenizer else {}
+
+    parts = split(specs, max_shard_size)
+    with staged(out) as folder:
+        for file, names in parts.items():
+            stream = (as_bytes(read_merged(weights, ours[name], config.fine_tuning.lora).to(specs[name][0])) for name in names)
+            Folder(folder).write(file, chain([header({name: specs[name] for name in names}, {"format": "pt"})], stream))
+        if len(parts) > 1:
+            weight_map = {name: file for file, names in parts.items() for name in names}
+            files[INDEX] = {"metadata": {"total_size": sum(map(data_bytes, specs.values()))}, "weight_map": weight_map}
+        for file, content in files.items():
+            (folder / file).write_text(json.dumps(content, indent=2) + "\n")
+        for file, raw in extra.items():
+            (folder / file).write_bytes(raw)
+
+    told = f"{files[CONFIG]['architectures'][0]}, {decoder.parameter_count():,} parameters in {torch_name(written_as)}"
+    messages = [f"exported {found.path} to {out}: {told}, {len(parts)} file(s) of weights"]
+    if decoder.rope.by_length:
+        what = f"training had those of {config.training.seq_len} tokens for all"
+        messages.append(f"rotary angles there are those of the length of each text; {what}")
+    if not tokenizer:
+        messages.append("without a tokenizer")
+    elif added := added_around(extra[TOKENIZER]):
+        messages += around(added, tokenizer, decoder)
+    return messages
+
+
+def around(added: list[str], table: TokenizerTable, decoder: DecoderConfig) -> list[str]:
+    """What to know of the tokens that the tokenizer puts around every text by itself."""
+    if open_tokenizer(table).bos_id is None:
+        what = "which training never saw: call it with add_special_tokens=False"
+    elif decoder.causal:
+        what = "as a document has them: to have a text continued, take the last one off"
+    else:
+        return []
+    return [f"the tokenizer puts {' '.join(added)} around a text by itself, {what}"]
+
+
+def export_step(config: JobConfig, path: Folder) -> list[str]:
+    """Export a run's own checkpoint at `path` to its place in the run's folder, in place of a former one."""
+    out = Path(config.job.dump_folder) / "huggingface" / path.name
+    return export(read(path), out, tokenizer=config.tokenizer, replace=True)
+
+
+def read_merged(weights: WholeTensors, name: str, lora: Lora) -> Tensor:
+    """A weight with its adapter in it, if it has one: then float32, whatever was saved."""
+    adapter = [name.removesuffix("weight") + part for part in ADAPTERS]
+    weight = weights.read(name)
+    if not all(part in weights.index for part in adapter):
+        return weight
+    a, b = map(weights.read, adapter)
+    return merge(weight, a, b, lora.alpha / lora.rank)
+
+
+def split(specs: Mapping[str, Spec], max_shard_size: int) -> dict[str, list[str]]:
+    """File name to the tensors in it: in order, as many to a file as fit."""
+    shards: list[list[str]] = [[]]
+    room = max_shard_size
+    for name, spec in specs.items():
+        if data_bytes(spec) > room and shards[-1]:
+            shards.append([])
+            room = max_shard_size
+        shards[-1].append(name)
+        room -= data_bytes(spec)
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    return {f"model-{number:05}-of-{len(shards):05}.safetensors": names for number, names in enumerate(shards, start=1)}
+
+
+def describe(decoder: DecoderConfig, contract: dict[str, Any], seq_len: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    """Content of `config.json` and, of a model that generates, `generation_config.json`."""
+    eos, pad = contract["eos"], contract["pad"]
+    bos, mask = contract.get("bos"), contract.get("mask")
+    ids = {"eos_id": eos, "pad_id": pad, "bos_id": bos, "mask_id": mask}
+    config = to_hf(decoder, max_positions=seq_len, dtype=torch_name(dtype), **ids)
+    if not decoder.causal:
+        return {CONFIG: config}
+    return {CONFIG: config, GENERATION: {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}}
+
+
+def torch_name(dtype: torch.dtype) -> str:
+    """`bfloat16` of `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def read_tokenizer(found: Found, table: TokenizerTable, decoder: DecoderConfig) -> dict[str, bytes]:
+    """Files of the tokenizer of training. Raises ConfigError, or EosMismatchError where it is another one."""
+    try:
+        tokenizer = open_tokenizer(table)
+    except DataConfigError as error:
+        raise ConfigError(f"{error}; --tokenizer PATH says where it is now, --no-tokenizer leaves it out") from None
+    where = f"{found.path}/{STATE}"
+    check_statements(
+        [
+            tokenizer_statement(tokenizer),
+            checkpoint_statement(found.state["contract"], where),
+            Statement(party="model", where=where, vocab=decoder.vocab_size),
+        ]
+    )
+    return tokenizer_files(table, tokenizer)
+
+
+def refuse_taken(out: Path, replace: bool) -> None:
+    """Raise ConfigError where something is at `out`, unless it is an export that may be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not replace:
+        raise ConfigError(f"{out}: exists already; name a new folder, or replace an earlier export with --overwrite")
+    ours = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    known = {INDEX, CONFIG, GENERATION, *TOKENIZER_FILES}
+    strange = sorted(name for name in names - known if not ours.fullmatch(name))
+    if strange or CONFIG not in names:
+        raise ConfigError(f"{out}: is no export, {strange[0] if strange else 'it has no ' + CONFIG}; name a new folder")

@@ -1,0 +1,130 @@
+"""The tokenizer's files in a Hugging Face folder, so that `AutoTokenizer.from_pretrained` gives the ids of training.
+
+A `tokenizer.json` is copied as it is, byte for byte, with what else lies beside it; only the special tokens are restated where
+the job names others. The tokenizers of this package become a `tokenizer.json` too. `byte`:
+
+    ids 0 to 255 are bytes: a BPE over the byte alphabet without a single merge
+    "\\0" (id 0, eos) and "\\1" (id 1, pad) are special tokens of their own, so that `skip_special_tokens` leaves them out
+
+which encodes any text to the ids that training saw. Two things it cannot say: bytes that are not UTF-8, as the library takes
+text only, and that a NUL inside a document is refused: there it becomes the eos. `protein` and `dna`:
+
+    every character is a word of its own; `a` in dna, and `k` under `on_unknown = "map"`, are replaced by what they stand for
+    protein puts `<cls>` in front and `<eos>` behind, as a document of training has it, and as ESM's own tokenizer does
+
+They too refuse nothing: what training would, becomes `<unk>`, and the name of a special token in a text becomes its id.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from ...datasets.tokenizers.build import LETTERS
+from ...datasets.tokenizers.letters import CLS, EOS, UNK, LetterTokenizer
+from ...datasets.tokenizers.protocol import Tokenizer
+from ..config.tables import TokenizerTable
+
+TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+BESIDE = ("added_tokens.json", "chat_template.jinja", "merges.txt", "tokenizer.model", "vocab.json", "vocab.txt")
+TOKENIZER_FILES = {TOKENIZER, SETTINGS, SPECIAL, *BESIDE}
+ROLES = {"eos": "eos_token", "pad": "pad_token", "bos": "cls_token", "mask": "mask_token", "unk": "unk_token"}
+# A class that reads tokenizer.json and adds nothing, in transformers 4 and 5; 4 would tidy up spaces before punctuation. No
+# class of an exported model takes token types.
+PLAIN = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+    "model_input_names": ["input_ids", "attention_mask"],
+}
+
+
+def tokenizer_files(table: TokenizerTable, tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Name and content of each file.
+
+    Args:
+        table: where the tokenizer came from.
+        tokenizer: what was made of it.
+    """
+    beside: dict[str, bytes] = {}
+    settings, special = dict(PLAIN), dict[str, Any]()
+    if isinstance(tokenizer, LetterTokenizer):
+        source = letter_tokenizer(tokenizer)
+    elif table.kind == "byte":
+        source = byte_tokenizer()
+    else:
+        assert table.path
+        given = Path(table.path).expanduser()
+        folder = given if given.is_dir() else given.parent
+        source = (given / TOKENIZER if given.is_dir() else given).read_bytes()
+        beside = {name: (folder / name).read_bytes() for name in BESIDE if (folder / name).is_file()}
+        settings, special = _read(folder / SETTINGS) or dict(PLAIN), _read(folder / SPECIAL)
+    library = tokenizers.Tokenizer.from_str(source.decode())
+    for role, key in ROLES.items():
+        index = getattr(tokenizer, f"{role}_id")
+        if index is None:
+            continue
+        token = library.id_to_token(index)
+        # a pad that nobody named is the eos, see models.huggingface.to_hf
+        unnamed = role == "pad" and index == tokenizer.eos_id and settings.get(key) is None
+        for stated in (settings, special):
+            if not unnamed and _text(stated.get(key)) != token:
+                stated[key] = token
+    return {TOKENIZER: source, SETTINGS: _json(settings), SPECIAL: _json(special), **beside}
+
+
+def byte_tokenizer() -> bytes:
+    """The byte tokenizer as a `tokenizer.json`."""
+    # GPT-2's alphabet: printable bytes stand for themselves, the others, in order, for the characters from 256 on
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    alphabet = [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+    alphabet[:2] = "\0", "\1"  # in a text these two are found before its bytes are looked at
+    model = tokenizers.models.BPE({character: byte for byte, character in enumerate(alphabet)}, [])
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in alphabet[:2]])
+    return str(made.to_str(pretty=True)).encode()
+
+
+def letter_tokenizer(tokenizer: LetterTokenizer) -> bytes:
+    """A tokenizer of letters as a `tokenizer.json`."""
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(tokenizer.ids, unk_token=UNK))
+    replaced = tokenizer.replaced().items()
+    made.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Replace(*pair) for pair in replaced])
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    made.decoder = tokenizers.decoders.Fuse()
+    named = [token for token, index in tokenizer.ids.items() if index in tokenizer.special_ids]
+    made.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in named])
+    if tokenizer.bos_id is not None:
+        around = [(CLS, tokenizer.bos_id), (EOS, tokenizer.eos_id)]
+        pair = f"{CLS} $A {EOS} $B {EOS}"
+        made.post_processor = tokenizers.processors.TemplateProcessing(f"{CLS} $A {EOS}", pair, around)
+    return str(made.to_str(pretty=True)).encode()
+
+
+def own_kind(file: Path) -> str | None:
+    """Which tokenizer of this package a `tokenizer.json` is, also after transformers has written it anew; None: another."""
+    own = {"byte": byte_tokenizer(), **{kind: letter_tokenizer(letters()) for kind, letters in LETTERS.items()}}
+    vocabulary = _read(file).get("model", {}).get("vocab")
+    return next((kind for kind, source in own.items() if vocabulary == json.loads(source)["model"]["vocab"]), None)
+
+
+def added_around(source: bytes) -> list[str]:
+    """The tokens that a `tokenizer.json` puts around every text unless told not to; training sees none but the eos."""
+    return list(tokenizers.Tokenizer.from_str(source.decode()).encode("").tokens)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+    return content
+
+
+def _text(stated: Any) -> Any:
+    """A special token is written as a string or as an object with its `content`."""
+    return stated.get("content") if isinstance(stated, dict) else stated
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

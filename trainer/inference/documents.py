@@ -1,0 +1,161 @@
+"""A trained model on one device, and documents through it: what embedding, scoring and sampling have in common.
+
+Documents are read as in training, each with the tokenizer's opening token, if it has one, and its eos. They run packed, one
+after another in a single row as long as a budget of tokens, under the document mask: no document sees another or any padding,
+so nothing depends on what it shares a row with, and nothing has to be sorted by length to save padding.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...datasets.readers.sequences import NamedSequence, SequenceFiles
+from ...datasets.rows.packing import PAD_MULTIPLE
+from ...datasets.tokenizers.letters import MAP
+from ...datasets.tokenizers.protocol import Ids, TokenizeError, Tokenizer
+from ...models.attention.masks import AttentionMask
+from ...models.positions.config import AttentionConfig, RopeConfig, untrained
+from .open import OpenedModel, make_mask
+
+BATCH_TOKENS = 16_384
+T = TypeVar("T")
+
+
+class Document(NamedTuple):
+    """A sequence as the model reads it.
+
+    Attributes:
+        name: of the sequence.
+        ids: with what opens a document, if anything does, and its eos.
+        stored: bytes of files before it, see `NamedSequence`.
+        mapped: letters that the tokenizer read as others.
+    """
+
+    name: str
+    ids: Ids
+    stored: float = 0.0
+    mapped: int = 0
+
+
+class Row(NamedTuple):
+    """Documents in one row, on the model's device.
+
+    Attributes:
+        tokens: int64 [1, n].
+        positions: int32 [1, n], restarting at 0 with every document.
+        mask: which of them see each other.
+        starts: of each document, and after the last one.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    mask: AttentionMask
+    starts: list[int]
+
+
+def asked_otherwise(opened: OpenedModel, rope: RopeConfig, attention: AttentionConfig, length: int) -> OpenedModel:
+    """A model with another rotary scaling, window or position map than it was trained with, and a message that says so.
+
+    Args:
+        opened: its model is changed in place; `opened.trained.rope`, `opened.trained.attention` and the length that it had give
+            it back.
+        rope: see `Decoder.extrapolate`.
+        attention: likewise.
+        length: likewise.
+
+    Raises:
+        ModelError: what does not fit together, or `length`.
+    """
+    model = opened.model
+    model.extrapolate(rope, attention, length)
+    mask = make_mask(opened.tokenizer, model.config, opened.device, model.tok_embeddings.weight.dtype)
+    return replace(opened, mask=mask, messages=(*opened.messages, *untrained(opened.trained.attention, attention)))
+
+
+def read_documents(
+    opened: OpenedModel, files: SequenceFiles, sequences: Iterable[NamedSequence], max_length: int | None = None
+) -> Iterator[Document]:
+    """Encode sequences of some files; stderr tells of the first that is longer than rows of training, and of mapped letters.
+
+    Args:
+        opened: whose tokenizer encodes.
+        files: where the sequences are from, which locates what is wrong with one.
+        sequences: in any order.
+        max_length: tokens, the eos included, that none may exceed; None: as many as there are.
+
+    Raises:
+        DataError: a sequence is empty or too long, or cannot be encoded.
+    """
+    told = False
+    mapped = 0
+    for sequence in sequences:
+        try:
+            document = encode(opened.tokenizer, sequence)
+        except TokenizeError as error:
+            problem = error.problem.replace(MAP, "--on-unknown map")
+            raise files.located(sequence, problem, error.offset or 0) from None
+        length = len(document.ids)
+        if max_length is not None and length > max_length:
+            raise files.located(sequence, f"has {length} tokens with its eos, and --max-length is {max_length}")
+        if opened.seq_len is not None and length > opened.seq_len and not told:
+            print(
+                f"{sequence.name} has {length} tokens, and the model was trained on rows of {opened.seq_len}: longer sequences "
+                "run whole, at positions that it has not seen; --max-length refuses them",
+                file=sys.stderr,
+            )
+            told = True
+        mapped += document.mapped
+        yield document
+    if mapped:
+        print(f"{mapped:,} letters are none of the vocabulary and were read as others: on_unknown is map", file=sys.stderr)
+
+
+def encode(tokenizer: Tokenizer, sequence: NamedSequence) -> Document:
+    """The document of a sequence. Raises TokenizeError where it cannot be one, or has no residue."""
+    encoded = tokenizer.encode_batch([sequence.data])
+    if len(encoded.ids) <= opening_tokens(tokenizer) + 1:
+        raise TokenizeError("an empty sequence: there is nothing to ask the model about", None, 0)
+    return Document(sequence.name, encoded.ids, sequence.stored, sum(encoded.mapped or ()))
+
+
+def opening_tokens(tokenizer: Tokenizer) -> int:
+    """How many tokens of a document come before its first residue: 1 where documents open with a token, else 0."""
+    return 0 if tokenizer.bos_id is None else 1
+
+
+def batches(items: Iterable[T], length: Callable[[T], int], budget: int) -> Iterator[list[T]]:
+    """Consecutive items, as many as have `budget` tokens together, or one that has more by itself."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        tokens = length(item)
+        if batch and total + tokens > budget:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += tokens
+    if batch:
+        yield batch
+
+
+def make_row(opened: OpenedModel, documents: Sequence[Ids]) -> Row:
+    """Documents one after another, filled up with padding to a multiple of 128: few shapes for kernels that are compiled."""
+    lengths = np.array([len(ids) for ids in documents])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    padding = -starts[-1] % PAD_MULTIPLE
+    spans = np.append(lengths, padding)
+    tokens = np.concatenate([*documents, np.full(padding, opened.tokenizer.pad_id)]).astype(np.int64)
+    positions = np.arange(len(tokens)) - np.repeat(np.append(starts[:-1], starts[-1]), spans)
+    sequence_ids = np.repeat(np.append(np.arange(len(lengths)), -1), spans)
+    device = opened.device
+    return Row(
+        torch.from_numpy(tokens)[None].to(device),
+        torch.from_numpy(positions.astype(np.int32))[None].to(device),
+        opened.mask.build(torch.from_numpy(sequence_ids.astype(np.int32))[None], device),
+        starts.tolist(),
+    )

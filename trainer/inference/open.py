@@ -1,0 +1,222 @@
+"""DOOR of inference: open_model, embed, score, sample."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import xxhash
+
+from ...datasets.tokenizers.build import build_tokenizer
+from ...datasets.tokenizers.protocol import Tokenizer
+from ...models.attention.masks import DocumentMask, Executor
+from ...models.config import DecoderConfig
+from ...models.decoder import Decoder
+from ...models.huggingface.model import from_hf
+from ...models.positions.config import ModelError
+from ..build.contract import Statement, check_statements, checkpoint_statement, tokenizer_statement
+from ..build.parts import make_model, make_tokenizer
+from ..checkpoints.folder import Folder
+from ..checkpoints.format import STATE as checkpoint_STATE
+from ..checkpoints.format import Found as checkpoint_Found
+from ..checkpoints.format import manifest_text as checkpoint_manifest_text
+from ..checkpoints.format import read_newest as checkpoint_read_newest
+from ..checkpoints.format import saved_job
+from ..checkpoints.load import load as checkpoint_load
+from ..config.job import JobConfig
+from ..config.tables import TokenizerTable
+from ..errors import ConfigError
+from ..huggingface.folder import CONFIG, find_tokenizer, is_hugging_face, open_hugging_face, read_json, row_length
+from ..huggingface.tokenizer_files import TOKENIZER
+from ..processes.join import pick_device
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A model that is ready to be used.
+
+    Attributes:
+        model: plain, whole, and with gradients for whoever wants them.
+        tokenizer: of its training.
+        mask: the document mask, causal or not, for this device.
+        seq_len: tokens of the longest rows that it was trained on, None where nobody says; see `hf_import.row_length`.
+        trained: the shape, with the rotary scaling, window and position map of its training.
+        where: the folder that it came from.
+        fingerprint: changes with the weights.
+        config: the job of its training; None of a Hugging Face folder.
+        messages: what a person should know of it, a line each.
+    """
+
+    model: Decoder
+    tokenizer: Tokenizer
+    mask: DocumentMask
+    seq_len: int | None
+    trained: DecoderConfig
+    where: str
+    fingerprint: str
+    config: JobConfig | None = None
+    messages: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.model.tok_embeddings.weight.device
+
+
+def open_model(
+    path: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    on_unknown: str | None = None,
+) -> OpenedModel:
+    """Load a model as a whole.
+
+    Args:
+        path: a Cistron checkpoint of any layout, the folder around such ones, of which the newest good one is taken, or a
+            Hugging Face folder; of the last nothing is converted on disk.
+        device: None: a GPU where there is one.
+        dtype: of the weights and of all that is computed; values are rounded to nearest.
+        on_unknown: of the protein and dna tokenizers: `error` or `map`; None: as the job says, `error` for a HF folder.
+
+    Raises:
+        CheckpointError: there is no good checkpoint, or it lacks tensors.
+        ModelError: a Hugging Face model that the decoder is not.
+        ConfigError: the tokenizer is not there.
+        DataConfigError: the tokenizer lacks no letter, so that `on_unknown` means nothing to it.
+        EosMismatchError: the tokenizer is not that of the model.
+    """
+    device = torch.device(device) if device is not None else pick_device()
+    folder = Folder(path)
+    return (open_huggingface if is_hugging_face(folder) else open_checkpoint)(folder, device, dtype, on_unknown)
+
+
+def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on_unknown: str | None) -> OpenedModel:
+    """See `open_model`."""
+    found, skipped = checkpoint_read_newest(folder)
+    config, decoder = saved_job(found)
+    tokenizer = choose_policy(config.tokenizer, make_tokenizer(config), on_unknown)
+    where = f"{found.path}/{checkpoint_STATE}"
+    check_statements(
+        [
+            tokenizer_statement(tokenizer),
+            checkpoint_statement(found.state["contract"], where),
+            Statement(party="model", where=where, vocab=decoder.vocab_size),
+        ]
+    )
+    with torch.device("meta"):
+        model = make_model(config, decoder)
+    fill(model, found, device, dtype)
+    return OpenedModel(
+        model=model,
+        tokenizer=tokenizer,
+        mask=make_mask(tokenizer, decoder, device, dtype),
+        seq_len=config.training.seq_len,
+        trained=decoder,
+        where=str(found.path),
+        fingerprint=xxhash.xxh3_128_hexdigest(checkpoint_manifest_text(found.files).encode()),
+        config=config,
+        messages=(*skipped, *one_table(model)),
+    )
+
+
+def open_huggingface(folder: Folder, device: torch.device, dtype: torch.dtype, on_unknown: str | None) -> OpenedModel:
+    """See `open_model`."""
+    if not folder.is_local:
+        raise ConfigError(f"{folder}: a Hugging Face folder must be on a disk")
+    path = Path(folder)
+    found = open_hugging_face(folder, TokenizerTable())
+    table, tokenizer = find_tokenizer(path, None, None)
+    if tokenizer is None:
+        raise ConfigError(f"{path}: there is no {TOKENIZER} to read sequences with")
+    tokenizer = choose_policy(table, tokenizer, on_unknown)
+    stated = read_json(path / CONFIG) or {}
+    decoder = from_hf(stated)
+    with torch.device("meta"):
+        rows = row_length(stated, decoder).get("seq_len")
+        model = Decoder(decoder, rows or 0)
+    fill(model, found, device, dtype)
+    return OpenedModel(
+        model=model,
+        tokenizer=tokenizer,
+        mask=make_mask(tokenizer, decoder, device, dtype),
+        seq_len=rows,
+        trained=decoder,
+        where=str(path),
+        fingerprint=fingerprint(stated, sorted(path.glob("*.safetensors"))),
+        messages=one_table(model),
+    )
+
+
+def one_table(model: Decoder) -> tuple[str, ...]:
+    """What to know of a model whose rotary angles depend on a length."""
+    rope = model.config.rope
+    if not rope.by_length:
+        return ()
+    length = max(model.length, rope.trained_length)
+    return (
+        f'model.rope.scaling is "{rope.scaling}": texts of every length have the rotary angles of {length:,} tokens here '
+        "(longer ones their own with --extrapolate), where transformers has those of the length of each text",
+    )
+
+
+def choose_policy(table: TokenizerTable, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
+    """The tokenizer of a table, or where a policy is given the same with it. Raises DataConfigError where it knows none."""
+    if on_unknown is None:
+        return tokenizer
+    return build_tokenizer(**{**table.model_dump(), "on_unknown": on_unknown})
+
+
+def fingerprint(stated: dict[str, Any], files: Sequence[Path]) -> str:
+    """Of a Hugging Face folder: what its config says, and sizes and times of the files of its weights."""
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return xxhash.xxh3_128_hexdigest(json.dumps([stated, stats]).encode())
+
+
+def fill(model: Decoder, found: checkpoint_Found, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a decoder from the meta device, with its values; what training had frozen is free."""
+    model.to(dtype).to_empty(device=device)
+    model.tie_weights()
+    checkpoint_load(found, found.reader(), model, optimizer=None)
+    model.requires_grad_(True)
+
+
+def make_mask(
+    tokenizer: Tokenizer, decoder: DecoderConfig, device: torch.device, dtype: torch.dtype, executor: str = "auto"
+) -> DocumentMask:
+    """The mask of the objective that the model was trained by, for the kernel that needs no compilation where there is one.
+
+    Args:
+        tokenizer: has the special ids.
+        decoder: says which pairs attend.
+        device: where the model is.
+        dtype: that attention computes in.
+        executor: as `model.attention.executor` has it; varlen is taken for "auto" where it knows no such pairs.
+    """
+    plain, cuda = decoder.attention.plain, device.type == "cuda"
+    if executor == "auto" or (executor == "varlen" and not plain):
+        executor = "flex" if cuda and (dtype == torch.float32 or not plain) else "varlen" if plain else "sdpa"
+    return DocumentMask(
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        causal=decoder.causal,
+        executor=cast(Executor, executor),
+        attention=decoder.attention,
+    )
+
+
+def refuse_head(opened: OpenedModel, command: str) -> None:
+    """Raise ModelError where a head for labels stands in place of the token probabilities."""
+    if opened.model.config.head_outputs:
+        raise ModelError(f"{opened.where}: a model with a head for labels predicts no tokens, so it cannot {command}")
+
+
+def refuse_encoder(opened: OpenedModel, command: str) -> None:
+    """Raise ModelError where the model sees both ways and so has no next token, or predicts none."""
+    refuse_head(opened, command)
+    if not opened.mask.causal:
+        raise ModelError(f"{opened.where}: a bidirectional model, trained by mlm, cannot {command}")

@@ -1,0 +1,76 @@
+"""Text from a model: plain sampling, one forward pass over the whole document per new token."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from ...datasets.loading.batch import Batch
+from ...datasets.tokenizers.protocol import Tokenizer
+from ...models.attention.masks import DocumentMask
+from ...models.decoder import Decoder
+
+
+def opening(batch: Batch, eos_id: int) -> list[int]:
+    """How the first document of a batch's first row begins: what a sample goes on from."""
+    first = batch.tokens[0, :16][batch.sequence_ids[0, :16] == 0].tolist()
+    return [token for token in first if token != eos_id]
+
+
+@torch.no_grad()
+def sample(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+    multiple_of: int = 1,
+    device: torch.device | str = "cpu",
+) -> str:
+    """Continue `prompt` until eos or `max_new_tokens`, and return the continuation alone, decoded.
+
+    There is no key-value cache: cost grows with the square of the length, which is fine for looking at a model and keeps this
+    the same code for a plain, a sharded and a tensor-parallel one. In a process group every rank must call it; rank 0 draws.
+
+    Args:
+        model: the decoder, in any layout.
+        tokenizer: the one that the model was trained with.
+        prompt: ids to continue; at least one, since the first token of a document is never a target.
+        max_new_tokens: upper bound on new tokens.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: only the k most likely tokens are drawn from.
+        seed: of the draws.
+        multiple_of: pad the row to a multiple of this, for sequence-parallel layouts.
+        device: where the model is.
+    """
+    attention = model.config.attention
+    mask = DocumentMask(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, executor="sdpa", attention=attention)
+    generator = torch.Generator().manual_seed(seed)
+    new: list[int] = []
+    with torch.compiler.set_stance("force_eager"):  # lengths change with every token: a compiled block would recompile
+        while len(new) < max_new_tokens:
+            row = [*prompt, *new]
+            padding = -len(row) % multiple_of
+            tokens = torch.tensor([[*row, *[tokenizer.pad_id] * padding]], device=device)
+            sequence_ids = torch.tensor([[0] * len(row) + [-1] * padding], dtype=torch.int32, device=device)
+            positions = torch.arange(len(row) + padding, dtype=torch.int32, device=device)[None]
+            logits = model(tokens, positions, mask.build(sequence_ids))[0, len(row) - 1, : tokenizer.vocab_size]
+            token = draw(logits.float().cpu(), temperature, top_k, generator)
+            if dist.is_initialized():
+                dist.broadcast(token, src=0)
+            if int(token) == tokenizer.eos_id:
+                break
+            new.append(int(token))
+    return tokenizer.decode(new)
+
+
+def draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> torch.Tensor:
+    """One token id, int64 [], from logits float32 [vocab]."""
+    if temperature == 0.0:
+        return logits.argmax()
+    best, indices = logits.topk(min(top_k, len(logits)))
+    choice = torch.multinomial(torch.softmax(best / temperature, dim=-1), 1, generator=generator)
+    return indices[choice[0]]

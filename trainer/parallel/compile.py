@@ -1,0 +1,46 @@
+"""torch.compile of the blocks and of the loss, and what has to happen before the first step so that none is compiled later.
+
+Blocks are compiled one by one: they are alike, so that one compilation serves all, and FSDP2's hooks stay between them. In the
+packed layout every batch has one shape. In the padded layout widths differ, and the compiler learns which sizes vary by meeting
+a second one: it is shown some before training, since otherwise that might happen at any later step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...datasets.loading.batch import Batch
+from ...models.decoder import Decoder
+from ..loss import summed_loss
+
+
+def apply_compile(model: Decoder, *, one_width: bool) -> None:
+    """Compile every block of `model`, and its loss between matrix products. `one_width`: rows never differ in length."""
+    for block in model.layers.children():
+        block.compile(dynamic=False if one_width else None, fullgraph=True)
+    model.compile_loss = True
+
+
+def compile_for_all_widths(
+    model: Decoder, to_device: Callable[[Batch], tuple[Any, ...]], *, rows: int, step: int, seq_len: int
+) -> None:
+    """Go forward and backward with rows of several widths, so that compiled blocks take any. Every rank must call it.
+
+    The narrowest width is compiled for itself (its 1 x 1 blocks of a mask broadcast), the next with sizes that vary; the widest
+    may be no multiple of the others' step, and tells at once whether it fits in memory.
+
+    Args:
+        model: laid out and initialised; its gradients are lost.
+        to_device: from a batch to the arguments of `summed_loss` after the model.
+        rows: in a micro-batch.
+        step: widths are multiples of it.
+        seq_len: the largest width.
+    """
+    for width in sorted({min(width, seq_len) for width in (step, 2 * step, seq_len)}):
+        tokens = torch.zeros(rows, width, dtype=torch.int64)
+        positions = torch.arange(width, dtype=torch.int32).expand(rows, width)
+        ids = torch.zeros(rows, width, dtype=torch.int32)
+        batch = Batch(tokens, tokens, positions, ids, rows=[], sources=[], state={}, weights=None, values=ids.float())
+        summed_loss(model, *to_device(batch))[0].backward()
+    model.zero_grad()

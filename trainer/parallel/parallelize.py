@@ -1,0 +1,55 @@
+"""Parallelism applied to a plain decoder from outside: float8 -> TP, CP -> compile -> activation checkpointing -> FSDP2.
+
+Each step wraps what the one before left: compile sees sharded matmuls, checkpointing runs compiled blocks again, FSDP2 gathers
+parameters around them. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
+clipping by a global norm needs all gradients on comparable meshes.
+"""
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from ...models.decoder import Decoder
+from ..config.job import JobConfig
+from ..config.tables import DTYPES
+from ..processes.world import World
+from .activation_checkpoint import apply_activation_checkpointing
+from .compile import apply_compile
+from .context_parallel import apply_context_parallel
+from .float8 import convert
+from .tensor_parallel import apply_tensor_parallel, overlap_tensor_parallel
+
+
+def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
+    """Apply the layout of `world` to a decoder on the meta device, in place."""
+    if config.float8.enable:
+        convert(model, config)
+    if world.layout.tp > 1:
+        apply_tensor_parallel(model, world.mesh["tp"])
+    if config.parallelism.enable_async_tensor_parallel:
+        overlap_tensor_parallel(world.mesh["tp"])
+    if world.layout.cp > 1:
+        apply_context_parallel(model, world.mesh["cp"])
+    # A policy for operators must see them, inside what is compiled. The others go around it: torch 2.13 fails on a
+    # recomputation within a compiled block that holds tensor parallelism.
+    recomputed = config.activation_checkpoint
+    if recomputed.by_operator:
+        apply_activation_checkpointing(model, recomputed)
+    if config.compile.enable:
+        apply_compile(model, one_width=config.data.layout == "packed")
+    if not recomputed.by_operator:
+        apply_activation_checkpointing(model, recomputed)
+    apply_fsdp(model, config, world.data_mesh)
+
+
+def apply_fsdp(model: Decoder, config: JobConfig, mesh: DeviceMesh) -> None:
+    """FSDP2 per block and for the rest. Also on one rank, where it is what casts to the compute type."""
+    param, reduce = DTYPES[config.training.mixed_precision_param], DTYPES[config.training.mixed_precision_reduce]
+    # inputs are not cast: the residual stream has its type already, and cosines or loss weights in bfloat16 would blur
+    of_block = MixedPrecisionPolicy(param, reduce, cast_forward_inputs=False)
+    of_rest = MixedPrecisionPolicy(param, reduce, output_dtype=torch.float32, cast_forward_inputs=False)
+    policy = config.parallelism.fsdp_reshard_after_forward
+    for block in model.layers.children():
+        fully_shard(block, mesh=mesh, mp_policy=of_block, reshard_after_forward=policy != "never")
+    # by default the rest is kept: its backward starts at once
+    fully_shard(model, mesh=mesh, mp_policy=of_rest, reshard_after_forward=policy == "always")

@@ -1,0 +1,109 @@
+"""How a run ends when it cannot go on: one message, once, and an exit status that says whose move it is.
+
+Status 2: the user's (configuration, data, contract, checkpoint). Status 1: the numbers went wrong, a loader process was
+killed, another rank was lost, or a bug (with traceback). Status 130: Ctrl-C before there was anything to save.
+"""
+
+import gc
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from ...datasets.errors import WorkerError
+from ..errors import USER_ERRORS, NonFiniteError, PeerLostError
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command line's body; end the process with one message instead of a traceback where the error is expected."""
+    ending: tuple[str, int] | None = None
+    lost = False
+    try:
+        command()
+    except PeerLostError as error:  # which has spoken
+        lost = True
+        traceback.clear_frames(error.__traceback__)
+    except (*USER_ERRORS, NonFiniteError, WorkerError, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt):  # before training took the signal over, or in a tool
+            ending = ("interrupted", 130)
+        else:
+            ending = (f"error: {error}", 2) if isinstance(error, USER_ERRORS) else (f"stopped: {error}", 1)
+        traceback.clear_frames(error.__traceback__)
+    # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the interpreter
+    # ends the process in std::terminate, in 2 of 40 refused runs, and SIGABRT hides the exit status.
+    gc.collect()
+    if lost:
+        sys.exit(1)
+    if ending:
+        end(*ending)
+
+
+def end(message: str, status: int) -> None:
+    """Exit with `status` and a message that is printed once.
+
+    torchrun kills the group as soon as one rank is gone. So the others give the first time to speak and to end them; one that
+    is still there then is alone with its error (a file that only its machine lacks) and speaks itself.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(3.0)
+        message = f"[rank {rank}] {message}"
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+GLOO = re.compile(r"\[[^\s\]]+/gloo/[^\s\]]+:\d+\] (.+)")
+NCCL = re.compile(r"ncclRemoteError|ncclSystemError|communicator was aborted|[Tt]imed? ?out")
+
+
+@contextmanager
+def lost_peers_named(when: Callable[[], str], timeout_seconds: int) -> Iterator[None]:
+    """Turn what torch raises when a peer is lost into a message on stderr and a PeerLostError; everything else passes.
+
+    Each rank speaks, since none knows which others are left, and at once, while SIGTERM still only asks for a stop: torchrun
+    sends it 0.1 s after the first rank is gone.
+
+    Args:
+        when: says how far the run has come.
+        timeout_seconds: after which a collective counts as hanging.
+
+    Raises:
+        PeerLostError: names the collective and what the transport says of the peer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = why_lost(error)
+        if reason is None:
+            raise
+        message = (
+            f"{when()}: {collective(error)} with the other processes failed: {reason} "
+            f"(comm.timeout_seconds = {timeout_seconds}); a process or machine is gone, frozen or unreachable. "
+            "The same command goes on from the newest checkpoint"
+        )
+        print(f"[rank {os.environ.get('RANK', '0')}] stopped: {message}", file=sys.stderr, flush=True)
+        traceback.clear_frames(error.__traceback__)  # the process groups in them must go before the interpreter does
+        raise PeerLostError(message) from None
+
+
+def why_lost(error: RuntimeError) -> str | None:
+    """What the transport says of a lost peer, in one sentence; None where the error is something else."""
+    text = str(error)
+    if found := GLOO.search(text):
+        return found[1].split(". This is typically")[0]
+    network = isinstance(error, (dist.DistNetworkError, dist.DistStoreError))
+    if network or (isinstance(error, dist.DistBackendError) and NCCL.search(text)):
+        return text.split("\n")[0]
+    return None
+
+
+def collective(error: BaseException) -> str:
+    """The innermost function of torch.distributed that the error came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    called = [frame.name for frame in frames if frame.filename.endswith(("distributed_c10d.py", "rendezvous.py"))]
+    return called[-1] if called else "a collective"

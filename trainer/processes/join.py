@@ -1,0 +1,116 @@
+"""Part of trainer/processes."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.rendezvous import rendezvous
+
+from ..config.job import JobConfig
+from ..errors import ConfigError
+from ..metrics.profiling import check_profiling
+from .layout import Layout, world_size
+from .signals import end_with_launcher
+from .world import World
+
+
+def pick_device() -> torch.device:
+    """This process's GPU by torchrun's LOCAL_RANK where CUDA is there, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= devices:
+        raise ConfigError(f"process {local} of this machine has no GPU: it has {devices}; start at most as many (NGPU)")
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    return device
+
+
+def check_symmetric_memory(config: JobConfig, device: torch.device) -> None:
+    """Refuse async tensor parallelism where a device cannot read the memory of its neighbours. Raises ConfigError."""
+    if not config.parallelism.enable_async_tensor_parallel:
+        return
+    what = "parallelism.enable_async_tensor_parallel = true: needs GPUs with symmetric memory"
+    if device.type != "cuda":
+        raise ConfigError(f"{what}, the device is {device.type!r}; leave it out")
+    others = [index for index in range(torch.cuda.device_count()) if index != device.index]
+    unreachable = [index for index in others if not torch.cuda.can_device_access_peer(device, index)]
+    if unreachable:
+        raise ConfigError(f"{what}, but {device} cannot read that of GPU(s) {unreachable}; leave it out")
+
+
+def join(config: JobConfig) -> World:
+    """Join the process group (a group of one without torchrun) and lay the mesh.
+
+    Raises:
+        ConfigError: when `[parallelism]` does not fit the number of processes or the devices.
+    """
+    layout = Layout.resolve(config, world_size())
+    device = pick_device()
+    check_symmetric_memory(config, device)
+    check_profiling(config, device)
+    enable_flight_recorder(config)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=config.comm.timeout_seconds)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_with_launcher()
+        if "WORLD_SIZE" in os.environ:
+            store, rank, ranks = launcher_store(timeout)
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=ranks)
+        else:
+            store = dist.HashStore()  # type: ignore[attr-defined]  # public, but re-exported implicitly
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
+    shape = (layout.replicate, layout.shard, layout.cp, layout.tp)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "cp", "tp"))
+    if layout.cp > 1:
+        mesh["shard", "cp"]._flatten("shard_cp")  # the mesh remembers it by this name
+    if layout.tp > 1:  # so that the norm of all gradients is one sum over ranks, not one for each dimension
+        mesh["shard", "cp", "tp"]._flatten("sharded")
+    limit_collectives(config)
+    return World(rank=dist.get_rank(), layout=layout, device=device, mesh=mesh)
+
+
+def launcher_store(timeout: timedelta) -> tuple[Any, int, int]:
+    """Where ranks leave their addresses for each other, this rank, and their number.
+
+    torchrun keeps one store over the lives of its ranks, in which those of `--max-restarts` would find the addresses of the
+    dead (github.com/pytorch/pytorch/issues/135712). On one machine its count of restarts tells lives apart; machines may differ
+    in theirs, and need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which makes a new store for each life.
+    """
+    store, rank, ranks = next(rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        life = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        store = dist.PrefixStore(f"life {life}", store)  # type: ignore[attr-defined]  # public, as above
+    return store, rank, ranks
+
+
+def limit_collectives(config: JobConfig) -> None:
+    """Give all process groups there are `comm.timeout_seconds`: those of a mesh have their backend's 10 or 30 minutes."""
+    for group in list(distributed_c10d._world.pg_map):  # `torch.distributed.set_timeout` is not in torch 2.13
+        distributed_c10d._set_pg_timeout(timedelta(seconds=config.comm.timeout_seconds), group)
+
+
+def enable_flight_recorder(config: JobConfig) -> None:
+    """Have NCCL's process groups remember their last collectives, and write them down when one times out.
+
+    They read these variables when they are made. What is set already stays, so that the environment can say otherwise. A
+    dump needs error handling that leaves the communicator alone (3), torch's own default. The folder is made when training
+    begins; `torchfrtrace` reads the files.
+    """
+    c = config.comm
+    if not c.trace_buf_size:
+        return
+    folder = Path(config.job.dump_folder) / c.save_traces_folder
+    for name, value in (
+        ("TORCH_FR_BUFFER_SIZE", str(c.trace_buf_size)),
+        ("TORCH_FR_DUMP_TEMP_FILE", str(folder.resolve() / "rank_")),
+        ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
+        ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3"),
+    ):
+        os.environ.setdefault(name, value)

@@ -1,0 +1,24 @@
+"""Part of trainer/processes."""
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gradient(p: Tensor) -> Tensor:
+    """This rank's shard of the gradient of `p`, which is split as `p` itself is."""
+    assert p.grad is not None
+    assert not isinstance(p, DTensor) or (isinstance(p.grad, DTensor) and p.grad.placements == p.placements)
+    return local(p.grad)
+
+
+def offset(p: Tensor) -> tuple[int, ...]:
+    """Where in the whole parameter this rank's shard begins: the same for copies, different for shards."""
+    if not isinstance(p, DTensor):
+        return (0,) * p.ndim
+    return tuple(compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)[1])

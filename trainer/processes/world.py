@@ -1,0 +1,140 @@
+"""Processes and the device mesh: how many ranks there are, what each one is, and what they must agree on.
+
+The mesh has the dimensions (replicate, shard, cp, tp). Ranks that differ only in cp or tp see the same rows, cp ranks different
+tokens of them; replicate x shard is the data-parallel degree. Parameters are sharded over shard x cp. Whatever every rank must
+know before a step (how many targets, has anyone been told to stop, has anyone failed) travels through one small CPU all-reduce,
+so that no GPU is ever synchronised for it.
+"""
+
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from ..errors import USER_ERRORS, CheckpointError
+from .layout import Layout
+
+# torch 2.13's own FSDP2 takes the flattened dimension of shard x cp out of the mesh in the way that it warns of.
+warnings.filterwarnings("ignore", message="Slicing a flattened dim", category=UserWarning)
+POLL_SECONDS = 0.02
+T = TypeVar("T")
+Number = TypeVar("Number", int, float)
+
+
+class Task(Generic[T]):
+    """Work in a thread of its own, so that a rank whose disk is slow still answers the others.
+
+    Args:
+        work: what is to be done.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.result: T | OSError | CheckpointError
+        self.work = work
+        self.thread = threading.Thread(target=self.run, name="cistron-files", daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        """Body of the thread."""
+        try:
+            self.result = self.work()
+        except (OSError, CheckpointError) as e:
+            self.result = e
+        except BaseException as e:  # a bug, or a store's own way to complain
+            traceback.print_exc()
+            self.result = OSError(f"{type(e).__name__}: {e}")
+
+    def done(self) -> bool:
+        """Whether there is an outcome."""
+        return not self.thread.is_alive()
+
+    def outcome(self) -> T | OSError | CheckpointError:
+        """What the work returned, or the exception in which it ended, once it has."""
+        self.thread.join()
+        return self.result
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among the others."""
+
+    rank: int
+    layout: Layout
+    device: torch.device
+    mesh: DeviceMesh
+
+    @property
+    def is_first(self) -> bool:
+        """The rank that talks to people."""
+        return self.rank == 0
+
+    @property
+    def dp_rank(self) -> int:
+        """Which rows of a step are this rank's."""
+        return self.mesh.get_local_rank("replicate") * self.layout.shard + self.mesh.get_local_rank("shard")
+
+    @property
+    def tp_rank(self) -> int:
+        """0 for exactly one of the ranks that share the same tokens."""
+        return self.mesh.get_local_rank("tp")
+
+    @property
+    def counts_rows(self) -> bool:
+        """True for exactly one of the ranks that share the same rows."""
+        return self.mesh.get_local_rank("cp") == self.tp_rank == 0
+
+    @property
+    def data_mesh(self) -> DeviceMesh:
+        """The mesh that FSDP2 shards (and, in two dimensions, replicates) over."""
+        shard = "shard_cp" if self.layout.cp > 1 else "shard"
+        return self.mesh["replicate", shard] if self.layout.replicate > 1 else self.mesh[shard]
+
+    def sum(self, values: list[Number]) -> list[Number]:
+        """Element-wise sum over all ranks, through CPU memory: of integers, which wrap at 2^63, or of floats, in float64."""
+        total = torch.tensor(values, dtype=torch.float64 if isinstance(values[0], float) else torch.int64)
+        dist.all_reduce(total)
+        return cast("list[Number]", total.tolist())
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on every rank. For small plain objects."""
+        values = [value] * self.layout.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait_for(self, done: Callable[[], bool]) -> None:
+        """Return once `done()` holds on all ranks. One may wait for its disk for longer than a collective may take."""
+        while self.sum([int(done())])[0] < self.layout.world_size:
+            time.sleep(POLL_SECONDS)
+
+    def beside(self, work: Callable[[], T]) -> list[T]:
+        """Every rank's result of work that a disk may slow down. Raises one rank's OSError or CheckpointError on all."""
+        task = Task(work)
+        self.wait_for(task.done)
+        results = self.gather(task.outcome())
+        for result in results:
+            if isinstance(result, (OSError, CheckpointError)):
+                raise result
+        return cast("list[T]", results)
+
+    def together(self, step: Callable[[], T]) -> T:
+        """Do on every rank what any may fail at; the first rank's error is raised on all. Raises one of USER_ERRORS."""
+        result, error = None, None
+        try:
+            result = step()
+        except USER_ERRORS as e:
+            error = e
+        self.agree(error)
+        return cast(T, result)
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise the first rank's error on all ranks, if any rank has one, so that none waits for a rank that has left."""
+        first = next((e for e in self.gather(error) if e is not None), None)
+        if first is not None:
+            raise first

@@ -1,0 +1,174 @@
+"""From `[data]` to a loader whose first rows have been held against the eos contract: what train, check and inspect open."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ...datasets.documents.letters import Letters
+from ...datasets.documents.treatment import DocumentConfig
+from ...datasets.errors import DataConfigError, DataEnd
+from ...datasets.files.storage import Storage
+from ...datasets.loading.batch import Batch
+from ...datasets.loading.loader import DataConfig, Loader, Stage
+from ...datasets.loading.single_pass import FinitePass
+from ...datasets.loading.sources import SourceConfig
+from ...datasets.readers.labels import Label
+from ...datasets.rows.masking import MaskedTokens, MaskingConfig
+from ...datasets.rows.objectives import DocumentLabels, NextToken, Objective
+from ...datasets.tokenizers.protocol import Tokenizer
+from ...models.attention.masks import DocumentMask
+from ..build.contract import Statement, check_rows, check_statements, gather_statements
+from ..config.job import JobConfig
+from ..config.tables import Data, Files
+from ..processes.layout import Layout, global_batch_size
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Data ready to train on.
+
+    Attributes:
+        loader: stands behind the first batch.
+        first: that batch; None when the wait for it was interrupted.
+        statements: what every party of the contract says.
+        validation: what to validate on; None where `[validation]` is not enabled.
+    """
+
+    loader: Loader
+    first: Batch | None
+    statements: list[Statement]
+    validation: FinitePass | None
+
+
+def source_configs(tables: Sequence[Files], classes: tuple[str, ...]) -> tuple[SourceConfig, ...]:
+    """The sources of `[[data.sources]]` or `[[validation.sources]]`, whose labels are of `classes`, or values."""
+    return tuple(
+        SourceConfig(
+            **{
+                **table.model_dump(),
+                "paths": tuple(table.paths),
+                "label": None if table.label is None else Label(table.label, classes),
+            }
+        )
+        for table in tables
+    )
+
+
+def make_objective(config: JobConfig, tokenizer: Tokenizer) -> Objective:
+    """What `training.objective` asks of rows. Raises DataConfigError where the tokenizer cannot serve it."""
+    if config.training.objective == "causal":
+        return NextToken()
+    if config.has_head:
+        return DocumentLabels(config.head.names)
+    m = config.mlm
+    masking = MaskingConfig(rate=m.mask_rate, schedule=m.rate_schedule, mask_share=m.mask_share, random_share=m.random_share)
+    return MaskedTokens(masking, tokenizer, config.training.seed)
+
+
+def letters_of(data: Data) -> Letters:
+    """What `[data]` says about letters."""
+    return Letters(**{field.name: getattr(data, field.name) for field in fields(Letters)})
+
+
+def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) -> DataConfig:
+    """The data path's share of the configuration. A stage begins with the first row of its step."""
+    d, t = config.data, config.training
+    rows = global_batch_size(config, layout)
+    return DataConfig(
+        sources=source_configs(d.sources, config.head.names),
+        stages=tuple(Stage((stage.step - 1) * rows, stage.weights) for stage in d.stages),
+        lanes=d.lanes,
+        packing=d.packing,
+        layout=d.layout,
+        objective=make_objective(config, tokenizer),
+        documents=DocumentConfig(
+            letters=letters_of(d),
+            reverse_complement=d.reverse_complement,
+            long_documents="error" if config.has_head else d.long_documents,  # a label is of the whole document
+            window_overlap=d.window_overlap,
+        ),
+        pad_multiple=d.pad_multiple,
+        seq_len=t.seq_len,
+        seed=t.seed,
+        num_workers=d.num_workers,
+        on_bad_record=d.on_bad_record,
+        verify=d.verify,
+        storage=Storage(cache_dir=d.cache_dir, cache_gb=d.cache_gb, retries=d.retries),
+    )
+
+
+def open_feed(
+    config: JobConfig,
+    layout: Layout,
+    tokenizer: Tokenizer,
+    mask: DocumentMask,
+    vocab_size: int,
+    *,
+    batch_size: int,
+    buckets: int = 1,
+    contract: dict[str, Any] | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+    **place: Any,
+) -> Feed:
+    """Start the loader and hold the contract, first in words and then against the first real rows.
+
+    Args:
+        config: of the job.
+        layout: its processes.
+        tokenizer: of the job.
+        mask: the model's.
+        vocab_size: rows of the embedding.
+        batch_size: rows of a batch of this rank.
+        buckets: batches whose rows are dealt out by length.
+        contract: saved with the weights to start from.
+        interrupted: polled while waiting.
+        place: which rows are this rank's, and where to go on; see `Loader`. Without: all, from the first.
+
+    Raises:
+        DataConfigError, DataError, EosMismatchError: the loader is closed again.
+    """
+    data = replace(make_data_config(config, layout, tokenizer), buckets=buckets)
+    loader = Loader(data, tokenizer, batch_size=batch_size, **place)
+    try:
+        ranks = {key: place[key] for key in ("dp_rank", "dp_degree") if key in place}
+        validation = open_validation(config, layout, tokenizer, batch_size=batch_size, **ranks)
+        sources = [*loader.sources, *(validation.sources if validation else ())]
+        statements = gather_statements(config, tokenizer, loader.packer, mask, vocab_size, sources, contract)
+        check_statements(statements)
+        try:
+            first = loader.next(interrupted)
+        except DataEnd:  # said again when the first step asks for its rows
+            first = None
+        if first is not None:
+            check_rows(first, loader.packer.objective, mask, statements)
+        if validation is not None:
+            check_rows(validation.first_row(), loader.packer.objective, mask, statements)
+    except BaseException:
+        loader.close()
+        raise
+    return Feed(loader, first, statements, validation)
+
+
+def open_validation(
+    config: JobConfig, layout: Layout, tokenizer: Tokenizer, *, batch_size: int, **ranks: int
+) -> FinitePass | None:
+    """What `[validation]` reads, or None where it is not enabled.
+
+    Args:
+        config: of the job.
+        layout: its processes.
+        tokenizer: of the job.
+        batch_size: rows of a batch of this rank in training, used where `validation.local_batch_size` is unset.
+        ranks: whose share of the rows; see `FinitePass`.
+
+    Raises:
+        DataConfigError, DataError: a source cannot be used.
+    """
+    if not config.validation.enable:
+        return None
+    sources = source_configs(config.validation.sources, config.head.names)
+    data = replace(make_data_config(config, layout, tokenizer), sources=sources, stages=())
+    try:
+        return FinitePass(data, tokenizer, batch_size=config.validation.local_batch_size or batch_size, **ranks)
+    except DataConfigError as error:
+        raise DataConfigError(f"validation.sources: {error}") from None

@@ -1,0 +1,175 @@
+"""Where a run's weights come from: a checkpoint to resume or to start from, a Hugging Face folder, or nowhere."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import tomli_w
+
+from ...models.config import HEAD_KEYS, DecoderConfig
+from ...models.positions.config import READ_BY, AttentionConfig, ModelError, RopeConfig, check_training
+from ...models.positions.rope import rope_table
+from ..build.fine_tuning import differences as fine_tuning_differences
+from ..checkpoints.find import ask, find, good
+from ..checkpoints.folder import Folder
+from ..checkpoints.format import Found, differences
+from ..config.job import JobConfig
+from ..errors import CheckpointError
+from ..huggingface.folder import is_hugging_face, open_hugging_face
+from ..processes.world import World
+
+# options that mean nothing without another, so that whoever chooses that one chooses them
+BELONGS_TO = {
+    **{f"rope.{key}": ("scaling",) for key in ("factor", *READ_BY)},
+    "attention.window": ("mask",),
+    "attention.sinks": ("mask", "position_map"),
+    **{f"attention.{key}": ("position_map",) for key in ("map_window", "leak", "group")},
+}
+FROM_WEIGHTS = "to go on from its weights alone, name it in checkpoint.initial_load_path of a new job.dump_folder"
+
+
+def origin(
+    config: JobConfig, run: Folder, folder: Folder, shape: dict[str, Any], world: World
+) -> tuple[Found | None, bool, list[str]]:
+    """Where the weights come from (None: fresh ones), whether a run goes on there, and what is to be said of it.
+
+    Args:
+        config: which checkpoint is asked for, and the optimizer and `[fine_tuning]` that it must fit.
+        run: this run's folder.
+        folder: of this run's step folders.
+        shape: the decoder's, which must be that of the weights.
+        world: whose ranks all ask.
+
+    Raises:
+        CheckpointError: it is missing, torn, damaged or of another model.
+        ModelError: a scaling that the weights do not know is of no use for this job's rows.
+        ConfigError, ModelError, EosMismatchError: a Hugging Face folder is not what `cistron import` would take.
+    """
+    started, c = time.perf_counter(), config.checkpoint
+    found, messages = find(c, run, folder, world) if c.enable else (None, [])
+    resuming = found is not None or not c.initial_load_model_only
+    if found is None and c.initial_load_path:
+        path = Folder(c.initial_load_path)
+        if ask(world, path, partial(is_hugging_face, path)):
+            found = world.together(lambda: open_hugging_face(path, config.tokenizer))
+        else:
+            found = good(path, world)
+    if found is None:
+        return None, False, messages
+    check_shape(found, shape, config, resuming)
+    if resuming:
+        check_angles(found, config.training.seq_len)
+    else:
+        check_scaling(found, shape, config.training.seq_len)
+        messages = [*messages, *check_trained_length(found, shape)]
+    if resuming and "guard" not in found.state:
+        raise CheckpointError(f"{found.path}: holds weights alone: checkpoint.initial_load_model_only must be true")
+    if resuming:
+        check_optimizer(found, config.optimizer.name)
+    check_fine_tuning(found, config, resuming)
+    what = "resumed from" if resuming else "weights from"
+    size, seconds = sum(size for size, _ in found.files.values()) / 1e9, time.perf_counter() - started
+    how = f"{size:.3g} GB, checksums verified in {seconds:.1f} s" if found.files else "a Hugging Face folder"
+    return found, resuming, [*messages, f"{what} {found.path}, {how}"]
+
+
+def check_optimizer(found: Found, name: str) -> None:
+    """Raise CheckpointError where the checkpoint's optimizer is not `name`: its state would be of no use."""
+    saved = found.state.get("config", {}).get("optimizer", {}).get("name")
+    if saved != name:
+        raise CheckpointError(f"{found.path}: optimizer.name: checkpoint {saved!r}, this job {name!r}; {FROM_WEIGHTS}")
+
+
+def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resuming: bool) -> None:
+    """Raise CheckpointError with a table of every key of the model shape in which the checkpoint and this job differ.
+
+    A run may begin with a head that the checkpoint's model has not; its output projection is left out then. It may also begin
+    with other rotary angles, windows or position maps, for which the weights are the same, where the TOML itself says so.
+    """
+    saved, ours = flat({"head_outputs": 0, "pool": "mean", **found.state["model"]}), flat(shape)
+    if not resuming and not saved["head_outputs"]:
+        saved |= {key: ours[key] for key in HEAD_KEYS}
+    keys = [key for key in sorted(saved.keys() | ours.keys()) if saved.get(key) != ours.get(key)]
+    if not resuming:
+        keys = [key for key in keys if not is_chosen(config, key)]
+    if keys:
+        rows = [(key, repr(saved.get(key)), repr(ours.get(key))) for key in keys]
+        fits = {"model": DecoderConfig.of(found.state["model"]).table()}
+        advice = f"\n\nthe table that fits is\n\n{tomli_w.dumps(fits)}" if not found.files else ""
+        if resuming and all(is_chosen(config, key) for key in keys):
+            advice = f"\n  {FROM_WEIGHTS} with checkpoint.initial_load_model_only = true: weights alone may begin with these"
+        raise CheckpointError(differences(found, "is of another model", rows) + advice)
+
+
+def check_angles(found: Found, seq_len: int) -> None:
+    """Raise CheckpointError where a run would go on with other rotary angles, since those of its scaling follow its rows."""
+    saved = found.state.get("config", {}).get("training", {}).get("seq_len", seq_len)
+    decoder = DecoderConfig.of(found.state["model"])
+    (then, factor_then), (now, factor_now) = (rope_table(decoder.rope, decoder.head_dim, rows) for rows in (saved, seq_len))
+    if then.equal(now) and factor_then == factor_now:
+        return
+    what = f'has other angles: those of model.rope.scaling "{decoder.rope.scaling}" follow the length of rows'
+    table = differences(found, what, [("training.seq_len", repr(saved), repr(seq_len))])
+    raise CheckpointError(f"{table}\n  set training.seq_len = {saved}; {FROM_WEIGHTS}")
+
+
+def check_scaling(found: Found, shape: dict[str, Any], seq_len: int) -> None:
+    """Raise ModelError where a scaling that the weights do not know begins on rows for which it is of no use."""
+    ours, learned = DecoderConfig.of(shape), DecoderConfig.of(found.state["model"])
+    if complaints := check_training(ours.rope, ours.attention, seq_len, learned=ours.rope == learned.rope):
+        raise ModelError("; ".join(complaints))
+
+
+def flat(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a model shape as `rope.theta`, those that an older checkpoint lacks too, and no lists."""
+    tables = {"rope": asdict(RopeConfig()) | shape["rope"], "attention": asdict(AttentionConfig()) | shape.get("attention", {})}
+    inner = {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}
+    outer = {key: value for key, value in shape.items() if key not in tables}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in (outer | inner).items()}
+
+
+def is_chosen(config: JobConfig, key: str) -> bool:
+    """Whether the TOML chooses a value of `[model.rope]` or `[model.attention]`: itself, or with what it belongs to."""
+    table, _, name = key.partition(".")
+    if table not in ("rope", "attention"):
+        return False
+    stated = getattr(config.model, table).model_dump(exclude_none=True)
+    return any(option in stated for option in (name, *BELONGS_TO.get(key, ())))
+
+
+def check_trained_length(found: Found, shape: Mapping[str, Any]) -> list[str]:
+    """Warn where a job that begins from a checkpoint takes its rows for shorter or longer than they were.
+
+    Raises:
+        CheckpointError: the checkpoint states another `original_seq_len`.
+    """
+    ours, saved = shape["rope"]["original_seq_len"], found.state["model"]["rope"].get("original_seq_len")
+    rows = found.state.get("config", {}).get("training", {}).get("seq_len")
+    if saved is not None and ours != saved:
+        what = "was first trained on rows of another length"
+        raise CheckpointError(differences(found, what, [("model.rope.original_seq_len", repr(saved), repr(ours))]))
+    if saved is None and ours is not None and rows is not None and rows != ours:
+        key = "training.seq_len" if found.files else "max_position_embeddings"  # of a Hugging Face folder there are no files
+        return [
+            f"warning: model.rope.original_seq_len is {ours}; {found.path} states none, and its own rows had {rows} tokens "
+            f"({key}): right only if its weights come from longer or shorter ones before"
+        ]
+    return []
+
+
+def check_fine_tuning(found: Found, config: JobConfig, resuming: bool) -> None:
+    """Raise CheckpointError with a table where a run cannot go on, or begin, with this `[fine_tuning]`.
+
+    A run goes on with what it began with: the optimizer's state is that of the parameters it trained. A new one may begin from
+    adapters if it has the same; without them, the weights beside them are not those of the model that was trained.
+    """
+    saved = found.state.get("config", {}).get("fine_tuning", {})
+    rows = fine_tuning_differences(saved, config.fine_tuning)
+    if resuming and rows:
+        raise CheckpointError(f"{differences(found, 'was trained with another [fine_tuning]', rows)}\n  {FROM_WEIGHTS}")
+    rows = [row for row in rows if row[0].startswith("fine_tuning.lora.")]
+    if rows and saved.get("lora", {}).get("rank"):
+        advice = "cistron export merges its adapters into weights, and checkpoint.initial_load_path takes the folder it writes"
+        raise CheckpointError(f"{differences(found, 'has other adapters', rows)}\n  {advice}")
