@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from cistron.models.attention.block_mask import document_block_mask
+from cistron.models.attention import document_block_mask
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 

@@ -13,10 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from cistron.trainer.checkpoints.saver import Saver
-from cistron.trainer.config.load import load_config
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.checkpoints import Saver
+from cistron.trainer.config import load_config
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 import torch
-from cistron.datasets.rows.packing import best_fit
-from cistron.models.attention.block_mask import document_block_mask
+from cistron.datasets.rows import best_fit
+from cistron.models.attention import document_block_mask
 from cistron.trainer.parallel.context_parallel import FLEX_BLOCK, mask_work, order_by_rank
 from torch import Tensor
 

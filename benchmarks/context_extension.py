@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cistron.models.positions.config import RopeConfig
-from cistron.models.positions.rope import rope_table
-from cistron.trainer.inference.open import OpenedModel, open_model
+from cistron.models.config import RopeConfig
+from cistron.models.positions import rope_table
+from cistron.trainer.inference import OpenedModel, open_model
 from cistron.trainer.train import run
 from rich.console import Console
 from rich.table import Table

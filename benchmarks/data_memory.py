@@ -14,9 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from cistron.datasets.loading.loader import DataConfig, Loader
-from cistron.datasets.loading.sources import SourceConfig
-from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.loading import DataConfig, Loader, SourceConfig
+from cistron.datasets.tokenizers import build_tokenizer
 
 BATCH, SEQ_LEN = 8, 2048
 WARM_UP = 0.1  # of all tokens

@@ -15,11 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cistron.datasets.loading.batch import Batch
-from cistron.datasets.loading.loader import DataConfig, Loader
-from cistron.datasets.loading.sources import SourceConfig
-from cistron.datasets.tokenizers.build import build_tokenizer
-from cistron.datasets.tokenizers.protocol import Tokenizer
+from cistron.datasets.loading import Batch, DataConfig, Loader, SourceConfig
+from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 
 BATCH = 8
 CASES = {

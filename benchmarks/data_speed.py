@@ -44,10 +44,8 @@ def cistron(
     folder: Path, kind: str, paths: str, workers: int = 0, packing: str = "best_fit", twin: bool = True
 ) -> Iterator[object]:
     """The whole of `Loader`: `tokens` are shards, `hf` and `byte` the same jsonl files by another tokenizer."""
-    from cistron.datasets.loading.loader import DataConfig, Loader
-    from cistron.datasets.loading.sources import SourceConfig
-    from cistron.datasets.tokenizers.build import build_tokenizer
-    from cistron.datasets.tokenizers.hf import HFTokenizer
+    from cistron.datasets.loading import DataConfig, Loader, SourceConfig
+    from cistron.datasets.tokenizers import HFTokenizer, build_tokenizer
 
     if not twin:
         HFTokenizer.prove_twin = lambda self, sample: "tokenizers encodes"  # type: ignore[method-assign]

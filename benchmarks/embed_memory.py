@@ -16,12 +16,12 @@ from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
+from cistron.models.config import PRESETS
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
-from cistron.models.presets import PRESETS
 from cistron.tools import embed
-from cistron.trainer.checkpoints.format import write_whole
-from cistron.trainer.config.job import JobConfig
+from cistron.trainer.checkpoints import write_whole
+from cistron.trainer.config import JobConfig
 
 WARM_UP = 0.1  # of the time
 CASES = (("mean", ".safetensors"), ("mean", ".npy"), ("mean", ".parquet"), ("none", ".safetensors"), ("none", ".parquet"))

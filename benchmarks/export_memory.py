@@ -19,15 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cistron.models.config import DecoderConfig
+from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
-from cistron.models.positions.config import RopeConfig
-from cistron.trainer.checkpoints.format import Progress, read, write_whole
-from cistron.trainer.checkpoints.tensors import Spec, WholeTensors
-from cistron.trainer.config.job import JobConfig
-from cistron.trainer.config.tables import TokenizerTable
-from cistron.trainer.huggingface.export import export
-from cistron.trainer.huggingface.import_ import import_folder
+from cistron.trainer.checkpoints import Progress, Spec, WholeTensors, read, write_whole
+from cistron.trainer.config import JobConfig, TokenizerTable
+from cistron.trainer.huggingface import export, import_folder
 
 
 def describe(layers: int) -> DecoderConfig:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cistron.datasets.shards.writer import ShardWriter, id_dtype
+from cistron.datasets.shards import ShardWriter, id_dtype
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tools import evaluate
 from cistron.trainer.train import run

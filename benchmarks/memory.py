@@ -17,15 +17,14 @@ import tempfile
 from pathlib import Path
 
 import torch
-from cistron.models.attention.masks import DocumentMask
+from cistron.models.attention import DocumentMask
+from cistron.models.config import PRESETS
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
-from cistron.models.presets import PRESETS
-from cistron.trainer.config.load import load_config
-from cistron.trainer.estimates.memory import estimate
+from cistron.trainer.config import load_config
+from cistron.trainer.estimates import estimate
 from cistron.trainer.loss import summed_loss
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 
 DEBUG = Path(__file__).resolve().parents[1] / "train_configs" / "debug.toml"

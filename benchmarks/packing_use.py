@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from cistron.datasets.files.storage import Storage
+from cistron.datasets.files import Storage
 from cistron.datasets.lanes.blocks import Address
-from cistron.datasets.loading.sources import SourceConfig, find_source
-from cistron.datasets.rows.packing import Packer, best_fit
-from cistron.datasets.shards.writer import ShardWriter
+from cistron.datasets.loading import SourceConfig
+from cistron.datasets.loading.sources import find_source
+from cistron.datasets.rows import Packer, best_fit
+from cistron.datasets.shards import ShardWriter
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from corpora import contig_lengths, protein_lengths, text_lengths
 

@@ -13,14 +13,11 @@ from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 
-from cistron.datasets.files.storage import Storage
-from cistron.datasets.prepare.raw import RawCorpus
-from cistron.datasets.prepare.run import prepare
-from cistron.datasets.readers.formats import build_reader
-from cistron.datasets.tokenizers.build import build_tokenizer
-from cistron.datasets.tokenizers.hf import HFTokenizer
-from cistron.datasets.tokenizers.protocol import Tokenizer
-from cistron.tools.support.progress import make_monitor
+from cistron.datasets.files import Storage
+from cistron.datasets.prepare import RawCorpus, prepare
+from cistron.datasets.readers import build_reader
+from cistron.datasets.tokenizers import HFTokenizer, Tokenizer, build_tokenizer
+from cistron.tools.support import make_monitor
 from corpora import python_documents, write_text
 
 

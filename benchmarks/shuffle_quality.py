@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from cistron.datasets.errors import DataEnd
-from cistron.datasets.loading.loader import DataConfig, Loader
-from cistron.datasets.loading.sources import SourceConfig
-from cistron.datasets.shards.writer import ShardWriter
+from cistron.datasets.loading import DataConfig, Loader, SourceConfig
+from cistron.datasets.shards import ShardWriter
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from corpora import Lengths, protein_lengths
 

@@ -13,9 +13,8 @@ from turns import Rows, Turns
 
 def cistron(turns: Turns) -> None:
     """The whole of `cistron train`, reading the corpus itself: a step is from one fetch to the next, one included."""
-    from cistron.trainer.config.load import load_config
-    from cistron.trainer.processes.join import join
-    from cistron.trainer.processes.signals import StopRequest
+    from cistron.trainer.config import load_config
+    from cistron.trainer.processes import StopRequest, join
     from cistron.trainer.train import Trainer
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -39,8 +38,7 @@ def cistron(turns: Turns) -> None:
 
 def bare_loop(turns: Turns) -> None:
     """What a tutorial would write around the same decoder: no FSDP, no counters, no checks; autocast for bfloat16."""
-    from cistron.models.attention.kernels import choose_executor
-    from cistron.models.attention.masks import DocumentMask
+    from cistron.models.attention import DocumentMask, choose_executor
     from cistron.models.config import DecoderConfig
     from cistron.models.decoder import Decoder
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper

@@ -34,13 +34,12 @@ import tomli_w
 import torch
 from cistron.models.config import DecoderConfig
 from cistron.models.decoder import Decoder
-from cistron.models.huggingface.model import hf_names
+from cistron.models.huggingface import hf_names
 from cistron.models.init import init_weights
-from cistron.trainer.build.parts import make_mask
-from cistron.trainer.config.load import load_config
-from cistron.trainer.processes.layout import Layout
-from cistron.trainer.start.data import open_feed
-from cistron.trainer.start.verify import verify
+from cistron.trainer.build import make_mask
+from cistron.trainer.config import load_config
+from cistron.trainer.processes import Layout
+from cistron.trainer.start import open_feed, verify
 from corpora import python_documents, text_lengths
 
 HERE = Path(__file__).resolve().parent

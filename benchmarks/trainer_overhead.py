@@ -14,13 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from cistron.datasets.loading.batch import Batch
+from cistron.datasets.loading import Batch
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
-from cistron.trainer.config.load import load_config
-from cistron.trainer.optim.build import build_optimizer
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.config import load_config
+from cistron.trainer.optim import build_optimizer
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]

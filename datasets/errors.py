@@ -4,12 +4,14 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+from ..base import UserError
+
 # "cistron.data": one line for each record that is passed over, up to so many of a lane in a process; all are counted.
 LOG = logging.getLogger("cistron.data")
 LOGGED_RECORDS = 10
 
 
-class DataConfigError(ValueError):
+class DataConfigError(UserError):
     """A setting of `[data]` or `[tokenizer]` cannot be met; the message names the key."""
 
 
@@ -25,7 +27,7 @@ class DataOrderError(DataConfigError):
     """A data state belongs to other settings: other rows would follow than in the run that wrote it."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A file or a record cannot be used.
 
     Attributes:

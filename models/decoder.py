@@ -15,14 +15,12 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention.kernels import attend_in_regions
-from .attention.masks import AttentionMask
-from .config import DecoderConfig
+from .attention import AttentionMask, attend_in_regions
+from .config import AttentionConfig, DecoderConfig, RopeConfig, check_length
+from .errors import ModelError
 from .head import Head, document_losses
 from .loss import linear_cross_entropy
-from .positions.config import AttentionConfig, ModelError, RopeConfig, check_length
-from .positions.maps import Rotations, rotations
-from .positions.rope import rope_table, rotate
+from .positions import Rotations, rope_table, rotate, rotations
 
 
 class Decoder(nn.Module):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from cistron.datasets.loading.sources import find_source
 from cistron.tests.trainer.jobs import brief_sample, train_here
-from cistron.trainer.config.load import load_config
-from cistron.trainer.estimates.memory import estimate
-from cistron.trainer.processes.layout import Layout
+from cistron.trainer.config import load_config
+from cistron.trainer.estimates import estimate
+from cistron.trainer.processes import Layout
+from cistron.trainer.start import verify
 from cistron.trainer.start.data import make_data_config, open_validation
-from cistron.trainer.start.verify import verify
 
 CONFIGS = Path(__file__).resolve().parents[1] / "train_configs"
 FOR_GPUS = re.compile(r"(\d+) GPUs? of (\d+) GB")

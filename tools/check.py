@@ -11,25 +11,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..datasets.loading.batch import Batch
-from ..models.attention.masks import DocumentMask, Executor
+from ..datasets.loading import Batch
+from ..models.attention import DocumentMask, Executor
 from ..models.config import DecoderConfig
-from ..models.positions.maps import keys_seen
-from ..trainer.build.contract import table
-from ..trainer.build.parts import attention_of, make_mask
-from ..trainer.config.job import JobConfig
-from ..trainer.config.load import load_config
-from ..trainer.estimates.flops import frozen_flops, row_flops
-from ..trainer.estimates.memory import HOW, checkpoint_bytes, estimate
-from ..trainer.estimates.sizes import sizes_of
-from ..trainer.extrapolation.in_training import plan_of
-from ..trainer.parallel.context_parallel import block_size
-from ..trainer.processes.exit import run_command
-from ..trainer.processes.layout import Layout, global_batch_size
-from ..trainer.start.data import open_feed
-from ..trainer.start.verify import verify
-from .support.corpus import report_sources
-from .support.targets import report_targets
+from ..models.positions import keys_seen
+from ..trainer.build import attention_of, make_mask, table
+from ..trainer.config import JobConfig, load_config
+from ..trainer.estimates import HOW, checkpoint_bytes, estimate, frozen_flops, row_flops, sizes_of
+from ..trainer.extrapolation import plan_of
+from ..trainer.parallel import block_size
+from ..trainer.processes import Layout, global_batch_size, run_command
+from ..trainer.start import open_feed, verify
+from .support import report_sources, report_targets
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
 
@@ -47,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
-    """Verify the job and print what it would do. Raises one of USER_ERRORS where training would."""
+    """Verify the job and print what it would do. Raises UserError where training would."""
     config, _ = load_config(argv, prog="cistron check")
     layout = Layout.resolve(config, world_size)
     tokenizer, decoder = verify(config, layout)

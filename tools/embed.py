@@ -12,15 +12,11 @@ from typing import get_args
 
 import torch
 
-from ..datasets.prepare.run import Event
-from ..datasets.readers.sequences import SequenceFiles
-from ..trainer.inference.documents import read_documents
-from ..trainer.inference.embeddings import Pool, embeddings
-from ..trainer.inference.layers import choose_layers, meaning, widths
-from ..trainer.processes.exit import run_command
-from .support.embedding_files import EmbeddingFile, check_output
-from .support.model_input import add_input_arguments, add_model_arguments, open_as_asked
-from .support.progress import make_monitor
+from ..datasets.prepare import Event
+from ..datasets.readers import SequenceFiles
+from ..trainer.inference import Pool, choose_layers, embeddings, meaning, read_documents, widths
+from ..trainer.processes import run_command
+from .support import EmbeddingFile, add_input_arguments, add_model_arguments, check_output, make_monitor, open_as_asked
 
 
 def main(argv: Sequence[str]) -> None:

@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
 from ..datasets.nucleotides import CODES, NUCLEOTIDES, reverse_complement
-from ..datasets.prepare.run import Event
-from ..datasets.readers.sequences import NamedSequence, SequenceFiles
+from ..datasets.prepare import Event
+from ..datasets.readers import NamedSequence, SequenceFiles
 from ..trainer.errors import ConfigError
-from ..trainer.inference.documents import opening_tokens, read_documents
-from ..trainer.inference.likelihood import Score, score
-from ..trainer.processes.exit import run_command
+from ..trainer.inference import Score, opening_tokens, read_documents, score
+from ..trainer.processes import run_command
 from .extrapolate import main as extrapolate_main
-from .support.embedding_files import writing
-from .support.model_input import add_input_arguments, add_model_arguments, open_as_asked
-from .support.progress import make_monitor
+from .support import add_input_arguments, add_model_arguments, make_monitor, open_as_asked, writing
 
 ROWS = 4096  # of a parquet file that are held
 

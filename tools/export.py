@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from ..trainer.checkpoints.format import read_newest, saved_job
-from ..trainer.huggingface.export import export
-from ..trainer.processes.exit import run_command
+from ..trainer.checkpoints import read_newest, saved_job
+from ..trainer.huggingface import export
+from ..trainer.processes import run_command
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 DTYPES = {"saved": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -20,18 +20,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from ..datasets.readers.sequences import SequenceFiles
-from ..datasets.tokenizers.protocol import Ids
-from ..trainer.config.load import describe
-from ..trainer.config.tables import Extrapolation
+from ..datasets.readers import SequenceFiles
+from ..datasets.tokenizers import Ids
+from ..trainer.config import Extrapolation, describe
 from ..trainer.errors import ConfigError
-from ..trainer.extrapolation.measures import Result, evaluate, plan, read_sources, report, total_tokens, trained_as
-from ..trainer.extrapolation.methods import METHODS
-from ..trainer.extrapolation.runner import Runner
-from ..trainer.inference.documents import read_documents
-from ..trainer.inference.open import OpenedModel, refuse_encoder
-from ..trainer.processes.exit import run_command
-from .support.model_input import add_input_arguments, add_model_arguments, open_as_asked, positive
+from ..trainer.extrapolation import METHODS, Result, Runner, evaluate, plan, read_sources, report, total_tokens, trained_as
+from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
+from ..trainer.processes import run_command
+from .support import add_input_arguments, add_model_arguments, open_as_asked, positive
 
 LINE_SECONDS = 10.0
 OUTPUT = Path("outputs/extrapolation")
@@ -164,7 +160,7 @@ def progress(total: int, console: Console) -> Iterator[Callable[[int], None]]:
 
 def write(folder: Path, found: dict[str, Any], results: list[Result], trained: int, score_last: int, console: Console) -> None:
     """Tables, JSON, picture and TensorBoard, in place of those of an earlier evaluation."""
-    from ..trainer.extrapolation.report import draw, make_tables  # matplotlib takes 0.3 s to import
+    from ..trainer.extrapolation import draw, make_tables  # matplotlib takes 0.3 s to import
 
     for each in make_tables(results, trained, score_last):
         console.print(each)

@@ -4,11 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..datasets.tokenizers.protocol import TokenizeError
+from ..datasets.tokenizers import TokenizeError
 from ..trainer.errors import ConfigError
-from ..trainer.inference.open import open_model, refuse_encoder, refuse_head
-from ..trainer.inference.sampling import sample
-from ..trainer.processes.exit import run_command
+from ..trainer.inference import open_model, refuse_encoder, refuse_head, sample
+from ..trainer.processes import run_command
 
 
 def main(argv: Sequence[str]) -> None:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..trainer.huggingface.import_ import import_folder
-from ..trainer.processes.exit import run_command
+from ..trainer.huggingface import import_folder
+from ..trainer.processes import run_command
 
 
 def main(argv: Sequence[str]) -> None:

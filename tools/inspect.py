@@ -11,19 +11,16 @@ from rich.console import Console
 from rich.text import Text
 from torch.nn.attention.flex_attention import BlockMask
 
-from ..datasets.loading.batch import Batch
-from ..datasets.tokenizers.protocol import Tokenizer
-from ..models.attention.block_mask import document_block_mask
-from ..models.attention.masks import DocumentMask
-from ..models.positions.maps import reaches
-from ..trainer.build.parts import make_mask
-from ..trainer.config.load import load_config
+from ..datasets.loading import Batch
+from ..datasets.tokenizers import Tokenizer
+from ..models.attention import DocumentMask, document_block_mask
+from ..models.positions import reaches
+from ..trainer.build import make_mask
+from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
-from ..trainer.processes.exit import run_command
-from ..trainer.processes.layout import Layout, global_batch_size
-from ..trainer.start.data import open_feed
-from ..trainer.start.verify import verify
-from .support.corpus import report_sources
+from ..trainer.processes import Layout, global_batch_size, run_command
+from ..trainer.start import open_feed, verify
+from .support import report_sources
 
 STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of consecutive documents
 EMPTY, PARTIAL, FULL = 0, 1, 2

@@ -16,26 +16,31 @@ from pathlib import Path
 
 import tomli_w
 
-from ..datasets.documents.letters import Letters
+from ..datasets.documents import Letters
 from ..datasets.errors import DataConfigError
-from ..datasets.files.storage import Storage
-from ..datasets.prepare.arrays import DumpReader
-from ..datasets.prepare.columns import ListReader
-from ..datasets.prepare.imported import TokenCorpus, TokenReader
-from ..datasets.prepare.megatron import MegatronReader
-from ..datasets.prepare.pool import Emit, Pool
-from ..datasets.prepare.raw import RawCorpus
-from ..datasets.prepare.run import Corpus, Event, Result, prepare
-from ..datasets.prepare.statistics import length_statistics, shard_lengths
-from ..datasets.readers.formats import build_reader
-from ..datasets.shards.format import open_shards, verify_shard
-from ..datasets.tokenizers.build import KINDS, build_tokenizer
-from ..datasets.tokenizers.hf import HFTokenizer
-from ..datasets.tokenizers.letters import POLICIES
-from ..datasets.tokenizers.protocol import Tokenizer
-from ..trainer.config.load import load_config
+from ..datasets.files import Storage
+from ..datasets.prepare import (
+    Corpus,
+    DumpReader,
+    Emit,
+    Event,
+    ListReader,
+    MegatronReader,
+    Pool,
+    RawCorpus,
+    Result,
+    TokenCorpus,
+    TokenReader,
+    length_statistics,
+    prepare,
+    shard_lengths,
+)
+from ..datasets.readers import build_reader
+from ..datasets.shards import open_shards, verify_shard
+from ..datasets.tokenizers import KINDS, POLICIES, HFTokenizer, Tokenizer, build_tokenizer
+from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
-from .support.progress import make_monitor
+from .support import make_monitor
 
 LETTERS = tuple(field.name for field in fields(Letters))
 FORMATS = ("text", "jsonl", "tsv", "fasta", "parquet")
@@ -62,7 +67,7 @@ class Outcome:
 def main(argv: Sequence[str]) -> None:
     """Parse, then verify or prepare."""
     # Worker processes import this module too, and without torch that takes 0.5 s instead of 2.
-    from ..trainer.processes.exit import run_command
+    from ..trainer.processes import run_command
 
     options = make_parser().parse_args(argv)
     run_command(lambda: verify(options.verify, options.processes) if options.verify else run(options))
@@ -300,7 +305,7 @@ def validation_shards(result: Result) -> int:
 
 def report(path: Path, outcomes: Sequence[Outcome], seq_len: int) -> None:
     """Write the page on all sources."""
-    from .support.prepare_report import Section, write_report  # matplotlib takes 0.3 s to import
+    from .support import Section, write_report  # matplotlib takes 0.3 s to import
 
     storage = Storage()
     sections = []

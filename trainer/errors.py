@@ -1,14 +1,13 @@
-"""every error that is a user's, and those that are not."""
+"""What goes wrong in training: three kinds of a user's mistake, and two that are nobody's."""
 
-from ..datasets.errors import DataConfigError, DataError
-from ..models.positions.config import ModelError
+from ..base import UserError
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A user's mistake in the TOML, on the command line, or in how the two fit the machines."""
 
 
-class EosMismatchError(ValueError):
+class EosMismatchError(UserError):
     """Two parties disagree about where documents end; the message is a table of who says what, and where it is written."""
 
 
@@ -20,8 +19,5 @@ class PeerLostError(RuntimeError):
     """A collective failed because of another process; raised on every rank that notices, after it has said so."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that was asked for is missing, damaged or of another model, or one could not be written."""
-
-
-USER_ERRORS = (ConfigError, DataConfigError, DataError, ModelError, EosMismatchError, CheckpointError)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..models.attention.masks import AttentionMask
+from ..models.attention import AttentionMask
 from ..models.decoder import Decoder
 
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from ..datasets.loading.batch import Batch
+from ..datasets.loading import Batch
 
 T = TypeVar("T")
 

@@ -16,46 +16,28 @@ import torch.distributed as dist
 from torch.nn.utils import clip_grads_with_norm_
 
 from .. import __version__
+from ..base import UserError
 from ..datasets.errors import DataEnd, DataOrderError
-from ..datasets.loading.batch import Batch
-from ..datasets.loading.state import left_out, merge_states
+from ..datasets.loading import Batch, left_out, merge_states
 from ..models.init import init_weights
-from .build.contract import check_rows, other_roles
-from .build.fine_tuning import lacking
-from .build.parts import attention_of, make_mask, make_model
-from .checkpoints.dcp import CheckpointReader
-from .checkpoints.find import NEWEST as checkpoint_NEWEST
-from .checkpoints.folder import Folder
-from .checkpoints.format import STATE as checkpoint_STATE
-from .checkpoints.format import Progress
-from .checkpoints.load import load as checkpoint_load
-from .checkpoints.saver import Saver, remember_going_back, set_aside_after
-from .config.job import JobConfig
-from .config.load import load_config
-from .config.tables import DTYPES
-from .errors import USER_ERRORS, CheckpointError, ConfigError
-from .estimates.sizes import sizes_of
-from .extrapolation.in_training import LongEvaluation
-from .huggingface.export import export_step
-from .inference.sampling import opening, sample
+from .build import attention_of, check_rows, lacking, make_mask, make_model, other_roles
+from .checkpoints import NEWEST as checkpoint_NEWEST
+from .checkpoints import STATE as checkpoint_STATE
+from .checkpoints import CheckpointReader, Folder, Progress, Saver, remember_going_back, set_aside_after
+from .checkpoints import load as checkpoint_load
+from .config import JobConfig, load_config
+from .errors import CheckpointError, ConfigError
+from .estimates import sizes_of
+from .extrapolation import LongEvaluation
+from .huggingface import export_step
+from .inference import opening, sample
 from .loss import summed_loss
-from .metrics.log import MetricsLog, Outcome
-from .metrics.profiling import profiling
-from .metrics.totals import StepTotals
-from .optim.build import build_optimizer, learning_rate, set_learning_rate
-from .optim.step_guard import StepGuard, gradient_norm, over_ranks
-from .parallel.compile import compile_for_all_widths
-from .parallel.context_parallel import spread_rows, whole_rows
-from .parallel.parallelize import parallelize
+from .metrics import MetricsLog, Outcome, StepTotals, profiling
+from .optim import StepGuard, build_optimizer, gradient_norm, learning_rate, over_ranks, set_learning_rate
+from .parallel import compile_for_all_widths, parallelize, spread_rows, whole_rows
 from .prefetch import Prefetcher, pinned
-from .processes.exit import lost_peers_named, run_command
-from .processes.join import join, limit_collectives
-from .processes.layout import global_batch_size
-from .processes.signals import StopRequest
-from .processes.world import World
-from .start.data import Feed, open_feed
-from .start.origin import origin
-from .start.verify import verify
+from .processes import DTYPES, StopRequest, World, global_batch_size, join, limit_collectives, lost_peers_named, run_command
+from .start import Feed, open_feed, origin, verify
 from .validation import Validation
 
 
@@ -122,7 +104,7 @@ class Trainer:
                     break
                 outcome = self.optimize(batches, totals)
                 self.data_state = batches[-1].state
-                self.progress.advance(totals, self.log.sources)
+                self.progress.advance(dict(zip(self.log.sources, totals.tokens, strict=True)), totals.rows_hash)
                 self.log.step(self.progress, totals, outcome, fetched - started, time.perf_counter() - started)
                 profile(self.progress.step)
                 if self.progress.step % self.config.training.gc_freq == 0:
@@ -148,7 +130,7 @@ class Trainer:
         self.tell_skipped()
         try:
             record = self.validation.run(self.progress.step, self.model, self.to_device, self.stop, self.saver)
-        except USER_ERRORS:
+        except UserError:
             self.save()  # the weights are good
             raise
         if record:
@@ -177,7 +159,7 @@ class Trainer:
                 batches.append(batch)
             if batches and (self.progress.step + 1) % self.config.metrics.log_freq == 0:
                 check_rows(batches[0], self.feed.loader.packer.objective, self.mask, self.feed.statements)
-        except (*USER_ERRORS, DataEnd) as error:
+        except (UserError, DataEnd) as error:
             return batches, error
         return batches, None
 
@@ -231,7 +213,7 @@ class Trainer:
 
     def tell_skipped(self) -> None:
         """Say which steps were not taken since the last time. Raises NonFiniteError where too many were not finite."""
-        if message := self.guard.check(self.world, self.checkpoints):
+        if message := self.guard.check(self.world, str(self.checkpoints)):
             self.log.say(message)
 
     def stage(self, batch: Batch) -> tuple[tuple[Any, ...], torch.Tensor]:

@@ -14,19 +14,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..datasets.loading.batch import Batch
-from ..datasets.loading.single_pass import FinitePass
-from ..datasets.tokenizers.protocol import Tokenizer
-from ..datasets.tokenizers.token_bytes import token_bytes
+from ..base import UserError
+from ..datasets.loading import Batch, FinitePass
+from ..datasets.tokenizers import Tokenizer, token_bytes
 from ..models.decoder import Decoder
 from ..models.head import document_losses
-from .checkpoints.saver import Saver
-from .config.job import JobConfig
-from .errors import USER_ERRORS, NonFiniteError
-from .metrics.label_scores import score
-from .metrics.totals import shares
-from .processes.layout import global_batch_size
-from .processes.world import World
+from .checkpoints import Saver
+from .config import JobConfig
+from .errors import NonFiniteError
+from .metrics import score, shares
+from .processes import World, global_batch_size
 
 
 class Validation:
@@ -197,7 +194,7 @@ def fetch(batches: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:
     """The next batch or None after the last, and how the data failed."""
     try:
         return next(batches, None), None
-    except USER_ERRORS as error:
+    except UserError as error:
         return None, error
 
 

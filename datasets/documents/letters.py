@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataConfigError
-from ..tokenizers.protocol import Encoded, TokenizeError, Tokenizer
+from ..tokenizers import Encoded, TokenizeError, Tokenizer
 
 TAG_LETTERS = 2048
 PIPE, CONTROLS, BASES, END = ord("|"), b"@#", b"ACGTUacgtu", b"\0"

@@ -9,7 +9,7 @@ import xxhash
 from ..errors import DataConfigError
 from ..nucleotides import CODES, NUCLEOTIDES, PAIRS
 from ..randomness import random_bits, scramble, uniform
-from ..tokenizers.protocol import Ids, TokenizeError, Tokenizer
+from ..tokenizers import Ids, TokenizeError, Tokenizer
 
 Places = npt.NDArray[np.int64]
 Chosen = npt.NDArray[np.bool_]

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import DataConfigError
-from ..tokenizers.protocol import Tokenizer
+from ..tokenizers import Tokenizer
 from .letters import Letters
 from .strands import Strands
 

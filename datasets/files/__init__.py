@@ -1,1 +1,24 @@
 """datasets/files."""
+
+from .atomic import TEMPORARY, checksum, sync, temporary, write_atomically
+from .bgzip import BgzfFile
+from .find import DataFile, is_compressed, is_remote, plain_name
+from .inflate import ByteFile
+from .storage import Storage, changes, fingerprint
+
+__all__ = [
+    "TEMPORARY",
+    "BgzfFile",
+    "ByteFile",
+    "DataFile",
+    "Storage",
+    "changes",
+    "checksum",
+    "fingerprint",
+    "is_compressed",
+    "is_remote",
+    "plain_name",
+    "sync",
+    "temporary",
+    "write_atomically",
+]

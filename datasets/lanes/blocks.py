@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..rows.objectives import Weights
-from ..rows.packing import Block, rows_of_best_fit
-from ..tokenizers.protocol import Ids
+from ..rows import Block, Weights, rows_of_best_fit
+from ..tokenizers import Ids
 
 MAX_DOCUMENTS = 4096
 KEPT, EMPTY, BAD = range(3)  # fates of what was read

@@ -11,8 +11,7 @@ from typing import NamedTuple, Protocol
 
 from ..errors import DataEnd, DataError
 from ..randomness import permutation
-from ..rows.objectives import PackedRow
-from ..rows.packing import Block, Packer, Part
+from ..rows import Block, PackedRow, Packer, Part
 from .blocks import Address, AddressedBlock, Counts
 from .raw_documents import DOCUMENTS, ROWS
 

@@ -7,15 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..documents.letters import LetterEncoder, Weighed
-from ..documents.strands import Strands, mirrored
-from ..documents.treatment import DocumentConfig, too_long
+from ..documents import DocumentConfig, LetterEncoder, Strands, Weighed, mirrored, too_long
 from ..errors import BadRecords
 from ..randomness import permutation
-from ..readers.pieces import Piece
-from ..readers.records import Reader, Records, located, wrong_byte
-from ..rows.packing import Packer
-from ..tokenizers.protocol import Encoded, TokenizeError, Tokenizer
+from ..readers import Piece, Reader, Records, located, wrong_byte
+from ..rows import Packer
+from ..tokenizers import Encoded, TokenizeError, Tokenizer
 from .blocks import BAD, EMPTY, KEPT, Address, AddressedBlock, BlockBuilder, Stretch
 
 BYTE_TOKENS = ("byte", "dna")  # kinds of tokenizers to which a byte is a token

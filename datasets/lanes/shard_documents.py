@@ -14,14 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..documents.strands import Chosen, Strands, mirrored
-from ..documents.treatment import DocumentConfig, too_long
+from ..documents import Chosen, DocumentConfig, Strands, mirrored, too_long
 from ..errors import BadRecords, DataConfigError, DataError
 from ..randomness import Shuffle
-from ..rows.objectives import Weights
-from ..rows.packing import Block
-from ..shards.format import Shard
-from ..tokenizers.protocol import Ids, TokenizeError
+from ..rows import Block, Weights
+from ..shards import Shard
+from ..tokenizers import Ids, TokenizeError
 from .blocks import MAX_DOCUMENTS, Address, AddressedBlock, Counts
 
 # A lane's documents may be of any length, but its share of the tokens must not hang on one of them.

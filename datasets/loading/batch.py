@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..rows.packing import Planes
+from ..rows import Planes
 
 
 @dataclass

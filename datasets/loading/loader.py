@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from ..documents.treatment import DocumentConfig
+from ..documents import DocumentConfig
 from ..errors import DataConfigError
-from ..files.storage import Storage, fingerprint
-from ..rows.objectives import NextToken, Objective
-from ..rows.packing import PAD_MULTIPLE, Packer
-from ..shards.format import verify_shard
-from ..tokenizers.hf import HFTokenizer
-from ..tokenizers.protocol import Tokenizer
+from ..files import Storage, fingerprint
+from ..rows import PAD_MULTIPLE, NextToken, Objective, Packer
+from ..shards import verify_shard
+from ..tokenizers import HFTokenizer, Tokenizer
 from .batch import Batch
 from .read_ahead import ReadAhead
 from .sources import Source, SourceConfig, find_source

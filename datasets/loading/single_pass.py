@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from itertools import islice
 
 from ..errors import DataConfigError, DataEnd
-from ..lanes.lane import Lane, LaneState
-from ..rows.objectives import PackedRow
-from ..rows.packing import Packer
-from ..tokenizers.protocol import Tokenizer
+from ..lanes import Lane, LaneState
+from ..rows import PackedRow, Packer
+from ..tokenizers import Tokenizer
 from .batch import Batch
 from .loader import DataConfig, verify_sources
 from .sources import Source, find_source

@@ -4,22 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
 
-from ..documents.letters import Letters
-from ..documents.strands import Strands
-from ..documents.treatment import DocumentConfig
+from ..documents import DocumentConfig, Letters, Strands
 from ..errors import BadRecords, DataConfigError
-from ..files.find import DataFile
-from ..files.storage import Storage
-from ..lanes.lane import Documents
-from ..lanes.raw_documents import RawDocuments
-from ..lanes.shard_documents import ShardCorpus, ShardDocuments
-from ..readers.formats import build_reader
-from ..readers.labels import Label
-from ..readers.pieces import Piece, deal, target_size
-from ..readers.records import Reader
-from ..rows.packing import Packer
-from ..shards.format import Shard, open_shards
-from ..tokenizers.protocol import Tokenizer
+from ..files import DataFile, Storage
+from ..lanes import Documents, RawDocuments, ShardCorpus, ShardDocuments
+from ..readers import Label, Piece, Reader, build_reader, deal, target_size
+from ..rows import Packer
+from ..shards import Shard, open_shards
+from ..tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import DataOrderError
-from ..files.find import DataFile
-from ..files.storage import changes
-from ..lanes.lane import LaneState
+from ..files import DataFile, changes
+from ..lanes import LaneState
 
 VERSION = 2
 Inventory = Mapping[str, Sequence[Sequence[str | int]]]

@@ -26,11 +26,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ..errors import DataEnd, DataError, WorkerError
-from ..lanes.lane import Lane, LaneState
-from ..lanes.mixer import Mixer, Stage
-from ..rows.objectives import PackedRow
-from ..rows.packing import Packer
-from ..tokenizers.protocol import Tokenizer
+from ..lanes import Lane, LaneState, Mixer, Stage
+from ..rows import PackedRow, Packer
+from ..tokenizers import Tokenizer
 from .sources import Source
 
 # torchdata 0.11 calls a function that torch 2.13 deprecates; its users can do nothing about it.

@@ -1,1 +1,29 @@
 """datasets/prepare."""
+
+from .arrays import DumpReader
+from .columns import ListReader
+from .imported import TokenCorpus, TokenReader
+from .megatron import MegatronReader
+from .pool import Emit, Pool
+from .raw import RawCorpus
+from .run import Corpus, Event, Result, prepare
+from .statistics import Lengths, LengthStatistics, length_statistics, shard_lengths
+
+__all__ = [
+    "Corpus",
+    "DumpReader",
+    "Emit",
+    "Event",
+    "LengthStatistics",
+    "Lengths",
+    "ListReader",
+    "MegatronReader",
+    "Pool",
+    "RawCorpus",
+    "Result",
+    "TokenCorpus",
+    "TokenReader",
+    "length_statistics",
+    "prepare",
+    "shard_lengths",
+]

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..files.find import DataFile
-from ..files.storage import Storage
-from ..readers.pieces import Piece
-from ..tokenizers.protocol import Ids
+from ..files import DataFile, Storage
+from ..readers import Piece
+from ..tokenizers import Ids
 from .imported import CHUNK, Tokens
 
 # Documents of fewer tokens, or more, on average: then what is taken for an eos is none.

@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow.parquet
 
 from ..errors import DataError
-from ..files.find import DataFile
-from ..files.storage import Storage
-from ..readers.pieces import Piece
+from ..files import DataFile, Storage
+from ..readers import Piece
 from .imported import Tokens
 
 BATCH_BYTES = 2**24  # of a parquet column decoded together

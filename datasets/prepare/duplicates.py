@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files.atomic import sync, temporary
+from ..files import sync, temporary
 
 DIGEST_BYTES = 16  # of one document, as a hash file holds them, one after another
 _PLACED = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<u8")])

@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..files.find import DataFile
-from ..readers.pieces import Piece
-from ..shards.format import SourceRecord
-from ..shards.writer import ShardWriter, id_dtype
-from ..tokenizers.protocol import Ids, Tokenizer
+from ..files import DataFile
+from ..readers import Piece
+from ..shards import ShardWriter, SourceRecord, id_dtype
+from ..tokenizers import Ids, Tokenizer
 from .pool import Emit
 from .run import Event, Result, Task
 

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..files.find import DataFile
-from ..files.storage import Storage
-from ..readers.pieces import Piece
-from ..tokenizers.protocol import Ids
+from ..files import DataFile, Storage
+from ..readers import Piece
+from ..tokenizers import Ids
 from .imported import CHUNK, Places, Tokens
 
 MAGIC = b"MMIDIDX\x00\x00"

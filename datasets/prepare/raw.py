@@ -16,15 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ..documents.letters import PLAIN, LetterEncoder, Letters, Weighed, Weights
+from ..documents import PLAIN, LetterEncoder, Letters, Weighed, Weights
 from ..errors import DataError
-from ..files.atomic import sync, temporary
-from ..files.find import DataFile
-from ..readers.pieces import Piece
-from ..readers.records import Reader, Records, located, wrong_byte
-from ..shards.format import SourceRecord
-from ..shards.writer import ShardWriter, id_dtype
-from ..tokenizers.protocol import Ids, TokenizeError, Tokenizer
+from ..files import DataFile, sync, temporary
+from ..readers import Piece, Reader, Records, located, wrong_byte
+from ..shards import ShardWriter, SourceRecord, id_dtype
+from ..tokenizers import Ids, TokenizeError, Tokenizer
 from .pool import Emit
 from .run import Event, Result, Task
 

@@ -26,13 +26,10 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import ValidationError
 
 from ..errors import DataConfigError, DataError
-from ..files.atomic import TEMPORARY, sync, write_atomically
-from ..files.find import DataFile
-from ..files.storage import changes
-from ..readers.pieces import Piece
-from ..shards.format import Manifest, Record
-from ..tokenizers.letters import LetterTokenizer
-from ..tokenizers.protocol import Tokenizer
+from ..files import TEMPORARY, DataFile, changes, sync, write_atomically
+from ..readers import Piece
+from ..shards import Manifest, Record
+from ..tokenizers import LetterTokenizer, Tokenizer
 from .duplicates import DIGEST_BYTES, mark_duplicates
 from .pool import Emit, Pool
 

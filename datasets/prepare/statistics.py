@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..rows.packing import best_fit
-from ..shards.format import Shard
+from ..rows import best_fit
+from ..shards import Shard
 
 # Planned in blocks of 4,096 documents, as a loader does: 2^18 documents take 0.25 s.
 PLANNED = 2**18

@@ -16,9 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import DataError
-from ..files.find import DataFile
-from ..files.inflate import ByteFile
-from ..files.storage import Storage
+from ..files import ByteFile, DataFile, Storage
 from .pieces import Piece
 from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, Records, Window, split_records
 

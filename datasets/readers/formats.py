@@ -1,7 +1,7 @@
 """One reader per format of raw files."""
 
 from ..errors import DataConfigError
-from ..files.storage import Storage
+from ..files import Storage
 from .fasta import FastaReader
 from .labels import FORMATS, Label
 from .lines import JsonlReader, TsvReader

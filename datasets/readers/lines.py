@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import DataError
-from ..files.find import DataFile
-from ..files.storage import Storage
+from ..files import DataFile, Storage
 from .labels import Label
 from .pieces import Piece
 from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, Records, Window, split_records

@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import DataError
-from ..files.find import DataFile
-from ..files.storage import Storage
+from ..files import DataFile, Storage
 from .labels import Label
 from .pieces import Piece
 from .records import GROUP_BYTES, GROUP_DOCUMENTS, Records, whole_piece

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..errors import DataConfigError
-from ..files.find import DataFile
-from ..files.inflate import ByteFile
+from ..files import ByteFile, DataFile
 
 # Large enough that a seek and a shuffle per piece cost nothing, small enough to balance lanes.
 MAX_PIECE_BYTES = 64 * 2**20

@@ -9,10 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from ..errors import DataError
-from ..files.bgzip import BgzfFile
-from ..files.find import DataFile, is_compressed
-from ..files.inflate import ByteFile
-from ..files.storage import Storage
+from ..files import BgzfFile, ByteFile, DataFile, Storage, is_compressed
 from .pieces import Piece, record_starts
 
 GROUP_BYTES = 2**20

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..errors import DataConfigError, DataError
-from ..files.find import DataFile, plain_name
-from ..files.storage import Storage
+from ..files import DataFile, Storage, plain_name
 from .formats import build_reader
 from .pieces import MAX_PIECE_BYTES, Piece
 from .records import Reader, located, wrong_byte

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..files.find import DataFile
-from ..files.storage import Storage
+from ..files import DataFile, Storage
 from .pieces import Piece
 from .records import GROUP_BYTES, Records, Window, whole_piece
 

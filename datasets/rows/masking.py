@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..errors import DataConfigError
 from ..randomness import random_bits, uniform
-from ..tokenizers.protocol import Tokenizer
+from ..tokenizers import Tokenizer
 from .objectives import IGNORE, Laid, Places, Targets
 
 SCHEDULES = ("constant", "esm3")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..tokenizers.protocol import Ids
+from ..tokenizers import Ids
 
 IGNORE = -100
 Weights = npt.NDArray[np.float32]

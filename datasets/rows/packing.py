@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataConfigError
-from ..tokenizers.protocol import Ids
+from ..tokenizers import Ids
 from .objectives import IGNORE, Laid, NextToken, Objective, PackedRow, Weights
 
 POLICIES = ("best_fit", "concat", "padded")

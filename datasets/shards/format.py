@@ -21,11 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..documents.letters import PLAIN, Letters
+from ..documents import PLAIN, Letters
 from ..errors import DataConfigError, DataError
-from ..files.atomic import checksum
-from ..files.find import DataFile, is_remote
-from ..files.storage import Storage
+from ..files import DataFile, Storage, checksum, is_remote
 
 VERSION = 1
 CHUNK = 2**22  # elements looked at together

@@ -12,9 +12,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..documents.letters import PLAIN, Letters, Weights
-from ..files.atomic import checksum, sync, temporary, write_atomically
-from ..tokenizers.protocol import Ids, Tokenizer
+from ..documents import PLAIN, Letters, Weights
+from ..files import checksum, sync, temporary, write_atomically
+from ..tokenizers import Ids, Tokenizer
 from .format import CHUNK, DTYPES, OFFSET, VERSION, WEIGHT, Manifest, SourceRecord, TokenizerRecord
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from ..positions.maps import EVERYTHING, Reach
+from ..positions import EVERYTHING, Reach
 
 
 def _rising(sequence_ids: Tensor) -> Tensor:

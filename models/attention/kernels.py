@@ -26,7 +26,8 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..positions.config import PLAIN, AttentionConfig, ModelError
+from ..config import PLAIN, AttentionConfig
+from ..errors import ModelError
 from .masks import AttentionMask, DocumentOffsets, Executor, Regions
 
 # of scores written out, which then stay in a cache: at 2,048 keys and 4 heads 2.7 times as fast as 512 queries at once

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from ..positions.config import PLAIN, AttentionConfig
-from ..positions.maps import EVERYTHING, Reach, reaches
+from ..config import PLAIN, AttentionConfig
+from ..positions import EVERYTHING, Reach, reaches
 from .block_mask import _positions, _rising, document_block_mask
 
 Executor: TypeAlias = Literal["flex", "varlen", "sdpa"]

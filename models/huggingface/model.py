@@ -12,8 +12,8 @@ embeddings are those of `huggingface_rope.py`. What one side cannot say is refus
 
 from typing import Any
 
-from ..config import DecoderConfig
-from ..positions.config import AttentionConfig, ModelError
+from ..config import AttentionConfig, DecoderConfig
+from ..errors import ModelError
 from .rope import inexpressible, rope_from_hf, rope_to_hf
 
 LLAMA, QWEN3, EUROBERT = "LlamaForCausalLM", "Qwen3ForCausalLM", "EuroBertForMaskedLM"

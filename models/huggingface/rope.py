@@ -21,8 +21,8 @@ transformers 5 does.
 import math
 from typing import Any
 
-from ..positions.config import RopeConfig
-from ..positions.rope import ntk_theta
+from ..config import RopeConfig
+from ..positions import ntk_theta
 
 ORIGINAL = "original_max_position_embeddings"
 _TYPES = {

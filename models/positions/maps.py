@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from .config import AttentionConfig, RopeConfig
+from ..config import AttentionConfig, RopeConfig
 from .rope import rotation
 
 Turn: TypeAlias = tuple[Tensor, Tensor]  # cosines and sines, as `rope.rotation` returns them

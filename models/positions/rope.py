@@ -24,7 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .config import RopeConfig
+from ..config import RopeConfig
 
 MIXED_POWER = 0.75
 

@@ -17,16 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from cistron.datasets.loading import transport
-from cistron.datasets.loading.batch import Batch
-from cistron.datasets.loading.loader import DataConfig, Loader
-from cistron.datasets.loading.sources import SourceConfig
+from cistron.datasets.loading import Batch, DataConfig, Loader, SourceConfig, transport
 from cistron.datasets.loading.transport import Message, RowStream
-from cistron.datasets.rows.objectives import PackedRow
-from cistron.datasets.shards.writer import ShardWriter
-from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.rows import PackedRow
+from cistron.datasets.shards import ShardWriter
+from cistron.datasets.tokenizers import Encoded, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.datasets.tokenizers.protocol import Encoded
 
 
 def words(count: int, seed: int = 0) -> list[str]:

@@ -8,19 +8,16 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from cistron.datasets.documents.letters import Letters
-from cistron.datasets.documents.strands import Strands
-from cistron.datasets.documents.treatment import DocumentConfig
+from cistron.datasets.documents import DocumentConfig, Letters, Strands
 from cistron.datasets.errors import DataError
-from cistron.datasets.files.storage import Storage
-from cistron.datasets.lanes import blocks
+from cistron.datasets.files import Storage
+from cistron.datasets.lanes import Lane, LaneState, blocks
 from cistron.datasets.lanes.blocks import Address
-from cistron.datasets.lanes.lane import Lane, LaneState
-from cistron.datasets.loading.sources import Source, SourceConfig, find_source
+from cistron.datasets.loading import Source, SourceConfig
+from cistron.datasets.loading.sources import find_source
 from cistron.datasets.nucleotides import reverse_complement
-from cistron.datasets.rows.objectives import PackedRow
-from cistron.datasets.rows.packing import Packer
-from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.rows import PackedRow, Packer
+from cistron.datasets.tokenizers import build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.datasets.corpus import write_fasta
 from hypothesis import given

@@ -7,17 +7,12 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from cistron.datasets.documents.letters import Letters
-from cistron.datasets.documents.treatment import DocumentConfig
+from cistron.datasets.documents import DocumentConfig, Letters
 from cistron.datasets.errors import DataConfigError, DataError, DataOrderError
-from cistron.datasets.lanes import lane
-from cistron.datasets.loading import transport
-from cistron.datasets.loading.single_pass import FinitePass
-from cistron.datasets.loading.sources import SourceConfig
-from cistron.datasets.loading.state import left_out, merge_states
-from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.lanes import raw_documents
+from cistron.datasets.loading import FinitePass, SourceConfig, left_out, merge_states, transport
+from cistron.datasets.tokenizers import Encoded, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.datasets.tokenizers.protocol import Encoded
 from cistron.tests.datasets.corpus import (
     TakingTurns,
     byte_loader,
@@ -126,7 +121,7 @@ def test_only_the_head_of_a_document_that_is_cut_is_encoded(tmp_path: Path, lett
     with patch.object(ByteTokenizer, "encode_batch", measured):
         found = rows("truncate")
     assert max(seen) == longest
-    with patch.object(lane, "BYTE_TOKENS", ()):
+    with patch.object(raw_documents, "BYTE_TOKENS", ()):
         assert rows("truncate") == found
     (tmp_path / "0000.txt").write_text("A" * 40)
     stated = "41" if letters.weighted else "at least 35"

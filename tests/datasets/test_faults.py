@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 from cistron.datasets.errors import DataConfigError, DataEnd, DataError, DataOrderError
-from cistron.datasets.loading import transport
-from cistron.datasets.loading.loader import DataConfig, Loader, Stage
-from cistron.datasets.loading.sources import SourceConfig
-from cistron.datasets.loading.state import merge_states, records_skipped
+from cistron.datasets.loading import DataConfig, Loader, SourceConfig, Stage, merge_states, transport
+from cistron.datasets.loading.state import records_skipped
 from cistron.tests.datasets.corpus import (
     TakingTurns,
     byte_loader,

@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.datasets.files.storage import Storage, changes, fingerprint
+from cistron.datasets.files import Storage, changes, fingerprint
 from cistron.tests.datasets.corpus import write_bytes, write_text
 from fsspec.registry import known_implementations
 

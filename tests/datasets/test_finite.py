@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 import torch
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.loading.batch import Batch
-from cistron.datasets.loading.loader import DataConfig
-from cistron.datasets.loading.single_pass import FinitePass
-from cistron.datasets.loading.sources import SourceConfig
-from cistron.datasets.shards.writer import ShardWriter, id_dtype
+from cistron.datasets.loading import Batch, DataConfig, FinitePass, SourceConfig
+from cistron.datasets.shards import ShardWriter, id_dtype
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 
 SEQ_LEN = 32

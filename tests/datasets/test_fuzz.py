@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.datasets.files.storage import Storage
+from cistron.datasets.files import Storage
+from cistron.datasets.readers import Reader, Records
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.readers.lines import JsonlReader
 from cistron.datasets.readers.parquet import ParquetReader
-from cistron.datasets.readers.records import Reader, Records
 from cistron.datasets.readers.text import TextReader
 from cistron.tests.datasets.corpus import compress
 from hypothesis import HealthCheck, given, settings

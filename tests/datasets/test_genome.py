@@ -10,28 +10,20 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from cistron.datasets.documents import DocumentConfig, LetterEncoder, Letters
 from cistron.datasets.documents import letters as genome
-from cistron.datasets.documents.letters import LetterEncoder, Letters
-from cistron.datasets.documents.treatment import DocumentConfig
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.files.storage import Storage
-from cistron.datasets.lanes import blocks
-from cistron.datasets.lanes.lane import Lane, LaneState
-from cistron.datasets.lanes.raw_documents import RawDocuments
-from cistron.datasets.loading.loader import DataConfig, Loader
-from cistron.datasets.loading.single_pass import FinitePass
-from cistron.datasets.loading.sources import SourceConfig
-from cistron.datasets.prepare.raw import RawCorpus
+from cistron.datasets.files import Storage
+from cistron.datasets.lanes import Lane, LaneState, RawDocuments, blocks
+from cistron.datasets.loading import DataConfig, FinitePass, Loader, SourceConfig
+from cistron.datasets.prepare import RawCorpus
 from cistron.datasets.prepare.run import Task
 from cistron.datasets.readers.fasta import FastaReader
-from cistron.datasets.rows.masking import MaskedTokens, MaskingConfig
-from cistron.datasets.rows.objectives import PackedRow
-from cistron.datasets.rows.packing import Packer
-from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.rows import MaskedTokens, MaskingConfig, PackedRow, Packer
+from cistron.datasets.tokenizers import TokenizeError, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.datasets.tokenizers.protocol import TokenizeError
 from cistron.tests.datasets.corpus import write_fasta
-from cistron.trainer.metrics.totals import shares
+from cistron.trainer.metrics import shares
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -11,14 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.datasets.files.storage import Storage
+from cistron.datasets.files import Storage
+from cistron.datasets.prepare import DumpReader, ListReader, MegatronReader, Result, TokenCorpus, TokenReader, columns
 from cistron.datasets.prepare import megatron as token_files
-from cistron.datasets.prepare.arrays import DumpReader
-from cistron.datasets.prepare.columns import ListReader
-from cistron.datasets.prepare.imported import TokenCorpus, TokenReader
-from cistron.datasets.prepare.megatron import MegatronReader
-from cistron.datasets.prepare.run import Result, group
-from cistron.datasets.shards.format import open_shards
+from cistron.datasets.prepare.run import group
+from cistron.datasets.shards import open_shards
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -143,7 +140,7 @@ def test_parquet_rows_are_documents_and_their_weights_stay_beside_them(
     path = folder / "a.parquet"
     table = pa.table({"ids": pa.array(documents, pa.large_list(dtype)), "w": pa.array(weights, pa.list_(pa.float32()))})
     pq.write_table(table, path, row_group_size=rows)
-    with patch.object(token_files, "BATCH_BYTES", 100):
+    with patch.object(columns, "BATCH_BYTES", 100):
         convert(folder, ListReader(Storage(), "ids", "w"), [path], append)
     found, stated = imported(folder)
     assert found == without_empty(bodies)

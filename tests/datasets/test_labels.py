@@ -9,16 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.files.storage import Storage
-from cistron.datasets.loading.loader import DataConfig, Loader
-from cistron.datasets.loading.single_pass import FinitePass
-from cistron.datasets.loading.sources import SourceConfig
-from cistron.datasets.readers.formats import build_reader
-from cistron.datasets.readers.labels import Label
-from cistron.datasets.readers.pieces import Piece
-from cistron.datasets.readers.records import located
-from cistron.datasets.rows.objectives import DocumentLabels
-from cistron.datasets.rows.packing import row_violations
+from cistron.datasets.files import Storage
+from cistron.datasets.loading import DataConfig, FinitePass, Loader, SourceConfig
+from cistron.datasets.readers import Label, Piece, build_reader, located
+from cistron.datasets.rows import DocumentLabels, row_violations
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 
 STORAGE = Storage()

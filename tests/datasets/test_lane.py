@@ -9,17 +9,14 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 import pytest
-from cistron.datasets.documents.treatment import DocumentConfig
+from cistron.datasets.documents import DocumentConfig
 from cistron.datasets.errors import DataEnd, DataError
-from cistron.datasets.files.find import DataFile
-from cistron.datasets.lanes import blocks
-from cistron.datasets.lanes.lane import Lane, LaneState
-from cistron.datasets.lanes.raw_documents import RawDocuments
-from cistron.datasets.readers.pieces import Piece
-from cistron.datasets.readers.records import Records
-from cistron.datasets.rows.objectives import IGNORE, NextToken, Objective, PackedRow
-from cistron.datasets.rows.packing import Packer, row_violations
-from cistron.datasets.tokenizers.protocol import Encoded, TokenizeError
+from cistron.datasets.files import DataFile
+from cistron.datasets.lanes import Lane, LaneState, RawDocuments, blocks
+from cistron.datasets.readers import Piece, Records
+from cistron.datasets.rows import NextToken, Objective, PackedRow, Packer, row_violations
+from cistron.datasets.rows.objectives import IGNORE
+from cistron.datasets.tokenizers import Encoded, TokenizeError
 from cistron.tests.datasets.corpus import parts_of, segments, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -15,13 +15,10 @@ from typing import Any
 
 import pytest
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.loading import transport
-from cistron.datasets.loading.batch import Batch
-from cistron.datasets.loading.loader import DataConfig, Loader
-from cistron.datasets.loading.sources import SourceConfig
-from cistron.datasets.loading.state import documents_dropped, merge_states
+from cistron.datasets.loading import Batch, DataConfig, Loader, SourceConfig, merge_states, transport
+from cistron.datasets.loading.state import documents_dropped
 from cistron.datasets.loading.transport import Row, RowStream
-from cistron.datasets.rows.packing import row_violations
+from cistron.datasets.rows import row_violations
 from cistron.tests.datasets.corpus import (
     Sleepy,
     TakingTurns,

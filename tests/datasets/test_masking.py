@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 from cistron.datasets.errors import DataConfigError
-from cistron.datasets.rows.masking import MaskedTokens, MaskingConfig
-from cistron.datasets.rows.objectives import IGNORE, PackedRow
-from cistron.datasets.rows.packing import Packer, Planes, row_violations
-from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.rows import MaskedTokens, MaskingConfig, PackedRow, Packer, Planes, row_violations
+from cistron.datasets.rows.objectives import IGNORE
+from cistron.datasets.tokenizers import build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from hypothesis import given
 from hypothesis import strategies as st

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from cistron.datasets.lanes.mixer import Mixer, Stage
+from cistron.datasets.lanes import Mixer, Stage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

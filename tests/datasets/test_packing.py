@@ -7,19 +7,9 @@ import numpy as np
 import pytest
 from cistron.datasets.errors import DataConfigError
 from cistron.datasets.lanes.blocks import BlockBuilder, Stretch, block_tokens
+from cistron.datasets.rows import PAD_MULTIPLE, Block, Packer, Part, Planes, best_fit, row_violations, rows_of_best_fit
 from cistron.datasets.rows.objectives import IGNORE
-from cistron.datasets.rows.packing import (
-    PAD_MULTIPLE,
-    Block,
-    Packer,
-    Part,
-    Planes,
-    best_fit,
-    concat,
-    padded,
-    row_violations,
-    rows_of_best_fit,
-)
+from cistron.datasets.rows.packing import concat, padded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

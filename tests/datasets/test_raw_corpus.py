@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import xxhash
 from cistron.datasets.errors import DataError
-from cistron.datasets.files.storage import Storage
+from cistron.datasets.files import Storage
+from cistron.datasets.prepare import Event, RawCorpus, Result
 from cistron.datasets.prepare.duplicates import mark_duplicates
-from cistron.datasets.prepare.raw import RawCorpus
-from cistron.datasets.prepare.run import Event, Result, group
+from cistron.datasets.prepare.run import group
+from cistron.datasets.readers import Reader
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.readers.lines import JsonlReader
-from cistron.datasets.readers.records import Reader
 from cistron.datasets.readers.text import TextReader
-from cistron.datasets.shards.format import open_shards
+from cistron.datasets.shards import open_shards
+from cistron.datasets.tokenizers import HFTokenizer, Tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.datasets.tokenizers.hf import HFTokenizer
-from cistron.datasets.tokenizers.protocol import Tokenizer
 from cistron.tests.datasets.corpus import words, write_bytes, write_fasta, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -11,13 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from cistron.datasets.errors import DataError
-from cistron.datasets.files.storage import Storage
+from cistron.datasets.files import Storage
+from cistron.datasets.readers import Piece, Reader, Records, build_reader, located
 from cistron.datasets.readers.fasta import FastaReader
-from cistron.datasets.readers.formats import build_reader
 from cistron.datasets.readers.lines import JsonlReader
 from cistron.datasets.readers.parquet import STRINGS, ParquetReader
-from cistron.datasets.readers.pieces import Piece
-from cistron.datasets.readers.records import Reader, Records, located
 from cistron.datasets.readers.text import TextReader
 from cistron.tests.datasets.corpus import bgzip_block, compress, write_bytes, write_fasta, write_jsonl, write_parquet
 from hypothesis import HealthCheck, assume, given, settings

@@ -14,9 +14,8 @@ from urllib.parse import unquote
 import fsspec
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import remote
-from cistron.datasets.files.storage import Storage
-from cistron.datasets.readers.formats import build_reader
+from cistron.datasets.files import Storage, remote
+from cistron.datasets.readers import build_reader
 from cistron.tests.datasets.corpus import compress, write_parquet
 
 HASTY = Storage(retries=3, delay=0.01, timeout=10.0)

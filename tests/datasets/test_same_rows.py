@@ -13,10 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cistron.datasets.loading import transport
-from cistron.datasets.loading.loader import DataConfig
-from cistron.datasets.loading.sources import SourceConfig
-from cistron.datasets.loading.state import merge_states
+from cistron.datasets.loading import DataConfig, SourceConfig, merge_states, transport
 from cistron.tests.datasets.corpus import (
     TakingTurns,
     byte_loader,

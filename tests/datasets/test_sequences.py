@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.readers.sequences import SequenceFiles
+from cistron.datasets.readers import SequenceFiles
 
 RECORDS = [("a|1", "ACGT"), ("b", "A" * 3_000_000), ("c", "gg"), ("b", "T")]
 

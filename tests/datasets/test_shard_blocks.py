@@ -9,19 +9,17 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from cistron.datasets.documents.strands import Strands
-from cistron.datasets.documents.treatment import DocumentConfig
+from cistron.datasets.documents import DocumentConfig, Strands
 from cistron.datasets.errors import BadRecords, DataConfigError, DataEnd, DataError
-from cistron.datasets.files.storage import Storage
+from cistron.datasets.files import Storage
+from cistron.datasets.lanes import Lane, LaneState, ShardCorpus, ShardDocuments
 from cistron.datasets.lanes import shard_documents as shard_blocks
 from cistron.datasets.lanes.blocks import Address
-from cistron.datasets.lanes.lane import Lane, LaneState
-from cistron.datasets.lanes.shard_documents import ShardCorpus, ShardDocuments
 from cistron.datasets.nucleotides import reverse_complement
 from cistron.datasets.randomness import Shuffle
-from cistron.datasets.rows.objectives import IGNORE, PackedRow
-from cistron.datasets.rows.packing import Packer, row_violations
-from cistron.datasets.shards.format import open_shards
+from cistron.datasets.rows import PackedRow, Packer, row_violations
+from cistron.datasets.rows.objectives import IGNORE
+from cistron.datasets.shards import open_shards
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.datasets.corpus import parts_of, windows, write_shard
 from hypothesis import given, settings

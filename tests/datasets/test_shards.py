@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import xxhash
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.files.storage import Storage
-from cistron.datasets.shards.format import Shard, open_shards, verify_shard
-from cistron.datasets.shards.writer import ShardWriter, id_dtype
+from cistron.datasets.files import Storage
+from cistron.datasets.shards import Shard, ShardWriter, id_dtype, open_shards, verify_shard
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st

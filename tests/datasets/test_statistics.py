@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from cistron.datasets.prepare import statistics
-from cistron.datasets.prepare.statistics import length_statistics
-from cistron.datasets.rows.packing import best_fit
+from cistron.datasets.prepare import length_statistics, statistics
+from cistron.datasets.rows import best_fit
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cistron.datasets import synthetic
-from cistron.datasets.files.storage import Storage
+from cistron.datasets.files import Storage
 from cistron.trainer.metrics.label_scores import auroc
 
 # Read off a printed table of the genetic code, for letters alone.

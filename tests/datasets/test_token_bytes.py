@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import pytest
-from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.tokenizers import HFTokenizer, build_tokenizer, token_bytes
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.datasets.tokenizers.hf import HFTokenizer
-from cistron.datasets.tokenizers.token_bytes import token_bytes
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 TEXTS = ["", "pack the row", "für Grün, 100 % — naïve", "蛋白质 \U0001f9ec\n\n", "\x01\x02 control"]

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cistron.datasets.errors import DataConfigError
-from cistron.datasets.tokenizers.build import build_tokenizer
-from cistron.datasets.tokenizers.hf import HFTokenizer
-from cistron.datasets.tokenizers.protocol import TokenizeError
+from cistron.datasets.tokenizers import HFTokenizer, TokenizeError, build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -5,8 +5,7 @@ import re
 import numpy as np
 import pytest
 from cistron.datasets.errors import DataConfigError
-from cistron.datasets.tokenizers.build import build_tokenizer
-from cistron.datasets.tokenizers.protocol import TokenizeError
+from cistron.datasets.tokenizers import TokenizeError, build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 

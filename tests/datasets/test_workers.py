@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cistron.datasets.errors import DataError, WorkerError
-from cistron.datasets.prepare.pool import Emit, Pool
+from cistron.datasets.prepare import Emit, Pool
 from cistron.tests.datasets import test_workers as here  # the name by which a worker can import this module
 
 

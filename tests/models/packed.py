@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from cistron.models.config import DecoderConfig
+from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
-from cistron.models.positions.config import RopeConfig
 from torch import Tensor
 
 EOS, PAD, VOCAB = 0, 1, 61

@@ -7,9 +7,10 @@ from itertools import pairwise, product
 
 import pytest
 import torch
-from cistron.models.attention.kernels import attend, check_executor, choose_executor, has_flash_attention_3
-from cistron.models.attention.masks import DocumentMask
-from cistron.models.positions.config import AttentionConfig, ModelError
+from cistron.models.attention import DocumentMask, check_executor, choose_executor, has_flash_attention_3
+from cistron.models.attention.kernels import attend
+from cistron.models.config import AttentionConfig
+from cistron.models.errors import ModelError
 from cistron.tests.models.packed import EOS, PAD, pack
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cistron.models.config import DecoderConfig
+from cistron.models.config import PRESETS, DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
-from cistron.models.huggingface.model import hf_names
-from cistron.models.positions.config import ModelError, RopeConfig
-from cistron.models.presets import PRESETS
+from cistron.models.errors import ModelError
+from cistron.models.huggingface import hf_names
 from cistron.tests.models.packed import CONFIGS, LLAMA
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

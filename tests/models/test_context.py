@@ -9,21 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from cistron.datasets.rows.packing import best_fit
-from cistron.models.attention.block_mask import document_block_mask
-from cistron.models.attention.masks import DocumentMask, document_dense_mask
+from cistron.datasets.rows import best_fit
+from cistron.models.attention import DocumentMask, document_block_mask
+from cistron.models.attention.masks import document_dense_mask
 from cistron.models.decoder import Decoder
 from cistron.tests.models.packed import EOS, LLAMA, PAD, Packed, mean_loss, pack, random_decoder
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.parallel.context_parallel import (
-    apply_context_parallel,
-    balance,
-    block_size,
-    mask_work,
-    order_by_rank,
-    spread_rows,
-    whole_rows,
-)
+from cistron.trainer.parallel import block_size, spread_rows, whole_rows
+from cistron.trainer.parallel.context_parallel import apply_context_parallel, balance, mask_work, order_by_rank
 from cistron.trainer.parallel.tensor_parallel import apply_tensor_parallel
 from hypothesis import given, settings
 from hypothesis import strategies as st

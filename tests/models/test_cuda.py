@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cistron.models.attention.masks import DocumentMask
-from cistron.models.config import DecoderConfig
+from cistron.models.attention import DocumentMask
+from cistron.models.config import AttentionConfig, DecoderConfig
 from cistron.models.decoder import Decoder
 from cistron.models.loss import linear_cross_entropy
-from cistron.models.positions.config import AttentionConfig
 from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, mean_loss, random_decoder
 from torch import Tensor
 

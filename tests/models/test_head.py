@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from cistron.models.attention.masks import DocumentMask
+from cistron.models.attention import DocumentMask
 from cistron.models.config import DecoderConfig
 from cistron.models.decoder import Decoder
-from cistron.models.huggingface.model import hf_names
-from cistron.models.positions.config import ModelError
+from cistron.models.errors import ModelError
+from cistron.models.huggingface import hf_names
 from cistron.tests.models.packed import EOS, LLAMA, PAD, Packed, pack, random_decoder
 from torch import Tensor
 from torch.testing import assert_close

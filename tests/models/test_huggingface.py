@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.models.config import DecoderConfig
+from cistron.models.config import PRESETS, AttentionConfig, DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
-from cistron.models.huggingface.model import from_hf, hf_names, to_hf
-from cistron.models.positions.config import AttentionConfig, ModelError, RopeConfig
-from cistron.models.positions.rope import rope_table
-from cistron.models.presets import PRESETS
+from cistron.models.errors import ModelError
+from cistron.models.huggingface import from_hf, hf_names, to_hf
+from cistron.models.positions import rope_table
 from cistron.tests.models.packed import CONFIGS, LLAMA, QWEN, random_decoder
 from torch.testing import assert_close
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, EuroBertConfig, EuroBertForMaskedLM

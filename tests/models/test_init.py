@@ -6,11 +6,9 @@ import math
 
 import pytest
 import torch
-from cistron.models.config import DecoderConfig
+from cistron.models.config import PRESETS, DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
-from cistron.models.positions.config import RopeConfig
-from cistron.models.presets import PRESETS
 from cistron.tests.spawn import run_on_ranks
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper

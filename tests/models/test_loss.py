@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cistron.models import loss
-from cistron.models.attention.masks import DocumentMask
+from cistron.models.attention import DocumentMask
 from cistron.models.loss import linear_cross_entropy
 from cistron.tests.models.packed import EOS, LLAMA, PAD, VOCAB, pack, random_decoder
 from cistron.tests.spawn import run_on_ranks

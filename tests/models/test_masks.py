@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.models.attention.block_mask import document_block_mask
-from cistron.models.attention.masks import DocumentMask, document_dense_mask, document_offsets, offsets_capacity
-from cistron.models.positions.config import AttentionConfig, RopeConfig
-from cistron.models.positions.maps import EVERYTHING, Reach
+from cistron.models.attention import DocumentMask, document_block_mask
+from cistron.models.attention.masks import document_dense_mask, document_offsets, offsets_capacity
+from cistron.models.config import AttentionConfig, RopeConfig
+from cistron.models.positions import EVERYTHING, Reach
 from cistron.tests.models.packed import EOS, LLAMA, PAD, pack, random_decoder
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

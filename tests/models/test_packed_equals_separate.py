@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cistron.models.attention.masks import DocumentMask
+from cistron.models.attention import DocumentMask
 from cistron.models.config import DecoderConfig
 from cistron.models.decoder import Decoder
-from cistron.models.huggingface.model import hf_names
+from cistron.models.huggingface import hf_names
 from cistron.tests.models.packed import CONFIGS, EOS, LLAMA, PAD, QWEN, Packed, mean_loss, pack, random_decoder
 from torch import Tensor, nn
 from torch.testing import assert_close

@@ -9,12 +9,13 @@ from functools import cache
 
 import pytest
 import torch
-from cistron.models.attention.kernels import attend_in_regions, join
-from cistron.models.attention.masks import DocumentMask, document_dense_mask
-from cistron.models.config import DecoderConfig
-from cistron.models.positions.config import AttentionConfig, ModelError, RopeConfig, check_length, check_training
-from cistron.models.positions.maps import keys_seen, position_map, reaches, rotations
-from cistron.models.positions.rope import rope_table, rotate
+from cistron.models.attention import DocumentMask, attend_in_regions
+from cistron.models.attention.kernels import join
+from cistron.models.attention.masks import document_dense_mask
+from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig, check_length, check_training
+from cistron.models.errors import ModelError
+from cistron.models.positions import keys_seen, reaches, rope_table, rotate, rotations
+from cistron.models.positions.maps import position_map
 from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, mean_loss, pack, random_decoder
 from hypothesis import given
 from hypothesis import strategies as st

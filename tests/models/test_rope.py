@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.models.positions.config import RopeConfig
-from cistron.models.positions.rope import rope_table, rotate, rotation
+from cistron.models.config import RopeConfig
+from cistron.models.positions import rope_table, rotate
+from cistron.models.positions.rope import rotation
 from torch.testing import assert_close
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

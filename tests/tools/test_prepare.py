@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cistron.datasets.files.storage import Storage
-from cistron.datasets.shards.format import open_shards
-from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.files import Storage
+from cistron.datasets.shards import open_shards
+from cistron.datasets.tokenizers import build_tokenizer
 from cistron.tests.datasets.corpus import write_fasta, write_jsonl
 from cistron.tools import prepare
-from cistron.trainer.config.load import load_config
+from cistron.trainer.config import load_config
 
 WORDS = ["pack", "row", "mask", "eos", "lane", "token"]
 

@@ -11,16 +11,15 @@ from typing import Any, cast
 import pytest
 import torch
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.models.attention.block_mask import document_block_mask
+from cistron.models.attention import document_block_mask
 from cistron.models.attention.masks import document_dense_mask
 from cistron.tests.trainer.jobs import train_here, write_job, write_mixture
 from cistron.tools import check, generate, inspect
 from cistron.tools.support import targets
-from cistron.trainer.build.parts import make_mask
-from cistron.trainer.config.load import load_config
-from cistron.trainer.processes.layout import Layout
-from cistron.trainer.start.data import open_feed
-from cistron.trainer.start.verify import verify
+from cistron.trainer.build import make_mask
+from cistron.trainer.config import load_config
+from cistron.trainer.processes import Layout
+from cistron.trainer.start import open_feed, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from cistron.datasets.nucleotides import reverse_complement
-from cistron.datasets.readers.sequences import SequenceFiles
+from cistron.datasets.readers import SequenceFiles
 from cistron.tests.trainer.using import CAUSAL, ENCODER, PROTEIN, random_sequences, write_checkpoint, write_fasta
 from cistron.tools import embed, evaluate, generate
 from cistron.tools.support import embedding_files
-from cistron.trainer.inference.open import OpenedModel, open_model
+from cistron.trainer.inference import OpenedModel, open_model
 from safetensors.torch import load_file
 from torch.testing import assert_close
 

@@ -19,16 +19,14 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from cistron.datasets.shards.writer import ShardWriter, id_dtype
+from cistron.datasets.shards import ShardWriter, id_dtype
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.spawn import run_on_ranks, start_on_ranks
-from cistron.trainer.checkpoints.folder import Folder
-from cistron.trainer.checkpoints.format import look, manifest_text
-from cistron.trainer.config.load import load_config
-from cistron.trainer.inference.sampling import sample
-from cistron.trainer.processes.exit import run_command
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.checkpoints import Folder, manifest_text
+from cistron.trainer.checkpoints.format import look
+from cistron.trainer.config import load_config
+from cistron.trainer.inference import sample
+from cistron.trainer.processes import StopRequest, join, run_command
 from cistron.trainer.train import Trainer, run
 
 TOML = """

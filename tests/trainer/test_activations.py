@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch._functorch.config
-from cistron.models.attention.masks import DocumentMask
+from cistron.models.attention import DocumentMask
 from cistron.tests.models.packed import EOS, PAD, QWEN, pack, random_decoder
-from cistron.trainer.config.tables import ActivationCheckpoint
+from cistron.trainer.config import ActivationCheckpoint
 from cistron.trainer.parallel.activation_checkpoint import apply_activation_checkpointing
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -16,16 +16,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from cistron.tests.spawn import run_on_ranks
+from cistron.trainer.checkpoints import Folder, Saver, WholeTensors, read, read_newest, write_whole
 from cistron.trainer.checkpoints.dcp import Staging
-from cistron.trainer.checkpoints.folder import Folder
-from cistron.trainer.checkpoints.format import read, read_newest, step_folders, what_is_torn, write_whole
-from cistron.trainer.checkpoints.saver import Saver
-from cistron.trainer.checkpoints.tensors import WholeTensors
-from cistron.trainer.config.load import load_config
+from cistron.trainer.checkpoints.format import step_folders, what_is_torn
+from cistron.trainer.config import load_config
 from cistron.trainer.errors import CheckpointError
-from cistron.trainer.processes.exit import run_command
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.processes import StopRequest, join, run_command
 from cistron.trainer.train import Trainer
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor

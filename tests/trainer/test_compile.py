@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch._functorch.config
-from cistron.trainer.config.load import load_config
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.config import load_config
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from torch._dynamo.utils import counters
 

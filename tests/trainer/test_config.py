@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from cistron.datasets.tokenizers.build import build_tokenizer
-from cistron.trainer.config.job import JobConfig
-from cistron.trainer.config.load import load_config
+from cistron.datasets.tokenizers import build_tokenizer
+from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.config.tables import Source, Stage
 from cistron.trainer.errors import ConfigError
-from cistron.trainer.optim.build import learning_rate
-from cistron.trainer.processes.layout import Layout
+from cistron.trainer.optim import learning_rate
+from cistron.trainer.processes import Layout
 from cistron.trainer.start.data import make_data_config
 from hypothesis import given
 from hypothesis import strategies as st

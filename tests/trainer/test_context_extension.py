@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cistron.trainer.checkpoints.format import read
+from cistron.trainer.checkpoints import read
 
 from .jobs import metrics, refusal, train_here, write_job
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import tokenizers
-from cistron.datasets.rows.packing import Packer
+from cistron.datasets.rows import Packer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.models.attention.masks import DocumentMask
+from cistron.models.attention import DocumentMask
+from cistron.trainer.build import Statement, check_statements
 from cistron.trainer.build import parts as components
-from cistron.trainer.build.contract import Statement, check_statements
 from cistron.trainer.errors import EosMismatchError
 from hypothesis import given
 from hypothesis import strategies as st

@@ -14,25 +14,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cistron.datasets.tokenizers.build import build_tokenizer
-from cistron.datasets.tokenizers.protocol import Tokenizer
-from cistron.models.attention.masks import DocumentMask
-from cistron.models.config import DecoderConfig
-from cistron.models.positions.config import AttentionConfig, ModelError, RopeConfig, check_length
+from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
+from cistron.models.attention import DocumentMask
+from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig, check_length
+from cistron.models.errors import ModelError
 from cistron.tools import check
-from cistron.trainer.config.load import load_config
-from cistron.trainer.config.tables import Continuation, Extrapolation, Passkey
+from cistron.trainer.config import Continuation, Extrapolation, Passkey, load_config
 from cistron.trainer.errors import ConfigError
+from cistron.trainer.extrapolation import METHODS, Runner, evaluate, trained_as
 from cistron.trainer.extrapolation.continuation import ROUGE, continue_greedily
 from cistron.trainer.extrapolation.continuation import measure as compare
-from cistron.trainer.extrapolation.measures import LongDocuments, Plan, by_position, evaluate, trained_as
-from cistron.trainer.extrapolation.methods import METHODS, STRETCHED, Trained, choose, settings, way
+from cistron.trainer.extrapolation.measures import LongDocuments, Plan, by_position
+from cistron.trainer.extrapolation.methods import STRETCHED, Trained, choose, settings, way
 from cistron.trainer.extrapolation.passkey import PROSE, SEQUENCES, prompts, retrieved
-from cistron.trainer.extrapolation.runner import Runner
-from cistron.trainer.inference.open import make_mask
+from cistron.trainer.inference import make_mask
 from cistron.trainer.metrics.reports import forget_files_after
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 
 from .jobs import column, metrics, refusal, train, train_here, write_job

@@ -13,21 +13,18 @@ from unittest.mock import Mock, patch
 
 import pytest
 import torch
-from cistron.models.attention.masks import DocumentMask
+from cistron.models.attention import DocumentMask
 from cistron.models.init import init_weights
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.build.parts import make_model
+from cistron.trainer.build import make_model
+from cistron.trainer.checkpoints import Folder, WholeTensors, saved_job
 from cistron.trainer.checkpoints import find as checkpoint
-from cistron.trainer.checkpoints.folder import Folder
-from cistron.trainer.checkpoints.format import saved_job
-from cistron.trainer.checkpoints.tensors import WholeTensors, read_index
-from cistron.trainer.config.load import load_config
-from cistron.trainer.huggingface.export import export
+from cistron.trainer.checkpoints.tensors import read_index
+from cistron.trainer.config import load_config
+from cistron.trainer.huggingface import export
 from cistron.trainer.huggingface.folder import stored_names
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.layout import Layout
-from cistron.trainer.processes.signals import StopRequest
-from cistron.trainer.start.verify import verify
+from cistron.trainer.processes import Layout, StopRequest, join
+from cistron.trainer.start import verify
 from cistron.trainer.train import Trainer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM

@@ -12,11 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.config.load import load_config
+from cistron.trainer.config import load_config
 from cistron.trainer.errors import NonFiniteError
-from cistron.trainer.optim.step_guard import over_ranks
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.optim import over_ranks
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from torch import Tensor
 

@@ -15,23 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.datasets.tokenizers.build import build_tokenizer
-from cistron.models.config import DecoderConfig
+from cistron.datasets.tokenizers import build_tokenizer
+from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
-from cistron.models.positions.config import RopeConfig
 from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.build.contract import other_roles
-from cistron.trainer.build.parts import make_decoder_config
+from cistron.trainer.build import make_decoder_config, other_roles
+from cistron.trainer.checkpoints import Found, Progress, WholeTensors, write_whole
 from cistron.trainer.checkpoints import find as checkpoint
-from cistron.trainer.checkpoints.format import Found, Progress, write_whole
-from cistron.trainer.checkpoints.tensors import WholeTensors
-from cistron.trainer.config.job import JobConfig
-from cistron.trainer.config.load import load_config
-from cistron.trainer.config.tables import TokenizerTable
+from cistron.trainer.config import JobConfig, TokenizerTable, load_config
 from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
-from cistron.trainer.huggingface.export import export
-from cistron.trainer.huggingface.import_ import import_folder
+from cistron.trainer.huggingface import export, import_folder
 from cistron.trainer.huggingface.tokenizer_files import own_kind, tokenizer_files
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -8,24 +8,29 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.datasets.readers.sequences import NamedSequence, SequenceFiles
-from cistron.datasets.tokenizers.build import build_tokenizer
+from cistron.datasets.readers import NamedSequence, SequenceFiles
+from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.datasets.tokenizers.protocol import Tokenizer
-from cistron.models.config import DecoderConfig
-from cistron.models.positions.config import AttentionConfig, ModelError, RopeConfig
+from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig
+from cistron.models.errors import ModelError
 from cistron.trainer.checkpoints import find as checkpoint
-from cistron.trainer.checkpoints.format import saved_job
-from cistron.trainer.config.tables import TokenizerTable
+from cistron.trainer.checkpoints import saved_job
+from cistron.trainer.config import TokenizerTable
 from cistron.trainer.errors import ConfigError, EosMismatchError
-from cistron.trainer.huggingface.export import export
-from cistron.trainer.huggingface.import_ import import_folder
-from cistron.trainer.inference.documents import asked_otherwise, encode, make_row, read_documents
+from cistron.trainer.huggingface import export, import_folder
+from cistron.trainer.inference import (
+    OpenedModel,
+    choose_layers,
+    meaning,
+    open_model,
+    read_documents,
+    refuse_encoder,
+    sample,
+    score,
+    widths,
+)
+from cistron.trainer.inference.documents import asked_otherwise, encode, make_row
 from cistron.trainer.inference.embeddings import embed
-from cistron.trainer.inference.layers import choose_layers, meaning, widths
-from cistron.trainer.inference.likelihood import score
-from cistron.trainer.inference.open import OpenedModel, open_model, refuse_encoder
-from cistron.trainer.inference.sampling import sample
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor

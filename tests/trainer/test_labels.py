@@ -9,19 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.models.attention.masks import DocumentMask
-from cistron.models.positions.config import ModelError
+from cistron.models.attention import DocumentMask
+from cistron.models.errors import ModelError
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.build.parts import make_model
-from cistron.trainer.checkpoints.format import read, saved_job
-from cistron.trainer.checkpoints.tensors import WholeTensors
-from cistron.trainer.config.load import load_config
-from cistron.trainer.huggingface.export import export
+from cistron.trainer.build import make_model
+from cistron.trainer.checkpoints import WholeTensors, read, saved_job
+from cistron.trainer.config import load_config
+from cistron.trainer.huggingface import export
+from cistron.trainer.inference import open_model, refuse_head, score
 from cistron.trainer.inference.embeddings import embed
-from cistron.trainer.inference.likelihood import score
-from cistron.trainer.inference.open import open_model, refuse_head
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 
 from .jobs import column, metrics, refusal, train_here, write_job

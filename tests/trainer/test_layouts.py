@@ -11,9 +11,8 @@ import pytest
 import torch
 import torch._functorch.config
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.config.load import load_config
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.config import load_config
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from torch.distributed import distributed_c10d
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cistron.models.attention.masks import DocumentMask
+from cistron.models.attention import DocumentMask
 from cistron.tests.models.packed import EOS, LLAMA, PAD, pack, random_decoder
 from cistron.trainer.loss import summed_loss
 

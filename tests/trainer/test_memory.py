@@ -10,12 +10,10 @@ import torch
 from cistron.models.decoder import Decoder
 from cistron.tests.spawn import run_on_ranks
 from cistron.tests.trainer.jobs import write_job
-from cistron.trainer.config.load import load_config
-from cistron.trainer.estimates.memory import estimate
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.layout import Layout
-from cistron.trainer.processes.signals import StopRequest
-from cistron.trainer.start.verify import verify
+from cistron.trainer.config import load_config
+from cistron.trainer.estimates import estimate
+from cistron.trainer.processes import Layout, StopRequest, join
+from cistron.trainer.start import verify
 from cistron.trainer.train import Trainer
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode

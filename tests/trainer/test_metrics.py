@@ -10,21 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.datasets.loading.batch import Batch
+from cistron.datasets.loading import Batch
 from cistron.models.attention.masks import document_dense_mask
-from cistron.models.positions.config import PLAIN, AttentionConfig
-from cistron.models.positions.maps import reaches
-from cistron.models.presets import PRESETS
-from cistron.trainer.build.parts import make_model
-from cistron.trainer.checkpoints.format import Progress
-from cistron.trainer.config.job import JobConfig
-from cistron.trainer.config.load import load_config
-from cistron.trainer.estimates.flops import document_flops, frozen_flops, named_peak, peak_flops, row_flops
-from cistron.trainer.estimates.sizes import sizes_of
-from cistron.trainer.metrics.log import MetricsLog, Outcome
+from cistron.models.config import PLAIN, PRESETS, AttentionConfig
+from cistron.models.positions import reaches
+from cistron.trainer.build import make_model
+from cistron.trainer.checkpoints import Progress
+from cistron.trainer.config import JobConfig, load_config
+from cistron.trainer.estimates import document_flops, frozen_flops, peak_flops, row_flops, sizes_of
+from cistron.trainer.estimates.flops import named_peak
+from cistron.trainer.metrics import MetricsLog, Outcome, StepTotals
 from cistron.trainer.metrics.reports import scalars
-from cistron.trainer.metrics.totals import StepTotals
-from cistron.trainer.processes.join import join
+from cistron.trainer.processes import join
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -135,7 +132,7 @@ def test_utilisation_follows_from_the_steps_of_the_window(tmp_path: Path) -> Non
     log, progress = MetricsLog(folder, config, join(config), 0, DEBUG), Progress()
     totals = [StepTotals.of([batch(4, 64, seed)], 1) for seed in range(4)]
     for each in totals:
-        progress.advance(each, ["words"])
+        progress.advance({"words": each.tokens[0]}, each.rows_hash)
         # values that the host has not read yet are taken as they are
         log.step(progress, each, Outcome(torch.tensor(2.5), torch.tensor(1.0), torch.tensor([2.5]), torch.tensor(0)), 0.25, 1.0)  # type: ignore[arg-type]
     log.close()

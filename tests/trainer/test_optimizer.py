@@ -9,16 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from cistron.models.presets import PRESETS
+from cistron.models.config import PRESETS
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.build.parts import make_model
-from cistron.trainer.config.job import JobConfig
-from cistron.trainer.config.load import load_config
+from cistron.trainer.build import make_model
+from cistron.trainer.config import JobConfig, load_config
+from cistron.trainer.optim import build_optimizer, muon_matrices
 from cistron.trainer.optim.adamw import AdamW
-from cistron.trainer.optim.build import build_optimizer, muon_matrices
 from cistron.trainer.optim.muon import Muon, orthogonalize
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh

@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from cistron.datasets.loading.batch import Batch
-from cistron.datasets.loading.loader import DataConfig, Loader
-from cistron.datasets.loading.sources import SourceConfig
-from cistron.datasets.tokenizers.hf import HFTokenizer
-from cistron.models.attention.masks import DocumentMask
+from cistron.datasets.loading import Batch, DataConfig, Loader, SourceConfig
+from cistron.datasets.tokenizers import HFTokenizer
+from cistron.models.attention import DocumentMask
+from cistron.models.config import PRESETS
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
-from cistron.models.presets import PRESETS
-from cistron.trainer.inference.sampling import sample
+from cistron.trainer.inference import sample
 from cistron.trainer.loss import summed_loss
 
 WORDS = ["one", "two", "three", "four", "<end>"]

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.trainer.config.load import load_config
+from cistron.trainer.config import load_config
+from cistron.trainer.optim import gradient_norm
 from cistron.trainer.optim.adamw import AdamW, Rounding
-from cistron.trainer.optim.step_guard import gradient_norm
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from torch import Tensor, nn
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cistron.datasets.loading.batch import Batch
-from cistron.trainer.config.load import load_config
+from cistron.datasets.loading import Batch
+from cistron.trainer.config import load_config
 from cistron.trainer.prefetch import Prefetcher
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 
 from .jobs import write_job

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.trainer.config.load import load_config
-from cistron.trainer.metrics.profiling import check_profiling, profiling
+from cistron.trainer.config import load_config
+from cistron.trainer.metrics import check_profiling, profiling
 from cistron.trainer.processes.join import enable_flight_recorder
 
 from .jobs import refusal, train, write_job

@@ -12,10 +12,8 @@ import pytest
 from cistron.datasets.errors import DataError
 from cistron.tests.spawn import run_on_ranks
 from cistron.trainer.checkpoints.format import what_is_torn
-from cistron.trainer.config.load import load_config
-from cistron.trainer.processes.exit import run_command
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.config import load_config
+from cistron.trainer.processes import StopRequest, join, run_command
 from cistron.trainer.train import Trainer
 
 from .jobs import metrics, refusal, start, train_here, write_job

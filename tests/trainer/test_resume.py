@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 from cistron.trainer.checkpoints.format import what_is_torn
-from cistron.trainer.config.load import load_config
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.config import load_config
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 
 from .jobs import column, metrics, refusal, start, train, train_here, train_until, wait_for_step, write_job, write_mixture

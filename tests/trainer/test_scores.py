@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 import pytest
-from cistron.trainer.metrics.label_scores import auroc, correlation, matthews, ranks, score
+from cistron.trainer.metrics import score
+from cistron.trainer.metrics.label_scores import auroc, correlation, matthews, ranks
 
 
 def drawn(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray]:

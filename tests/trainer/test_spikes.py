@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.trainer.config.load import load_config
+from cistron.trainer.config import load_config
+from cistron.trainer.optim import StepGuard
 from cistron.trainer.optim.spikes import SpikeWindow
-from cistron.trainer.optim.step_guard import StepGuard
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -10,13 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.models.attention.masks import DocumentMask
+from cistron.models.attention import DocumentMask
 from cistron.models.decoder import Decoder
 from cistron.tests.spawn import run_on_ranks
 from cistron.trainer.checkpoints.format import what_is_torn
-from cistron.trainer.config.load import load_config
-from cistron.trainer.processes.join import join
-from cistron.trainer.processes.signals import StopRequest
+from cistron.trainer.config import load_config
+from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from cistron.trainer.validation import place_name
 

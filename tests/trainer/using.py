@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from cistron.datasets.tokenizers.build import build_tokenizer
-from cistron.datasets.tokenizers.protocol import Tokenizer
+from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 from cistron.models.config import DecoderConfig
 from cistron.tests.models.packed import LLAMA, random_decoder
-from cistron.trainer.build.parts import make_model
-from cistron.trainer.checkpoints.format import Progress, write_whole
-from cistron.trainer.config.job import JobConfig
-from cistron.trainer.inference.open import OpenedModel, make_mask
+from cistron.trainer.build import make_model
+from cistron.trainer.checkpoints import Progress, write_whole
+from cistron.trainer.config import JobConfig
+from cistron.trainer.inference import OpenedModel, make_mask
 
 CAUSAL = replace(LLAMA, vocab_size=512)
 ENCODER = replace(CAUSAL, causal=False, head_dim=8)  # of EuroBERT's class: as many as dim / n_heads

@@ -1,1 +1,23 @@
 """tools/support."""
+
+from .corpus import report_sources
+from .embedding_files import EmbeddingFile, check_output, writing
+from .model_input import add_input_arguments, add_model_arguments, open_as_asked, positive
+from .prepare_report import Section, write_report
+from .progress import make_monitor
+from .targets import report_targets
+
+__all__ = [
+    "EmbeddingFile",
+    "Section",
+    "add_input_arguments",
+    "add_model_arguments",
+    "check_output",
+    "make_monitor",
+    "open_as_asked",
+    "positive",
+    "report_sources",
+    "report_targets",
+    "write_report",
+    "writing",
+]

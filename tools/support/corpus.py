@@ -11,13 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from rich.console import Console
 
-from ...datasets.loading.loader import Loader
-from ...datasets.loading.sources import Source
-from ...datasets.prepare.statistics import Lengths, LengthStatistics, length_statistics, shard_lengths
-from ...datasets.readers.pieces import Piece
-from ...datasets.readers.records import Reader
-from ...datasets.tokenizers.protocol import TokenizeError, Tokenizer
-from ...trainer.config.job import JobConfig
+from ...datasets.loading import Loader, Source
+from ...datasets.prepare import Lengths, LengthStatistics, length_statistics, shard_lengths
+from ...datasets.readers import Piece, Reader
+from ...datasets.tokenizers import TokenizeError, Tokenizer
+from ...trainer.config import JobConfig
 
 # Read of a raw source, in bytes: in all, and of one piece, so that the sample comes from at least 8 places.
 SAMPLE, SAMPLE_PER_PIECE = 2**21, 2**18

@@ -20,8 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ...trainer.checkpoints.folder import Folder
-from ...trainer.checkpoints.tensors import Spec, as_bytes, header
+from ...trainer.checkpoints import Folder, Spec, as_bytes, header
 from ...trainer.errors import ConfigError
 
 PART_BYTES = 2**26

@@ -5,11 +5,10 @@ import sys
 
 import torch
 
-from ...datasets.readers.sequences import ENDINGS
-from ...datasets.tokenizers.letters import POLICIES
+from ...datasets.readers import ENDINGS
+from ...datasets.tokenizers import POLICIES
 from ...trainer.errors import ConfigError
-from ...trainer.inference.documents import BATCH_TOKENS
-from ...trainer.inference.open import DTYPES, OpenedModel, open_model
+from ...trainer.inference import BATCH_TOKENS, DTYPES, OpenedModel, open_model
 
 
 def add_input_arguments(parser: argparse.ArgumentParser, name: str, *, required: bool = False) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ...datasets.prepare.run import Result
-from ...datasets.prepare.statistics import LengthStatistics
+from ...datasets.prepare import LengthStatistics, Result
 
 FILES = 20  # listed by name
 PAGE = """<!doctype html>

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ...datasets.prepare.run import Event
+from ...datasets.prepare import Event
 
 LINE_SECONDS = 10.0
 MESSAGES = 20  # printed; all are counted

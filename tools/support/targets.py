@@ -5,10 +5,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ...datasets.loading.batch import Batch
-from ...datasets.rows.masking import MaskedTokens
-from ...datasets.rows.objectives import DocumentLabels, Objective
-from ...datasets.tokenizers.protocol import Tokenizer
+from ...datasets.loading import Batch
+from ...datasets.rows import DocumentLabels, MaskedTokens, Objective
+from ...datasets.tokenizers import Tokenizer
 
 SHOWN = 10  # positions at the head of the example row, and about the end of its first document
 ROLES = ("eos", "bos", "pad", "mask", "unk")

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar, cast
 
-from ..config.tables import Checkpoint
+from ..config import Checkpoint
 from ..errors import CheckpointError
-from ..processes.world import World
+from ..processes import World
 from .folder import Folder
 from .format import MANIFEST, Found, complete, damage, look, step_folders, undamaged
 

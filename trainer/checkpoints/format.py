@@ -1,4 +1,4 @@
-"""Part of trainer/checkpoints."""
+"""What a checkpoint is: the files of a step's folder, and the manifest whose presence makes them count."""
 
 import itertools
 import json
@@ -13,10 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ...models.config import DecoderConfig
-from ..config.job import JobConfig
+from ..config import JobConfig
 from ..errors import CheckpointError
-from ..metrics.totals import StepTotals
-from ..processes.world import World
+from ..processes import World
 from .dcp import CheckpointReader
 from .folder import Folder
 from .tensors import INDEX, Index, Spec, write_tensors
@@ -227,10 +226,15 @@ class Progress:
     rows_hash: int = 0
     source_tokens: dict[str, int] = field(default_factory=dict)
 
-    def advance(self, totals: StepTotals, sources: Sequence[str]) -> None:
-        """Count one optimizer step on the named sources. `rows_hash` covers every row since step 1."""
+    def advance(self, tokens: Mapping[str, int], rows_hash: int) -> None:
+        """Count one optimizer step.
+
+        Args:
+            tokens: of each source by its name, padding left out.
+            rows_hash: of the step's rows; the sum modulo 2^64 covers every row since step 1.
+        """
         self.step += 1
-        self.tokens_seen += sum(totals.tokens)
-        self.rows_hash = (self.rows_hash + totals.rows_hash) % 2**64
-        for name, tokens in zip(sources, totals.tokens, strict=True):
-            self.source_tokens[name] = self.source_tokens.get(name, 0) + tokens
+        self.tokens_seen += sum(tokens.values())
+        self.rows_hash = (self.rows_hash + rows_hash) % 2**64
+        for name, count in tokens.items():
+            self.source_tokens[name] = self.source_tokens.get(name, 0) + count

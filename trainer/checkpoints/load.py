@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from ..errors import CheckpointError
-from ..processes.tensors import local
+from ..processes import local
 from .dcp import CheckpointReader
 from .format import Found, differences
 

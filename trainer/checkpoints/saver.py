@@ -14,9 +14,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..config.tables import Checkpoint
-from ..errors import USER_ERRORS, CheckpointError, NonFiniteError
-from ..processes.world import Task, World
+from ...base import UserError
+from ..config import Checkpoint
+from ..errors import CheckpointError, NonFiniteError
+from ..processes import Task, World
 from .dcp import RankFile, Staging
 from .find import NEWEST, WENT_BACK
 from .folder import Folder
@@ -80,7 +81,7 @@ class Saver:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Training ends. A checkpoint under way is still good, if all ranks have come here: in no other error have they."""
-        if kind is None or issubclass(kind, (*USER_ERRORS, NonFiniteError)):
+        if kind is None or issubclass(kind, (UserError, NonFiniteError)):
             self.finish()
 
     @property

@@ -1,1 +1,32 @@
 """trainer/config."""
+
+from .job import JobConfig
+from .load import describe, load_config
+from .tables import (
+    ActivationCheckpoint,
+    Checkpoint,
+    Continuation,
+    Data,
+    Extrapolation,
+    Files,
+    FineTuning,
+    Lora,
+    Passkey,
+    TokenizerTable,
+)
+
+__all__ = [
+    "ActivationCheckpoint",
+    "Checkpoint",
+    "Continuation",
+    "Data",
+    "Extrapolation",
+    "Files",
+    "FineTuning",
+    "JobConfig",
+    "Lora",
+    "Passkey",
+    "TokenizerTable",
+    "describe",
+    "load_config",
+]

@@ -4,8 +4,6 @@ pydantic-settings reads both sources and validates strictly against `tables.py`;
 from the answer: every mistake at once, and the nearest valid name for a misspelt key.
 """
 
-import difflib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import tomli_w
 from pydantic import model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ...datasets.readers.labels import FORMATS as LABEL_FORMATS
+from ...datasets.readers import FORMATS as LABEL_FORMATS
 from .tables import (
     ActivationCheckpoint,
     Checkpoint,
@@ -199,9 +197,3 @@ def extrapolation_mistakes(config: JobConfig) -> list[str]:
             "run `cistron evaluate --extrapolate` on checkpoints"
         )
     return wrong
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """`, did you mean …?` for a misspelt name, or the list of names when none is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else f"; valid: {', '.join(sorted(known)[:30])}"

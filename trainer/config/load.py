@@ -11,8 +11,9 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError, TomlConfigSettingsSource
 
+from ...base import nearest
 from ..errors import ConfigError
-from .job import JobConfig, nearest
+from .job import JobConfig
 
 if sys.version_info >= (3, 11):
     import tomllib

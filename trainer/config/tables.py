@@ -4,24 +4,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ...models.positions.config import MaskName, PositionMap, Ramp, Scaling
-
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Degree = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
-Weight = Annotated[float, Field(ge=0.0)]
-Name = Annotated[str, Field(min_length=1)]
-
-
-class Table(BaseModel):
-    """What all TOML tables share: unknown keys refused, no silent conversion ("7" is not 7), immutable once read."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight
+from ...models.config import MaskName, PositionMap, Ramp, Scaling
 
 
 class Job(Table):
@@ -677,6 +663,3 @@ class Eval(Table):
 
     extrapolation: Extrapolation = Extrapolation()
     """Loss and retrieval on documents longer than those of training, by every method that needs no training."""
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -38,12 +38,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ...models.attention.masks import Executor
+from ...models.attention import Executor
 from ...models.config import DecoderConfig
 from ...models.loss import CHUNK_LOGITS
-from ..config.job import JobConfig
-from ..config.tables import DTYPES
-from ..processes.layout import Layout, global_batch_size
+from ..config import JobConfig
+from ..processes import DTYPES, Layout, global_batch_size
 from .sizes import Sizes, sizes_of
 
 FLOAT32 = 4  # bytes

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ...models.config import DecoderConfig
-from ..build.parts import make_model
-from ..config.job import JobConfig
+from ..build import make_model
+from ..config import JobConfig
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...datasets.tokenizers.protocol import Ids
-from ..config.tables import Continuation
+from ...datasets.tokenizers import Ids
+from ..config import Continuation
 from ..errors import ConfigError
 from .runner import Runner
 

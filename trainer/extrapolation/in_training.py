@@ -8,15 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...datasets.tokenizers.protocol import Tokenizer
+from ...datasets.tokenizers import Tokenizer
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
-from ..checkpoints.saver import Saver
-from ..config.job import JobConfig
-from ..config.tables import DTYPES
-from ..inference.documents import BATCH_TOKENS
-from ..parallel.context_parallel import whole_rows
-from ..processes.world import World
+from ..checkpoints import Saver
+from ..config import JobConfig
+from ..inference import BATCH_TOKENS
+from ..parallel import whole_rows
+from ..processes import DTYPES, World
 from .measures import Plan, Result, evaluate, plan, read_sources, report, trained_as
 from .runner import Runner
 

@@ -17,16 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...datasets.documents.treatment import DocumentConfig
-from ...datasets.loading.loader import DataConfig
-from ...datasets.loading.single_pass import FinitePass
-from ...datasets.tokenizers.protocol import Ids, Tokenizer
+from ...datasets.documents import DocumentConfig
+from ...datasets.loading import DataConfig, FinitePass
+from ...datasets.tokenizers import Ids, Tokenizer
 from ...models.config import DecoderConfig
-from ..config.job import JobConfig
-from ..config.tables import Extrapolation
+from ..config import Extrapolation, JobConfig
 from ..errors import ConfigError
-from ..metrics.reports import finite
-from ..start.data import letters_of, source_configs
+from ..metrics import finite
+from ..start import letters_of, source_configs
 from .continuation import check_packages, quality
 from .methods import WINDOWED, Trained, Way, choose, settings, way
 from .passkey import prompts, retrieved

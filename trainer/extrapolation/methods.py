@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ...models.config import DecoderConfig
-from ...models.positions.config import READ_BY, USED_BY, AttentionConfig, ModelError, RopeConfig, check_length
-from ..config.job import nearest
+from ...base import nearest
+from ...models.config import READ_BY, USED_BY, AttentionConfig, DecoderConfig, RopeConfig, check_length
+from ...models.errors import ModelError
 from ..errors import ConfigError
 
 STRETCHED = ("linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts", "yarn", "llama3")

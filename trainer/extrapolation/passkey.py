@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...datasets.tokenizers.protocol import Ids, TokenizeError, Tokenizer
-from ..config.tables import Passkey
+from ...datasets.tokenizers import Ids, TokenizeError, Tokenizer
+from ..config import Passkey
 from ..errors import ConfigError
-from ..inference.documents import opening_tokens
+from ..inference import opening_tokens
 from .runner import Runner
 
 

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...datasets.rows.packing import PAD_MULTIPLE
-from ...datasets.tokenizers.protocol import Ids, Tokenizer
-from ...models.attention.masks import AttentionMask
+from ...datasets.rows import PAD_MULTIPLE
+from ...datasets.tokenizers import Ids, Tokenizer
+from ...models.attention import AttentionMask
 from ...models.decoder import Decoder
 from ...models.loss import IGNORE
-from ..inference.open import make_mask
-from ..processes.world import World
+from ..inference import make_mask
+from ..processes import World
 
 Array = npt.NDArray[Any]
 

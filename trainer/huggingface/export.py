@@ -20,15 +20,11 @@ from torch import Tensor
 
 from ...datasets.errors import DataConfigError
 from ...models.config import DecoderConfig
-from ...models.huggingface.model import architecture, to_hf
+from ...models.huggingface import architecture, to_hf
 from ...models.lora import ADAPTERS, merge
-from ..build.contract import Statement, check_statements, checkpoint_statement, tokenizer_statement
-from ..build.parts import open_tokenizer
-from ..checkpoints.folder import Folder, staged
-from ..checkpoints.format import STATE, Found, read, saved_job
-from ..checkpoints.tensors import Spec, WholeTensors, as_bytes, data_bytes, header
-from ..config.job import JobConfig
-from ..config.tables import Lora, TokenizerTable
+from ..build import Statement, check_statements, checkpoint_statement, open_tokenizer, tokenizer_statement
+from ..checkpoints import STATE, Folder, Found, Spec, WholeTensors, as_bytes, data_bytes, header, read, saved_job, staged
+from ..config import JobConfig, Lora, TokenizerTable
 from ..errors import CheckpointError, ConfigError
 from .folder import CONFIG, GENERATION, INDEX, WEIGHTS, stored_names
 from .tokenizer_files import TOKENIZER, TOKENIZER_FILES, added_around, tokenizer_files

@@ -8,16 +8,13 @@ from typing import Any
 import torch
 
 from ...datasets.errors import DataConfigError
-from ...datasets.tokenizers.protocol import Tokenizer
+from ...datasets.tokenizers import Tokenizer
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
-from ...models.huggingface.model import from_hf, hf_names
-from ..build.contract import Statement, check_statements, ids, other_roles, tokenizer_statement
-from ..build.parts import open_tokenizer
-from ..checkpoints.folder import Folder
-from ..checkpoints.format import MANIFEST, Found
-from ..checkpoints.tensors import Index, Piece, SafetensorsFile
-from ..config.tables import TokenizerTable
+from ...models.huggingface import from_hf, hf_names
+from ..build import Statement, check_statements, ids, open_tokenizer, other_roles, tokenizer_statement
+from ..checkpoints import MANIFEST, Folder, Found, Index, Piece, SafetensorsFile
+from ..config import TokenizerTable
 from ..errors import CheckpointError, ConfigError
 from .tokenizer_files import TOKENIZER, own_kind
 

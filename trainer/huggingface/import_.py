@@ -15,12 +15,10 @@ import tomli_w
 import torch
 
 from ... import __version__
-from ...models.config import DecoderConfig
-from ...models.huggingface.model import architecture, from_hf
-from ...models.presets import PRESETS
-from ..checkpoints.folder import staged
-from ..checkpoints.format import Progress, write_whole
-from ..config.job import JobConfig
+from ...models.config import PRESETS, DecoderConfig
+from ...models.huggingface import architecture, from_hf
+from ..checkpoints import Progress, staged, write_whole
+from ..config import JobConfig
 from ..errors import ConfigError
 from .folder import CONFIG, GENERATION, agree, find_tensors, find_tokenizer, read_json, row_length, stored_names
 from .tokenizer_files import TOKENIZER, TOKENIZER_FILES

@@ -21,10 +21,8 @@ from typing import Any
 
 import tokenizers
 
-from ...datasets.tokenizers.build import LETTERS
-from ...datasets.tokenizers.letters import CLS, EOS, UNK, LetterTokenizer
-from ...datasets.tokenizers.protocol import Tokenizer
-from ..config.tables import TokenizerTable
+from ...datasets.tokenizers import CLS, EOS, LETTERS, UNK, LetterTokenizer, Tokenizer
+from ..config import TokenizerTable
 
 TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 BESIDE = ("added_tokens.json", "chat_template.jinja", "merges.txt", "tokenizer.model", "vocab.json", "vocab.txt")

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...datasets.readers.sequences import NamedSequence, SequenceFiles
-from ...datasets.rows.packing import PAD_MULTIPLE
-from ...datasets.tokenizers.letters import MAP
-from ...datasets.tokenizers.protocol import Ids, TokenizeError, Tokenizer
-from ...models.attention.masks import AttentionMask
-from ...models.positions.config import AttentionConfig, RopeConfig, untrained
+from ...datasets.readers import NamedSequence, SequenceFiles
+from ...datasets.rows import PAD_MULTIPLE
+from ...datasets.tokenizers import MAP, Ids, TokenizeError, Tokenizer
+from ...models.attention import AttentionMask
+from ...models.config import AttentionConfig, RopeConfig, untrained
 from .open import OpenedModel, make_mask
 
 BATCH_TOKENS = 16_384

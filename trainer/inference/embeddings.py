@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ...datasets.errors import DataConfigError
-from ...datasets.readers.sequences import NamedSequence
-from ...datasets.tokenizers.letters import MAP
-from ...datasets.tokenizers.protocol import TokenizeError
+from ...datasets.readers import NamedSequence
+from ...datasets.tokenizers import MAP, TokenizeError
 from ..errors import ConfigError
 from .documents import BATCH_TOKENS, Document, batches, encode, make_row, opening_tokens
 from .layers import choose_layers, outputs

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...datasets.tokenizers.protocol import Ids
+from ...datasets.tokenizers import Ids
 from ...models.loss import IGNORE
 from ..errors import ConfigError
 from .documents import BATCH_TOKENS, Document, batches, make_row, opening_tokens

@@ -10,28 +10,23 @@ from typing import Any, cast
 import torch
 import xxhash
 
-from ...datasets.tokenizers.build import build_tokenizer
-from ...datasets.tokenizers.protocol import Tokenizer
-from ...models.attention.masks import DocumentMask, Executor
+from ...datasets.tokenizers import Tokenizer, build_tokenizer
+from ...models.attention import DocumentMask, Executor
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
-from ...models.huggingface.model import from_hf
-from ...models.positions.config import ModelError
-from ..build.contract import Statement, check_statements, checkpoint_statement, tokenizer_statement
-from ..build.parts import make_model, make_tokenizer
-from ..checkpoints.folder import Folder
-from ..checkpoints.format import STATE as checkpoint_STATE
-from ..checkpoints.format import Found as checkpoint_Found
-from ..checkpoints.format import manifest_text as checkpoint_manifest_text
-from ..checkpoints.format import read_newest as checkpoint_read_newest
-from ..checkpoints.format import saved_job
-from ..checkpoints.load import load as checkpoint_load
-from ..config.job import JobConfig
-from ..config.tables import TokenizerTable
+from ...models.errors import ModelError
+from ...models.huggingface import from_hf
+from ..build import Statement, check_statements, checkpoint_statement, make_model, make_tokenizer, tokenizer_statement
+from ..checkpoints import STATE as checkpoint_STATE
+from ..checkpoints import Folder, saved_job
+from ..checkpoints import Found as checkpoint_Found
+from ..checkpoints import load as checkpoint_load
+from ..checkpoints import manifest_text as checkpoint_manifest_text
+from ..checkpoints import read_newest as checkpoint_read_newest
+from ..config import JobConfig, TokenizerTable
 from ..errors import ConfigError
-from ..huggingface.folder import CONFIG, find_tokenizer, is_hugging_face, open_hugging_face, read_json, row_length
-from ..huggingface.tokenizer_files import TOKENIZER
-from ..processes.join import pick_device
+from ..huggingface import CONFIG, TOKENIZER, find_tokenizer, is_hugging_face, open_hugging_face, read_json, row_length
+from ..processes import pick_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from ...datasets.loading.batch import Batch
-from ...datasets.tokenizers.protocol import Tokenizer
-from ...models.attention.masks import DocumentMask
+from ...datasets.loading import Batch
+from ...datasets.tokenizers import Tokenizer
+from ...models.attention import DocumentMask
 from ...models.decoder import Decoder
 
 

@@ -10,12 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 from ...models.config import DecoderConfig
-from ..checkpoints.format import Progress
-from ..config.job import JobConfig
-from ..estimates.flops import document_flops, document_pairs, frozen_flops, peak_flops, row_flops
-from ..estimates.sizes import sizes_of
-from ..optim.build import learning_rate
-from ..processes.world import World
+from ..checkpoints import Progress
+from ..config import JobConfig
+from ..estimates import document_flops, document_pairs, frozen_flops, peak_flops, row_flops, sizes_of
+from ..optim import learning_rate
+from ..processes import World
 from .label_scores import SCORES
 from .reports import Reports
 from .totals import StepTotals

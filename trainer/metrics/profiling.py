@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from ..config.job import JobConfig
+from ..config import JobConfig
 from ..errors import ConfigError
 
 # Each cycle's events are written before the next one begins.

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ..checkpoints.folder import Folder
-from ..config.job import JobConfig
+from ..checkpoints import Folder
+from ..config import JobConfig
 from ..errors import ConfigError
 
 

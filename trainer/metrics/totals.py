@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from ...datasets.loading.batch import Batch
-from ...models.positions.config import PLAIN, AttentionConfig
-from ...models.positions.maps import keys_seen
+from ...datasets.loading import Batch
+from ...models.config import PLAIN, AttentionConfig
+from ...models.positions import keys_seen
 
 
 class StepTotals(NamedTuple):

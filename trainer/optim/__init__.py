@@ -1,1 +1,6 @@
 """trainer/optim."""
+
+from .build import build_optimizer, learning_rate, muon_matrices, set_learning_rate
+from .step_guard import StepGuard, gradient_norm, over_ranks
+
+__all__ = ["StepGuard", "build_optimizer", "gradient_norm", "learning_rate", "muon_matrices", "over_ranks", "set_learning_rate"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from ..processes.tensors import gradient, local, offset
+from ..processes import gradient, local, offset
 
 
 class AdamW(torch.optim.Optimizer):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ...models.lora import is_adapter
-from ..config.job import JobConfig
-from ..config.tables import DTYPES
+from ..config import JobConfig
+from ..processes import DTYPES
 from .adamw import AdamW
 from .muon import Muon
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ..processes.tensors import gradient, local, offset
+from ..processes import gradient, local, offset
 from .adamw import AdamW
 
 MOMENTUM = 0.95

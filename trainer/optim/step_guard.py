@@ -13,11 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..checkpoints.folder import Folder
-from ..config.job import JobConfig
+from ..config import JobConfig
 from ..errors import NonFiniteError
-from ..processes.tensors import local
-from ..processes.world import World
+from ..processes import World, local
 from .spikes import SpikeWindow
 
 
@@ -76,7 +74,7 @@ class StepGuard:
         self.counts = torch.stack([nonfinite + bad, spikes + spike, in_a_row, last])
         return (over | bad | spike).float()
 
-    def check(self, world: World, checkpoints: Folder) -> str:
+    def check(self, world: World, checkpoints: str) -> str:
         """Wait for the device, and say which steps were not taken since the last time, the same on every rank.
 
         Args:

@@ -17,7 +17,7 @@ from torch.nn.attention.varlen import varlen_attn  # noqa: F401  # registers its
 from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext, create_selective_checkpoint_contexts
 
 from ...models.decoder import Decoder
-from ..config.tables import ActivationCheckpoint
+from ..config import ActivationCheckpoint
 
 _SAVED = frozenset(
     {

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...datasets.loading.batch import Batch
+from ...datasets.loading import Batch
 from ...models.decoder import Decoder
 from ..loss import summed_loss
 

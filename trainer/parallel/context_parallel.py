@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from ...models.attention.masks import DocumentMask, Executor
+from ...models.attention import DocumentMask, Executor
+from ...models.config import AttentionConfig
 from ...models.decoder import Attention, Decoder
-from ...models.positions.config import AttentionConfig
-from ..config.job import JobConfig
+from ..config import JobConfig
 from ..errors import ConfigError
 
 FLEX_BLOCK = 128  # of FlexAttention's block masks: a block of theirs never mixes two of ours

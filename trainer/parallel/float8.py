@@ -14,9 +14,9 @@ from torch import nn
 
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
-from ..config.job import JobConfig
+from ..config import JobConfig
 from ..errors import ConfigError
-from ..processes.layout import Layout
+from ..processes import Layout
 
 MULTIPLE = 16  # of every side of a float8 product, on the device
 CAPABILITY = (8, 9)

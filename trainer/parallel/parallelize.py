@@ -10,9 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from ...models.decoder import Decoder
-from ..config.job import JobConfig
-from ..config.tables import DTYPES
-from ..processes.world import World
+from ..config import JobConfig
+from ..processes import DTYPES, World
 from .activation_checkpoint import apply_activation_checkpointing
 from .compile import apply_compile
 from .context_parallel import apply_context_parallel

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
+from ...base import UserError
 from ...datasets.errors import WorkerError
-from ..errors import USER_ERRORS, NonFiniteError, PeerLostError
+from ..errors import NonFiniteError, PeerLostError
 
 
 def run_command(command: Callable[[], None]) -> None:
@@ -28,11 +29,11 @@ def run_command(command: Callable[[], None]) -> None:
     except PeerLostError as error:  # which has spoken
         lost = True
         traceback.clear_frames(error.__traceback__)
-    except (*USER_ERRORS, NonFiniteError, WorkerError, KeyboardInterrupt) as error:
+    except (UserError, NonFiniteError, WorkerError, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt):  # before training took the signal over, or in a tool
             ending = ("interrupted", 130)
         else:
-            ending = (f"error: {error}", 2) if isinstance(error, USER_ERRORS) else (f"stopped: {error}", 1)
+            ending = (f"error: {error}", 2) if isinstance(error, UserError) else (f"stopped: {error}", 1)
         traceback.clear_frames(error.__traceback__)
     # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the interpreter
     # ends the process in std::terminate, in 2 of 40 refused runs, and SIGABRT hides the exit status.

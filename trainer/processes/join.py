@@ -1,4 +1,4 @@
-"""Part of trainer/processes."""
+"""How a process joins the others: device, process group, mesh, time limits."""
 
 import os
 from datetime import timedelta
@@ -11,9 +11,8 @@ from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
-from ..config.job import JobConfig
+from ..config import JobConfig
 from ..errors import ConfigError
-from ..metrics.profiling import check_profiling
 from .layout import Layout, world_size
 from .signals import end_with_launcher
 from .world import World
@@ -53,7 +52,6 @@ def join(config: JobConfig) -> World:
     layout = Layout.resolve(config, world_size())
     device = pick_device()
     check_symmetric_memory(config, device)
-    check_profiling(config, device)
     enable_flight_recorder(config)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

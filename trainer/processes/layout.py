@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from ...models.config import DecoderConfig
-from ..config.job import JobConfig
+from ..config import JobConfig
 from ..errors import ConfigError
 
 

@@ -1,8 +1,11 @@
-"""Part of trainer/processes."""
+"""This rank's part of tensors that several ranks share, and torch's types by their names in the TOML."""
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from ..errors import USER_ERRORS, CheckpointError
+from ...base import UserError
+from ..errors import CheckpointError
 from .layout import Layout
 
 # torch 2.13's own FSDP2 takes the flattened dimension of shard x cp out of the mesh in the way that it warns of.
@@ -124,11 +125,11 @@ class World:
         return cast("list[T]", results)
 
     def together(self, step: Callable[[], T]) -> T:
-        """Do on every rank what any may fail at; the first rank's error is raised on all. Raises one of USER_ERRORS."""
+        """Do on every rank what any may fail at; the first rank's error is raised on all. Raises UserError."""
         result, error = None, None
         try:
             result = step()
-        except USER_ERRORS as e:
+        except UserError as e:
             error = e
         self.agree(error)
         return cast(T, result)

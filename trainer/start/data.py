@@ -4,23 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ...datasets.documents.letters import Letters
-from ...datasets.documents.treatment import DocumentConfig
+from ...datasets.documents import DocumentConfig, Letters
 from ...datasets.errors import DataConfigError, DataEnd
-from ...datasets.files.storage import Storage
-from ...datasets.loading.batch import Batch
-from ...datasets.loading.loader import DataConfig, Loader, Stage
-from ...datasets.loading.single_pass import FinitePass
-from ...datasets.loading.sources import SourceConfig
-from ...datasets.readers.labels import Label
-from ...datasets.rows.masking import MaskedTokens, MaskingConfig
-from ...datasets.rows.objectives import DocumentLabels, NextToken, Objective
-from ...datasets.tokenizers.protocol import Tokenizer
-from ...models.attention.masks import DocumentMask
-from ..build.contract import Statement, check_rows, check_statements, gather_statements
-from ..config.job import JobConfig
-from ..config.tables import Data, Files
-from ..processes.layout import Layout, global_batch_size
+from ...datasets.files import Storage
+from ...datasets.loading import Batch, DataConfig, FinitePass, Loader, SourceConfig, Stage
+from ...datasets.readers import Label
+from ...datasets.rows import DocumentLabels, MaskedTokens, MaskingConfig, NextToken, Objective
+from ...datasets.tokenizers import Tokenizer
+from ...models.attention import DocumentMask
+from ..build import Statement, check_rows, check_statements, gather_statements
+from ..config import Data, Files, JobConfig
+from ..processes import Layout, global_batch_size
 
 
 @dataclass(frozen=True)

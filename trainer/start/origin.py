@@ -8,17 +8,15 @@ from typing import Any
 
 import tomli_w
 
-from ...models.config import HEAD_KEYS, DecoderConfig
-from ...models.positions.config import READ_BY, AttentionConfig, ModelError, RopeConfig, check_training
-from ...models.positions.rope import rope_table
-from ..build.fine_tuning import differences as fine_tuning_differences
-from ..checkpoints.find import ask, find, good
-from ..checkpoints.folder import Folder
-from ..checkpoints.format import Found, differences
-from ..config.job import JobConfig
+from ...models.config import HEAD_KEYS, READ_BY, AttentionConfig, DecoderConfig, RopeConfig, check_training
+from ...models.errors import ModelError
+from ...models.positions import rope_table
+from ..build import differences as fine_tuning_differences
+from ..checkpoints import Folder, Found, ask, differences, find, good
+from ..config import JobConfig
 from ..errors import CheckpointError
-from ..huggingface.folder import is_hugging_face, open_hugging_face
-from ..processes.world import World
+from ..huggingface import is_hugging_face, open_hugging_face
+from ..processes import World
 
 # options that mean nothing without another, so that whoever chooses that one chooses them
 BELONGS_TO = {

@@ -2,16 +2,16 @@
 
 import torch
 
-from ...datasets.tokenizers.protocol import Tokenizer
+from ...datasets.tokenizers import Tokenizer
 from ...models.config import DecoderConfig
-from ...models.huggingface.model import architecture
-from ..build.parts import make_decoder_config, make_model, make_tokenizer
-from ..config.job import JobConfig
+from ...models.huggingface import architecture
+from ..build import make_decoder_config, make_model, make_tokenizer
+from ..config import JobConfig
 from ..errors import ConfigError
-from ..metrics.reports import check_reports
-from ..optim.build import muon_matrices
-from ..parallel.float8 import check_float8
-from ..processes.layout import Layout, check_layout
+from ..metrics import check_profiling, check_reports
+from ..optim import muon_matrices
+from ..parallel import check_float8
+from ..processes import Layout, check_layout
 from .data import make_data_config
 
 
@@ -43,6 +43,8 @@ def verify(config: JobConfig, layout: Layout, device: torch.device | None = None
     check_layout(config, decoder, layout)
     make_data_config(config, layout, tokenizer).check(tokenizer)
     check_reports(config)
+    if device is not None:
+        check_profiling(config, device)
     check_float8(config, decoder, layout, device)
     check_export(config, decoder)
     check_fine_tuning(config, decoder)

@@ -32,10 +32,6 @@ SLACK = 1 + 1e-9  # a product of decimals that just fit is off by 1e-16 of itsel
 MEANT = ": tokens of the rows that the weights were first trained on"
 
 
-class ModelError(ValueError):
-    """A user's mistake in the model's shape or attention; the message names the `model.*` key."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig:
     """Rotary embedding and its scaling.

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .positions.config import AttentionConfig, ModelError, RopeConfig
+from ..errors import ModelError
+from .positions import AttentionConfig, RopeConfig
 
 POOLS = ("mean", "last")
 HEAD_KEYS = ("head_outputs", "pool")  # of `DecoderConfig`: what `[head]` chooses, not `[model]`

@@ -1,7 +1,7 @@
 """Part of models."""
 
-from .config import DecoderConfig
-from .positions.config import RopeConfig
+from .decoder import DecoderConfig
+from .positions import RopeConfig
 
 
 def _llama3(dim: int, n_layers: int, n_heads: int, head_dim: int, hidden_dim: int, tied: bool = False) -> DecoderConfig:

@@ -1,0 +1,24 @@
+"""The ground floor, which every room may stand on: the error of a user's mistake, TOML tables, and what people can add by name.
+
+Read `errors`, then `table`, then `registry`. Nothing here knows of data, models or training, and nothing here loads torch.
+"""
+
+from .errors import UserError, nearest
+from .registry import Registry, load_plugins
+from .table import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight, changed
+
+__all__ = [
+    "Decay",
+    "Degree",
+    "Fraction",
+    "Name",
+    "NonNegative",
+    "Positive",
+    "Registry",
+    "Table",
+    "UserError",
+    "Weight",
+    "changed",
+    "load_plugins",
+    "nearest",
+]

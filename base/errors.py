@@ -1,0 +1,26 @@
+"""One base for every mistake that its user can correct. Each room derives its own kinds from it.
+
+    UserError
+        datasets.errors     DataConfigError (and DataOrderError), DataError
+        models.errors       ModelError
+        trainer.errors      ConfigError, EosMismatchError, CheckpointError
+
+A command ends with status 2 and the message of a `UserError`; with a traceback where the error is a bug.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in a TOML, on a command line, in data or in a checkpoint.
+
+    The message names the key, file or record, the value found, and what would be right.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `, did you mean …?` for a misspelt name, or the list of valid names where none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else f"; valid: {', '.join(known[:30])}"

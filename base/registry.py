@@ -1,0 +1,103 @@
+"""What people add by name: one registry for each kind of part, and the plug-ins that fill them.
+
+A TOML key whose choices are the names in a registry is declared with the type `registry.choice`: what a plug-in adds can then
+be named in a TOML, and stands in `--help`, without a change elsewhere. Plug-ins are modules that register on import:
+
+    from cistron.datasets.readers import READERS
+
+    @READERS.add("gff", says="a line is a document")
+    class GffReader: ...
+
+A TOML names them in `job.plugins`; an installed package names its own in the entry-point group `cistron.plugins`.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import AfterValidator, WithJsonSchema
+
+from .errors import UserError, nearest
+
+GROUP = "cistron.plugins"
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Parts of one kind by name, in the order in which they were added.
+
+    Args:
+        kind: what they are, in one or two words, as messages name them: "tokenizer".
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._parts: dict[str, T] = {}
+        self._says: dict[str, str] = {}
+
+    def add(self, name: str, *, says: str) -> Callable[[T], T]:
+        """Return a decorator that adds a part.
+
+        Args:
+            name: as a TOML names it.
+            says: what it is, in a few words; stands in `--help`.
+
+        Raises:
+            UserError: the name is taken by another part.
+        """
+
+        def add(part: T) -> T:
+            if name in self._parts and self._parts[name] is not part:
+                raise UserError(f"{self.kind} {name!r}: a part of this name is there already; give the plug-in's another one")
+            self._parts[name], self._says[name] = part, says
+            return part
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        """Return the part called `name`. Raises UserError with the nearest name where there is none."""
+        if name not in self._parts:
+            raise UserError(self._unknown(name))
+        return self._parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._parts)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a part of this name."""
+        return name in self._parts
+
+    def help(self) -> str:
+        """Return every name with what it says, as one line of `--help`."""
+        return " ".join(f"{name}: {says}." for name, says in self._says.items())
+
+    @property
+    def choice(self) -> Any:
+        """The type of a TOML key that takes one of the names."""
+        return Annotated[str, AfterValidator(self._known), WithJsonSchema({"type": "string"})]
+
+    def _known(self, name: str) -> str:
+        if name not in self._parts:
+            raise ValueError(self._unknown(name))
+        return name
+
+    def _unknown(self, name: str) -> str:
+        return f"no such {self.kind}{nearest(name, self._parts)}"
+
+
+def load_plugins(modules: Sequence[str] = ()) -> None:
+    """Import the plug-ins of installed packages, then `modules`; what is imported already is not imported again.
+
+    Raises:
+        UserError: one cannot be imported; names it and the reason.
+    """
+    installed = [
+        (f"the entry point {point.name} = {point.value!r} of {GROUP}", point.value) for point in entry_points(group=GROUP)
+    ]
+    for where, module in [*installed, *((f"job.plugins: {module!r}", module) for module in modules)]:
+        try:
+            importlib.import_module(module.partition(":")[0])
+        except Exception as error:  # whatever a module of others raises on import
+            raise UserError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error

@@ -1,0 +1,32 @@
+"""What all TOML tables share. Each room declares its own tables beside the code that reads them; `trainer.config` nests them.
+
+A table is declared once: its fields are the TOML's keys, their docstrings the `--help` text, their types and limits what is
+refused. What a single type cannot tell, `complaints` does, as lines that are collected over all tables and raised together.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Degree = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Table(BaseModel):
+    """A TOML table: unknown keys are refused, nothing is converted in silence ("7" is not 7), immutable once read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def complaints(self) -> list[str]:
+        """Return what does not fit together in this table, a line for each mistake, which begins with its full TOML key."""
+        return []
+
+
+def changed(table: BaseModel, key: str) -> bool:
+    """Return whether a key has another value than its default."""
+    return bool(getattr(table, key) != type(table).model_fields[key].get_default(call_default_factory=True))

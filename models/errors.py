@@ -1,0 +1,7 @@
+"""What goes wrong here."""
+
+from ..base import UserError
+
+
+class ModelError(UserError):
+    """A mistake in the model's shape or attention; the message names the `model.*` key."""
