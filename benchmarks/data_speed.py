@@ -48,7 +48,7 @@ def cistron(
     from cistron.datasets.tokenizers import HFTokenizer, build_tokenizer
 
     if not twin:
-        HFTokenizer.prove_twin = lambda self, sample: "tokenizers encodes"  # type: ignore[method-assign]
+        HFTokenizer.use_tiktoken_if_equal = lambda self, sample: "tokenizers encodes"  # type: ignore[method-assign]
     hf = kind in ("tokens", "hf")
     source = SourceConfig(name="source", format={"hf": "jsonl", "byte": "jsonl"}.get(kind, kind), paths=(str(folder / paths),))
     tokenizer = build_tokenizer("hf", str(folder / "tokenizer")) if hf else build_tokenizer("byte")

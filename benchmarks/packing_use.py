@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from cistron.datasets.files import Storage
+from cistron.datasets.files import FileStore
 from cistron.datasets.lanes.blocks import Address
 from cistron.datasets.loading import SourceConfig
-from cistron.datasets.loading.sources import find_source
+from cistron.datasets.loading.sources import open_source
 from cistron.datasets.rows import Packer, best_fit
 from cistron.datasets.shards import ShardWriter
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
@@ -40,11 +40,11 @@ def loader(folder: Path, form: str, lengths: Sequence[int], seq_len: int) -> Use
     """What one lane makes of an epoch of documents of these lengths."""
     tokenizer = ByteTokenizer()
     packer = Packer(seq_len, tokenizer.eos_id, tokenizer.pad_id, "best_fit")
-    source = find_source(
+    source = open_source(
         SourceConfig(name="use", format=form, paths=(str(folder / form / ("*" if form == "jsonl" else "")),)),
         1,
         seq_len,
-        Storage(),
+        FileStore(),
     )
     rows = tokens = split = 0
     for block, *_ in source.documents(0, tokenizer, packer, (0, 0), False).blocks(0, Address(0, -1, 1, 0)):

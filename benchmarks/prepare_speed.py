@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 
-from cistron.datasets.files import Storage
+from cistron.datasets.files import FileStore
 from cistron.datasets.prepare import RawCorpus, prepare
 from cistron.datasets.readers import build_reader
 from cistron.datasets.tokenizers import HFTokenizer, Tokenizer, build_tokenizer
@@ -73,7 +73,7 @@ def main() -> None:
         folder = Path(name)
         write_text(folder / "sample", megabytes=40)
         write_corpus(folder / "text", options.megabytes)
-        storage = Storage()
+        storage = FileStore()
         for kind in ("byte", "hf"):
             tokenizer = build_tokenizer(kind, str(folder / "sample" / "tokenizer") if kind == "hf" else None)
             corpus = RawCorpus(
@@ -88,7 +88,7 @@ def main() -> None:
                 skip_bad=False,
             )
             if isinstance(tokenizer, HFTokenizer):
-                print(tokenizer.prove_twin(corpus.sample()))
+                print(tokenizer.use_tiktoken_if_equal(corpus.sample()))
             documents = list(groups(folder / "text" / "0.jsonl"))
             alone = [tokenizer_speed(tokenizer, documents)]
             whole = []

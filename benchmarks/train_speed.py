@@ -39,7 +39,7 @@ from cistron.models.init import init_weights
 from cistron.trainer.build import make_mask
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import Layout
-from cistron.trainer.start import open_feed, verify
+from cistron.trainer.start import open_data, verify
 from corpora import python_documents, text_lengths
 
 HERE = Path(__file__).resolve().parent
@@ -153,7 +153,7 @@ def write_job(folder: Path, options: argparse.Namespace) -> DecoderConfig:
     layout = Layout.resolve(config)
     tokenizer, shape = verify(config, layout)
     mask = make_mask(config, tokenizer, torch.device("cpu"))
-    feed = open_feed(config, layout, tokenizer, mask, shape.vocab_size, batch_size=options.rows)
+    feed = open_data(config, layout, tokenizer, mask, shape.vocab_size, batch_size=options.rows)
     assert feed.first
     batches = [feed.first, *(feed.loader.next() for _ in range(steps - 1))]
     feed.loader.close()
@@ -202,10 +202,10 @@ def flops_per_step(shape: DecoderConfig, rows: list[dict[str, torch.Tensor]]) ->
     """
     positions = torch.stack([batch["positions"] for batch in rows])
     tokens, seq_len = positions[0].numel(), positions.shape[-1]
-    whole_rows = shape.flops_per_token(seq_len) * tokens
+    without_context_parallel = shape.flops_per_token(seq_len) * tokens
     per_pair = 12 * shape.n_layers * shape.n_heads * shape.head_dim
     pairs = float((positions + 1).sum()) / len(rows)  # a query sees what stands before it in its document, and itself
-    return whole_rows - per_pair * tokens * seq_len + per_pair * pairs, whole_rows
+    return without_context_parallel - per_pair * tokens * seq_len + per_pair * pairs, without_context_parallel
 
 
 def report(contenders: list[Contender], options: argparse.Namespace, folder: Path, shape: DecoderConfig, rate: float) -> None:

@@ -20,7 +20,7 @@ from .config import AttentionConfig, DecoderConfig, RopeConfig, check_length
 from .errors import ModelError
 from .head import Head, document_losses
 from .loss import linear_cross_entropy
-from .positions import Rotations, rope_table, rotate, rotations
+from .positions import RotaryTables, rope_table, rotary_tables, rotate
 
 
 class Decoder(nn.Module):
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
             squared errors of values), float32 [batch, seq_len], 0 where there is no target; those of tokens are to be summed
             before going backward, see `loss.linear_cross_entropy`.
         """
-        turns = rotations(self.config.attention, self.config.rope, positions, self.inv_freq, self.attention_factor)
+        turns = rotary_tables(self.config.attention, self.config.rope, positions, self.inv_freq, self.attention_factor)
         x = self.tok_embeddings(tokens)
         for block in self.layers:
             x = block(x, turns, mask)
@@ -122,8 +122,8 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward = FeedForward(config.dim, config.hidden_dim)
 
-    def forward(self, x: Tensor, turns: Sequence[Rotations], mask: AttentionMask) -> Tensor:
-        """`x` [batch, seq_len, dim] to the same shape; `turns` as `position_maps.rotations` returns them."""
+    def forward(self, x: Tensor, turns: Sequence[RotaryTables], mask: AttentionMask) -> Tensor:
+        """`x` [batch, seq_len, dim] to the same shape; `turns` as `position_maps.rotary_tables` returns them."""
         x = x + self.attention(self.attention_norm(x), turns, mask)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return out
@@ -149,7 +149,7 @@ class Attention(nn.Module):
         # where a row is spread over ranks: from their own keys and values to all of the row's
         self.gather: nn.Module = nn.Identity()
 
-    def forward(self, x: Tensor, turns: Sequence[Rotations], mask: AttentionMask) -> Tensor:
+    def forward(self, x: Tensor, turns: Sequence[RotaryTables], mask: AttentionMask) -> Tensor:
         """`x` [batch, seq_len, dim] to the same shape."""
         batch, seq_len, _ = x.shape
         q, k, v = (w(x).view(batch, seq_len, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from cistron.datasets.loading.sources import find_source
+from cistron.datasets.loading.sources import open_source
 from cistron.tests.trainer.jobs import brief_sample, train_here
 from cistron.trainer.config import load_config
 from cistron.trainer.estimates import estimate
@@ -50,7 +50,7 @@ def test_a_configuration_names_files_that_there_are_and_more_pieces_of_them_than
     tokenizer, _ = verify(config, layout)
     data = make_data_config(config, layout, tokenizer)
     for source in data.sources:
-        find_source(source, data.lanes, data.seq_len, data.storage)
+        open_source(source, data.lanes, data.seq_len, data.storage)
     open_validation(config, layout, tokenizer, batch_size=1)
 
 

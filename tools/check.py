@@ -21,7 +21,7 @@ from ..trainer.estimates import HOW, checkpoint_bytes, estimate, frozen_flops, r
 from ..trainer.extrapolation import plan_of
 from ..trainer.parallel import block_size
 from ..trainer.processes import Layout, global_batch_size, run_command
-from ..trainer.start import open_feed, verify
+from ..trainer.start import open_data, verify
 from .support import report_sources, report_targets
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
@@ -50,7 +50,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     console.print(config.to_toml(), markup=False)
 
     rows = max(8, min(256, TOKENS // config.training.seq_len))
-    feed = open_feed(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=rows)
+    feed = open_data(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=rows)
     feed.loader.close()
     console.rule("eos contract")
     console.print(table(feed.statements), markup=False)

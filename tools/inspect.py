@@ -19,7 +19,7 @@ from ..trainer.build import make_mask
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
 from ..trainer.processes import Layout, global_batch_size, run_command
-from ..trainer.start import open_feed, verify
+from ..trainer.start import open_data, verify
 from .support import report_sources
 
 STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of consecutive documents
@@ -47,7 +47,7 @@ def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
     layout = Layout.resolve(config)
     tokenizer, decoder = verify(config, layout)
     mask = make_mask(config, tokenizer, torch.device("cpu"))
-    feed = open_feed(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=options.rows)
+    feed = open_data(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=options.rows)
     feed.loader.close()
     console = Console(highlight=False, soft_wrap=True)
     report_sources(console, config, feed.loader, tokenizer, global_batch_size(config, layout))

@@ -18,7 +18,7 @@ import tomli_w
 
 from ..datasets.documents import Letters
 from ..datasets.errors import DataConfigError
-from ..datasets.files import Storage
+from ..datasets.files import FileStore
 from ..datasets.prepare import (
     Corpus,
     DumpReader,
@@ -167,7 +167,7 @@ def works_of(options: argparse.Namespace) -> list[Work]:
         raise ConfigError("no files are named; give paths or globs, or a job's TOML by --config")
     kind, path = (options.tokenizer, None) if options.tokenizer in KINDS[:-1] else ("hf", options.tokenizer)
     tokenizer = build_tokenizer(kind, path, options.eos_token, options.pad_token, on_unknown=options.on_unknown)
-    storage = Storage(cache_dir=options.cache_dir, cache_gb=options.cache_gb)
+    storage = FileStore(cache_dir=options.cache_dir, cache_gb=options.cache_gb)
     if options.kind:
         return [Work(options.output.name, token_corpus(options, tokenizer, storage), options.output)]
     given = {name: getattr(options, name) for name in LETTERS if getattr(options, name) is not None}
@@ -194,7 +194,7 @@ def config_works(options: argparse.Namespace) -> list[Work]:
         options.on_bad_record = d.on_bad_record
     if options.seq_len is None:
         options.seq_len = config.training.seq_len
-    storage = Storage(cache_dir=d.cache_dir, cache_gb=d.cache_gb, retries=d.retries)
+    storage = FileStore(cache_dir=d.cache_dir, cache_gb=d.cache_gb, retries=d.retries)
     tokenizer = build_tokenizer(**config.tokenizer.model_dump())
     works = []
     for name in options.source or sources:
@@ -212,7 +212,7 @@ def config_works(options: argparse.Namespace) -> list[Work]:
 def raw_corpus(
     options: argparse.Namespace,
     tokenizer: Tokenizer,
-    storage: Storage,
+    storage: FileStore,
     letters: Letters,
     format: str,
     field: str,
@@ -233,11 +233,11 @@ def raw_corpus(
         letters=letters,
     )
     if isinstance(tokenizer, HFTokenizer):
-        print(tokenizer.prove_twin(corpus.sample()))
+        print(tokenizer.use_tiktoken_if_equal(corpus.sample()))
     return corpus
 
 
-def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: Storage) -> Corpus:
+def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: FileStore) -> Corpus:
     """Token files, as `--import` says."""
     for name in ("validation_share", "deduplicate", "on_bad_record", "format", *LETTERS):
         if getattr(options, name) or (name in LETTERS and getattr(options, name) is not None):
@@ -307,7 +307,7 @@ def report(path: Path, outcomes: Sequence[Outcome], seq_len: int) -> None:
     """Write the page on all sources."""
     from .support import Section, write_report  # matplotlib takes 0.3 s to import
 
-    storage = Storage()
+    storage = FileStore()
     sections = []
     for outcome in outcomes:
         shards = open_shards(storage.expand([str(outcome.work.folder / "train")], "*.json"), storage)
@@ -338,7 +338,7 @@ def size_of(manifest: str) -> int:
 
 def verify_one(path: str, _: Emit) -> int:
     """Check one shard; return its tokens."""
-    storage = Storage()
+    storage = FileStore()
     (shard,) = open_shards(storage.expand([path]), storage)
     verify_shard(shard)
     return shard.tokens

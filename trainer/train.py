@@ -20,7 +20,7 @@ from ..base import UserError
 from ..datasets.errors import DataEnd, DataOrderError
 from ..datasets.loading import Batch, left_out, merge_states
 from ..models.init import init_weights
-from .build import attention_of, check_rows, lacking, make_mask, make_model, other_roles
+from .build import attention_of, check_rows, fresh_parameters, make_mask, make_model, other_roles
 from .checkpoints import NEWEST as checkpoint_NEWEST
 from .checkpoints import STATE as checkpoint_STATE
 from .checkpoints import CheckpointReader, Folder, Progress, Saver, remember_going_back, set_aside_after
@@ -32,12 +32,12 @@ from .extrapolation import LongEvaluation
 from .huggingface import export_step
 from .inference import opening, sample
 from .loss import summed_loss
-from .metrics import MetricsLog, Outcome, StepTotals, profiling
-from .optim import StepGuard, build_optimizer, gradient_norm, learning_rate, over_ranks, set_learning_rate
-from .parallel import compile_for_all_widths, parallelize, spread_rows, whole_rows
+from .metrics import MetricsLog, Outcome, StepCounts, profiling
+from .optim import StepGuard, build_optimizer, gradient_norm, learning_rate, reduce_losses, set_learning_rate
+from .parallel import compile_for_all_widths, parallelize, spread_rows, without_context_parallel
 from .prefetch import Prefetcher, pinned
 from .processes import DTYPES, StopRequest, World, global_batch_size, join, limit_collectives, lost_peers_named, run_command
-from .start import Feed, open_feed, origin, verify
+from .start import TrainData, open_data, origin, verify
 from .validation import Validation
 
 
@@ -59,7 +59,7 @@ class Trainer:
         self.ending = ""  # why training ends before its last step
         self.folder = Path(config.job.dump_folder)
         self.checkpoints = Folder(self.folder) / config.checkpoint.folder
-        self.tokenizer, self.decoder_config = world.together(lambda: verify(config, world.layout, world.device))
+        self.tokenizer, self.decoder_config = world.on_every_rank(lambda: verify(config, world.layout, world.device))
         self.mask = make_mask(config, self.tokenizer, world.device)
         rows_per_rank = global_batch_size(config, world.layout) // world.layout.data_parallel
         self.micro_batch_size = min(config.training.local_batch_size, rows_per_rank)
@@ -73,18 +73,18 @@ class Trainer:
         self.progress = Progress(**resumed["progress"])
         self.data_state: dict[str, Any] | None = resumed["data"]
         self.feed = self.open_data()
-        self.peeked = self.feed.first
-        self.prompt = world.gather(opening(self.peeked, self.tokenizer.eos_id) if self.peeked else [])[0]
+        self.first_batch = self.feed.first
+        self.prompt = world.gather(opening(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
         data = self.feed.validation
         self.validation = Validation(config, world, data, self.tokenizer, self.progress.step) if data else None
-        self.extrapolation = world.together(self.open_extrapolation)
+        self.extrapolation = world.on_every_rank(self.open_extrapolation)
         self.build_model()
         if self.resuming:
             self.guard.load_state_dict(resumed["guard"])
         # a run that goes on elsewhere, from another's checkpoint, has no history in its own folder
         own = self.origin is not None and self.origin.path == self.checkpoints / f"step-{self.progress.step}"
         history = self.progress.step if own else 0
-        self.log = world.together(lambda: self.open_folder(history))
+        self.log = world.on_every_rank(lambda: self.open_folder(history))
         self.saver = Saver(config.checkpoint, run, self.checkpoints, world, self.log.say, history)
 
     def train(self) -> None:
@@ -116,7 +116,7 @@ class Trainer:
                 if self.extrapolation and self.extrapolation.is_due(self.progress.step):
                     self.extrapolate()
         gc.enable()
-        self.saver.insist()
+        self.saver.fail_hard()
         self.save()
         self.saver.finish()
         self.validate()
@@ -127,7 +127,7 @@ class Trainer:
         """Report the loss on the validation sources, where there are any, unless it was done after this very step."""
         if self.validation is None or self.validation.done == self.progress.step:
             return
-        self.tell_skipped()
+        self.report_skipped_steps()
         try:
             record = self.validation.run(self.progress.step, self.model, self.to_device, self.stop, self.saver)
         except UserError:
@@ -163,13 +163,13 @@ class Trainer:
             return batches, error
         return batches, None
 
-    def agree(self, batches: list[Batch], error: Exception | None) -> StepTotals | None:
+    def agree(self, batches: list[Batch], error: Exception | None) -> StepCounts | None:
         """What the step holds over all ranks, or None and why in `self.ending`. Raises one rank's error on all."""
         stop = self.stop() or (error is None and len(batches) < self.micro_batches)
         # ranks that differ in cp or tp hold the same rows: only the first counts them
-        counted = batches if self.world.counts_rows else []
+        counted = batches if self.world.is_row_leader else []
         sources, normalize = len(self.log.sources), self.config.data.normalize_weights
-        mine = StepTotals.of(counted, sources, normalize=normalize, attention=self.mask.attention)
+        mine = StepCounts.of(counted, sources, normalize=normalize, attention=self.mask.attention)
         stops, errors, ready, *counts = self.world.sum([int(stop), int(error is not None), int(self.saver.ready), *mine.counts])
         if ready == self.world.layout.world_size:
             self.saver.advance()
@@ -183,9 +183,9 @@ class Trainer:
             self.ending = str(ends[0])
         elif stops:
             self.ending = self.stop.signal_name or "a signal to another rank"
-        return None if self.ending else StepTotals.from_counts(counts, targets)
+        return None if self.ending else StepCounts.from_counts(counts, targets)
 
-    def optimize(self, batches: list[Batch], totals: StepTotals) -> Outcome:
+    def optimize(self, batches: list[Batch], totals: StepCounts) -> Outcome:
         """One optimizer step."""
         # documents of exactly `seq_len` tokens leave rows that hold nothing but an eos, and a small step may have no other
         targets = sum(totals.targets) or 1.0
@@ -200,7 +200,7 @@ class Trainer:
             local[1:] += (by_row * drawn_from).sum(1)
         parameters = list(self.model.parameters())
         norm, norms = gradient_norm(parameters)
-        losses, norm = over_ranks(local / targets if self.world.tp_rank == 0 else torch.zeros_like(local), norm)
+        losses, norm = reduce_losses(local / targets if self.world.tp_rank == 0 else torch.zeros_like(local), norm)
         step = self.progress.step + 1
         skip = self.guard.watch(step, losses[0], norm, local[0], norms)
         clip_grads_with_norm_(parameters, self.config.training.max_norm, norm)
@@ -208,10 +208,10 @@ class Trainer:
         self.optimizer.step(number=step, skip=skip)
         self.optimizer.zero_grad()
         if self.log.due(step):  # nothing before this line waits for the device
-            self.tell_skipped()
+            self.report_skipped_steps()
         return Outcome(losses[0], norm, losses[1:], self.guard.skipped)
 
-    def tell_skipped(self) -> None:
+    def report_skipped_steps(self) -> None:
         """Say which steps were not taken since the last time. Raises NonFiniteError where too many were not finite."""
         if message := self.guard.check(self.world, str(self.checkpoints)):
             self.log.say(message)
@@ -232,15 +232,15 @@ class Trainer:
 
     def next_batch(self) -> Batch | None:
         """The batch that the contract check looked at, then the loader's; None when a stop was asked for while waiting."""
-        batch, self.peeked = self.peeked, None
+        batch, self.first_batch = self.first_batch, None
         return batch or self.feed.loader.next(self.stop)
 
-    def open_data(self) -> Feed:
+    def open_data(self) -> TrainData:
         """Start the loader and hold the eos contract before a model exists.
 
         Where a resume finds the data changed, on any rank, all ranks begin it anew, if `data.on_change` says so.
         """
-        feed, refusal = self.world.together(self.resume_data)
+        feed, refusal = self.world.on_every_rank(self.resume_data)
         refusal = next(filter(None, self.world.gather(refusal)), None)
         if refusal is None and feed:
             return feed
@@ -249,9 +249,9 @@ class Trainer:
         self.data_state = None
         row = self.progress.step * global_batch_size(self.config, self.world.layout)
         self.messages.append(f'{refusal}; data.on_change = "restart": the data begins anew, at row {row}')
-        return self.world.together(lambda: self.open_feed(row=row))
+        return self.world.on_every_rank(lambda: self.open_data_at(row=row))
 
-    def resume_data(self) -> tuple[Feed | None, str | None]:
+    def resume_data(self) -> tuple[TrainData | None, str | None]:
         """The data where the checkpoint left it, or else why it must begin anew."""
         inventory = self.origin.inventory() if self.origin and self.resuming else None
         rows = self.progress.step * global_batch_size(self.config, self.world.layout)
@@ -261,7 +261,7 @@ class Trainer:
                     f"data.stages begin at steps, and step {self.progress.step} ended at row {self.data_state['rows']}, "
                     f"which by the present training.global_batch_size is row {rows}; keep that of the checkpoint"
                 )
-            return self.open_feed(state=self.data_state, inventory=inventory), None
+            return self.open_data_at(state=self.data_state, inventory=inventory), None
         except DataOrderError as e:
             assert self.origin
             refusal = f"{self.origin.path}: {e}"
@@ -269,10 +269,10 @@ class Trainer:
                 raise CheckpointError(f'{refusal}; data.on_change = "restart" accepts it') from None
             return None, refusal
 
-    def open_feed(self, **place: Any) -> Feed:
+    def open_data_at(self, **place: Any) -> TrainData:
         """This rank's loader from some place on."""
         world, origin = self.world, self.origin
-        return open_feed(
+        return open_data(
             self.config,
             world.layout,
             self.tokenizer,
@@ -302,8 +302,8 @@ class Trainer:
         else:
             readers: list[CheckpointReader] = []
             found = self.origin
-            self.world.beside(lambda: readers.append(found.reader()))
-            fresh = lacking(self.model, readers[0].index)
+            self.world.in_thread_on_every_rank(lambda: readers.append(found.reader()))
+            fresh = fresh_parameters(self.model, readers[0].index)
             init_weights(self.model, self.config.training.seed, only=fresh)
             checkpoint_load(found, readers[0], self.model, self.optimizer if self.resuming else None, fresh)
 
@@ -331,10 +331,10 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the steps done, unless there is one. Raises NonFiniteError where too many were not finite."""
-        self.tell_skipped()
+        self.report_skipped_steps()
         if not self.config.checkpoint.enable or self.progress.step in (0, self.saver.step):
             return
-        reports = self.world.gather((self.data_state, self.world.counts_rows))
+        reports = self.world.gather((self.data_state, self.world.is_row_leader))
         states = [data_state for data_state, counted in reports if counted and data_state]
         state = {
             "progress": asdict(self.progress),
@@ -377,7 +377,7 @@ class Trainer:
             self.log.say(f"{self.ending}: stopped after step {step} of {steps}")
         elif self.prompt and self.config.training.objective == "causal":
             room = {"multiple_of": self.world.layout.tp, "max_new_tokens": 120}
-            with whole_rows(self.model):
+            with without_context_parallel(self.model):
                 text = sample(self.model, self.tokenizer, self.prompt, device=self.world.device, **room)
             self.log.say(f"\nA sample, continuing {self.tokenizer.decode(self.prompt)!r}:\n{text}\n")
         for hint in self.config.hints(step, str(self.checkpoints)):

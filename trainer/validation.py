@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ..base import UserError
-from ..datasets.loading import Batch, FinitePass
+from ..datasets.loading import Batch, SinglePass
 from ..datasets.tokenizers import Tokenizer, token_bytes
 from ..models.decoder import Decoder
 from ..models.head import document_losses
@@ -41,7 +41,7 @@ class Validation:
         done: step of the last validation, which is that of a checkpoint to resume from.
     """
 
-    def __init__(self, config: JobConfig, world: World, data: FinitePass, tokenizer: Tokenizer, done: int) -> None:
+    def __init__(self, config: JobConfig, world: World, data: SinglePass, tokenizer: Tokenizer, done: int) -> None:
         """Keep what every validation needs."""
         self.config, self.world, self.data, self.done = config, world, data, done
         self.names = [source.config.name for source in data.sources]
@@ -90,7 +90,7 @@ class Validation:
             if ready == self.world.layout.world_size:
                 saver.advance()
             if errors:
-                self.world.agree(error)
+                self.world.raise_together(error)
             if stops:
                 return None
             if batch is None:
@@ -153,7 +153,7 @@ class Validation:
 
     def add_scores(self, record: dict[str, Any], predictions: list[torch.Tensor]) -> None:
         """Say in a record how well labels are predicted, from what `predicted` gave for each batch of each rank."""
-        mine = predictions if self.world.counts_rows else []
+        mine = predictions if self.world.is_row_leader else []
         table = np.concatenate([part.numpy() for parts in self.world.gather(mine) for part in parts])
         sources, truths, outputs = table[:, 0], table[:, 1], table[:, 2:]
         record |= score(outputs, truths)

@@ -4,14 +4,14 @@ from .atomic import TEMPORARY, checksum, sync, temporary, write_atomically
 from .bgzip import BgzfFile
 from .find import DataFile, is_compressed, is_remote, plain_name
 from .inflate import ByteFile
-from .storage import Storage, changes, fingerprint
+from .storage import FileStore, changes, fingerprint
 
 __all__ = [
     "TEMPORARY",
     "BgzfFile",
     "ByteFile",
     "DataFile",
-    "Storage",
+    "FileStore",
     "changes",
     "checksum",
     "fingerprint",

@@ -59,7 +59,7 @@ def local_path(path: str) -> str | None:
 
 
 def match(pattern: str, folder_glob: str | None) -> list[DataFile]:
-    """Return the files that one pattern names; see `files.Storage.expand`."""
+    """Return the files that one pattern names; see `files.FileStore.expand`."""
     target = pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
     if "{synthetic}" in target:
         target = target.replace("{synthetic}", _synthetic())

@@ -24,7 +24,7 @@ LISTING_PATIENCE = 10
 
 
 @dataclass(frozen=True)
-class Storage:
+class FileStore:
     """Where files are and how they are reached.
 
     Attributes:
@@ -138,7 +138,7 @@ def _version(raw: object) -> int:
 
 
 @lru_cache(maxsize=64)  # of 16 bytes per 64 KiB
-def _block_index(storage: Storage, path: str, version: int) -> BlockIndex:
+def _block_index(storage: FileStore, path: str, version: int) -> BlockIndex:
     """Return where the blocks of a bgzip file begin, which is found once per process and version of the file."""
     gzi = None
     try:

@@ -106,10 +106,10 @@ class RawDocuments:
                     tokens = True
                     end += 1
                 begin = end
-            if error is not None and not (group.breaks_off and abandoned):
+            if error is not None and not (group.continues_bad and abandoned):
                 self._pass_over(partial(located, self.reader, error, bad_offset))
-                ended = group.breaks_off and tokens
-                yield self._bad(place, bad_offset, not group.breaks_off, ended, stated is not None)
+                ended = group.continues_bad and tokens
+                yield self._bad(place, bad_offset, not group.continues_bad, ended, stated is not None)
             if error is not None:
                 abandoned, tokens = False, True
 
@@ -211,7 +211,7 @@ def _whole_documents(groups: Iterator[Records], head: int | None) -> Iterator[Re
             if len(documents) == 1 and not group.last:
                 continue
             documents[0], offsets[0], first, parts = b"".join(parts)[:head], begun, opened, []
-        if group.breaks_off and parts:
+        if group.continues_bad and parts:
             group, first, parts = group._replace(bad_offset=begun), opened, []
         if documents and not group.last:
             opened = bool(documents[1:]) or first

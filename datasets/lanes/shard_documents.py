@@ -151,7 +151,7 @@ class ShardDocuments:
         corpus: All of the source.
         lane: Its number.
         key: (seed, source): all lanes share the permutation of an epoch.
-        whole_rows: A block is cut where its last row is full, for `concat`.
+        without_context_parallel: A block is cut where its last row is full, for `concat`.
         strands: Which documents are turned; None: none.
         pass_over: What becomes of a document that is too long or cannot be turned.
     """
@@ -159,7 +159,7 @@ class ShardDocuments:
     corpus: ShardCorpus
     lane: int
     key: tuple[int, int]
-    whole_rows: bool
+    without_context_parallel: bool
     strands: Strands | None = None
     pass_over: BadRecords = field(default_factory=lambda: BadRecords(skip=False))
 
@@ -189,7 +189,7 @@ class ShardDocuments:
             at, skip = at + count, 0
             flow = np.cumsum(np.where(units.open, 0, units.lengths))  # what `concat` cuts; units that go on are whole rows
             surplus = int(flow[count - 1]) % corpus.seq_len
-            if self.whole_rows and surplus and at < places and flow[count - 1] > surplus:
+            if self.without_context_parallel and surplus and at < places and flow[count - 1] > surplus:
                 # The beginning of the last row goes to the next block, with all documents that begin in it.
                 cut = int(flow[count - 1]) - surplus
                 kept = int(np.searchsorted(flow, cut)) + 1

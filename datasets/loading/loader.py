@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 from ..documents import DocumentConfig
 from ..errors import DataConfigError
-from ..files import Storage, fingerprint
+from ..files import FileStore, fingerprint
 from ..rows import PAD_MULTIPLE, NextToken, Objective, Packer
 from ..shards import verify_shard
 from ..tokenizers import HFTokenizer, Tokenizer
 from .batch import Batch
 from .read_ahead import ReadAhead
-from .sources import Source, SourceConfig, find_source
+from .sources import Source, SourceConfig, open_source
 from .state import Inventory, check_state, initial_state
 from .transport import RowStream, in_order
 
@@ -82,7 +82,7 @@ class DataConfig:
     num_workers: int = 0
     on_bad_record: str = "error"
     verify: bool = False
-    storage: Storage = field(default_factory=Storage)
+    storage: FileStore = field(default_factory=FileStore)
 
     @property
     def policy(self) -> str:
@@ -150,7 +150,7 @@ class Loader:
         self._degree = dp_degree
         stages = _stages(config)
         self.sources = [
-            find_source(source, config.lanes, config.seq_len, config.storage, documents) for source in config.sources
+            open_source(source, config.lanes, config.seq_len, config.storage, documents) for source in config.sources
         ]
         self.packer.weighted = any(source.weighted for source in self.sources)
 
@@ -188,7 +188,9 @@ class Loader:
         # Said by `cistron check`: what turns text into ids.
         self.encoding = tokenizer.kind
         if isinstance(tokenizer, HFTokenizer) and any(source.lanes for source in self.sources):
-            self.encoding = tokenizer.prove_twin([document for source in self.sources for document in source.sample()])
+            self.encoding = tokenizer.use_tiktoken_if_equal(
+                [document for source in self.sources for document in source.sample()]
+            )
         own = {source.lane_name(lane) for source in self.sources for lane in range(dp_rank, config.lanes, dp_degree)}
         lanes = {name: at for name, at in state["lanes"].items() if name in own}
         self._state = {**state, "config": identity, "lanes": lanes}

@@ -18,10 +18,10 @@ from ..rows import PackedRow, Packer
 from ..tokenizers import Tokenizer
 from .batch import Batch
 from .loader import DataConfig, verify_sources
-from .sources import Source, find_source
+from .sources import Source, open_source
 
 
-class FinitePass:
+class SinglePass:
     """Batches of one rank, anew by each call of `batches`, and the same ones each time.
 
     Rows are packed by `best_fit` whatever the config's packing is: what a document's loss is does not depend on the documents
@@ -49,7 +49,7 @@ class FinitePass:
         documents.check(tokenizer, "best_fit", config.seq_len)
         ids = tokenizer.eos_id, tokenizer.pad_id
         self.packer = Packer(config.seq_len, *ids, "best_fit", config.objective, overlap=documents.window_overlap)
-        self.sources = [find_source(source, 1, config.seq_len, config.storage, documents) for source in config.sources]
+        self.sources = [open_source(source, 1, config.seq_len, config.storage, documents) for source in config.sources]
         self.packer.weighted = any(source.weighted for source in self.sources)
         self._config = config
         self._tokenizer = tokenizer

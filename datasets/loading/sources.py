@@ -6,7 +6,7 @@ from itertools import islice
 
 from ..documents import DocumentConfig, Letters, Strands
 from ..errors import BadRecords, DataConfigError
-from ..files import DataFile, Storage
+from ..files import DataFile, FileStore
 from ..lanes import Documents, RawDocuments, ShardCorpus, ShardDocuments
 from ..readers import Label, Piece, Reader, build_reader, deal, target_size
 from ..rows import Packer
@@ -100,8 +100,8 @@ class Source:
         return heads
 
 
-def find_source(
-    config: SourceConfig, lanes: int, seq_len: int, storage: Storage, treatment: DocumentConfig | None = None
+def open_source(
+    config: SourceConfig, lanes: int, seq_len: int, storage: FileStore, treatment: DocumentConfig | None = None
 ) -> Source:
     """Look up a source's files and deal them to `lanes`; `treatment` is what is done with its documents, None: nothing.
 

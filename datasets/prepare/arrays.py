@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..files import DataFile, Storage
+from ..files import DataFile, FileStore
 from ..readers import Piece
 from ..tokenizers import Ids
 from .imported import CHUNK, Tokens
@@ -29,7 +29,7 @@ class DumpReader:
         dtype: Of raw files; None where all are `.npy`, which state theirs.
     """
 
-    storage: Storage
+    storage: FileStore
     eos_id: int
     append_eos: bool
     dtype: str | None

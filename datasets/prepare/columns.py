@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet
 
 from ..errors import DataError
-from ..files import DataFile, Storage
+from ..files import DataFile, FileStore
 from ..readers import Piece
 from .imported import Tokens
 
@@ -26,7 +26,7 @@ class ListReader:
         weights_column: Of the weights or of a loss mask of 0 and 1; None: no weights.
     """
 
-    storage: Storage
+    storage: FileStore
     column: str
     weights_column: str | None
 

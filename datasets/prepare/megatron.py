@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..files import DataFile, Storage
+from ..files import DataFile, FileStore
 from ..readers import Piece
 from ..tokenizers import Ids
 from .imported import CHUNK, Places, Tokens
@@ -34,7 +34,7 @@ class MegatronReader:
         append_eos: Documents may lack it.
     """
 
-    storage: Storage
+    storage: FileStore
     eos_id: int
     append_eos: bool
     weighted = False
@@ -84,7 +84,7 @@ class _MegatronIndex:
         ids: Of all documents.
     """
 
-    def __init__(self, path: str, storage: Storage) -> None:
+    def __init__(self, path: str, storage: FileStore) -> None:
         self._path = path.removesuffix(".bin") + ".idx"
         local = storage.local(self._path)
         with Path(local).open("rb") as file:

@@ -106,7 +106,7 @@ class RawCorpus:
                         file.writelines(digester(stretch))
                     if records.error is not None and not self.skip_bad:
                         raise located(self.reader, records.error, records.bad_offset)
-                    if records.breaks_off:  # it has a place among the documents, and is equal to no other
+                    if records.continues_bad:  # it has a place among the documents, and is equal to no other
                         file.write(xxhash.xxh3_128_digest(f"{piece.path}:{records.bad_offset}".encode(), self.seed))
                     progress.at(records)
                 progress.finish()
@@ -229,9 +229,9 @@ class _Conversion:
                     self._take_part(stretch)
                 else:
                     self._join(stretch)
-            if records.error is not None and not (records.breaks_off and self._out):
+            if records.error is not None and not (records.continues_bad and self._out):
                 self._bad(partial(located, self._corpus.reader, records.error, records.bad_offset))
-            if records.breaks_off:
+            if records.continues_bad:
                 self._break_off()
             progress.at(records)
         progress.finish()

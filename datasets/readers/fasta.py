@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import DataError
-from ..files import ByteFile, DataFile, Storage
+from ..files import ByteFile, DataFile, FileStore
 from .pieces import Piece
 from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, Records, Window, split_records
 
@@ -42,7 +42,7 @@ class FastaReader:
         group_bytes: Bytes of the file that become a group or a stretch; a header has fewer.
     """
 
-    storage: Storage
+    storage: FileStore
     group_bytes: int = GROUP_BYTES
 
     def split(self, file: DataFile, target: int) -> list[Piece]:

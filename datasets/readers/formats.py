@@ -1,7 +1,7 @@
 """One reader per format of raw files."""
 
 from ..errors import DataConfigError
-from ..files import Storage
+from ..files import FileStore
 from .fasta import FastaReader
 from .labels import FORMATS, Label
 from .lines import JsonlReader, TsvReader
@@ -9,7 +9,7 @@ from .records import Reader
 from .text import TextReader
 
 
-def build_reader(format: str, field: str, storage: Storage, label: Label | None = None, *, numbers: bool = False) -> Reader:
+def build_reader(format: str, field: str, storage: FileStore, label: Label | None = None, *, numbers: bool = False) -> Reader:
     """Return the reader of a source's format: `text`, `jsonl`, `tsv` or `parquet` (documents are in `field`), or `fasta`.
 
     Args:

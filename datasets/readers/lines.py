@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import DataError
-from ..files import DataFile, Storage
+from ..files import DataFile, FileStore
 from .labels import Label
 from .pieces import Piece
 from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, Records, Window, split_records
@@ -32,7 +32,7 @@ class LineReader(ABC):
         format_name: Of `data.sources.format`.
     """
 
-    storage: Storage
+    storage: FileStore
     field: str
     group_bytes: int = GROUP_BYTES
     max_line_bytes: int = MAX_LINE_BYTES

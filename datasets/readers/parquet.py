@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import DataError
-from ..files import DataFile, Storage
+from ..files import DataFile, FileStore
 from .labels import Label
 from .pieces import Piece
 from .records import GROUP_BYTES, GROUP_DOCUMENTS, Records, whole_piece
@@ -37,7 +37,7 @@ class ParquetReader:
         numbers: Whether whole numbers are documents too, as decimal text.
     """
 
-    storage: Storage
+    storage: FileStore
     column: str
     group_bytes: int = GROUP_BYTES
     label: Label | None = None

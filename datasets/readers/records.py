@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from ..errors import DataError
-from ..files import BgzfFile, ByteFile, DataFile, Storage, is_compressed
+from ..files import BgzfFile, ByteFile, DataFile, FileStore, is_compressed
 from .pieces import Piece, record_starts
 
 GROUP_BYTES = 2**20
@@ -42,7 +42,7 @@ class Records(NamedTuple):
     headers: Sequence[bytes] = ()
 
     @property
-    def breaks_off(self) -> bool:
+    def continues_bad(self) -> bool:
         """Whether the document that the group before left open turned out bad, and goes no further."""
         return self.error is not None and not self.first and not self.documents
 
@@ -88,7 +88,7 @@ def whole_piece(file: DataFile) -> list[Piece]:
     return [Piece(file.path, 0, end, file.size)] if file.size else []
 
 
-def split_records(storage: Storage, file: DataFile, boundary: bytes, target: int) -> list[Piece]:
+def split_records(storage: FileStore, file: DataFile, boundary: bytes, target: int) -> list[Piece]:
     """Cut a file where `boundary` says that records begin, if it can be read from there."""
     if file.size <= target:
         return whole_piece(file)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..errors import DataConfigError, DataError
-from ..files import DataFile, Storage, plain_name
+from ..files import DataFile, FileStore, plain_name
 from .formats import build_reader
 from .pieces import MAX_PIECE_BYTES, Piece
 from .records import Reader, located, wrong_byte
@@ -59,7 +59,7 @@ class SequenceFiles:
     def __init__(
         self, paths: Iterable[str], format: str | None = None, field: str = "text", id_field: str | None = None
     ) -> None:
-        self._storage = Storage()
+        self._storage = FileStore()
         self.files = self._storage.expand(paths)
         self._format = format or format_of(self.files)
         if id_field is not None and self._format not in ("jsonl", "tsv", "parquet"):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..files import DataFile, Storage
+from ..files import DataFile, FileStore
 from .pieces import Piece
 from .records import GROUP_BYTES, Records, Window, whole_piece
 
@@ -17,7 +17,7 @@ class TextReader:
         group_bytes: Bytes of a stretch.
     """
 
-    storage: Storage
+    storage: FileStore
     group_bytes: int = GROUP_BYTES
 
     def split(self, file: DataFile, target: int) -> list[Piece]:

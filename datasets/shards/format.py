@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..documents import PLAIN, Letters
 from ..errors import DataConfigError, DataError
-from ..files import DataFile, Storage, checksum, is_remote
+from ..files import DataFile, FileStore, checksum, is_remote
 
 VERSION = 1
 CHUNK = 2**22  # elements looked at together
@@ -121,7 +121,7 @@ class Shard:
 
     path: str
     manifest: Manifest
-    storage: Storage
+    storage: FileStore
 
     @property
     def documents(self) -> int:
@@ -164,7 +164,7 @@ class Shard:
         return values
 
 
-def open_shards(files: Sequence[DataFile], storage: Storage) -> list[Shard]:
+def open_shards(files: Sequence[DataFile], storage: FileStore) -> list[Shard]:
     """Read manifests and check that the files keep what these promise.
 
     Checked are version and fields, sizes, offsets that begin at 0, rise and end at the number of tokens, an eos at the
@@ -186,7 +186,7 @@ def open_shards(files: Sequence[DataFile], storage: Storage) -> list[Shard]:
     return shards
 
 
-def _read(file: DataFile, storage: Storage) -> Shard:
+def _read(file: DataFile, storage: FileStore) -> Shard:
     if not file.path.endswith(".json"):
         raise DataError("a token shard is named by its manifest, which ends in .json", file=file.path)
     try:

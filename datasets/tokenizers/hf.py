@@ -13,7 +13,7 @@ import tokenizers
 
 from ..errors import DataConfigError
 from .protocol import Encoded, Ids, TokenizeError
-from .tiktoken_backend import NoTwinError, Twin
+from .tiktoken_backend import NotEqualError, TiktokenBackend
 
 
 class HFTokenizer:
@@ -69,7 +69,7 @@ class HFTokenizer:
                 f"tokenizer.mask_token: {mask!r} is not marked as special in {file}, so that a document's own token could be "
                 "taken for a masked one; name a special token"
             )
-        # GPT-2's kin name their eos here, which never stands for a lacking token: a document that has an eos is refused.
+        # GPT-2's kin name their eos here, which never stands for an unknown token: a document that has an eos is refused.
         unk_id = None if unknown is None else self._tokenizer.token_to_id(unknown)
         self.unk_id: int | None = None if unk_id == self.eos_id else unk_id
         roles = (self.eos_id, self.pad_id, self.mask_id, self.unk_id)
@@ -77,7 +77,7 @@ class HFTokenizer:
         self.residue_ids = tuple(sorted(set(known) - self.special_ids))
         self.where = str(file) if eos_token else f"{file} + {settings_file}"
         self._eos = eos
-        self._twin: Twin | None = None
+        self._twin: TiktokenBackend | None = None
 
         config_file = file.with_name("config.json")
         self.hf_config: dict[str, Any] | None = None
@@ -122,7 +122,7 @@ class HFTokenizer:
             raise self._eos_found(documents, texts)
         return Encoded(ids, np.diff(ends, prepend=-1).tolist())
 
-    def prove_twin(self, sample: Sequence[bytes]) -> str:
+    def use_tiktoken_if_equal(self, sample: Sequence[bytes]) -> str:
         """Encode by `tiktoken` from now on, if that gives the same ids for all documents of the sample.
 
         Args:
@@ -134,13 +134,13 @@ class HFTokenizer:
         proven, self._twin = self._twin, None
         texts = [data.decode("utf-8", errors="ignore") for data in sample]
         try:
-            twin = proven or Twin(self._tokenizer, self.eos_id)
+            twin = proven or TiktokenBackend(self._tokenizer, self.eos_id)
             if not any(texts):
-                raise NoTwinError("there is no text to compare tiktoken's ids on")
+                raise NotEqualError("there is no text to compare tiktoken's ids on")
             ids = self._encode_library(texts)
             if not np.array_equal(ids, self._encode_twin(twin, texts)):
-                raise NoTwinError("tiktoken gives other ids")
-        except NoTwinError as reason:
+                raise NotEqualError("tiktoken gives other ids")
+        except NotEqualError as reason:
             return f"tokenizers encodes: {reason}"
         self._twin = twin
         return f"tiktoken encodes: its {len(ids):,} ids of {len(texts):,} documents are those of tokenizers"
@@ -153,7 +153,7 @@ class HFTokenizer:
             row.append(self.eos_id)
         return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=sum(map(len, rows)))
 
-    def _encode_twin(self, twin: Twin, texts: list[str]) -> npt.NDArray[np.int32]:
+    def _encode_twin(self, twin: TiktokenBackend, texts: list[str]) -> npt.NDArray[np.int32]:
         parts = [self._encode_library(part) if ids is None else ids for part, ids in twin.encode(texts)]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
@@ -176,7 +176,7 @@ class HFTokenizer:
 def _open(arguments: tuple[str, str | None, str | None, str | None], proven: bool) -> HFTokenizer:
     tokenizer = HFTokenizer(*arguments)
     if proven:
-        tokenizer._twin = Twin(tokenizer._tokenizer, tokenizer.eos_id)
+        tokenizer._twin = TiktokenBackend(tokenizer._tokenizer, tokenizer.eos_id)
     return tokenizer
 
 

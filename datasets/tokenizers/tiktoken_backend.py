@@ -3,8 +3,8 @@
 The two libraries read the same vocabulary by different rules. `tokenizers` merges the pairs that the file lists;
 `tiktoken` merges any two neighbours whose bytes together are a token, and takes a word whole where that is a token.
 They agree where every token is what its own bytes merge to: up to the merge that makes it, nothing outside of a token's
-bytes can have changed what happens inside of them. `Twin` checks that, token by token, and refuses everything it does
-not know; whether the splitting into words agrees as well is for `HFTokenizer.prove_twin` to show on real documents.
+bytes can have changed what happens inside of them. `TiktokenBackend` checks that, token by token, and refuses everything it does
+not know; whether the splitting into words agrees as well is for `HFTokenizer.use_tiktoken_if_equal` to show on real documents.
 """
 
 import json
@@ -26,11 +26,11 @@ END = "\ufdd0"
 PART_BYTES = 2**16
 
 
-class NoTwinError(Exception):
+class NotEqualError(Exception):
     """A tokenizer.json is of a kind that tiktoken is not known to read alike; the text says why."""
 
 
-class Twin:
+class TiktokenBackend:
     """Encodes as a tokenizer does whose ids it was built from.
 
     Args:
@@ -38,19 +38,19 @@ class Twin:
         eos_id: Ends every document.
 
     Raises:
-        NoTwinError: There is no twin.
+        NotEqualError: There is no twin.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, eos_id: int) -> None:
         content = json.loads(tokenizer.to_str())
         model: dict[str, Any] = content["model"]
         if model["type"] != "BPE" or any(model[key] for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")):
-            raise NoTwinError("its model is not a plain BPE")
+            raise NotEqualError("its model is not a plain BPE")
         if not all(token["special"] for token in content["added_tokens"]):
-            raise NoTwinError("it has added tokens that are not special")
+            raise NotEqualError("it has added tokens that are not special")
         # Composition is the one normalizer in use with these; it leaves ASCII as it is.
         if content["normalizer"] not in (None, {"type": "NFC"}):
-            raise NoTwinError("it has a normalizer other than NFC")
+            raise NotEqualError("it has a normalizer other than NFC")
         self._normalizer = tokenizer.normalizer
         words = _words(content["pre_tokenizer"])
         made, ids = _ranks(model)
@@ -94,14 +94,14 @@ def _words(pre_tokenizer: dict[str, Any] | None) -> str:
             ],
         }:
             return pattern
-    raise NoTwinError("it does not split into words by one regular expression and then into bytes")
+    raise NotEqualError("it does not split into words by one regular expression and then into bytes")
 
 
 def _ranks(model: dict[str, Any]) -> tuple[dict[str, bytes], list[int]]:
     """Token -> its bytes, in the order of ranks: the 256 bytes, then what is merged, in this order; and the id of each rank."""
     vocabulary: dict[str, int] = model["vocab"]
     if not vocabulary.keys() >= BYTE_OF.keys():
-        raise NoTwinError("its vocabulary lacks some of the 256 bytes")
+        raise NotEqualError("its vocabulary lacks some of the 256 bytes")
     made = {character: bytes([byte]) for character, byte in BYTE_OF.items()}
     last = ""
     for left, right in model["merges"]:
@@ -109,9 +109,9 @@ def _ranks(model: dict[str, Any]) -> tuple[dict[str, bytes], list[int]]:
         if token == last:  # vocabularies that were written for tiktoken list every pair that makes a token, one after another
             continue
         if token in made:
-            raise NoTwinError(f"merges that make {token!r} do not follow each other")
+            raise NotEqualError(f"merges that make {token!r} do not follow each other")
         if left not in made or right not in made:
-            raise NoTwinError(f"it merges {left!r} and {right!r}, of which one is never made")
+            raise NotEqualError(f"it merges {left!r} and {right!r}, of which one is never made")
         made[token] = made[left] + made[right]
         last = token
     return made, [vocabulary[token] for token in made]
@@ -124,20 +124,20 @@ def _check_merges(tokenizer: tokenizers.Tokenizer, model: dict[str, Any], made: 
     astray = [token for token in made if len(merger.tokenize(token)) != 1]
     merger.ignore_merges = whole_words
     if astray and not whole_words:
-        raise NoTwinError(f"its merges do not lead to its token {astray[0]!r}")
+        raise NotEqualError(f"its merges do not lead to its token {astray[0]!r}")
     merges = {tuple(pair) for pair in model["merges"]} if astray else set()
     for token in astray:
         # It only ever is a word of its own, provided that no two tokens make it unlisted.
         splits = ((token[:at], token[at:]) for at in range(1, len(token)))
         if any(left in made and right in made and (left, right) not in merges for left, right in splits):
-            raise NoTwinError(f"its merges do not lead to its token {token!r}")
+            raise NotEqualError(f"its merges do not lead to its token {token!r}")
     if not whole_words:
         return  # and what no merge makes never occurs
     for token in model["vocab"].keys() - made.keys():
         if BYTE_OF.keys() >= set(token):
             text = bytes(BYTE_OF[character] for character in token).decode("utf-8", errors="ignore")
             if [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] == [token]:
-                raise NoTwinError(f"its token {token!r} is a word that no merge makes")
+                raise NotEqualError(f"its token {token!r} is a word that no merge makes")
 
 
 def _parts(texts: list[str]) -> Iterator[list[str]]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from ..positions import EVERYTHING, Reach
+from ..positions import ALL_DISTANCES, DistanceRange
 
 
 def _rising(sequence_ids: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def document_block_mask(
     block_size: int = 128,
     queries: Tensor | None = None,
     keys: Tensor | None = None,
-    reach: Reach = EVERYTHING,
+    reach: DistanceRange = ALL_DISTANCES,
 ) -> BlockMask:
     """FlexAttention's `BlockMask` from two ids per block instead of one comparison per (query, key) pair.
 
@@ -78,7 +78,7 @@ def document_block_mask(
     if causal:
         nonempty &= k.start[:, None, :] <= q.end[:, :, None]
         full &= k.end[:, None, :] <= q.start[:, :, None]
-    if reach != EVERYTHING:
+    if reach != ALL_DISTANCES:
         assert causal, "distances are those to earlier tokens"
         assert queries is keys is None, "and of tokens in order"
         some, every = _within_reach(ids, q, reach, block_size)
@@ -102,11 +102,11 @@ def document_block_mask(
         full_q_num_blocks=full_q_num_blocks,
         full_q_indices=full_q_indices,
         BLOCK_SIZE=(block_size, block_size),
-        mask_mod=_document_rule(ids, causal, queries, keys) if reach == EVERYTHING else _reach_rule(ids, reach),
+        mask_mod=_document_rule(ids, causal, queries, keys) if reach == ALL_DISTANCES else _reach_rule(ids, reach),
     )
 
 
-def _within_reach(ids: Tensor, blocks: _Blocks, reach: Reach, size: int) -> tuple[Tensor, Tensor]:
+def _within_reach(ids: Tensor, blocks: _Blocks, reach: DistanceRange, size: int) -> tuple[Tensor, Tensor]:
     """Which pairs of blocks hold some pair of tokens within reach, and which hold no other, where they share a document.
 
     Two different blocks share one document at most, which runs on from the one with the keys into the other. So the tokens of
@@ -148,7 +148,7 @@ def _within_reach(ids: Tensor, blocks: _Blocks, reach: Reach, size: int) -> tupl
     return torch.where(diagonal, own_block[:, :, None], some), every
 
 
-def _reach_rule(ids: Tensor, reach: Reach) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def _reach_rule(ids: Tensor, reach: DistanceRange) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """As `_document_rule`, in order, causal, and within reach. Numbers are tensors, so that no code is compiled for others."""
     least = torch.full((), reach.least, device=ids.device)
     if reach.below is None:

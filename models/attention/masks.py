@@ -14,7 +14,7 @@ just one more segment: padding sees padding, so no query is without a key and no
 Flex and sdpa masks can also be written for some of a row's queries, and for keys in another order: what one rank of a row that
 is spread over several needs. Offsets cannot, since a document's tokens are then no interval.
 
-Windows and position maps (`position_maps.Reach`) take from a causal document pairs by their distance r = q - k, and leave those
+Windows and position maps (`position_maps.DistanceRange`) take from a causal document pairs by their distance r = q - k, and leave those
 with the first tokens of the document where there are sinks. Of a map's two regions each is a mask, `Regions`.
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from ..config import PLAIN, AttentionConfig
-from ..positions import EVERYTHING, Reach, reaches
+from ..positions import ALL_DISTANCES, DistanceRange, reaches
 from .block_mask import _positions, _rising, document_block_mask
 
 Executor: TypeAlias = Literal["flex", "varlen", "sdpa"]
@@ -128,7 +128,7 @@ class DocumentMask:
         masks = [self._region(sequence_ids, queries, keys, reach) for reach in reaches(self.attention)]
         return masks[0] if len(masks) == 1 else Regions(*masks)
 
-    def _region(self, ids: Tensor, queries: Tensor | None, keys: Tensor | None, reach: Reach) -> BlockMask | Tensor:
+    def _region(self, ids: Tensor, queries: Tensor | None, keys: Tensor | None, reach: DistanceRange) -> BlockMask | Tensor:
         if self.executor == "flex":
             return document_block_mask(ids, self.causal, queries=queries, keys=keys, reach=reach)
         assert self.executor == "sdpa", self.executor
@@ -136,7 +136,11 @@ class DocumentMask:
 
 
 def document_dense_mask(
-    sequence_ids: Tensor, causal: bool, queries: Tensor | None = None, keys: Tensor | None = None, reach: Reach = EVERYTHING
+    sequence_ids: Tensor,
+    causal: bool,
+    queries: Tensor | None = None,
+    keys: Tensor | None = None,
+    reach: DistanceRange = ALL_DISTANCES,
 ) -> Tensor:
     """The rule at every pair: bool [batch, 1, queries, keys], True where query (row) may see key (column).
 

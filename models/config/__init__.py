@@ -2,9 +2,9 @@
 
 from .decoder import HEAD_KEYS, DecoderConfig
 from .positions import (
+    ATTENTION_OPTIONS,
     PLAIN,
-    READ_BY,
-    USED_BY,
+    SCALING_OPTIONS,
     AttentionConfig,
     MaskName,
     PositionMap,
@@ -18,11 +18,11 @@ from .positions import (
 from .presets import PRESETS
 
 __all__ = [
+    "ATTENTION_OPTIONS",
     "HEAD_KEYS",
     "PLAIN",
     "PRESETS",
-    "READ_BY",
-    "USED_BY",
+    "SCALING_OPTIONS",
     "AttentionConfig",
     "DecoderConfig",
     "MaskName",

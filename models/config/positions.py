@@ -14,7 +14,7 @@ MaskName: TypeAlias = Literal["full", "sliding", "lambda"]
 PositionMap: TypeAlias = Literal["none", "rerope", "leaky_rerope", "self_extend", "distance_cap"]
 SCALINGS, RAMPS, MASKS, POSITION_MAPS = map(get_args, (Scaling, Ramp, MaskName, PositionMap))
 # options of `RopeConfig` that some scalings alone read
-READ_BY = {
+SCALING_OPTIONS = {
     "beta_fast": ("ntk_by_parts", "yarn"),
     "beta_slow": ("ntk_by_parts", "yarn"),
     "ramp": ("ntk_by_parts", "yarn"),
@@ -25,7 +25,7 @@ READ_BY = {
     "attention_factor": ("yarn", "longrope"),
 }
 # options of `AttentionConfig` that some masks or position maps alone read
-USED_BY = {"sinks": ("lambda", "distance_cap"), "leak": ("leaky_rerope",), "group": ("self_extend",)}
+ATTENTION_OPTIONS = {"sinks": ("lambda", "distance_cap"), "leak": ("leaky_rerope",), "group": ("self_extend",)}
 # scalings of whole use beyond `original_seq_len`; the others are as trained up to there, or a property of the model
 EXTENSIONS = ("linear", "ntk", "ntk_mixed", "ntk_by_parts", "yarn")
 SLACK = 1 + 1e-9  # a product of decimals that just fit is off by 1e-16 of itself
@@ -101,7 +101,7 @@ class RopeConfig:
             return [*wrong, f"model.rope.scaling is {self.scaling!r}, it must be one of {', '.join(SCALINGS)}"]
         if self.original_seq_len is not None and self.original_seq_len < 2:
             wrong.append(f"model.rope.original_seq_len is {self.original_seq_len}, it must be at least 2")
-        for key, scalings in READ_BY.items():
+        for key, scalings in SCALING_OPTIONS.items():
             if (value := getattr(self, key)) != getattr(type(self), key) and self.scaling not in scalings:
                 readers = " or ".join(f'"{name}"' for name in scalings)
                 wrong.append(
@@ -192,7 +192,7 @@ class AttentionConfig:
     def complaints(self, rope: RopeConfig) -> list[str]:
         """What is wrong with it beside this rotary embedding, a line each."""
         wrong = []
-        for key, users in USED_BY.items():
+        for key, users in ATTENTION_OPTIONS.items():
             if (value := getattr(self, key)) != getattr(type(self), key) and not {self.mask, self.position_map} & {*users}:
                 wrong.append(
                     f'model.attention.{key} is {value} with mask "{self.mask}" and position_map "{self.position_map}": '

@@ -25,7 +25,7 @@ from .rope import rotation
 Turn: TypeAlias = tuple[Tensor, Tensor]  # cosines and sines, as `rope.rotation` returns them
 
 
-class Reach(NamedTuple):
+class DistanceRange(NamedTuple):
     """Which pairs of a causal document belong to a region: r >= `least`, and r < `below` or P_k < `sinks`.
 
     Attributes:
@@ -39,10 +39,10 @@ class Reach(NamedTuple):
     sinks: int = 0
 
 
-EVERYTHING = Reach()
+ALL_DISTANCES = DistanceRange()
 
 
-class Rotations(NamedTuple):
+class RotaryTables(NamedTuple):
     """What a region's queries and keys are rotated by."""
 
     q: Turn
@@ -86,16 +86,16 @@ def position_map(config: AttentionConfig, positions: Tensor) -> list[Region]:
     return [near, Region("far", grouped + (window - window // config.group), grouped)]
 
 
-def reaches(config: AttentionConfig) -> tuple[Reach, ...]:
+def reaches(config: AttentionConfig) -> tuple[DistanceRange, ...]:
     """The pairs of every region that `position_map` gives, in its order; no two regions share one."""
     if config.mask == "full" and config.position_map == "none":
-        return (EVERYTHING,)
+        return (ALL_DISTANCES,)
     if config.position_map == "none":
-        return (Reach(below=config.window, sinks=config.sinks if config.mask == "lambda" else 0),)
+        return (DistanceRange(below=config.window, sinks=config.sinks if config.mask == "lambda" else 0),)
     window = config.map_window
     assert window is not None
-    far = Reach(window, window, config.sinks) if config.position_map == "distance_cap" else Reach(window)
-    return (Reach(below=window), far)
+    far = DistanceRange(window, window, config.sinks) if config.position_map == "distance_cap" else DistanceRange(window)
+    return (DistanceRange(below=window), far)
 
 
 def keys_seen(config: AttentionConfig, positions: Tensor) -> Tensor:
@@ -110,10 +110,10 @@ def keys_seen(config: AttentionConfig, positions: Tensor) -> Tensor:
     return seen
 
 
-def rotations(
+def rotary_tables(
     config: AttentionConfig, rope: RopeConfig, positions: Tensor, inv_freq: Tensor, attention_factor: float
-) -> list[Rotations]:
-    """Rotations of every region, with the factor of `logn` in those of queries: a rotation is linear.
+) -> list[RotaryTables]:
+    """RotaryTables of every region, with the factor of `logn` in those of queries: a rotation is linear.
 
     Args:
         config: the map, and whether there is such a factor.
@@ -130,5 +130,5 @@ def rotations(
         if config.logn:
             factor = (torch.log(positions.to(q[0].dtype) + 1) / math.log(rope.trained_length)).clamp(min=1)[:, None, :, None]
             q = q[0] * factor, q[1] * factor
-        turns.append(Rotations(q, k))
+        turns.append(RotaryTables(q, k))
     return turns

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from cistron.datasets.documents import DocumentConfig, Letters, Strands
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import Storage
+from cistron.datasets.files import FileStore
 from cistron.datasets.lanes import Lane, LaneState, blocks
 from cistron.datasets.lanes.blocks import Address
 from cistron.datasets.loading import Source, SourceConfig
-from cistron.datasets.loading.sources import find_source
+from cistron.datasets.loading.sources import open_source
 from cistron.datasets.nucleotides import reverse_complement
 from cistron.datasets.rows import PackedRow, Packer
 from cistron.datasets.tokenizers import build_tokenizer
@@ -55,7 +55,7 @@ TURNING = DocumentConfig(reverse_complement=0.5)
 
 
 def source(path: str, lanes: int, config: DocumentConfig = TURNING) -> Source:
-    return find_source(SourceConfig(name="g", format="fasta", paths=(path,)), lanes, 64, Storage(), config)
+    return open_source(SourceConfig(name="g", format="fasta", paths=(path,)), lanes, 64, FileStore(), config)
 
 
 def read(path: str, lanes: int, epoch: int = 0) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from cistron.datasets.documents import DocumentConfig, Letters
 from cistron.datasets.errors import DataConfigError, DataError, DataOrderError
 from cistron.datasets.lanes import raw_documents
-from cistron.datasets.loading import FinitePass, SourceConfig, left_out, merge_states, transport
+from cistron.datasets.loading import SinglePass, SourceConfig, left_out, merge_states, transport
 from cistron.datasets.tokenizers import Encoded, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.datasets.corpus import (
@@ -91,7 +91,7 @@ def test_any_ranks_and_workers_read_the_same_strands_windows_and_weights(tmp_pat
 def test_validation_reads_documents_on_their_own_strand(tmp_path: Path) -> None:
     source = text_source(write_text(tmp_path, ["aaaac"] * 20))
     data = config(source, documents=DocumentConfig(reverse_complement=1.0))
-    (batch,) = FinitePass(data, ByteTokenizer(), batch_size=8).batches()
+    (batch,) = SinglePass(data, ByteTokenizer(), batch_size=8).batches()
     text = bytes(batch.tokens[batch.sequence_ids >= 0].tolist())
     assert text == b"aaaac\0" * 20
     with byte_loader(data) as loader:

@@ -7,11 +7,11 @@ from pathlib import Path
 import fsspec
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import Storage, changes, fingerprint
+from cistron.datasets.files import FileStore, changes, fingerprint
 from cistron.tests.datasets.corpus import write_bytes, write_text
 from fsspec.registry import known_implementations
 
-expand = Storage().expand
+expand = FileStore().expand
 
 
 def test_patterns_are_sorted_without_duplicates(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.loading import Batch, DataConfig, FinitePass, SourceConfig
+from cistron.datasets.loading import Batch, DataConfig, SinglePass, SourceConfig
 from cistron.datasets.shards import ShardWriter, id_dtype
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 
@@ -32,7 +32,7 @@ def documents(counts: dict[str, int]) -> list[str]:
 def ranks(config: DataConfig, degree: int, batch_size: int, limit: int | None = None) -> list[list[Batch]]:
     """The batches of each rank."""
     options = [{"batch_size": batch_size, "dp_rank": rank, "dp_degree": degree} for rank in range(degree)]
-    return [list(FinitePass(config, ByteTokenizer(), **o).batches(limit)) for o in options]
+    return [list(SinglePass(config, ByteTokenizer(), **o).batches(limit)) for o in options]
 
 
 def targets(batches: list[list[Batch]]) -> list[int]:
@@ -81,7 +81,7 @@ def test_a_limit_takes_the_same_rows_of_all_sources_in_any_layout(tmp_path: Path
 
 
 def test_a_pass_begins_anew_each_time(tmp_path: Path) -> None:
-    once = FinitePass(write(tmp_path, {"a": 70}), ByteTokenizer(), batch_size=4)
+    once = SinglePass(write(tmp_path, {"a": 70}), ByteTokenizer(), batch_size=4)
     first, second = (torch.cat([b.tokens for b in once.batches()]) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(once.first_row().tokens[0], first[0])
@@ -109,4 +109,4 @@ def test_sources_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     for sources, error in (((), DataConfigError), ((missing,), (DataConfigError, DataError))):
         config = DataConfig(sources=sources, lanes=1, packing="best_fit", seq_len=8, seed=0)
         with pytest.raises(error):
-            FinitePass(config, ByteTokenizer(), batch_size=1)
+            SinglePass(config, ByteTokenizer(), batch_size=1)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import Storage
+from cistron.datasets.files import FileStore
 from cistron.datasets.readers import Reader, Records
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.readers.lines import JsonlReader
@@ -27,7 +27,7 @@ from cistron.tests.datasets.corpus import compress
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-STORAGE = Storage()
+STORAGE = FileStore()
 DOCUMENTS = ["ACGT" * 20, "a", "", "Caché\t>" * 12, "TTgg\u2028", "C" * 130]
 NAMES = itertools.count()
 BGZIP_HEAD = b"\x1f\x8b\x08\x04\6\0BC\2\0"
@@ -165,7 +165,7 @@ def _flat(groups: Iterator[Records]) -> list[tuple[Document, int, bool, bool]]:
             opens, ends = place > 0 or group.first, place < len(group.documents) - 1 or group.last
             found.append((document, group.offsets[place], opens, ends))
         if group.error is not None:
-            found.append((None, group.bad_offset, not group.breaks_off, True))
+            found.append((None, group.bad_offset, not group.continues_bad, True))
     return found
 
 

@@ -13,9 +13,9 @@ import torch
 from cistron.datasets.documents import DocumentConfig, LetterEncoder, Letters
 from cistron.datasets.documents import letters as genome
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.files import Storage
+from cistron.datasets.files import FileStore
 from cistron.datasets.lanes import Lane, LaneState, RawDocuments, blocks
-from cistron.datasets.loading import DataConfig, FinitePass, Loader, SourceConfig
+from cistron.datasets.loading import DataConfig, Loader, SinglePass, SourceConfig
 from cistron.datasets.prepare import RawCorpus
 from cistron.datasets.prepare.run import Task
 from cistron.datasets.readers.fasta import FastaReader
@@ -148,7 +148,7 @@ def test_targets_weigh_what_their_letters_do_and_every_eos_is_one(tmp_path: Path
     config = DocumentConfig(letters=letters, long_documents=long, window_overlap=5 if long == "window" else 0)
     path = write_fasta(tmp_path / "genome.fasta", RECORDS)
     found: Counter[tuple[int, float]] = Counter()
-    for batch in FinitePass(make_config([path], config), build_tokenizer("byte"), batch_size=4).batches():
+    for batch in SinglePass(make_config([path], config), build_tokenizer("byte"), batch_size=4).batches():
         assert batch.weights is not None
         targets = batch.weights > 0
         found.update(zip(batch.labels[targets].tolist(), batch.weights[targets].tolist(), strict=True))
@@ -177,7 +177,7 @@ def test_masks_fall_on_letters_that_weigh_something(tmp_path: Path) -> None:
 def test_shards_hold_the_weights_of_the_letters_they_were_made_of(tmp_path: Path) -> None:
     letters = Letters(lowercase_weight=0.25, exclude_tags=True, uppercase=True)
     path = write_fasta(tmp_path / "genome.fasta", RECORDS)
-    storage = Storage()
+    storage = FileStore()
     for name, group_bytes, share in (("whole", 2**20, 0.5), ("parts", 32, 0.5)):
         corpus = RawCorpus(
             files=storage.expand([path]), reader=FastaReader(storage, group_bytes), tokenizer=ByteTokenizer(), format="fasta",
@@ -228,7 +228,7 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def lane(path: str, config: DocumentConfig, state: LaneState | None = None) -> Iterator[tuple[PackedRow, LaneState]]:
-    storage = Storage()
+    storage = FileStore()
     reader = FastaReader(storage, 48)
     packer = Packer(24, EOS, 1, "best_fit", overlap=config.window_overlap)
     pieces = reader.split(storage.expand([path])[0], 10**6)

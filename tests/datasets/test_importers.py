@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import Storage
+from cistron.datasets.files import FileStore
 from cistron.datasets.prepare import DumpReader, ListReader, MegatronReader, Result, TokenCorpus, TokenReader, columns
 from cistron.datasets.prepare import megatron as token_files
 from cistron.datasets.prepare.run import group
@@ -26,7 +26,7 @@ Documents = list[list[int]]
 
 def convert(folder: Path, reader: TokenReader, paths: Sequence[Path], append_eos: bool = False, target: int = 40) -> Result:
     """Import files into `folder`/train, in pieces of `target` bytes, as `cistron prepare` does."""
-    files = Storage().expand(map(str, paths))
+    files = FileStore().expand(map(str, paths))
     corpus = TokenCorpus(files=files, reader=reader, tokenizer=ByteTokenizer(), append_eos=append_eos)
     tasks = group(corpus.split(target), target)
     return sum((corpus.convert(task, folder, None, lambda _: None) for task in tasks), Result())
@@ -37,7 +37,7 @@ def imported(folder: Path) -> tuple[Documents, list[list[float]]]:
     documents, weights = [], []
     if not (folder / "train").is_dir() or not list((folder / "train").glob("*.json")):
         return [], []
-    for shard in open_shards(Storage().expand([str(folder / "train")], "*.json"), Storage()):
+    for shard in open_shards(FileStore().expand([str(folder / "train")], "*.json"), FileStore()):
         bounds = shard.offsets()[1:-1].astype(np.int64)
         documents += [part.tolist() for part in np.split(shard.ids(), bounds)]
         stated = shard.weights()
@@ -63,11 +63,11 @@ def write_megatron(prefix: Path, documents: Sequence[Sequence[Sequence[int]]], d
 
 
 def megatron(append_eos: bool = False) -> MegatronReader:
-    return MegatronReader(Storage(), EOS, append_eos)
+    return MegatronReader(FileStore(), EOS, append_eos)
 
 
 def dump(dtype: str | None = "uint16", append_eos: bool = False) -> DumpReader:
-    return DumpReader(Storage(), EOS, append_eos, dtype)
+    return DumpReader(FileStore(), EOS, append_eos, dtype)
 
 
 def write_lists(path: Path, documents: Sequence[object], weights: Sequence[object] | None = None, rows: int = 3) -> list[Path]:
@@ -141,7 +141,7 @@ def test_parquet_rows_are_documents_and_their_weights_stay_beside_them(
     table = pa.table({"ids": pa.array(documents, pa.large_list(dtype)), "w": pa.array(weights, pa.list_(pa.float32()))})
     pq.write_table(table, path, row_group_size=rows)
     with patch.object(columns, "BATCH_BYTES", 100):
-        convert(folder, ListReader(Storage(), "ids", "w"), [path], append)
+        convert(folder, ListReader(FileStore(), "ids", "w"), [path], append)
     found, stated = imported(folder)
     assert found == without_empty(bodies)
     # An appended eos counts as the token before it does.
@@ -250,17 +250,17 @@ def test_parquet_that_holds_no_documents_is_refused(
 ) -> None:
     paths = write_lists(tmp_path / "a.parquet", documents, weights)
     with pytest.raises(DataError, match=problem) as caught:
-        convert(tmp_path, ListReader(Storage(), column, "loss" if weights else None), paths, target=1)
+        convert(tmp_path, ListReader(FileStore(), column, "loss" if weights else None), paths, target=1)
     assert caught.value.record == record
 
 
 def test_a_loss_mask_of_booleans_is_a_weight_too(tmp_path: Path) -> None:
     paths = write_lists(tmp_path / "a.parquet", [[5, 6, 0], [7, 0]], [[False, True, True], [False, True]])
-    convert(tmp_path, ListReader(Storage(), "input_ids", "loss"), paths)
+    convert(tmp_path, ListReader(FileStore(), "input_ids", "loss"), paths)
     assert imported(tmp_path)[1] == [[0.0, 1.0, 1.0], [0.0, 1.0]]
 
 
 def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match=r"a\.parquet: cannot be read as parquet"):
-        convert(tmp_path, ListReader(Storage(), "input_ids", None), [tmp_path / "a.parquet"])
+        convert(tmp_path, ListReader(FileStore(), "input_ids", None), [tmp_path / "a.parquet"])

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.files import Storage
-from cistron.datasets.loading import DataConfig, FinitePass, Loader, SourceConfig
+from cistron.datasets.files import FileStore
+from cistron.datasets.loading import DataConfig, Loader, SinglePass, SourceConfig
 from cistron.datasets.readers import Label, Piece, build_reader, located
 from cistron.datasets.rows import DocumentLabels, row_violations
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 
-STORAGE = Storage()
+STORAGE = FileStore()
 CLASSES = ("dead", "alive", "2")
 # name, sequence, class, value: each sequence tells its own class and value
 ROWS = [(f"s{i}", "ACGT"[i % 4] * (i % 37 + 1) + f"{i}", CLASSES[i % 3], i / 4 - 20) for i in range(160)]
@@ -80,7 +80,7 @@ def test_the_target_at_a_documents_eos_is_its_label(format: str, layout: str, wo
         asked = DocumentLabels(names)
         rows = {"packing": "best_fit", "layout": layout, "objective": asked, "seq_len": 64}
         config = DataConfig(sources=(source,), lanes=2, seed=3, num_workers=workers, **rows)
-        finite = FinitePass(config, ByteTokenizer(), batch_size=5)
+        finite = SinglePass(config, ByteTokenizer(), batch_size=5)
         with Loader(config, ByteTokenizer(), batch_size=4) as loader:
             batches = [*finite.batches(), *(loader.next() for _ in range(6))]
         seen = []

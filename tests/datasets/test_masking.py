@@ -33,12 +33,12 @@ def expand(rows: list[PackedRow], asked: MaskedTokens, numbers: list[int] | None
     return planes
 
 
-def whole_rows(count: int) -> list[PackedRow]:
+def without_context_parallel(count: int) -> list[PackedRow]:
     return [PackedRow(proteins([100, 250, 154], seed)) for seed in range(count)]
 
 
 def test_of_a_million_tokens_15_percent_are_asked_for_and_shown_as_80_10_10() -> None:
-    rows = whole_rows(2_000)
+    rows = without_context_parallel(2_000)
     planes = expand(rows, objective())
     original = np.stack([np.concatenate([*row.parts, np.full(SEQ_LEN - 510, PAD)]) for row in rows])
     asked = planes.labels != IGNORE
@@ -84,7 +84,7 @@ def test_every_row_is_asked_something_and_never_a_special_token(
 
 
 def test_what_is_hidden_depends_on_seed_and_number_alone() -> None:
-    rows, asked = whole_rows(6), objective(seed=3)
+    rows, asked = without_context_parallel(6), objective(seed=3)
     together = expand(rows, asked, [10, 11, 12, 13, 14, 15])
     for place, number in enumerate(range(10, 16)):
         alone = expand([rows[place]], objective(seed=3), [number])
@@ -121,7 +121,7 @@ def test_shares_that_are_none_are_refused() -> None:
 
 def test_violations_are_seen() -> None:
     asked = objective()
-    planes = expand(whole_rows(1), asked)
+    planes = expand(without_context_parallel(1), asked)
     tokens = planes.tokens.copy()
     tokens[0, int(np.flatnonzero(planes.labels[0] == IGNORE)[1])] = MASK
     found = row_violations(tokens, *planes[1:4], eos_id=EOS, objective=asked)

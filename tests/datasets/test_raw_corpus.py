@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xxhash
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import Storage
+from cistron.datasets.files import FileStore
 from cistron.datasets.prepare import Event, RawCorpus, Result
 from cistron.datasets.prepare.duplicates import mark_duplicates
 from cistron.datasets.prepare.run import group
@@ -26,12 +26,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 
-JSONL = JsonlReader(Storage(), "text")
+JSONL = JsonlReader(FileStore(), "text")
 
 
 def make_corpus(pattern: str, reader: Reader = JSONL, tokenizer: Tokenizer | None = None, **changes: Any) -> RawCorpus:
     arguments = {"format": "any", "field": "text", "validation_share": 0.0, "deduplicate": False, "seed": 0, "skip_bad": False}
-    files = Storage().expand([pattern])
+    files = FileStore().expand([pattern])
     return RawCorpus(files=files, reader=reader, tokenizer=tokenizer or ByteTokenizer(), **arguments | changes)
 
 
@@ -55,7 +55,7 @@ def written(folder: Path) -> list[bytes]:
     """Documents of a folder of byte shards, in order, without their eos."""
     if not list(folder.glob("*.json")):
         return []
-    shards = open_shards(Storage().expand([str(folder)], "*.json"), Storage())
+    shards = open_shards(FileStore().expand([str(folder)], "*.json"), FileStore())
     return [part.tobytes()[:-1] for shard in shards for part in np.split(shard.ids(), shard.offsets()[1:-1].astype(np.int64))]
 
 
@@ -116,8 +116,8 @@ def test_long_documents_stream_to_the_side_that_their_end_decides(
     folder = tmp_path_factory.mktemp("long")
     path = write_fasta(folder / "a.fasta", records, header="")
     options = {"validation_share": share, "deduplicate": deduplicate, "skip_bad": True}
-    whole = make_corpus(path, FastaReader(Storage()), **options)
-    parts = make_corpus(path, FastaReader(Storage(), group_bytes), **options)
+    whole = make_corpus(path, FastaReader(FileStore()), **options)
+    parts = make_corpus(path, FastaReader(FileStore(), group_bytes), **options)
     result = convert(parts, folder / "parts")
     assert result == convert(whole, folder / "whole")
     assert result.skipped == sum(not record or " " in record for record in records)
@@ -131,7 +131,7 @@ def test_long_documents_stream_to_the_side_that_their_end_decides(
 @pytest.mark.parametrize("group_bytes", [8, 10**6])
 def test_a_bad_document_is_refused_with_its_place_or_left_out_and_counted(tmp_path: Path, group_bytes: int) -> None:
     write_bytes(tmp_path / "a.fasta", b">one\nACGT\nACGT\n>two\nACGT\nAC\0TACGT\nACGT\n>three\nA\0\n>four\nTTTT\n")
-    reader = FastaReader(Storage(), group_bytes)
+    reader = FastaReader(FileStore(), group_bytes)
     with pytest.raises(DataError, match="NUL byte") as caught:
         convert(make_corpus(str(tmp_path / "a.fasta"), reader), tmp_path / "strict")
     assert (caught.value.record, caught.value.offset) == ("two", 27)
@@ -167,8 +167,8 @@ def make_hf(folder: Path) -> HFTokenizer:
 def test_a_tokenizer_that_must_see_all_of_a_document_does(tmp_path: Path) -> None:
     tokenizer = make_hf(tmp_path)
     (tmp_path / "a.txt").write_text("ab" * 50)
-    convert(make_corpus(str(tmp_path / "a.txt"), TextReader(Storage(), 7), tokenizer), tmp_path / "out")
-    (shard,) = open_shards(Storage().expand([str(tmp_path / "out" / "train")], "*.json"), Storage())
+    convert(make_corpus(str(tmp_path / "a.txt"), TextReader(FileStore(), 7), tokenizer), tmp_path / "out")
+    (shard,) = open_shards(FileStore().expand([str(tmp_path / "out" / "train")], "*.json"), FileStore())
     assert shard.ids().tolist() == [256] * 50 + [257]
     assert (shard.manifest.eos_id, shard.manifest.vocab_size, shard.manifest.dtype) == (257, 258, "uint16")
     assert shard.manifest.tokenizer.fingerprint == tokenizer.fingerprint

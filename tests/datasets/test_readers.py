@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import Storage
+from cistron.datasets.files import FileStore
 from cistron.datasets.readers import Piece, Reader, Records, build_reader, located
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.readers.lines import JsonlReader
@@ -21,7 +21,7 @@ from cistron.tests.datasets.corpus import bgzip_block, compress, write_bytes, wr
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-STORAGE = Storage()
+STORAGE = FileStore()
 TINY: dict[str, Reader] = {
     "text": TextReader(STORAGE, group_bytes=16),
     "jsonl": JsonlReader(STORAGE, "text", group_bytes=16),
@@ -62,7 +62,7 @@ def _join(groups: Iterable[Records], errors: list[DataError] | None = None) -> I
                 parts = []
         if group.error is not None and errors is not None:
             errors.append(group.error)
-            assert group.breaks_off == bool(parts)
+            assert group.continues_bad == bool(parts)
             parts = []
             yield None
     assert not parts
@@ -75,7 +75,7 @@ def _stretches(groups: Iterable[Records]) -> list[tuple[bytes | str, int, bool, 
         for place, (document, offset) in enumerate(zip(group.documents, group.offsets, strict=True)):
             found.append((document, offset, place > 0 or group.first, place < len(group.documents) - 1 or group.last))
         if group.error is not None:
-            found.append((str(group.error), group.bad_offset, not group.breaks_off, True))
+            found.append((str(group.error), group.bad_offset, not group.continues_bad, True))
     return found
 
 

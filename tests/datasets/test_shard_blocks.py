@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cistron.datasets.documents import DocumentConfig, Strands
 from cistron.datasets.errors import BadRecords, DataConfigError, DataEnd, DataError
-from cistron.datasets.files import Storage
+from cistron.datasets.files import FileStore
 from cistron.datasets.lanes import Lane, LaneState, ShardCorpus, ShardDocuments
 from cistron.datasets.lanes import shard_documents as shard_blocks
 from cistron.datasets.lanes.blocks import Address
@@ -64,7 +64,7 @@ def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def _corpus(folder: Path, seq_len: int = 32, lanes: int = LANES, **treatment: Any) -> ShardCorpus:
-    storage = Storage()
+    storage = FileStore()
     shards = open_shards(storage.expand([str(folder)], "*.json"), storage)
     return ShardCorpus(shards, seq_len, lanes, "main", DocumentConfig(**treatment))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cistron.datasets import synthetic
-from cistron.datasets.files import Storage
+from cistron.datasets.files import FileStore
 from cistron.trainer.metrics.label_scores import auroc
 
 # Read off a printed table of the genetic code, for letters alone.
@@ -111,7 +111,7 @@ def test_a_path_names_the_cached_files_which_many_may_ask_for_at_once(tmp_path: 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(synthetic, "write", partial(synthetic.write, size=20_000))
     with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(Storage().expand, ["{synthetic}/*.fa"]) for _ in range(2)]
+        asked = [pool.submit(FileStore().expand, ["{synthetic}/*.fa"]) for _ in range(2)]
     found = [[Path(file.path) for file in future.result()] for future in asked]
     home = tmp_path / "cistron" / f"synthetic-{synthetic.VERSION}"
     assert found == [[home / "genome.fa", home / "proteins.fa"]] * 2

@@ -15,7 +15,7 @@ from cistron.models.attention.masks import document_dense_mask
 from cistron.models.decoder import Decoder
 from cistron.tests.models.packed import EOS, LLAMA, PAD, Packed, mean_loss, pack, random_decoder
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.parallel import block_size, spread_rows, whole_rows
+from cistron.trainer.parallel import block_size, spread_rows, without_context_parallel
 from cistron.trainer.parallel.context_parallel import apply_context_parallel, balance, mask_work, order_by_rank
 from cistron.trainer.parallel.tensor_parallel import apply_tensor_parallel
 from hypothesis import given, settings
@@ -91,7 +91,7 @@ def spread(processes: int) -> list[tuple[str, Tensor, Tensor, dict[str, Tensor],
                     gradient = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
                     dist.all_reduce(gradient, group=mesh.get_group("cp"))
                     gradients[name.replace("_checkpoint_wrapped_module.", "")] = gradient
-                with whole_rows(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                with without_context_parallel(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
                     alone = model(batch.tokens, batch.positions, rule.build(batch.sequence_ids))
                 done.append((f"cp {cp}, tp {tp}, causal {causal}, {way}", queries, logits, gradients, alone))
     return done

@@ -9,7 +9,7 @@ import torch
 from cistron.models.attention import DocumentMask, document_block_mask
 from cistron.models.attention.masks import document_dense_mask, document_offsets, offsets_capacity
 from cistron.models.config import AttentionConfig, RopeConfig
-from cistron.models.positions import EVERYTHING, Reach
+from cistron.models.positions import ALL_DISTANCES, DistanceRange
 from cistron.tests.models.packed import EOS, LLAMA, PAD, pack, random_decoder
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -65,7 +65,9 @@ def _slow_positions(sequence_ids: Tensor) -> Tensor:
     return (sequence_ids[:, :, None] == sequence_ids[:, None, :]).tril(-1).sum(-1)
 
 
-def _assert_equals_create_block_mask(sequence_ids: Tensor, causal: bool, block_size: int, reach: Reach = EVERYTHING) -> None:
+def _assert_equals_create_block_mask(
+    sequence_ids: Tensor, causal: bool, block_size: int, reach: DistanceRange = ALL_DISTANCES
+) -> None:
     positions = _slow_positions(sequence_ids)
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -120,57 +122,72 @@ REACHES = [
     reach
     for width in WIDTHS
     for reach in (
-        Reach(below=width),
-        Reach(width),
-        *(Reach(least, width, sinks) for sinks in (1, 4, BLOCK) if sinks < width for least in (0, width)),
+        DistanceRange(below=width),
+        DistanceRange(width),
+        *(DistanceRange(least, width, sinks) for sinks in (1, 4, BLOCK) if sinks < width for least in (0, width)),
     )
 ]
 
 
 @pytest.mark.parametrize("reach", REACHES, ids=str)
-def test_what_a_window_or_a_map_leaves_equals_create_block_mask_on_adversarial_rows(reach: Reach) -> None:
+def test_what_a_window_or_a_map_leaves_equals_create_block_mask_on_adversarial_rows(reach: DistanceRange) -> None:
     rows = [_ids(lengths, 64) for lengths in ADVERSARIAL.values()]
     _assert_equals_create_block_mask(torch.tensor(rows, dtype=torch.int32), True, BLOCK, reach)
 
 
-@pytest.mark.parametrize("reach", [Reach(below=129), Reach(127), Reach(256, 256, 4), Reach(0, 128, 100)], ids=str)
-def test_what_a_window_or_a_map_leaves_equals_create_block_mask_at_the_block_size_in_use(reach: Reach) -> None:
+@pytest.mark.parametrize(
+    "reach", [DistanceRange(below=129), DistanceRange(127), DistanceRange(256, 256, 4), DistanceRange(0, 128, 100)], ids=str
+)
+def test_what_a_window_or_a_map_leaves_equals_create_block_mask_at_the_block_size_in_use(reach: DistanceRange) -> None:
     rows = [_ids([300, 128, 84, 1, 127], 650), _ids([650], 650), _ids([129, 127, 300], 650)]
     _assert_equals_create_block_mask(torch.tensor(rows, dtype=torch.int32), True, 128, reach)
 
 
 @st.composite
-def any_reach(draw: st.DrawFn) -> Reach:
+def any_reach(draw: st.DrawFn) -> DistanceRange:
     """Of a window, with sinks or without, or of a map's far region."""
     width = draw(st.one_of(st.integers(1, 70), st.sampled_from(WIDTHS)))
     sinks = draw(st.integers(0, width - 1))
-    return draw(st.sampled_from([Reach(below=width), Reach(width), Reach(0, width, sinks), Reach(width, width, sinks)]))
+    return draw(
+        st.sampled_from(
+            [
+                DistanceRange(below=width),
+                DistanceRange(width),
+                DistanceRange(0, width, sinks),
+                DistanceRange(width, width, sinks),
+            ]
+        )
+    )
 
 
 @settings(max_examples=150, deadline=None)
 @given(batches(), any_reach(), st.sampled_from([1, 3, BLOCK, 128]))
-def test_what_a_window_or_a_map_leaves_equals_create_block_mask_on_any_rows(ids: Tensor, reach: Reach, block: int) -> None:
+def test_what_a_window_or_a_map_leaves_equals_create_block_mask_on_any_rows(
+    ids: Tensor, reach: DistanceRange, block: int
+) -> None:
     _assert_equals_create_block_mask(ids, True, block, reach)
 
 
 def test_two_regions_split_the_blocks_of_a_row_instead_of_doubling_them() -> None:
     ids = torch.zeros(1, 8192, dtype=torch.int32)
 
-    def blocks(reach: Reach) -> int:
+    def blocks(reach: DistanceRange) -> int:
         mask = document_block_mask(ids, causal=True, reach=reach)
         return int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
 
-    assert blocks(EVERYTHING) == 2080
+    assert blocks(ALL_DISTANCES) == 2080
     # distances of a block of 128 span 255 numbers: 8 or 9 blocks of keys are near a block of queries, one is both
-    assert (blocks(Reach(below=1024)), blocks(Reach(1024))) == (540, 1596)
-    assert blocks(Reach(1024, 1024, 4)) == 56  # of the far region of distance_cap: the document's first block
+    assert (blocks(DistanceRange(below=1024)), blocks(DistanceRange(1024))) == (540, 1596)
+    assert blocks(DistanceRange(1024, 1024, 4)) == 56  # of the far region of distance_cap: the document's first block
 
 
-@pytest.mark.parametrize("reach", [EVERYTHING, Reach(below=100), Reach(100), Reach(100, 100, 4)], ids=str)
+@pytest.mark.parametrize(
+    "reach", [ALL_DISTANCES, DistanceRange(below=100), DistanceRange(100), DistanceRange(100, 100, 4)], ids=str
+)
 @CAUSAL
-def test_block_mask_is_built_without_reading_a_value_on_the_host(causal: bool, reach: Reach) -> None:
+def test_block_mask_is_built_without_reading_a_value_on_the_host(causal: bool, reach: DistanceRange) -> None:
     ids = torch.empty(2, 300, dtype=torch.int32, device="meta")  # .item(), or a shape made from values, would raise here
-    if causal or reach == EVERYTHING:
+    if causal or reach == ALL_DISTANCES:
         assert document_block_mask(ids, causal, reach=reach).kv_indices.shape == (2, 1, 3, 3)
 
 
@@ -256,8 +273,10 @@ class _Pairwise(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("reach", [EVERYTHING, Reach(below=10), Reach(10), Reach(10, 10, 4)], ids=str)
-def test_a_dense_mask_is_made_of_nothing_wider_than_itself(reach: Reach) -> None:
+@pytest.mark.parametrize(
+    "reach", [ALL_DISTANCES, DistanceRange(below=10), DistanceRange(10), DistanceRange(10, 10, 4)], ids=str
+)
+def test_a_dense_mask_is_made_of_nothing_wider_than_itself(reach: DistanceRange) -> None:
     with _Pairwise(64) as pairs:
         document_dense_mask(torch.zeros(2, 64, dtype=torch.int32), causal=True, reach=reach)
     assert pairs.widest == 1

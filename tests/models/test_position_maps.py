@@ -14,7 +14,7 @@ from cistron.models.attention.kernels import join
 from cistron.models.attention.masks import document_dense_mask
 from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig, check_length, check_training
 from cistron.models.errors import ModelError
-from cistron.models.positions import keys_seen, reaches, rope_table, rotate, rotations
+from cistron.models.positions import keys_seen, reaches, rope_table, rotary_tables, rotate
 from cistron.models.positions.maps import position_map
 from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, mean_loss, pack, random_decoder
 from hypothesis import given
@@ -96,7 +96,7 @@ def _ours(method: str, executor: str, qkv: list[Tensor]) -> Tensor:
     q, k, v = qkv
     ids, positions = _rows()
     inv_freq, factor = rope_table(ROPE, HEAD_DIM, 0)
-    turns = rotations(config, ROPE, positions, inv_freq.to(q.dtype), factor)
+    turns = rotary_tables(config, ROPE, positions, inv_freq.to(q.dtype), factor)
     turned = [(rotate(q, *turn.q), rotate(k, *turn.k)) for turn in turns]
     mask = DocumentMask(EOS, PAD, executor=executor, attention=config).build(ids)
     return attend_in_regions(turned, v, mask) * (ids >= 0)[:, None, :, None]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cistron.datasets.files import Storage
+from cistron.datasets.files import FileStore
 from cistron.datasets.shards import open_shards
 from cistron.datasets.tokenizers import build_tokenizer
 from cistron.tests.datasets.corpus import write_fasta, write_jsonl
@@ -70,7 +70,7 @@ def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_documents_are_there_once(corpus: Path, prepared: Path) -> None:
     found = []
     for side in ("train", "validation"):
-        for shard in open_shards(Storage().expand([str(prepared / side)], "*.json"), Storage()):
+        for shard in open_shards(FileStore().expand([str(prepared / side)], "*.json"), FileStore()):
             ids, bounds = shard.ids(), shard.offsets().astype(np.int64)
             found += [ids[a : b - 1].tobytes().decode() for a, b in pairwise(bounds)]
     texts = [json.loads(line)["text"] for path in sorted(corpus.iterdir()) for line in path.read_text().splitlines()]
@@ -214,7 +214,7 @@ def test_letters_are_prepared_and_their_policy_is_part_of_the_plan(
     message = refused(capsys, *argv)
     assert f"{path}, record r1, byte {Path(path).read_text().index(record) + 3}: " in message
     prepare.main([*argv[:-1], str(tmp_path / "lenient"), "--on-unknown", "map"])
-    (shard,) = open_shards(Storage().expand([str(tmp_path / "lenient" / "train")], "*.json"), Storage())
+    (shard,) = open_shards(FileStore().expand([str(tmp_path / "lenient" / "train")], "*.json"), FileStore())
     tokenizer, manifest = build_tokenizer(kind, on_unknown="map"), shard.manifest
     assert shard.ids().tolist() == tokenizer.encode_batch([b"ACG", record.encode()]).ids.tolist()
     stated = ("eos_id", "bos_id", "pad_id", "mask_id", "vocab_size")
@@ -235,7 +235,8 @@ def test_weights_are_prepared_by_flags_or_as_the_job_says(tmp_path: Path, capsys
     by_job = ["--config", str(tmp_path / "job.toml"), "--processes", "1", "--output", str(tmp_path / "job")]
     prepare.main(by_job)
     (flags,), (job,) = (
-        open_shards(Storage().expand([str(tmp_path / name)], "*.json"), Storage()) for name in ("flags/train", "job/x/train")
+        open_shards(FileStore().expand([str(tmp_path / name)], "*.json"), FileStore())
+        for name in ("flags/train", "job/x/train")
     )
     assert bytes(flags.ids()) == b"ACGT|TAG|N\0"
     assert [None if shard.weights() is None else shard.weights().tolist() for shard in (flags, job)] == [
@@ -253,7 +254,7 @@ def test_token_files_are_imported(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--eos-id is not set" in refused(capsys, *flags, *common)
     assert "--eos-id 3: the tokenizer's eos is 0" in refused(capsys, *flags, *common, "--eos-id", "3")
     prepare.main([*flags, *common, "--eos-id", "0"])
-    (shard,) = open_shards(Storage().expand([str(tmp_path / "out" / "train")], "*.json"), Storage())
+    (shard,) = open_shards(FileStore().expand([str(tmp_path / "out" / "train")], "*.json"), FileStore())
     assert shard.ids().tolist() == [5, 6, 0, 7, 0]
 
 

@@ -19,7 +19,7 @@ from cistron.tools.support import targets
 from cistron.trainer.build import make_mask
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import Layout
-from cistron.trainer.start import open_feed, verify
+from cistron.trainer.start import open_data, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -196,7 +196,7 @@ def test_inspect_draws_a_picture_and_marks_every_boundary(tmp_path: Path, capsys
     layout = Layout.resolve(config)
     tokenizer, shape = verify(config, layout)
     mask = make_mask(config, tokenizer, torch.device("cpu"))
-    feed = open_feed(config, layout, tokenizer, mask, shape.vocab_size, batch_size=3)
+    feed = open_data(config, layout, tokenizer, mask, shape.vocab_size, batch_size=3)
     feed.loader.close()
     assert feed.first is not None
     batch = feed.first

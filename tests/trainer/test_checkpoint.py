@@ -17,8 +17,8 @@ import pytest
 import torch
 from cistron.tests.spawn import run_on_ranks
 from cistron.trainer.checkpoints import Folder, Saver, WholeTensors, read, read_newest, write_whole
-from cistron.trainer.checkpoints.dcp import Staging
-from cistron.trainer.checkpoints.format import step_folders, what_is_torn
+from cistron.trainer.checkpoints.dcp import HostBuffer
+from cistron.trainer.checkpoints.format import step_folders, why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.errors import CheckpointError
 from cistron.trainer.processes import StopRequest, join, run_command
@@ -85,7 +85,7 @@ def test_every_bit_of_a_manifest_counts(straight: Path, tmp_path: Path) -> None:
     whole = manifest.read_bytes()
     for place in range(len(whole)):
         manifest.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
-        assert (what_is_torn(tmp_path / "step-8") or "").startswith(("manifest.json is", "of format")), place
+        assert (why_incomplete(tmp_path / "step-8") or "").startswith(("manifest.json is", "of format")), place
 
 
 def test_a_flipped_bit_falls_back_to_the_checkpoint_before_unless_the_step_was_named(
@@ -283,14 +283,14 @@ def test_a_save_slower_than_the_interval_is_waited_for_with_one_copy_in_memory(
     assert "a save takes longer than checkpoint.interval steps" in output
     assert disk.most == 1
     assert len(memory) == 1
-    assert all(what_is_torn(checkpoints(config) / f"step-{step}") is None for step in (1, 2, 3, 4))
+    assert all(why_incomplete(checkpoints(config) / f"step-{step}") is None for step in (1, 2, 3, 4))
 
 
 @pytest.mark.parametrize("mode", ["async", "disabled"])
 def test_a_full_disk_costs_the_checkpoint_not_the_run(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
-    before = what_is_torn(checkpoints(finished) / "step-8")
+    before = why_incomplete(checkpoints(finished) / "step-8")
     more = ("--training.steps", "17", "--checkpoint.async_mode", mode, "--checkpoint.interval", "2")
     message = "[Errno 28] No space left on device"
     with monkeypatch.context() as patch:
@@ -300,7 +300,7 @@ def test_a_full_disk_costs_the_checkpoint_not_the_run(
         assert f"rank 0: {message}" in error
         assert "checkpoint.max_failures = 3 in a row" in error
         disk.error = None
-    assert before is what_is_torn(checkpoints(finished) / "step-8") is None
+    assert before is why_incomplete(checkpoints(finished) / "step-8") is None
     assert {path.name for path in checkpoints(finished).iterdir()} == {"step-4", "step-8"}
     assert len(metrics(finished)) >= 14, "training went on"
     train_here(finished, *more)
@@ -390,15 +390,15 @@ def test_one_rank_with_a_bad_disk_does_not_leave_the_others_waiting(tmp_path: Pa
 def test_no_memory_for_the_copy_costs_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = Staging.copy
+    copy = HostBuffer.copy
 
-    def scarce(staging: Staging, *args: Any) -> Any:
+    def scarce(staging: HostBuffer, *args: Any) -> Any:
         if not hasattr(staging, "tried"):
             staging.tried = True  # type: ignore[attr-defined]
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return copy(staging, *args)
 
-    monkeypatch.setattr(Staging, "copy", scarce)
+    monkeypatch.setattr(HostBuffer, "copy", scarce)
     config = write_job(tmp_path, steps=8)
     train_here(config)
     assert "step-4: not saved:\n  rank 0: RuntimeError(\"DefaultCPUAllocator: can't" in capsys.readouterr().out
@@ -452,7 +452,7 @@ def test_a_store_that_fails_to_delete_costs_nothing(
     config = write_job(tmp_path, steps=8)
     train_here(config, "--checkpoint.keep_latest_k", "1")
     assert "removing old ones or noting it failed: RuntimeError: SlowDown" in capsys.readouterr().out
-    assert what_is_torn(checkpoints(config) / "step-8") is None
+    assert why_incomplete(checkpoints(config) / "step-8") is None
 
 
 def commit_during_validation(config_path: str) -> bool:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from cistron.tests.spawn import run_on_ranks
 from cistron.trainer.config import load_config
 from cistron.trainer.errors import NonFiniteError
-from cistron.trainer.optim import over_ranks
+from cistron.trainer.optim import reduce_losses
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from torch import Tensor
@@ -93,7 +93,7 @@ def run_all(runs: list[tuple[Any, ...]]) -> tuple[list[Ending], list[list[float]
     """One run after another in the same processes, and then the losses and norm of all ranks for each of NORMS."""
     endings = [train_with(*run) for run in runs]
     rank = dist.get_rank()
-    agreed = [over_ranks(torch.tensor([0.5, rank]), torch.tensor(norms[rank])) for norms in NORMS]
+    agreed = [reduce_losses(torch.tensor([0.5, rank]), torch.tensor(norms[rank])) for norms in NORMS]
     return endings, [[*losses.tolist(), norm.item()] for losses, norm in agreed]
 
 
@@ -140,7 +140,7 @@ TOO_MANY = {
 
 
 class Spoilt(NamedTuple):
-    """The job, what each of its runs on two processes came to, by rank, and what `over_ranks` made of NORMS there."""
+    """The job, what each of its runs on two processes came to, by rank, and what `reduce_losses` made of NORMS there."""
 
     config: Path
     endings: dict[str, tuple[Ending, Ending]]

@@ -29,7 +29,7 @@ from cistron.trainer.inference import (
     score,
     widths,
 )
-from cistron.trainer.inference.documents import asked_otherwise, encode, make_row
+from cistron.trainer.inference.documents import encode, make_row, with_positions
 from cistron.trainer.inference.embeddings import embed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -72,14 +72,14 @@ def test_a_model_is_asked_otherwise_says_so_and_is_had_back() -> None:
             return model.model(row.tokens, row.positions, row.mask)[0]
 
     plain = logits(opened)
-    other = asked_otherwise(opened, ROPE, AttentionConfig(position_map="rerope", map_window=8), 64)
+    other = with_positions(opened, ROPE, AttentionConfig(position_map="rerope", map_window=8), 64)
     assert other.messages == (
         "warning: model.attention is not that of its training: position_map = 'rerope' instead of 'none', map_window = 8 "
         "instead of None",
     )
     close(logits(other)[:9], plain[:9])
     assert not torch.allclose(logits(other)[9:40], plain[9:40], atol=1e-3)
-    back = asked_otherwise(opened, opened.trained.rope, opened.trained.attention, 0)
+    back = with_positions(opened, opened.trained.rope, opened.trained.attention, 0)
     assert back.messages == ()
     assert torch.equal(logits(back), plain)
 
@@ -237,8 +237,8 @@ def test_adapters_and_frozen_weights_are_opened_as_they_were_trained(tmp_path: P
     rows = embed(opened, ["ACGT"], layer="norm", gradients=True)
     close(rows.detach(), embed(tmp_path / "merged", ["ACGT"], layer="norm"))
     rows.sum().backward()
-    lacking = {name for name, parameter in opened.model.named_parameters() if parameter.grad is None}
-    assert lacking == {"output.weight"}
+    fresh_parameters = {name for name, parameter in opened.model.named_parameters() if parameter.grad is None}
+    assert fresh_parameters == {"output.weight"}
 
 
 def test_a_tied_model_and_other_types_are_opened(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cistron.trainer.checkpoints import Progress
 from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.estimates import document_flops, frozen_flops, peak_flops, row_flops, sizes_of
 from cistron.trainer.estimates.flops import named_peak
-from cistron.trainer.metrics import MetricsLog, Outcome, StepTotals
+from cistron.trainer.metrics import MetricsLog, Outcome, StepCounts
 from cistron.trainer.metrics.reports import scalars
 from cistron.trainer.processes import join
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -50,7 +50,7 @@ def batch(rows: int, seq_len: int, seed: int) -> Batch:
 def test_attention_is_counted_as_the_mask_leaves_it(causal: bool, seed: int) -> None:
     rows = batch(3, 96, seed)
     windows = AttentionConfig(mask="lambda", window=1 + 7 * seed, sinks=seed) if causal and seed else PLAIN
-    totals = StepTotals.of([rows], 1, attention=windows)
+    totals = StepCounts.of([rows], 1, attention=windows)
     real = rows.sequence_ids >= 0
     (reach,) = reaches(windows)
     mask = document_dense_mask(rows.sequence_ids, causal, reach=reach)[:, 0] & real[:, :, None] & real[:, None, :]
@@ -89,8 +89,8 @@ def test_a_row_of_one_document_that_sees_all_of_itself_is_worth_the_convention()
 
 def test_work_is_counted_alike_however_rows_are_divided() -> None:
     parts = [batch(2, 64, seed) for seed in range(4)]
-    whole = StepTotals.of(parts, 1)
-    halves = StepTotals.of(parts[:1], 1).plus(StepTotals.of(parts[1:], 1))
+    whole = StepCounts.of(parts, 1)
+    halves = StepCounts.of(parts[:1], 1).plus(StepCounts.of(parts[1:], 1))
     assert whole == halves
 
 
@@ -98,7 +98,7 @@ def test_the_hash_of_rows_covers_their_weights() -> None:
     rows = batch(2, 64, 0)
     weights = torch.ones(2, 64)
     weighted, other = replace(rows, weights=weights), replace(rows, weights=weights.index_fill(1, torch.tensor([3]), 0.5))
-    hashes = {StepTotals.of([each], 1).rows_hash for each in (rows, weighted, other)}
+    hashes = {StepCounts.of([each], 1).rows_hash for each in (rows, weighted, other)}
     assert len(hashes) == 3
 
 
@@ -130,7 +130,7 @@ def test_utilisation_follows_from_the_steps_of_the_window(tmp_path: Path) -> Non
     folder = tmp_path / "run"
     folder.mkdir()
     log, progress = MetricsLog(folder, config, join(config), 0, DEBUG), Progress()
-    totals = [StepTotals.of([batch(4, 64, seed)], 1) for seed in range(4)]
+    totals = [StepCounts.of([batch(4, 64, seed)], 1) for seed in range(4)]
     for each in totals:
         progress.advance({"words": each.tokens[0]}, each.rows_hash)
         # values that the host has not read yet are taken as they are

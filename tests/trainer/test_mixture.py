@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from cistron.models.attention import DocumentMask
 from cistron.models.decoder import Decoder
-from cistron.trainer.checkpoints.format import what_is_torn
+from cistron.trainer.checkpoints.format import why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
@@ -165,8 +165,8 @@ def test_changed_data_is_refused_by_name_or_begun_anew_where_the_job_accepts_it(
     accept = ("--data.on_change", "restart")
     job, _ = load_config([str(config), *accept])
     trainer = Trainer(job, join(job), StopRequest())
-    assert trainer.peeked is not None
-    assert trainer.peeked.rows[0] == 3 * 8
+    assert trainer.first_batch is not None
+    assert trainer.first_batch.rows[0] == 3 * 8
     trainer.close()
     train_here(config, *accept)
     assert f"{genes}" in capsys.readouterr().out
@@ -191,7 +191,7 @@ def test_the_end_of_the_data_ends_all_ranks_saved_and_saying_which_source_it_was
     letters = sum(len(line) for line in (tmp_path / "genes.fasta").read_text().splitlines() if not line.startswith(">"))
     assert step == pytest.approx(letters / (8 * 64), rel=0.2), "one epoch of the file"
     newest = tmp_path / "run" / "checkpoint" / f"step-{step}"
-    assert what_is_torn(newest) is None
+    assert why_incomplete(newest) is None
 
     two = train(config, *options, "--data.sources", once, "--job.dump_folder", str(tmp_path / "two"), processes=2)
     assert ended in two

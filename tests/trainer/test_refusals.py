@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cistron.datasets.errors import DataError
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.checkpoints.format import what_is_torn
+from cistron.trainer.checkpoints.format import why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import StopRequest, join, run_command
 from cistron.trainer.train import Trainer
@@ -337,7 +337,7 @@ def bad_record_at_step_3(config_path: str) -> tuple[str, int]:
     except DataError as error:
         message = str(error)
     trainer.close()
-    assert what_is_torn(trainer.checkpoints / "step-2") is None, "what was trained before the bad record is saved"
+    assert why_incomplete(trainer.checkpoints / "step-2") is None, "what was trained before the bad record is saved"
     return message, trainer.progress.step
 
 
@@ -362,7 +362,7 @@ def test_a_divergence_ends_with_status_1_and_keeps_the_last_good_checkpoint(
     assert "Traceback" not in error
     newest = max((tmp_path / "run" / "checkpoint").iterdir(), key=lambda path: int(path.name.split("-")[1]))
     assert newest.name == f"step-{last}"
-    assert what_is_torn(newest) is None
+    assert why_incomplete(newest) is None
 
 
 def test_a_command_that_does_not_exist_is_answered_with_those_that_do() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cistron.trainer.checkpoints.format import what_is_torn
+from cistron.trainer.checkpoints.format import why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
@@ -140,7 +140,7 @@ def test_a_run_killed_in_the_middle_of_a_save_resumes_bit_for_bit(tmp_path: Path
     )
     assert killed.returncode == -signal.SIGKILL
     folder = tmp_path / "run" / "checkpoint" / "step-8"
-    assert what_is_torn(folder) == "no manifest.json: it was interrupted while being written"
+    assert why_incomplete(folder) == "no manifest.json: it was interrupted while being written"
 
     assert f"passed over {folder}" in train(config)
     assert column(metrics(config), "loss") == column(metrics(undisturbed), "loss")
@@ -159,7 +159,7 @@ def test_a_stop_signal_finishes_the_step_saves_and_says_so(
     if processes == 1:  # torchrun itself answers a signal with a status and a traceback of its own
         assert running.returncode == 0
         assert "Traceback" not in output
-    saved = [path for path in (tmp_path / "run" / "checkpoint").iterdir() if what_is_torn(path) is None]
+    saved = [path for path in (tmp_path / "run" / "checkpoint").iterdir() if why_incomplete(path) is None]
     assert len(saved) == 1
 
     train(config, processes=processes)
@@ -182,7 +182,7 @@ def test_a_stop_while_waiting_for_data_saves_what_was_done(tmp_path: Path) -> No
     trainer.feed.loader.next = stuck_after_three  # type: ignore[method-assign, assignment]
     trainer.train()
     trainer.close()
-    assert what_is_torn(tmp_path / "run" / "checkpoint" / "step-3") is None
+    assert why_incomplete(tmp_path / "run" / "checkpoint" / "step-3") is None
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_a_save_cut_off_before_its_manifest_does_not_count(finished: Path, capsy
     (newest / "manifest.json").unlink()
     train_here(finished)
     assert "it was interrupted while being written" in capsys.readouterr().out
-    assert what_is_torn(newest) is None, "the same step was saved anew in its place"
+    assert why_incomplete(newest) is None, "the same step was saved anew in its place"
 
 
 def test_a_refused_resume_changes_nothing_on_disk(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

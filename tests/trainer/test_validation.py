@@ -13,7 +13,7 @@ from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.attention import DocumentMask
 from cistron.models.decoder import Decoder
 from cistron.tests.spawn import run_on_ranks
-from cistron.trainer.checkpoints.format import what_is_torn
+from cistron.trainer.checkpoints.format import why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
@@ -258,7 +258,7 @@ def test_a_stop_during_validation_ends_the_run_after_a_save_and_without_a_record
     trainer.close()
     assert len(seen) < 6, "polled before each batch"
     assert trainer.progress.step == 1
-    assert what_is_torn(tmp_path / "run" / "checkpoint" / "step-1") is None
+    assert why_incomplete(tmp_path / "run" / "checkpoint" / "step-1") is None
     assert not (tmp_path / "run" / "validation.jsonl").exists()
 
 

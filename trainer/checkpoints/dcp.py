@@ -35,7 +35,7 @@ class RankFile(StorageWriter):
         staging: memory for copies of the pieces; None: they are written from where they are, while nobody changes them.
     """
 
-    def __init__(self, rank: int, staging: "Staging | None") -> None:
+    def __init__(self, rank: int, staging: "HostBuffer | None") -> None:
         self.name, self.staging = f"rank-{rank:05d}.safetensors", staging
         self.planner = DefaultSavePlanner(flatten_state_dict=False)
         self.planned = False
@@ -114,7 +114,7 @@ class RankFile(StorageWriter):
         return False
 
 
-class Staging:
+class HostBuffer:
     """Host memory for one copy of this rank's pieces, pinned where there is a GPU, and used again by every save."""
 
     def __init__(self, device: torch.device) -> None:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 def ask(world: World, folder: Folder, question: Callable[[], T]) -> T:
     """What rank 0 sees of a folder, on every rank, so that all do the same. Raises CheckpointError where it cannot be read."""
     try:
-        return world.beside(lambda: question() if world.is_first else cast(T, None))[0]
+        return world.in_thread_on_every_rank(lambda: question() if world.is_first else cast(T, None))[0]
     except OSError as e:
         raise CheckpointError(f"{folder}: cannot be read: {e}") from None
 

@@ -109,7 +109,7 @@ def look(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
         return None, f"cannot be read: {e}"
 
 
-def what_is_torn(path: str | os.PathLike[str]) -> str | None:
+def why_incomplete(path: str | os.PathLike[str]) -> str | None:
     """Why the checkpoint at `path` is not complete, or None when it is."""
     found, reason = look(path)
     return None if found else reason
@@ -159,7 +159,9 @@ def read_newest(path: str | os.PathLike[str]) -> tuple[Found, list[str]]:
 def damage(found: Found, world: World) -> list[str]:
     """What is wrong with the files of a checkpoint, on every rank; each reads its share of them."""
     return list(
-        itertools.chain(*world.beside(lambda: found.damage(lambda names: names[world.rank :: world.layout.world_size])))
+        itertools.chain(
+            *world.in_thread_on_every_rank(lambda: found.damage(lambda names: names[world.rank :: world.layout.world_size]))
+        )
     )
 
 

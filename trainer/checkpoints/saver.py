@@ -18,7 +18,7 @@ from ...base import UserError
 from ..config import Checkpoint
 from ..errors import CheckpointError, NonFiniteError
 from ..processes import Task, World
-from .dcp import RankFile, Staging
+from .dcp import HostBuffer, RankFile
 from .find import NEWEST, WENT_BACK
 from .folder import Folder
 from .format import INVENTORY, MANIFEST, STATE, step_folders
@@ -71,7 +71,7 @@ class Saver:
     ) -> None:
         self.config, self.run, self.folder, self.world, self.say, self.step = config, run, folder, world, say, step
         self.waits = config.async_mode == "disabled"
-        self.file = RankFile(world.rank, None if self.waits else Staging(world.device))
+        self.file = RankFile(world.rank, None if self.waits else HostBuffer(world.device))
         self.running: Saving | None = None
         self.limit = config.max_failures
         self.failures = 0  # in a row
@@ -109,7 +109,7 @@ class Saver:
         began = time.perf_counter()
         path = self.folder / f"step-{step}"
         try:
-            self.world.beside(lambda: self.make_room(path) if self.world.is_first else None)
+            self.world.in_thread_on_every_rank(lambda: self.make_room(path) if self.world.is_first else None)
         except (OSError, CheckpointError) as e:
             self.fail(path, [f"rank 0: {e}"])
             return
@@ -182,7 +182,7 @@ class Saver:
             if parts[0]:
                 self.say(f"warning: {self.folder}: saved, but removing old ones or noting it failed: {parts[0]}")
 
-    def insist(self) -> None:
+    def fail_hard(self) -> None:
         """From now on no save may fail: training is over, and there will be no other to make up for it."""
         self.limit = 1
 
@@ -207,7 +207,7 @@ class Saver:
     def fail(self, path: Folder, errors: list[str]) -> None:
         """Say why a checkpoint could not be written, and free what it took of the disk. Raises CheckpointError."""
         try:
-            self.world.beside(lambda: path.remove() if self.world.is_first else None)
+            self.world.in_thread_on_every_rank(lambda: path.remove() if self.world.is_first else None)
         except (OSError, CheckpointError) as e:
             errors.append(f"rank 0, removing what was written: {e}")
         self.step = 0

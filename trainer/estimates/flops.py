@@ -44,7 +44,7 @@ def document_flops(decoder: DecoderConfig, tokens: int, causal_pairs: int) -> in
     Args:
         decoder: the shape.
         tokens: without padding.
-        causal_pairs: (query, key) pairs, key <= query, of one document and in reach; `StepTotals.causal_pairs`.
+        causal_pairs: (query, key) pairs, key <= query, of one document and in reach; `StepCounts.causal_pairs`.
     """
     return decoder.flops_per_token(0) * tokens + flops_per_pair(decoder) * document_pairs(decoder, tokens, causal_pairs)
 

@@ -75,7 +75,7 @@ HOW = {
     "activations": "what the backward pass of the blocks reads",
     "at work": "gradients of activations and what checkpointing computes again, of one block; the optimizer's copies",
     "loss": "a chunk of logits, and the gradients for what they are the product of",
-    "inputs": "rows, rotations, mask",
+    "inputs": "rows, rotary_tables, mask",
 }
 
 
@@ -255,10 +255,10 @@ def inputs(job: Job) -> float:
     """Bytes of micro-batches on the device: tokens, labels, positions, documents, weights, mask; and of one its rotations."""
     seq_len = job.config.training.seq_len
     mask = {"sdpa": seq_len, "flex": 16 * seq_len / 128**2, "varlen": 0.0}[job.executor]  # four int32 tables of block pairs
-    mask, rotations = (2 * mask, 3) if job.mapped else (mask, 1)  # far queries and far keys have rotations of their own
+    mask, rotary_tables = (2 * mask, 3) if job.mapped else (mask, 1)  # far queries and far keys have rotary_tables of their own
     # the prefetcher has one on its way and holds the last until it is done with
     present = 1 if job.device == "cpu" else min(job.micro_batches, 2) + 1
-    return job.tokens * (present * (8 + 8 + 4 + 4 + 4 + mask) + rotations * FLOAT32 * job.decoder.head_dim)
+    return job.tokens * (present * (8 + 8 + 4 + 4 + 4 + mask) + rotary_tables * FLOAT32 * job.decoder.head_dim)
 
 
 def checkpointed(job: Job) -> tuple[list[float], float, float]:

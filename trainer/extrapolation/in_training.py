@@ -14,7 +14,7 @@ from ...models.decoder import Decoder
 from ..checkpoints import Saver
 from ..config import JobConfig
 from ..inference import BATCH_TOKENS
-from ..parallel import whole_rows
+from ..parallel import without_context_parallel
 from ..processes import DTYPES, World
 from .measures import Plan, Result, evaluate, plan, read_sources, report, trained_as
 from .runner import Runner
@@ -95,7 +95,7 @@ class LongEvaluation:
             tick=between,
         )
         try:
-            with whole_rows(model):
+            with without_context_parallel(model):
                 results = evaluate(runner, self.table, self.plan)
         except Interrupted:
             return None

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...datasets.documents import DocumentConfig
-from ...datasets.loading import DataConfig, FinitePass
+from ...datasets.loading import DataConfig, SinglePass
 from ...datasets.tokenizers import Ids, Tokenizer
 from ...models.config import DecoderConfig
 from ..config import Extrapolation, JobConfig
@@ -129,7 +129,7 @@ def read_sources(config: JobConfig, tokenizer: Tokenizer, longest: int) -> Itera
         seed=config.training.seed,
         on_bad_record=d.on_bad_record,
     )
-    for batch in FinitePass(data, tokenizer, batch_size=1).batches():
+    for batch in SinglePass(data, tokenizer, batch_size=1).batches():
         tokens, ids = batch.tokens[0].numpy(), batch.sequence_ids[0].numpy()
         for document in range(int(ids.max(initial=-1)) + 1):
             yield tokens[ids == document]

@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ...base import nearest
-from ...models.config import READ_BY, USED_BY, AttentionConfig, DecoderConfig, RopeConfig, check_length
+from ...models.config import ATTENTION_OPTIONS, SCALING_OPTIONS, AttentionConfig, DecoderConfig, RopeConfig, check_length
 from ...models.errors import ModelError
 from ..errors import ConfigError
 
@@ -152,8 +152,8 @@ def settings(found: Way, trained: Trained) -> str:
     said: dict[str, Any] = {}
     names = {found.rope.scaling, found.attention.mask, found.attention.position_map}
     for config, plain, readers in (
-        (found.rope, trained.decoder.rope, READ_BY),
-        (found.attention, trained.decoder.attention, USED_BY),
+        (found.rope, trained.decoder.rope, SCALING_OPTIONS),
+        (found.attention, trained.decoder.attention, ATTENTION_OPTIONS),
     ):
         if changed := {key: value for key, value in vars(config).items() if value != getattr(plain, key)}:
             # what only some scalings or maps read is told with them, also where it is the usual value

@@ -84,7 +84,7 @@ class Runner:
             batch = batches[number % len(batches)]  # beyond the last one again: all ranks must run as many
             found[number] = run(*self._batch(batch), length)
             self.tick(length * sum(map(len, batches[number - rank : number - rank + ranks])))
-        parts = self.world.gather(found if self.world.counts_rows else {}) if self.world else [found]
+        parts = self.world.gather(found if self.world.is_row_leader else {}) if self.world else [found]
         whole = {number: rows for part in parts for number, rows in part.items()}
         return np.concatenate([whole[number] for number in range(len(batches))])
 

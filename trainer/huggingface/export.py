@@ -65,8 +65,8 @@ def export(
     architecture(decoder)  # refuses what no class holds before tensors are looked for
     weights = WholeTensors(found.path)
     ours = {theirs: name for name, theirs in stored_names(decoder).items()}
-    if lacking := sorted(set(ours.values()) - set(weights.names())):
-        raise CheckpointError(f"{found.path}: lacks the weights {', '.join(lacking)}")
+    if fresh_parameters := sorted(set(ours.values()) - set(weights.names())):
+        raise CheckpointError(f"{found.path}: lacks the weights {', '.join(fresh_parameters)}")
     specs: dict[str, Spec] = {}
     for theirs, name in ours.items():
         saved, shape = weights.spec(name)

@@ -53,8 +53,8 @@ def find_tensors(source: Path, decoder: DecoderConfig) -> dict[str, SafetensorsF
     """
     index = read_json(source / INDEX)
     files = sorted(set(map(str, index.get("weight_map", {}).values()))) if index else [WEIGHTS]
-    lacking = [name for name in files if Path(name).name != name or not (source / name).is_file()]
-    if lacking:
+    fresh_parameters = [name for name in files if Path(name).name != name or not (source / name).is_file()]
+    if fresh_parameters:
         pickles = sorted(path.name for path in source.glob("*.bin"))
         hint = (
             f"; {pickles[0]} is a pickle, which can run code when it is read, and never is here: load it with transformers "
@@ -62,7 +62,7 @@ def find_tensors(source: Path, decoder: DecoderConfig) -> dict[str, SafetensorsF
             if pickles
             else ""
         )
-        raise ConfigError(f"{source}: there is no {', '.join(lacking)}{hint}")
+        raise ConfigError(f"{source}: there is no {', '.join(fresh_parameters)}{hint}")
     opened = [SafetensorsFile(source / name) for name in files]
     found = {name: file for file in opened for name in file.specs if not name.endswith(".rotary_emb.inv_freq")}
     with torch.device("meta"):

@@ -57,7 +57,7 @@ class Row(NamedTuple):
     starts: list[int]
 
 
-def asked_otherwise(opened: OpenedModel, rope: RopeConfig, attention: AttentionConfig, length: int) -> OpenedModel:
+def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionConfig, length: int) -> OpenedModel:
     """A model with another rotary scaling, window or position map than it was trained with, and a message that says so.
 
     Args:

@@ -94,7 +94,7 @@ def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on
     """See `open_model`."""
     found, skipped = checkpoint_read_newest(folder)
     config, decoder = saved_job(found)
-    tokenizer = choose_policy(config.tokenizer, make_tokenizer(config), on_unknown)
+    tokenizer = with_unknown_policy(config.tokenizer, make_tokenizer(config), on_unknown)
     where = f"{found.path}/{checkpoint_STATE}"
     check_statements(
         [
@@ -115,7 +115,7 @@ def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on
         where=str(found.path),
         fingerprint=xxhash.xxh3_128_hexdigest(checkpoint_manifest_text(found.files).encode()),
         config=config,
-        messages=(*skipped, *one_table(model)),
+        messages=(*skipped, *length_dependent_rope_note(model)),
     )
 
 
@@ -128,7 +128,7 @@ def open_huggingface(folder: Folder, device: torch.device, dtype: torch.dtype, o
     table, tokenizer = find_tokenizer(path, None, None)
     if tokenizer is None:
         raise ConfigError(f"{path}: there is no {TOKENIZER} to read sequences with")
-    tokenizer = choose_policy(table, tokenizer, on_unknown)
+    tokenizer = with_unknown_policy(table, tokenizer, on_unknown)
     stated = read_json(path / CONFIG) or {}
     decoder = from_hf(stated)
     with torch.device("meta"):
@@ -143,11 +143,11 @@ def open_huggingface(folder: Folder, device: torch.device, dtype: torch.dtype, o
         trained=decoder,
         where=str(path),
         fingerprint=fingerprint(stated, sorted(path.glob("*.safetensors"))),
-        messages=one_table(model),
+        messages=length_dependent_rope_note(model),
     )
 
 
-def one_table(model: Decoder) -> tuple[str, ...]:
+def length_dependent_rope_note(model: Decoder) -> tuple[str, ...]:
     """What to know of a model whose rotary angles depend on a length."""
     rope = model.config.rope
     if not rope.by_length:
@@ -159,7 +159,7 @@ def one_table(model: Decoder) -> tuple[str, ...]:
     )
 
 
-def choose_policy(table: TokenizerTable, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
+def with_unknown_policy(table: TokenizerTable, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
     """The tokenizer of a table, or where a policy is given the same with it. Raises DataConfigError where it knows none."""
     if on_unknown is None:
         return tokenizer

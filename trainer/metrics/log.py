@@ -17,7 +17,7 @@ from ..optim import learning_rate
 from ..processes import World
 from .label_scores import SCORES
 from .reports import Reports
-from .totals import StepTotals
+from .totals import StepCounts
 
 
 class Outcome(NamedTuple):
@@ -68,7 +68,7 @@ class MetricsLog:
     def start_window(self) -> None:
         """Forget what was summed for the last record."""
         self.seconds, self.data_seconds = 0.0, 0.0
-        self.sums = StepTotals.of([], len(self.sources))
+        self.sums = StepCounts.of([], len(self.sources))
         self.nats = torch.zeros(len(self.sources), dtype=torch.float64, device=self.world.device)
 
     def say(self, message: str) -> None:
@@ -80,7 +80,7 @@ class MetricsLog:
         """Whether `step` is reported: the first, the last and every `metrics.log_freq`-th."""
         return step % self.config.metrics.log_freq == 0 or step in (1, self.config.training.steps)
 
-    def step(self, progress: Progress, totals: StepTotals, outcome: Outcome, data_seconds: float, seconds: float) -> None:
+    def step(self, progress: Progress, totals: StepCounts, outcome: Outcome, data_seconds: float, seconds: float) -> None:
         """Count one step of `seconds`, of which `data_seconds` were spent waiting for rows; report it when it is due.
 
         The clock runs over the steps alone, so that neither a checkpoint nor a validation looks like slow training. Of the

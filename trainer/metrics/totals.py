@@ -11,7 +11,7 @@ from ...models.config import PLAIN, AttentionConfig
 from ...models.positions import keys_seen
 
 
-class StepTotals(NamedTuple):
+class StepCounts(NamedTuple):
     """What the rows of one optimizer step hold: those of some micro-batches, of all ranks, or of all steps of a window.
 
     Attributes:
@@ -35,7 +35,7 @@ class StepTotals(NamedTuple):
     @classmethod
     def of(
         cls, batches: Sequence[Batch], sources: int, *, normalize: bool = True, attention: AttentionConfig = PLAIN
-    ) -> "StepTotals":
+    ) -> "StepCounts":
         """Count some micro-batches of a job with so many sources; `normalize`: targets by their weights."""
         tokens, targets = torch.zeros(sources, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64)
         for batch in batches:
@@ -58,12 +58,12 @@ class StepTotals(NamedTuple):
         return [self.documents, self.rows, self.positions, self.causal_pairs, self.rows_hash, *self.tokens]
 
     @classmethod
-    def from_counts(cls, counts: list[int], targets: list[float]) -> "StepTotals":
+    def from_counts(cls, counts: list[int], targets: list[float]) -> "StepCounts":
         """From sums of `counts` and of `targets`."""
         documents, rows, positions, causal_pairs, rows_hash, *tokens = counts
         return cls(documents, rows, positions, causal_pairs, rows_hash, tokens, targets)
 
-    def plus(self, other: "StepTotals") -> "StepTotals":
+    def plus(self, other: "StepCounts") -> "StepCounts":
         """Both together."""
         counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         return self.from_counts(counts, [a + b for a, b in zip(self.targets, other.targets, strict=True)])

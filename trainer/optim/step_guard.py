@@ -145,7 +145,7 @@ def gradient_norm(parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]
     return total.full_tensor(), [local(norm) for norm in norms]
 
 
-def over_ranks(losses: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+def reduce_losses(losses: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     """Sum `losses`, float32 [n], over all ranks, and give all of them one `norm`, float32 [], in the same all-reduce.
 
     It is rank 0's, or not finite where that of any rank is not. Copies of the model may have summed the same gradients in other

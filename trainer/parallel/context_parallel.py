@@ -197,7 +197,7 @@ def apply_context_parallel(model: Decoder, mesh: DeviceMesh) -> None:
 
 
 @contextmanager
-def whole_rows(model: nn.Module) -> Iterator[None]:
+def without_context_parallel(model: nn.Module) -> Iterator[None]:
     """Within it every rank computes whole rows by itself: for short ones, such as a sample's."""
     gathers = [module for module in model.modules() if isinstance(module, GatherContext)]
     for gather in gathers:

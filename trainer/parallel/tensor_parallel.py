@@ -36,7 +36,7 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
     # it no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
     model.tok_embeddings.register_forward_hook(lambda _module, _inputs, embedded: embedded.clone())
     for block in model.layers.children():
-        whole = (Replicate(), None, None)  # x gathered along the sequence; rotations and mask are whole already
+        whole = (Replicate(), None, None)  # x gathered along the sequence; rotary_tables and mask are whole already
         plan = {
             "attention_norm": SequenceParallel(),
             "attention": PrepareModuleInput(input_layouts=(Shard(1), None, None), desired_input_layouts=whole),

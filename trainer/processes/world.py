@@ -87,7 +87,7 @@ class World:
         return self.mesh.get_local_rank("tp")
 
     @property
-    def counts_rows(self) -> bool:
+    def is_row_leader(self) -> bool:
         """True for exactly one of the ranks that share the same rows."""
         return self.mesh.get_local_rank("cp") == self.tp_rank == 0
 
@@ -114,7 +114,7 @@ class World:
         while self.sum([int(done())])[0] < self.layout.world_size:
             time.sleep(POLL_SECONDS)
 
-    def beside(self, work: Callable[[], T]) -> list[T]:
+    def in_thread_on_every_rank(self, work: Callable[[], T]) -> list[T]:
         """Every rank's result of work that a disk may slow down. Raises one rank's OSError or CheckpointError on all."""
         task = Task(work)
         self.wait_for(task.done)
@@ -124,17 +124,17 @@ class World:
                 raise result
         return cast("list[T]", results)
 
-    def together(self, step: Callable[[], T]) -> T:
+    def on_every_rank(self, step: Callable[[], T]) -> T:
         """Do on every rank what any may fail at; the first rank's error is raised on all. Raises UserError."""
         result, error = None, None
         try:
             result = step()
         except UserError as e:
             error = e
-        self.agree(error)
+        self.raise_together(error)
         return cast(T, result)
 
-    def agree(self, error: Exception | None) -> None:
+    def raise_together(self, error: Exception | None) -> None:
         """Raise the first rank's error on all ranks, if any rank has one, so that none waits for a rank that has left."""
         first = next((e for e in self.gather(error) if e is not None), None)
         if first is not None:

@@ -1,7 +1,7 @@
 """trainer/start."""
 
-from .data import Feed, letters_of, open_feed, source_configs
+from .data import TrainData, letters_of, open_data, source_configs
 from .origin import origin
 from .verify import verify
 
-__all__ = ["Feed", "letters_of", "open_feed", "origin", "source_configs", "verify"]
+__all__ = ["TrainData", "letters_of", "open_data", "origin", "source_configs", "verify"]

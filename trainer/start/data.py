@@ -6,8 +6,8 @@ from typing import Any
 
 from ...datasets.documents import DocumentConfig, Letters
 from ...datasets.errors import DataConfigError, DataEnd
-from ...datasets.files import Storage
-from ...datasets.loading import Batch, DataConfig, FinitePass, Loader, SourceConfig, Stage
+from ...datasets.files import FileStore
+from ...datasets.loading import Batch, DataConfig, Loader, SinglePass, SourceConfig, Stage
 from ...datasets.readers import Label
 from ...datasets.rows import DocumentLabels, MaskedTokens, MaskingConfig, NextToken, Objective
 from ...datasets.tokenizers import Tokenizer
@@ -18,7 +18,7 @@ from ..processes import Layout, global_batch_size
 
 
 @dataclass(frozen=True)
-class Feed:
+class TrainData:
     """Data ready to train on.
 
     Attributes:
@@ -31,7 +31,7 @@ class Feed:
     loader: Loader
     first: Batch | None
     statements: list[Statement]
-    validation: FinitePass | None
+    validation: SinglePass | None
 
 
 def source_configs(tables: Sequence[Files], classes: tuple[str, ...]) -> tuple[SourceConfig, ...]:
@@ -87,11 +87,11 @@ def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) ->
         num_workers=d.num_workers,
         on_bad_record=d.on_bad_record,
         verify=d.verify,
-        storage=Storage(cache_dir=d.cache_dir, cache_gb=d.cache_gb, retries=d.retries),
+        storage=FileStore(cache_dir=d.cache_dir, cache_gb=d.cache_gb, retries=d.retries),
     )
 
 
-def open_feed(
+def open_data(
     config: JobConfig,
     layout: Layout,
     tokenizer: Tokenizer,
@@ -103,7 +103,7 @@ def open_feed(
     contract: dict[str, Any] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     **place: Any,
-) -> Feed:
+) -> TrainData:
     """Start the loader and hold the contract, first in words and then against the first real rows.
 
     Args:
@@ -140,12 +140,12 @@ def open_feed(
     except BaseException:
         loader.close()
         raise
-    return Feed(loader, first, statements, validation)
+    return TrainData(loader, first, statements, validation)
 
 
 def open_validation(
     config: JobConfig, layout: Layout, tokenizer: Tokenizer, *, batch_size: int, **ranks: int
-) -> FinitePass | None:
+) -> SinglePass | None:
     """What `[validation]` reads, or None where it is not enabled.
 
     Args:
@@ -153,7 +153,7 @@ def open_validation(
         layout: its processes.
         tokenizer: of the job.
         batch_size: rows of a batch of this rank in training, used where `validation.local_batch_size` is unset.
-        ranks: whose share of the rows; see `FinitePass`.
+        ranks: whose share of the rows; see `SinglePass`.
 
     Raises:
         DataConfigError, DataError: a source cannot be used.
@@ -163,6 +163,6 @@ def open_validation(
     sources = source_configs(config.validation.sources, config.head.names)
     data = replace(make_data_config(config, layout, tokenizer), sources=sources, stages=())
     try:
-        return FinitePass(data, tokenizer, batch_size=config.validation.local_batch_size or batch_size, **ranks)
+        return SinglePass(data, tokenizer, batch_size=config.validation.local_batch_size or batch_size, **ranks)
     except DataConfigError as error:
         raise DataConfigError(f"validation.sources: {error}") from None

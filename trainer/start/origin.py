@@ -8,7 +8,7 @@ from typing import Any
 
 import tomli_w
 
-from ...models.config import HEAD_KEYS, READ_BY, AttentionConfig, DecoderConfig, RopeConfig, check_training
+from ...models.config import HEAD_KEYS, SCALING_OPTIONS, AttentionConfig, DecoderConfig, RopeConfig, check_training
 from ...models.errors import ModelError
 from ...models.positions import rope_table
 from ..build import differences as fine_tuning_differences
@@ -20,7 +20,7 @@ from ..processes import World
 
 # options that mean nothing without another, so that whoever chooses that one chooses them
 BELONGS_TO = {
-    **{f"rope.{key}": ("scaling",) for key in ("factor", *READ_BY)},
+    **{f"rope.{key}": ("scaling",) for key in ("factor", *SCALING_OPTIONS)},
     "attention.window": ("mask",),
     "attention.sinks": ("mask", "position_map"),
     **{f"attention.{key}": ("position_map",) for key in ("map_window", "leak", "group")},
@@ -51,7 +51,7 @@ def origin(
     if found is None and c.initial_load_path:
         path = Folder(c.initial_load_path)
         if ask(world, path, partial(is_hugging_face, path)):
-            found = world.together(lambda: open_hugging_face(path, config.tokenizer))
+            found = world.on_every_rank(lambda: open_hugging_face(path, config.tokenizer))
         else:
             found = good(path, world)
     if found is None:

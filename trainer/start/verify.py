@@ -1,4 +1,4 @@
-"""DOOR of start: verify, origin, open_feed."""
+"""DOOR of start: verify, origin, open_data."""
 
 import torch
 
