@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cistron.datasets.loading.sources import open_source
-from cistron.tests.trainer.jobs import brief_sample, train_here
+from cistron.tests.helpers.jobs import brief_sample, train_here
 from cistron.trainer.config import load_config
 from cistron.trainer.estimates import estimate
 from cistron.trainer.processes import Layout

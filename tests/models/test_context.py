@@ -13,8 +13,8 @@ from cistron.datasets.rows import best_fit
 from cistron.models.attention import DocumentMask, document_block_mask
 from cistron.models.attention.masks import document_dense_mask
 from cistron.models.decoder import Decoder
-from cistron.tests.models.packed import EOS, LLAMA, PAD, Packed, mean_loss, pack, random_decoder
-from cistron.tests.spawn import run_on_ranks
+from cistron.tests.helpers.packed import EOS, LLAMA, PAD, Packed, mean_loss, pack, random_decoder
+from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.parallel import block_size, spread_rows, without_context_parallel
 from cistron.trainer.parallel.context_parallel import apply_context_parallel, balance, mask_work, order_by_rank
 from cistron.trainer.parallel.tensor_parallel import apply_tensor_parallel

@@ -10,7 +10,7 @@ from cistron.models.attention import DocumentMask
 from cistron.models.config import AttentionConfig, DecoderConfig
 from cistron.models.decoder import Decoder
 from cistron.models.loss import linear_cross_entropy
-from cistron.tests.models.packed import EOS, LLAMA, PAD, QWEN, mean_loss, random_decoder
+from cistron.tests.helpers.packed import EOS, LLAMA, PAD, QWEN, mean_loss, random_decoder
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(

@@ -12,7 +12,7 @@ from cistron.models.config import DecoderConfig
 from cistron.models.decoder import Decoder
 from cistron.models.errors import ModelError
 from cistron.models.huggingface import hf_names
-from cistron.tests.models.packed import EOS, LLAMA, PAD, Packed, pack, random_decoder
+from cistron.tests.helpers.packed import EOS, LLAMA, PAD, Packed, pack, random_decoder
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForSequenceClassification

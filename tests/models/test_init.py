@@ -9,7 +9,7 @@ import torch
 from cistron.models.config import PRESETS, DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
-from cistron.tests.spawn import run_on_ranks
+from cistron.tests.helpers.ranks import run_on_ranks
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from cistron.models import loss
 from cistron.models.attention import DocumentMask
 from cistron.models.loss import linear_cross_entropy
-from cistron.tests.models.packed import EOS, LLAMA, PAD, VOCAB, pack, random_decoder
-from cistron.tests.spawn import run_on_ranks
+from cistron.tests.helpers.packed import EOS, LLAMA, PAD, VOCAB, pack, random_decoder
+from cistron.tests.helpers.ranks import run_on_ranks
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor

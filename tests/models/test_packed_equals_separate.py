@@ -10,7 +10,7 @@ from cistron.models.attention import DocumentMask
 from cistron.models.config import DecoderConfig
 from cistron.models.decoder import Decoder
 from cistron.models.huggingface import hf_names
-from cistron.tests.models.packed import CONFIGS, EOS, LLAMA, PAD, QWEN, Packed, mean_loss, pack, random_decoder
+from cistron.tests.helpers.packed import CONFIGS, EOS, LLAMA, PAD, QWEN, Packed, mean_loss, pack, random_decoder
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cistron.tests.trainer.jobs import write_job
+from cistron.tests.helpers.jobs import write_job
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "cistron.sbatch"
 # srun leaves its process to the command; scancel signals that and its children, as Slurm does with all processes of a step

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cistron.tests.trainer.using import CAUSAL, ENCODER, PROTEIN, write_checkpoint
+from cistron.tests.helpers.models import CAUSAL, ENCODER, PROTEIN, write_checkpoint
 from cistron.tools import evaluate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

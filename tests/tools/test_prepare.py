@@ -18,7 +18,7 @@ import pytest
 from cistron.datasets.files import FileStore
 from cistron.datasets.shards import open_shards
 from cistron.datasets.tokenizers import build_tokenizer
-from cistron.tests.datasets.corpus import write_fasta, write_jsonl
+from cistron.tests.helpers.corpora import write_fasta, write_jsonl
 from cistron.tools import prepare
 from cistron.trainer.config import load_config
 

@@ -13,7 +13,7 @@ import torch
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.attention import document_block_mask
 from cistron.models.attention.masks import document_dense_mask
-from cistron.tests.trainer.jobs import train_here, write_job, write_mixture
+from cistron.tests.helpers.jobs import train_here, write_job, write_mixture
 from cistron.tools import check, generate, inspect
 from cistron.tools.support import targets
 from cistron.trainer.build import make_mask

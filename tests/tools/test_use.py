@@ -20,7 +20,7 @@ import pytest
 import torch
 from cistron.datasets.nucleotides import reverse_complement
 from cistron.datasets.readers import SequenceFiles
-from cistron.tests.trainer.using import CAUSAL, ENCODER, PROTEIN, random_sequences, write_checkpoint, write_fasta
+from cistron.tests.helpers.models import CAUSAL, ENCODER, PROTEIN, random_sequences, write_checkpoint, write_fasta
 from cistron.tools import embed, evaluate, generate
 from cistron.tools.support import embedding_files
 from cistron.trainer.inference import OpenedModel, open_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cistron.models.attention import DocumentMask
-from cistron.tests.models.packed import EOS, LLAMA, PAD, pack, random_decoder
+from cistron.tests.helpers.packed import EOS, LLAMA, PAD, pack, random_decoder
 from cistron.trainer.loss import summed_loss
 
 

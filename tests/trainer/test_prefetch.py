@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from cistron.datasets.loading import Batch
+from cistron.tests.helpers.jobs import write_job
 from cistron.trainer.config import load_config
 from cistron.trainer.prefetch import Prefetcher
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
-
-from .jobs import write_job
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: streams exist only there")
 

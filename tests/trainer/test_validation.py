@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.attention import DocumentMask
 from cistron.models.decoder import Decoder
-from cistron.tests.spawn import run_on_ranks
+from cistron.tests.helpers.jobs import column, graphs_alone, metrics, refusal, train_here, write_job, write_shards
+from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.checkpoints.format import why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from cistron.trainer.validation import place_name
-
-from .jobs import column, graphs_alone, metrics, refusal, train_here, write_job, write_shards
 
 VALIDATION = """
 [validation]

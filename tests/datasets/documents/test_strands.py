@@ -1,0 +1,138 @@
+"""The other strand."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from cistron.datasets.documents import DocumentConfig, Letters, Strands
+from cistron.datasets.errors import DataError
+from cistron.datasets.files import FileStore
+from cistron.datasets.lanes import Lane, LaneState, blocks
+from cistron.datasets.lanes.blocks import Address
+from cistron.datasets.loading import Source, SourceConfig
+from cistron.datasets.loading.sources import open_source
+from cistron.datasets.nucleotides import reverse_complement
+from cistron.datasets.rows import PackedRow, Packer
+from cistron.datasets.tokenizers import build_tokenizer
+from cistron.datasets.tokenizers.bytes import ByteTokenizer
+from cistron.tests.helpers.corpora import write_fasta
+from hypothesis import given
+from hypothesis import strategies as st
+
+# What each code stands for (IUPAC), as sets of bases.
+BASES = {
+    "A": "A", "C": "C", "G": "G", "T": "T", "R": "AG", "Y": "CT", "S": "GC", "W": "AT", "K": "GT", "M": "AC",
+    "B": "CGT", "D": "AGT", "H": "ACT", "V": "ACG", "N": "ACGT", "-": "", ".": "",
+}  # fmt: skip
+ALPHABET = st.text(st.sampled_from([*BASES, *map(str.lower, BASES)]))
+
+
+@given(ALPHABET)
+def test_it_is_the_letter_for_the_complementary_bases_read_backwards(text: str) -> None:
+    flipped = reverse_complement(text.encode()).decode()
+    pairs = dict(zip("ACGT", "TGCA", strict=True))
+    for letter, other in zip(text, reversed(flipped), strict=True):
+        assert set(BASES[other.upper()]) == {pairs[base] for base in BASES[letter.upper()]}
+        assert letter.islower() == other.islower()
+        assert letter == other or letter not in "-."
+    assert reverse_complement(flipped.encode()).decode() == text
+
+
+@pytest.mark.parametrize(
+    ("data", "named"), [(b"ACU", "b'U' at 2"), (b"AC GT", "b' ' at 2"), (b"\x00A", "b'.x00' at 0"), (b"u", "b'u'")]
+)
+def test_what_has_no_complement_is_named(data: bytes, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        reverse_complement(data)
+
+
+SEQUENCES = ["".join(np.random.default_rng(number).choice(list("ACGTacgtN"), 3 + number * 7 % 200)) for number in range(120)]
+TURNING = DocumentConfig(reverse_complement=0.5)
+
+
+def source(path: str, lanes: int, config: DocumentConfig = TURNING) -> Source:
+    return open_source(SourceConfig(name="g", format="fasta", paths=(path,)), lanes, 64, FileStore(), config)
+
+
+def read(path: str, lanes: int, epoch: int = 0) -> list[str]:
+    """The documents of an epoch, of all lanes."""
+    found = []
+    packer = Packer(64, 0, 1, "best_fit")
+    for lane in range(lanes):
+        documents = source(path, lanes).documents(lane, ByteTokenizer(), packer, (0, 0), False)
+        for built in documents.blocks(epoch, Address(0, -1, 1, 0)):
+            found += bytes(built.block.arrays[0]).decode().split("\0")[:-1]
+    return found
+
+
+def test_strands_are_a_function_of_file_record_and_epoch_alone(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "genome.fasta", SEQUENCES)
+    one, four, second = read(path, 1), read(path, 4), read(path, 1, epoch=1)
+    assert sorted(one) == sorted(four)
+    other = [reverse_complement(text.encode()).decode() for text in SEQUENCES]
+    turned = [text not in one for text in SEQUENCES]
+    assert sorted(one) == sorted(flip if out else text for text, flip, out in zip(SEQUENCES, other, turned, strict=True))
+    again = [text not in second for text in SEQUENCES]
+    assert 40 < sum(turned) < 80
+    assert 40 < sum(a != b for a, b in zip(turned, again, strict=True)) < 80, "each epoch draws anew"
+
+
+def test_the_share_of_turned_documents_is_the_one_asked_for() -> None:
+    for share in (0.1, 0.5, 1.0):
+        strands = Strands(share, 3, ByteTokenizer())
+        for numbers in (np.arange(100_000), np.arange(0, 10**8, 1000)):
+            turned = strands.turned("x/genome.fasta", numbers, 2)
+            assert abs(turned.mean() - share) < 0.006, "four standard deviations"
+            assert np.array_equal(strands.turned("elsewhere/genome.fasta", numbers[::7], 2), turned[::7])
+
+
+@pytest.mark.parametrize("long", ["split", "window", "truncate"])
+def test_a_lane_of_turned_documents_resumes_to_the_bit(tmp_path: Path, long: str) -> None:
+    path = write_fasta(tmp_path / "genome.fasta", [*SEQUENCES[:60], "ACGTTn" * 200])
+    overlap = 9 if long == "window" else 0
+    letters = Letters(lowercase_weight=0.5)
+    config = replace(TURNING, letters=letters, long_documents=long, window_overlap=overlap)
+    packer = Packer(64, 0, 1, "best_fit", overlap=overlap)
+
+    def rows(state: LaneState) -> Iterator[tuple[PackedRow, LaneState]]:
+        documents = source(path, 1, config).documents(0, ByteTokenizer(), packer, (0, 0), False)
+        return Lane(documents, packer, (0, 0, 0), state, "g").rows()
+
+    with patch.object(blocks, "block_tokens", lambda seq_len: 5 * seq_len):
+        straight = list(islice(rows(LaneState()), 90))
+        for stop in range(0, 80, 3):
+            resumed = islice(rows(straight[stop][1]), 6)
+            for (row, state), (again, again_state) in zip(straight[stop + 1 :], resumed, strict=False):
+                assert state == again_state
+                assert row.following == again.following
+                assert np.array_equal(np.concatenate(row.parts), np.concatenate(again.parts))
+                assert row.weights is not None
+                assert np.array_equal(row.weights, np.asarray(again.weights))
+                ids = np.concatenate([*row.parts, np.array([row.following or 0], dtype=np.uint8)])[: len(row.weights)]
+                assert set(row.weights[ids >= ord("a")]) <= {0.0, 0.5}, "weights are turned with their letters"
+                assert overlap or (row.weights[(ids < ord("a"))] == 1.0).all()
+
+
+def test_a_letter_without_complement_is_a_bad_record(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "genome.fasta", ["ACGT", "ACGUUA"])
+    config = DocumentConfig(reverse_complement=1.0)
+    packer = Packer(64, 0, 1, "best_fit")
+    with pytest.raises(DataError, match=r"genome\.fasta, record r1, byte 36: 'U' is no IUPAC code of DNA"):
+        next(source(path, 1, config).documents(0, ByteTokenizer(), packer, (0, 0), False).blocks(0, Address(0, -1, 1, 0)))
+    skipping = source(path, 1, config).documents(0, ByteTokenizer(), packer, (0, 0), True)
+    (built,) = skipping.blocks(0, Address(0, -1, 1, 0))
+    assert (built.counts.documents, built.counts.skipped) == (1, 1)
+
+
+def test_ids_of_the_dna_tokenizer_are_turned_as_letters_are() -> None:
+    tokenizer = build_tokenizer("dna")
+    text = b"ACGTNRYSWKMBDHV-"
+    strands = Strands(1.0, 0, tokenizer)
+    document = tokenizer.encode_batch([text]).ids
+    assert tokenizer.decode(strands.other(document)[:-1].tolist()).encode() == reverse_complement(text)
+    for start, stop in ((0, 5), (3, 17), (16, 17), (4, 16)):
+        assert np.array_equal(strands.other(document, start, stop), strands.other(document)[start:stop])

@@ -1,0 +1,137 @@
+"""What is asked for documents: refused where it fits nothing, and a part of the identity of the data."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from cistron.datasets.documents import DocumentConfig, Letters
+from cistron.datasets.errors import DataConfigError, DataError, DataOrderError
+from cistron.datasets.lanes import raw_documents
+from cistron.datasets.loading import SinglePass, SourceConfig, left_out, merge_states, transport
+from cistron.datasets.tokenizers import Encoded, build_tokenizer
+from cistron.datasets.tokenizers.bytes import ByteTokenizer
+from cistron.tests.helpers.corpora import (
+    TakingTurns,
+    byte_loader,
+    config,
+    numbered_rows,
+    take,
+    text_source,
+    write_fasta,
+    write_shard,
+    write_text,
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "policy", "kind", "message"),
+    [
+        ({"reverse_complement": 0.5}, "best_fit", "protein", r"data\.reverse_complement = 0\.5: the protein tokenizer"),
+        ({"reverse_complement": 1.5}, "best_fit", "byte", r"data\.reverse_complement = 1\.5: is a probability"),
+        (
+            {"reverse_complement": 0.5, "letters": Letters(exclude_tags=True)}, "best_fit", "byte",
+            r"data\.reverse_complement = 0\.5: tags \(data\.exclude_tags\) have no other strand",
+        ),
+        ({"long_documents": "cut"}, "best_fit", "byte", r"data\.long_documents = 'cut': is not one of 'split'"),
+        ({"long_documents": "truncate"}, "concat", "byte", r'long_documents = "truncate": data\.packing = "concat" cuts'),
+        ({"long_documents": "window"}, "best_fit", "byte", r"data\.window_overlap = 0: .*shares from 1 to 31"),
+        ({"long_documents": "window", "window_overlap": 32}, "best_fit", "byte", r"window_overlap = 32: .*from 1 to 31"),
+        ({"window_overlap": 3}, "best_fit", "byte", r'data\.window_overlap = 3: is read with .* "window" alone'),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_by_its_key(asked: dict[str, Any], policy: str, kind: str, message: str) -> None:
+    with pytest.raises(DataConfigError, match=message):
+        DocumentConfig(**asked).check(build_tokenizer(kind), policy, 32)
+
+
+def test_a_resume_under_other_settings_is_refused_by_key(tmp_path: Path) -> None:
+    source = text_source(write_text(tmp_path, ["acgt" * 30] * 8))
+    with byte_loader(config(source)) as loader:
+        take(loader, 1)
+        state = loader.state()
+    changed = DocumentConfig(letters=Letters(lowercase_weight=0.1), long_documents="window", window_overlap=3)
+    with pytest.raises(DataOrderError) as refusal, byte_loader(config(source, documents=changed), state=state):
+        pass
+    differences = (("lowercase_weight", 1.0, 0.1), ("long_documents", "'split'", "'window'"), ("window_overlap", 0, 3))
+    for key, before, now in differences:
+        assert f"data.{key}: checkpoint {before}, now {now}" in str(refusal.value)
+    assert "reverse_complement" not in str(refusal.value)
+
+
+def test_any_ranks_and_workers_read_the_same_strands_windows_and_weights(tmp_path: Path) -> None:
+    texts = ["ACGTacgtN" * (1 + number * 5 % 17) for number in range(160)]
+    sources = [
+        SourceConfig(name="genome", format="fasta", paths=(write_fasta(tmp_path / "g.fasta", texts),)),
+        SourceConfig(name="shards", format="tokens", paths=(str(tmp_path / "shards"),)),
+    ]
+    for number in range(2):
+        write_shard(tmp_path / "shards" / f"{number}", [[*text.encode(), 0] for text in texts], weighted=number == 0)
+    asked = DocumentConfig(reverse_complement=0.5, long_documents="window", window_overlap=7)
+    data = config(*sources, documents=asked)
+    with byte_loader(data) as loader:
+        expected = numbered_rows(take(loader, 12))
+        later = numbered_rows(take(loader, 4))
+    states = []
+    for workers in (0, 2):
+        found = {}
+        for rank in range(2):
+            turns = patch.object(transport, "StatefulDataLoader", TakingTurns)
+            layout = {"batch_size": 2, "dp_rank": rank, "dp_degree": 2}
+            with turns, byte_loader(replace(data, num_workers=workers), **layout) as loader:
+                found |= numbered_rows(take(loader, 12))
+                states.append(loader.state())
+        assert found == expected
+    with byte_loader(data, state=merge_states(states[:2])) as loader:
+        assert numbered_rows(take(loader, 4)) == later
+
+
+def test_validation_reads_documents_on_their_own_strand(tmp_path: Path) -> None:
+    source = text_source(write_text(tmp_path, ["aaaac"] * 20))
+    data = config(source, documents=DocumentConfig(reverse_complement=1.0))
+    (batch,) = SinglePass(data, ByteTokenizer(), batch_size=8).batches()
+    text = bytes(batch.tokens[batch.sequence_ids >= 0].tolist())
+    assert text == b"aaaac\0" * 20
+    with byte_loader(data) as loader:
+        text = bytes(take(loader, 1)[0].tokens.flatten().tolist())
+    assert set(text.split(b"\0")) & {b"gtttt", b"aaaac"} == {b"gtttt"}
+
+
+@pytest.mark.parametrize(
+    ("letters", "longest"), [(Letters(), 34), (Letters(exclude_degenerate=True), 3 * 2**20)], ids=["plain", "tags"]
+)
+def test_only_the_head_of_a_document_that_is_cut_is_encoded(tmp_path: Path, letters: Letters, longest: int) -> None:
+    lengths = [*range(29, 36), 3 * 2**20]  # the last in several stretches; rows have 32 tokens
+    texts = [("acgt"[number % 4 :] + "GATTACAN" * (length // 8 + 1))[:length] for number, length in enumerate(lengths)]
+    source = text_source(write_text(tmp_path, texts))
+    seen: list[int] = []
+    encode = ByteTokenizer.encode_batch
+
+    def measured(self: ByteTokenizer, documents: Sequence[bytes]) -> Encoded:
+        seen.extend(map(len, documents))
+        return encode(self, documents)
+
+    def rows(long: str) -> tuple[dict[int, Any], str]:
+        data = config(source, documents=DocumentConfig(letters=letters, long_documents=long), lanes=1)
+        with byte_loader(data) as loader:
+            return numbered_rows(take(loader, 5)), left_out(loader.state())
+
+    with patch.object(ByteTokenizer, "encode_batch", measured):
+        found = rows("truncate")
+    assert max(seen) == longest
+    with patch.object(raw_documents, "BYTE_TOKENS", ()):
+        assert rows("truncate") == found
+    (tmp_path / "0000.txt").write_text("A" * 40)
+    stated = "41" if letters.weighted else "at least 35"
+    source = text_source(str(tmp_path / "0000.txt"))
+    with pytest.raises(DataError, match=f"the document has {stated} tokens, its eos included"):
+        rows("error")
+
+
+def test_what_was_truncated_and_mapped_is_said(tmp_path: Path) -> None:
+    source = text_source(write_text(tmp_path, ["acgu" * 30] * 4))
+    with byte_loader(config(source, documents=DocumentConfig(long_documents="truncate"), lanes=1)) as loader:
+        take(loader, 3)
+        assert left_out(loader.state()) == "8 document(s) truncated"

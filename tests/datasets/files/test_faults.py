@@ -1,0 +1,228 @@
+"""What goes wrong in a corpus is told once, by file and record, at the same row on any number of ranks and workers."""
+
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cistron.datasets.errors import DataConfigError, DataEnd, DataError, DataOrderError
+from cistron.datasets.loading import DataConfig, Loader, SourceConfig, Stage, merge_states, transport
+from cistron.datasets.loading.state import records_skipped
+from cistron.tests.helpers.corpora import (
+    TakingTurns,
+    byte_loader,
+    config,
+    numbered_rows,
+    take,
+    text_source,
+    words,
+    write_bytes,
+    write_jsonl,
+    write_shard,
+    write_text,
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "StatefulDataLoader", TakingTurns)
+
+
+def _until(ending: type[Exception], data: DataConfig, ranks: int, workers: int) -> tuple[list[tuple[bytes, ...]], str]:
+    """Take rows on every rank until `ending`. Returns the rows before the first that did not come, and the message there."""
+    rows: dict[int, tuple[bytes, ...]] = {}
+    messages: dict[int, str] = {}  # by the rank's next row
+    for rank in range(ranks):
+        changed = replace(data, num_workers=workers)
+        with byte_loader(changed, batch_size=1, dp_rank=rank, dp_degree=ranks) as loader:
+            for row in range(rank, 1200, ranks):
+                try:
+                    rows |= numbered_rows(take(loader, 1))
+                except ending as error:
+                    messages[row] = str(error)
+                    break
+    first = min(messages)
+    return [rows[row] for row in range(first)], messages[first]
+
+
+TOPOLOGIES = [(1, 0), (1, 2), (2, 1), (2, 2), (4, 1)]
+
+
+@pytest.fixture
+def with_bad_records(tmp_path: Path) -> DataConfig:
+    """600 lines, of which 5 cannot be used, each in a way of its own."""
+    lines = [json.dumps({"text": text}).encode() for text in words(600)]
+    lines[100] = b'{"text": broken'
+    lines[200] = b'{"body": "x"}'
+    lines[300] = b'{"text": "\xff\xfe"}'
+    lines[400] = b'{"text": "a\\u0000b"}'
+    lines[500] = b"[]"
+    path = write_bytes(tmp_path / "x.jsonl", b"\n".join(lines) + b"\n")
+    return config(SourceConfig(name="lines", format="jsonl", paths=(path,)), on_bad_record="skip")
+
+
+def test_skipped_records_are_counted_logged_and_the_same_everywhere(
+    with_bad_records: DataConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = []
+    for ranks, workers in TOPOLOGIES:
+        rows: dict[int, tuple[bytes, ...]] = {}
+        states: list[dict[str, Any]] = []
+        caplog.clear()
+        for rank in range(ranks):
+            changed = replace(with_bad_records, num_workers=workers)
+            with byte_loader(changed, batch_size=8 // ranks, dp_rank=rank, dp_degree=ranks) as loader:
+                rows |= numbered_rows(take(loader, 180))
+                states.append(loader.state())
+        state = merge_states(states)
+        assert min(lane[0] for lane in state["lanes"].values()) >= 1, "every record was met"
+        runs.append((rows, records_skipped(state)))
+        told = {record.getMessage() for record in caplog.records if record.levelno == logging.WARNING}
+        assert {number for number in (101, 201, 301, 401, 501) if any(f"record {number}," in line for line in told)} == {
+            101,
+            201,
+            301,
+            401,
+            501,
+        }
+    assert all(run == runs[0] for run in runs[1:])
+    assert runs[0][1] % 5 == 0
+
+
+def test_a_bad_record_is_raised_at_the_same_row_everywhere(
+    with_bad_records: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cistron.datasets.lanes.blocks.block_tokens", lambda seq_len: 4 * seq_len)
+    data = replace(with_bad_records, on_bad_record="error")
+    straight = _until(DataError, data, 1, 0)
+    assert "x.jsonl, record" in straight[1]
+    assert len(straight[0]) > 64, "more than a message of rows comes first"
+    assert all(_until(DataError, data, *topology) == straight for topology in TOPOLOGIES[1:])
+
+
+def test_the_data_ends_at_the_same_row_everywhere(tmp_path: Path) -> None:
+    source = text_source(write_text(tmp_path, words(60)))
+    data = config(replace(source, max_epochs=2))
+    straight = _until(DataEnd, data, 1, 0)
+    assert straight[1] == "source 'main' was read data.sources.max_epochs = 2 times"
+    assert len(straight[0]) > 60
+    assert all(_until(DataEnd, data, *topology) == straight for topology in TOPOLOGIES[1:])
+
+
+def test_more_epochs_may_be_asked_for_on_resume(tmp_path: Path) -> None:
+    source = text_source(write_text(tmp_path, words(60)))
+    with byte_loader(config(replace(source, max_epochs=1))) as loader:
+        take(loader, 3)
+        state = loader.state()
+    with byte_loader(config(source), state=state) as loader:
+        take(loader, 60)
+
+
+def _resumed(data: DataConfig, before: Loader) -> Loader:
+    kept = json.loads(json.dumps([before.state(), before.inventory()]))
+    return byte_loader(data, state=kept[0], inventory=kept[1])
+
+
+@pytest.mark.parametrize("change", ["size", "time", "bytes", "gone", "new"])
+def test_a_changed_file_is_refused_by_name(change: str, tmp_path: Path) -> None:
+    data = config(text_source(write_text(tmp_path, words(20))))
+    loader = byte_loader(data)
+    file = tmp_path / "0007.txt"
+    found = file.stat()
+    if change == "size":
+        file.write_text("longer than before")
+    elif change == "time":
+        os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
+    elif change == "bytes":
+        file.write_bytes(file.read_bytes().replace(b":", b";"))
+        os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    elif change == "gone":
+        file.unlink()
+    else:
+        file = tmp_path / "0007a.txt"
+        file.write_text("new")
+    with pytest.raises(DataOrderError, match=rf"data\.sources\.main: {file} (changed|was changed|is gone|is new)") as caught:
+        _resumed(data, loader)
+    assert str(caught.value).count(".txt") == 1, "the others are not named"
+
+
+def test_stages_that_have_not_begun_may_change_and_others_may_not(tmp_path: Path) -> None:
+    sources = [text_source(write_text(tmp_path / name, words(20)), name) for name in "ab"]
+    staged = config(*sources, stages=(Stage(8, {"a": 3.0, "b": 1.0}), Stage(40, {"b": 1.0})))
+    with byte_loader(staged) as loader:
+        take(loader, 4)
+        later = replace(staged, stages=(staged.stages[0], Stage(20, {"a": 1.0})))
+        with _resumed(later, loader) as resumed:
+            assert [source for batch in take(resumed, 3) for source in batch.sources][4:] == [0] * 8
+        earlier = replace(staged, stages=(Stage(12, {"b": 1.0}),))
+        with pytest.raises(DataOrderError, match=r"data\.stages\.12\.a: checkpoint 'none', now 0\.0"):
+            _resumed(earlier, loader)
+
+
+def test_data_begun_anew_counts_on_from_its_row(tmp_path: Path) -> None:
+    sources = [text_source(write_text(tmp_path / name, words(20)), name) for name in "ab"]
+    data = config(*sources, stages=(Stage(104, {"b": 1.0}),))
+    with byte_loader(data, row=96) as loader:
+        batches = take(loader, 4)
+        with _resumed(data, loader) as resumed:
+            assert resumed.state() == loader.state()
+    assert [row for batch in batches for row in batch.rows] == list(range(96, 112))
+    drawn = [source for batch in batches for source in batch.sources]
+    assert sorted(drawn[:8]) == [0] * 4 + [1] * 4
+    assert drawn[8:] == [1] * 8
+
+
+def test_a_flipped_byte_of_a_shard_is_found_where_that_is_asked_for(tmp_path: Path) -> None:
+    write_shard(tmp_path / "x", [[5, 6, 0], [7, 0], [8, 0], [9, 9, 0]])
+    data = config(SourceConfig(name="shards", format="tokens", paths=(str(tmp_path),)))
+    ids = tmp_path / "x.ids"
+    content = bytearray(ids.read_bytes())
+    content[2] ^= 1
+    ids.write_bytes(content)
+    with byte_loader(data) as loader:
+        take(loader, 1)
+    with pytest.raises(DataError, match=r"x\.ids: its bytes have changed: checksum"):
+        byte_loader(replace(data, verify=True))
+
+
+def test_ranks_share_the_work_of_verifying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        write_shard(tmp_path / f"{number}", [[5, 0], [6, 0]])
+    checked: list[str] = []
+    monkeypatch.setattr("cistron.datasets.loading.loader.verify_shard", lambda shard: checked.append(Path(shard.path).stem))
+    data = config(SourceConfig(name="shards", format="tokens", paths=(str(tmp_path),)), verify=True)
+    for rank in range(2):
+        byte_loader(data, dp_rank=rank, dp_degree=2)
+    assert sorted(checked) == list("01234")
+
+
+def test_a_folder_without_files_is_refused_by_name(tmp_path: Path) -> None:
+    for format in ("tokens", "jsonl"):
+        with pytest.raises((DataError, DataConfigError), match=str(tmp_path)):
+            byte_loader(config(SourceConfig(name="x", format=format, paths=(str(tmp_path),))))
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ((Stage(0, {"main": 1.0}),), "row 0, not after"),
+        ((Stage(8, {"main": 1.0}), Stage(8, {"main": 1.0})), "row 8, not after"),
+        ((Stage(8, {"other": 1.0}),), "'other' is none of the sources"),
+        ((Stage(8, {}),), r"\[0\.0\] from row 8 on"),
+    ],
+)
+def test_a_stage_that_makes_no_sense_is_refused(stages: tuple[Stage, ...], message: str, tmp_path: Path) -> None:
+    source = SourceConfig(name="main", format="jsonl", paths=(write_jsonl(tmp_path / "x.jsonl", words(50)),))
+    with pytest.raises(DataConfigError, match=message):
+        byte_loader(config(source, stages=stages))
+
+
+def test_rows_that_are_no_multiple_of_the_ranks_are_refused_for_a_mixture(tmp_path: Path) -> None:
+    sources = [text_source(write_text(tmp_path / name, words(20)), name) for name in "ab"]
+    with byte_loader(config(*sources), batch_size=3) as loader:
+        take(loader, 1)
+        with pytest.raises(DataConfigError, match="row 3, which is no multiple of data-parallel degree 2"):
+            byte_loader(config(*sources), dp_degree=2, state=loader.state())

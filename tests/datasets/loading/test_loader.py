@@ -1,0 +1,378 @@
+"""The rows of a run are a function of config and files: not of ranks, workers, prefetching, or when it was resumed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cistron.datasets.errors import DataConfigError, DataError
+from cistron.datasets.loading import Batch, DataConfig, Loader, SourceConfig, merge_states, transport
+from cistron.datasets.loading.state import documents_dropped
+from cistron.datasets.loading.transport import Row, RowStream
+from cistron.datasets.rows import row_violations
+from cistron.tests.helpers.corpora import (
+    Sleepy,
+    TakingTurns,
+    byte_loader,
+    config,
+    numbered_rows,
+    take,
+    text_source,
+    words,
+    write_bytes,
+    write_fasta,
+    write_jsonl,
+    write_text,
+)
+
+# torchdata 0.11 on torch 2.13
+pytestmark = pytest.mark.filterwarnings("ignore:.*set_vital")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Three formats in unequal shares, in rows that most documents overflow."""
+    folder = tmp_path_factory.mktemp("mixed")
+    return config(
+        text_source(write_text(folder / "text", words(30)), "text", weight=2.0),
+        SourceConfig(
+            name="lines", format="jsonl", paths=(write_jsonl(folder / "x.jsonl", words(70, 1), "body"),), field="body"
+        ),
+        SourceConfig(name="genes", format="fasta", paths=(write_fasta(folder / "x.fa", ["ACGT" * n for n in range(1, 60)]),)),
+        lanes=8,
+        seq_len=48,
+    )
+
+
+def _run(
+    data: DataConfig, ranks: int, size: int, batches: int, state: dict[str, Any] | None
+) -> tuple[list[Batch], dict[str, Any]]:
+    """Take batches on every rank, one rank after the other; return them and the merged state, as JSON would keep it."""
+    taken: list[Batch] = []
+    states = []
+    for rank in range(ranks):
+        with byte_loader(data, batch_size=size, dp_rank=rank, dp_degree=ranks, state=state) as loader:
+            taken += take(loader, batches)
+            states.append(json.loads(json.dumps(loader.state())))
+    return taken, merge_states(states)
+
+
+@pytest.fixture(scope="module")
+def straight(mixed: DataConfig) -> dict[int, tuple[bytes, ...]]:
+    """The rows of one rank without workers, never resumed."""
+    return numbered_rows(_run(mixed, 1, 10, 44, None)[0])
+
+
+# Ranks, workers, rows per batch of a rank, batches: rows done are a multiple of the next leg's ranks, but not of its
+# ranks x workers.
+TOPOLOGIES = [
+    *[(1, 0, 4, 1), (2, 1, 3, 2), (4, 2, 3, 5), (4, 0, 1, 2), (1, 2, 6, 2)],
+    *[(2, 2, 6, 1), (1, 1, 12, 4), (4, 1, 5, 3), (2, 0, 8, 6)],
+]
+
+
+@pytest.mark.parametrize(
+    ("legs", "processes"),
+    [(TOPOLOGIES, False), (TOPOLOGIES[::-1], False), ([(1, 0, 6, 1), (2, 1, 6, 2), (1, 2, 9, 3)], True)],
+    ids=["in-turns", "in-turns-reversed", "in-processes"],
+)
+def test_rows_are_the_same_on_any_ranks_and_workers_across_resumes(
+    legs: list[tuple[int, int, int, int]],
+    processes: bool,
+    mixed: DataConfig,
+    straight: dict[int, tuple[bytes, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not processes:
+        monkeypatch.setattr(transport, "StatefulDataLoader", TakingTurns)
+    state = None
+    rows: dict[int, tuple[bytes, ...]] = {}
+    for ranks, workers, size, batches in legs:
+        taken, state = _run(replace(mixed, num_workers=workers), ranks, size, batches, state)
+        rows |= numbered_rows(taken)
+    assert sorted(rows) == list(range(sum(ranks * size * batches for ranks, _, size, batches in legs)))
+    assert rows == {number: straight[number] for number in rows}
+
+
+def test_rows_do_not_depend_on_the_batch_size(mixed: DataConfig, straight: dict[int, tuple[bytes, ...]]) -> None:
+    with byte_loader(mixed, batch_size=5) as loader:
+        rows = numbered_rows(take(loader, 20))
+    assert rows == {number: straight[number] for number in range(100)}
+
+
+def test_each_batch_carries_the_state_after_itself(mixed: DataConfig, straight: dict[int, tuple[bytes, ...]]) -> None:
+    with byte_loader(mixed, batch_size=7) as loader:
+        batches = take(loader, 9)
+        frozen = [json.dumps(batch.state) for batch in batches]
+        take(loader, 3)
+        assert [json.dumps(batch.state) for batch in batches] == frozen, "a state is a value, not a view"
+    for batch in batches:
+        with byte_loader(mixed, batch_size=6, state=batch.state) as loader:
+            rows = numbered_rows(take(loader, 2))
+        first = batch.rows[-1] + 1
+        assert rows == {number: straight[number] for number in range(first, first + 12)}
+
+
+def test_batches_are_typed_whole_and_mixed_by_weight(mixed: DataConfig) -> None:
+    with byte_loader(mixed, batch_size=16) as loader:
+        batches = take(loader, 6)
+    sources = [source for batch in batches for source in batch.sources]
+    assert [round(sources.count(source) / 96, 2) for source in range(3)] == [0.5, 0.25, 0.25]
+    for batch in batches:
+        planes = (batch.tokens, batch.labels, batch.positions, batch.sequence_ids)
+        assert [str(plane.dtype) for plane in planes] == ["torch.int64"] * 2 + ["torch.int32"] * 2
+        assert all(plane.shape == (16, 48) and plane.is_contiguous() for plane in planes)
+        assert row_violations(*(plane.numpy() for plane in planes), eos_id=0) == []
+
+
+def test_a_state_is_small_plain_json(mixed: DataConfig) -> None:
+    with byte_loader(mixed) as loader:
+        take(loader, 30)
+        state = loader.state()
+    assert json.loads(json.dumps(state)) == state
+    assert len(json.dumps(state)) < 4096 * mixed.lanes
+
+
+def test_an_epoch_of_all_lanes_reads_every_document(tmp_path: Path) -> None:
+    documents = words(40)
+    data = config(text_source(write_text(tmp_path, documents)), seq_len=300, packing="best_fit")
+    found: list[bytes] = []
+    with byte_loader(data, batch_size=1) as loader:
+        while {lane[0] for lane in loader.state()["lanes"].values()} != {1}:
+            (batch,) = take(loader, 1)
+            if loader.state()["lanes"][f"main/{batch.rows[0] % 4}"][0] == 0:
+                found += batch.tokens[batch.sequence_ids >= 0].numpy().astype("uint8").tobytes().split(b"\0")[:-1]
+    assert sorted(found) == sorted(document.encode() for document in documents)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, r"data\.seed: checkpoint 0, now 1"),
+        ({"seq_len": 64}, r"data\.seq_len: checkpoint 32, now 64"),
+        ({"lanes": 8}, r"data\.lanes: checkpoint 4, now 8"),
+        ({"packing": "concat"}, r"data\.packing: checkpoint 'best_fit', now 'concat'"),
+    ],
+)
+def test_a_state_of_another_config_is_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    source = text_source(write_text(tmp_path, words(20)))
+    state = byte_loader(config(source)).state()
+    with pytest.raises(DataConfigError, match=message):
+        byte_loader(config(source, **changes), state=state)
+
+
+def test_a_state_of_other_files_or_weights_is_refused(tmp_path: Path) -> None:
+    pattern = write_text(tmp_path, words(20))
+    state = byte_loader(config(text_source(pattern))).state()
+    with pytest.raises(DataConfigError, match=r"data\.stages\.0\.main: checkpoint 1\.0, now 2\.0"):
+        byte_loader(config(text_source(pattern, weight=2.0)), state=state)
+    (tmp_path / "new.txt").write_text("new")
+    with pytest.raises(DataConfigError, match=r"data\.sources\.main\.files: checkpoint '[0-9a-f]+', now '[0-9a-f]+'"):
+        byte_loader(config(text_source(pattern)), state=state)
+
+
+def test_states_of_ranks_at_different_rows_do_not_merge(mixed: DataConfig) -> None:
+    with byte_loader(mixed, dp_degree=2) as first, byte_loader(mixed, dp_rank=1, dp_degree=2) as second:
+        take(first, 1)
+        with pytest.raises(AssertionError, match="different rows"):
+            merge_states([first.state(), second.state()])
+
+
+@pytest.mark.parametrize(
+    ("changes", "degree", "message"),
+    [
+        ({"lanes": 6, "num_workers": 2}, 2, r"data\.lanes: 6 .* 2 x 2 = 4; raise it to 8"),
+        ({"lanes": 0}, 1, r"data\.lanes: 0 .* raise it to 1"),
+        ({"lanes": 64}, 1, r"data\.lanes: 64 lanes .* source 'main' has 20"),
+        ({"packing": "random"}, 1, r"data\.packing: 'random'"),
+        ({"sources": ()}, 1, r"data\.sources: name at least one"),
+    ],
+)
+def test_a_config_that_cannot_be_met_is_refused(changes: dict[str, Any], degree: int, message: str, tmp_path: Path) -> None:
+    data = config(text_source(write_text(tmp_path, words(20))))
+    with pytest.raises(DataConfigError, match=message):
+        byte_loader(replace(data, **changes), dp_degree=degree)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (text_source("x", weight=-1.0), r"data\.sources\.weight: \[-1\.0\] from row 0 on; none may be below 0"),
+        (text_source("x", weight=0.0), r"data\.sources\.weight: \[0\.0\] from row 0 on; .* one must be above"),
+        (SourceConfig(name="x", format="csv", paths=(__file__,)), r"data\.sources\.format: 'csv'"),
+        (SourceConfig(name="x", format="text", paths=()), r"no file of source 'x' has a byte"),
+    ],
+)
+def test_a_bad_source_is_refused(source: SourceConfig, message: str) -> None:
+    with pytest.raises(DataConfigError, match=message):
+        byte_loader(config(source))
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
+    source = text_source(write_text(tmp_path, words(9)))
+    with pytest.raises(DataConfigError, match="each by its own name"):
+        byte_loader(config(source, source))
+
+
+def test_a_source_of_empty_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataConfigError, match="no file of source 'main' has a byte"):
+        byte_loader(config(text_source(write_text(tmp_path, ["", ""]))))
+
+
+def test_every_file_with_a_byte_is_dealt_to_a_lane(tmp_path: Path) -> None:
+    (source,) = byte_loader(config(text_source(write_text(tmp_path, ["abc", "", *"defgh"])), lanes=4)).sources
+    assert sorted(file.size for file in source.files) == [0, 1, 1, 1, 1, 1, 3]
+    dealt = [piece.path for lane in source.lanes for piece in lane]
+    assert sorted(dealt) == sorted(file.path for file in source.files if file.size)
+    assert {len(lane) for lane in source.lanes} == {1, 2}
+
+
+def test_documents_without_tokens_are_counted_over_lanes_and_ranks(tmp_path: Path) -> None:
+    # Per 10 lines 3 empty ones; every lane holds some, and a batch of a new epoch counts all of the last.
+    lines = [("" if number % 10 < 3 else "abc") for number in range(400)]
+    path = write_jsonl(tmp_path / "x.jsonl", lines)
+    data = config(SourceConfig(name="s", format="jsonl", paths=(path,)), seq_len=16)
+    _, state = _run(data, 2, 2, 24, None)
+    assert {lane[0] for lane in state["lanes"].values()} == {1}
+    assert documents_dropped(state) == 120
+
+
+NUL_IN_FORMATS = {
+    "text": (b"abc\0d", None, 3),
+    "jsonl": (b'{"text": "fine"}\n{"text": "a\\u0000"}\n', 2, 17),
+    "fasta": (b">one\nAC\n>two x\nACGT\nA\0\n", "two", 21),
+}
+
+
+@pytest.mark.parametrize("format", NUL_IN_FORMATS)
+def test_a_nul_byte_never_becomes_a_boundary(format: str, tmp_path: Path) -> None:
+    data, record, offset = NUL_IN_FORMATS[format]
+    path = write_bytes(tmp_path / "x", data)
+    with byte_loader(config(SourceConfig(name="s", format=format, paths=(path,)), lanes=1)) as loader:
+        with pytest.raises(DataError, match="NUL") as caught:
+            loader.next()
+        assert (caught.value.file, caught.value.record, caught.value.offset) == (path, record, offset)
+        with pytest.raises(DataError, match="NUL"):
+            loader.next()
+
+
+def test_an_error_in_a_worker_names_file_record_and_offset(tmp_path: Path) -> None:
+    good = '{"text": "fine"}\n'
+    path = write_bytes(tmp_path / "x.jsonl", (good * 50 + "{nonsense\n").encode())
+    data = config(SourceConfig(name="s", format="jsonl", paths=(path,)), num_workers=1)
+    with byte_loader(data) as loader, pytest.raises(DataError, match="not valid JSON") as caught:
+        take(loader, 50)
+    assert (caught.value.file, caught.value.record, caught.value.offset) == (path, 51, 50 * len(good))
+
+
+def test_waiting_for_a_batch_can_be_interrupted(mixed: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def stall(self: RowStream, places: object) -> Iterator[Row]:
+        released.wait()
+        return iter(())
+
+    monkeypatch.setattr(RowStream, "rows", stall)
+    polls = iter([False, True])
+    with byte_loader(mixed) as loader:
+        assert loader.next(interrupted=lambda: next(polls)) is None
+        released.set()
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at /proc")
+def test_a_worker_that_hangs_is_ended_when_the_loader_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cistron.datasets.loading.loader.CLOSE_SECONDS", 0.5)
+    data = config(text_source(write_text(tmp_path, words(20))), num_workers=2)
+    hanging = tmp_path / "hanging"
+    hanging.mkdir()
+    with Loader(data, Sleepy(hanging), batch_size=4) as loader:
+        assert loader.next(interrupted=lambda: len(list(hanging.iterdir())) == 2) is None
+    assert _gone([int(file.name) for file in hanging.iterdir()], 10)
+
+
+SCRIPT = """
+import sys
+from cistron.datasets.errors import WorkerError
+from cistron.datasets.loader import DataConfig, Loader, SourceConfig
+from cistron.datasets.tokenizers import build_tokenizer
+
+source = SourceConfig(name="code", format="text", paths=("{stdlib}/*.py",))
+config = DataConfig(sources=(source,), lanes=2, packing="best_fit", seq_len=64, seed=0, num_workers=2)
+loader = Loader(config, build_tokenizer("byte"), batch_size=4)
+loader.next()
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    while True:
+        loader.next()
+except WorkerError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process with a batch, which waits for a line before it takes more; its two workers do not run its script again."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, str(script)], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+def _workers(parent: int) -> list[int]:
+    """Process ids of a process's workers."""
+    children = [int(pid) for path in Path(f"/proc/{parent}/task").glob("*/children") for pid in path.read_text().split()]
+    return sorted(pid for pid in children if b"spawn_main" in _cmdline(pid))
+
+
+def _gone(pids: list[int], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(_cmdline(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _cmdline(pid: int) -> bytes:
+    """The command line of a process, empty once it is dead even where nobody has reaped it."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at /proc")
+def test_workers_die_with_a_killed_parent(process: subprocess.Popen[str]) -> None:
+    workers = _workers(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    assert _gone(workers, 20)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at /proc")
+def test_workers_leave_signals_to_their_parent_and_a_killed_one_is_told(process: subprocess.Popen[str]) -> None:
+    first, second = _workers(process.pid)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(first, number)
+        os.kill(second, number)
+    assert not _gone([first], 0.5)
+    assert not _gone([second], 0.1)
+    os.kill(first, signal.SIGKILL)
+    _, errors = process.communicate("go on\n", timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"worker .*exited unexpectedly", errors)
+    assert _gone([second], 10)

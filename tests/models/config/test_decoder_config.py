@@ -1,0 +1,72 @@
+"""Presets have the published shapes, counts are exact, mistakes come back together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cistron.models.config import PRESETS, DecoderConfig, RopeConfig
+from cistron.models.decoder import Decoder
+from cistron.models.errors import ModelError
+from cistron.models.huggingface import hf_names
+from cistron.tests.helpers.packed import CONFIGS, LLAMA
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+# Parameters of the published checkpoints, a tied table counted once.
+PUBLISHED = {
+    "llama3_1b": 1_235_814_400,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+    "qwen3_0.6b": 596_049_920,
+    "qwen3_8b": 8_190_735_360,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_has_as_many_parameters_as_the_published_model(name: str) -> None:
+    assert PRESETS[name].parameter_count() == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("config", (CONFIGS | PRESETS).values(), ids=(CONFIGS | PRESETS).keys())
+def test_the_count_and_the_names_are_those_of_the_module(config: DecoderConfig) -> None:
+    with torch.device("meta"):
+        model = Decoder(config)
+    assert config.parameter_count() == sum(parameter.numel() for parameter in model.parameters())
+    assert hf_names(config).keys() == model.state_dict().keys()
+    assert len(set(hf_names(config).values())) == len(hf_names(config))
+
+
+def test_the_debug_preset_trains_in_minutes_and_splits_over_two_ranks() -> None:
+    debug = PRESETS["debug"]
+    assert 1_000_000 < debug.parameter_count() < 3_000_000
+    assert debug.n_kv_heads % 2 == 0
+    assert debug.n_heads > debug.n_kv_heads
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_flops_per_token_are_the_counted_ones_plus_six_per_norm_parameter(tied: bool) -> None:
+    config, seq_len = replace(LLAMA, tie_embeddings=tied), 64
+    tokens, positions = torch.zeros(2, seq_len, dtype=torch.long), torch.zeros(2, seq_len, dtype=torch.int32)
+    model, mask = Decoder(config), torch.ones(2, 1, seq_len, seq_len, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(tokens, positions, mask).sum().backward()
+    norms = sum(parameter.numel() for name, parameter in model.named_parameters() if "norm" in name)
+    assert config.flops_per_token(seq_len) == counter.get_total_flops() // tokens.numel() + 6 * norms
+
+
+def test_all_mistakes_are_reported_at_once_by_key() -> None:
+    with pytest.raises(ModelError) as error:
+        replace(LLAMA, vocab_size=0, n_heads=6, n_kv_heads=4, head_dim=15, rope=RopeConfig(theta=1.0))
+    for key in ("model.vocab_size is 0", "model.n_heads is 6", "model.head_dim is 15", "model.rope.theta is 1.0"):
+        assert key in str(error.value)
+
+
+def test_tied_weights_are_one_parameter_also_after_the_table_was_replaced() -> None:
+    model = Decoder(replace(LLAMA, tie_embeddings=True))
+    assert model.output.weight is model.tok_embeddings.weight
+    model.tok_embeddings.weight = torch.nn.Parameter(torch.zeros(LLAMA.vocab_size, LLAMA.dim))
+    assert model.output.weight is not model.tok_embeddings.weight
+    model.tie_weights()
+    assert model.output.weight is model.tok_embeddings.weight
