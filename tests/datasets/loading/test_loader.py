@@ -302,7 +302,7 @@ def test_a_worker_that_hangs_is_ended_when_the_loader_closes(tmp_path: Path, mon
 SCRIPT = """
 import sys
 from cistron.datasets.errors import WorkerError
-from cistron.datasets.loader import DataConfig, Loader, SourceConfig
+from cistron.datasets.loading import DataConfig, Loader, SourceConfig
 from cistron.datasets.tokenizers import build_tokenizer
 
 source = SourceConfig(name="code", format="text", paths=("{stdlib}/*.py",))

@@ -18,7 +18,7 @@ from cistron.models.init import init_weights
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.build import make_model
 from cistron.trainer.checkpoints import Folder, WholeTensors, saved_job
-from cistron.trainer.checkpoints import find as checkpoint
+from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.checkpoints.tensors import read_index
 from cistron.trainer.config import load_config
 from cistron.trainer.huggingface import export

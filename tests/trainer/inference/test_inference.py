@@ -14,7 +14,7 @@ from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig
 from cistron.models.errors import ModelError
 from cistron.tests.helpers.models import BYTE, CAUSAL, ENCODER, PROTEIN, random_sequences, ready, write_checkpoint, write_fasta
-from cistron.trainer.checkpoints import find as checkpoint
+from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.checkpoints import saved_job
 from cistron.trainer.config import TokenizerTable
 from cistron.trainer.errors import ConfigError, EosMismatchError
