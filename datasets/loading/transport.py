@@ -30,6 +30,7 @@ from ..lanes import Lane, LaneState, Mixer, Stage
 from ..rows import PackedRow, Packer
 from ..tokenizers import Tokenizer
 from .sources import Source
+from .state import DataShard, DataState
 
 # torchdata 0.11 calls a function that torch 2.13 deprecates; its users can do nothing about it.
 warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning, module=r"torchdata\.")
@@ -112,9 +113,7 @@ class RowStream(IterableDataset[Message]):
         seed: Of all random choices.
         skip_bad: Pass over bad records.
         lanes: Of each source.
-        rank: Data-parallel rank.
-        degree: Data-parallel ranks.
-        state: The rank's loader state from which to go on.
+        shard: The rank's part of the data, with the state from which it continues.
     """
 
     sources: Sequence[Source]
@@ -124,18 +123,23 @@ class RowStream(IterableDataset[Message]):
     seed: int
     skip_bad: bool
     lanes: int
-    rank: int
-    degree: int
-    state: dict[str, Any]
+    shard: DataShard
+
+    @property
+    def state(self) -> DataState:
+        """Where the data of the rank begins."""
+        assert self.shard.state is not None
+        return self.shard.state
 
     def mixer(self) -> Mixer:
         """Return the mixer at the state's row."""
-        return Mixer(self.stages, self.lanes, self.seed, *(self.state[key] for key in ("begin", "rows", "counts")))
+        return Mixer(self.stages, self.lanes, self.seed, self.state.begin, self.state.rows, self.state.counts)
 
     def places(self, mixer: Mixer) -> Iterator[Place]:
         """Yield this rank's rows: of any `degree` rows that follow one another, the one whose lane is its own."""
-        for first in count(self.state["rows"], self.degree):
-            row = first + (self.rank - mixer.turn(first) - first) % self.degree
+        degree = self.shard.dp_degree
+        for first in count(self.state.rows, degree):
+            row = first + (self.shard.dp_rank - mixer.turn(first) - first) % degree
             yield Place(row, mixer.source(row), mixer.lane(row))
 
     def rows(self, places: Iterator[Place]) -> Iterator[Row]:
@@ -150,7 +154,7 @@ class RowStream(IterableDataset[Message]):
                     source.documents(place.lane, self.tokenizer, self.packer, key_of_source, self.skip_bad),
                     self.packer,
                     (*key_of_source, place.lane),
-                    LaneState(*self.state["lanes"].get(source.lane_name(place.lane), ())),
+                    self.state.lanes.get(source.lane_name(place.lane), LaneState()),
                     source.config.name,
                     source.config.max_epochs,
                 ).rows()
@@ -158,7 +162,7 @@ class RowStream(IterableDataset[Message]):
 
     def owner(self, place: Place, workers: int) -> int:
         """Return which of this rank's workers reads the lane of `place`."""
-        return place.lane // self.degree % workers
+        return place.lane // self.shard.dp_degree % workers
 
     def __iter__(self) -> Iterator[Message]:
         """Yield a worker's messages; an error inside of one, since raised through torchdata it would lose its parts."""

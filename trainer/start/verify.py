@@ -12,7 +12,7 @@ from ..metrics import check_profiling, check_reports
 from ..optim import muon_matrices
 from ..parallel import check_float8
 from ..processes import Layout, check_layout
-from .data import make_data_config
+from .data import make_data_config, make_objective
 
 
 def check_export(config: JobConfig, decoder: DecoderConfig) -> None:
@@ -41,7 +41,8 @@ def verify(config: JobConfig, layout: Layout, device: torch.device | None = None
     tokenizer = make_tokenizer(config)
     decoder = make_decoder_config(config, tokenizer)
     check_layout(config, decoder, layout)
-    make_data_config(config, layout, tokenizer).check(tokenizer)
+    make_objective(config, tokenizer)
+    make_data_config(config).check(tokenizer, config.training.seq_len)
     check_reports(config)
     if device is not None:
         check_profiling(config, device)
