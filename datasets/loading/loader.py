@@ -246,9 +246,9 @@ class Loader:
                 taken.sort(key=lambda row: sum(map(len, row.packed.parts)))
             for start in range(0, len(taken), size):
                 batch = taken[start : start + size]
-                numbers = [row.place.row for row in batch]
+                numbers = [row.origin.row for row in batch]
                 planes = self.packer.expand([row.packed for row in batch], numbers)
-                yield Batch.of(planes, rows=numbers, sources=[row.place.source for row in batch], state=state)
+                yield Batch.of(planes, rows=numbers, sources=[row.origin.source for row in batch], state=state)
 
 
 def verify_sources(sources: Sequence[Source], shard: DataShard) -> None:
