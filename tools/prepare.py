@@ -40,7 +40,7 @@ from ..datasets.shards import open_shards, verify_shard
 from ..datasets.tokenizers import KINDS, POLICIES, HFTokenizer, Tokenizer, build_tokenizer
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
-from .support import make_monitor
+from .support import progress_bar
 
 LETTERS = tuple(field.name for field in fields(Letters))
 FORMATS = ("text", "jsonl", "tsv", "fasta", "parquet")
@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
     outcomes = []
     for work in works_of(options):
         start = time.monotonic()
-        with make_monitor(work.name) as monitor:
+        with progress_bar(work.name) as monitor:
             result = prepare(
                 work.corpus, work.folder, shard_bytes=options.shard_mb * 10**6, processes=options.processes, monitor=monitor
             )
@@ -323,7 +323,7 @@ def verify(folder: str, processes: int) -> None:
     if not paths:
         raise DataConfigError(f"--verify {folder}: there is no shard (no .json) in it")
     tokens = 0
-    with make_monitor("verify") as monitor:
+    with progress_bar("verify") as monitor:
         monitor.begin("shards", sum(map(size_of, paths)))
         for path, found in Pool(verify_one, str, processes, monitor).run(paths):
             tokens += found
