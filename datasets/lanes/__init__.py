@@ -1,4 +1,8 @@
-"""datasets/lanes."""
+"""Lanes: the fixed, deterministic streams of packed rows that each source is read in, and the mixture of sources.
+
+Read `lane` (rows of one lane, and its state), `blocks` (what is packed, shuffled and resumed as one), `raw_documents`
+and `shard_documents` (what a lane reads), then `mixer` (which source and which lane each row of the run comes from).
+"""
 
 from .lane import Documents, Lane, LaneState
 from .mixer import Mixer, Stage

@@ -1,12 +1,13 @@
 """Which source, and which lane, each global row is drawn from: at every row each source is within a row of its share.
 
-A share is the sum of a source's weights, normalised, over all rows so far; stages change the weights at given rows. The
-k-th row of a source may come when the share has reached k - 1 + s and must come before it exceeds k - s, s = 1 / (2n - 2) for
-n sources; such a schedule exists for any weights, and then the earliest deadline first finds one (R. Tijdeman, "The
-chairman assignment problem", Discrete Mathematics 32, 1980). It keeps every count within 1 - s of its share.
+A share is the sum of a source's weights, normalised, over all rows so far. Stages change the weights at given rows. For
+n sources, let s = 1 / (2n - 2). The k-th row of a source may come when the share has reached k - 1 + s, and must come
+before it exceeds k - s. Such a schedule exists for any weights, and to take the earliest deadline first finds it (R.
+Tijdeman, "The chairman assignment problem", Discrete Mathematics 32, 1980). It keeps every count within 1 - s of its
+share.
 
-A schedule is often periodic, and with row i from lane i mod `lanes` that would marry sources to lanes: two equal sources
-alternate, and the odd lanes of the first would never be read. So each round of `lanes` rows
+A schedule is often periodic. With row i from lane i mod `lanes`, some lanes of a source would then never be read: of
+two equal sources, which alternate, the first would only be read in its even lanes. So each round of `lanes` rows
 is rotated: its rows come from the lanes in order, beginning with a random one.
 """
 
@@ -29,7 +30,7 @@ class Mixer:
         lanes: Rows of a round.
         seed: Of the rotations.
         begin: Row at which the counting began.
-        row: First row that will be asked for.
+        row: First row that is needed.
         counts: Rows of each source in `begin`..`row`; zeros where they are the same.
     """
 
@@ -57,7 +58,7 @@ class Mixer:
         return self._rotation[1]
 
     def source(self, row: int) -> int:
-        """Return the source of global row `row`; rows are asked for in ascending order, each once."""
+        """Return the source of global row `row`; call it with ascending rows, each once."""
         assert row >= self._row, "rows are asked for in ascending order"
         chosen = 0
         while self._row <= row:
@@ -65,7 +66,7 @@ class Mixer:
         return chosen
 
     def counts(self, row: int) -> list[int]:
-        """Return the rows of each source before row `row`, which is the next to be asked for, or behind it."""
+        """Return how many rows of each source come before `row`, which no call of `source` has passed."""
         while self._row < row:
             self._next()
         return list(self._counts)

@@ -214,9 +214,9 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
     if not workers:
         yield from stream.rows(origins)
         return
-    # No automatic collation, and no snapshots of a state that is never asked for. Workers are spawned: a forked child would
-    # hold the parent's CUDA context, gloo sockets and the locks of its threads, and a fork server would die of a SIGTERM to
-    # the process group, its children with it.
+    # No automatic collation, and no snapshots of a state that is never asked for. Workers are spawned: a forked child
+    # would hold the parent's CUDA context, gloo sockets and the locks of its threads, and a fork server would die of a
+    # SIGTERM to the process group, its children with it.
     loader = StatefulDataLoader(
         stream,
         batch_size=None,
@@ -243,8 +243,8 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
                 raise item
             yield Row(origin, *item)
     finally:
-        # torch ends workers when the iterator is collected, which the traceback of an exception would put off; they ignore
-        # signals, so an exit of this process would wait for them.
+        # torch ends workers when the iterator is collected, which the traceback of an exception would put off; they
+        # ignore signals, so an exit of this process would wait for them.
         messages._shutdown_workers()
 
 
@@ -252,8 +252,8 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
 def _no_main_module() -> Iterator[None]:
     """Start workers that do not import what the parent runs as its main module.
 
-    `multiprocessing` has every spawned process import it, for classes that were defined there. A worker needs none, and the
-    trainer takes 1.3 s and 200 MB; a script without `if __name__ == "__main__"` would run again.
+    `multiprocessing` has every spawned process import it, for classes that were defined there. A worker needs none, and
+    the trainer takes 1.3 s and 200 MB; a script without `if __name__ == "__main__"` would run again.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
