@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cistron.datasets.loading import Batch, DataConfig, Loader, SourceConfig
-from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
+from cistron.datasets.loading import Batch, DataConfig, Loader
+from cistron.datasets.readers import SourceConfig
+from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 
 BATCH = 8
 CASES = {
@@ -29,7 +30,7 @@ CASES = {
 def open_loader(folder: Path, case: str, tokenizer: Tokenizer, state: dict[str, Any] | None) -> Loader:
     """Open a case's loader."""
     form = "tokens" if case == "tokens" else "jsonl"
-    source = SourceConfig(name="source", format=form, paths=(str(folder / CASES[case][0]),))
+    source = SourceConfig(name="source", format=form, paths=[str(folder / CASES[case][0])])
     config = DataConfig(sources=(source,), lanes=16, packing="best_fit", seq_len=2048, seed=0)
     return Loader(config, tokenizer, batch_size=BATCH, state=state)
 
@@ -64,7 +65,7 @@ def main() -> None:
         parser.error(f"there is no data in {folder}; run data_speed.py first")
 
     for case, (_, kind, _) in CASES.items():
-        tokenizer = build_tokenizer(kind, str(folder / "tokenizer") if kind == "hf" else None)
+        tokenizer = build_tokenizer(TokenizerConfig(kind=kind, path=str(folder / "tokenizer") if kind == "hf" else None))
         kept = states(folder, case, tokenizer)
         seconds: dict[int, list[float]] = {rows: [] for rows in kept}
         for _ in range(options.repeats):

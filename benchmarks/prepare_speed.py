@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 
+from cistron.datasets.documents import Letters
 from cistron.datasets.files import FileStore
 from cistron.datasets.prepare import RawCorpus, prepare
 from cistron.datasets.readers import build_reader
-from cistron.datasets.tokenizers import HFTokenizer, Tokenizer, build_tokenizer
+from cistron.datasets.tokenizers import HFTokenizer, Tokenizer, TokenizerConfig, build_tokenizer
 from cistron.tools.support import make_monitor
 from corpora import python_documents, write_text
 
@@ -75,7 +76,9 @@ def main() -> None:
         write_corpus(folder / "text", options.megabytes)
         storage = FileStore()
         for kind in ("byte", "hf"):
-            tokenizer = build_tokenizer(kind, str(folder / "sample" / "tokenizer") if kind == "hf" else None)
+            tokenizer = build_tokenizer(
+                TokenizerConfig(kind=kind, path=str(folder / "sample" / "tokenizer") if kind == "hf" else None)
+            )
             corpus = RawCorpus(
                 files=storage.expand([str(folder / "text" / "*.jsonl")]),
                 reader=build_reader("jsonl", "text", storage),
@@ -86,6 +89,7 @@ def main() -> None:
                 deduplicate=False,
                 seed=0,
                 skip_bad=False,
+                letters=Letters(),
             )
             if isinstance(tokenizer, HFTokenizer):
                 print(tokenizer.use_tiktoken_if_equal(corpus.sample()))

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 from ..documents import DocumentConfig
 from ..errors import DataConfigError
 from ..files import FileStore, fingerprint
+from ..readers import SourceConfig
 from ..rows import PAD_MULTIPLE, NextToken, Objective, Packer
 from ..shards import verify_shard
 from ..tokenizers import HFTokenizer, Tokenizer
 from .batch import Batch
 from .read_ahead import ReadAhead
-from .sources import Source, SourceConfig, open_source
+from .sources import Source, open_source
 from .state import Inventory, check_state, initial_state
 from .transport import RowStream, in_order
 
@@ -68,7 +69,7 @@ class DataConfig:
         storage: Where remote files are kept.
     """
 
-    sources: tuple[SourceConfig, ...]
+    sources: Sequence[SourceConfig]
     lanes: int
     packing: str
     seq_len: int
@@ -150,7 +151,8 @@ class Loader:
         self._degree = dp_degree
         stages = _stages(config)
         self.sources = [
-            open_source(source, config.lanes, config.seq_len, config.storage, documents) for source in config.sources
+            open_source(source, config.lanes, config.seq_len, config.storage, documents, config.objective.classes)
+            for source in config.sources
         ]
         self.packer.weighted = any(source.weighted for source in self.sources)
 
@@ -169,7 +171,7 @@ class Loader:
                     "name": source.config.name,
                     "format": source.config.format,
                     "field": source.config.field,
-                    "label": "" if source.config.label is None else source.config.label.field,
+                    "label": source.config.label or "",
                     "files": fingerprint(source.files),
                 }
                 for source in self.sources

@@ -49,7 +49,10 @@ class SinglePass:
         documents.check(tokenizer, "best_fit", config.seq_len)
         ids = tokenizer.eos_id, tokenizer.pad_id
         self.packer = Packer(config.seq_len, *ids, "best_fit", config.objective, overlap=documents.window_overlap)
-        self.sources = [open_source(source, 1, config.seq_len, config.storage, documents) for source in config.sources]
+        self.sources = [
+            open_source(source, 1, config.seq_len, config.storage, documents, config.objective.classes)
+            for source in config.sources
+        ]
         self.packer.weighted = any(source.weighted for source in self.sources)
         self._config = config
         self._tokenizer = tokenizer

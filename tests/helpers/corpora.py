@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from cistron.datasets.loading import Batch, DataConfig, Loader, SourceConfig, transport
+from cistron.datasets.loading import Batch, DataConfig, Loader, transport
 from cistron.datasets.loading.transport import Message, RowStream
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.rows import PackedRow
 from cistron.datasets.shards import ShardWriter
-from cistron.datasets.tokenizers import Encoded, build_tokenizer
+from cistron.datasets.tokenizers import Encoded, TokenizerConfig, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 
 
@@ -100,7 +101,7 @@ def write_shard(path: Path, documents: Sequence[Sequence[int]], weighted: bool =
 
 def text_source(path: str, name: str = "main", weight: float = 1.0) -> SourceConfig:
     """Return a source of text files."""
-    return SourceConfig(name=name, format="text", paths=(path,), weight=weight)
+    return SourceConfig(name=name, format="text", paths=[path], weight=weight)
 
 
 def config(*sources: SourceConfig, **changes: Any) -> DataConfig:
@@ -111,7 +112,7 @@ def config(*sources: SourceConfig, **changes: Any) -> DataConfig:
 
 def byte_loader(data: DataConfig, **arguments: Any) -> Loader:
     """Return a loader with the byte tokenizer, 4 rows per batch unless said otherwise."""
-    return Loader(data, build_tokenizer("byte"), **{"batch_size": 4} | arguments)
+    return Loader(data, build_tokenizer(TokenizerConfig(kind="byte")), **{"batch_size": 4} | arguments)
 
 
 class TakingTurns:

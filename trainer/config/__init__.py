@@ -2,18 +2,7 @@
 
 from .job import JobConfig
 from .load import describe, load_config
-from .tables import (
-    ActivationCheckpoint,
-    Checkpoint,
-    Continuation,
-    Data,
-    Extrapolation,
-    Files,
-    FineTuning,
-    Lora,
-    Passkey,
-    TokenizerTable,
-)
+from .tables import ActivationCheckpoint, Checkpoint, Continuation, Data, Extrapolation, FineTuning, Lora, Passkey
 
 __all__ = [
     "ActivationCheckpoint",
@@ -21,12 +10,10 @@ __all__ = [
     "Continuation",
     "Data",
     "Extrapolation",
-    "Files",
     "FineTuning",
     "JobConfig",
     "Lora",
     "Passkey",
-    "TokenizerTable",
     "describe",
     "load_config",
 ]

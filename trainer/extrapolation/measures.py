@@ -19,12 +19,12 @@ import numpy as np
 
 from ...datasets.documents import DocumentConfig
 from ...datasets.loading import DataConfig, SinglePass
+from ...datasets.readers import SourceConfig
 from ...datasets.tokenizers import Ids, Tokenizer
 from ...models.config import DecoderConfig
 from ..config import Extrapolation, JobConfig
 from ..errors import ConfigError
 from ..metrics import finite
-from ..start import letters_of, source_configs
 from .continuation import check_packages, quality
 from .methods import WINDOWED, Trained, Way, choose, settings, way
 from .passkey import prompts, retrieved
@@ -121,10 +121,10 @@ def read_sources(config: JobConfig, tokenizer: Tokenizer, longest: int) -> Itera
     """
     d = config.data
     data = DataConfig(
-        sources=source_configs(config.validation.sources, ()),
+        sources=[SourceConfig(**source.model_dump()) for source in config.validation.sources],
         lanes=1,
         packing="best_fit",
-        documents=DocumentConfig(letters=letters_of(d), long_documents="truncate"),
+        documents=DocumentConfig(**d.letters.model_dump(), long_documents="truncate"),
         seq_len=longest,
         seed=config.training.seed,
         on_bad_record=d.on_bad_record,

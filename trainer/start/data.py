@@ -1,19 +1,18 @@
 """From `[data]` to a loader whose first rows have been held against the eos contract: what train, check and inspect open."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ...datasets.documents import DocumentConfig, Letters
 from ...datasets.errors import DataConfigError, DataEnd
 from ...datasets.files import FileStore
-from ...datasets.loading import Batch, DataConfig, Loader, SinglePass, SourceConfig, Stage
-from ...datasets.readers import Label
-from ...datasets.rows import DocumentLabels, MaskedTokens, MaskingConfig, NextToken, Objective
+from ...datasets.loading import Batch, DataConfig, Loader, SinglePass, Stage
+from ...datasets.readers import SourceConfig
+from ...datasets.rows import DocumentLabels, MaskedTokens, NextToken, Objective
 from ...datasets.tokenizers import Tokenizer
 from ...models.attention import DocumentMask
 from ..build import Statement, check_rows, check_statements, gather_statements
-from ..config import Data, Files, JobConfig
+from ..config import JobConfig
 from ..processes import Layout, global_batch_size
 
 
@@ -34,34 +33,13 @@ class TrainData:
     validation: SinglePass | None
 
 
-def source_configs(tables: Sequence[Files], classes: tuple[str, ...]) -> tuple[SourceConfig, ...]:
-    """The sources of `[[data.sources]]` or `[[validation.sources]]`, whose labels are of `classes`, or values."""
-    return tuple(
-        SourceConfig(
-            **{
-                **table.model_dump(),
-                "paths": tuple(table.paths),
-                "label": None if table.label is None else Label(table.label, classes),
-            }
-        )
-        for table in tables
-    )
-
-
 def make_objective(config: JobConfig, tokenizer: Tokenizer) -> Objective:
     """What `training.objective` asks of rows. Raises DataConfigError where the tokenizer cannot serve it."""
     if config.training.objective == "causal":
         return NextToken()
     if config.has_head:
         return DocumentLabels(config.head.names)
-    m = config.mlm
-    masking = MaskingConfig(rate=m.mask_rate, schedule=m.rate_schedule, mask_share=m.mask_share, random_share=m.random_share)
-    return MaskedTokens(masking, tokenizer, config.training.seed)
-
-
-def letters_of(data: Data) -> Letters:
-    """What `[data]` says about letters."""
-    return Letters(**{field.name: getattr(data, field.name) for field in fields(Letters)})
+    return MaskedTokens(config.mlm, tokenizer, config.training.seed)
 
 
 def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) -> DataConfig:
@@ -69,25 +47,21 @@ def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) ->
     d, t = config.data, config.training
     rows = global_batch_size(config, layout)
     return DataConfig(
-        sources=source_configs(d.sources, config.head.names),
+        sources=d.sources,
         stages=tuple(Stage((stage.step - 1) * rows, stage.weights) for stage in d.stages),
         lanes=d.lanes,
         packing=d.packing,
         layout=d.layout,
         objective=make_objective(config, tokenizer),
-        documents=DocumentConfig(
-            letters=letters_of(d),
-            reverse_complement=d.reverse_complement,
-            long_documents="error" if config.has_head else d.long_documents,  # a label is of the whole document
-            window_overlap=d.window_overlap,
-        ),
+        # A label is of the whole document.
+        documents=d.model_copy(update={"long_documents": "error"}) if config.has_head else d,
         pad_multiple=d.pad_multiple,
         seq_len=t.seq_len,
         seed=t.seed,
         num_workers=d.num_workers,
         on_bad_record=d.on_bad_record,
         verify=d.verify,
-        storage=FileStore(cache_dir=d.cache_dir, cache_gb=d.cache_gb, retries=d.retries),
+        storage=FileStore(d),
     )
 
 
@@ -160,7 +134,7 @@ def open_validation(
     """
     if not config.validation.enable:
         return None
-    sources = source_configs(config.validation.sources, config.head.names)
+    sources = [SourceConfig(**source.model_dump()) for source in config.validation.sources]
     data = replace(make_data_config(config, layout, tokenizer), sources=sources, stages=())
     try:
         return SinglePass(data, tokenizer, batch_size=config.validation.local_batch_size or batch_size, **ranks)

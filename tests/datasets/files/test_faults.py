@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from cistron.datasets.errors import DataConfigError, DataEnd, DataError, DataOrderError
-from cistron.datasets.loading import DataConfig, Loader, SourceConfig, Stage, merge_states, transport
+from cistron.datasets.loading import DataConfig, Loader, Stage, merge_states, transport
 from cistron.datasets.loading.state import records_skipped
+from cistron.datasets.readers import SourceConfig
 from cistron.tests.helpers.corpora import (
     TakingTurns,
     byte_loader,
@@ -61,7 +62,7 @@ def with_bad_records(tmp_path: Path) -> DataConfig:
     lines[400] = b'{"text": "a\\u0000b"}'
     lines[500] = b"[]"
     path = write_bytes(tmp_path / "x.jsonl", b"\n".join(lines) + b"\n")
-    return config(SourceConfig(name="lines", format="jsonl", paths=(path,)), on_bad_record="skip")
+    return config(SourceConfig(name="lines", format="jsonl", paths=[path]), on_bad_record="skip")
 
 
 def test_skipped_records_are_counted_logged_and_the_same_everywhere(
@@ -177,7 +178,7 @@ def test_data_begun_anew_counts_on_from_its_row(tmp_path: Path) -> None:
 
 def test_a_flipped_byte_of_a_shard_is_found_where_that_is_asked_for(tmp_path: Path) -> None:
     write_shard(tmp_path / "x", [[5, 6, 0], [7, 0], [8, 0], [9, 9, 0]])
-    data = config(SourceConfig(name="shards", format="tokens", paths=(str(tmp_path),)))
+    data = config(SourceConfig(name="shards", format="tokens", paths=[str(tmp_path)]))
     ids = tmp_path / "x.ids"
     content = bytearray(ids.read_bytes())
     content[2] ^= 1
@@ -193,7 +194,7 @@ def test_ranks_share_the_work_of_verifying(tmp_path: Path, monkeypatch: pytest.M
         write_shard(tmp_path / f"{number}", [[5, 0], [6, 0]])
     checked: list[str] = []
     monkeypatch.setattr("cistron.datasets.loading.loader.verify_shard", lambda shard: checked.append(Path(shard.path).stem))
-    data = config(SourceConfig(name="shards", format="tokens", paths=(str(tmp_path),)), verify=True)
+    data = config(SourceConfig(name="shards", format="tokens", paths=[str(tmp_path)]), verify=True)
     for rank in range(2):
         byte_loader(data, dp_rank=rank, dp_degree=2)
     assert sorted(checked) == list("01234")
@@ -202,7 +203,7 @@ def test_ranks_share_the_work_of_verifying(tmp_path: Path, monkeypatch: pytest.M
 def test_a_folder_without_files_is_refused_by_name(tmp_path: Path) -> None:
     for format in ("tokens", "jsonl"):
         with pytest.raises((DataError, DataConfigError), match=str(tmp_path)):
-            byte_loader(config(SourceConfig(name="x", format=format, paths=(str(tmp_path),))))
+            byte_loader(config(SourceConfig(name="x", format=format, paths=[str(tmp_path)])))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_a_folder_without_files_is_refused_by_name(tmp_path: Path) -> None:
     ],
 )
 def test_a_stage_that_makes_no_sense_is_refused(stages: tuple[Stage, ...], message: str, tmp_path: Path) -> None:
-    source = SourceConfig(name="main", format="jsonl", paths=(write_jsonl(tmp_path / "x.jsonl", words(50)),))
+    source = SourceConfig(name="main", format="jsonl", paths=[write_jsonl(tmp_path / "x.jsonl", words(50))])
     with pytest.raises(DataConfigError, match=message):
         byte_loader(config(source, stages=stages))
 

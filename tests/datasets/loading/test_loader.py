@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.loading import Batch, DataConfig, Loader, SourceConfig, merge_states, transport
+from cistron.datasets.loading import Batch, DataConfig, Loader, merge_states, transport
 from cistron.datasets.loading.state import documents_dropped
 from cistron.datasets.loading.transport import Row, RowStream
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.rows import row_violations
 from cistron.tests.helpers.corpora import (
     Sleepy,
@@ -33,6 +34,7 @@ from cistron.tests.helpers.corpora import (
     write_jsonl,
     write_text,
 )
+from pydantic import ValidationError
 
 # torchdata 0.11 on torch 2.13
 pytestmark = pytest.mark.filterwarnings("ignore:.*set_vital")
@@ -44,10 +46,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     folder = tmp_path_factory.mktemp("mixed")
     return config(
         text_source(write_text(folder / "text", words(30)), "text", weight=2.0),
-        SourceConfig(
-            name="lines", format="jsonl", paths=(write_jsonl(folder / "x.jsonl", words(70, 1), "body"),), field="body"
-        ),
-        SourceConfig(name="genes", format="fasta", paths=(write_fasta(folder / "x.fa", ["ACGT" * n for n in range(1, 60)]),)),
+        SourceConfig(name="lines", format="jsonl", paths=[write_jsonl(folder / "x.jsonl", words(70, 1), "body")], field="body"),
+        SourceConfig(name="genes", format="fasta", paths=[write_fasta(folder / "x.fa", ["ACGT" * n for n in range(1, 60)])]),
         lanes=8,
         seq_len=48,
     )
@@ -205,16 +205,24 @@ def test_a_config_that_cannot_be_met_is_refused(changes: dict[str, Any], degree:
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [
-        (text_source("x", weight=-1.0), r"data\.sources\.weight: \[-1\.0\] from row 0 on; none may be below 0"),
-        (text_source("x", weight=0.0), r"data\.sources\.weight: \[0\.0\] from row 0 on; .* one must be above"),
-        (SourceConfig(name="x", format="csv", paths=(__file__,)), r"data\.sources\.format: 'csv'"),
-        (SourceConfig(name="x", format="text", paths=()), r"no file of source 'x' has a byte"),
-    ],
+    [(text_source("x", weight=0.0), r"data\.sources\.weight: \[0\.0\] from row 0 on; .* one must be above")],
 )
 def test_a_bad_source_is_refused(source: SourceConfig, message: str) -> None:
     with pytest.raises(DataConfigError, match=message):
         byte_loader(config(source))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weight": -1.0}, "weight\n.*greater than or equal to 0"),
+        ({"format": "jsonn"}, r"format\n.*no such format, did you mean 'jsonl'\?"),
+        ({"paths": []}, "paths\n.*at least 1 item"),
+    ],
+)
+def test_what_no_source_may_be_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SourceConfig(**{"name": "x", "format": "text", "paths": ["x"]} | wrong)
 
 
 def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -240,7 +248,7 @@ def test_documents_without_tokens_are_counted_over_lanes_and_ranks(tmp_path: Pat
     # Per 10 lines 3 empty ones; every lane holds some, and a batch of a new epoch counts all of the last.
     lines = [("" if number % 10 < 3 else "abc") for number in range(400)]
     path = write_jsonl(tmp_path / "x.jsonl", lines)
-    data = config(SourceConfig(name="s", format="jsonl", paths=(path,)), seq_len=16)
+    data = config(SourceConfig(name="s", format="jsonl", paths=[path]), seq_len=16)
     _, state = _run(data, 2, 2, 24, None)
     assert {lane[0] for lane in state["lanes"].values()} == {1}
     assert documents_dropped(state) == 120
@@ -257,7 +265,7 @@ NUL_IN_FORMATS = {
 def test_a_nul_byte_never_becomes_a_boundary(format: str, tmp_path: Path) -> None:
     data, record, offset = NUL_IN_FORMATS[format]
     path = write_bytes(tmp_path / "x", data)
-    with byte_loader(config(SourceConfig(name="s", format=format, paths=(path,)), lanes=1)) as loader:
+    with byte_loader(config(SourceConfig(name="s", format=format, paths=[path]), lanes=1)) as loader:
         with pytest.raises(DataError, match="NUL") as caught:
             loader.next()
         assert (caught.value.file, caught.value.record, caught.value.offset) == (path, record, offset)
@@ -268,7 +276,7 @@ def test_a_nul_byte_never_becomes_a_boundary(format: str, tmp_path: Path) -> Non
 def test_an_error_in_a_worker_names_file_record_and_offset(tmp_path: Path) -> None:
     good = '{"text": "fine"}\n'
     path = write_bytes(tmp_path / "x.jsonl", (good * 50 + "{nonsense\n").encode())
-    data = config(SourceConfig(name="s", format="jsonl", paths=(path,)), num_workers=1)
+    data = config(SourceConfig(name="s", format="jsonl", paths=[path]), num_workers=1)
     with byte_loader(data) as loader, pytest.raises(DataError, match="not valid JSON") as caught:
         take(loader, 50)
     assert (caught.value.file, caught.value.record, caught.value.offset) == (path, 51, 50 * len(good))
@@ -302,10 +310,11 @@ def test_a_worker_that_hangs_is_ended_when_the_loader_closes(tmp_path: Path, mon
 SCRIPT = """
 import sys
 from cistron.datasets.errors import WorkerError
-from cistron.datasets.loading import DataConfig, Loader, SourceConfig
+from cistron.datasets.loading import DataConfig, Loader
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.tokenizers import build_tokenizer
 
-source = SourceConfig(name="code", format="text", paths=("{stdlib}/*.py",))
+source = SourceConfig(name="code", format="text", paths=["{stdlib}/*.py"])
 config = DataConfig(sources=(source,), lanes=2, packing="best_fit", seq_len=64, seed=0, num_workers=2)
 loader = Loader(config, build_tokenizer("byte"), batch_size=4)
 loader.next()

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cistron.datasets.loading import DataConfig, SourceConfig, merge_states, transport
+from cistron.datasets.loading import DataConfig, merge_states, transport
+from cistron.datasets.readers import SourceConfig
 from cistron.tests.helpers.corpora import (
     TakingTurns,
     byte_loader,
@@ -56,7 +57,7 @@ def _write(folder: Path, format: str) -> SourceConfig:
             else:
                 write_fasta(folder / f"{number}.fa.gz", [document.replace(" ", "_") for document in part])
         pattern = f"{folder}/*"
-    return SourceConfig(name=format, format=format.split(".")[0], paths=(pattern,), field=field)
+    return SourceConfig(name=format, format=format.split(".")[0], paths=[pattern], field=field)
 
 
 @pytest.fixture(scope="module", params=[(f, p) for f in FORMATS for p in ("best_fit", "concat")], ids="-".join)

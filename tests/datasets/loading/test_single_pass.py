@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.loading import Batch, DataConfig, SinglePass, SourceConfig
+from cistron.datasets.loading import Batch, DataConfig, SinglePass
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.shards import ShardWriter, id_dtype
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 
@@ -20,7 +21,7 @@ def write(folder: Path, counts: dict[str, int]) -> DataConfig:
     for name, count in counts.items():
         path = folder / f"{name}.jsonl"
         path.write_text("".join(json.dumps({"text": f"{name}{n}" * (1 + n % 11)}) + "\n" for n in range(count)))
-        sources.append(SourceConfig(name=name, format="jsonl", paths=(str(path),), max_epochs=7, weight=0.0))
+        sources.append(SourceConfig(name=name, format="jsonl", paths=[str(path)], max_epochs=7, weight=0.0))
     return DataConfig(sources=tuple(sources), lanes=16, packing="concat", layout="padded", seq_len=SEQ_LEN, seed=0)
 
 
@@ -96,7 +97,7 @@ def test_token_shards_with_weights_come_whole_too(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "part", ByteTokenizer(), id_dtype(255), weighted=True)
     writer.write(ids, np.cumsum(lengths), weights)
     writer.finish([])
-    source = SourceConfig(name="shards", format="tokens", paths=(str(tmp_path),))
+    source = SourceConfig(name="shards", format="tokens", paths=[str(tmp_path)])
     config = DataConfig(sources=(source,), lanes=4, packing="best_fit", seq_len=SEQ_LEN, seed=0, verify=True)
     batches = [b for of_rank in ranks(config, 3, 2) for b in of_rank]
     taken = torch.cat([b.weights[b.labels >= 0] for b in batches if b.weights is not None])
@@ -105,7 +106,7 @@ def test_token_shards_with_weights_come_whole_too(tmp_path: Path) -> None:
 
 
 def test_sources_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    missing = SourceConfig(name="a", format="text", paths=(str(tmp_path / "none.txt"),))
+    missing = SourceConfig(name="a", format="text", paths=[str(tmp_path / "none.txt")])
     for sources, error in (((), DataConfigError), ((missing,), (DataConfigError, DataError))):
         config = DataConfig(sources=sources, lanes=1, packing="best_fit", seq_len=8, seed=0)
         with pytest.raises(error):
