@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cistron.datasets.tokenizers import TokenizerConfig
 from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.trainer.checkpoints import Progress, Spec, WholeTensors, read, write_whole
-from cistron.trainer.config import JobConfig, TokenizerTable
+from cistron.trainer.config import JobConfig
 from cistron.trainer.huggingface import export, import_folder
 
 
@@ -53,7 +54,7 @@ def write(folder: Path, layers: int) -> None:
     """A checkpoint of random weights."""
     shape = describe(layers)
     specs = specs_of(shape)
-    job = JobConfig(tokenizer=TokenizerTable(kind="hf"))
+    job = JobConfig(tokenizer=TokenizerConfig(kind="hf"))
     state = {
         "progress": asdict(Progress()),
         "data": None,

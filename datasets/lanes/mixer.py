@@ -17,7 +17,7 @@ from fractions import Fraction
 
 from ..randomness import random_bits
 
-Stage = tuple[int, Sequence[float]]
+RowWeights = tuple[int, Sequence[float]]  # first row, and the weights of all sources from there on
 _PURPOSE = 0x6D6978  # "mix": keeps these draws apart from the lanes'
 
 
@@ -35,7 +35,7 @@ class Mixer:
     """
 
     def __init__(
-        self, stages: Sequence[Stage], lanes: int, seed: int, begin: int = 0, row: int = 0, counts: Sequence[int] = ()
+        self, stages: Sequence[RowWeights], lanes: int, seed: int, begin: int = 0, row: int = 0, counts: Sequence[int] = ()
     ) -> None:
         self._lanes = lanes
         self._seed = seed
@@ -99,7 +99,7 @@ class _Shares:
         slack: s of the module's docstring, in the same unit.
     """
 
-    def __init__(self, stages: Sequence[Stage], begin: int) -> None:
+    def __init__(self, stages: Sequence[RowWeights], begin: int) -> None:
         exact = [[Fraction(str(weight)) for weight in weights] for _, weights in stages]
         rates = [[weight / sum(weights) for weight in weights] for weights in exact]
         self.slack = math.lcm(*(rate.denominator for rates_of_stage in rates for rate in rates_of_stage))

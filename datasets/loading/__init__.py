@@ -6,15 +6,14 @@ then `single_pass` (every document once, for validation) and `state` (what a che
 """
 
 from .batch import Batch, RowSettings
-from .loader import DataConfig, Loader, Stage
+from .loader import Loader
 from .single_pass import SinglePass
-from .sources import Source, SourceConfig
+from .sources import Source
 from .state import ALL_DATA, DataShard, DataState, Inventory, merge_states
 
 __all__ = [
     "ALL_DATA",
     "Batch",
-    "DataConfig",
     "DataShard",
     "DataState",
     "Inventory",
@@ -22,7 +21,5 @@ __all__ = [
     "RowSettings",
     "SinglePass",
     "Source",
-    "SourceConfig",
-    "Stage",
     "merge_states",
 ]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..documents import PLAIN, Letters
+from ..documents import Letters
 from ..errors import DataConfigError, DataError
 from ..files import DataFile, FileStore, checksum, is_remote
 
@@ -101,7 +101,7 @@ class Manifest(Record):
     weights: bool
     checksums: dict[str, str]
     sources: tuple[SourceRecord, ...]
-    letters: Letters = PLAIN
+    letters: Letters = Letters()
 
     def sizes(self) -> dict[str, int]:
         """Bytes that each file must have, by its ending."""
@@ -176,10 +176,10 @@ def open_shards(files: Sequence[DataFile], storage: FileStore) -> list[Shard]:
     """
     shards = [_read(file, storage) for file in files]
     remote = [sum(shard.manifest.sizes().values()) for shard in shards if is_remote(shard.path)]
-    if sum(remote) > storage.cache_gb * 1e9:
+    if sum(remote) > storage.config.cache_gb * 1e9:
         raise DataConfigError(
-            f"data.cache_gb: {storage.cache_gb:g} GB do not hold the {len(remote)} remote shards of this source, which take "
-            f"{sum(remote):,} bytes and are all read in random order; raise data.cache_gb or name fewer shards"
+            f"data.cache_gb: {storage.config.cache_gb:g} GB do not hold the {len(remote)} remote shards of this source, which "
+            f"take {sum(remote):,} bytes and are all read in random order; raise data.cache_gb or name fewer shards"
         )
     for shard in shards:
         _check(shard)

@@ -196,13 +196,12 @@ def weight_phases(config: JobConfig) -> Iterator[tuple[int, int, dict[str, float
     """Yield first step, number of steps and shares of the sources by name, for each part of the job with its own
     weights.
     """
-    steps = config.training.steps
-    weights = [(1, {source.name: source.weight for source in config.data.sources})]
-    weights += [(stage.step, stage.weights) for stage in config.data.stages if stage.step <= steps]
-    ends = [first for first, _ in weights[1:]] + [steps + 1]
-    for (first, of), end in zip(weights, ends, strict=True):
-        total = sum(of.values())
-        yield first, end - first, {source.name: of.get(source.name, 0.0) / total for source in config.data.sources}
+    steps, names = config.training.steps, [source.name for source in config.data.sources]
+    phases = [(first, weights) for first, weights in config.data.phases() if first <= steps]
+    ends = [first for first, _ in phases[1:]] + [steps + 1]
+    for (first, weights), end in zip(phases, ends, strict=True):
+        total = sum(weights)
+        yield first, end - first, {name: weight / total for name, weight in zip(names, weights, strict=True)}
 
 
 def histogram_table(histogram: list[tuple[int, int]]) -> Table:

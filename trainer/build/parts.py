@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn.attention import activate_flash_attention_impl
 from ...datasets.tokenizers import build_tokenizer
-from ...datasets.tokenizers import Tokenizer
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig
 from ...models.attention import check_executor, choose_executor, has_flash_attention_3
 from ...models.attention import DocumentMask, Executor
 from ...models.config import DecoderConfig
@@ -15,7 +15,6 @@ from ...models.config import AttentionConfig, check_training
 from ...models.config import PRESETS
 from ...base import nearest
 from ..config import JobConfig
-from ..config import TokenizerTable
 from ..errors import ConfigError
 from ..parallel import check_context
 from .fine_tuning import fine_tune
@@ -26,9 +25,9 @@ def make_tokenizer(config: JobConfig) -> Tokenizer:
     return open_tokenizer(config.tokenizer)
 
 
-def open_tokenizer(table: TokenizerTable) -> Tokenizer:
+def open_tokenizer(table: TokenizerConfig) -> Tokenizer:
     """The tokenizer that a table describes. Raises DataConfigError where there is none."""
-    return build_tokenizer(**table.model_dump())
+    return build_tokenizer(table)
 
 
 def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfig:

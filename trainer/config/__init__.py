@@ -2,31 +2,17 @@
 
 from .job import JobConfig
 from .load import describe, load_config
-from .tables import (
-    ActivationCheckpoint,
-    Checkpoint,
-    Continuation,
-    Data,
-    Extrapolation,
-    Files,
-    FineTuning,
-    Lora,
-    Passkey,
-    TokenizerTable,
-)
+from .tables import ActivationCheckpoint, Checkpoint, Continuation, Extrapolation, FineTuning, Lora, Passkey
 
 __all__ = [
     "ActivationCheckpoint",
     "Checkpoint",
     "Continuation",
-    "Data",
     "Extrapolation",
-    "Files",
     "FineTuning",
     "JobConfig",
     "Lora",
     "Passkey",
-    "TokenizerTable",
     "describe",
     "load_config",
 ]

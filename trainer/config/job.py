@@ -11,13 +11,14 @@ import tomli_w
 from pydantic import model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ...datasets.readers import FORMATS as LABEL_FORMATS
+from ...datasets.config import DataConfig
+from ...datasets.rows import MaskingConfig
+from ...datasets.tokenizers import TokenizerConfig
 from .tables import (
     ActivationCheckpoint,
     Checkpoint,
     Comm,
     Compile,
-    Data,
     Eval,
     FineTuning,
     Float8,
@@ -25,13 +26,11 @@ from .tables import (
     Job,
     LrScheduler,
     Metrics,
-    Mlm,
     Model,
     Optimizer,
     Parallelism,
     Profiling,
     SkipStep,
-    TokenizerTable,
     Training,
     Validation,
 )
@@ -48,10 +47,10 @@ class JobConfig(BaseSettings):
     """Another TOML, relative to this one, whose keys this one starts from."""
     job: Job = Job()
     model: Model = Model()
-    tokenizer: TokenizerTable = TokenizerTable()
-    data: Data = Data()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
     training: Training = Training()
-    mlm: Mlm = Mlm()
+    mlm: MaskingConfig = MaskingConfig()
     head: Head = Head()
     optimizer: Optimizer = Optimizer()
     skip_step: SkipStep = SkipStep()
@@ -72,7 +71,7 @@ class JobConfig(BaseSettings):
     def fits_together(self) -> "JobConfig":
         """Refuse what two tables say differently, and a table that nothing reads."""
         objective, causal = self.training.objective, self.model.causal
-        wrong = label_mistakes(self)
+        wrong = [*self.tokenizer.complaints(), *self.data.complaints(), *self.mlm.complaints(), *label_mistakes(self)]
         if causal is not None and not self.has_head and causal != (objective == "causal"):
             why = (
                 "a token would see the one it is asked for"
@@ -80,7 +79,7 @@ class JobConfig(BaseSettings):
                 else "what is hidden is told from both sides"
             )
             wrong.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
-        if objective != "mlm" and self.mlm != Mlm():
+        if objective != "mlm" and self.mlm != MaskingConfig():
             wrong.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')
         wrong += extrapolation_mistakes(self)
         if wrong:
@@ -149,9 +148,7 @@ def label_mistakes(config: JobConfig) -> list[str]:
                 wrong.append(f'{key}.{index}.label: missing; training.objective = "{objective}" reads labels')
             if source.label is not None and not config.has_head:
                 wrong.append(f'{key}.{index}.label = {source.label!r}: training.objective = "{objective}" reads no labels')
-            if source.label is not None and source.format not in LABEL_FORMATS:
-                have = ", ".join(LABEL_FORMATS)
-                wrong.append(f'{key}.{index}.label = {source.label!r}: format = "{source.format}" has no labels; {have} have')
+            wrong += source.label_complaints(f"{key}.{index}")
     if not config.has_head and config.head != Head():
         wrong.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
     if objective == "classification" and len(classes) < 2:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 
 from ...datasets.errors import DataConfigError
-from ...datasets.tokenizers import Tokenizer
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import from_hf, hf_names
 from ..build import Statement, check_statements, ids, open_tokenizer, other_roles, tokenizer_statement
 from ..checkpoints import MANIFEST, Folder, Found, Index, Piece, SafetensorsFile
-from ..config import TokenizerTable
 from ..errors import CheckpointError, ConfigError
 from .tokenizer_files import TOKENIZER, own_kind
 
@@ -88,7 +87,7 @@ def find_tensors(source: Path, decoder: DecoderConfig) -> dict[str, SafetensorsF
     return found
 
 
-def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -> tuple[TokenizerTable, Tokenizer | None]:
+def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -> tuple[TokenizerConfig, Tokenizer | None]:
     """The `[tokenizer]` table that reads this folder's tokenizer, and the tokenizer, None where there is none.
 
     Raises:
@@ -98,10 +97,10 @@ def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -
     if not file.is_file():
         if eos_token or pad_token:
             raise ConfigError(f"{source}: there is no {TOKENIZER} to look up --eos-token or --pad-token in")
-        return TokenizerTable(kind="hf"), None
-    table = TokenizerTable(kind="hf", path=str(source), eos_token=eos_token, pad_token=pad_token)
+        return TokenizerConfig(kind="hf"), None
+    table = TokenizerConfig(kind="hf", path=str(source), eos_token=eos_token, pad_token=pad_token)
     if eos_token is None and pad_token is None and (kind := own_kind(file)):
-        table = TokenizerTable.model_validate({"kind": kind})
+        table = TokenizerConfig.model_validate({"kind": kind})
     try:
         return table, open_tokenizer(table)
     except DataConfigError as error:
@@ -159,7 +158,7 @@ def is_hugging_face(folder: Folder) -> bool:
     return folder.size(CONFIG) is not None and folder.size(MANIFEST) is None
 
 
-def open_hugging_face(folder: Folder, table: TokenizerTable) -> Found:
+def open_hugging_face(folder: Folder, table: TokenizerConfig) -> Found:
     """The weights of a Hugging Face folder, as if they were those of a checkpoint.
 
     Args:
@@ -179,7 +178,7 @@ def open_hugging_face(folder: Folder, table: TokenizerTable) -> Found:
     assert stated is not None
     decoder = from_hf(stated)
     files = find_tensors(source, decoder)
-    named = table if table.kind == "hf" and (source / TOKENIZER).is_file() else TokenizerTable()
+    named = table if table.kind == "hf" and (source / TOKENIZER).is_file() else TokenizerConfig()
     _, tokenizer = find_tokenizer(source, named.eos_token, named.pad_token)
     contract = agree(source, stated, decoder, tokenizer)
 

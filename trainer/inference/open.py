@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 import xxhash
 
-from ...datasets.tokenizers import Tokenizer, build_tokenizer
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from ...models.attention import DocumentMask, Executor
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
@@ -23,7 +23,7 @@ from ..checkpoints import Found as checkpoint_Found
 from ..checkpoints import load as checkpoint_load
 from ..checkpoints import manifest_text as checkpoint_manifest_text
 from ..checkpoints import read_newest as checkpoint_read_newest
-from ..config import JobConfig, TokenizerTable
+from ..config import JobConfig
 from ..errors import ConfigError
 from ..huggingface import CONFIG, TOKENIZER, find_tokenizer, is_hugging_face, open_hugging_face, read_json, row_length
 from ..processes import pick_device
@@ -124,7 +124,7 @@ def open_huggingface(folder: Folder, device: torch.device, dtype: torch.dtype, o
     if not folder.is_local:
         raise ConfigError(f"{folder}: a Hugging Face folder must be on a disk")
     path = Path(folder)
-    found = open_hugging_face(folder, TokenizerTable())
+    found = open_hugging_face(folder, TokenizerConfig())
     table, tokenizer = find_tokenizer(path, None, None)
     if tokenizer is None:
         raise ConfigError(f"{path}: there is no {TOKENIZER} to read sequences with")
@@ -159,11 +159,11 @@ def length_dependent_rope_note(model: Decoder) -> tuple[str, ...]:
     )
 
 
-def with_unknown_policy(table: TokenizerTable, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
+def with_unknown_policy(table: TokenizerConfig, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
     """The tokenizer of a table, or where a policy is given the same with it. Raises DataConfigError where it knows none."""
     if on_unknown is None:
         return tokenizer
-    return build_tokenizer(**{**table.model_dump(), "on_unknown": on_unknown})
+    return build_tokenizer(table.model_copy(update={"on_unknown": on_unknown}))
 
 
 def fingerprint(stated: dict[str, Any], files: Sequence[Path]) -> str:

@@ -1,7 +1,7 @@
 """trainer/start."""
 
-from .data import TrainData, letters_of, open_data, source_configs
+from .data import TrainData, open_data
 from .origin import origin
 from .verify import verify
 
-__all__ = ["TrainData", "letters_of", "open_data", "origin", "source_configs", "verify"]
+__all__ = ["TrainData", "open_data", "origin", "verify"]

@@ -2,6 +2,8 @@
 
 import torch
 
+from ...datasets.documents import document_complaints
+from ...datasets.errors import refuse
 from ...datasets.tokenizers import Tokenizer
 from ...models.config import DecoderConfig
 from ...models.huggingface import architecture
@@ -12,7 +14,7 @@ from ..metrics import check_profiling, check_reports
 from ..optim import muon_matrices
 from ..parallel import check_float8
 from ..processes import Layout, check_layout
-from .data import make_data_config, make_objective
+from .data import data_config, make_objective
 
 
 def check_export(config: JobConfig, decoder: DecoderConfig) -> None:
@@ -42,7 +44,8 @@ def verify(config: JobConfig, layout: Layout, device: torch.device | None = None
     decoder = make_decoder_config(config, tokenizer)
     check_layout(config, decoder, layout)
     make_objective(config, tokenizer)
-    make_data_config(config).check(tokenizer, config.training.seq_len)
+    data = data_config(config)
+    refuse(document_complaints(data, tokenizer, data.policy, config.training.seq_len))
     check_reports(config)
     if device is not None:
         check_profiling(config, device)

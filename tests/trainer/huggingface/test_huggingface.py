@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.datasets.tokenizers import build_tokenizer
+from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.tests.helpers.jobs import refusal, save_in_layouts, train_here, write_job
 from cistron.tests.helpers.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.helpers.ranks import run_on_ranks
+from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.build import make_decoder_config, other_roles
 from cistron.trainer.checkpoints import Found, Progress, WholeTensors, write_whole
-from cistron.trainer import checkpoints as checkpoint
-from cistron.trainer.config import JobConfig, TokenizerTable, load_config
+from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
 from cistron.trainer.huggingface import export, import_folder
 from cistron.trainer.huggingface.tokenizer_files import own_kind, tokenizer_files
@@ -59,14 +59,14 @@ TEXT = "the cat sat on the mat <|endoftext|> and \x01 the døg, too ."
 def save(
     folder: Path,
     model: Decoder,
-    table: TokenizerTable | None = None,
+    table: TokenizerConfig | None = None,
     eos: int = EOS,
     pad: int = PAD,
     roles: dict[str, int | None] | None = None,
 ) -> Found:
     """A checkpoint that holds these weights and nothing else."""
     shape = asdict(model.config)
-    job = JobConfig(tokenizer=table or TokenizerTable())
+    job = JobConfig(tokenizer=table or TokenizerConfig())
     state = {
         "progress": asdict(Progress()),
         "data": None,
@@ -132,7 +132,7 @@ def test_weights_that_leave_and_come_back_are_the_same_bits(tmp_path: Path, shap
     back = restore(checkpoint.read(tmp_path / "back" / "step-0"))
     assert back.config == shape
     job, _ = load_config([str(tmp_path / "back" / "model.toml")])
-    assert make_decoder_config(job, build_tokenizer("byte")) == shape
+    assert make_decoder_config(job, build_tokenizer(TokenizerConfig(kind="byte"))) == shape
     assert all(torch.equal(a, b) for a, b in zip(back.parameters(), ours.parameters(), strict=True))
 
 
@@ -170,7 +170,7 @@ def test_an_export_does_not_depend_on_the_layout_that_saved(tmp_path: Path, caps
 
     # text as the job read it, and a run that goes on from the imported weights
     ids = AutoTokenizer.from_pretrained(alone)(TEXT)["input_ids"]
-    assert ids == build_tokenizer("byte").encode(TEXT.encode()).tolist()
+    assert ids == build_tokenizer(TokenizerConfig(kind="byte")).encode(TEXT.encode()).tolist()
     import_module("cistron.tools.import").main([str(alone), str(tmp_path / "back")])
     toml = tmp_path / "again.toml"
     text = config.read_text().replace("[job]", f'extends = "{tmp_path}/back/model.toml"\n[job]', 1)
@@ -199,8 +199,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: Path, tokenizer: Path) -> None:
-    table = TokenizerTable(kind="hf", path=str(tokenizer), eos_token="<|endoftext|>", pad_token="<pad>")
-    trained = build_tokenizer("hf", str(tokenizer), "<|endoftext|>", "<pad>")
+    table = TokenizerConfig(kind="hf", path=str(tokenizer), eos_token="<|endoftext|>", pad_token="<pad>")
+    trained = build_tokenizer(TokenizerConfig(kind="hf", path=str(tokenizer), eos_token="<|endoftext|>", pad_token="<pad>"))
     model = random_decoder(replace(LLAMA, vocab_size=320))
     out = tmp_path / "out"
     messages = export(save(tmp_path / "step-1", model, table, eos=1, pad=2), out, tokenizer=table)
@@ -215,14 +215,14 @@ def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: 
     found = checkpoint.read(tmp_path / "back" / "step-0")
     roles = {"bos": None, "mask": None, "unk": None}
     assert found.state["contract"] == {"eos": 1, "pad": 2, "vocab": 320, "tokenizer": trained.fingerprint, **roles}
-    back = build_tokenizer(**found.state["config"]["tokenizer"])
+    back = build_tokenizer(TokenizerConfig(**found.state["config"]["tokenizer"]))
     assert (back.fingerprint, back.eos_id, back.pad_id) == (trained.fingerprint, 1, 2)
-    export(found, tmp_path / "again", tokenizer=TokenizerTable(**found.state["config"]["tokenizer"]))
+    export(found, tmp_path / "again", tokenizer=TokenizerConfig(**found.state["config"]["tokenizer"]))
     told = json.loads((out / "config.json").read_text()), json.loads((tmp_path / "again" / "config.json").read_text())
     assert {key for key in told[0] if told[0][key] != told[1][key]} <= {"max_position_embeddings"}
 
     with pytest.raises(EosMismatchError, match="tokenizer says eos is 0, checkpoint says 1"):
-        export(found, tmp_path / "wrong", tokenizer=TokenizerTable(kind="hf", path=str(tokenizer)))
+        export(found, tmp_path / "wrong", tokenizer=TokenizerConfig(kind="hf", path=str(tokenizer)))
     (out / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
     with pytest.raises(EosMismatchError, match="tokenizer says eos is 1, generation_config says 7 or 9"):
         import_folder(out, tmp_path / "wrong")
@@ -323,7 +323,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(tmp_path: Path) -> None:
 def test_the_command_takes_the_newest_good_checkpoint_and_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tokenizer: Path
 ) -> None:
-    table = TokenizerTable(kind="hf", path="/gone", eos_token="<|endoftext|>", pad_token="<pad>")
+    table = TokenizerConfig(kind="hf", path="/gone", eos_token="<|endoftext|>", pad_token="<pad>")
     command = import_module("cistron.tools.export").main
     for step in (1, 20):
         save(tmp_path / f"step-{step}", random_decoder(replace(LLAMA, vocab_size=320), seed=step), table, eos=1, pad=2)
@@ -366,8 +366,8 @@ STRINGS = {
 
 @pytest.mark.parametrize("kind", STRINGS)
 def test_a_tokenizer_of_ours_gives_the_ids_of_training_in_transformers(tmp_path: Path, kind: str, esm: EsmTokenizer) -> None:
-    ours = build_tokenizer(kind)
-    table = TokenizerTable.model_validate({"kind": kind})
+    ours = build_tokenizer(TokenizerConfig(kind=kind))
+    table = TokenizerConfig.model_validate({"kind": kind})
     for name, content in tokenizer_files(table, ours).items():
         (tmp_path / name).write_bytes(content)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
@@ -394,8 +394,8 @@ def test_a_tokenizer_of_ours_gives_the_ids_of_training_in_transformers(tmp_path:
 
 @pytest.mark.parametrize("kind", ["protein", "dna"])
 def test_mapped_letters_have_the_same_ids_in_transformers(tmp_path: Path, kind: str) -> None:
-    table = TokenizerTable.model_validate({"kind": kind, "on_unknown": "map"})
-    ours = build_tokenizer(**table.model_dump())
+    table = TokenizerConfig.model_validate({"kind": kind, "on_unknown": "map"})
+    ours = build_tokenizer(TokenizerConfig(**table.model_dump()))
     for name, content in tokenizer_files(table, ours).items():
         (tmp_path / name).write_bytes(content)
     random = Random(8)
@@ -409,8 +409,10 @@ def test_mapped_letters_have_the_same_ids_in_transformers(tmp_path: Path, kind: 
 def test_an_encoder_leaves_as_eurobert_and_comes_back_as_the_same_bits(tmp_path: Path, tied: bool) -> None:
     shape = replace(LLAMA, vocab_size=33, causal=False, tie_embeddings=tied)
     ours = random_decoder(shape)
-    table = TokenizerTable(kind="protein")
-    found = save(tmp_path / "step-7", ours, table, eos=2, pad=1, roles=other_roles(build_tokenizer("protein")))
+    table = TokenizerConfig(kind="protein")
+    found = save(
+        tmp_path / "step-7", ours, table, eos=2, pad=1, roles=other_roles(build_tokenizer(TokenizerConfig(kind="protein")))
+    )
     messages = export(found, tmp_path / "out", tokenizer=table)
     assert not any("by itself" in message for message in messages), "training has <cls> and <eos> too"
 
