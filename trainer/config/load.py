@@ -85,10 +85,8 @@ def load_config(
     if options.help:
         parser.print_help()
         sys.exit(0)
-    config, refused, removed, complaints = validate(merged)
+    config, refused, removed, complaints = validate(merged, names_are_known=not unusable)
     lines += [*unusable, *refused]
-    if unusable:  # names that it would have added
-        lines = [line for line in lines if ": no such " not in line]
     if further and not options.print_config:
         complaints = [*complaints, *further(config)]
     lines += [line for line in dict.fromkeys(complaints) if not names_any(line, removed)]
@@ -250,8 +248,12 @@ def load_job_plugins(values: Values) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def validate(values: Values) -> tuple[JobConfig, list[str], set[str], list[str]]:
+def validate(values: Values, names_are_known: bool) -> tuple[JobConfig, list[str], set[str], list[str]]:
     """Validate the values of a TOML without those that have a wrong type or an unknown name.
+
+    Args:
+        values: of the files and overrides.
+        names_are_known: False where a plug-in is missing, which would have added those that no registry has: no mistakes.
 
     Returns:
         The configuration of what is left; the mistakes in what was taken out; its keys and those that they decide; and the
@@ -269,7 +271,7 @@ def validate(values: Values) -> tuple[JobConfig, list[str], set[str], list[str]]
         lines += [
             line
             for place, found in problems.items()
-            if not names_any(dotted(place), removed)
+            if not names_any(dotted(place), removed) and (names_are_known or found[0]["type"] != "unknown_name")
             for line in describe(place, found)
         ]
         for place, found in problems.items():
@@ -341,6 +343,8 @@ def describe(place: Place, problems: Sequence[ErrorDetails]) -> list[str]:
         hint = f", did you mean {close[0]!r}?" if close else ""
     if kind == "list_type":
         hint = f": write [[{key}]]" if isinstance(found, dict) else f": write [{found!r}]"
+    if kind == "unknown_name":
+        return [f"{key} = {found!r}: {problem['msg']}"]
     messages = dict.fromkeys(problem["msg"][0].lower() + problem["msg"][1:] for problem in problems)
     return [f"{key} = {found!r}: {', or '.join(messages)}{hint}"]
 
@@ -359,10 +363,11 @@ def choices(field: FieldInfo) -> list[Any]:
 
 
 def registries(field: Any) -> list[Registry[Any]]:
-    """The registries whose names a key takes, as its type says: `READERS.choice`, a list of them, or one that may be unset."""
+    """The registries whose names a key takes: `Annotated[str, READERS.choice]`, a list of these, or one that may be unset."""
     metadata = field.metadata if isinstance(field, FieldInfo) else getattr(field, "__metadata__", ())
     inner = [field.annotation] if isinstance(field, FieldInfo) else get_args(field)
-    own = [part for part in metadata if isinstance(part, Registry)]
+    owners = [getattr(getattr(part, "func", None), "__self__", None) for part in metadata]
+    own = [owner for owner in owners if isinstance(owner, Registry)]
     return own or [registry for part in inner for registry in registries(part)]
 
 
