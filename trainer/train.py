@@ -134,7 +134,7 @@ class Trainer:
             self.save()  # the weights are good
             raise
         if record:
-            self.log.validation(record)
+            self.log.write(record)
 
     def open_extrapolation(self) -> LongEvaluation | None:
         """What `[eval.extrapolation]` asks for."""
@@ -149,7 +149,7 @@ class Trainer:
         if self.extrapolation is None or self.extrapolation.done == self.progress.step:
             return
         if record := self.extrapolation.run(self.progress.step, self.model, self.stop, self.saver):
-            self.log.extrapolation(record)
+            self.log.write(record)
 
     def fetch(self) -> tuple[list[Batch], Exception | None]:
         """This rank's micro-batches of the next step: fewer when a stop was asked for, and how the data failed or ended."""

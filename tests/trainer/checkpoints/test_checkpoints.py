@@ -22,6 +22,7 @@ from cistron.trainer.checkpoints.dcp import HostBuffer
 from cistron.trainer.checkpoints.format import step_folders, why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.errors import CheckpointError
+from cistron.trainer.metrics.sinks import JsonLines
 from cistron.trainer.processes import StopRequest, join, run_command
 from cistron.trainer.train import Trainer
 from safetensors.torch import load_file
@@ -538,7 +539,9 @@ def test_a_restart_by_the_launcher_goes_back_only_once(
 def test_a_full_disk_under_the_metrics_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, _ = load_config(["--config", str(write_job(tmp_path, steps=2)), "--checkpoint.enable", "false"])
     trainer = Trainer(config, join(config), StopRequest())
-    trainer.log.reports.files["metrics"] = Path("/dev/full")
+    lines = trainer.log.sinks["jsonl"]
+    assert isinstance(lines, JsonLines)
+    lines.files["metrics"] = Path("/dev/full")
     trainer.train()
     trainer.close()
     assert "warning: step 2 is not in" in capsys.readouterr().err
