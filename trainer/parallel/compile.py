@@ -43,6 +43,6 @@ def compile_for_all_widths(
         tokens = torch.zeros(rows, width, dtype=torch.int64)
         positions = torch.arange(width, dtype=torch.int32).expand(rows, width)
         ids = torch.zeros(rows, width, dtype=torch.int32)
-        batch = Batch(tokens, tokens, positions, ids, rows=[], sources=[], state={}, weights=None, values=ids.float())
+        batch = Batch(tokens, tokens, positions, ids, rows=[], sources=[], state=None, weights=None, values=ids.float())
         summed_loss(model, *to_device(batch))[0].backward()
     model.zero_grad()

@@ -13,7 +13,7 @@ from ..metrics import profiling_complaints, sink_complaints
 from ..optim import optimizer_complaints
 from ..parallel import float8_complaints
 from ..processes import Layout, layout_complaints, symmetric_memory_complaints
-from .data import make_data_config
+from .data import make_data_config, make_objective
 
 
 def export_complaints(config: JobConfig, decoder: DecoderConfig) -> list[str]:
@@ -56,5 +56,6 @@ def verify(config: JobConfig, layout: Layout, device: torch.device | None = None
     complaints += export_complaints(config, decoder)
     complaints += training_complaints(config, decoder)
     refuse(complaints)
-    make_data_config(config, layout, tokenizer).check(tokenizer)
+    make_objective(config, tokenizer)
+    make_data_config(config).check(tokenizer, config.training.seq_len)
     return tokenizer, decoder
