@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight
 from ...models.config import MaskName, PositionMap, Ramp, Scaling
+from .registries import OPTIMIZERS, SINKS
 
 
 class Job(Table):
@@ -321,10 +322,8 @@ class Head(Table):
 class Optimizer(Table):
     """AdamW, or Muon for the blocks' matrices. Weight decay applies to matrices, not to norms."""
 
-    name: Literal["AdamW", "Muon"] = "AdamW"
-    """Muon: orthogonalised momentum for the matrices of the blocks, at AdamW's learning rate; AdamW for all the rest."""
-    implementation: Literal["fused", "foreach", "for-loop"] = "fused"
-    """How torch runs AdamW's arithmetic; the last two wait for the device in every step."""
+    name: Annotated[str, OPTIMIZERS.choice] = "AdamW"
+    """Which one; Muon's learning rate is AdamW's."""
     state_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the moments; bfloat16 halves them, rounded stochastically."""
     lr: float = Field(default=8e-4, gt=0.0)
@@ -545,6 +544,8 @@ class Metrics(Table):
     """Write TensorBoard files to job.dump_folder/tensorboard."""
     enable_wandb: bool = False
     """Report to Weights & Biases as well (pip install 'cistron[wandb]'), which its WANDB_* variables steer."""
+    sinks: list[Annotated[str, SINKS.choice]] = Field(default_factory=list)
+    """Where records go besides: names of metric sinks, most often a plug-in's (docs/extending.md)."""
     peak_flops: float | None = Field(default=None, gt=0.0)
     """Peak FLOP/s of one device, for MFU on devices Cistron does not know."""
 
