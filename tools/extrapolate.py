@@ -109,8 +109,8 @@ def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
     try:
         return Extrapolation.model_validate(table)
     except ValidationError as error:
-        located = [{**problem, "loc": ("eval", "extrapolation", *problem["loc"])} for problem in error.errors()]
-        raise ConfigError("; ".join(map(describe, located))) from None
+        lines = [line for problem in error.errors() for line in describe(("eval", "extrapolation", *problem["loc"]), [problem])]
+        raise ConfigError("; ".join(lines)) from None
 
 
 def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:

@@ -30,8 +30,8 @@ from ..datasets.prepare import (
     ListReader,
     MegatronReader,
     Pool,
+    PreparationResult,
     RawCorpus,
-    Result,
     TokenCorpus,
     TokenReader,
     length_statistics,
@@ -63,7 +63,7 @@ class Outcome:
     """What became of a source, and in how many seconds; a rerun counts what was there already."""
 
     work: Work
-    result: Result
+    result: PreparationResult
     seconds: float
 
 
@@ -185,7 +185,8 @@ def from_flags(table: type[T], **values: Any) -> T:
     try:
         return table(**values)
     except ValidationError as error:
-        raise ConfigError("\n".join(map(describe, error.errors()))) from None
+        lines = [line for problem in error.errors() for line in describe(("data", *problem["loc"]), [problem])]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def config_works(options: argparse.Namespace) -> list[Work]:
@@ -310,7 +311,7 @@ def toml_lines(outcomes: Sequence[Outcome]) -> str:
     return tomli_w.dumps({"data": {"sources": tables}}) + "".join(f"# validation: {folder}\n" for folder in aside)
 
 
-def validation_shards(result: Result) -> int:
+def validation_shards(result: PreparationResult) -> int:
     """How many of the shards are for validation."""
     return sum(shard.startswith("validation/") for shard in result.shards)
 
