@@ -15,15 +15,13 @@ import torch
 import torch.distributed as dist
 from torch.nn.utils import clip_grads_with_norm_
 
-from .. import __version__
 from ..base import UserError
 from ..datasets.errors import DataEnd, DataOrderError
 from ..datasets.loading import Batch, left_out, merge_states
 from ..models.init import init_weights
-from .build import attention_of, check_rows, fresh_parameters, make_mask, make_model, other_roles
+from .build import attention_of, check_rows, contract_of, fresh_parameters, make_mask, make_model
 from .checkpoints import NEWEST as checkpoint_NEWEST
-from .checkpoints import STATE as checkpoint_STATE
-from .checkpoints import CheckpointReader, Folder, Progress, Saver, remember_going_back, set_aside_after
+from .checkpoints import CheckpointReader, Folder, Progress, RunState, Saver, remember_going_back, set_aside_after
 from .checkpoints import load as checkpoint_load
 from .config import JobConfig, load_config
 from .errors import CheckpointError, ConfigError
@@ -69,9 +67,9 @@ class Trainer:
         run = Folder(self.folder)
         found = origin(config, run, self.checkpoints, shape, world)
         self.origin, self.resuming, self.messages = found
-        resumed = self.origin.state if self.origin and self.resuming else {"progress": {}, "data": None}
-        self.progress = Progress(**resumed["progress"])
-        self.data_state: dict[str, Any] | None = resumed["data"]
+        resumed = self.origin.state if self.origin and self.resuming else None
+        self.progress = resumed.progress if resumed else Progress.start()
+        self.data_state = resumed.data if resumed else None
         self.feed = self.open_data()
         self.first_batch = self.feed.first
         self.prompt = world.gather(opening(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
@@ -79,8 +77,8 @@ class Trainer:
         self.validation = Validation(config, world, data, self.tokenizer, self.progress.step) if data else None
         self.extrapolation = world.on_every_rank(self.open_extrapolation)
         self.build_model()
-        if self.resuming:
-            self.guard.load_state_dict(resumed["guard"])
+        if resumed and resumed.guard:
+            self.guard.load(resumed.guard)
         # a run that goes on elsewhere, from another's checkpoint, has no history in its own folder
         own = self.origin is not None and self.origin.path == self.checkpoints / f"step-{self.progress.step}"
         history = self.progress.step if own else 0
@@ -280,7 +278,7 @@ class Trainer:
             self.decoder_config.vocab_size,
             batch_size=self.micro_batch_size,
             buckets=self.micro_batches if self.config.data.length_buckets else 1,
-            contract={"where": f"{origin.path}/{checkpoint_STATE}", **origin.state["contract"]} if origin else None,
+            checkpoint=origin,
             interrupted=self.stop,
             dp_rank=world.dp_rank,
             dp_degree=world.layout.data_parallel,
@@ -336,22 +334,16 @@ class Trainer:
             return
         reports = self.world.gather((self.data_state, self.world.is_row_leader))
         states = [data_state for data_state, counted in reports if counted and data_state]
-        state = {
-            "progress": asdict(self.progress),
-            "guard": self.guard.state_dict(),
-            "data": merge_states(states),
-            "contract": {
-                "eos": self.mask.eos_id,
-                "pad": self.mask.pad_id,
-                "vocab": self.decoder_config.vocab_size,
-                "tokenizer": self.tokenizer.fingerprint,
-                **other_roles(self.tokenizer),
-            },
-            "model": asdict(self.decoder_config),
-            "config": self.config.to_dict(),
-            "versions": {"cistron": __version__, "torch": torch.__version__},
-        }
-        missing = left_out(state["data"])
+        data = merge_states(states)
+        state = RunState.of(
+            config=self.config,
+            model=self.decoder_config,
+            contract=contract_of(self.tokenizer, self.decoder_config),
+            progress=self.progress,
+            guard=self.guard.state(),
+            data=data,
+        )
+        missing = left_out(data)
         note = f"; left out so far: {missing}" if missing else ""
         self.saver.begin(self.progress.step, self.model, self.optimizer, state, self.feed.loader.inventory(), note)
 

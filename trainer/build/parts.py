@@ -2,20 +2,17 @@
 
 from dataclasses import replace
 from typing import Any
+
 import torch
 from torch.nn.attention import activate_flash_attention_impl
-from ...datasets.tokenizers import build_tokenizer
-from ...datasets.tokenizers import Tokenizer
-from ...models.attention import check_executor, choose_executor, has_flash_attention_3
-from ...models.attention import DocumentMask, Executor
-from ...models.config import DecoderConfig
+
+from ...base import nearest
+from ...datasets.tokenizers import Tokenizer, build_tokenizer
+from ...models.attention import DocumentMask, Executor, check_executor, choose_executor, has_flash_attention_3
+from ...models.config import PRESETS, AttentionConfig, DecoderConfig, check_training
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
-from ...models.config import AttentionConfig, check_training
-from ...models.config import PRESETS
-from ...base import nearest
-from ..config import JobConfig
-from ..config import TokenizerTable
+from ..config import JobConfig, TokenizerTable
 from ..errors import ConfigError
 from ..parallel import check_context
 from .fine_tuning import fine_tune

@@ -13,6 +13,7 @@ from ...datasets.rows import DocumentLabels, MaskedTokens, MaskingConfig, NextTo
 from ...datasets.tokenizers import Tokenizer
 from ...models.attention import DocumentMask
 from ..build import Statement, check_rows, check_statements, gather_statements
+from ..checkpoints import Found
 from ..config import Data, Files, JobConfig
 from ..processes import Layout, global_batch_size
 
@@ -100,7 +101,7 @@ def open_data(
     *,
     batch_size: int,
     buckets: int = 1,
-    contract: dict[str, Any] | None = None,
+    checkpoint: Found | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     **place: Any,
 ) -> TrainData:
@@ -114,7 +115,7 @@ def open_data(
         vocab_size: rows of the embedding.
         batch_size: rows of a batch of this rank.
         buckets: batches whose rows are dealt out by length.
-        contract: saved with the weights to start from.
+        checkpoint: with the weights to start from.
         interrupted: polled while waiting.
         place: which rows are this rank's, and where to go on; see `Loader`. Without: all, from the first.
 
@@ -127,7 +128,7 @@ def open_data(
         ranks = {key: place[key] for key in ("dp_rank", "dp_degree") if key in place}
         validation = open_validation(config, layout, tokenizer, batch_size=batch_size, **ranks)
         sources = [*loader.sources, *(validation.sources if validation else ())]
-        statements = gather_statements(config, tokenizer, loader.packer, mask, vocab_size, sources, contract)
+        statements = gather_statements(config, tokenizer, loader.packer, mask, vocab_size, sources, checkpoint)
         check_statements(statements)
         try:
             first = loader.next(interrupted)
