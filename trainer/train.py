@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from ..base import UserError
 from ..datasets.errors import DataEnd, DataOrderError
-from ..datasets.loading import Batch, left_out, merge_states
+from ..datasets.loading import Batch, DataShard, DataState, Inventory, merge_states
 from ..models.init import init_weights
 from .build import attention_of, check_rows, contract_of, fresh_parameters, make_mask, make_model
 from .checkpoints import NEWEST as checkpoint_NEWEST
@@ -69,7 +69,7 @@ class Trainer:
         self.origin, self.resuming, self.messages = found
         resumed = self.origin.state if self.origin and self.resuming else None
         self.progress = resumed.progress if resumed else Progress.start()
-        self.data_state = resumed.data if resumed else None
+        self.data_state: DataState | None = None
         self.feed = self.open_data()
         self.first_batch = self.feed.first
         self.prompt = world.gather(opening(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
@@ -132,7 +132,7 @@ class Trainer:
             self.save()  # the weights are good
             raise
         if record:
-            self.log.validation(record)
+            self.log.write(record)
 
     def open_extrapolation(self) -> LongEvaluation | None:
         """What `[eval.extrapolation]` asks for."""
@@ -147,7 +147,7 @@ class Trainer:
         if self.extrapolation is None or self.extrapolation.done == self.progress.step:
             return
         if record := self.extrapolation.run(self.progress.step, self.model, self.stop, self.saver):
-            self.log.extrapolation(record)
+            self.log.write(record)
 
     def fetch(self) -> tuple[list[Batch], Exception | None]:
         """This rank's micro-batches of the next step: fewer when a stop was asked for, and how the data failed or ended."""
@@ -254,9 +254,11 @@ class Trainer:
         inventory = self.origin.inventory() if self.origin and self.resuming else None
         rows = self.progress.step * global_batch_size(self.config, self.world.layout)
         try:
-            if self.config.data.stages and self.data_state and self.data_state["rows"] != rows:
+            if self.origin and self.resuming:
+                self.data_state = self.origin.state.data_state()
+            if self.config.data.stages and self.data_state and self.data_state.rows != rows:
                 raise DataOrderError(
-                    f"data.stages begin at steps, and step {self.progress.step} ended at row {self.data_state['rows']}, "
+                    f"data.stages begin at steps, and step {self.progress.step} ended at row {self.data_state.rows}, "
                     f"which by the present training.global_batch_size is row {rows}; keep that of the checkpoint"
                 )
             return self.open_data_at(state=self.data_state, inventory=inventory), None
@@ -267,8 +269,8 @@ class Trainer:
                 raise CheckpointError(f'{refusal}; data.on_change = "restart" accepts it') from None
             return None, refusal
 
-    def open_data_at(self, **place: Any) -> TrainData:
-        """This rank's loader from some place on."""
+    def open_data_at(self, state: DataState | None = None, inventory: Inventory | None = None, row: int = 0) -> TrainData:
+        """This rank's loader from a state on, or without one from a global row on."""
         world, origin = self.world, self.origin
         return open_data(
             self.config,
@@ -278,11 +280,11 @@ class Trainer:
             self.decoder_config.vocab_size,
             batch_size=self.micro_batch_size,
             buckets=self.micro_batches if self.config.data.length_buckets else 1,
+            shard=DataShard(
+                dp_rank=world.dp_rank, dp_degree=world.layout.data_parallel, state=state, inventory=inventory, row=row
+            ),
             checkpoint=origin,
             interrupted=self.stop,
-            dp_rank=world.dp_rank,
-            dp_degree=world.layout.data_parallel,
-            **place,
         )
 
     def build_model(self) -> None:
@@ -333,8 +335,7 @@ class Trainer:
         if not self.config.checkpoint.enable or self.progress.step in (0, self.saver.step):
             return
         reports = self.world.gather((self.data_state, self.world.is_row_leader))
-        states = [data_state for data_state, counted in reports if counted and data_state]
-        data = merge_states(states)
+        data = merge_states([data_state for data_state, counted in reports if counted and data_state])
         state = RunState.of(
             config=self.config,
             model=self.decoder_config,
@@ -343,7 +344,7 @@ class Trainer:
             guard=self.guard.state(),
             data=data,
         )
-        missing = left_out(data)
+        missing = data.left_out()
         note = f"; left out so far: {missing}" if missing else ""
         self.saver.begin(self.progress.step, self.model, self.optimizer, state, self.feed.loader.inventory(), note)
 

@@ -12,7 +12,7 @@ from .contract import (
     table,
     tokenizer_statement,
 )
-from .fine_tuning import differences, fresh_parameters
+from .fine_tuning import differences, fine_tune, fine_tuning_complaints, fresh_parameters
 from .parts import attention_of, make_decoder_config, make_mask, make_model, make_tokenizer, open_tokenizer
 
 __all__ = [
@@ -23,6 +23,8 @@ __all__ = [
     "checkpoint_statement",
     "contract_of",
     "differences",
+    "fine_tune",
+    "fine_tuning_complaints",
     "fresh_parameters",
     "gather_statements",
     "ids",

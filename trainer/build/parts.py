@@ -13,8 +13,8 @@ from ...models.config import PRESETS, AttentionConfig, DecoderConfig, check_trai
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
 from ..config import JobConfig, TokenizerTable
-from ..errors import ConfigError
-from ..parallel import check_context
+from ..errors import ConfigError, refuse
+from ..parallel import context_complaints
 from .fine_tuning import fine_tune
 
 
@@ -92,7 +92,7 @@ def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> 
     executor, _ = attention_of(config, device)
     attention = make_attention(config)
     check_executor(executor, device, half=is_half(config), compiled=config.compile.enable, attention=attention)
-    check_context(config, executor, attention)
+    refuse(context_complaints(config, executor, attention))
     if executor == "varlen" and has_flash_attention_3(device):
         activate_flash_attention_impl("FA3")
     m = config.model

@@ -6,18 +6,20 @@ draws from a global random generator: there is no more state than this and the t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_args
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, PlainSerializer, ValidationError
+from pydantic_core import ErrorDetails
 
 from ... import __version__
-from ...base import nearest
+from ...base import load_plugins, nearest
+from ...datasets.loading import DataState
 from ...models.config import DecoderConfig
-from ..config import JobConfig, describe
+from ..config import JobConfig
 from ..errors import CheckpointError
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -94,7 +96,7 @@ class SavedContract(BaseModel):
 
 
 def _of_this_version(config: Any) -> Any:
-    """Return the tables of a saved configuration without what this version does not say any more, or says otherwise."""
+    """Return the tables of a saved configuration as this version has them; the plug-ins that they name are loaded."""
     if not isinstance(config, dict):
         return config
     tables = {name: dict(table) if isinstance(table, dict) else table for name, table in config.items()}
@@ -102,6 +104,8 @@ def _of_this_version(config: Any) -> Any:
         tables["model"]["attention"] = {"executor": tables["model"]["attention"]}
     if isinstance(tables.get("optimizer"), dict):
         tables["optimizer"].pop("implementation", None)  # of AdamW, all with the same results
+    if isinstance(tables.get("job"), dict):
+        load_plugins(tables["job"].get("plugins", ()))
     return tables
 
 
@@ -111,7 +115,7 @@ class RunState(BaseModel):
     Attributes:
         progress: steps and tokens so far.
         guard: of the steps that are not taken; None where the checkpoint holds weights alone.
-        data: where the loader goes on; None where it begins anew.
+        data: where the data continues, see `data_state`; None where it begins anew.
         contract: the eos contract.
         model: shape of the decoder.
         config: the resolved job.
@@ -122,7 +126,7 @@ class RunState(BaseModel):
 
     progress: Progress
     guard: GuardState | None = None
-    data: dict[str, Any] | None
+    data: dict[str, JsonValue] | None
     contract: SavedContract
     model: DecoderConfig
     config: Annotated[JobConfig, BeforeValidator(_of_this_version), PlainSerializer(JobConfig.to_dict)]
@@ -137,7 +141,7 @@ class RunState(BaseModel):
         contract: SavedContract,
         progress: Progress | None = None,
         guard: GuardState | None = None,
-        data: dict[str, Any] | None = None,
+        data: DataState | None = None,
     ) -> "RunState":
         """Return the state of a run as it is now: what training changes afterwards does not change it.
 
@@ -151,7 +155,15 @@ class RunState(BaseModel):
         """
         versions = {"cistron": __version__, "torch": torch.__version__}
         progress = deepcopy(progress) if progress else Progress.start()
-        return cls(progress=progress, guard=guard, data=data, contract=contract, model=model, config=config, versions=versions)
+        return cls(
+            progress=progress,
+            guard=guard,
+            data=data.model_dump(mode="json") if data else None,
+            contract=contract,
+            model=model,
+            config=config,
+            versions=versions,
+        )
 
     @classmethod
     def read(cls, text: bytes, where: str) -> "RunState":
@@ -170,6 +182,14 @@ class RunState(BaseModel):
             wrong = [f"{where}: {_explain(problem)}" for problem in error.errors()]
             raise CheckpointError("\n  ".join(wrong)) from None
 
+    def data_state(self) -> DataState:
+        """Return where the data continues.
+
+        Raises:
+            DataOrderError: it is of another version, which `data.on_change = "restart"` accepts: the weights are good.
+        """
+        return DataState.read(self.data)
+
     def text(self) -> str:
         """Return the text of `state.json`."""
         state = self.model_dump()
@@ -179,25 +199,32 @@ class RunState(BaseModel):
         return json.dumps(state, indent=1)
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: ErrorDetails) -> str:
     """Return one pydantic error as `key: what was found and what would be right`."""
     path = problem["loc"]
-    if path[:1] == ("config",) and len(path) > 1:
-        return f"config.{describe({**problem, 'loc': path[1:]})}; the checkpoint is of another version"
     key = ".".join(map(str, path)) or "the file"
+    version = "; the checkpoint is of another version" if path[:1] == ("config",) else ""
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{key}: unknown key{nearest(str(path[-1]), _keys_at(path[:-1]))}"
+        return f"{key}: unknown key{nearest(str(path[-1]), _keys_at(path[:-1]))}{version}"
     if problem["type"] == "missing":
-        return f"{key}: missing"
+        return f"{key}: missing{version}"
     if problem["type"] == "value_error":
         return f"{key}: {problem['ctx']['error']}"
-    return f"{key} = {problem['input']!r:.60}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{key} = {problem['input']!r:.60}: {problem['msg'][0].lower()}{problem['msg'][1:]}{version}"
 
 
-def _keys_at(path: tuple[str, ...]) -> list[str]:
+def _keys_at(path: Sequence[str | int]) -> list[str]:
     """Return the keys that `state.json` may have at a path."""
     table: Any = RunState
     for part in path:
-        kept = table.__dataclass_fields__[part].type if is_dataclass(table) else table.model_fields[part].annotation
-        table = next((kind for kind in (kept, *get_args(kept)) if is_dataclass(kind) or hasattr(kind, "model_fields")), table)
-    return [entry.name for entry in fields(table)] if is_dataclass(table) else list(table.model_fields)
+        kept: Any = _fields(table).get(part)
+        kinds = [kept, *get_args(kept), *(inner for kind in get_args(kept) for inner in get_args(kind))]
+        table = next((kind for kind in kinds if _fields(kind)), table)
+    return list(_fields(table))
+
+
+def _fields(table: Any) -> dict[Any, Any]:
+    """Return the types of a table's keys by their names; nothing where it is no table."""
+    if is_dataclass(table):
+        return {field.name: field.type for field in fields(table)}
+    return {name: field.annotation for name, field in getattr(table, "model_fields", {}).items()}
