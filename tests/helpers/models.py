@@ -15,7 +15,7 @@ from cistron.tests.helpers.packed import LLAMA, random_decoder
 from cistron.trainer.build import contract_of, make_model
 from cistron.trainer.checkpoints import RunState, write_whole
 from cistron.trainer.config import JobConfig
-from cistron.trainer.inference import OpenedModel, make_mask
+from cistron.trainer.inference import OpenedModel, inference_mask
 
 CAUSAL = replace(LLAMA, vocab_size=512)
 ENCODER = replace(CAUSAL, causal=False, head_dim=8)  # of EuroBERT's class: as many as dim / n_heads
@@ -24,7 +24,7 @@ BYTE, PROTEIN = build_tokenizer("byte"), build_tokenizer("protein")
 
 def ready(config: DecoderConfig, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> OpenedModel:
     """A random model on the CPU."""
-    mask = make_mask(tokenizer, config, torch.device("cpu"), dtype)
+    mask = inference_mask(tokenizer, config, torch.device("cpu"), dtype)
     return OpenedModel(
         model=random_decoder(config).to(dtype),
         tokenizer=tokenizer,

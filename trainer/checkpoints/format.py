@@ -46,6 +46,10 @@ class Found:
         """A reader of its tensors."""
         return CheckpointReader(self.path, self.index)
 
+    def fingerprint(self) -> str:
+        """Return what changes with any of its files."""
+        return xxhash.xxh3_128_hexdigest(manifest_text(self.files).encode())
+
     def inventory(self) -> Any:
         """The files that its data state is about, as the loader listed them."""
         return self.path.read_json(INVENTORY)

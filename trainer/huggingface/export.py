@@ -96,11 +96,11 @@ def export(
     if not tokenizer:
         messages.append("without a tokenizer")
     elif added := added_around(extra[TOKENIZER]):
-        messages += around(added, tokenizer, decoder)
+        messages += added_token_notes(added, tokenizer, decoder)
     return messages
 
 
-def around(added: list[str], table: TokenizerTable, decoder: DecoderConfig) -> list[str]:
+def added_token_notes(added: list[str], table: TokenizerTable, decoder: DecoderConfig) -> list[str]:
     """What to know of the tokens that the tokenizer puts around every text by itself."""
     if open_tokenizer(table).bos_id is None:
         what = "which training never saw: call it with add_special_tokens=False"

@@ -15,7 +15,7 @@ from ..build import differences as fine_tuning_differences
 from ..checkpoints import Folder, Found, differences, find, on_rank_zero, verified
 from ..config import JobConfig
 from ..errors import CheckpointError
-from ..huggingface import is_hugging_face, open_hugging_face
+from ..huggingface import is_hugging_face, open_for_job
 from ..processes import World
 
 # options that mean nothing without another, so that whoever chooses that one chooses them
@@ -51,7 +51,7 @@ def origin(
     if found is None and c.initial_load_path:
         path = Folder(c.initial_load_path)
         if on_rank_zero(world, path, partial(is_hugging_face, path)):
-            found = world.on_every_rank(lambda: open_hugging_face(path, config.tokenizer))
+            found = world.on_every_rank(lambda: open_for_job(path, config.tokenizer))
         else:
             found = verified(path, world)
     if found is None:

@@ -29,7 +29,7 @@ from cistron.trainer.extrapolation.continuation import measure as compare
 from cistron.trainer.extrapolation.measures import LongDocuments, Plan, by_position
 from cistron.trainer.extrapolation.methods import STRETCHED, Trained, choose, settings, way
 from cistron.trainer.extrapolation.passkey import PROSE, SEQUENCES, prompts, retrieved
-from cistron.trainer.inference import make_mask
+from cistron.trainer.inference import inference_mask
 from cistron.trainer.metrics.sinks import forget_files_after
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
@@ -373,8 +373,8 @@ def test_a_stop_ends_an_evaluation_after_a_batch_and_leaves_no_record(
 def test_an_executor_that_the_job_names_is_used_where_it_can(executor: str, method: str, used: str) -> None:
     asked = replace(runner(), executor=executor)
     asked.model.extrapolate(*way(method, KNOWN, 64))
-    assert make_mask(BYTE, asked.model.config, asked.device, asked.dtype, executor).executor == used
-    assert make_mask(BYTE, CAUSAL, asked.device, asked.dtype).executor == "varlen"
+    assert inference_mask(BYTE, asked.model.config, asked.device, asked.dtype, executor).executor == used
+    assert inference_mask(BYTE, CAUSAL, asked.device, asked.dtype).executor == "varlen"
 
 
 def test_a_picture_that_cannot_be_written_is_no_reason_to_stop(
