@@ -7,19 +7,16 @@ import gc
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.utils import clip_grads_with_norm_
 
-from .. import __version__
 from ..base import UserError
 from ..datasets.errors import DataEnd
-from ..datasets.loading import Batch, DataShard, DataState, merge_states
-from .build import check_rows, make_mask, other_roles
-from .checkpoints import STATE, Folder, Progress, Saver
+from ..datasets.loading import Batch, DataShard, merge_states
+from .build import check_rows, contract_of, make_mask
+from .checkpoints import Folder, Progress, RunState, Saver
 from .config import JobConfig, load_config
 from .evaluation import Evaluation
 from .extrapolation import LongEvaluation
@@ -62,7 +59,7 @@ class Trainer:
 
         self.start = starting_point(config, self.run_folder, self.checkpoints, self.decoder_config, world)
         state = self.start.resumed.state if self.start.resumed else None
-        self.progress = Progress(**state["progress"]) if state else Progress()
+        self.progress = state.progress if state else Progress.start()
         resumed = resume_data(config, world, self.start, self.progress.step, self.open_shard)
         self.data, self.data_state = resumed.data, resumed.state
         self.first_batch = self.data.first
@@ -71,8 +68,8 @@ class Trainer:
 
         self.model, self.optimizer = open_model(config, self.decoder_config, world, self.start)
         self.guard = StepGuard(self.model, config, world.device)
-        if state:
-            self.guard.load_state_dict(state["guard"])
+        if state and state.guard:
+            self.guard.load(state.guard)
         self.prefetch = Prefetcher(self.stage, world.device)
 
         # a run that continues elsewhere, from another's checkpoint, has no history in its own folder
@@ -207,26 +204,15 @@ class Trainer:
         data = merge_states([state for state, counted in reports if counted and state])
         missing = data.left_out()
         note = f"; left out so far: {missing}" if missing else ""
-        state = self.run_state(data)
+        state = RunState.of(
+            config=self.config,
+            model=self.decoder_config,
+            contract=contract_of(self.tokenizer, self.decoder_config),
+            progress=self.progress,
+            guard=self.guard.state(),
+            data=data,
+        )
         self.saver.begin(self.progress.step, self.model, self.optimizer, state, self.data.loader.inventory(), note)
-
-    def run_state(self, data: DataState) -> dict[str, Any]:
-        """Return what a checkpoint states of the run."""
-        return {
-            "progress": asdict(self.progress),
-            "guard": self.guard.state_dict(),
-            "data": data.model_dump(mode="json"),
-            "contract": {
-                "eos": self.mask.eos_id,
-                "pad": self.mask.pad_id,
-                "vocab": self.decoder_config.vocab_size,
-                "tokenizer": self.tokenizer.fingerprint,
-                **other_roles(self.tokenizer),
-            },
-            "model": asdict(self.decoder_config),
-            "config": self.config.to_dict(),
-            "versions": {"cistron": __version__, "torch": torch.__version__},
-        }
 
     def report_skipped_steps(self) -> None:
         """Say which steps were not taken since the last time. Raises NonFiniteError where too many were not finite."""
@@ -244,7 +230,6 @@ class Trainer:
 
     def open_shard(self, shard: DataShard) -> TrainData:
         """Start the loader of a part of the data, and check the eos contract before a model exists."""
-        found = self.start.found
         return open_data(
             self.config,
             self.world.layout,
@@ -254,7 +239,7 @@ class Trainer:
             batch_size=self.micro_batch_size,
             buckets=self.micro_batches if self.config.data.length_buckets else 1,
             shard=shard,
-            contract={"where": f"{found.path}/{STATE}", **found.state["contract"]} if found else None,
+            checkpoint=self.start.found,
             interrupted=self.stop,
         )
 

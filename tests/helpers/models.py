@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 from cistron.models.config import DecoderConfig
 from cistron.tests.helpers.packed import LLAMA, random_decoder
-from cistron.trainer.build import make_model
-from cistron.trainer.checkpoints import Progress, write_whole
+from cistron.trainer.build import contract_of, make_model
+from cistron.trainer.checkpoints import RunState, write_whole
 from cistron.trainer.config import JobConfig
 from cistron.trainer.inference import OpenedModel, make_mask
 
@@ -44,20 +44,7 @@ def write_checkpoint(folder: Path, config: DecoderConfig, tokenizer: Tokenizer =
     generator = torch.Generator().manual_seed(0)
     for name, weight in weights.items():
         weight.normal_(1.0 if "norm" in name else 0.0, 0.2, generator=generator)
-    contract = {
-        "eos": tokenizer.eos_id,
-        "pad": tokenizer.pad_id,
-        "vocab": config.vocab_size,
-        "tokenizer": tokenizer.fingerprint,
-    }
-    state = {
-        "progress": asdict(Progress()),
-        "data": None,
-        "contract": contract,
-        "model": asdict(config),
-        "config": job.to_dict(),
-        "versions": {},
-    }
+    state = RunState.of(config=job, model=config, contract=contract_of(tokenizer, config))
     write_whole(folder, {k: (v.dtype, tuple(v.shape)) for k, v in weights.items()}, weights.__getitem__, state)
     return folder
 

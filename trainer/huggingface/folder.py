@@ -1,7 +1,6 @@
 """DOOR of huggingface: HuggingFaceFolder, import, export."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from ...datasets.tokenizers import Tokenizer
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import from_hf, hf_names
-from ..build import Statement, check_statements, ids, open_tokenizer, other_roles, tokenizer_statement
-from ..checkpoints import MANIFEST, Folder, Found, Index, Piece, SafetensorsFile
-from ..config import TokenizerTable
+from ..build import Statement, check_statements, contract_of, ids, open_tokenizer, tokenizer_statement
+from ..checkpoints import MANIFEST, Folder, Found, Index, Piece, RunState, SafetensorsFile, SavedContract
+from ..config import JobConfig, TokenizerTable
 from ..errors import CheckpointError, ConfigError
 from .tokenizer_files import TOKENIZER, own_kind
 
@@ -108,7 +107,7 @@ def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -
         raise ConfigError(f"{error}; `cistron import` takes them by --eos-token and --pad-token") from None
 
 
-def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenizer: Tokenizer | None) -> SavedContract:
     """The contract of the checkpoint: eos, pad and embedding rows, on which all files of the folder agree.
 
     Raises:
@@ -125,10 +124,8 @@ def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenize
         where = str(source / file)
         statements.append(Statement(party=file.removesuffix(".json"), where=where, eos=several, pad=pad, mask=mask))
     check_statements(statements)
-    rows = decoder.vocab_size
     if tokenizer:
-        told = {"eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "vocab": rows, "tokenizer": tokenizer.fingerprint}
-        return {**told, **other_roles(tokenizer)}
+        return contract_of(tokenizer, decoder)
     ends = [ids(statement.eos) for statement in statements if statement.eos]
     common = set.intersection(*ends) if ends else set()
     if len(common) != 1:
@@ -138,7 +135,7 @@ def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenize
         )
     (eos,) = common
     pad = next((statement.pad for statement in statements if statement.pad is not None), eos)
-    return {"eos": eos, "pad": pad, "vocab": rows, "tokenizer": None, "mask": stated.get("mask_token_id")}
+    return SavedContract(eos=eos, pad=pad, vocab=decoder.vocab_size, tokenizer=None, mask=stated.get("mask_token_id"))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -190,9 +187,8 @@ def open_hugging_face(folder: Folder, table: TokenizerTable) -> Found:
         for theirs, spec in file.specs.items():
             piece = Piece(file.path.name, file.begins[theirs], (0,) * len(spec[1]), spec[1])
             index[ours.get(theirs, theirs)] = spec, [piece]
-    state = {
-        "contract": {"where": str(source / CONFIG), **contract},
-        "model": asdict(decoder),
-        "config": {"training": row_length(stated, decoder)},
-    }
-    return Found(folder, state, files={}, index=index)
+    rows = row_length(stated, decoder)
+    training = {"objective": "causal" if decoder.causal else "mlm", **rows}
+    job = JobConfig.model_validate({"training": training})
+    state = RunState.of(config=job, model=decoder, contract=contract)
+    return Found(folder, state, where=str(source / CONFIG), seq_len=rows.get("seq_len"), files={}, index=index)

@@ -7,17 +7,14 @@
 Only safetensors are read: a pickled pytorch_model.bin could run code, and is refused. One tensor is in memory at a time.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import tomli_w
-import torch
 
-from ... import __version__
-from ...models.config import PRESETS, DecoderConfig
+from ...models.config import PRESETS
 from ...models.huggingface import architecture, from_hf
-from ..checkpoints import Progress, staged, write_whole
+from ..checkpoints import RunState, atomic_folder, write_whole
 from ..config import JobConfig
 from ..errors import ConfigError
 from .folder import CONFIG, GENERATION, agree, find_tensors, find_tokenizer, read_json, row_length, stored_names
@@ -77,9 +74,10 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
     names = stored_names(decoder)
     specs = {ours: files[theirs].specs[theirs] for ours, theirs in names.items()}
     told = f"{architecture(decoder)}, {decoder.parameter_count():,} parameters"
-    with staged(out) as folder:
+    with atomic_folder(out) as folder:
         training = {**tables["training"], **row_length(stated, decoder)}
-        state = first_state(decoder, contract, {**tables, "training": training})
+        job = JobConfig.model_validate({**tables, "training": training})
+        state = RunState.of(config=job, model=decoder, contract=contract)
         write_whole(folder / STEP, specs, lambda name: files[names[name]].read(names[name]), state)
         if table.path:
             (folder / TOKENIZER_FOLDER).mkdir()
@@ -88,22 +86,10 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
                     (folder / TOKENIZER_FOLDER / file).write_bytes((source / file).read_bytes())
         body = tomli_w.dumps({**filled, "checkpoint": {"initial_load_path": str(home / STEP)}})
         (folder / TOML).write_text(HEAD.format(source=source.absolute(), told=told, toml=home / TOML) + body)
-    messages = [f"imported {source} to {out / STEP}: {told}, eos {contract['eos']}, pad {contract['pad']}"]
+    messages = [f"imported {source} to {out / STEP}: {told}, eos {contract.eos}, pad {contract.pad}"]
     if tokenizer is None:
         messages.append(f"there is no {TOKENIZER} in {source}: name one in tokenizer.path of {out / TOML}")
-    if not decoder.causal and contract["mask"] is None:
+    if not decoder.causal and contract.mask is None:
         messages.append(f"no file states a mask token: name one in tokenizer.mask_token of {out / TOML}")
     messages.append(f'to train from it, begin a TOML with extends = "{home / TOML}" and add [[data.sources]] and [training]')
     return messages
-
-
-def first_state(decoder: DecoderConfig, contract: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
-    """What `state.json` of a checkpoint at step 0 holds."""
-    return {
-        "progress": asdict(Progress()),
-        "data": None,
-        "contract": contract,
-        "model": asdict(decoder),
-        "config": JobConfig.model_validate(tables).to_dict(),
-        "versions": {"cistron": __version__, "torch": torch.__version__},
-    }

@@ -17,8 +17,7 @@ from ...models.decoder import Decoder
 from ...models.errors import ModelError
 from ...models.huggingface import from_hf
 from ..build import Statement, check_statements, checkpoint_statement, make_model, make_tokenizer, tokenizer_statement
-from ..checkpoints import STATE as checkpoint_STATE
-from ..checkpoints import Folder, saved_job
+from ..checkpoints import Folder
 from ..checkpoints import Found as checkpoint_Found
 from ..checkpoints import load as checkpoint_load
 from ..checkpoints import manifest_text as checkpoint_manifest_text
@@ -93,14 +92,13 @@ def open_model(
 def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on_unknown: str | None) -> OpenedModel:
     """See `open_model`."""
     found, skipped = checkpoint_read_newest(folder)
-    config, decoder = saved_job(found)
+    config, decoder = found.state.config, found.state.model
     tokenizer = with_unknown_policy(config.tokenizer, make_tokenizer(config), on_unknown)
-    where = f"{found.path}/{checkpoint_STATE}"
     check_statements(
         [
             tokenizer_statement(tokenizer),
-            checkpoint_statement(found.state["contract"], where),
-            Statement(party="model", where=where, vocab=decoder.vocab_size),
+            checkpoint_statement(found),
+            Statement(party="model", where=found.where, vocab=decoder.vocab_size),
         ]
     )
     with torch.device("meta"):

@@ -8,11 +8,11 @@ from typing import Any
 
 import tomli_w
 
-from ...models.config import HEAD_KEYS, SCALING_OPTIONS, AttentionConfig, DecoderConfig, RopeConfig, check_training
+from ...models.config import HEAD_KEYS, SCALING_OPTIONS, DecoderConfig, check_training
 from ...models.errors import ModelError
 from ...models.positions import rope_table
 from ..build import differences as fine_tuning_differences
-from ..checkpoints import Folder, Found, ask, differences, find, good
+from ..checkpoints import Folder, Found, differences, find, on_rank_zero, verified
 from ..config import JobConfig
 from ..errors import CheckpointError
 from ..huggingface import is_hugging_face, open_hugging_face
@@ -68,10 +68,10 @@ def starting_point(config: JobConfig, run: Folder, folder: Folder, decoder: Deco
     resuming = found is not None or not c.initial_load_model_only
     if found is None and c.initial_load_path:
         path = Folder(c.initial_load_path)
-        if ask(world, path, partial(is_hugging_face, path)):
+        if on_rank_zero(world, path, partial(is_hugging_face, path)):
             found = world.on_every_rank(lambda: open_hugging_face(path, config.tokenizer))
         else:
-            found = good(path, world)
+            found = verified(path, world)
     if found is None:
         return StartingPoint(None, False, messages)
     shape = asdict(decoder)
@@ -81,7 +81,7 @@ def starting_point(config: JobConfig, run: Folder, folder: Folder, decoder: Deco
     else:
         check_scaling(found, shape, config.training.seq_len)
         messages = [*messages, *check_trained_length(found, shape)]
-    if resuming and "guard" not in found.state:
+    if resuming and found.state.guard is None:
         raise CheckpointError(f"{found.path}: holds weights alone: checkpoint.initial_load_model_only must be true")
     if resuming:
         check_optimizer(found, config.optimizer.name)
@@ -94,7 +94,7 @@ def starting_point(config: JobConfig, run: Folder, folder: Folder, decoder: Deco
 
 def check_optimizer(found: Found, name: str) -> None:
     """Raise CheckpointError where the checkpoint's optimizer is not `name`: its state would be of no use."""
-    saved = found.state.get("config", {}).get("optimizer", {}).get("name")
+    saved = found.state.config.optimizer.name
     if saved != name:
         raise CheckpointError(f"{found.path}: optimizer.name: checkpoint {saved!r}, this job {name!r}; {FROM_WEIGHTS}")
 
@@ -106,7 +106,7 @@ def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resum
     begin with other rotary angles, windows or position maps, for which the weights are the same, where the TOML itself
     says so.
     """
-    saved, ours = flat({"head_outputs": 0, "pool": "mean", **found.state["model"]}), flat(shape)
+    saved, ours = flat(asdict(found.state.model)), flat(shape)
     if not resuming and not saved["head_outputs"]:
         saved |= {key: ours[key] for key in HEAD_KEYS}
     keys = [key for key in sorted(saved.keys() | ours.keys()) if saved.get(key) != ours.get(key)]
@@ -114,7 +114,7 @@ def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resum
         keys = [key for key in keys if not is_chosen(config, key)]
     if keys:
         rows = [(key, repr(saved.get(key)), repr(ours.get(key))) for key in keys]
-        fits = {"model": DecoderConfig.of(found.state["model"]).table()}
+        fits = {"model": found.state.model.table()}
         advice = f"\n\nthe table that fits is\n\n{tomli_w.dumps(fits)}" if not found.files else ""
         if resuming and all(is_chosen(config, key) for key in keys):
             advice = f"\n  {FROM_WEIGHTS} with checkpoint.initial_load_model_only = true: weights alone may begin with these"
@@ -123,8 +123,7 @@ def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resum
 
 def check_angles(found: Found, seq_len: int) -> None:
     """Raise CheckpointError where a run would go on with other rotary angles, since those of its scaling follow its rows."""
-    saved = found.state.get("config", {}).get("training", {}).get("seq_len", seq_len)
-    decoder = DecoderConfig.of(found.state["model"])
+    saved, decoder = found.seq_len or seq_len, found.state.model
     (then, factor_then), (now, factor_now) = (rope_table(decoder.rope, decoder.head_dim, rows) for rows in (saved, seq_len))
     if then.equal(now) and factor_then == factor_now:
         return
@@ -135,17 +134,15 @@ def check_angles(found: Found, seq_len: int) -> None:
 
 def check_scaling(found: Found, shape: dict[str, Any], seq_len: int) -> None:
     """Raise ModelError where a scaling that the weights do not know begins on rows for which it is of no use."""
-    ours, learned = DecoderConfig.of(shape), DecoderConfig.of(found.state["model"])
+    ours, learned = DecoderConfig.of(shape), found.state.model
     if complaints := check_training(ours.rope, ours.attention, seq_len, learned=ours.rope == learned.rope):
         raise ModelError("; ".join(complaints))
 
 
 def flat(shape: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a model shape as `rope.theta`, those that an older checkpoint lacks too, and no lists."""
-    tables = {"rope": asdict(RopeConfig()) | shape["rope"], "attention": asdict(AttentionConfig()) | shape.get("attention", {})}
-    inner = {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}
-    outer = {key: value for key, value in shape.items() if key not in tables}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in (outer | inner).items()}
+    """Return a model shape with keys as `rope.theta`."""
+    inner = {f"{table}.{key}": value for table in ("rope", "attention") for key, value in shape[table].items()}
+    return {key: value for key, value in shape.items() if key not in ("rope", "attention")} | inner
 
 
 def is_chosen(config: JobConfig, key: str) -> bool:
@@ -163,8 +160,8 @@ def check_trained_length(found: Found, shape: Mapping[str, Any]) -> list[str]:
     Raises:
         CheckpointError: the checkpoint states another `original_seq_len`.
     """
-    ours, saved = shape["rope"]["original_seq_len"], found.state["model"]["rope"].get("original_seq_len")
-    rows = found.state.get("config", {}).get("training", {}).get("seq_len")
+    ours, saved = shape["rope"]["original_seq_len"], found.state.model.rope.original_seq_len
+    rows = found.seq_len
     if saved is not None and ours != saved:
         what = "was first trained on rows of another length"
         raise CheckpointError(differences(found, what, [("model.rope.original_seq_len", repr(saved), repr(ours))]))
@@ -184,11 +181,11 @@ def check_fine_tuning(found: Found, config: JobConfig, resuming: bool) -> None:
     begin from adapters if it has the same; without them, the weights beside them are not those of the model that was
     trained.
     """
-    saved = found.state.get("config", {}).get("fine_tuning", {})
+    saved = found.state.config.fine_tuning
     rows = fine_tuning_differences(saved, config.fine_tuning)
     if resuming and rows:
         raise CheckpointError(f"{differences(found, 'was trained with another [fine_tuning]', rows)}\n  {FROM_WEIGHTS}")
     rows = [row for row in rows if row[0].startswith("fine_tuning.lora.")]
-    if rows and saved.get("lora", {}).get("rank"):
+    if rows and saved.lora.rank:
         advice = "cistron export merges its adapters into weights, and checkpoint.initial_load_path takes the folder it writes"
         raise CheckpointError(f"{differences(found, 'has other adapters', rows)}\n  {advice}")

@@ -65,7 +65,7 @@ def continue_or_refuse(
     if not start.resumed:
         return ResumedData(open_shard(shard), None), ""
     try:
-        state = DataState.read(start.resumed.state["data"])
+        state = start.resumed.state.data_state()
         if config.data.stages and state.rows != row:
             raise DataOrderError(
                 f"data.stages begin at steps, and step {step} ended at row {state.rows}, which by the present "
