@@ -37,7 +37,7 @@ from .optim import StepGuard, build_optimizer, gradient_norm, learning_rate, red
 from .parallel import compile_for_all_widths, parallelize, spread_rows, without_context_parallel
 from .prefetch import Prefetcher, pinned
 from .processes import DTYPES, StopRequest, World, global_batch_size, join, limit_collectives, lost_peers_named, run_command
-from .start import TrainData, open_data, origin, verify
+from .start import TrainData, launch_complaints, open_data, origin, verify
 from .validation import Validation
 
 
@@ -391,7 +391,7 @@ class Trainer:
 
 def run(argv: Sequence[str]) -> None:
     """Train the job that `argv` describes."""
-    config, options = load_config(argv)
+    config, options = load_config(argv, further=launch_complaints)
     if options.print_config:
         print(config.to_toml(), end="")
         return

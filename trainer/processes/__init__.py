@@ -1,8 +1,8 @@
 """trainer/processes."""
 
 from .exit import lost_peers_named, run_command
-from .join import join, limit_collectives, pick_device
-from .layout import Layout, check_layout, global_batch_size
+from .join import check_symmetric_memory, join, limit_collectives, pick_device
+from .layout import Layout, check_layout, global_batch_size, world_size
 from .signals import StopRequest
 from .tensors import DTYPES, gradient, local, offset
 from .world import Task, World
@@ -14,6 +14,7 @@ __all__ = [
     "Task",
     "World",
     "check_layout",
+    "check_symmetric_memory",
     "global_batch_size",
     "gradient",
     "join",
@@ -23,4 +24,5 @@ __all__ = [
     "offset",
     "pick_device",
     "run_command",
+    "world_size",
 ]
