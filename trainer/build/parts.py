@@ -2,22 +2,19 @@
 
 from dataclasses import replace
 from typing import Any
+
 import torch
 from torch.nn.attention import activate_flash_attention_impl
-from ...datasets.tokenizers import build_tokenizer
-from ...datasets.tokenizers import Tokenizer
-from ...models.attention import check_executor, choose_executor, has_flash_attention_3
-from ...models.attention import DocumentMask, Executor
-from ...models.config import DecoderConfig
+
+from ...base import nearest
+from ...datasets.tokenizers import Tokenizer, build_tokenizer
+from ...models.attention import DocumentMask, Executor, check_executor, choose_executor, has_flash_attention_3
+from ...models.config import PRESETS, AttentionConfig, DecoderConfig, check_training
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
-from ...models.config import AttentionConfig, check_training
-from ...models.config import PRESETS
-from ...base import nearest
-from ..config import JobConfig
-from ..config import TokenizerTable
-from ..errors import ConfigError
-from ..parallel import check_context
+from ..config import JobConfig, TokenizerTable
+from ..errors import ConfigError, refuse
+from ..parallel import context_complaints
 from .fine_tuning import fine_tune
 
 
@@ -95,7 +92,7 @@ def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> 
     executor, _ = attention_of(config, device)
     attention = make_attention(config)
     check_executor(executor, device, half=is_half(config), compiled=config.compile.enable, attention=attention)
-    check_context(config, executor, attention)
+    refuse(context_complaints(config, executor, attention))
     if executor == "varlen" and has_flash_attention_3(device):
         activate_flash_attention_impl("FA3")
     m = config.model

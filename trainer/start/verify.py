@@ -1,10 +1,10 @@
 """What a job is refused for before data or model are touched: every room's complaints, gathered and raised once.
 
-What depends on a part that cannot be built is not looked at, or, where the part is the tokenizer, is looked at with another
-one's vocabulary.
+What depends on a part that cannot be built is not looked at; but where the tokenizer is missing, the decoder is looked at with
+the vocabulary of another one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -12,15 +12,16 @@ import torch
 from ...base import UserError
 from ...datasets.tokenizers import Tokenizer, build_tokenizer
 from ...models.config import DecoderConfig
+from ...models.decoder import Decoder
 from ...models.huggingface import architecture
-from ..build import make_decoder_config, make_mask, make_model, make_tokenizer
+from ..build import fine_tune, fine_tuning_complaints, make_decoder_config, make_mask, make_tokenizer
 from ..config import JobConfig
-from ..errors import ConfigError
-from ..metrics import check_profiling, check_reports
+from ..errors import refuse
+from ..metrics import profiling_complaints, sink_complaints
 from ..optim import optimizer_complaints
-from ..parallel import check_float8
-from ..processes import Layout, check_layout, check_symmetric_memory, pick_device, world_size
-from .data import make_data_config
+from ..parallel import float8_complaints
+from ..processes import Layout, degree_complaints, layout_complaints, pick_device, symmetric_memory_complaints, world_size
+from .data import make_data_config, make_objective
 
 T = TypeVar("T")
 
@@ -36,91 +37,95 @@ def verify(config: JobConfig, layout: Layout, device: torch.device | None = None
     Raises:
         ConfigError: with a line for every mistake.
     """
-    parts = Examination(config)
-    parts.examine(layout, device)
-    if parts.lines:
-        raise ConfigError("\n  ".join([f"the configuration does not fit: {len(parts.lines)} mistake(s)", *parts.lines]))
-    assert parts.tokenizer
-    assert parts.decoder
-    return parts.tokenizer, parts.decoder
+    job = Examination(config)
+    job.examine(layout, device)
+    refuse(job.complaints)
+    assert job.tokenizer
+    assert job.decoder
+    return job.tokenizer, job.decoder
 
 
-def job_complaints(config: JobConfig, processes: int | None, kernels: torch.device) -> list[str]:
+def job_complaints(config: JobConfig, processes: int | None, device: torch.device) -> list[str]:
     """Return what is wrong with a job that is to run elsewhere.
 
     Args:
         config: of the job.
         processes: how many there will be; None: as many as the degrees name.
-        kernels: the device whose attention kernels are asked about; nothing else of it is.
+        device: whose attention kernels are asked; nothing else of it is, as it need not be here.
     """
-    parts = Examination(config)
-    parts.examine(parts.layout(processes), None)
-    parts.examine_attention(kernels)
-    return parts.lines
+    job = Examination(config)
+    job.examine(job.layout(processes), None)
+    job.examine_attention(device)
+    return job.complaints
 
 
 def launch_complaints(config: JobConfig) -> list[str]:
-    """Return what is wrong with a job that is to run here, on the device and the number of processes that this one is of."""
-    parts = Examination(config)
-    device = parts.attempt(pick_device)
-    parts.examine(parts.layout(world_size()), device)
+    """Return what is wrong with a job that is to run here: on this process's device, and as many processes as were started."""
+    job = Examination(config)
+    device = job.attempt(pick_device)
+    job.examine(job.layout(world_size()), device)
     if device is not None:
-        parts.attempt(lambda: check_symmetric_memory(config, device))
-        parts.examine_attention(device)
-    return parts.lines
+        job.examine_attention(device)
+    return job.complaints
 
 
 class Examination:
-    """A job's parts as far as they can be built, and a line for each mistake.
+    """A job's parts, as far as they can be built, and what is wrong with them.
 
     Args:
         config: of the job.
+
+    Attributes:
+        complaints: a line for every mistake found so far.
     """
 
     def __init__(self, config: JobConfig) -> None:
         self.config = config
-        self.lines: list[str] = []
+        self.complaints: list[str] = []
         self.tokenizer: Tokenizer | None = None
         self.tokenizer = self.attempt(lambda: make_tokenizer(config))
+        self.some_tokenizer = self.tokenizer or build_tokenizer("byte")
         self.decoder = self.attempt(lambda: make_decoder_config(config, self.some_tokenizer))
 
-    @property
-    def some_tokenizer(self) -> Tokenizer:
-        """The job's tokenizer, or one in its place where there is none."""
-        return self.tokenizer or build_tokenizer("byte")
-
     def attempt(self, step: Callable[[], T]) -> T | None:
-        """Return what `step` returns; where it refuses, None, and its message stands in `lines`."""
+        """Return what `step` returns; where it refuses, None, and its message is among the complaints."""
         try:
             return step()
         except UserError as error:
-            self.add([line.strip() for line in str(error).split("\n") if not line.endswith(":")])
+            self.add(line.strip() for line in str(error).split("\n") if not line.endswith(":"))
             return None
 
-    def add(self, lines: list[str]) -> None:
-        """Add lines that are not there yet, without those about a vocabulary that the job does not have."""
+    def add(self, complaints: Iterable[str]) -> None:
+        """Add those that are not there yet, without those about a vocabulary that the job does not have."""
         known = self.tokenizer is not None
-        self.lines += [line for line in lines if line not in self.lines and (known or "model.vocab_size" not in line)]
+        self.complaints += [
+            line for line in complaints if line not in self.complaints and (known or "model.vocab_size" not in line)
+        ]
 
     def layout(self, processes: int | None) -> Layout | None:
         """Return the layout on so many processes; where the degrees do not fit them, that of the degrees alone."""
-        fitting = self.attempt(lambda: Layout.resolve(self.config, processes))
-        return fitting or self.attempt(lambda: Layout.resolve(self.config))
+        wrong = degree_complaints(self.config, processes)
+        self.add(wrong)
+        if not wrong:
+            return Layout.resolve(self.config, processes)
+        return None if degree_complaints(self.config, None) else Layout.resolve(self.config)
 
     def examine(self, layout: Layout | None, device: torch.device | None) -> None:
-        """Ask every room."""
+        """Ask every room but attention."""
         config, tokenizer, decoder = self.config, self.tokenizer, self.decoder
         if layout and decoder:
-            self.attempt(lambda: check_layout(config, decoder, layout))
-            self.attempt(lambda: check_float8(config, decoder, layout, device))
-        if layout and tokenizer:
-            self.attempt(lambda: make_data_config(config, layout, tokenizer).check(tokenizer))
-        self.attempt(lambda: check_reports(config))
+            self.add(layout_complaints(config, decoder, layout))
+            self.add(float8_complaints(config, decoder, layout, device))
+        self.add(sink_complaints(config))
         if device is not None:
-            self.attempt(lambda: check_profiling(config, device))
+            self.add(profiling_complaints(config, device))
+            self.add(symmetric_memory_complaints(config, device))
         if decoder:
-            self.attempt(lambda: check_export(config, decoder))
-            self.attempt(lambda: check_fine_tuning(config, decoder))
+            self.attempt(lambda: self.add(export_complaints(config, decoder)))
+            self.add(training_complaints(config, decoder))
+        if tokenizer:
+            self.attempt(lambda: make_objective(config, tokenizer))
+            self.attempt(lambda: make_data_config(config).check(tokenizer, config.training.seq_len))
 
     def examine_attention(self, device: torch.device) -> None:
         """Ask the kernels of a device for the mask."""
@@ -128,20 +133,24 @@ class Examination:
             self.attempt(lambda: make_mask(self.config, self.some_tokenizer, device))
 
 
-def check_export(config: JobConfig, decoder: DecoderConfig) -> None:
-    """Refuse a job that could not be exported at its end. Raises ConfigError or ModelError."""
+def export_complaints(config: JobConfig, decoder: DecoderConfig) -> list[str]:
+    """Return why a job could not be exported at its end. Raises ModelError where no family has such a decoder."""
     if not config.checkpoint.last_save_in_hf:
-        return
+        return []
     if not config.checkpoint.enable:
-        raise ConfigError("checkpoint.last_save_in_hf = true: there is no last save, checkpoint.enable is false")
+        return ["checkpoint.last_save_in_hf = true: there is no last save, checkpoint.enable is false"]
     architecture(decoder)
+    return []
 
 
-def check_fine_tuning(config: JobConfig, decoder: DecoderConfig) -> None:
-    """Refuse `[fine_tuning]` where it does not fit the decoder or another table. Raises ConfigError."""
+def training_complaints(config: JobConfig, decoder: DecoderConfig) -> list[str]:
+    """Return where `[fine_tuning]` does not fit the decoder, `[float8]` or `[optimizer]`."""
     with torch.device("meta"):
-        model = make_model(config, decoder)
+        model = Decoder(decoder, config.training.seq_len)
+    complaints = fine_tuning_complaints(model, config.fine_tuning)
+    if not complaints:
+        fine_tune(model, config.fine_tuning)
+        complaints = optimizer_complaints(config, model)
     if config.fine_tuning.lora.rank and config.float8.enable:
-        raise ConfigError("float8.enable = true: its layers have no adapters; leave it out, or fine_tuning.lora.rank")
-    if complaints := optimizer_complaints(config, model):
-        raise ConfigError("\n  ".join(complaints))
+        complaints.append("float8.enable = true: its layers have no adapters; leave it out, or fine_tuning.lora.rank")
+    return complaints

@@ -21,9 +21,9 @@ from cistron.models.decoder import Decoder
 from cistron.tests.helpers.jobs import refusal, save_in_layouts, train_here, write_job
 from cistron.tests.helpers.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.helpers.ranks import run_on_ranks
+from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.build import make_decoder_config, other_roles
 from cistron.trainer.checkpoints import Found, Progress, WholeTensors, write_whole
-from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.config import JobConfig, TokenizerTable, load_config
 from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
 from cistron.trainer.huggingface import export, import_folder
