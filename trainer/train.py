@@ -29,7 +29,7 @@ from .optim import StepGuard, gradient_norm, learning_rate, reduce_losses, set_l
 from .parallel import Inputs, compile_for_all_widths, stage
 from .prefetch import Prefetcher
 from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command
-from .start import TrainData, open_data, open_model, open_run_folder, resume_data, starting_point, verify
+from .start import TrainData, launch_complaints, open_data, open_model, open_run_folder, resume_data, starting_point, verify
 from .validation import Validation
 
 
@@ -279,7 +279,7 @@ class Trainer:
 
 def run(argv: Sequence[str]) -> None:
     """Train the job that `argv` describes."""
-    config, options = load_config(argv)
+    config, options = load_config(argv, further=launch_complaints)
     if options.print_config:
         print(config.to_toml(), end="")
         return

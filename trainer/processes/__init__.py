@@ -2,7 +2,7 @@
 
 from .exit import lost_ranks_named, run_command
 from .join import join, limit_collectives, pick_device, symmetric_memory_complaints
-from .layout import Layout, degree_complaints, global_batch_size, layout_complaints
+from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, world_size
 from .signals import StopRequest
 from .tensors import DTYPES, gradient, local, offset
 from .world import Task, World
@@ -25,4 +25,5 @@ __all__ = [
     "pick_device",
     "run_command",
     "symmetric_memory_complaints",
+    "world_size",
 ]
