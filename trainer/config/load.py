@@ -73,11 +73,11 @@ def load_config(
         lines.append(f"command line: two config files, {options.file} and {options.config}; name one")
     options.config = options.config or options.file
     files: list[tuple[Path, Values]] = []
+    unread = []
     try:
         files = extends_chain(find_config(options.config)) if options.config else []
     except ConfigError as error:
-        if not options.help:
-            raise refusal("command line", [*lines, str(error)]) if lines else error from None
+        unread = [str(error)]
     merged: Values = {}
     for values in (*(values for _, values in files), overrides):
         merged = deep_merge(merged, values)
@@ -86,10 +86,11 @@ def load_config(
         parser.print_help()
         sys.exit(0)
     config, refused, removed, complaints = validate(merged, names_are_known=not unusable)
-    lines += [*unusable, *refused]
-    if further and not options.print_config:
-        complaints = [*complaints, *further(config)]
-    lines += [line for line in dict.fromkeys(complaints) if not names_any(line, removed)]
+    lines += [*unread, *unusable, *refused]
+    if further and not options.print_config and not unread:
+        complaints += [line for line in further(config) if not any(told in line for told in complaints)]
+    if not unread:
+        lines += [line for line in complaints if not names_any(line, removed)]
     if lines:
         raise refusal(", ".join(str(path) for path, _ in files) or "command line", lines)
     return config, options
@@ -259,7 +260,9 @@ def validate(values: Values, names_are_known: bool) -> tuple[JobConfig, list[str
         The configuration of what is left; the mistakes in what was taken out; its keys and those that they decide; and the
         complaints of the tables that are left.
     """
-    values, lines, removed = deepcopy(values), [], set[str]()
+    values = deepcopy(values)
+    lines: list[str] = []
+    removed: set[str] = set()
     while True:
         complaints: list[str] = []
         try:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -28,17 +28,35 @@ BELONGS_TO = {
 FROM_WEIGHTS = "to go on from its weights alone, name it in checkpoint.initial_load_path of a new job.dump_folder"
 
 
-def origin(
-    config: JobConfig, run: Folder, folder: Folder, shape: dict[str, Any], world: World
-) -> tuple[Found | None, bool, list[str]]:
-    """Where the weights come from (None: fresh ones), whether a run goes on there, and what is to be said of it.
+@dataclass(frozen=True)
+class StartingPoint:
+    """Where a run begins.
+
+    Attributes:
+        found: the checkpoint or Hugging Face folder that the weights come from; None: fresh ones.
+        resuming: whether the run continues there; else it takes the weights alone.
+        messages: what people should know of it.
+    """
+
+    found: Found | None
+    resuming: bool
+    messages: list[str]
+
+    @property
+    def resumed(self) -> Found | None:
+        """The checkpoint to resume from; None where the run begins at its first step."""
+        return self.found if self.resuming else None
+
+
+def starting_point(config: JobConfig, run: Folder, folder: Folder, decoder: DecoderConfig, world: World) -> StartingPoint:
+    """Find where the weights come from, and whether the run continues there; every rank must call it.
 
     Args:
-        config: which checkpoint is asked for, and the optimizer and `[fine_tuning]` that it must fit.
+        config: which checkpoint is named, and the optimizer and `[fine_tuning]` that it must fit.
         run: this run's folder.
         folder: of this run's step folders.
-        shape: the decoder's, which must be that of the weights.
-        world: whose ranks all ask.
+        decoder: the model's shape, which must be that of the weights.
+        world: this process among the others.
 
     Raises:
         CheckpointError: it is missing, torn, damaged or of another model.
@@ -55,7 +73,8 @@ def origin(
         else:
             found = verified(path, world)
     if found is None:
-        return None, False, messages
+        return StartingPoint(None, False, messages)
+    shape = asdict(decoder)
     check_shape(found, shape, config, resuming)
     if resuming:
         check_angles(found, config.training.seq_len)
@@ -70,7 +89,7 @@ def origin(
     what = "resumed from" if resuming else "weights from"
     size, seconds = sum(size for size, _ in found.files.values()) / 1e9, time.perf_counter() - started
     how = f"{size:.3g} GB, checksums verified in {seconds:.1f} s" if found.files else "a Hugging Face folder"
-    return found, resuming, [*messages, f"{what} {found.path}, {how}"]
+    return StartingPoint(found, resuming, [*messages, f"{what} {found.path}, {how}"])
 
 
 def check_optimizer(found: Found, name: str) -> None:
@@ -83,8 +102,9 @@ def check_optimizer(found: Found, name: str) -> None:
 def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resuming: bool) -> None:
     """Raise CheckpointError with a table of every key of the model shape in which the checkpoint and this job differ.
 
-    A run may begin with a head that the checkpoint's model has not; its output projection is left out then. It may also begin
-    with other rotary angles, windows or position maps, for which the weights are the same, where the TOML itself says so.
+    A run may begin with a head that the checkpoint's model has not; its output projection is left out then. It may also
+    begin with other rotary angles, windows or position maps, for which the weights are the same, where the TOML itself
+    says so.
     """
     saved, ours = flat(asdict(found.state.model)), flat(shape)
     if not resuming and not saved["head_outputs"]:
@@ -157,8 +177,9 @@ def check_trained_length(found: Found, shape: Mapping[str, Any]) -> list[str]:
 def check_fine_tuning(found: Found, config: JobConfig, resuming: bool) -> None:
     """Raise CheckpointError with a table where a run cannot go on, or begin, with this `[fine_tuning]`.
 
-    A run goes on with what it began with: the optimizer's state is that of the parameters it trained. A new one may begin from
-    adapters if it has the same; without them, the weights beside them are not those of the model that was trained.
+    A run goes on with what it began with: the optimizer's state is that of the parameters it trained. A new one may
+    begin from adapters if it has the same; without them, the weights beside them are not those of the model that was
+    trained.
     """
     saved = found.state.config.fine_tuning
     rows = fine_tuning_differences(saved, config.fine_tuning)
