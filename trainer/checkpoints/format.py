@@ -12,6 +12,7 @@ import xxhash
 from pydantic import ValidationError
 from torch import Tensor
 
+from ...base import load_plugins
 from ...models.config import DecoderConfig
 from ..config import JobConfig
 from ..errors import CheckpointError
@@ -208,10 +209,12 @@ def saved_job(found: Found) -> tuple[JobConfig, DecoderConfig]:
 
     Raises:
         CheckpointError: its configuration is of another version.
+        UserError: a plug-in that it names cannot be imported.
     """
     stated = found.state["config"]
     if isinstance(stated["model"]["attention"], str):  # before there was more to say of it than the executor
         stated = {**stated, "model": {**stated["model"], "attention": {"executor": stated["model"]["attention"]}}}
+    load_plugins(stated["job"].get("plugins", []))
     try:
         config = JobConfig(**stated)
     except ValidationError as error:
