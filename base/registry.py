@@ -1,7 +1,8 @@
 """What people add by name: one registry for each kind of part, and the plug-ins that fill them.
 
-A TOML key whose choices are the names in a registry is declared with the type `registry.choice`: what a plug-in adds can then
-be named in a TOML, and stands in `--help`, without a change elsewhere. Plug-ins are modules that register on import:
+A TOML key whose choices are the names in a registry is annotated with `Annotated[str, registry.choice]`: what a plug-in
+adds can then be named in a TOML, and stands in `--help`, without a change elsewhere. Plug-ins are modules that register
+on import:
 
     from cistron.datasets.readers import READERS
 
@@ -14,9 +15,10 @@ A TOML names them in `job.plugins`; an installed package names its own in the en
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pydantic import AfterValidator, WithJsonSchema
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 
 from .errors import UserError, nearest
 
@@ -33,8 +35,9 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._parts: dict[str, T] = {}
         self._says: dict[str, str] = {}
+        self._parts: dict[str, T] = {}
+        self._announced: dict[str, str] = {}
 
     def add(self, name: str, *, says: str) -> Callable[[T], T]:
         """Return a decorator that adds a part.
@@ -48,26 +51,39 @@ class Registry(Generic[T]):
         """
 
         def add(part: T) -> T:
-            if name in self._parts and self._parts[name] is not part:
+            if name in self._says and self._parts.get(name) is not part:
                 raise UserError(f"{self.kind} {name!r}: a part of this name is there already; give the plug-in's another one")
             self._parts[name], self._says[name] = part, says
             return part
 
         return add
 
+    def announce(self, name: str, *, says: str, where: str) -> None:
+        """Name a part that is imported when it is first asked for: its name is known without loading what it imports.
+
+        Args:
+            name: as a TOML names it.
+            says: what it is, in a few words; stands in `--help`.
+            where: `module:attribute`.
+        """
+        self._says[name], self._announced[name] = says, where
+
     def __getitem__(self, name: str) -> T:
         """Return the part called `name`. Raises UserError with the nearest name where there is none."""
-        if name not in self._parts:
+        if name not in self._says:
             raise UserError(self._unknown(name))
+        if name not in self._parts:
+            module, _, attribute = self._announced[name].partition(":")
+            self._parts[name] = getattr(importlib.import_module(module), attribute)
         return self._parts[name]
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""
-        return iter(self._parts)
+        return iter(self._says)
 
     def __contains__(self, name: object) -> bool:
         """Return whether there is a part of this name."""
-        return name in self._parts
+        return name in self._says
 
     def help(self) -> str:
         """Return every name with what it says, as one line of `--help`."""
@@ -75,16 +91,16 @@ class Registry(Generic[T]):
 
     @property
     def choice(self) -> Any:
-        """The type of a TOML key that takes one of the names."""
-        return Annotated[str, AfterValidator(self._known), WithJsonSchema({"type": "string"})]
+        """What a TOML key that takes one of the names is annotated with: `name: Annotated[str, READERS.choice]`."""
+        return AfterValidator(self._known)
 
     def _known(self, name: str) -> str:
-        if name not in self._parts:
-            raise ValueError(self._unknown(name))
+        if name not in self._says:
+            raise PydanticCustomError("unknown_name", "{message}", {"message": self._unknown(name)})
         return name
 
     def _unknown(self, name: str) -> str:
-        return f"no such {self.kind}{nearest(name, self._parts)}"
+        return f"no such {self.kind}{nearest(name, self._says)}"
 
 
 def load_plugins(modules: Sequence[str] = ()) -> None:

@@ -12,6 +12,7 @@ from pydantic import model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ...datasets.readers import FORMATS as LABEL_FORMATS
+from ...models.config import HeadConfig, ModelConfig
 from .tables import (
     ActivationCheckpoint,
     Checkpoint,
@@ -21,12 +22,10 @@ from .tables import (
     Eval,
     FineTuning,
     Float8,
-    Head,
     Job,
     LrScheduler,
     Metrics,
     Mlm,
-    Model,
     Optimizer,
     Parallelism,
     Profiling,
@@ -47,12 +46,12 @@ class JobConfig(BaseSettings):
     extends: str | None = None
     """Another TOML, relative to this one, whose keys this one starts from."""
     job: Job = Job()
-    model: Model = Model()
+    model: ModelConfig = ModelConfig.model_validate({})
     tokenizer: TokenizerTable = TokenizerTable()
     data: Data = Data()
     training: Training = Training()
     mlm: Mlm = Mlm()
-    head: Head = Head()
+    head: HeadConfig = HeadConfig()
     optimizer: Optimizer = Optimizer()
     skip_step: SkipStep = SkipStep()
     lr_scheduler: LrScheduler = LrScheduler()
@@ -72,7 +71,7 @@ class JobConfig(BaseSettings):
     def fits_together(self) -> "JobConfig":
         """Refuse what two tables say differently, and a table that nothing reads."""
         objective, causal = self.training.objective, self.model.causal
-        wrong = label_mistakes(self)
+        wrong = [*self.model.complaints(), *self.head.complaints(), *label_mistakes(self)]
         if causal is not None and not self.has_head and causal != (objective == "causal"):
             why = (
                 "a token would see the one it is asked for"
@@ -152,7 +151,7 @@ def label_mistakes(config: JobConfig) -> list[str]:
             if source.label is not None and source.format not in LABEL_FORMATS:
                 have = ", ".join(LABEL_FORMATS)
                 wrong.append(f'{key}.{index}.label = {source.label!r}: format = "{source.format}" has no labels; {have} have')
-    if not config.has_head and config.head != Head():
+    if not config.has_head and config.head != HeadConfig():
         wrong.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
     if objective == "classification" and len(classes) < 2:
         wrong.append(f"head.classes = {classes}: classification needs two or more, as the data writes them")

@@ -15,10 +15,11 @@ import pytest
 import torch
 from cistron.models.attention import DocumentMask
 from cistron.models.init import init_weights
+from cistron.tests.helpers.jobs import column, graphs_alone, metrics, refusal, train_here, write_job
 from cistron.tests.helpers.ranks import run_on_ranks
+from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.build import make_model
 from cistron.trainer.checkpoints import Folder, WholeTensors, saved_job
-from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.checkpoints.tensors import read_index
 from cistron.trainer.config import load_config
 from cistron.trainer.huggingface import export
@@ -28,8 +29,6 @@ from cistron.trainer.start import verify
 from cistron.trainer.train import Trainer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-
-from cistron.tests.helpers.jobs import column, graphs_alone, metrics, refusal, train_here, write_job
 
 STEPS = 4
 TIED = ["--model.qk_norm", "true", "--model.tie_embeddings", "true"]
