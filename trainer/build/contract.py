@@ -5,15 +5,15 @@ are independent witnesses; this file is the third party that compares them, firs
 the first real rows.
 """
 
-from dataclasses import dataclass
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
+
 import torch
-from ...datasets.loading import Batch
-from ...datasets.loading import Source
-from ...datasets.rows import Objective
-from ...datasets.rows import Packer, row_violations
+
+from ...datasets.loading import Batch, Source
+from ...datasets.rows import Objective, Packer, row_violations
 from ...datasets.tokenizers import Tokenizer
 from ...models.attention import DocumentMask
 from ..config import JobConfig

@@ -4,12 +4,14 @@ A frozen parameter does not require a gradient, and everything else follows from
 state, norms and clipping and the guard pass over it, FSDP2 gathers it and reduces nothing for it. Checkpoints hold it.
 """
 
-from fnmatch import fnmatchcase
-from torch import nn
 from collections.abc import Container
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ...base import nearest
 from ...models.decoder import Decoder
 from ...models.lora import LoraLinear, is_adapter
-from ...base import nearest
 from ..config import FineTuning, Lora
 from ..errors import ConfigError
 

@@ -2,6 +2,7 @@
 
 from .job import JobConfig
 from .load import describe, load_config
+from .registries import OPTIMIZERS, SINKS
 from .tables import (
     ActivationCheckpoint,
     Checkpoint,
@@ -16,6 +17,8 @@ from .tables import (
 )
 
 __all__ = [
+    "OPTIMIZERS",
+    "SINKS",
     "ActivationCheckpoint",
     "Checkpoint",
     "Continuation",

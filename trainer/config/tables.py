@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
+from typing_extensions import override
 
-from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight
+from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight, changed
+from .registries import OPTIMIZERS, SINKS
 
 
 class Job(Table):
@@ -16,6 +18,8 @@ class Job(Table):
     """Folder of this run: metrics.jsonl, TensorBoard files, checkpoints, the resolved config."""
     description: str = ""
     """One line about the job, for people."""
+    plugins: list[Name] = Field(default_factory=list)
+    """Modules to import first, which add readers, presets, ... (docs/extending.md); installed packages need no entry here."""
 
     @field_validator("dump_folder")
     @classmethod
@@ -212,10 +216,8 @@ class Mlm(Table):
 class Optimizer(Table):
     """AdamW, or Muon for the blocks' matrices. Weight decay applies to matrices, not to norms."""
 
-    name: Literal["AdamW", "Muon"] = "AdamW"
-    """Muon: orthogonalised momentum for the matrices of the blocks, at AdamW's learning rate; AdamW for all the rest."""
-    implementation: Literal["fused", "foreach", "for-loop"] = "fused"
-    """How torch runs AdamW's arithmetic; the last two wait for the device in every step."""
+    name: Annotated[str, OPTIMIZERS.choice] = "AdamW"
+    """Which one; Muon's learning rate is AdamW's."""
     state_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the moments; bfloat16 halves them, rounded stochastically."""
     lr: float = Field(default=8e-4, gt=0.0)
@@ -293,17 +295,14 @@ class ActivationCheckpoint(Table):
         """Whether the choice is made by looking at single operators."""
         return self.mode == "selective" and self.selective_ac_option == "op"
 
-    @model_validator(mode="after")
-    def used(self) -> "ActivationCheckpoint":
-        """Refuse an option of another mode, which would do nothing."""
-        wrong = [
-            f'activation_checkpoint.{key} = {getattr(self, key)!r}: is of mode = "{mode}", but the mode is "{self.mode}"'
+    @override
+    def complaints(self) -> list[str]:
+        return [
+            f'activation_checkpoint.{key} = {getattr(self, key)!r}: is of mode = "{mode}", but activation_checkpoint.mode is '
+            f'"{self.mode}"'
             for key, mode in (("selective_ac_option", "selective"), ("memory_budget", "memory_budget"))
-            if self.mode != mode and getattr(self, key) != type(self).model_fields[key].default
+            if self.mode != mode and changed(self, key)
         ]
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
 
 
 class Float8(Table):
@@ -338,20 +337,17 @@ class FineTuning(Table):
     lora: Lora = Lora()
     """Low-rank adapters."""
 
-    @model_validator(mode="after")
-    def used(self) -> "FineTuning":
-        """Refuse what would have no effect."""
-        wrong = []
+    @override
+    def complaints(self) -> list[str]:
+        lines = []
         if self.lora.rank and self.freeze:
-            wrong.append(f"fine_tuning.freeze = {self.freeze}: adapters (lora.rank) freeze everything else; leave freeze out")
-        wrong += [
+            lines.append(f"fine_tuning.freeze = {self.freeze}: adapters (lora.rank) freeze everything else; leave freeze out")
+        lines += [
             f"fine_tuning.lora.{key} = {getattr(self.lora, key)!r}: there are no adapters, fine_tuning.lora.rank is 0"
             for key in ("alpha", "targets")
-            if not self.lora.rank and getattr(self.lora, key) != getattr(Lora(), key)
+            if not self.lora.rank and changed(self.lora, key)
         ]
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
+        return lines
 
 
 class Checkpoint(Table):
@@ -378,22 +374,19 @@ class Checkpoint(Table):
     initial_load_model_only: bool = True
     """Take only the weights of initial_load_path; false: go on from its step, with its optimizer and place in the data."""
 
-    @model_validator(mode="after")
-    def means_something(self) -> "Checkpoint":
-        """Refuse what would silently have no effect."""
-        wrong = []
+    @override
+    def complaints(self) -> list[str]:
+        lines = []
         if self.load_step > 0 and not self.enable:
-            wrong.append(f"checkpoint.load_step = {self.load_step}: nothing is loaded, checkpoint.enable is false")
+            lines.append(f"checkpoint.load_step = {self.load_step}: nothing is loaded, checkpoint.enable is false")
         if not self.initial_load_model_only and self.initial_load_path is None:
-            wrong.append("checkpoint.initial_load_model_only = false: there is no checkpoint.initial_load_path")
+            lines.append("checkpoint.initial_load_model_only = false: there is no checkpoint.initial_load_path")
         if self.keep_every_n % self.interval:
-            wrong.append(
+            lines.append(
                 f"checkpoint.keep_every_n = {self.keep_every_n}: must be a multiple of checkpoint.interval = {self.interval}, "
                 "or checkpoints of those steps are not there to be kept"
             )
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
+        return lines
 
     last_save_in_hf: bool = False
     """After the last step, export its checkpoint to <job.dump_folder>/huggingface/step-<N>, as `cistron export` does."""
@@ -413,18 +406,15 @@ class Validation(Table):
     sources: list[Files] = Field(default_factory=list)
     """The [[validation.sources]] tables, as those of [[data.sources]] without weight and max_epochs."""
 
-    @model_validator(mode="after")
-    def fits_together(self) -> "Validation":
-        """Refuse names that are not unique, nothing to read, and no step to read it in."""
+    @override
+    def complaints(self) -> list[str]:
         names = [source.name for source in self.sources]
-        wrong = [f"validation.sources: names must differ, found {names}"] if len(set(names)) < len(names) else []
+        lines = [f"validation.sources: names must differ, found {names}"] if len(set(names)) < len(names) else []
         if self.enable and not names:
-            wrong.append("validation.sources: no [[validation.sources]] table; name at least one source, or leave out enable")
+            lines.append("validation.sources: no [[validation.sources]] table; name at least one source, or leave out enable")
         if self.steps == 0:
-            wrong.append("validation.steps = 0: must be -1 (every document once) or at least 1")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
+            lines.append("validation.steps = 0: must be -1 (every document once) or at least 1")
+        return lines
 
 
 class Metrics(Table):
@@ -436,6 +426,8 @@ class Metrics(Table):
     """Write TensorBoard files to job.dump_folder/tensorboard."""
     enable_wandb: bool = False
     """Report to Weights & Biases as well (pip install 'cistron[wandb]'), which its WANDB_* variables steer."""
+    sinks: list[Annotated[str, SINKS.choice]] = Field(default_factory=list)
+    """Where records go besides: names of metric sinks, most often a plug-in's (docs/extending.md)."""
     peak_flops: float | None = Field(default=None, gt=0.0)
     """Peak FLOP/s of one device, for MFU on devices Cistron does not know."""
 
@@ -487,17 +479,14 @@ class Passkey(Table):
     query: Name | None = None
     """What stands at the end, before the key; unset: a question, or the marker."""
 
-    @model_validator(mode="after")
-    def fits_together(self) -> "Passkey":
-        """Refuse a needle without a key, and one without its query."""
-        wrong = []
+    @override
+    def complaints(self) -> list[str]:
+        lines = []
         if self.needle is not None and "{key}" not in self.needle:
-            wrong.append(f"eval.extrapolation.passkey.needle = {self.needle!r}: must contain {{key}}")
+            lines.append(f"eval.extrapolation.passkey.needle = {self.needle!r}: must contain {{key}}")
         if (self.needle is None) != (self.query is None):
-            wrong.append("eval.extrapolation.passkey: needle and query belong together; set both or neither")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
+            lines.append("eval.extrapolation.passkey: needle and query belong together; set both or neither")
+        return lines
 
 
 class Continuation(Table):
@@ -536,17 +525,13 @@ class Extrapolation(Table):
         matches = (LENGTH.fullmatch(str(length)) for length in self.lengths)
         return sorted({int(match[1]) * (trained if match[2] else 1) for match in matches if match})
 
-    @model_validator(mode="after")
-    def fits_together(self) -> "Extrapolation":
-        """Refuse what is no length."""
-        wrong = [
+    @override
+    def complaints(self) -> list[str]:
+        return [
             f'eval.extrapolation.lengths = {length!r}: must be a number of tokens, or a multiple such as "4x"'
             for length in self.lengths
             if not LENGTH.fullmatch(str(length))
         ]
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
 
 
 class Eval(Table):

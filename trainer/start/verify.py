@@ -9,7 +9,7 @@ from ..build import make_decoder_config, make_model, make_tokenizer
 from ..config import JobConfig
 from ..errors import ConfigError
 from ..metrics import check_profiling, check_reports
-from ..optim import muon_matrices
+from ..optim import optimizer_complaints
 from ..parallel import check_float8
 from ..processes import Layout, check_layout
 from .data import make_data_config
@@ -30,10 +30,8 @@ def check_fine_tuning(config: JobConfig, decoder: DecoderConfig) -> None:
         model = make_model(config, decoder)
     if config.fine_tuning.lora.rank and config.float8.enable:
         raise ConfigError("float8.enable = true: its layers have no adapters; leave it out, or fine_tuning.lora.rank")
-    if config.optimizer.name == "Muon" and not muon_matrices(model):
-        raise ConfigError(
-            'optimizer.name = "Muon": it is for the matrices of the blocks, and [fine_tuning] trains none; use "AdamW"'
-        )
+    if complaints := optimizer_complaints(config, model):
+        raise ConfigError("\n  ".join(complaints))
 
 
 def verify(config: JobConfig, layout: Layout, device: torch.device | None = None) -> tuple[Tokenizer, DecoderConfig]:

@@ -103,15 +103,9 @@ def argv_of(config: Path, name: str, *overrides: str) -> list[str]:
 
 NAN, SPIKE = 3, 5  # the steps to be left out
 LEFT_OUT: dict[str, tuple[str, tuple[str, ...]]] = {
-    "fsdp, fused": ("gradient", ()),
-    "tp, for-loop": ("gradient", ("--parallelism.tensor_parallel_degree", "2", "--optimizer.implementation", "for-loop")),
-    "hsdp, accumulated, foreach": (
-        "loss",
-        (
-            *("--parallelism.data_parallel_replicate_degree", "2", "--training.local_batch_size", "2"),
-            *("--optimizer.implementation", "foreach"),
-        ),
-    ),
+    "fsdp": ("gradient", ()),
+    "tp": ("gradient", ("--parallelism.tensor_parallel_degree", "2")),
+    "hsdp, accumulated": ("loss", ("--parallelism.data_parallel_replicate_degree", "2", "--training.local_batch_size", "2")),
     "fsdp, muon in bfloat16": ("loss", ("--optimizer.name", "Muon", "--training.dtype", "bfloat16")),
 }
 
