@@ -120,14 +120,14 @@ def check_scaling(found: Found, shape: dict[str, Any], seq_len: int) -> None:
 
 
 def flat(shape: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a model shape as `rope.theta`, those that an older checkpoint lacks too, and no lists."""
+    """Keys of a model shape as `rope.theta`, those that an older checkpoint lacks too."""
     tables = {
         "rope": RopeConfig().model_dump() | shape["rope"],
         "attention": AttentionConfig().model_dump() | shape.get("attention", {}),
     }
     inner = {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}
     outer = {key: value for key, value in shape.items() if key not in tables}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in (outer | inner).items()}
+    return outer | inner
 
 
 def is_chosen(config: JobConfig, key: str) -> bool:

@@ -20,7 +20,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 EUROBERT = LLAMA.replace(causal=False, head_dim=10)
 TRAINED = 32  # tokens
 SCALED = {"factor": 4.0, "original_seq_len": TRAINED, "theta": 10_000.0}
-LISTS = {"short_factor": (1.0,) * 4 + (1.5,) * 4, "long_factor": (1.25,) * 4 + (4.0,) * 4}
+LISTS = {"short_factor": [1.0] * 4 + [1.5] * 4, "long_factor": [1.25] * 4 + [4.0] * 4}
 ROPES = {
     "linear": RopeConfig(scaling="linear", **SCALED),
     "dynamic": RopeConfig(scaling="dynamic_ntk", **SCALED),

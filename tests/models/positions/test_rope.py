@@ -63,11 +63,11 @@ def test_bfloat16_heads_are_rotated_by_precise_angles() -> None:
 
 
 GRID = list(itertools.product((8, 64, 128), (10_000.0, 500_000.0), (256, 8192), (2.0, 4.5, 32.0)))
-FACTORS = {"short_factor": (1.0, 1.5), "long_factor": (1.1, 7.0)}  # from the first pair to the last
+FACTORS = {"short_factor": [1.0, 1.5], "long_factor": [1.1, 7.0]}  # from the first pair to the last
 
 
-def spread(ends: tuple[float, float], pairs: int) -> tuple[float, ...]:
-    return tuple(torch.linspace(*ends, pairs).tolist())
+def spread(ends: tuple[float, float], pairs: int) -> list[float]:
+    return torch.linspace(*ends, pairs).tolist()
 
 
 def theirs(kind: str, dim: int, theta: float, trained: int, length: int, **options: Any) -> tuple[torch.Tensor, float]:

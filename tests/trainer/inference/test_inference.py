@@ -177,7 +177,7 @@ HALF = CAUSAL.head_dim // 2
 BY_LENGTH = {
     "dynamic_ntk": RopeConfig(scaling="dynamic_ntk", factor=4.0, original_seq_len=16),
     "longrope": RopeConfig(
-        scaling="longrope", factor=4.0, original_seq_len=16, short_factor=(1.5,) * HALF, long_factor=(4.0,) * HALF
+        scaling="longrope", factor=4.0, original_seq_len=16, short_factor=[1.5] * HALF, long_factor=[4.0] * HALF
     ),
 }
 
