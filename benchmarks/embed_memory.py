@@ -11,7 +11,6 @@ import multiprocessing
 import re
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from threading import Event, Thread
 
@@ -41,7 +40,7 @@ def write_model(folder: Path) -> None:
     weights = model.state_dict()
     state = {
         "contract": {"eos": 0, "pad": 1, "vocab": config.vocab_size, "tokenizer": "byte"},
-        "model": asdict(config),
+        "model": config.model_dump(),
         "config": JobConfig().to_dict(),
     }
     write_whole(folder, {k: (v.dtype, tuple(v.shape)) for k, v in weights.items()}, weights.__getitem__, state)

@@ -58,7 +58,7 @@ def write(folder: Path, layers: int) -> None:
         "progress": asdict(Progress()),
         "data": None,
         "contract": {"eos": 0, "pad": 1, "vocab": shape.vocab_size, "tokenizer": None},
-        "model": asdict(shape),
+        "model": shape.model_dump(),
         "config": job.to_dict(),
         "versions": {},
     }

@@ -65,7 +65,7 @@ class Trainer:
         self.micro_batch_size = min(config.training.local_batch_size, rows_per_rank)
         self.micro_batches = rows_per_rank // self.micro_batch_size
 
-        shape = asdict(self.decoder_config)
+        shape = self.decoder_config.model_dump()
         run = Folder(self.folder)
         found = origin(config, run, self.checkpoints, shape, world)
         self.origin, self.resuming, self.messages = found
@@ -349,7 +349,7 @@ class Trainer:
                 "tokenizer": self.tokenizer.fingerprint,
                 **other_roles(self.tokenizer),
             },
-            "model": asdict(self.decoder_config),
+            "model": self.decoder_config.model_dump(),
             "config": self.config.to_dict(),
             "versions": {"cistron": __version__, "torch": torch.__version__},
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from cistron.trainer.checkpoints import Progress, write_whole
 from cistron.trainer.config import JobConfig
 from cistron.trainer.inference import OpenedModel, make_mask
 
-CAUSAL = replace(LLAMA, vocab_size=512)
-ENCODER = replace(CAUSAL, causal=False, head_dim=8)  # of EuroBERT's class: as many as dim / n_heads
+CAUSAL = LLAMA.replace(vocab_size=512)
+ENCODER = CAUSAL.replace(causal=False, head_dim=8)  # of EuroBERT's class: as many as dim / n_heads
 BYTE, PROTEIN = build_tokenizer("byte"), build_tokenizer("protein")
 
 
@@ -54,7 +54,7 @@ def write_checkpoint(folder: Path, config: DecoderConfig, tokenizer: Tokenizer =
         "progress": asdict(Progress()),
         "data": None,
         "contract": contract,
-        "model": asdict(config),
+        "model": config.model_dump(),
         "config": job.to_dict(),
         "versions": {},
     }

@@ -219,7 +219,7 @@ def saved_job(found: Found) -> tuple[JobConfig, DecoderConfig]:
         config = JobConfig(**stated)
     except ValidationError as error:
         raise CheckpointError(f"{found.path}: its configuration is of another version: {error}") from None
-    return config, DecoderConfig.of(found.state["model"])
+    return config, DecoderConfig(**found.state["model"])
 
 
 @dataclass

@@ -12,6 +12,7 @@ from pydantic import ValidationInfo, model_validator
 
 from ...base import Table, changed
 from ...datasets.readers import FORMATS as LABEL_FORMATS
+from ...models.config import HeadConfig, ModelConfig
 from .tables import (
     ActivationCheckpoint,
     Checkpoint,
@@ -21,12 +22,10 @@ from .tables import (
     Eval,
     FineTuning,
     Float8,
-    Head,
     Job,
     LrScheduler,
     Metrics,
     Mlm,
-    Model,
     Optimizer,
     Parallelism,
     Profiling,
@@ -43,12 +42,12 @@ class JobConfig(Table):
     extends: str | None = None
     """Another TOML, relative to this one, whose keys this one starts from."""
     job: Job = Job()
-    model: Model = Model()
+    model: ModelConfig = ModelConfig.model_validate({})
     tokenizer: TokenizerTable = TokenizerTable()
     data: Data = Data()
     training: Training = Training()
     mlm: Mlm = Mlm()
-    head: Head = Head()
+    head: HeadConfig = HeadConfig()
     optimizer: Optimizer = Optimizer()
     skip_step: SkipStep = SkipStep()
     lr_scheduler: LrScheduler = LrScheduler()
@@ -168,7 +167,7 @@ def label_complaints(config: JobConfig) -> list[str]:
             if source.label is not None and source.format not in LABEL_FORMATS:
                 have = ", ".join(LABEL_FORMATS)
                 lines.append(f'{key}.{index}.label = {source.label!r}: format = "{source.format}" has no labels; {have} have')
-    if not config.has_head and config.head != Head():
+    if not config.has_head and config.head != HeadConfig():
         lines.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
     if objective == "classification" and len(classes) < 2:
         lines.append(f"head.classes = {classes}: classification needs two or more, as the data writes them")

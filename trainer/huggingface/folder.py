@@ -1,7 +1,6 @@
 """DOOR of huggingface: HuggingFaceFolder, import, export."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +191,7 @@ def open_hugging_face(folder: Folder, table: TokenizerTable) -> Found:
             index[ours.get(theirs, theirs)] = spec, [piece]
     state = {
         "contract": {"where": str(source / CONFIG), **contract},
-        "model": asdict(decoder),
+        "model": decoder.model_dump(),
         "config": {"training": row_length(stated, decoder)},
     }
     return Found(folder, state, files={}, index=index)

@@ -7,7 +7,7 @@
 Only safetensors are read: a pickled pytorch_model.bin could run code, and is refused. One tensor is in memory at a time.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
     if table.path:
         table = table.model_copy(update={"path": str(home / TOKENIZER_FOLDER)})
     shape = decoder.table()
-    name = next((name for name, preset in PRESETS.items() if replace(preset, vocab_size=decoder.vocab_size) == decoder), None)
+    name = next((name for name in PRESETS if PRESETS[name].replace(vocab_size=decoder.vocab_size) == decoder), None)
     tables = {
         "model": {"preset": name, **shape} if name else shape,  # for people: all that it sets is set here too
         "tokenizer": table.model_dump(exclude_none=True),
@@ -103,7 +103,7 @@ def first_state(decoder: DecoderConfig, contract: dict[str, Any], tables: dict[s
         "progress": asdict(Progress()),
         "data": None,
         "contract": contract,
-        "model": asdict(decoder),
+        "model": decoder.model_dump(),
         "config": JobConfig.model_validate(tables).to_dict(),
         "versions": {"cistron": __version__, "torch": torch.__version__},
     }

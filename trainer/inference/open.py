@@ -11,8 +11,8 @@ import torch
 import xxhash
 
 from ...datasets.tokenizers import Tokenizer, build_tokenizer
-from ...models.attention import DocumentMask, Executor
-from ...models.config import DecoderConfig
+from ...models.attention import DocumentMask
+from ...models.config import DecoderConfig, Executor
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
 from ...models.huggingface import from_hf

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -94,7 +93,7 @@ def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resum
         keys = [key for key in keys if not is_chosen(config, key)]
     if keys:
         rows = [(key, repr(saved.get(key)), repr(ours.get(key))) for key in keys]
-        fits = {"model": DecoderConfig.of(found.state["model"]).table()}
+        fits = {"model": DecoderConfig(**found.state["model"]).table()}
         advice = f"\n\nthe table that fits is\n\n{tomli_w.dumps(fits)}" if not found.files else ""
         if resuming and all(is_chosen(config, key) for key in keys):
             advice = f"\n  {FROM_WEIGHTS} with checkpoint.initial_load_model_only = true: weights alone may begin with these"
@@ -104,7 +103,7 @@ def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resum
 def check_angles(found: Found, seq_len: int) -> None:
     """Raise CheckpointError where a run would go on with other rotary angles, since those of its scaling follow its rows."""
     saved = found.state.get("config", {}).get("training", {}).get("seq_len", seq_len)
-    decoder = DecoderConfig.of(found.state["model"])
+    decoder = DecoderConfig(**found.state["model"])
     (then, factor_then), (now, factor_now) = (rope_table(decoder.rope, decoder.head_dim, rows) for rows in (saved, seq_len))
     if then.equal(now) and factor_then == factor_now:
         return
@@ -115,17 +114,20 @@ def check_angles(found: Found, seq_len: int) -> None:
 
 def check_scaling(found: Found, shape: dict[str, Any], seq_len: int) -> None:
     """Raise ModelError where a scaling that the weights do not know begins on rows for which it is of no use."""
-    ours, learned = DecoderConfig.of(shape), DecoderConfig.of(found.state["model"])
+    ours, learned = DecoderConfig(**shape), DecoderConfig(**found.state["model"])
     if complaints := check_training(ours.rope, ours.attention, seq_len, learned=ours.rope == learned.rope):
         raise ModelError("; ".join(complaints))
 
 
 def flat(shape: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a model shape as `rope.theta`, those that an older checkpoint lacks too, and no lists."""
-    tables = {"rope": asdict(RopeConfig()) | shape["rope"], "attention": asdict(AttentionConfig()) | shape.get("attention", {})}
+    """Keys of a model shape as `rope.theta`, those that an older checkpoint lacks too."""
+    tables = {
+        "rope": RopeConfig().model_dump() | shape["rope"],
+        "attention": AttentionConfig().model_dump() | shape.get("attention", {}),
+    }
     inner = {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}
     outer = {key: value for key, value in shape.items() if key not in tables}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in (outer | inner).items()}
+    return outer | inner
 
 
 def is_chosen(config: JobConfig, key: str) -> bool:
@@ -133,7 +135,7 @@ def is_chosen(config: JobConfig, key: str) -> bool:
     table, _, name = key.partition(".")
     if table not in ("rope", "attention"):
         return False
-    stated = getattr(config.model, table).model_dump(exclude_none=True)
+    stated = getattr(config.model, table).model_fields_set
     return any(option in stated for option in (name, *BELONGS_TO.get(key, ())))
 
 
