@@ -36,7 +36,12 @@ SHAPE = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "
 # A key that may be taken out, and the keys whose limits follow from it.
 DECIDES = {
     "data.sources": ("data.stages",),
-    "model.preset": ("fine_tuning", "float8", *(f"model.{key}" for key in ("rope", "attention.logn", *SHAPE))),
+    "model.preset": (
+        "fine_tuning.freeze",
+        "fine_tuning.lora.targets",
+        "float8.filter_fqns",
+        *(f"model.{key}" for key in ("rope", *SHAPE)),
+    ),
     "tokenizer": ("model.vocab_size",),
     "tokenizer.kind": ("tokenizer", "model.vocab_size"),
     "training.objective": ("head", "mlm"),
