@@ -13,6 +13,7 @@ from pydantic import ValidationInfo, model_validator
 from ...base import Table, changed
 from ...datasets.rows import MaskingConfig
 from ...datasets.tokenizers import TokenizerConfig
+from ...models.config import HeadConfig, ModelConfig
 from .tables import (
     ActivationCheckpoint,
     Checkpoint,
@@ -22,11 +23,9 @@ from .tables import (
     Eval,
     FineTuning,
     Float8,
-    Head,
     Job,
     LrScheduler,
     Metrics,
-    Model,
     Optimizer,
     Parallelism,
     Profiling,
@@ -42,12 +41,12 @@ class JobConfig(Table):
     extends: str | None = None
     """Another TOML, relative to this one, whose keys this one starts from."""
     job: Job = Job()
-    model: Model = Model()
+    model: ModelConfig = ModelConfig.model_validate({})
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: Data = Data()
     training: Training = Training()
     mlm: MaskingConfig = MaskingConfig()
-    head: Head = Head()
+    head: HeadConfig = HeadConfig()
     optimizer: Optimizer = Optimizer()
     skip_step: SkipStep = SkipStep()
     lr_scheduler: LrScheduler = LrScheduler()
@@ -75,7 +74,7 @@ class JobConfig(Table):
 
     def complaints(self) -> list[str]:
         """Return what two tables say differently, and tables that nothing reads."""
-        return [*objective_complaints(self), *label_complaints(self), *extrapolation_complaints(self)]
+        return [*training_complaints(self), *label_complaints(self), *extrapolation_complaints(self)]
 
     @property
     def has_head(self) -> bool:
@@ -140,8 +139,8 @@ def complaints_of(table: Table, key: str = "") -> list[str]:
     return lines + table.complaints()
 
 
-def objective_complaints(config: JobConfig) -> list[str]:
-    """Return what does not fit `training.objective`, labels aside."""
+def training_complaints(config: JobConfig) -> list[str]:
+    """Return what tables of the model and of training say differently, labels aside."""
     objective, causal = config.training.objective, config.model.causal
     lines = []
     if causal is not None and not config.has_head and causal != (objective == "causal"):
@@ -149,6 +148,8 @@ def objective_complaints(config: JobConfig) -> list[str]:
         lines.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
     if objective != "mlm" and config.mlm != MaskingConfig():
         lines.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')
+    if config.fine_tuning.lora.rank and config.float8.enable:
+        lines.append("float8.enable = true: its layers have no adapters; leave it out, or fine_tuning.lora.rank")
     return lines
 
 
@@ -162,7 +163,7 @@ def label_complaints(config: JobConfig) -> list[str]:
                 lines.append(f'{key}.{index}.label: missing; training.objective = "{objective}" reads labels')
             if source.label is not None and not config.has_head:
                 lines.append(f'{key}.{index}.label = {source.label!r}: training.objective = "{objective}" reads no labels')
-    if not config.has_head and config.head != Head():
+    if not config.has_head and config.head != HeadConfig():
         lines.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
     if objective == "classification" and len(classes) < 2:
         lines.append(f"head.classes = {classes}: classification needs two or more, as the data writes them")

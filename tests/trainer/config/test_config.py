@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+from cistron.datasets.readers import SourceConfig
 from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.config.tables import Stage
 from cistron.trainer.errors import ConfigError
