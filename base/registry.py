@@ -1,7 +1,8 @@
 """What people add by name: one registry for each kind of part, and the plug-ins that fill them.
 
-A TOML key whose choices are the names in a registry is annotated with `Annotated[str, registry.choice]`: what a plug-in adds
-can then be named in a TOML, and stands in `--help`, without a change elsewhere. Plug-ins are modules that register on import:
+A TOML key whose choices are the names in a registry is annotated with `Annotated[str, registry.choice]`: what a plug-in
+adds can then be named in a TOML, and stands in `--help`, without a change elsewhere. Plug-ins are modules that register
+on import:
 
     from cistron.datasets.readers import READERS
 

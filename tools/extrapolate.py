@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -106,8 +107,8 @@ def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
     try:
         return Extrapolation.model_validate(table)
     except ValidationError as error:
-        located = [{**problem, "loc": ("eval", "extrapolation", *problem["loc"])} for problem in error.errors()]
-        raise ConfigError("; ".join(map(describe, located))) from None
+        told = [describe(("eval", "extrapolation", *problem["loc"]), [problem]) for problem in error.errors()]
+        raise ConfigError("; ".join(chain.from_iterable(told))) from None
 
 
 def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:

@@ -163,12 +163,13 @@ def works_of(options: argparse.Namespace) -> list[Work]:
         raise ConfigError("no files are named; give paths or globs, or a job's TOML by --config")
     by_name = options.tokenizer in TOKENIZERS and "path" not in TOKENIZERS[options.tokenizer].options
     kind, path = (options.tokenizer, None) if by_name else ("hf", options.tokenizer)
-    tokenizer = build_tokenizer(read_table(TokenizerConfig, {**given(options, TokenizerConfig), "kind": kind, "path": path}))
-    storage = FileStore(read_table(FileStoreConfig, given(options, FileStoreConfig)))
+    named = {**given(options, TokenizerConfig), "kind": kind, "path": path}
+    tokenizer = build_tokenizer(read_table(TokenizerConfig, "tokenizer", named))
+    storage = FileStore(read_table(FileStoreConfig, "data", given(options, FileStoreConfig)))
     if options.kind:
         return [Work(options.output.name, token_corpus(options, tokenizer, storage), options.output)]
-    files = read_table(SourceFiles, {**given(options, SourceFiles), "name": "PATHS"})
-    corpus = raw_corpus(options, tokenizer, storage, read_table(Letters, given(options, Letters)), files)
+    files = read_table(SourceFiles, "data", {**given(options, SourceFiles), "name": "PATHS"})
+    corpus = raw_corpus(options, tokenizer, storage, read_table(Letters, "data", given(options, Letters)), files)
     return [Work(options.output.name, corpus, options.output)]
 
 

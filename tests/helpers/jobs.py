@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -23,7 +23,7 @@ from cistron.datasets.shards import ShardWriter, id_dtype
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.helpers.ranks import run_on_ranks, start_on_ranks
 from cistron.trainer.checkpoints import Folder, manifest_text
-from cistron.trainer.checkpoints.format import look
+from cistron.trainer.checkpoints.format import inspect
 from cistron.trainer.config import load_config
 from cistron.trainer.inference import sample
 from cistron.trainer.processes import StopRequest, join, run_command
@@ -77,6 +77,40 @@ weight = 0.0
 step = 5
 weights = {{ words = 1.0, shards = 3.0 }}
 """
+
+
+class Case(NamedTuple):
+    """One way to run a job: the degrees of its layout, and further options as on a command line."""
+
+    kind: str = ""  # which of a test's own variants
+    replicate: int = 1
+    shard: int = 1
+    cp: int = 1
+    tp: int = 1
+    more: str = ""
+
+    @property
+    def processes(self) -> int:
+        """How many ranks it takes."""
+        return self.replicate * self.shard * self.cp * self.tp
+
+    @property
+    def name(self) -> str:
+        """A name for its test and its folder."""
+        degrees = f"replicate {self.replicate}, shard {self.shard}, cp {self.cp}, tp {self.tp}"
+        return ", ".join([*filter(None, [self.kind]), degrees, *self.more.split("--")[1:]])
+
+    @property
+    def overrides(self) -> list[str]:
+        """Its degrees and options, as a command line has them."""
+        degrees = {
+            "data_parallel_replicate": self.replicate,
+            "data_parallel_shard": self.shard,
+            "context_parallel": self.cp,
+            "tensor_parallel": self.tp,
+        }
+        layout = [word for name, degree in degrees.items() for word in (f"--parallelism.{name}_degree", str(degree))]
+        return layout + self.more.split()
 
 
 def write_job(folder: Path, steps: int = 20, more: str = "") -> Path:
@@ -208,7 +242,7 @@ def wait_for_step(config: Path, step: int, goes_on: Callable[[], bool]) -> None:
 
 def forge(checkpoint: Path, name: str, content: bytes) -> None:
     """Replace a file of a checkpoint, checksums included, as whoever means it can."""
-    files = look(checkpoint)[0].files  # type: ignore[union-attr]
+    files = inspect(checkpoint)[0].files  # type: ignore[union-attr]
     (checkpoint / name).write_bytes(content)
     files = {file: ((checkpoint / file).stat().st_size, Folder(checkpoint).digest(file)) for file in files}
     (checkpoint / "manifest.json").write_text(manifest_text(files))

@@ -50,9 +50,10 @@ def given(options: argparse.Namespace, table: type[Table]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def read_table(table: type[T], values: dict[str, Any]) -> T:
-    """Return a table of values from the command line. Raises ConfigError for each value that the table refuses."""
+def read_table(table: type[T], section: str, values: dict[str, Any]) -> T:
+    """Return the table that `section` of a TOML would hold. Raises ConfigError with each value that the table refuses."""
     try:
         return table(**values)
     except ValidationError as error:
-        raise ConfigError("\n".join(map(describe, error.errors()))) from None
+        wrong = [line for problem in error.errors() for line in describe((section, *problem["loc"]), [problem])]
+        raise ConfigError("\n".join(wrong)) from None

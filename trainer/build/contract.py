@@ -1,21 +1,23 @@
 """The eos contract: every party that knows special ids states them, and nothing expensive starts until they agree.
 
-`datasets` and `models` never import each other, so the tokenizer and packer on one side and the attention mask on the other
-are independent witnesses; this file is the third party that compares them, first by what they say, then by what they do to
-the first real rows.
+`datasets` and `models` never import each other, so the tokenizer and packer on one side and the attention mask on the
+other are independent witnesses; this file is the third party that compares them, first by what they say, then by what
+they do to the first real rows.
 """
 
-from dataclasses import dataclass
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
+
 import torch
-from ...datasets.loading import Batch
-from ...datasets.loading import Source
-from ...datasets.rows import Objective
-from ...datasets.rows import Packer, row_violations
+
+from ...datasets.loading import Batch, Source
+from ...datasets.rows import Objective, Packer, row_violations
 from ...datasets.tokenizers import Tokenizer
 from ...models.attention import DocumentMask
+from ...models.config import DecoderConfig
+from ..checkpoints import Found, SavedContract
 from ..config import JobConfig
 from ..errors import EosMismatchError
 
@@ -25,7 +27,8 @@ ROLES = ("eos", "pad", *OTHERS)
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """What one party says about special ids. None: it does not say. `eos` holds every id that the party accepts as an end.
+    """What one party says about special ids. None: it does not say. `eos` holds every id that the party accepts as an
+    end.
 
     `bos` opens every document, `mask` hides tokens of the masked objective, `unk` stands for what the vocabulary lacks.
     `tokenizer` is the fingerprint of the tokenizer that the party is, or whose ids it holds.
@@ -49,9 +52,9 @@ def gather_statements(
     mask: DocumentMask,
     vocab_size: int,
     sources: Sequence[Source] = (),
-    checkpoint: dict[str, Any] | None = None,
+    checkpoint: Found | None = None,
 ) -> list[Statement]:
-    """Ask every party. `checkpoint` is the contract saved with the weights to start from, with its path under "where"."""
+    """Ask every party. `checkpoint` holds the weights to start from."""
     statements = [
         tokenizer_statement(tokenizer),
         Statement(party="packer", where="datasets.packing.Packer", eos=(packer.eos_id,), pad=packer.pad_id),
@@ -76,7 +79,7 @@ def gather_statements(
     for source in sources:
         statements += shard_statements(source)
     if checkpoint is not None:
-        statements.append(checkpoint_statement(checkpoint, checkpoint["where"]))
+        statements.append(checkpoint_statement(checkpoint))
     return statements
 
 
@@ -93,22 +96,21 @@ def tokenizer_statement(tokenizer: Tokenizer) -> Statement:
     )
 
 
+def contract_of(tokenizer: Tokenizer, decoder: DecoderConfig) -> SavedContract:
+    """Return the contract of a model of this shape that reads documents with this tokenizer."""
+    ids = {role: getattr(tokenizer, f"{role}_id") for role in ROLES}
+    return SavedContract(vocab=decoder.vocab_size, tokenizer=tokenizer.fingerprint, **ids)
+
+
 def other_roles(tokenizer: Tokenizer) -> dict[str, int | None]:
     """The tokenizer's `OTHERS`, as a checkpoint keeps them in its contract."""
     return {role: getattr(tokenizer, f"{role}_id") for role in OTHERS}
 
 
-def checkpoint_statement(contract: dict[str, Any], where: str) -> Statement:
-    """What a checkpoint says by the contract in its `state.json`."""
-    return Statement(
-        party="checkpoint",
-        where=where,
-        eos=(contract["eos"],),
-        pad=contract["pad"],
-        vocab=contract["vocab"],
-        tokenizer=contract["tokenizer"],
-        **{role: contract.get(role) for role in OTHERS},  # which a checkpoint may have been saved without
-    )
+def checkpoint_statement(found: Found) -> Statement:
+    """Return what a checkpoint says by the contract in its `state.json`."""
+    contract = found.state.contract
+    return Statement(party="checkpoint", where=found.where, **contract.model_dump(exclude={"eos"}), eos=(contract.eos,))
 
 
 def shard_statements(source: Source) -> list[Statement]:
@@ -134,10 +136,11 @@ def check_statements(statements: Sequence[Statement]) -> None:
     """Compare what the parties say.
 
     Raises:
-        EosMismatchError: with the whole table, when two parties disagree on a role, when one gives two roles to an id (the
-            pad may be the eos, as labels go by position; no others may), when an id lies outside the embedding, when the
-            tokenizer or the checkpoint needs more (another number of) ids than the embedding has, or when token shards hold
-            the ids of another tokenizer.
+        EosMismatchError: with the whole table, when two parties disagree on a role, when one gives two roles to an id
+        (the
+            pad may be the eos, as labels go by position; no others may), when an id lies outside the embedding, when
+            the tokenizer or the checkpoint needs more (another number of) ids than the embedding has, or when token
+            shards hold the ids of another tokenizer.
     """
     complaints: list[str] = []
     for role in ROLES:
@@ -182,7 +185,8 @@ def check_rows(batch: Batch, objective: Objective, mask: DocumentMask, statement
     """Hold real rows against both sides: the packer's documents must be the ones that the mask's eos implies.
 
     Raises:
-        EosMismatchError: naming the first row and position at which the two differ, or the row invariant that is broken.
+        EosMismatchError: naming the first row and position at which the two differ, or the row invariant that is
+        broken.
     """
     implied = mask.sequence_ids(batch.tokens)
     # a document may hold the pad id, or end in an eos that is one: only the packer can know where that is not padding

@@ -2,9 +2,12 @@
 
 from .job import JobConfig
 from .load import describe, load_config
+from .registries import OPTIMIZERS, SINKS
 from .tables import ActivationCheckpoint, Checkpoint, Continuation, Extrapolation, FineTuning, Lora, Passkey
 
 __all__ = [
+    "OPTIMIZERS",
+    "SINKS",
     "ActivationCheckpoint",
     "Checkpoint",
     "Continuation",

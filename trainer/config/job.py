@@ -1,19 +1,20 @@
-"""The job's configuration: a TOML file (and the files it `extends`) plus `--section.key value` overrides, as one `JobConfig`.
+"""The configuration of a job: all tables of a TOML, what does not fit together in them, and what to say about the job.
 
-pydantic-settings reads both sources and validates strictly against `tables.py`; this file adds the two things a person needs
-from the answer: every mistake at once, and the nearest valid name for a misspelt key.
+A mistake that a type can tell is pydantic's; all others are lines of `complaints`, collected over every table and raised as one
+error. `load.py` joins both kinds into one message.
 """
 
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import ValidationInfo, model_validator
 
+from ...base import Table, changed
 from ...datasets.config import DataConfig
 from ...datasets.rows import MaskingConfig
 from ...datasets.tokenizers import TokenizerConfig
+from ...models.config import HeadConfig, ModelConfig
 from .tables import (
     ActivationCheckpoint,
     Checkpoint,
@@ -22,11 +23,9 @@ from .tables import (
     Eval,
     FineTuning,
     Float8,
-    Head,
     Job,
     LrScheduler,
     Metrics,
-    Model,
     Optimizer,
     Parallelism,
     Profiling,
@@ -36,22 +35,18 @@ from .tables import (
 )
 
 
-class JobConfig(BaseSettings):
+class JobConfig(Table):
     """Train a decoder on eos-delimited packed rows. Every key is a TOML key too: --training.steps is [training] steps."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, cli_use_class_docs_for_groups=True
-    )
 
     extends: str | None = None
     """Another TOML, relative to this one, whose keys this one starts from."""
     job: Job = Job()
-    model: Model = Model()
+    model: ModelConfig = ModelConfig.model_validate({})
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
     training: Training = Training()
     mlm: MaskingConfig = MaskingConfig()
-    head: Head = Head()
+    head: HeadConfig = HeadConfig()
     optimizer: Optimizer = Optimizer()
     skip_step: SkipStep = SkipStep()
     lr_scheduler: LrScheduler = LrScheduler()
@@ -68,23 +63,18 @@ class JobConfig(BaseSettings):
     comm: Comm = Comm()
 
     @model_validator(mode="after")
-    def fits_together(self) -> "JobConfig":
-        """Refuse what two tables say differently, and a table that nothing reads."""
-        objective, causal = self.training.objective, self.model.causal
-        wrong = [*self.tokenizer.complaints(), *self.data.complaints(), *self.mlm.complaints(), *label_mistakes(self)]
-        if causal is not None and not self.has_head and causal != (objective == "causal"):
-            why = (
-                "a token would see the one it is asked for"
-                if objective == "causal"
-                else "what is hidden is told from both sides"
-            )
-            wrong.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
-        if objective != "mlm" and self.mlm != MaskingConfig():
-            wrong.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')
-        wrong += extrapolation_mistakes(self)
-        if wrong:
-            raise ValueError("\n".join(wrong))
+    def raise_complaints(self, info: ValidationInfo) -> "JobConfig":
+        """Raise all complaints as one error; with a list as the validation's context, append them to it instead."""
+        lines = complaints_of(self)
+        if isinstance(info.context, list):
+            info.context.extend(lines)
+        elif lines:
+            raise ValueError("\n".join(lines))
         return self
+
+    def complaints(self) -> list[str]:
+        """Return what two tables say differently, and tables that nothing reads."""
+        return [*training_complaints(self), *label_complaints(self), *extrapolation_complaints(self)]
 
     @property
     def has_head(self) -> bool:
@@ -95,13 +85,6 @@ class JobConfig(BaseSettings):
     def causal(self) -> bool:
         """Whether a token sees only those before it."""
         return self.training.objective != "mlm" if self.model.causal is None else self.model.causal
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load_config` hands over: environment variables never change a job."""
-        return (init_settings,)
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved configuration as plain values; unset keys are left out, as TOML has no null."""
@@ -138,59 +121,90 @@ class JobConfig(BaseSettings):
         return hints
 
 
-def label_mistakes(config: JobConfig) -> list[str]:
-    """What does not fit together about labels of documents."""
+def complaints_of(table: Table, key: str = "") -> list[str]:
+    """Return the complaints of all tables in a table, then its own.
+
+    Args:
+        table: tables name their keys in full; those of a list do not know their place, which is put before their lines.
+        key: where the table stands in the TOML: "model.rope".
+    """
+    lines: list[str] = []
+    for name in type(table).model_fields:
+        value, place = getattr(table, name), f"{key}.{name}".lstrip(".")
+        if isinstance(value, Table):
+            lines += complaints_of(value, place)
+        elif isinstance(value, list):
+            elements = [(index, element) for index, element in enumerate(value) if isinstance(element, Table)]
+            lines += [f"{place}.{index}.{line}" for index, element in elements for line in complaints_of(element)]
+    return lines + table.complaints()
+
+
+def training_complaints(config: JobConfig) -> list[str]:
+    """Return what tables of the model and of training say differently, labels aside."""
+    objective, causal = config.training.objective, config.model.causal
+    lines = []
+    if causal is not None and not config.has_head and causal != (objective == "causal"):
+        why = "a token would see the one it is asked for" if objective == "causal" else "what is hidden is told from both sides"
+        lines.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
+    if objective != "mlm" and config.mlm != MaskingConfig():
+        lines.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')
+    if config.fine_tuning.lora.rank and config.float8.enable:
+        lines.append("float8.enable = true: its layers have no adapters; leave it out, or fine_tuning.lora.rank")
+    return lines
+
+
+def label_complaints(config: JobConfig) -> list[str]:
+    """Return what does not fit together about labels of documents."""
     objective, data, classes = config.training.objective, config.data, config.head.classes
-    wrong = []
+    lines = []
     for key, sources in (("data.sources", data.sources), ("validation.sources", config.validation.sources)):
         for index, source in enumerate(sources):
             if source.label is None and config.has_head:
-                wrong.append(f'{key}.{index}.label: missing; training.objective = "{objective}" reads labels')
+                lines.append(f'{key}.{index}.label: missing; training.objective = "{objective}" reads labels')
             if source.label is not None and not config.has_head:
-                wrong.append(f'{key}.{index}.label = {source.label!r}: training.objective = "{objective}" reads no labels')
-            wrong += source.label_complaints(f"{key}.{index}")
-    if not config.has_head and config.head != Head():
-        wrong.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
+                lines.append(f'{key}.{index}.label = {source.label!r}: training.objective = "{objective}" reads no labels')
+    if not config.has_head and config.head != HeadConfig():
+        lines.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
     if objective == "classification" and len(classes) < 2:
-        wrong.append(f"head.classes = {classes}: classification needs two or more, as the data writes them")
+        lines.append(f"head.classes = {classes}: classification needs two or more, as the data writes them")
     if objective == "regression" and classes:
-        wrong.append(f"head.classes = {classes}: regression has values and no classes; leave them out")
+        lines.append(f"head.classes = {classes}: regression has values and no classes; leave them out")
     if config.has_head and data.packing == "concat":
-        wrong.append(f'data.packing = "concat": cuts documents, and training.objective = "{objective}" needs them whole')
+        lines.append(f'data.packing = "concat": cuts documents, and training.objective = "{objective}" needs them whole')
     if config.has_head and data.long_documents in ("window", "truncate"):
-        wrong.append(
+        lines.append(
             f'data.long_documents = "{data.long_documents}": a label is of the whole document, so with training.objective = '
             f'"{objective}" one that is longer than a row is a bad record; leave it out, or set "error"'
         )
     for key in ("lowercase_weight", "exclude_tags", "exclude_degenerate", "normalize_weights"):
-        value = getattr(data, key)
-        if config.has_head and value != type(data).model_fields[key].default:
-            wrong.append(
-                f'data.{key} = {value}: weighs tokens, and training.objective = "{objective}" asks for none; leave it out'
+        if config.has_head and changed(data, key):
+            lines.append(
+                f"data.{key} = {getattr(data, key)}: weighs tokens, "
+                f'and training.objective = "{objective}" asks for none; leave it out'
             )
     if config.has_head and config.parallelism.context_parallel_degree > 1:
-        wrong.append(
+        lines.append(
             f"parallelism.context_parallel_degree = {config.parallelism.context_parallel_degree}: "
             f'training.objective = "{objective}" pools over documents, whose rows must be whole on a rank; set 1'
         )
-    return wrong
+    return lines
 
 
-def extrapolation_mistakes(config: JobConfig) -> list[str]:
-    """Why `[eval.extrapolation]` cannot run in training."""
+def extrapolation_complaints(config: JobConfig) -> list[str]:
+    """Return why `[eval.extrapolation]` cannot run in training."""
     if not config.eval.extrapolation.enable:
         return []
-    wrong = []
+    lines = []
     if not config.validation.sources:
-        wrong.append("eval.extrapolation.enable = true: reads [[validation.sources]], and there is none")
+        lines.append("eval.extrapolation.enable = true: reads [[validation.sources]], and there is none")
     if config.training.objective != "causal":
-        wrong.append(
+        lines.append(
             f'eval.extrapolation.enable = true: training.objective = "{config.training.objective}" predicts no next token; '
             'it needs "causal"'
         )
     if config.compile.enable:
-        wrong.append(
+        lines.append(
             "eval.extrapolation.enable = true: every length and method would be compiled anew; set compile.enable = false, or "
             "run `cistron evaluate --extrapolate` on checkpoints"
         )
-    return wrong
+    return lines

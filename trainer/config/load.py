@@ -1,17 +1,26 @@
-"""DOOR of config: load_config, JobConfig."""
+"""From a command line to a `JobConfig`: a TOML, the files it extends, overrides and plug-ins; every mistake in one message.
+
+`load_config` reads top to bottom: words of the command line, files, plug-ins, types, what the tables refuse, and what the
+command itself refuses (`further`: layout, tokenizer, device). A mistake does not hide the others: what cannot be used is taken
+out, reading goes on without it, and later complaints that name it are left out, as they may be its consequence.
+"""
 
 import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import CliSettingsSource, SettingsError, TomlConfigSettingsSource
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from ...base import nearest
+from ...base import Registry, UserError, load_plugins, nearest
 from ..errors import ConfigError
 from .job import JobConfig
 
@@ -20,82 +29,208 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-
-class OverrideParser(argparse.ArgumentParser):
-    """argparse that refuses abbreviations and answers an unknown flag with the nearest known one."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """`--training.step` is a misspelling here, not short for `--training.steps`."""
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the whole usage (80 lines of keys) and exiting."""
-        known = list(self._option_string_actions)
-        unknown = [word for word in message.split() if word.startswith("--")] if "unrecognized" in message else []
-        if unknown:
-            message = "; ".join(f"unknown option {word}{nearest(word.split('=')[0], known)}" for word in unknown)
-        raise ConfigError(f"command line: {message}")
-
-    def tables_as_words(self, options: argparse.Namespace) -> str:
-        """What is wrong where a table was given a word: pydantic-settings names the section alone. Else nothing."""
-        wrong = []
-        for key, value in vars(options).items():
-            is_table = any(option.startswith(f"--{key}.") for option in self._option_string_actions)
-            if is_table and isinstance(value, str) and not value.lstrip().startswith("{"):
-                taking = keys_that_take(key.split("."), value)
-                what = f"--{key}.{taking[0]} {value}" if len(taking) == 1 else ", ".join(f"--{key}.{name}" for name in taking)
-                wrong.append(f"--{key} {value}: it is a table, whose keys are options of their own: {what}")
-        return "; ".join(wrong)
+Values: TypeAlias = dict[str, Any]  # a TOML as plain values
+Place: TypeAlias = tuple[str | int, ...]  # of a value in them: ("data", "sources", 0, "name")
+SHIPPED = Path(__file__).resolve().parents[2] / "train_configs"
+SHAPE = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim")
+# A key that may be taken out, and the keys whose limits follow from it.
+DECIDES = {
+    "data.sources": ("data.stages",),
+    "model.preset": (
+        "fine_tuning.freeze",
+        "fine_tuning.lora.targets",
+        "float8.filter_fqns",
+        *(f"model.{key}" for key in ("rope", *SHAPE)),
+    ),
+    "tokenizer": ("model.vocab_size",),
+    "tokenizer.kind": ("tokenizer", "model.vocab_size"),
+    "training.objective": ("head", "mlm"),
+}
 
 
-def load_config(argv: Sequence[str], prog: str = "cistron train") -> tuple[JobConfig, argparse.Namespace]:
+class CommandLine(JobConfig, BaseSettings):
+    """Train a decoder on eos-delimited packed rows. Every key is a TOML key too: --training.steps is [training] steps."""
+
+    model_config = SettingsConfigDict(cli_use_class_docs_for_groups=True)
+
+
+def load_config(
+    argv: Sequence[str], prog: str = "cistron train", further: Callable[[JobConfig], Iterable[str]] | None = None
+) -> tuple[JobConfig, Namespace]:
     """Read `--config FILE` (or just `FILE`, before or after the options), the files it extends and the overrides in `argv`.
+
+    Args:
+        argv: words of the command line. FILE is a path, or the bare name of a shipped configuration.
+        prog: the command, as its help names it.
+        further: returns what the command refuses of a configuration whose types are right; not called with --print-config.
 
     Returns:
         The validated configuration and the namespace of the non-config options (`config`, `print_config`).
 
     Raises:
-        ConfigError: one message listing every mistake: file, key, value found, what would be right.
+        ConfigError: one message with a line for every mistake: key, value found, what would be right.
     """
     parser = OverrideParser(prog=prog, description=JobConfig.__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("file", metavar="FILE", nargs="?", help="TOML file of the job")
-    parser.add_argument("--config", metavar="FILE", help="the same, as an option")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved TOML and exit")
-    cli: CliSettingsSource[Any] = CliSettingsSource(JobConfig, root_parser=parser, cli_parse_args=False)
-    options = parser.parse_intermixed_args(argv)
-    if options.file and options.config:
-        raise ConfigError(f"command line: two config files, {options.file} and {options.config}; name one")
-    options.config = options.config or options.file
+    cli: CliSettingsSource[Any] = CliSettingsSource(CommandLine, root_parser=parser, cli_parse_args=False)
+    options, lines = parser.read(argv)
+    merged, mistakes = read_overrides(cli, options)
+    lines += mistakes
+    files: list[Path] = []
+    unread = ""
     try:
-        overrides = cli(parsed_args=options)()
-    except SettingsError as error:
-        wrong = parser.tables_as_words(options) or f"{error}; lists and tables are written as JSON"
-        raise ConfigError(f"command line: {wrong}") from None
-    files = extends_chain(Path(options.config)) if options.config else []
-    toml = TomlConfigSettingsSource(JobConfig, toml_file=files or None, deep_merge=True)
-    merged = deep_merge(toml() if files else {}, overrides)
-    try:
-        return JobConfig(**merged), options
-    except ValidationError as error:
+        for path, values in reversed(extends_chain(find_config(options.config)) if options.config else []):
+            files.insert(0, path)
+            merged = deep_merge(values, merged)
+    except ConfigError as error:
+        unread = str(error)
+        lines.append(unread)
+    unusable = load_job_plugins(merged)
+    if options.help:
+        parser.print_help()
+        sys.exit(0)
+    config, mistakes, removed, complaints = validate(merged, names_are_known=not unusable)
+    lines += [*unusable, *mistakes]
+    if not unread:
+        if further and not options.print_config:
+            complaints += [line for line in further(config) if not any(told in line for told in complaints)]
+        lines += [line for line in complaints if not names_any(line, removed)]
+    if lines:
         where = ", ".join(map(str, files)) or "command line"
-        lines = "\n".join(map(describe, error.errors())).split("\n")
-        raise ConfigError("\n  ".join([f"{where}: {len(lines)} mistake(s)", *lines])) from None
+        raise ConfigError("\n  ".join([f"{where}: {len(lines)} mistake(s)", *lines]))
+    return config, options
 
 
-def extends_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[Path]:
-    """The files to merge, base first. Raises ConfigError for a missing or malformed file and for a cycle."""
+class OverrideParser(argparse.ArgumentParser):
+    """The parser of a command line: no abbreviations, mistakes collected, the nearest known name for an unknown option."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Declare the options that are not keys. `--training.step` is a misspelling, not short for `--training.steps`."""
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False, "add_help": False})
+        self.add_argument("file", metavar="FILE", nargs="?", help="TOML of the job, or the name of a shipped one: debug")
+        self.add_argument("--config", metavar="FILE", help="the same, as an option")
+        self.add_argument("--print-config", action="store_true", help="print the resolved TOML and exit")
+        self.add_argument("-h", "--help", action="store_true", help="show this and exit")
+
+    def read(self, argv: Sequence[str]) -> tuple[Namespace, list[str]]:
+        """Return the options, `config` being the TOML, and a line for each mistake; what cannot be parsed is left out."""
+        words, lines = list(argv), []
+        for word in [word for word in words if word.startswith("--") and len(word) > 2]:
+            name = word.split("=")[0]
+            if name not in self._option_string_actions:
+                lines.append(f"command line: unknown option {word}{nearest(name, self._option_string_actions)}")
+                drop(words, word)
+        while True:
+            try:
+                options, unknown = self.parse_known_intermixed_args(words)
+            except ConfigError as error:  # of argparse, about one option
+                lines.append(str(error))
+                option = re.search(r"argument (?:-\w/)?(--?[\w.-]+)", str(error))
+                if not option or option[1] not in words:
+                    raise ConfigError("\n  ".join(lines)) from None
+                drop(words, option[1])
+                continue
+            lines += [f"command line: unrecognized arguments: {word}" for word in unknown]
+            if options.file and options.config:
+                lines.append(f"command line: two config files, {options.file} and {options.config}; name one")
+            options.config = options.config or options.file
+            return options, lines
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the whole usage (80 lines of keys) and exiting."""
+        raise ConfigError(f"command line: {message}")
+
+    def format_help(self) -> str:
+        """Return the help text, where a key that takes registered names tells them all, those of plug-ins too."""
+        for action in self._actions:
+            *parents, name = action.dest.split(".")
+            if parents and action.help and name in table_at(parents).model_fields:
+                elements = table_at([*parents, name])
+                fields = {"": table_at(parents).model_fields[name], **getattr(elements, "model_fields", {})}
+                known = [(key, registry) for key, field in fields.items() for registry in registries(field)]
+                action.help += "".join(
+                    f" {key}: {registry.help()}" if key else f" {registry.help()}" for key, registry in known
+                )
+        return super().format_help()
+
+
+def drop(words: list[str], option: str) -> None:
+    """Remove an option from a command line in place, and the word after it unless that is an option or a TOML."""
+    index = words.index(option)
+    following = words[index + 1 : index + 2]
+    is_value = following and "=" not in option and not following[0].startswith("--") and not is_config(following[0])
+    del words[index : index + (2 if is_value else 1)]
+
+
+def is_config(word: str) -> bool:
+    """Return whether a word of a command line is a TOML or names a shipped one."""
+    return word.endswith(".toml") or (SHIPPED / f"{word}.toml").is_file()
+
+
+def read_overrides(cli: CliSettingsSource[Any], options: Namespace) -> tuple[Values, list[str]]:
+    """Return the overrides as values of a TOML, and a line for each that is not JSON where it must be."""
+    usable, lines = {}, []
+    for key, value in vars(options).items():
+        text = value[0] if isinstance(value, list) else value
+        wrong = table_as_word(key, text) if isinstance(text, str) else ""
+        try:
+            cli(parsed_args=Namespace(**{key: value}))()
+        except SettingsError as error:
+            wrong = wrong or f"{error}; lists and tables are written as JSON"
+        if wrong:
+            lines.append(f"command line: {wrong}")
+        else:
+            usable[key] = value
+    overrides: Values = cli(parsed_args=Namespace(**usable))()
+    return overrides, lines
+
+
+def table_as_word(key: str, word: str) -> str:
+    """Return what is wrong where a table was given a word, of which pydantic-settings names the table alone; else nothing."""
+    path = key.split(".")
+    fields = table_at(path[:-1]).model_fields
+    is_table = path[-1] in fields and isinstance(fields[path[-1]].annotation, type(BaseModel))
+    if not is_table or word.lstrip().startswith("{"):
+        return ""
+    taking = keys_that_take(path, word)
+    what = f"--{key}.{taking[0]} {word}" if len(taking) == 1 else ", ".join(f"--{key}.{name}" for name in taking)
+    return f"--{key} {word}: it is a table, whose keys are options of their own: {what}"
+
+
+def find_config(name: str, folder: Path = Path()) -> Path:
+    """Return the path of a TOML: a file in `folder`, or a shipped one by its bare name.
+
+    Raises:
+        ConfigError: a bare name that is neither; names the nearest.
+    """
+    path = folder / name
+    if path.is_file() or Path(name).suffix or Path(name).name != name:
+        return path
+    if (SHIPPED / f"{name}.toml").is_file():
+        return SHIPPED / f"{name}.toml"
+    shipped = [file.stem for file in SHIPPED.glob("*.toml")]
+    raise ConfigError(f"{path}: no such file, and no shipped configuration of this name{nearest(name, shipped)}")
+
+
+def extends_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, Values]]:
+    """Return the files to merge and what is in them, base first.
+
+    Raises:
+        ConfigError: for a missing or malformed file and for a circle.
+    """
     if path in seen:
         raise ConfigError(f"{path}: `extends` goes in a circle: {' -> '.join(map(str, [*seen, path]))}")
     try:
-        base = tomllib.loads(path.read_text()).get("extends")
+        values = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config file: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    return [*extends_chain(path.parent / base, (*seen, path)), path] if isinstance(base, str) else [path]
+    base = values.get("extends")
+    before = extends_chain(find_config(base, path.parent), (*seen, path)) if isinstance(base, str) else []
+    return [*before, (path, values)]
 
 
-def deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def deep_merge(base: Values, over: Values) -> Values:
     """Tables merge key by key; anything else in `over` replaces what `base` has."""
     merged = dict(base)
     for key, value in over.items():
@@ -104,40 +239,142 @@ def deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def describe(problem: Any) -> str:
-    """One pydantic error as `section.key: what was found and what would be right`."""
-    if problem["type"] == "value_error":  # a check of ours, which names the keys itself
-        return str(problem["ctx"]["error"])
-    *parents, name = problem["loc"]
-    key = ".".join(map(str, problem["loc"]))
+def load_job_plugins(values: Values) -> list[str]:
+    """Import installed plug-ins and those of `job.plugins`, before types are looked at; return a line for each that fails."""
+    job = values.get("job")
+    modules = job.get("plugins") if isinstance(job, dict) else None
+    lines = []
+    for names in ([], *([name] for name in (modules if isinstance(modules, list) else []) if isinstance(name, str))):
+        try:
+            load_plugins(names)
+        except UserError as error:
+            lines.append(str(error))
+    return list(dict.fromkeys(lines))
+
+
+def validate(values: Values, names_are_known: bool) -> tuple[JobConfig, list[str], set[str], list[str]]:
+    """Validate the values of a TOML without those that have a wrong type or an unknown name.
+
+    Args:
+        values: of the files and overrides.
+        names_are_known: False where a plug-in is missing, which would have added those that no registry has: no mistakes.
+
+    Returns:
+        The configuration of what is left; the mistakes in what was taken out; its keys and those that they decide; and the
+        complaints of the tables that are left.
+    """
+    values = deepcopy(values)
+    lines: list[str] = []
+    removed: set[str] = set()
+    while True:
+        complaints: list[str] = []
+        try:
+            return JobConfig.model_validate(values, context=complaints), lines, removed, complaints
+        except ValidationError as error:
+            problems: dict[Place, list[ErrorDetails]] = {}
+            for problem in error.errors():
+                problems.setdefault(place_of(problem, values), []).append(problem)
+        lines += [
+            line
+            for place, found in problems.items()
+            if not names_any(dotted(place), removed) and (names_are_known or found[0]["type"] != "unknown_name")
+            for line in describe(place, found)
+        ]
+        for place, found in problems.items():
+            removed |= decided_by(place, found[0])
+        wrong = {place[:-1] if found[0]["type"] == "missing" else place for place, found in problems.items()}
+        for place in sorted(wrong, reverse=True):  # elements of a list from its end, so that the others stay in their places
+            if not any(place[:length] in wrong for length in range(1, len(place))):
+                take_out(values, place)
+
+
+def place_of(problem: ErrorDetails, values: Any) -> Place:
+    """Return where a problem is, without what pydantic adds for the members of a union."""
+    place: list[str | int] = []
+    for part in problem["loc"]:
+        if not (isinstance(values, list) if isinstance(part, int) else isinstance(values, dict) and part in values):
+            return (*place, part) if problem["type"] == "missing" else tuple(place)
+        values = values[part]
+        place.append(part)
+    return tuple(place)
+
+
+def dotted(place: Place) -> str:
+    """Return the key as messages name it: `data.sources.0.name`."""
+    return ".".join(map(str, place))
+
+
+def decided_by(place: Place, problem: ErrorDetails) -> set[str]:
+    """Return the keys that complaints may name as a consequence of what is taken out at `place`."""
+    keys = {dotted(place)}
+    if problem["type"] == "missing" or isinstance(place[-1], int):  # an element goes, and those after it move
+        keys.add(dotted(place[: max(index for index, part in enumerate(place) if isinstance(part, int))]))
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key{nearest(str(name), list(table_at(parents).model_fields))}"
-    if problem["type"] == "missing":
-        return f"{key}: missing, and it has no default"
+        meant = difflib.get_close_matches(str(place[-1]), table_at(place[:-1]).model_fields, n=1)
+        keys |= {dotted((*place[:-1], name)) for name in meant}
+    return keys | {decided for key in keys for decided in DECIDES.get(key, ())}
+
+
+def take_out(values: Any, place: Place) -> None:
+    """Remove a key, or an element of a list, in place."""
+    for part in place[:-1]:
+        values = values[part]
+    del values[place[-1]]
+
+
+def names_any(line: str, keys: Iterable[str]) -> bool:
+    """Return whether a line names one of the keys or a key in one of them; the bare name of a table counts at its beginning."""
+    inside = [rf"(?<![\w.]){re.escape(key)}{'' if '.' in key else '[.]'}(?!\w)" for key in keys]
+    return any(re.search(pattern, line) for pattern in (*inside, *(rf"^{re.escape(key)}\b" for key in keys)))
+
+
+def describe(place: Place, problems: Sequence[ErrorDetails]) -> list[str]:
+    """Return what was found at `place` and what would be right: one line, or those of a check that names its keys itself."""
+    problem, key = problems[0], dotted(place)
+    kind, found = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        return [f"{key}: unknown key{nearest(str(place[-1]), table_at(place[:-1]).model_fields)}"]
+    if kind == "missing":
+        return [f"{key}: missing, and it has no default"]
+    if kind == "value_error":
+        text = str(problem["ctx"]["error"])
+        return text.split("\n") if text.startswith(key) else [f"{key} = {found!r}: {text}"]
+    if kind == "model_type":
+        taking = keys_that_take(place, found)
+        what = f'{taking[0]} = "{found}"' if len(taking) == 1 else f"and its keys: {', '.join(taking)}"
+        return [f"{key} = {found!r}: it is a table; write [{key}] {what}"]
     hint = ""
-    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
-        close = difflib.get_close_matches(problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"]), n=1)
+    if kind == "literal_error" and isinstance(found, str):
+        close = difflib.get_close_matches(found, re.findall(r"'([^']*)'", problem["ctx"]["expected"]), n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
-    if problem["type"] == "model_type":
-        taking = keys_that_take(problem["loc"], problem["input"])
-        what = f'{taking[0]} = "{problem["input"]}"' if len(taking) == 1 else f"and its keys: {', '.join(taking)}"
-        return f"{key} = {problem['input']!r}: it is a table; write [{key}] {what}"
-    if problem["type"] == "list_type":
-        hint = f": write [[{key}]]" if isinstance(problem["input"], dict) else f": write [{problem['input']!r}]"
-    return f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}"
+    if kind == "list_type":
+        hint = f": write [[{key}]]" if isinstance(found, dict) else f": write [{found!r}]"
+    if kind == "unknown_name":
+        return [f"{key} = {found!r}: {problem['msg']}"]
+    messages = dict.fromkeys(problem["msg"][0].lower() + problem["msg"][1:] for problem in problems)
+    return [f"{key} = {found!r}: {', or '.join(messages)}{hint}"]
 
 
 def keys_that_take(path: Sequence[str | int], value: Any) -> list[str]:
     """The key of the table at `path` that has the word `value` among its choices; all keys where none or several have."""
     fields = table_at(path).model_fields
-    taking = [name for name, field in fields.items() if isinstance(value, str) and value in choices(field.annotation)]
+    taking = [name for name, field in fields.items() if isinstance(value, str) and value in choices(field)]
     return taking if len(taking) == 1 else list(fields)
 
 
-def choices(annotation: Any) -> tuple[Any, ...]:
-    """The values of a `Literal`, also of one that may be left out."""
-    parts = (annotation, *get_args(annotation))
-    return tuple(value for part in parts if get_origin(part) is Literal for value in get_args(part))
+def choices(field: FieldInfo) -> list[Any]:
+    """The values that a key can take by its `Literal` or its registry, also where it may be left out."""
+    literals = [part for part in (field.annotation, *get_args(field.annotation)) if get_origin(part) is Literal]
+    return [value for part in literals for value in get_args(part)] + [name for part in registries(field) for name in part]
+
+
+def registries(field: Any) -> list[Registry[Any]]:
+    """The registries whose names a key takes: `Annotated[str, READERS.choice]`, a list of these, or one that may be unset."""
+    metadata = field.metadata if isinstance(field, FieldInfo) else getattr(field, "__metadata__", ())
+    inner = [field.annotation] if isinstance(field, FieldInfo) else get_args(field)
+    owners = [getattr(getattr(part, "func", None), "__self__", None) for part in metadata]
+    own = [owner for owner in owners if isinstance(owner, Registry)]
+    return own or [registry for part in inner for registry in registries(part)]
 
 
 def table_at(path: Sequence[str | int]) -> type[BaseModel]:

@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
+from typing_extensions import override
 
-from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table
+from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, changed
 from ...datasets.readers import SourceFiles
-from ...models.config import MaskName, PositionMap, Ramp, Scaling
+from .registries import OPTIMIZERS, SINKS
 
 
 class Job(Table):
@@ -18,99 +19,14 @@ class Job(Table):
     """Folder of this run: metrics.jsonl, TensorBoard files, checkpoints, the resolved config."""
     description: str = ""
     """One line about the job, for people."""
+    plugins: list[Name] = Field(default_factory=list)
+    """Modules to import first, which add readers, presets, ... (docs/extending.md); installed packages need no entry here."""
 
     @field_validator("dump_folder")
     @classmethod
     def in_home(cls, folder: str) -> str:
         """A leading `~` stands for the home folder."""
         return str(Path(folder).expanduser())
-
-
-class Rope(Table):
-    """Rotary position embedding."""
-
-    theta: float | None = None
-    """Base of the rotary frequencies; unset: the preset's."""
-    scaling: Scaling | None = None
-    """How angles change for documents longer than in training (docs/length_extrapolation.md); unset: the preset's, none."""
-    factor: float | None = None
-    """Times original_seq_len that the scaling is made for."""
-    original_seq_len: Positive | None = None
-    """Tokens of the rows that the weights were first trained on; never inferred from training.seq_len."""
-    beta_fast: float | None = None
-    """ntk_by_parts, yarn: pairs that turn more often than this within original_seq_len keep their angle; unset: 32."""
-    beta_slow: float | None = None
-    """ntk_by_parts, yarn: pairs that turn less often have it divided by factor; unset: 1."""
-    ramp: Ramp | None = None
-    """ntk_by_parts, yarn: between the two by the pair's index, as released code does (unset), or by turns, as the paper."""
-    low_freq_factor: float | None = None
-    """llama3: as beta_slow; unset: 1."""
-    high_freq_factor: float | None = None
-    """llama3: as beta_fast; unset: 4."""
-    short_factor: list[float] | None = None
-    """longrope: divisor of each pair's angle up to original_seq_len."""
-    long_factor: list[float] | None = None
-    """longrope: likewise beyond it."""
-    attention_factor: float | None = None
-    """yarn, longrope: multiplies cosines and sines; unset: what the method's paper says."""
-
-
-class Attention(Table):
-    """Which pairs of a document attend, at which distance, and what computes it."""
-
-    executor: Literal["auto", "flex", "varlen", "sdpa"] = "auto"
-    """Kernel of the document mask; auto: the fastest that can train here; the run says which, and why."""
-    mask: MaskName | None = None
-    """full (unset). sliding: the last `window` tokens. lambda: these and the first `sinks` of the document."""
-    window: int | None = None
-    """sliding, lambda: tokens that one sees, itself included."""
-    sinks: int | None = None
-    """lambda, distance_cap: first tokens of a document that all later ones see; unset: 4."""
-    position_map: PositionMap | None = None
-    """Distances of far pairs, which take a second pass of attention; unset: none."""
-    map_window: int | None = None
-    """position_map: distance from which on pairs are far; below model.rope.original_seq_len."""
-    leak: float | None = None
-    """leaky_rerope: what distances beyond map_window are divided by; unset: 16."""
-    group: int | None = None
-    """self_extend: tokens that share a position far away; unset: 8."""
-    logn: bool | None = None
-    """Multiply the query at position P by max(1, ln(P + 1) / ln(original_seq_len)); unset: no."""
-
-
-class Model(Table):
-    """The decoder: a preset and what to change in it. Unset keys keep the preset's value."""
-
-    preset: str = "debug"
-    """Shape to start from: debug, llama_7b, llama3_1b, _8b, _70b, qwen3_0.6b, _8b, protein_650m, protein_3b."""
-    vocab_size: Positive | None = None
-    """Rows of the embedding table; unset: the tokenizer's vocabulary. May be larger, never smaller."""
-    eos_id: NonNegative | None = None
-    """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Checked against every other party."""
-    causal: bool | None = None
-    """Whether a token sees only those before it; unset: as training.objective needs. Refused where the two do not fit."""
-    dim: Positive | None = None
-    """Width of the residual stream."""
-    n_layers: Positive | None = None
-    """Number of transformer blocks."""
-    n_heads: Positive | None = None
-    """Number of query heads."""
-    n_kv_heads: Positive | None = None
-    """Number of key and value heads (grouped-query attention)."""
-    head_dim: Positive | None = None
-    """Width of one head."""
-    hidden_dim: Positive | None = None
-    """Width of the SwiGLU feed-forward."""
-    norm_eps: float | None = None
-    """Epsilon of the RMS norms."""
-    qk_norm: bool | None = None
-    """RMS-normalise queries and keys per head (Qwen3)."""
-    tie_embeddings: bool | None = None
-    """Use the embedding table as the output projection."""
-    rope: Rope = Rope()
-    """Rotary position embedding."""
-    attention: Attention = Attention()
-    """Which pairs of a document attend, at which distance, and what computes it."""
 
 
 class Training(Table):
@@ -142,34 +58,11 @@ class Training(Table):
     """Steps between runs of Python's garbage collector, which would otherwise stall ranks at different moments."""
 
 
-class Head(Table):
-    """What is predicted of whole documents, for training.objective = "classification" and "regression"."""
-
-    classes: list[str | int] = Field(default_factory=list)
-    """classification: the labels that there are, as the data writes them; numbers are compared as text."""
-    pool: Literal["mean", "last"] = "mean"
-    """mean: over all tokens of the document, its eos included. last: the eos alone, which causal models read it all by then."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes as text."""
-        return tuple(map(str, self.classes))
-
-    @model_validator(mode="after")
-    def fits_together(self) -> "Head":
-        """Refuse names that are not unique."""
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"head.classes = {self.classes}: must differ")
-        return self
-
-
 class Optimizer(Table):
     """AdamW, or Muon for the blocks' matrices. Weight decay applies to matrices, not to norms."""
 
-    name: Literal["AdamW", "Muon"] = "AdamW"
-    """Muon: orthogonalised momentum for the matrices of the blocks, at AdamW's learning rate; AdamW for all the rest."""
-    implementation: Literal["fused", "foreach", "for-loop"] = "fused"
-    """How torch runs AdamW's arithmetic; the last two wait for the device in every step."""
+    name: Annotated[str, OPTIMIZERS.choice] = "AdamW"
+    """Which one; Muon's learning rate is AdamW's."""
     state_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the moments; bfloat16 halves them, rounded stochastically."""
     lr: float = Field(default=8e-4, gt=0.0)
@@ -247,17 +140,14 @@ class ActivationCheckpoint(Table):
         """Whether the choice is made by looking at single operators."""
         return self.mode == "selective" and self.selective_ac_option == "op"
 
-    @model_validator(mode="after")
-    def used(self) -> "ActivationCheckpoint":
-        """Refuse an option of another mode, which would do nothing."""
-        wrong = [
-            f'activation_checkpoint.{key} = {getattr(self, key)!r}: is of mode = "{mode}", but the mode is "{self.mode}"'
+    @override
+    def complaints(self) -> list[str]:
+        return [
+            f'activation_checkpoint.{key} = {getattr(self, key)!r}: is of mode = "{mode}", but activation_checkpoint.mode is '
+            f'"{self.mode}"'
             for key, mode in (("selective_ac_option", "selective"), ("memory_budget", "memory_budget"))
-            if self.mode != mode and getattr(self, key) != type(self).model_fields[key].default
+            if self.mode != mode and changed(self, key)
         ]
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
 
 
 class Float8(Table):
@@ -292,20 +182,17 @@ class FineTuning(Table):
     lora: Lora = Lora()
     """Low-rank adapters."""
 
-    @model_validator(mode="after")
-    def used(self) -> "FineTuning":
-        """Refuse what would have no effect."""
-        wrong = []
+    @override
+    def complaints(self) -> list[str]:
+        lines = []
         if self.lora.rank and self.freeze:
-            wrong.append(f"fine_tuning.freeze = {self.freeze}: adapters (lora.rank) freeze everything else; leave freeze out")
-        wrong += [
+            lines.append(f"fine_tuning.freeze = {self.freeze}: adapters (lora.rank) freeze everything else; leave freeze out")
+        lines += [
             f"fine_tuning.lora.{key} = {getattr(self.lora, key)!r}: there are no adapters, fine_tuning.lora.rank is 0"
             for key in ("alpha", "targets")
-            if not self.lora.rank and getattr(self.lora, key) != getattr(Lora(), key)
+            if not self.lora.rank and changed(self.lora, key)
         ]
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
+        return lines
 
 
 class Checkpoint(Table):
@@ -332,22 +219,21 @@ class Checkpoint(Table):
     initial_load_model_only: bool = True
     """Take only the weights of initial_load_path; false: go on from its step, with its optimizer and place in the data."""
 
-    @model_validator(mode="after")
-    def means_something(self) -> "Checkpoint":
-        """Refuse what would silently have no effect."""
-        wrong = []
+    @override
+    def complaints(self) -> list[str]:
+        lines = []
         if self.load_step > 0 and not self.enable:
-            wrong.append(f"checkpoint.load_step = {self.load_step}: nothing is loaded, checkpoint.enable is false")
+            lines.append(f"checkpoint.load_step = {self.load_step}: nothing is loaded, checkpoint.enable is false")
         if not self.initial_load_model_only and self.initial_load_path is None:
-            wrong.append("checkpoint.initial_load_model_only = false: there is no checkpoint.initial_load_path")
+            lines.append("checkpoint.initial_load_model_only = false: there is no checkpoint.initial_load_path")
+        if self.last_save_in_hf and not self.enable:
+            lines.append("checkpoint.last_save_in_hf = true: there is no last save, checkpoint.enable is false")
         if self.keep_every_n % self.interval:
-            wrong.append(
+            lines.append(
                 f"checkpoint.keep_every_n = {self.keep_every_n}: must be a multiple of checkpoint.interval = {self.interval}, "
                 "or checkpoints of those steps are not there to be kept"
             )
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
+        return lines
 
     last_save_in_hf: bool = False
     """After the last step, export its checkpoint to <job.dump_folder>/huggingface/step-<N>, as `cistron export` does."""
@@ -367,18 +253,15 @@ class Validation(Table):
     sources: list[SourceFiles] = Field(default_factory=list)
     """The [[validation.sources]] tables, as those of [[data.sources]] without weight and max_epochs."""
 
-    @model_validator(mode="after")
-    def fits_together(self) -> "Validation":
-        """Refuse names that are not unique, nothing to read, and no step to read it in."""
+    @override
+    def complaints(self) -> list[str]:
         names = [source.name for source in self.sources]
-        wrong = [f"validation.sources: names must differ, found {names}"] if len(set(names)) < len(names) else []
+        lines = [f"validation.sources: names must differ, found {names}"] if len(set(names)) < len(names) else []
         if self.enable and not names:
-            wrong.append("validation.sources: no [[validation.sources]] table; name at least one source, or leave out enable")
+            lines.append("validation.sources: no [[validation.sources]] table; name at least one source, or leave out enable")
         if self.steps == 0:
-            wrong.append("validation.steps = 0: must be -1 (every document once) or at least 1")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
+            lines.append("validation.steps = 0: must be -1 (every document once) or at least 1")
+        return lines
 
 
 class Metrics(Table):
@@ -390,6 +273,8 @@ class Metrics(Table):
     """Write TensorBoard files to job.dump_folder/tensorboard."""
     enable_wandb: bool = False
     """Report to Weights & Biases as well (pip install 'cistron[wandb]'), which its WANDB_* variables steer."""
+    sinks: list[Annotated[str, SINKS.choice]] = Field(default_factory=list)
+    """Where records go besides: names of metric sinks, most often a plug-in's (docs/extending.md)."""
     peak_flops: float | None = Field(default=None, gt=0.0)
     """Peak FLOP/s of one device, for MFU on devices Cistron does not know."""
 
@@ -441,17 +326,14 @@ class Passkey(Table):
     query: Name | None = None
     """What stands at the end, before the key; unset: a question, or the marker."""
 
-    @model_validator(mode="after")
-    def fits_together(self) -> "Passkey":
-        """Refuse a needle without a key, and one without its query."""
-        wrong = []
+    @override
+    def complaints(self) -> list[str]:
+        lines = []
         if self.needle is not None and "{key}" not in self.needle:
-            wrong.append(f"eval.extrapolation.passkey.needle = {self.needle!r}: must contain {{key}}")
+            lines.append(f"eval.extrapolation.passkey.needle = {self.needle!r}: must contain {{key}}")
         if (self.needle is None) != (self.query is None):
-            wrong.append("eval.extrapolation.passkey: needle and query belong together; set both or neither")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
+            lines.append("eval.extrapolation.passkey: needle and query belong together; set both or neither")
+        return lines
 
 
 class Continuation(Table):
@@ -490,17 +372,13 @@ class Extrapolation(Table):
         matches = (LENGTH.fullmatch(str(length)) for length in self.lengths)
         return sorted({int(match[1]) * (trained if match[2] else 1) for match in matches if match})
 
-    @model_validator(mode="after")
-    def fits_together(self) -> "Extrapolation":
-        """Refuse what is no length."""
-        wrong = [
+    @override
+    def complaints(self) -> list[str]:
+        return [
             f'eval.extrapolation.lengths = {length!r}: must be a number of tokens, or a multiple such as "4x"'
             for length in self.lengths
             if not LENGTH.fullmatch(str(length))
         ]
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
 
 
 class Eval(Table):

@@ -38,8 +38,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ...models.attention import Executor
-from ...models.config import DecoderConfig
+from ...models.config import DecoderConfig, Executor
 from ...models.loss import CHUNK_LOGITS
 from ..config import JobConfig
 from ..processes import DTYPES, Layout, global_batch_size
@@ -334,12 +333,10 @@ def optimizer_copies(job: Job, shared: int) -> float:
     d, o = job.decoder, job.config.optimizer
     at_rest, state = DTYPES[job.config.training.dtype].itemsize, DTYPES[o.state_dtype].itemsize
     largest = job.sizes.largest / shared
-    if at_rest == state == FLOAT32:  # all at once, or one by one
-        implementation = {"fused": 0.0, "foreach": FLOAT32 * job.sizes.trained / shared, "for-loop": 2 * FLOAT32 * largest}
-        adamw = implementation[o.implementation]
-    else:  # parameter and both moments as float32, and the gradient or, later, the noise of one of them
+    adamw = 0.0  # fused, in place
+    if not at_rest == state == FLOAT32:  # parameter and both moments as float32, and the gradient or, later, one's noise
         adamw = FLOAT32 * largest * ((at_rest < FLOAT32) + 2 * (state < FLOAT32) + 1)
-    if o.name == "AdamW":
+    if o.name != "Muon":
         return adamw
     sides = sorted((d.dim, d.hidden_dim))
     matrix, gram = sides[0] * sides[1], sides[0] ** 2

@@ -1,14 +1,21 @@
-"""trainer/optim."""
+"""How parameters change: optimizers that work on this rank's shards, the learning rate, and steps that must not be
+taken.
 
-from .build import build_optimizer, learning_rate, muon_matrices, set_learning_rate
+Read `optimizer` (what all optimizers share), `adamw`, `muon`, `build`, then `step_guard` and `spikes`, which decide on
+the device whether a step is taken.
+"""
+
+from .build import build_optimizer, learning_rate, optimizer_complaints, set_learning_rate
+from .optimizer import Optimizer
 from .step_guard import StepGuard, gradient_norm, reduce_losses
 
 __all__ = [
+    "Optimizer",
     "StepGuard",
     "build_optimizer",
     "gradient_norm",
     "learning_rate",
-    "muon_matrices",
+    "optimizer_complaints",
     "reduce_losses",
     "set_learning_rate",
 ]

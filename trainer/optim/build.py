@@ -1,4 +1,4 @@
-"""The optimizer of `[optimizer]` and its learning-rate schedule."""
+"""The optimizer of `[optimizer]`, and the learning rate of each step by `[lr_scheduler]`."""
 
 import math
 from typing import Any
@@ -6,63 +6,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...models.lora import is_adapter
-from ..config import JobConfig
+from ..config import OPTIMIZERS, JobConfig
 from ..processes import DTYPES
-from .adamw import AdamW
-from .muon import Muon
+from .optimizer import Optimizer
 
 
-def build_optimizer(model: nn.Module, config: JobConfig) -> AdamW:
-    """AdamW in two groups: matrices decay, vectors (norms) do not. With Muon, the matrices of blocks are a group of its own."""
+def build_optimizer(model: nn.Module, config: JobConfig) -> Optimizer:
+    """Build the optimizer that `optimizer.name` chooses, for what is trained of `model`."""
     o = config.optimizer
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim >= 2]
-    vectors = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}
-    settings: dict[str, Any] = {
-        "lr": o.lr,
-        "betas": (o.beta1, o.beta2),
-        "eps": o.eps,
-        "implementation": o.implementation,
-        "state_dtype": DTYPES[o.state_dtype],
-        "seed": config.training.seed,
-    }
-    if o.name == "AdamW":
-        return AdamW(some([{"params": matrices, "weight_decay": o.weight_decay}, vectors]), **settings)
-    in_blocks = muon_matrices(model)
-    others = [p for p in matrices if p not in set(in_blocks)]
-    groups = [
-        {"params": in_blocks, "weight_decay": o.weight_decay, "muon": True},
-        {"params": others, "weight_decay": o.weight_decay, "muon": False},
-        {**vectors, "muon": False},
-    ]
-    return Muon(some(groups), **settings)
+    chosen: type[Optimizer] = OPTIMIZERS[o.name]
+    groups = [group for group in chosen.groups_of(model, o.weight_decay) if group["params"]]  # all of a kind may be frozen
+    settings: dict[str, Any] = {"lr": o.lr, "betas": (o.beta1, o.beta2), "eps": o.eps, "seed": config.training.seed}
+    return chosen(groups, state_dtype=DTYPES[o.state_dtype], **settings)
 
 
-def some(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups that hold anything: all of one kind may be frozen."""
-    return [group for group in groups if group["params"]]
-
-
-def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices that Muon trains.
-
-    Tables are not its: their rows are looked up one by one, not multiplied as a whole (Jordan et al. 2024). Nor are adapters,
-    whose two factors are not split alike.
-    """
-    return [
-        p
-        for name, p in model.named_parameters()
-        if p.requires_grad and p.ndim >= 2 and name.startswith("layers.") and not is_adapter(name)
-    ]
+def optimizer_complaints(config: JobConfig, model: nn.Module) -> list[str]:
+    """Return why the optimizer of `optimizer.name` cannot train `model`, which may be on the meta device."""
+    chosen: type[Optimizer] = OPTIMIZERS[config.optimizer.name]
+    return chosen.complaints(model)
 
 
 def learning_rate(config: JobConfig, step: int) -> float:
-    """The learning rate of optimizer step `step`, counted from 1.
+    """Return the learning rate of optimizer step `step`, counted from 1.
 
-    Warmup rises linearly to the peak at `warmup_steps`; the last `decay_ratio` of the steps fall towards `min_lr_factor` of it,
-    which the step after the last would have, so that the last one still teaches. Where the two overlap, the smaller holds.
-    Warmup-stable-decay is Hu et al. 2024, arXiv:2404.06395; the sqrt shape Hägele et al. 2024, arXiv:2405.18392.
+    Warmup rises linearly to the peak at `warmup_steps`; the last `decay_ratio` of the steps fall towards
+    `min_lr_factor` of it, which the step after the last would have, so that the last one still teaches. Where the two
+    overlap, the smaller holds. Warmup-stable-decay is Hu et al. 2024, arXiv:2404.06395; the sqrt shape Hägele et al.
+    2024, arXiv:2405.18392.
     """
     schedule, steps = config.lr_scheduler, config.training.steps
     warmup = step / schedule.warmup_steps if step < schedule.warmup_steps else 1.0

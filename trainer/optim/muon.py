@@ -1,15 +1,15 @@
 """Muon: momentum, orthogonalised, for the matrices of the blocks; AdamW for everything else.
 
 The update of a matrix is its Nesterov momentum with all singular values brought near 1 by five Newton-Schulz iterations
-(Jordan et al. 2024, kellerjordan.github.io/posts/muon), in bfloat16 and with the constants of `torch.optim.Muon`. It is scaled
-by 0.2·sqrt(larger side), which gives its elements the root mean square that AdamW's updates have, so that one learning rate and
-one weight decay, those tuned for AdamW, serve both (Liu et al. 2025, arXiv:2502.16982, section 2.2).
+(Jordan et al. 2024, kellerjordan.github.io/posts/muon), in bfloat16 and with the constants of `torch.optim.Muon`. It is
+scaled by 0.2·sqrt(larger side), which gives its elements the root mean square that AdamW's updates have, so that one
+learning rate and one weight decay, those tuned for AdamW, serve both (Liu et al. 2025, arXiv:2502.16982, section 2.2).
 
-Newton-Schulz needs the whole matrix, and each rank holds a block of it. Applied to DTensors, `torch.optim.Muon` would gather
-every matrix for every product, on every rank. Here each matrix of a round has one owner among the ranks that share it:
-an all-to-all brings the blocks to the owners, each orthogonalises its matrix, and a second all-to-all takes them back.
-Per step a rank sends and receives 2 x 2 bytes per parameter it holds, and does 1 / ranks of the work; with W ranks a round is W
-matrices, so that a rank holds one whole matrix at a time.
+Newton-Schulz needs the whole matrix, and each rank holds a block of it. Applied to DTensors, `torch.optim.Muon` would
+gather every matrix for every product, on every rank. Here each matrix of a round has one owner among the ranks that
+share it: an all-to-all brings the blocks to the owners, each orthogonalises its matrix, and a second all-to-all takes
+them back. Per step a rank sends and receives 2 x 2 bytes per parameter it holds, and does 1 / ranks of the work; with W
+ranks a round is W matrices, so that a rank holds one whole matrix at a time.
 """
 
 import math
@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from typing_extensions import override
 
+from ...models.lora import is_adapter
 from ..processes import gradient, local, offset
 from .adamw import AdamW
 
@@ -36,21 +38,42 @@ class Muon(AdamW):
 
     Args:
         groups: parameter groups, each with `weight_decay` and `muon`.
-        settings: as AdamW takes them.
+        settings: those of `Optimizer`.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
         super().__init__(groups, **settings)
         self.owners = Owners([p for group in self.param_groups if group["muon"] for p in group["params"]])
 
+    @override
+    @classmethod
+    def groups_of(cls, model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+        """Divide what is trained into the blocks' matrices, which Muon updates, and AdamW's matrices and vectors."""
+        matrices, vectors = super().groups_of(model, weight_decay)
+        in_blocks = muon_matrices(model)
+        others = [p for p in matrices["params"] if p not in set(in_blocks)]
+        return [
+            {"params": in_blocks, "weight_decay": weight_decay, "muon": True},
+            {"params": others, "weight_decay": weight_decay, "muon": False},
+            {**vectors, "muon": False},
+        ]
+
+    @override
+    @classmethod
+    def complaints(cls, model: nn.Module) -> list[str]:
+        if muon_matrices(model):
+            return []
+        return ['optimizer.name = "Muon": it is for the matrices of the blocks, and [fine_tuning] trains none; use "AdamW"']
+
+    @override
     def initial_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        """One momentum where AdamW has two moments and a count."""
+        """Return one momentum where AdamW has two moments and a count."""
         if not group["muon"]:
             return super().initial_state(p, group)
         return {"momentum_buffer": torch.zeros_like(p, dtype=self.state_dtype)}
 
+    @override
     def update(self, group: dict[str, Any], number: int, skip: Tensor | None) -> None:
-        """One step of one group."""
         if not group["muon"]:
             super().update(group, number, skip)
             return
@@ -68,17 +91,31 @@ class Muon(AdamW):
                 self.keep(p, 0, local(p), weight, number, skip)
 
     def keep(self, p: Tensor, kind: int, place: Tensor, value: Tensor, number: int, skip: Tensor | None) -> None:
-        """Store the new `value` of `place`, unless the step is called off."""
+        """Store the new `value` of `place`, which stays as it is where `skip` is 1."""
         if skip is not None:
             value = torch.where(skip.bool(), place.float(), value)
         self.rounding.store(place, value, (number, kind, self.places[p]))
 
 
+def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Return the matrices that Muon trains.
+
+    Tables are not its: their rows are looked up one by one, not multiplied as a whole (Jordan et al. 2024). Nor are
+    adapters, whose two factors are not split alike.
+    """
+    return [
+        p
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.ndim >= 2 and name.startswith("layers.") and not is_adapter(name)
+    ]
+
+
 class Owners:
-    """Who orthogonalises what: the matrices dealt in rounds to the ranks that share them, one each.
+    """Which rank orthogonalises which matrix: they are assigned in rounds to the ranks that share them, one each.
 
     Args:
-        matrices: parameters split alike, over ranks that are the whole process group together with the copies they have.
+        matrices: parameters split alike, over ranks that are the whole process group together with the copies they
+        have.
     """
 
     def __init__(self, matrices: list[Tensor]) -> None:
@@ -123,9 +160,10 @@ class Owners:
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """The matrix with its singular values brought to about 0.7 .. 1.2, by Newton-Schulz iterations.
+    """Return the matrix with its singular values brought to about 0.7 .. 1.2, by Newton-Schulz iterations.
 
-    X <- a·X + b·(X X^T) X + c·(X X^T)^2 X, from X of Frobenius norm 1. Five of them cost 5·(4·m^2·n + 2·m^3) FLOPs for m <= n.
+    X <- a·X + b·(X X^T) X + c·(X X^T)^2 X, from X of Frobenius norm 1. Five of them cost 5·(4·m^2·n + 2·m^3) FLOPs for
+    m <= n.
 
     Args:
         matrix: [m, n] of any floating type, in which it is computed.
@@ -140,13 +178,13 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 def block(p: Tensor) -> Block:
-    """Rows and columns of the whole matrix that this rank holds."""
+    """Return the rows and columns of the whole matrix that this rank holds."""
     (row, column), (rows, columns) = offset(p), local(p).shape
     return slice(row, row + rows), slice(column, column + columns)
 
 
 def sharing_group(p: Tensor) -> dist.ProcessGroup | None:
-    """The ranks that hold `p` together, this one among them; None where each has it whole. Every rank must call it."""
+    """Return the ranks that hold `p` together with this one; None: each has it whole. Every rank must call it."""
     if not isinstance(p, DTensor):
         return None
     mesh = p.device_mesh

@@ -1,14 +1,15 @@
 """Which losses and gradient norms are spikes: far above those of the last steps, decided on the device.
 
-A value is a spike where it is above mean + sigma x standard deviation of a window of values before it, as in OLMo-core's
-SkipStepOptimizer (github.com/allenai/OLMo-core, optim/skip_step_optimizer.py), with its defaults, 6 and 128, and like there
-nothing is one before the window holds half its length, and at least 20. Three things differ:
+A value is a spike where it is above mean + sigma x standard deviation of a window of values before it, as in
+OLMo-core's SkipStepOptimizer (github.com/allenai/OLMo-core, optim/skip_step_optimizer.py), with its defaults, 6 and
+128, and like there nothing is one before the window holds half its length, and at least 20. Three things differ:
 
 - Only what is above is a spike: a loss that falls is no reason to lose a step.
-- A spike enters the window as the limit that it exceeded. As it is, one of 100 standard deviations would widen them 9 times,
-  and for the rest of the window a spike of 50 would pass. Left out, a lasting change of level would be refused for ever.
-  As the limit, each widens the deviation by 13 %: after 5 steps 10 deviations above are the new level, after 22 steps 100,
-  after 98 steps a million.
+- A spike enters the window as the limit that it exceeded. As it is, one of 100 standard deviations would widen them 9
+times,
+  and for the rest of the window a spike of 50 would pass. Left out, a lasting change of level would be refused for
+  ever. As the limit, each widens the deviation by 13 %: after 5 steps 10 deviations above are the new level, after 22
+  steps 100, after 98 steps a million.
 - What is not finite never enters: one NaN would make every limit NaN for as long as it stays.
 """
 
@@ -16,6 +17,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from ..checkpoints import SpikeWindowState
 
 FEWEST = 20  # values to judge by; 6 standard deviations of 20 normal ones are exceeded 6 times in a million
 
@@ -43,8 +46,8 @@ class SpikeWindow:
             values: float32 [2], the loss and the gradient norm; remembered where both are finite.
 
         Returns:
-            float32 [2]: the largest loss and norm that are no spikes; infinite where there is nothing to judge by, also where
-            all values of the window are the same.
+            float32 [2]: the largest loss and norm that are no spikes; infinite where there is nothing to judge by, also
+            where all values of the window are the same.
         """
         held = self.ages <= self.filled
         known = self.values.double()  # no sum of 128 float32 values is rounded in it, so equal ones have no deviation
@@ -58,13 +61,13 @@ class SpikeWindow:
         self.filled = (self.filled + finite).clamp(max=self.length)
         return limits
 
-    def state_dict(self) -> dict[str, list[float]]:
-        """The values, oldest first. Waits for the device."""
+    def state(self) -> SpikeWindowState:
+        """Return the values, oldest first. Waits for the device."""
         losses, norms = self.values[:, self.length - int(self.filled) :].tolist()
-        return {"loss": losses, "grad_norm": norms}
+        return SpikeWindowState(loss=losses, grad_norm=norms)
 
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Go on from what `state_dict` returned, or from its newest values where the window is shorter now."""
-        saved = torch.tensor([state["loss"], state["grad_norm"]], dtype=torch.float32)[:, -self.length :]
+    def load(self, state: SpikeWindowState) -> None:
+        """Continue from a state, or from its newest values where the window is shorter now."""
+        saved = torch.tensor([state.loss, state.grad_norm], dtype=torch.float32)[:, -self.length :]
         self.filled.fill_(saved.shape[1])
         self.values[:, self.length - saved.shape[1] :] = saved

@@ -1,9 +1,10 @@
 """Steps that must not be taken, and nobody waits to find out: those with non-finite numbers and, if asked for, spikes.
 
-Whether the loss and the gradients' norm are finite, and whether they are spikes (`spikes.py`), is decided on the device from
-numbers that all ranks have alike; where a step is called off, the optimizer changes nothing. The host learns of it when it
-waits for the device anyway, where metrics are due, before a validation and before a checkpoint is written, and says so. After
-`training.max_nonfinite_steps` non-finite ones in a row no step is taken any more, and there the run ends.
+Whether the loss and the gradients' norm are finite, and whether they are spikes (`spikes.py`), is decided on the device
+from numbers that all ranks have alike; where a step is called off, the optimizer changes nothing. The host learns of it
+when it waits for the device anyway, where metrics are due, before a validation and before a checkpoint is written, and
+says so. After `training.max_nonfinite_steps` non-finite ones in a row no step is taken any more, and there the run
+ends.
 """
 
 import math
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..checkpoints import GuardState
 from ..config import JobConfig
 from ..errors import NonFiniteError
 from ..processes import World, local
@@ -36,15 +38,16 @@ class StepGuard:
         self.no_limits = torch.full((2,), math.inf, device=device)
         # non-finite steps so far, spikes so far, non-finite steps in a row up to now, the last step of either kind
         self.counts = torch.zeros(4, dtype=torch.int64, device=device)
-        # Of the first step of the last non-finite ones in a row: its number (0: none was seen), loss, norm, this rank's part of
-        # the loss, the norm of this rank's part of each gradient. Of the last spike: its number, loss, norm, limits of the two.
+        # Of the first step of the last non-finite ones in a row: its number (0: none was seen), loss, norm, this rank's
+        # part of the loss, the norm of this rank's part of each gradient. Of the last spike: its number, loss, norm,
+        # limits of the two.
         self.evidence = torch.zeros(4 + len(self.names), device=device)
         self.spike = torch.zeros(5, device=device)
         self.told = (0, 0)  # non-finite steps and spikes that have been reported
 
     @property
     def skipped(self) -> Tensor:
-        """Steps of the run that were not taken, int64 []."""
+        """Number of steps of the run that were not taken, int64 []."""
         return self.counts[:2].sum()
 
     def watch(self, step: int, loss: Tensor, norm: Tensor, local_loss: Tensor, gradients: list[Tensor]) -> Tensor:
@@ -107,11 +110,12 @@ class StepGuard:
         return "\n  ".join([f"{sum(new)} step(s) not taken, the last of them step {last}: {', '.join(kinds)}", *lines])
 
     def explain(self, world: World) -> list[str]:
-        """The first of the last non-finite steps in a row, and by rank who brought it about. All ranks ask at once."""
+        """Describe the first of the last non-finite steps in a row, and which ranks caused it. Every rank must call it."""
         step, loss, norm, local_loss, *gradients = self.evidence.tolist()
         finite = torch.tensor(gradients).isfinite().tolist()
         reports = world.gather((local_loss, [name for name, fine in zip(self.names, finite, strict=True) if not fine]))
-        # a rank's NaN reaches every rank's shard of the gradients, so these are only evidence when all losses are finite
+        # a rank's NaN reaches every rank's shard of the gradients, so these are only evidence when all losses are
+        # finite
         suspects = [f"rank {r}: its loss is {value}" for r, (value, _) in enumerate(reports) if not math.isfinite(value)]
         suspects = suspects or [
             f"rank {r}: {len(names)} gradients are not finite, the first {names[0]}"
@@ -120,25 +124,27 @@ class StepGuard:
         ]
         return [f"step {step:.0f}: loss {loss}, gradient norm {norm}", *suspects]
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that later decisions depend on, the same on every rank, JSON-able. Waits for the device."""
+    def state(self) -> GuardState:
+        """Return all that later decisions depend on, the same on every rank. Waits for the device."""
         nonfinite, spikes, in_a_row, last = self.counts.tolist()
-        window = {"window": self.window.state_dict()} if self.window else {}
-        return {"nonfinite": nonfinite, "spikes": spikes, "nonfinite_in_a_row": in_a_row, "last_skipped": last, **window}
+        window = self.window.state() if self.window else None
+        return GuardState(nonfinite=nonfinite, spikes=spikes, nonfinite_in_a_row=in_a_row, last_skipped=last, window=window)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned. The settings may be others: a window that is not kept any more is dropped."""
-        self.told = (state["nonfinite"], state["spikes"])
-        in_a_row = min(state["nonfinite_in_a_row"], self.most - 1)  # a lower limit is met by the next step, not by past ones
-        self.counts.copy_(torch.tensor([*self.told, in_a_row, state["last_skipped"]]))
-        if self.window and "window" in state:
-            self.window.load_state_dict(state["window"])
+    def load(self, state: GuardState) -> None:
+        """Continue from a state. The settings may be others: a window that is not kept any more is dropped."""
+        self.told = (state.nonfinite, state.spikes)
+        in_a_row = min(state.nonfinite_in_a_row, self.most - 1)  # a lower limit is met by the next step, not by past ones
+        self.counts.copy_(torch.tensor([*self.told, in_a_row, state.last_skipped]))
+        if self.window and state.window:
+            self.window.load(state.window)
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
-    """The 2-norm of all gradients over all ranks, float32 [], and that of this rank's part of each, float32 [] each.
+    """Return the 2-norm of all gradients over all ranks, float32 [], and that of this rank's part of each, float32 []
+    each.
 
-    In float32 whatever the gradients are: in bfloat16, which `torch.nn.utils.get_total_norm` would return, it has 3 digits.
+    In float32 whatever the gradients are: in bfloat16, which `torch.nn.utils.get_total_norm` would return, it has 3
+    digits.
     """
     norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None], 2.0, dtype=torch.float32)
     total: Any = torch.linalg.vector_norm(torch.stack(norms))
@@ -148,8 +154,8 @@ def gradient_norm(parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]
 def reduce_losses(losses: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     """Sum `losses`, float32 [n], over all ranks, and give all of them one `norm`, float32 [], in the same all-reduce.
 
-    It is rank 0's, or not finite where that of any rank is not. Copies of the model may have summed the same gradients in other
-    orders, and a last bit must not make one of them take a step that another one calls off.
+    It is rank 0's, or not finite where that of any rank is not. Copies of the model may have summed the same gradients
+    in other orders, and a last bit must not make one of them take a step that another one calls off.
     """
     of_one = norm if dist.get_rank() == 0 else torch.where(norm.isfinite(), 0.0, norm)
     summed = torch.cat([losses, of_one[None]])

@@ -1,18 +1,19 @@
-"""torch.compile of the blocks and of the loss, and what has to happen before the first step so that none is compiled later.
+"""torch.compile of the blocks and of the loss, and what has to happen before the first step so that none is compiled
+later.
 
-Blocks are compiled one by one: they are alike, so that one compilation serves all, and FSDP2's hooks stay between them. In the
-packed layout every batch has one shape. In the padded layout widths differ, and the compiler learns which sizes vary by meeting
+Blocks are compiled one by one: they are alike, so that one compilation serves all, and FSDP2's hooks stay between them.
+In the packed layout every batch has one shape. In the padded layout widths differ, and the compiler learns which sizes
+vary by meeting
 a second one: it is shown some before training, since otherwise that might happen at any later step.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from ...datasets.loading import Batch
 from ...models.decoder import Decoder
-from ..loss import summed_loss
+from .inputs import Inputs
 
 
 def apply_compile(model: Decoder, *, one_width: bool) -> None:
@@ -22,17 +23,15 @@ def apply_compile(model: Decoder, *, one_width: bool) -> None:
     model.compile_loss = True
 
 
-def compile_for_all_widths(
-    model: Decoder, to_device: Callable[[Batch], tuple[Any, ...]], *, rows: int, step: int, seq_len: int
-) -> None:
+def compile_for_all_widths(model: Decoder, stage: Callable[[Batch], Inputs], *, rows: int, step: int, seq_len: int) -> None:
     """Go forward and backward with rows of several widths, so that compiled blocks take any. Every rank must call it.
 
-    The narrowest width is compiled for itself (its 1 x 1 blocks of a mask broadcast), the next with sizes that vary; the widest
-    may be no multiple of the others' step, and tells at once whether it fits in memory.
+    The narrowest width is compiled for itself (its 1 x 1 blocks of a mask broadcast), the next with sizes that vary;
+    the widest may be no multiple of the others' step, and tells at once whether it fits in memory.
 
     Args:
         model: laid out and initialised; its gradients are lost.
-        to_device: from a batch to the arguments of `summed_loss` after the model.
+        stage: takes a batch to the device.
         rows: in a micro-batch.
         step: widths are multiples of it.
         seq_len: the largest width.
@@ -42,5 +41,5 @@ def compile_for_all_widths(
         positions = torch.arange(width, dtype=torch.int32).expand(rows, width)
         ids = torch.zeros(rows, width, dtype=torch.int32)
         batch = Batch(tokens, tokens, positions, ids, rows=[], sources=[], state=None, weights=None, values=ids.float())
-        summed_loss(model, *to_device(batch))[0].backward()
+        stage(batch).losses(model).sum().backward()
     model.zero_grad()

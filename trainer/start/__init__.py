@@ -1,7 +1,25 @@
-"""trainer/start."""
+"""What happens once before the first step: check, find the weights, open the data, build the model, make the folder.
+
+Read `verify` (everything that is checked before data or model are touched), `origin` (where the weights come from),
+`data` and `resume` (rows, checked against the eos contract), `model`, then `run_folder`.
+"""
 
 from .data import TrainData, open_data
-from .origin import origin
-from .verify import verify
+from .model import open_model
+from .origin import StartingPoint, starting_point
+from .resume import resume_data
+from .run_folder import open_run_folder
+from .verify import job_complaints, launch_complaints, verify
 
-__all__ = ["TrainData", "open_data", "origin", "verify"]
+__all__ = [
+    "StartingPoint",
+    "TrainData",
+    "job_complaints",
+    "launch_complaints",
+    "open_data",
+    "open_model",
+    "open_run_folder",
+    "resume_data",
+    "starting_point",
+    "verify",
+]

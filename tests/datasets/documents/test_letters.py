@@ -25,7 +25,7 @@ from cistron.datasets.tokenizers import TokenizeError, TokenizerConfig, build_to
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.helpers.corpora import Settings, write_fasta
 from cistron.tests.helpers.corpora import config as settings_of
-from cistron.trainer.metrics import shares
+from cistron.trainer.metrics import target_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -110,11 +110,11 @@ def test_a_step_weighs_as_savanna_does() -> None:
         taken = torch.where(labels >= 0, weights, 0.0)
         losses = torch.zeros(1, 9, requires_grad=True)
         # the loss of a step, and so what it makes of each target's loss
-        ((losses * taken).sum() / shares(labels, taken, normalize=True).sum()).backward()
+        ((losses * taken).sum() / target_weights(labels, taken, normalize=True).sum()).backward()
         assert losses.grad is not None
         expected = [upper, lower, lower, *[upper] * (targets - 3), *[0.0] * (9 - targets)]
         assert (losses.grad[0] * targets).tolist() == pytest.approx(expected)
-    assert shares(labels, taken, normalize=False).sum() == 7
+    assert target_weights(labels, taken, normalize=False).sum() == 7
 
 
 RECORDS = ["ACGTacgtNNRY", "|d__Bacteria;p__X|ACGTACgtn@A#C", "nnnn", "acgt" * 20, "GGC|tag|" * 9]

@@ -10,13 +10,12 @@ import tokenizers
 from cistron.datasets.rows import Packer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.attention import DocumentMask
+from cistron.tests.helpers.jobs import forge, metrics, refusal, train_here, write_job, write_mixture, write_shards
 from cistron.trainer.build import Statement, check_statements
 from cistron.trainer.build import parts as components
 from cistron.trainer.errors import EosMismatchError
 from hypothesis import given
 from hypothesis import strategies as st
-
-from cistron.tests.helpers.jobs import forge, metrics, refusal, train_here, write_job, write_mixture, write_shards
 
 Refusal = Callable[..., str]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cistron.datasets.loading import Batch
 from cistron.models.attention.masks import document_dense_mask
-from cistron.models.config import PLAIN, PRESETS, AttentionConfig
+from cistron.models.config import FULL_ATTENTION, PRESETS, AttentionConfig
 from cistron.models.positions import reaches
 from cistron.tests.helpers.jobs import metrics, refusal, train_here, write_job
 from cistron.trainer.build import make_model
@@ -20,8 +20,7 @@ from cistron.trainer.checkpoints import Progress
 from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.estimates import document_flops, frozen_flops, peak_flops, row_flops, sizes_of
 from cistron.trainer.estimates.flops import named_peak
-from cistron.trainer.metrics import MetricsLog, Outcome, StepCounts
-from cistron.trainer.metrics.reports import scalars
+from cistron.trainer.metrics import MetricsLog, Outcome, Record, StepCounts
 from cistron.trainer.processes import join
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,13 +47,13 @@ def batch(rows: int, seq_len: int, seed: int) -> Batch:
 @pytest.mark.parametrize("seed", range(4))
 def test_attention_is_counted_as_the_mask_leaves_it(causal: bool, seed: int) -> None:
     rows = batch(3, 96, seed)
-    windows = AttentionConfig(mask="lambda", window=1 + 7 * seed, sinks=seed) if causal and seed else PLAIN
+    windows = AttentionConfig(mask="lambda", window=1 + 7 * seed, sinks=seed) if causal and seed else FULL_ATTENTION
     totals = StepCounts.of([rows], 1, attention=windows)
     real = rows.sequence_ids >= 0
     (reach,) = reaches(windows)
     mask = document_dense_mask(rows.sequence_ids, causal, reach=reach)[:, 0] & real[:, :, None] & real[:, None, :]
     per_pair = 12 * DEBUG.n_layers * DEBUG.n_heads * DEBUG.head_dim
-    counted = document_flops(replace(DEBUG, causal=causal), sum(totals.tokens), totals.causal_pairs)
+    counted = document_flops(DEBUG.replace(causal=causal), sum(totals.tokens), totals.causal_pairs)
     assert counted == DEBUG.flops_per_token(0) * int(real.sum()) + per_pair * int(mask.sum())
 
 
@@ -82,7 +81,7 @@ def test_what_freezing_saves_is_what_is_not_computed(fine_tuning: dict[str, Any]
 
 def test_a_row_of_one_document_that_sees_all_of_itself_is_worth_the_convention() -> None:
     pairs = 512 * 513 // 2
-    assert document_flops(replace(DEBUG, causal=False), 512, pairs) == row_flops(DEBUG, 512, 512)
+    assert document_flops(DEBUG.replace(causal=False), 512, pairs) == row_flops(DEBUG, 512, 512)
     assert document_flops(DEBUG, 512, pairs) < row_flops(DEBUG, 512, 512)
 
 
@@ -128,7 +127,7 @@ def test_utilisation_follows_from_the_steps_of_the_window(tmp_path: Path) -> Non
     config, _ = load_config([str(write_job(tmp_path)), "--metrics.peak_flops", "1e12", "--metrics.log_freq", "2"])
     folder = tmp_path / "run"
     folder.mkdir()
-    log, progress = MetricsLog(folder, config, join(config), 0, DEBUG), Progress()
+    log, progress = MetricsLog(folder, config, join(config), 0, DEBUG), Progress.start()
     totals = [StepCounts.of([batch(4, 64, seed)], 1) for seed in range(4)]
     for each in totals:
         progress.advance({"words": each.tokens[0]}, each.rows_hash)
@@ -190,7 +189,7 @@ def test_weights_and_biases_has_every_number_of_every_record_and_a_resume_goes_o
     logged = first.logged | second.logged
     assert list(logged) == [1, 2, 3, 4, 5, 6]
     for record in metrics(config):
-        assert logged[record["step"]] == scalars(record, "")
+        assert logged[record["step"]] == Record("metrics", record, "").curves
         assert logged[record["step"]]["loss"] == record["loss"]
     train_here(config, "--metrics.enable_wandb", "true", "--checkpoint.load_step", "0", "--training.steps", "1")
     assert wandb[2].options["id"] != first.options["id"], "a run from the start is another one"
@@ -223,7 +222,7 @@ def test_the_numbers_of_a_record_are_curves_and_what_is_unknown_is_left_out() ->
         '{"step": 3, "loss": 2.0, "mfu": null, "rows_hash": "a1", "positions": {"0": 4.5, "2-3": 3.5},'
         ' "sources": {"dna": {"loss": 1.5, "tokens": 7}, "text": {"loss": null, "tokens": 0}}}'
     )
-    assert scalars(record, "validation/") == {
+    assert Record("validation", record, "").curves == {
         "validation/loss": 2.0,
         "validation/loss/dna": 1.5,
         "validation/tokens/dna": 7,

@@ -14,9 +14,9 @@ from cistron.tests.helpers.jobs import column, metrics, refusal, train, train_he
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.build import make_model
 from cistron.trainer.config import JobConfig, load_config
-from cistron.trainer.optim import build_optimizer, muon_matrices
+from cistron.trainer.optim import build_optimizer
 from cistron.trainer.optim.adamw import AdamW
-from cistron.trainer.optim.muon import Muon, orthogonalize
+from cistron.trainer.optim.muon import Muon, muon_matrices, orthogonalize
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from torch import Tensor, nn
@@ -72,12 +72,10 @@ def muon_groups(matrices: list[nn.Parameter]) -> list[dict[str, Any]]:
     return [{"params": matrices, "weight_decay": DECAY, "muon": True}]
 
 
-@pytest.mark.parametrize("implementation", ["fused", "foreach", "for-loop"])
-def test_adamw_in_float32_is_that_of_torch_bit_for_bit(implementation: str) -> None:
+def test_adamw_in_float32_is_that_of_torch_bit_for_bit() -> None:
     ours, theirs = parameters(), parameters()
-    take_steps(ours, AdamW([{"params": ours, "weight_decay": DECAY}], implementation=implementation, **SETTINGS))
-    flags = {"fused": implementation == "fused", "foreach": implementation == "foreach"}
-    reference = torch.optim.AdamW(theirs, lr=0.02, betas=(0.9, 0.95), eps=1e-8, weight_decay=DECAY, **flags)
+    take_steps(ours, AdamW([{"params": ours, "weight_decay": DECAY}], **SETTINGS))
+    reference = torch.optim.AdamW(theirs, lr=0.02, betas=(0.9, 0.95), eps=1e-8, weight_decay=DECAY, fused=True)
     take_steps(theirs, reference)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
@@ -101,7 +99,7 @@ def test_newton_schulz_maps_the_singular_values_by_the_polynomial(shape: tuple[i
 
 def test_a_muon_step_is_that_of_torch_bit_for_bit_and_close_to_float64() -> None:
     ours, theirs, exact = parameters(), parameters(), values(0, 0.1)
-    take_steps(ours, Muon(muon_groups(ours), implementation="fused", **SETTINGS))
+    take_steps(ours, Muon(muon_groups(ours), **SETTINGS))
     take_steps(theirs, torch.optim.Muon(theirs, lr=0.02, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
@@ -138,7 +136,7 @@ def muon_on_ranks() -> list[list[Tensor]]:
         mesh = init_device_mesh("cpu", sizes)
         whole = zip(values(0, 0.1), placements, strict=True)
         sharded = [nn.Parameter(distribute_tensor(t, mesh, place)) for t, place in whole]
-        take_steps(sharded, Muon(muon_groups(sharded), implementation="fused", **SETTINGS))
+        take_steps(sharded, Muon(muon_groups(sharded), **SETTINGS))
         results.append([p.full_tensor().detach() for p in sharded if isinstance(p, DTensor)])
     return results
 
@@ -146,17 +144,16 @@ def muon_on_ranks() -> list[list[Tensor]]:
 def test_a_muon_step_on_shards_is_the_unsharded_one_bit_for_bit() -> None:
     """Also where rows do not divide by the ranks, and some ranks hold nothing of a matrix."""
     expected = parameters()
-    take_steps(expected, Muon(muon_groups(expected), implementation="fused", **SETTINGS))
+    take_steps(expected, Muon(muon_groups(expected), **SETTINGS))
     for by_layout in run_on_ranks(muon_on_ranks, 4):
         for found in by_layout:
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("implementation", ["fused", "for-loop"])
-def test_a_step_called_off_changes_nothing(implementation: str) -> None:
+def test_a_step_called_off_changes_nothing() -> None:
     ours = parameters()
     groups = [*muon_groups(ours[:3]), {"params": ours[3:], "weight_decay": DECAY, "muon": False}]
-    optimizer = Muon(groups, implementation=implementation, **SETTINGS)
+    optimizer = Muon(groups, **SETTINGS)
     take_steps(ours, optimizer)
     kept = [*ours, *(t for p in ours for t in optimizer.state[p].values())]
     before = [t.detach().clone() for t in kept]

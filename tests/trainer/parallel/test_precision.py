@@ -11,7 +11,8 @@ import torch
 from cistron.tests.helpers.jobs import column, metrics, train_here, write_job
 from cistron.trainer.config import load_config
 from cistron.trainer.optim import gradient_norm
-from cistron.trainer.optim.adamw import AdamW, Rounding
+from cistron.trainer.optim.adamw import AdamW
+from cistron.trainer.optim.optimizer import Rounding
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from torch import Tensor, nn
@@ -113,7 +114,7 @@ def adamw_in_float64(start: Tensor, gradient: Tensor, steps: int, lr: float) -> 
 def bfloat16_adamw(start: Tensor, state_dtype: torch.dtype, lr: float) -> tuple[nn.Parameter, AdamW]:
     """A bfloat16 parameter and its optimizer."""
     p = nn.Parameter(start.clone())
-    settings: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "implementation": "fused", "seed": 0}
+    settings: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "seed": 0}
     return p, AdamW([{"params": [p], "weight_decay": 0.1}], lr=lr, state_dtype=state_dtype, **settings)
 
 
