@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
 from ..datasets.nucleotides import CODES, NUCLEOTIDES, reverse_complement
-from ..datasets.prepare import Event
 from ..datasets.readers import NamedSequence, SequenceFiles
 from ..trainer.errors import ConfigError
 from ..trainer.inference import Score, opening_tokens, read_documents, score
 from ..trainer.processes import run_command
 from .extrapolate import main as extrapolate_main
-from .support import add_input_arguments, add_model_arguments, make_monitor, open_as_asked, writing
+from .support import add_input_arguments, add_model_arguments, open_as_asked, progress_bar, writing
 
 ROWS = 4096  # of a parquet file that are held
 
@@ -82,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     scores = score(opened, documents, with_eos=options.with_eos, batch_tokens=options.batch_tokens)
     first = opening_tokens(opened.tokenizer)
     told = 0.0
-    with make_monitor("score") if options.output else nullcontext() as bar, open_writer(options.output) as write:
+    with progress_bar("score") if options.output else nullcontext() as bar, open_writer(options.output) as write:
         if bar:
             bar.begin("sequences", sum(file.size for file in files.files))
         for one in means(scores) if options.reverse_complement else scores:
@@ -90,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
             mean = one.log_likelihood / one.tokens if one.tokens else float("nan")
             write(Result(one.document.name, residues, one.tokens, one.log_likelihood, mean))
             if bar:
-                bar(Event(stored=one.document.stored - told, text=residues))
+                bar.advance(one.document.stored - told, residues)
                 told = one.document.stored
 
 

@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...datasets.documents import DocumentConfig
-from ...datasets.loading import DataConfig, RowSettings, SinglePass
+from ...datasets.config import DataConfig
+from ...datasets.loading import RowSettings, SinglePass
 from ...datasets.tokenizers import Ids, Tokenizer
 from ...models.config import DecoderConfig
 from ..config import Extrapolation, JobConfig
 from ..errors import ConfigError
 from ..metrics import finite
-from ..start import letters_of, source_configs
 from .continuation import check_packages, quality
 from .methods import WINDOWED, Trained, Way, choose, settings, way
 from .passkey import prompts, retrieved
@@ -119,16 +118,10 @@ def read_sources(config: JobConfig, tokenizer: Tokenizer, longest: int) -> Itera
     Raises:
         DataConfigError, DataError: a source cannot be used.
     """
-    d = config.data
-    data = DataConfig(
-        sources=source_configs(config.validation.sources, ()),
-        lanes=1,
-        packing="best_fit",
-        documents=DocumentConfig(letters=letters_of(d), long_documents="truncate"),
-        on_bad_record=d.on_bad_record,
-    )
+    letters = {**config.data.letters.model_dump(), "long_documents": "truncate"}
+    data = DataConfig(**letters, on_bad_record=config.data.on_bad_record)
     rows = RowSettings(seq_len=longest, seed=config.training.seed, batch_size=1)
-    for batch in SinglePass(data, tokenizer, rows).batches():
+    for batch in SinglePass(config.validation.sources, data, tokenizer, rows).batches():
         tokens, ids = batch.tokens[0].numpy(), batch.sequence_ids[0].numpy()
         for document in range(int(ids.max(initial=-1)) + 1):
             yield tokens[ids == document]

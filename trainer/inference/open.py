@@ -6,14 +6,14 @@ from typing import cast
 
 import torch
 
-from ...datasets.tokenizers import Tokenizer, build_tokenizer
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from ...models.attention import DocumentMask
 from ...models.config import DecoderConfig, Executor
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
 from ..build import Statement, check_statements, checkpoint_statement, make_model, make_tokenizer, tokenizer_statement
 from ..checkpoints import Folder, Found, load, read_newest
-from ..config import JobConfig, TokenizerTable
+from ..config import JobConfig
 from ..errors import ConfigError
 from ..huggingface import TOKENIZER, HuggingFaceFolder, is_hugging_face
 from ..processes import pick_device
@@ -141,11 +141,11 @@ def length_dependent_rope_note(model: Decoder) -> tuple[str, ...]:
     )
 
 
-def with_unknown_policy(table: TokenizerTable, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
+def with_unknown_policy(table: TokenizerConfig, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
     """The tokenizer of a table, or where a policy is given the same with it. Raises DataConfigError where it knows none."""
     if on_unknown is None:
         return tokenizer
-    return build_tokenizer(**{**table.model_dump(), "on_unknown": on_unknown})
+    return build_tokenizer(table.model_copy(update={"on_unknown": on_unknown}))
 
 
 def load_weights(model: Decoder, found: Found, device: torch.device, dtype: torch.dtype) -> None:

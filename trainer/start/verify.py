@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 
 from ...base import UserError
-from ...datasets.tokenizers import Tokenizer, build_tokenizer
+from ...datasets.documents import document_complaints
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import architecture
@@ -21,7 +22,7 @@ from ..metrics import profiling_complaints, sink_complaints
 from ..optim import optimizer_complaints
 from ..parallel import float8_complaints
 from ..processes import Layout, degree_complaints, layout_complaints, pick_device, symmetric_memory_complaints, world_size
-from .data import make_data_config, make_objective
+from .data import data_config, make_objective
 
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ class Examination:
         self.complaints: list[str] = []
         self.tokenizer: Tokenizer | None = None
         self.tokenizer = self.attempt(lambda: make_tokenizer(config))
-        self.some_tokenizer = self.tokenizer or build_tokenizer("byte")
+        self.some_tokenizer = self.tokenizer or build_tokenizer(TokenizerConfig())
         self.decoder = self.attempt(lambda: make_decoder_config(config, self.some_tokenizer))
 
     def attempt(self, step: Callable[[], T]) -> T | None:
@@ -126,7 +127,8 @@ class Examination:
             self.add(training_complaints(config, decoder))
         if tokenizer:
             self.attempt(lambda: make_objective(config, tokenizer))
-            self.attempt(lambda: make_data_config(config).check(tokenizer, config.training.seq_len))
+            data = data_config(config)
+            self.add(document_complaints(data, tokenizer, data.policy, config.training.seq_len))
 
     def examine_attention(self, device: torch.device) -> None:
         """Ask the kernels of a device for the mask."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
+from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from cistron.models.attention import DocumentMask
 from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig, check_length
 from cistron.models.errors import ModelError
@@ -233,7 +233,7 @@ def test_what_is_named_twice_is_measured_once() -> None:
 
 @pytest.mark.parametrize("kind", ["byte", "dna", "protein"])
 def test_a_key_is_hidden_at_its_depth_and_stands_at_the_end(kind: str) -> None:
-    tokenizer: Tokenizer = build_tokenizer(kind)
+    tokenizer: Tokenizer = build_tokenizer(TokenizerConfig(kind=kind))
     hay = [tokenizer.encode_batch([b"A" * 999]).ids]
     words = SEQUENCES.get(kind, PROSE)
     places = []
