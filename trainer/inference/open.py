@@ -16,7 +16,7 @@ from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
 from ...models.huggingface import from_hf
-from ..build import Statement, check_statements, checkpoint_statement, make_model, make_tokenizer, tokenizer_statement
+from ..build import Contract, make_model, make_tokenizer
 from ..checkpoints import Folder
 from ..checkpoints import Found as checkpoint_Found
 from ..checkpoints import load as checkpoint_load
@@ -94,13 +94,7 @@ def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on
     found, skipped = checkpoint_read_newest(folder)
     config, decoder = found.state.config, found.state.model
     tokenizer = with_unknown_policy(config.tokenizer, make_tokenizer(config), on_unknown)
-    check_statements(
-        [
-            tokenizer_statement(tokenizer),
-            checkpoint_statement(found),
-            Statement(party="model", where=found.where, vocab=decoder.vocab_size),
-        ]
-    )
+    Contract.of_checkpoint(found, tokenizer).check()
     with torch.device("meta"):
         model = make_model(config, decoder)
     fill(model, found, device, dtype)

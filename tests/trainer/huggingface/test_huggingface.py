@@ -22,7 +22,7 @@ from cistron.tests.helpers.jobs import refusal, save_in_layouts, train_here, wri
 from cistron.tests.helpers.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer import checkpoints as checkpoint
-from cistron.trainer.build import make_decoder_config, other_roles
+from cistron.trainer.build import make_decoder_config
 from cistron.trainer.checkpoints import Found, RunState, SavedContract, WholeTensors, write_whole
 from cistron.trainer.config import JobConfig, TokenizerTable, load_config
 from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
@@ -401,8 +401,9 @@ def test_mapped_letters_have_the_same_ids_in_transformers(tmp_path: Path, kind: 
 def test_an_encoder_leaves_as_eurobert_and_comes_back_as_the_same_bits(tmp_path: Path, tied: bool) -> None:
     shape = replace(LLAMA, vocab_size=33, causal=False, tie_embeddings=tied)
     ours = random_decoder(shape)
-    table = TokenizerTable(kind="protein")
-    found = save(tmp_path / "step-7", ours, table, eos=2, pad=1, roles=other_roles(build_tokenizer("protein")))
+    table, letters = TokenizerTable(kind="protein"), build_tokenizer("protein")
+    roles = {role: getattr(letters, f"{role}_id") for role in ("bos", "mask", "unk")}
+    found = save(tmp_path / "step-7", ours, table, eos=2, pad=1, roles=roles)
     messages = export(found, tmp_path / "out", tokenizer=table)
     assert not any("by itself" in message for message in messages), "training has <cls> and <eos> too"
 
