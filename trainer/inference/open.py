@@ -11,7 +11,7 @@ from ...models.attention import DocumentMask
 from ...models.config import DecoderConfig, Executor
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
-from ..build import Statement, check_statements, checkpoint_statement, make_model, make_tokenizer, tokenizer_statement
+from ..build import Contract, make_model, make_tokenizer
 from ..checkpoints import Folder, Found, load, read_newest
 from ..config import JobConfig
 from ..errors import ConfigError
@@ -85,13 +85,7 @@ def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on
     found, skipped = read_newest(folder)
     config, decoder = found.state.config, found.state.model
     tokenizer = with_unknown_policy(config.tokenizer, make_tokenizer(config), on_unknown)
-    check_statements(
-        [
-            tokenizer_statement(tokenizer),
-            checkpoint_statement(found),
-            Statement(party="model", where=found.where, vocab=decoder.vocab_size),
-        ]
-    )
+    Contract.of_checkpoint(found, tokenizer).check()
     with torch.device("meta"):
         model = make_model(config, decoder)
     load_weights(model, found, device, dtype)

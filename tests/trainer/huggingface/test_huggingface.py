@@ -21,7 +21,7 @@ from cistron.tests.helpers.jobs import refusal, save_in_layouts, train_here, wri
 from cistron.tests.helpers.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer import checkpoints as checkpoint
-from cistron.trainer.build import make_decoder_config, other_roles
+from cistron.trainer.build import make_decoder_config
 from cistron.trainer.checkpoints import Found, RunState, SavedContract, WholeTensors, write_whole
 from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
@@ -401,9 +401,9 @@ def test_an_encoder_leaves_as_eurobert_and_comes_back_as_the_same_bits(tmp_path:
     shape = LLAMA.replace(vocab_size=33, causal=False, tie_embeddings=tied)
     ours = random_decoder(shape)
     table = TokenizerConfig(kind="protein")
-    found = save(
-        tmp_path / "step-7", ours, table, eos=2, pad=1, roles=other_roles(build_tokenizer(TokenizerConfig(kind="protein")))
-    )
+    letters = build_tokenizer(table)
+    roles = {role: getattr(letters, f"{role}_id") for role in ("bos", "mask", "unk")}
+    found = save(tmp_path / "step-7", ours, table, eos=2, pad=1, roles=roles)
     messages = export(found, tmp_path / "out", tokenizer=table)
     assert not any("by itself" in message for message in messages), "training has <cls> and <eos> too"
 
