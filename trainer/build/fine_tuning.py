@@ -6,12 +6,14 @@ state, norms and clipping and the guard pass over it, FSDP2 gathers it and reduc
 
 from collections.abc import Container
 from fnmatch import fnmatchcase
+from typing import cast
 
 from torch import nn
 
 from ...base import nearest
 from ...models.decoder import Decoder
 from ...models.lora import LoraLinear, is_adapter
+from ...models.parameters import parameters_with_kinds
 from ..config import FineTuning, Lora
 from ..errors import ConfigError
 
@@ -32,9 +34,8 @@ def fine_tune(model: Decoder, table: FineTuning) -> None:
 
 def insert_adapters(model: Decoder, table: Lora) -> None:
     """Put an adapter beside every linear layer of a block that `targets` match. Raises ConfigError where one matches none."""
-    linear = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith("layers.")
-    }
+    names = [name.removesuffix(".weight") for name, _, kind in parameters_with_kinds(model) if kind.multiplies]
+    linear = {name: cast(nn.Linear, model.get_submodule(name)) for name in names}
     for entry in table.targets:
         if not any(fnmatchcase(name, entry) for name in linear):
             raise ConfigError(
