@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cistron.datasets.loading import DataConfig, Loader, SourceConfig
+from cistron.datasets.loading import DataConfig, Loader, RowSettings, SourceConfig
 from cistron.datasets.tokenizers import build_tokenizer
 
 BATCH, SEQ_LEN = 8, 2048
@@ -41,9 +41,9 @@ def run(folder: Path, case: str, tokens: int, workers: int) -> None:
     form, paths = ("tokens", "shards") if case == "tokens" else ("jsonl", "text/*.jsonl")
     tokenizer = build_tokenizer("hf", str(folder / "tokenizer")) if hf else build_tokenizer("byte")
     source = SourceConfig(name="source", format=form, paths=(str(folder / paths),))
-    config = DataConfig(sources=(source,), lanes=16, packing="best_fit", seq_len=SEQ_LEN, seed=0, num_workers=workers)
+    config = DataConfig(sources=(source,), lanes=16, packing="best_fit", num_workers=workers)
     batches = tokens // (BATCH * SEQ_LEN)
-    with Loader(config, tokenizer, batch_size=BATCH) as loader:
+    with Loader(config, tokenizer, RowSettings(seq_len=SEQ_LEN, seed=0, batch_size=BATCH)) as loader:
         begun, seen = time.perf_counter(), []
         for number in range(batches):
             loader.next()

@@ -13,9 +13,8 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from cistron.datasets.loading import Batch, DataConfig, Loader, SourceConfig
+from cistron.datasets.loading import Batch, DataConfig, DataShard, DataState, Loader, RowSettings, SourceConfig
 from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 
 BATCH = 8
@@ -26,12 +25,12 @@ CASES = {
 }
 
 
-def open_loader(folder: Path, case: str, tokenizer: Tokenizer, state: dict[str, Any] | None) -> Loader:
+def open_loader(folder: Path, case: str, tokenizer: Tokenizer, state: DataState | None) -> Loader:
     """Open a case's loader."""
     form = "tokens" if case == "tokens" else "jsonl"
     source = SourceConfig(name="source", format=form, paths=(str(folder / CASES[case][0]),))
-    config = DataConfig(sources=(source,), lanes=16, packing="best_fit", seq_len=2048, seed=0)
-    return Loader(config, tokenizer, batch_size=BATCH, state=state)
+    config = DataConfig(sources=(source,), lanes=16, packing="best_fit")
+    return Loader(config, tokenizer, RowSettings(seq_len=2048, seed=0, batch_size=BATCH), DataShard(state=state))
 
 
 def states(folder: Path, case: str, tokenizer: Tokenizer) -> dict[int, tuple[str, str]]:
@@ -40,9 +39,9 @@ def states(folder: Path, case: str, tokenizer: Tokenizer) -> dict[int, tuple[str
     with open_loader(folder, case, tokenizer, None) as loader:
         for rows in CASES[case][2]:
             batch = loader.next()
-            while batch is not None and batch.state["rows"] < rows:
+            while batch is not None and batch.state.rows < rows:
                 batch = loader.next()
-            state = json.dumps(loader.state())
+            state = loader.state().model_dump_json()
             found[rows] = state, fingerprint(loader.next())
     return found
 
@@ -70,7 +69,7 @@ def main() -> None:
         for _ in range(options.repeats):
             for rows, (state, expected) in kept.items():
                 begun = time.perf_counter()
-                with open_loader(folder, case, tokenizer, json.loads(state)) as loader:
+                with open_loader(folder, case, tokenizer, DataState.read(json.loads(state))) as loader:
                     batch = loader.next()
                     seconds[rows].append(time.perf_counter() - begun)
                 assert fingerprint(batch) == expected, "a resume went on with another batch"

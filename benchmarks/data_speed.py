@@ -44,7 +44,7 @@ def cistron(
     folder: Path, kind: str, paths: str, workers: int = 0, packing: str = "best_fit", twin: bool = True
 ) -> Iterator[object]:
     """The whole of `Loader`: `tokens` are shards, `hf` and `byte` the same jsonl files by another tokenizer."""
-    from cistron.datasets.loading import DataConfig, Loader, SourceConfig
+    from cistron.datasets.loading import DataConfig, Loader, RowSettings, SourceConfig
     from cistron.datasets.tokenizers import HFTokenizer, build_tokenizer
 
     if not twin:
@@ -53,8 +53,8 @@ def cistron(
     source = SourceConfig(name="source", format={"hf": "jsonl", "byte": "jsonl"}.get(kind, kind), paths=(str(folder / paths),))
     tokenizer = build_tokenizer("hf", str(folder / "tokenizer")) if hf else build_tokenizer("byte")
     lanes = 1 if paths == "chromosome.fasta" else 16  # a record is not divided among lanes
-    config = DataConfig(sources=(source,), lanes=lanes, packing=packing, seq_len=SEQ_LEN, seed=0, num_workers=workers)
-    with Loader(config, tokenizer, batch_size=BATCH) as loader:
+    config = DataConfig(sources=(source,), lanes=lanes, packing=packing, num_workers=workers)
+    with Loader(config, tokenizer, RowSettings(seq_len=SEQ_LEN, seed=0, batch_size=BATCH)) as loader:
         while True:
             yield loader.next()
 

@@ -11,7 +11,7 @@ from cistron.trainer.config import load_config
 from cistron.trainer.estimates import estimate
 from cistron.trainer.processes import Layout
 from cistron.trainer.start import verify
-from cistron.trainer.start.data import make_data_config, open_validation
+from cistron.trainer.start.data import make_data_config, open_validation, row_settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "train_configs"
 FOR_GPUS = re.compile(r"(\d+) GPUs? of (\d+) GB")
@@ -48,10 +48,10 @@ def test_a_configuration_names_files_that_there_are_and_more_pieces_of_them_than
     config, _ = load_config([str(path)])
     layout = Layout.resolve(config, next((int(n) for n, _ in FOR_GPUS.findall(path.read_text().splitlines()[0])), 1))
     tokenizer, _ = verify(config, layout)
-    data = make_data_config(config, layout, tokenizer)
+    data = make_data_config(config)
     for source in data.sources:
-        open_source(source, data.lanes, data.seq_len, data.storage)
-    open_validation(config, layout, tokenizer, batch_size=1)
+        open_source(source, data.lanes, config.training.seq_len, data.storage)
+    open_validation(config, tokenizer, row_settings(config, layout, tokenizer, batch_size=1))
 
 
 @pytest.mark.parametrize(("base", "tuned"), [("dna_debug", "finetune_promoter"), ("debug", "longcontext_yarn")])

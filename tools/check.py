@@ -43,7 +43,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     """Verify the job and print what it would do. Raises UserError where training would."""
     config, _ = load_config(argv, prog="cistron check")
     layout = Layout.resolve(config, world_size)
-    tokenizer, decoder = verify(config, layout)
+    tokenizer, decoder = verify(config, layout, attention_device=torch.device(device))
     mask = make_mask(config, tokenizer, torch.device(device))
     console = Console(highlight=False, soft_wrap=True)
     console.rule("configuration")

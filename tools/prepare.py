@@ -27,8 +27,8 @@ from ..datasets.prepare import (
     ListReader,
     MegatronReader,
     Pool,
+    PreparationResult,
     RawCorpus,
-    Result,
     TokenCorpus,
     TokenReader,
     length_statistics,
@@ -60,7 +60,7 @@ class Outcome:
     """What became of a source, and in how many seconds; a rerun counts what was there already."""
 
     work: Work
-    result: Result
+    result: PreparationResult
     seconds: float
 
 
@@ -298,7 +298,7 @@ def toml_lines(outcomes: Sequence[Outcome]) -> str:
     return tomli_w.dumps({"data": {"sources": tables}}) + "".join(f"# validation: {folder}\n" for folder in aside)
 
 
-def validation_shards(result: Result) -> int:
+def validation_shards(result: PreparationResult) -> int:
     """How many of the shards are for validation."""
     return sum(shard.startswith("validation/") for shard in result.shards)
 

@@ -1,10 +1,18 @@
 """What goes wrong in training: three kinds of a user's mistake, and two that are nobody's."""
 
+from collections.abc import Sequence
+
 from ..base import UserError
 
 
 class ConfigError(UserError):
     """A user's mistake in the TOML, on the command line, or in how the two fit the machines."""
+
+
+def refuse(complaints: Sequence[str]) -> None:
+    """Raise ConfigError with every complaint on a line of its own; do nothing where there is none."""
+    if complaints:
+        raise ConfigError("\n  ".join(["the configuration does not fit:", *complaints] if complaints[1:] else complaints))
 
 
 class EosMismatchError(UserError):

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from .. import __version__
 from ..base import UserError
 from ..datasets.errors import DataEnd, DataOrderError
-from ..datasets.loading import Batch, left_out, merge_states
+from ..datasets.loading import Batch, DataShard, DataState, Inventory, merge_states
 from ..models.init import init_weights
 from .build import attention_of, check_rows, fresh_parameters, make_mask, make_model, other_roles
 from .checkpoints import NEWEST as checkpoint_NEWEST
@@ -69,9 +69,9 @@ class Trainer:
         run = Folder(self.folder)
         found = origin(config, run, self.checkpoints, shape, world)
         self.origin, self.resuming, self.messages = found
-        resumed = self.origin.state if self.origin and self.resuming else {"progress": {}, "data": None}
+        resumed = self.origin.state if self.origin and self.resuming else {"progress": {}}
         self.progress = Progress(**resumed["progress"])
-        self.data_state: dict[str, Any] | None = resumed["data"]
+        self.data_state: DataState | None = None
         self.feed = self.open_data()
         self.first_batch = self.feed.first
         self.prompt = world.gather(opening(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
@@ -134,7 +134,7 @@ class Trainer:
             self.save()  # the weights are good
             raise
         if record:
-            self.log.validation(record)
+            self.log.write(record)
 
     def open_extrapolation(self) -> LongEvaluation | None:
         """What `[eval.extrapolation]` asks for."""
@@ -149,7 +149,7 @@ class Trainer:
         if self.extrapolation is None or self.extrapolation.done == self.progress.step:
             return
         if record := self.extrapolation.run(self.progress.step, self.model, self.stop, self.saver):
-            self.log.extrapolation(record)
+            self.log.write(record)
 
     def fetch(self) -> tuple[list[Batch], Exception | None]:
         """This rank's micro-batches of the next step: fewer when a stop was asked for, and how the data failed or ended."""
@@ -256,9 +256,11 @@ class Trainer:
         inventory = self.origin.inventory() if self.origin and self.resuming else None
         rows = self.progress.step * global_batch_size(self.config, self.world.layout)
         try:
-            if self.config.data.stages and self.data_state and self.data_state["rows"] != rows:
+            if self.origin and self.resuming:
+                self.data_state = DataState.read(self.origin.state["data"])
+            if self.config.data.stages and self.data_state and self.data_state.rows != rows:
                 raise DataOrderError(
-                    f"data.stages begin at steps, and step {self.progress.step} ended at row {self.data_state['rows']}, "
+                    f"data.stages begin at steps, and step {self.progress.step} ended at row {self.data_state.rows}, "
                     f"which by the present training.global_batch_size is row {rows}; keep that of the checkpoint"
                 )
             return self.open_data_at(state=self.data_state, inventory=inventory), None
@@ -269,8 +271,8 @@ class Trainer:
                 raise CheckpointError(f'{refusal}; data.on_change = "restart" accepts it') from None
             return None, refusal
 
-    def open_data_at(self, **place: Any) -> TrainData:
-        """This rank's loader from some place on."""
+    def open_data_at(self, state: DataState | None = None, inventory: Inventory | None = None, row: int = 0) -> TrainData:
+        """This rank's loader from a state on, or without one from a global row on."""
         world, origin = self.world, self.origin
         return open_data(
             self.config,
@@ -280,11 +282,11 @@ class Trainer:
             self.decoder_config.vocab_size,
             batch_size=self.micro_batch_size,
             buckets=self.micro_batches if self.config.data.length_buckets else 1,
+            shard=DataShard(
+                dp_rank=world.dp_rank, dp_degree=world.layout.data_parallel, state=state, inventory=inventory, row=row
+            ),
             contract={"where": f"{origin.path}/{checkpoint_STATE}", **origin.state["contract"]} if origin else None,
             interrupted=self.stop,
-            dp_rank=world.dp_rank,
-            dp_degree=world.layout.data_parallel,
-            **place,
         )
 
     def build_model(self) -> None:
@@ -335,11 +337,11 @@ class Trainer:
         if not self.config.checkpoint.enable or self.progress.step in (0, self.saver.step):
             return
         reports = self.world.gather((self.data_state, self.world.is_row_leader))
-        states = [data_state for data_state, counted in reports if counted and data_state]
+        data = merge_states([data_state for data_state, counted in reports if counted and data_state])
         state = {
             "progress": asdict(self.progress),
             "guard": self.guard.state_dict(),
-            "data": merge_states(states),
+            "data": data.model_dump(mode="json"),
             "contract": {
                 "eos": self.mask.eos_id,
                 "pad": self.mask.pad_id,
@@ -351,7 +353,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "versions": {"cistron": __version__, "torch": torch.__version__},
         }
-        missing = left_out(state["data"])
+        missing = data.left_out()
         note = f"; left out so far: {missing}" if missing else ""
         self.saver.begin(self.progress.step, self.model, self.optimizer, state, self.feed.loader.inventory(), note)
 

@@ -22,14 +22,14 @@ from ..models.head import document_losses
 from .checkpoints import Saver
 from .config import JobConfig
 from .errors import NonFiniteError
-from .metrics import score, shares
+from .metrics import SCORES, Record, label_metrics, target_weights
 from .processes import World, global_batch_size
 
 
 class Validation:
     """Measures a model on documents that it is not trained on.
 
-    A rank's own sums are `sums`, float64 [sources + places, 3]: nats times weight, what that is divided by (`totals.shares`),
+    A rank's own sums are `sums`, float64 [sources + places, 3]: nats times weight, what that is divided by (`target_weights`),
     and nats, over the targets of a source or, below, of a place in the document; a target of weight 0 is none. Place 0 is
     predicted from position 0, which sees one token, place n from positions 2^(n-1) to 2^n - 1.
 
@@ -59,7 +59,7 @@ class Validation:
     @torch.no_grad()
     def run(
         self, step: int, model: Decoder, to_device: Callable[[Batch], tuple[Any, ...]], stop: Callable[[], bool], saver: Saver
-    ) -> dict[str, Any] | None:
+    ) -> Record | None:
         """The record of one validation, the same on every rank; None when a stop was asked for meanwhile.
 
         The model stays in training mode, which has no part in its mathematics; compiled blocks are compiled once more at the
@@ -115,7 +115,7 @@ class Validation:
             self.add_scores(record, predictions)
         if record["loss"] is None or not math.isfinite(record["loss"]):
             raise NonFiniteError(f"validation after step {step}: loss {record['loss']} (None: no target has a weight)")
-        return {"step": step, **record, "seconds": time.perf_counter() - started}
+        return report({"step": step, **record, "seconds": time.perf_counter() - started})
 
     def add(
         self,
@@ -127,8 +127,8 @@ class Validation:
         sources: list[int],
     ) -> None:
         """Add a batch to `sums`: losses float32 [batch, seq_len], 0 where there is no target, and what belongs to them."""
-        targets = shares(labels, weights, normalize=False)
-        divisor = shares(labels, weights, normalize=self.config.data.normalize_weights)
+        targets = target_weights(labels, weights, normalize=False)
+        divisor = target_weights(labels, weights, normalize=self.config.data.normalize_weights)
         nats = losses.double() * targets
         weighted = nats if weights is None else nats * weights
         of_target = torch.stack([weighted, divisor, nats], dim=-1).flatten(0, 1)
@@ -156,10 +156,10 @@ class Validation:
         mine = predictions if self.world.is_row_leader else []
         table = np.concatenate([part.numpy() for parts in self.world.gather(mine) for part in parts])
         sources, truths, outputs = table[:, 0], table[:, 1], table[:, 2:]
-        record |= score(outputs, truths)
+        record |= label_metrics(outputs, truths)
         for number, name in enumerate(self.names):
             if name in record.get("sources", {}):
-                record["sources"][name] |= score(outputs[sources == number], truths[sources == number])
+                record["sources"][name] |= label_metrics(outputs[sources == number], truths[sources == number])
 
     def record(self, sums: list[list[float]], documents: list[int], text_bytes: list[int]) -> dict[str, Any]:
         """Means from sums over all ranks."""
@@ -188,6 +188,16 @@ class Validation:
             "bits_per_byte": nats / math.log(2) / text_bytes if text_bytes else None,
             "documents": documents,
         }
+
+
+def report(values: dict[str, Any]) -> Record:
+    """Return the record of a validation, with its line."""
+    words = [f"step {values['step']:>6}  validation loss {values['loss']!r}"]
+    words += [] if values.get("perplexity") is None else [f"perplexity {values['perplexity']:.3f}"]
+    words += [] if values.get("bits_per_byte") is None else [f"{values['bits_per_byte']:.4f} bits per byte"]
+    words += [f"{name} {values[name]:.4f}" for name in SCORES if values.get(name) is not None]
+    words += [f"{values['documents']:,} documents in {values['seconds']:.1f} s"]
+    return Record("validation", values, "  ".join(words))
 
 
 def fetch(batches: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:

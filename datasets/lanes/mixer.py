@@ -6,8 +6,8 @@ n sources; such a schedule exists for any weights, and then the earliest deadlin
 chairman assignment problem", Discrete Mathematics 32, 1980). It keeps every count within 1 - s of its share.
 
 A schedule is often periodic, and with row i from lane i mod `lanes` that would marry sources to lanes: two equal sources
-alternate, and the odd lanes of the first would never be read. So in each round of `lanes` rows the lanes take turns from
-a random one on.
+alternate, and the odd lanes of the first would never be read. So each round of `lanes` rows
+is rotated: its rows come from the lanes in order, beginning with a random one.
 """
 
 import math
@@ -27,7 +27,7 @@ class Mixer:
         stages: First row and weights of each, ascending, the first from row 0 on. Weights are not negative, not all 0,
             and in any unit.
         lanes: Rows of a round.
-        seed: Of the turns.
+        seed: Of the rotations.
         begin: Row at which the counting began.
         row: First row that will be asked for.
         counts: Rows of each source in `begin`..`row`; zeros where they are the same.
@@ -39,7 +39,7 @@ class Mixer:
         self._lanes = lanes
         self._seed = seed
         self._row = row
-        self._turns = (-1, 0)
+        self._rotation = (-1, 0)  # number of the round, and by how many lanes it is rotated
         self._shares = _Shares(stages, begin)
         sources = len(stages[0][1])
         self._counts = list(counts) or [0] * sources
@@ -47,14 +47,14 @@ class Mixer:
 
     def lane(self, row: int) -> int:
         """Return the lane of global row `row`."""
-        return (row + self.turn(row)) % self._lanes
+        return (row + self.rotation(row)) % self._lanes
 
-    def turn(self, row: int) -> int:
-        """Return by how many lanes the round of `row` is turned."""
+    def rotation(self, row: int) -> int:
+        """Return by how many lanes the round of `row` is rotated."""
         number = row // self._lanes
-        if self._windows and self._turns[0] != number:
-            self._turns = number, int(random_bits(1, self._seed, _PURPOSE, number)[0]) % self._lanes
-        return self._turns[1]
+        if self._windows and self._rotation[0] != number:
+            self._rotation = number, int(random_bits(1, self._seed, _PURPOSE, number)[0]) % self._lanes
+        return self._rotation[1]
 
     def source(self, row: int) -> int:
         """Return the source of global row `row`; rows are asked for in ascending order, each once."""

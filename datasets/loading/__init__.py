@@ -1,9 +1,27 @@
-"""datasets/loading."""
+"""Files to batches: opens the sources of a job, shares their lanes among ranks and workers, and keeps the state of the data.
 
-from .batch import Batch
+Read `sources` (which files, in which lanes), `transport` (rows from workers), `loader` (endless batches, resumable), then
+`single_pass` (every document once, for validation) and `state` (what a checkpoint keeps of the data).
+"""
+
+from .batch import Batch, RowSettings
 from .loader import DataConfig, Loader, Stage
 from .single_pass import SinglePass
 from .sources import Source, SourceConfig
-from .state import left_out, merge_states
+from .state import ALL_DATA, DataShard, DataState, Inventory, merge_states
 
-__all__ = ["Batch", "DataConfig", "Loader", "SinglePass", "Source", "SourceConfig", "Stage", "left_out", "merge_states"]
+__all__ = [
+    "ALL_DATA",
+    "Batch",
+    "DataConfig",
+    "DataShard",
+    "DataState",
+    "Inventory",
+    "Loader",
+    "RowSettings",
+    "SinglePass",
+    "Source",
+    "SourceConfig",
+    "Stage",
+    "merge_states",
+]

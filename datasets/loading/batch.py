@@ -1,11 +1,33 @@
-"""Part of datasets/loading."""
+"""A batch, as the loader hands it to the trainer, and what beside `[data]` decides how rows become batches."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 
-from ..rows import Planes
+from ..rows import NextToken, Objective, Planes
+from .state import DataState
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSettings:
+    """What a job decides about rows and batches outside of `[data]`.
+
+    Attributes:
+        seq_len: Tokens per row.
+        seed: Of all random choices of the data path.
+        batch_size: Rows per batch of one rank.
+        objective: Which tokens of a row are targets.
+        buckets: Number of batches that are made together. Their rows are sorted by length and then cut, so that padded rows
+            of about one length share a batch. 1: rows stay in order.
+        rows_per_step: Rows that all ranks together take in an optimizer step; a stage begins with the first row of its step.
+    """
+
+    seq_len: int
+    seed: int
+    batch_size: int
+    objective: Objective = field(default_factory=NextToken)
+    buckets: int = 1
+    rows_per_step: int = 1
 
 
 @dataclass
@@ -19,9 +41,9 @@ class Batch:
         sequence_ids: int32, as `tokens`; -1 on padding.
         rows: Global number of each row.
         sources: Source number of each row.
-        state: The rank's loader state after this batch, plain JSON.
+        state: State of the rank's data after this batch; None in a single pass, which is not resumed.
         weights: float32, as `tokens`: loss weight of each label, 0 where there is none; None where all are 1.
-        values: float32, as `tokens`: of each label, where what is asked for is no class.
+        values: float32, as `tokens`: of each label, where the target is a value and not a class.
     """
 
     tokens: torch.Tensor
@@ -30,12 +52,12 @@ class Batch:
     sequence_ids: torch.Tensor
     rows: list[int]
     sources: list[int]
-    state: dict[str, Any]
+    state: DataState | None
     weights: torch.Tensor | None
     values: torch.Tensor | None
 
     @classmethod
-    def of(cls, planes: Planes, *, rows: list[int], sources: list[int], state: dict[str, Any]) -> "Batch":
+    def of(cls, planes: Planes, *, rows: list[int], sources: list[int], state: DataState | None) -> "Batch":
         """Return a batch that shares the memory of `planes`."""
         return cls(
             tokens=torch.from_numpy(planes.tokens),

@@ -16,9 +16,10 @@ from ..errors import DataConfigError, DataEnd
 from ..lanes import Lane, LaneState
 from ..rows import PackedRow, Packer
 from ..tokenizers import Tokenizer
-from .batch import Batch
+from .batch import Batch, RowSettings
 from .loader import DataConfig, verify_sources
 from .sources import Source, open_source
+from .state import ALL_DATA, DataShard
 
 
 class SinglePass:
@@ -28,36 +29,28 @@ class SinglePass:
     in its row, and a document that fits in a row is never split.
 
     Args:
-        config: Of it, `sources`, `seq_len`, `objective`, `documents` without augmentation, `seed`, `on_bad_record`, `verify`
-            and `storage` are used.
+        config: Of it, `sources`, `documents` without augmentation, `on_bad_record`, `verify` and `storage` are used.
         tokenizer: Encodes documents.
-        batch_size: Rows per batch of this rank.
-        dp_rank: Data-parallel rank.
-        dp_degree: Data-parallel ranks.
+        rows: How rows become batches; `buckets` is not used.
+        shard: Which rank this is, of how many.
 
     Raises:
         DataConfigError: A setting is wrong.
         DataError: A source's files cannot be used.
     """
 
-    def __init__(
-        self, config: DataConfig, tokenizer: Tokenizer, *, batch_size: int, dp_rank: int = 0, dp_degree: int = 1
-    ) -> None:
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, rows: RowSettings, shard: DataShard = ALL_DATA) -> None:
         if not config.sources:
             raise DataConfigError("validation.sources: name at least one source")
         documents = config.documents.as_read
-        documents.check(tokenizer, "best_fit", config.seq_len)
+        documents.check(tokenizer, "best_fit", rows.seq_len)
         ids = tokenizer.eos_id, tokenizer.pad_id
-        self.packer = Packer(config.seq_len, *ids, "best_fit", config.objective, overlap=documents.window_overlap)
-        self.sources = [open_source(source, 1, config.seq_len, config.storage, documents) for source in config.sources]
+        self.packer = Packer(rows.seq_len, *ids, "best_fit", rows.objective, overlap=documents.window_overlap)
+        self.sources = [open_source(source, 1, rows.seq_len, config.storage, documents) for source in config.sources]
         self.packer.weighted = any(source.weighted for source in self.sources)
-        self._config = config
-        self._tokenizer = tokenizer
-        self._batch_size = batch_size
-        self._rank = dp_rank
-        self._degree = dp_degree
+        self._config, self._tokenizer, self._settings, self._shard = config, tokenizer, rows, shard
         if config.verify:
-            verify_sources(self.sources, dp_rank, dp_degree)
+            verify_sources(self.sources, shard)
 
     def batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Yield this rank's batches; every rank gets as many, the last ones filled up with rows of padding.
@@ -69,8 +62,9 @@ class SinglePass:
             DataError: A file or record cannot be used.
         """
         rows = enumerate(islice(self._rows(), limit))
-        while taken := list(islice(rows, self._batch_size * self._degree)):
-            yield self._batch(taken[self._rank :: self._degree], self._batch_size)
+        size, rank, degree = self._settings.batch_size, self._shard.dp_rank, self._shard.dp_degree
+        while taken := list(islice(rows, size * degree)):
+            yield self._batch(taken[rank::degree], size)
 
     def first_row(self) -> Batch:
         """Return the first of all rows, whichever rank's it is.
@@ -95,7 +89,7 @@ class SinglePass:
             waiting = going
 
     def _lane(self, number: int, source: Source) -> Iterator[tuple[PackedRow, LaneState]]:
-        key = (self._config.seed, number)
+        key = (self._settings.seed, number)
         documents = source.documents(0, self._tokenizer, self.packer, key, self._config.on_bad_record == "skip")
         return Lane(documents, self.packer, (*key, 0), LaneState(), source.config.name, max_epochs=1).rows()
 
@@ -104,4 +98,4 @@ class SinglePass:
         taken = taken + [(-1, (0, PackedRow([])))] * (size - len(taken))
         numbers = [number for number, _ in taken]
         planes = self.packer.expand([row for _, (_, row) in taken], numbers)
-        return Batch.of(planes, rows=numbers, sources=[source for _, (source, _) in taken], state={})
+        return Batch.of(planes, rows=numbers, sources=[source for _, (source, _) in taken], state=None)

@@ -30,6 +30,7 @@ from ..lanes import Lane, LaneState, Mixer, Stage
 from ..rows import PackedRow, Packer
 from ..tokenizers import Tokenizer
 from .sources import Source
+from .state import DataShard, DataState
 
 # torchdata 0.11 calls a function that torch 2.13 deprecates; its users can do nothing about it.
 warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning, module=r"torchdata\.")
@@ -38,7 +39,7 @@ MESSAGE_TOKENS = 2**18
 MAX_MESSAGE_ROWS = 64
 
 
-class Place(NamedTuple):
+class RowOrigin(NamedTuple):
     """Where a row comes from.
 
     Attributes:
@@ -55,7 +56,7 @@ class Place(NamedTuple):
 class Row(NamedTuple):
     """A row with the state of its lane after it."""
 
-    place: Place
+    origin: RowOrigin
     packed: PackedRow
     state: LaneState
 
@@ -112,9 +113,7 @@ class RowStream(IterableDataset[Message]):
         seed: Of all random choices.
         skip_bad: Pass over bad records.
         lanes: Of each source.
-        rank: Data-parallel rank.
-        degree: Data-parallel ranks.
-        state: The rank's loader state from which to go on.
+        shard: The rank's part of the data, with the state from which it continues.
     """
 
     sources: Sequence[Source]
@@ -124,49 +123,54 @@ class RowStream(IterableDataset[Message]):
     seed: int
     skip_bad: bool
     lanes: int
-    rank: int
-    degree: int
-    state: dict[str, Any]
+    shard: DataShard
+
+    @property
+    def state(self) -> DataState:
+        """Where the data of the rank begins."""
+        assert self.shard.state is not None
+        return self.shard.state
 
     def mixer(self) -> Mixer:
         """Return the mixer at the state's row."""
-        return Mixer(self.stages, self.lanes, self.seed, *(self.state[key] for key in ("begin", "rows", "counts")))
+        return Mixer(self.stages, self.lanes, self.seed, self.state.begin, self.state.rows, self.state.counts)
 
-    def places(self, mixer: Mixer) -> Iterator[Place]:
+    def origins(self, mixer: Mixer) -> Iterator[RowOrigin]:
         """Yield this rank's rows: of any `degree` rows that follow one another, the one whose lane is its own."""
-        for first in count(self.state["rows"], self.degree):
-            row = first + (self.rank - mixer.turn(first) - first) % self.degree
-            yield Place(row, mixer.source(row), mixer.lane(row))
+        degree = self.shard.dp_degree
+        for first in count(self.state.rows, degree):
+            row = first + (self.shard.dp_rank - mixer.rotation(first) - first) % degree
+            yield RowOrigin(row, mixer.source(row), mixer.lane(row))
 
-    def rows(self, places: Iterator[Place]) -> Iterator[Row]:
-        """Yield the rows of some of this rank's places."""
+    def rows(self, origins: Iterator[RowOrigin]) -> Iterator[Row]:
+        """Yield the rows of some of this rank's origins."""
         lanes: dict[tuple[int, int], Iterator[tuple[PackedRow, LaneState]]] = {}
-        for place in places:
-            key = place.source, place.lane
+        for origin in origins:
+            key = origin.source, origin.lane
             if key not in lanes:
-                source = self.sources[place.source]
-                key_of_source = (self.seed, place.source)
+                source = self.sources[origin.source]
+                key_of_source = (self.seed, origin.source)
                 lanes[key] = Lane(
-                    source.documents(place.lane, self.tokenizer, self.packer, key_of_source, self.skip_bad),
+                    source.documents(origin.lane, self.tokenizer, self.packer, key_of_source, self.skip_bad),
                     self.packer,
-                    (*key_of_source, place.lane),
-                    LaneState(*self.state["lanes"].get(source.lane_name(place.lane), ())),
+                    (*key_of_source, origin.lane),
+                    self.state.lanes.get(source.lane_name(origin.lane), LaneState()),
                     source.config.name,
                     source.config.max_epochs,
                 ).rows()
-            yield Row(place, *next(lanes[key]))
+            yield Row(origin, *next(lanes[key]))
 
-    def owner(self, place: Place, workers: int) -> int:
-        """Return which of this rank's workers reads the lane of `place`."""
-        return place.lane // self.degree % workers
+    def owner(self, origin: RowOrigin, workers: int) -> int:
+        """Return which of this rank's workers reads the lane of `origin`."""
+        return origin.lane // self.shard.dp_degree % workers
 
     def __iter__(self) -> Iterator[Message]:
         """Yield a worker's messages; an error inside of one, since raised through torchdata it would lose its parts."""
         info = get_worker_info()
         assert info is not None
-        places = (place for place in self.places(self.mixer()) if self.owner(place, info.num_workers) == info.id)
+        origins = (origin for origin in self.origins(self.mixer()) if self.owner(origin, info.num_workers) == info.id)
         size = min(max(MESSAGE_TOKENS // self.packer.seq_len, 1), MAX_MESSAGE_ROWS)
-        rows = self.rows(places)
+        rows = self.rows(origins)
         error: DataError | DataEnd | None = None
         while error is None:
             taken: list[Row] = []
@@ -206,9 +210,9 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
         DataEnd: Likewise.
         WorkerError: A worker died.
     """
-    places = stream.places(mixer)
+    origins = stream.origins(mixer)
     if not workers:
-        yield from stream.rows(places)
+        yield from stream.rows(origins)
         return
     # No automatic collation, and no snapshots of a state that is never asked for. Workers are spawned: a forked child would
     # hold the parent's CUDA context, gloo sockets and the locks of its threads, and a fork server would die of a SIGTERM to
@@ -227,8 +231,8 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
     processes += messages._workers
     waiting: list[deque[tuple[PackedRow, LaneState] | Exception]] = [deque() for _ in range(workers)]
     try:
-        for place in places:
-            made = waiting[stream.owner(place, workers)]
+        for origin in origins:
+            made = waiting[stream.owner(origin, workers)]
             while not made:
                 message = _receive(messages)
                 waiting[message.worker].extend(message.rows())
@@ -237,7 +241,7 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
             item = made.popleft()
             if isinstance(item, Exception):
                 raise item
-            yield Row(place, *item)
+            yield Row(origin, *item)
     finally:
         # torch ends workers when the iterator is collected, which the traceback of an exception would put off; they ignore
         # signals, so an exit of this process would wait for them.

@@ -6,7 +6,7 @@ from .imported import TokenCorpus, TokenReader
 from .megatron import MegatronReader
 from .pool import Emit, Pool
 from .raw import RawCorpus
-from .run import Corpus, Event, Result, prepare
+from .run import Corpus, Event, PreparationResult, prepare
 from .statistics import Lengths, LengthStatistics, length_statistics, shard_lengths
 
 __all__ = [
@@ -19,8 +19,8 @@ __all__ = [
     "ListReader",
     "MegatronReader",
     "Pool",
+    "PreparationResult",
     "RawCorpus",
-    "Result",
     "TokenCorpus",
     "TokenReader",
     "length_statistics",

@@ -18,7 +18,7 @@ from ..readers import Piece
 from ..shards import ShardWriter, SourceRecord, id_dtype
 from ..tokenizers import Ids, Tokenizer
 from .pool import Emit
-from .run import Event, Result, Task
+from .run import Event, PreparationResult, Task
 
 Places = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
@@ -92,7 +92,7 @@ class TokenCorpus:
         """See `prepare.Corpus`."""
         return [piece for file in self.files for piece in self.reader.split(file, target)]
 
-    def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> Result:
+    def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
         """See `prepare.Corpus`."""
         dtype = id_dtype(self.tokenizer.vocab_size - 1)
         writer = ShardWriter(folder / "train", f"{task.number:06}", self.tokenizer, dtype, weighted=self.reader.weighted)
@@ -111,7 +111,7 @@ class TokenCorpus:
             written = writer.finish(sources)
         finally:
             writer.discard()
-        return Result(
+        return PreparationResult(
             documents=writer.documents,
             tokens=writer.tokens,
             dropped=dropped,

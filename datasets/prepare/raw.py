@@ -23,7 +23,7 @@ from ..readers import Piece, Reader, Records, located, wrong_byte
 from ..shards import ShardWriter, SourceRecord, id_dtype
 from ..tokenizers import Ids, TokenizeError, Tokenizer
 from .pool import Emit
-from .run import Event, Result, Task
+from .run import Event, PreparationResult, Task
 
 Mask = npt.NDArray[np.bool_]
 # Messages about skipped records of a task; all are counted.
@@ -113,7 +113,7 @@ class RawCorpus:
         sync(temporary(path))
         temporary(path).replace(path)
 
-    def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> Result:
+    def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
         """See `prepare.Corpus`."""
         marked = None
         if marks is not None and marks.stat().st_size:  # there is nothing to map where no record was sound
@@ -204,7 +204,7 @@ class _Conversion:
         self._tag = 0  # letters of the tag that is open in the open document
         self._counts = {"text_bytes": 0, "dropped": 0, "duplicates": 0, "skipped": 0, "mapped": 0}
 
-    def run(self) -> Result:
+    def run(self) -> PreparationResult:
         """Read all pieces; leave no temporary file behind, whatever happens."""
         writers = [writer for writer in (self._train, self._validation) if writer is not None]
         try:
@@ -214,7 +214,7 @@ class _Conversion:
         finally:
             for writer in writers:
                 writer.discard()
-        return Result(documents=documents, tokens=tokens, shards=shards, **self._counts)
+        return PreparationResult(documents=documents, tokens=tokens, shards=shards, **self._counts)
 
     def _read(self, piece: Piece) -> SourceRecord:
         self._piece = piece

@@ -65,7 +65,7 @@ class Event(NamedTuple):
     message: str | None = None
 
 
-class Result(Record):
+class PreparationResult(Record):
     """What became of documents.
 
     Attributes:
@@ -90,9 +90,9 @@ class Result(Record):
     eos_appended: int = 0
     shards: tuple[str, ...] = ()
 
-    def __add__(self, other: "Result") -> "Result":
+    def __add__(self, other: "PreparationResult") -> "PreparationResult":
         """Sum the counts, and list the shards one after another."""
-        return Result(**{name: value + getattr(other, name) for name, value in self})
+        return PreparationResult(**{name: value + getattr(other, name) for name, value in self})
 
 
 class Corpus(Protocol):
@@ -122,7 +122,7 @@ class Corpus(Protocol):
         """Cut the files into pieces of about `target` bytes."""
         ...
 
-    def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> Result:
+    def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
         """Write the shards of a task into `folder`/train and `folder`/validation, without those that are marked."""
         ...
 
@@ -139,7 +139,7 @@ class Monitor(Protocol):
         ...
 
 
-def prepare(corpus: Corpus, folder: Path, *, shard_bytes: int, processes: int, monitor: Monitor) -> Result:
+def prepare(corpus: Corpus, folder: Path, *, shard_bytes: int, processes: int, monitor: Monitor) -> PreparationResult:
     """Write the shards of a corpus into a folder, or those that are missing there.
 
     Raises:
@@ -162,14 +162,14 @@ def prepare(corpus: Corpus, folder: Path, *, shard_bytes: int, processes: int, m
             missing = [task._replace(documents_before=before[task.number]) for task in missing]
         monitor.begin("shards", _stored(missing))
         convert = partial(_convert, corpus, folder, marks)
-        pool: Pool[Task, Result] = Pool(convert, str, processes, monitor)
+        pool: Pool[Task, PreparationResult] = Pool(convert, str, processes, monitor)
         for task, result in pool.run(missing):
             results[task.number] = result
         for scratch in (plan / "hashes", plan / "partitions"):
             shutil.rmtree(scratch, ignore_errors=True)
         (plan / "duplicates").unlink(missing_ok=True)
         sync(plan)
-    return sum((results[task.number] for task in tasks), Result())
+    return sum((results[task.number] for task in tasks), PreparationResult())
 
 
 def group(pieces: Sequence[Piece], target: int) -> list[Task]:
@@ -225,10 +225,10 @@ def _get(plan: dict[str, Any], table: str, key: str) -> Any:
     return plan[table].get(key)
 
 
-def _finished(folder: Path, task: Task) -> Result | None:
+def _finished(folder: Path, task: Task) -> PreparationResult | None:
     """Return the result of a task whose shards are all there, as far as their sizes tell."""
     try:
-        result = Result.model_validate_json(_result_path(folder, task).read_bytes())
+        result = PreparationResult.model_validate_json(_result_path(folder, task).read_bytes())
         for shard in result.shards:
             path = folder / shard
             sizes = Manifest.model_validate_json(path.read_bytes()).sizes()
@@ -243,7 +243,7 @@ def _result_path(folder: Path, task: Task) -> Path:
     return folder / "plan" / f"{task.number:06}.json"
 
 
-def _convert(corpus: Corpus, folder: Path, marks: Path | None, task: Task, emit: Emit) -> Result:
+def _convert(corpus: Corpus, folder: Path, marks: Path | None, task: Task, emit: Emit) -> PreparationResult:
     with _writing(folder):
         result = corpus.convert(task, folder, marks, emit)
         write_atomically(_result_path(folder, task), result.model_dump_json(indent=1).encode() + b"\n")

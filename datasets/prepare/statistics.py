@@ -32,8 +32,8 @@ class LengthStatistics(NamedTuple):
         split: Documents longer than a row.
         fragments: Parts that these are cut into.
         rows: Rows of an epoch under best_fit; an estimate where `planned` is fewer than `documents`.
-        use: Share of the rows' positions that hold a token.
-        planned: Documents by whose plan `rows` and `use` are known.
+        packing_efficiency: Share of the rows' positions that hold a token.
+        planned: Documents by whose plan `rows` and `packing_efficiency` are known.
     """
 
     documents: int
@@ -45,7 +45,7 @@ class LengthStatistics(NamedTuple):
     split: int
     fragments: int
     rows: int
-    use: float
+    packing_efficiency: float
     planned: int
 
 
@@ -68,7 +68,7 @@ def length_statistics(lengths: Iterable[Lengths], seq_len: int) -> LengthStatist
     ]
     long = values > seq_len
     rows, planned_tokens, planned = _plan(values, counts, seq_len)
-    use = planned_tokens / (rows * seq_len)
+    efficiency = planned_tokens / (rows * seq_len)
     return LengthStatistics(
         documents=documents,
         tokens=tokens,
@@ -78,8 +78,8 @@ def length_statistics(lengths: Iterable[Lengths], seq_len: int) -> LengthStatist
         histogram=histogram,
         split=int(counts[long].sum()),
         fragments=int((-(-values[long] // seq_len) * counts[long]).sum()),
-        rows=rows if planned == documents else round(tokens / (use * seq_len)),
-        use=use,
+        rows=rows if planned == documents else round(tokens / (efficiency * seq_len)),
+        packing_efficiency=efficiency,
         planned=planned,
     )
 

@@ -7,6 +7,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from cistron.datasets.loading import Batch, DataConfig, Loader, SourceConfig, transport
+from cistron.datasets.loading import Batch, DataConfig, DataShard, Loader, RowSettings, SinglePass, SourceConfig, transport
 from cistron.datasets.loading.transport import Message, RowStream
 from cistron.datasets.rows import PackedRow
 from cistron.datasets.shards import ShardWriter
-from cistron.datasets.tokenizers import Encoded, build_tokenizer
+from cistron.datasets.tokenizers import Encoded, Tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 
 
@@ -103,15 +104,37 @@ def text_source(path: str, name: str = "main", weight: float = 1.0) -> SourceCon
     return SourceConfig(name=name, format="text", paths=(path,), weight=weight)
 
 
-def config(*sources: SourceConfig, **changes: Any) -> DataConfig:
-    """Return a config of small rows over `sources`."""
-    settings: dict[str, Any] = {"lanes": 4, "packing": "best_fit", "seq_len": 32, "seed": 0, "num_workers": 0}
-    return DataConfig(sources=sources, **settings | changes)
+@dataclass(frozen=True)
+class Settings:
+    """What a loader is made from, but for the tokenizer and the rank."""
+
+    data: DataConfig
+    rows: RowSettings
+
+    def but(self, **changes: Any) -> "Settings":
+        """Return the same with other values of some fields of `data` and `rows`."""
+        of_rows = {field.name for field in fields(RowSettings)} & changes.keys()
+        of_data = {name: value for name, value in changes.items() if name not in of_rows}
+        return Settings(replace(self.data, **of_data), replace(self.rows, **{name: changes[name] for name in of_rows}))
+
+    def loader(self, tokenizer: Tokenizer | None = None, **shard: Any) -> Loader:
+        """Open a loader, with the byte tokenizer unless another is given."""
+        return Loader(self.data, tokenizer or ByteTokenizer(), self.rows, DataShard(**shard))
+
+    def single_pass(self, tokenizer: Tokenizer | None = None, **shard: Any) -> SinglePass:
+        """Open a single pass, with the byte tokenizer unless another is given."""
+        return SinglePass(self.data, tokenizer or ByteTokenizer(), self.rows, DataShard(**shard))
 
 
-def byte_loader(data: DataConfig, **arguments: Any) -> Loader:
-    """Return a loader with the byte tokenizer, 4 rows per batch unless said otherwise."""
-    return Loader(data, build_tokenizer("byte"), **{"batch_size": 4} | arguments)
+def config(*sources: SourceConfig, **changes: Any) -> Settings:
+    """Return settings of small rows over `sources`, 4 to a batch, unless `changes` says otherwise."""
+    data = DataConfig(sources=sources, lanes=4, packing="best_fit")
+    return Settings(data, RowSettings(seq_len=32, seed=0, batch_size=4)).but(**changes)
+
+
+def byte_loader(settings: Settings, batch_size: int = 4, **shard: Any) -> Loader:
+    """Return a loader with the byte tokenizer; the keyword arguments are those of `DataShard`."""
+    return settings.but(batch_size=batch_size).loader(**shard)
 
 
 class TakingTurns:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -77,6 +77,40 @@ weight = 0.0
 step = 5
 weights = {{ words = 1.0, shards = 3.0 }}
 """
+
+
+class Case(NamedTuple):
+    """One way to run a job: the degrees of its layout, and further options as on a command line."""
+
+    kind: str = ""  # which of a test's own variants
+    replicate: int = 1
+    shard: int = 1
+    cp: int = 1
+    tp: int = 1
+    more: str = ""
+
+    @property
+    def processes(self) -> int:
+        """How many ranks it takes."""
+        return self.replicate * self.shard * self.cp * self.tp
+
+    @property
+    def name(self) -> str:
+        """A name for its test and its folder."""
+        degrees = f"replicate {self.replicate}, shard {self.shard}, cp {self.cp}, tp {self.tp}"
+        return ", ".join([*filter(None, [self.kind]), degrees, *self.more.split("--")[1:]])
+
+    @property
+    def overrides(self) -> list[str]:
+        """Its degrees and options, as a command line has them."""
+        degrees = {
+            "data_parallel_replicate": self.replicate,
+            "data_parallel_shard": self.shard,
+            "context_parallel": self.cp,
+            "tensor_parallel": self.tp,
+        }
+        layout = [word for name, degree in degrees.items() for word in (f"--parallelism.{name}_degree", str(degree))]
+        return layout + self.more.split()
 
 
 def write_job(folder: Path, steps: int = 20, more: str = "") -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from cistron.datasets.loading import Batch, DataConfig, Loader, SourceConfig
+from cistron.datasets.loading import Batch, DataConfig, Loader, RowSettings, SourceConfig
 from cistron.datasets.tokenizers import HFTokenizer
 from cistron.models.attention import DocumentMask
 from cistron.models.config import PRESETS
@@ -37,13 +37,13 @@ def learn(tokenizer: HFTokenizer, folder: Path, labels_of: Callable[[Batch], tor
     counts = " ".join(WORDS[:4])
     (folder / "counts.jsonl").write_text("".join(json.dumps({"text": counts}) + "\n" for _ in range(64)))
     source = SourceConfig(name="counts", format="jsonl", paths=(str(folder / "counts.jsonl"),))
-    config = DataConfig(sources=(source,), lanes=4, packing="best_fit", layout="padded", seq_len=8, seed=0)
+    config = DataConfig(sources=(source,), lanes=4, packing="best_fit", layout="padded")
     shape = {"vocab_size": len(WORDS), "dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "hidden_dim": 32}
     model = Decoder(PRESETS["debug"].replace(**shape))
     init_weights(model, 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     mask = DocumentMask(tokenizer.eos_id, tokenizer.pad_id)
-    with Loader(config, tokenizer, batch_size=8) as loader:
+    with Loader(config, tokenizer, RowSettings(seq_len=8, seed=0, batch_size=8)) as loader:
         for _ in range(60):
             batch = loader.next()
             assert batch is not None

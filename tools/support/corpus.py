@@ -150,7 +150,7 @@ def in_rows(holdings: Holdings, config: JobConfig) -> str:
         return f"padded: a row for each document; {of}{split}"
     if d.packing == "concat":
         return f'packing "concat" fills all {seq_len} positions of a row, and cuts documents wherever one ends'
-    return f"packing uses {s.use:.2%} of {seq_len} positions; {of}{split}"
+    return f"packing uses {s.packing_efficiency:.2%} of {seq_len} positions; {of}{split}"
 
 
 def in_steps(holdings: Holdings, config: JobConfig, name: str, rows_per_step: int) -> str:

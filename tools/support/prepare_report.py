@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ...datasets.prepare import LengthStatistics, Result
+from ...datasets.prepare import LengthStatistics, PreparationResult
 
 FILES = 20  # listed by name
 PAGE = """<!doctype html>
@@ -29,7 +29,7 @@ class Section:
 
     name: str
     files: list[tuple[str, int]]
-    result: Result
+    result: PreparationResult
     statistics: LengthStatistics
 
 
@@ -57,7 +57,7 @@ def html(section: Section, seq_len: int) -> str:
     ]
     planned = "all documents" if s.planned == s.documents else f"a sample of {s.planned:,} documents"
     packing = [
-        ("positions used", f"{s.use:.3%}"),
+        ("positions used", f"{s.packing_efficiency:.3%}"),
         ("rows of an epoch", f"{s.rows:,}"),
         ("documents longer than a row", f"{s.split:,} ({s.split / s.documents:.2%})"),
         ("fragments of these", f"{s.fragments:,}"),

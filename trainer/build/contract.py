@@ -1,8 +1,8 @@
 """The eos contract: every party that knows special ids states them, and nothing expensive starts until they agree.
 
-`datasets` and `models` never import each other, so the tokenizer and packer on one side and the attention mask on the other
-are independent witnesses; this file is the third party that compares them, first by what they say, then by what they do to
-the first real rows.
+`datasets` and `models` never import each other, so the tokenizer and packer on one side and the attention mask on the
+other are independent witnesses; this file is the third party that compares them, first by what they say, then by what
+they do to the first real rows.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,8 @@ ROLES = ("eos", "pad", *OTHERS)
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """What one party says about special ids. None: it does not say. `eos` holds every id that the party accepts as an end.
+    """What one party says about special ids. None: it does not say. `eos` holds every id that the party accepts as an
+    end.
 
     `bos` opens every document, `mask` hides tokens of the masked objective, `unk` stands for what the vocabulary lacks.
     `tokenizer` is the fingerprint of the tokenizer that the party is, or whose ids it holds.
@@ -134,10 +135,11 @@ def check_statements(statements: Sequence[Statement]) -> None:
     """Compare what the parties say.
 
     Raises:
-        EosMismatchError: with the whole table, when two parties disagree on a role, when one gives two roles to an id (the
-            pad may be the eos, as labels go by position; no others may), when an id lies outside the embedding, when the
-            tokenizer or the checkpoint needs more (another number of) ids than the embedding has, or when token shards hold
-            the ids of another tokenizer.
+        EosMismatchError: with the whole table, when two parties disagree on a role, when one gives two roles to an id
+        (the
+            pad may be the eos, as labels go by position; no others may), when an id lies outside the embedding, when
+            the tokenizer or the checkpoint needs more (another number of) ids than the embedding has, or when token
+            shards hold the ids of another tokenizer.
     """
     complaints: list[str] = []
     for role in ROLES:
@@ -182,7 +184,8 @@ def check_rows(batch: Batch, objective: Objective, mask: DocumentMask, statement
     """Hold real rows against both sides: the packer's documents must be the ones that the mask's eos implies.
 
     Raises:
-        EosMismatchError: naming the first row and position at which the two differ, or the row invariant that is broken.
+        EosMismatchError: naming the first row and position at which the two differ, or the row invariant that is
+        broken.
     """
     implied = mask.sequence_ids(batch.tokens)
     # a document may hold the pad id, or end in an eos that is one: only the packer can know where that is not padding

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ...datasets.tokenizers import Tokenizer
 from ...models.config import DecoderConfig
@@ -14,6 +13,7 @@ from ...models.decoder import Decoder
 from ..checkpoints import Saver
 from ..config import JobConfig
 from ..inference import BATCH_TOKENS
+from ..metrics import Record
 from ..parallel import without_context_parallel
 from ..processes import DTYPES, World
 from .measures import Plan, Result, evaluate, plan, read_sources, report, trained_as
@@ -63,7 +63,7 @@ class LongEvaluation:
         """Whether to evaluate after `step`."""
         return step % self.table.freq == 0
 
-    def run(self, step: int, model: Decoder, stop: Callable[[], bool], saver: Saver) -> dict[str, Any] | None:
+    def run(self, step: int, model: Decoder, stop: Callable[[], bool], saver: Saver) -> Record | None:
         """The record of one evaluation, the same on every rank; None when a stop was asked for meanwhile.
 
         Rank 0 leaves table and picture in the run's folder.
@@ -102,7 +102,9 @@ class LongEvaluation:
         if self.world.is_first:
             self.keep(step, results)
         curves = {name: value for result in results for name, value in result.curves().items()}
-        return {"step": step, **curves, "seconds": time.perf_counter() - started}
+        seconds = time.perf_counter() - started
+        line = f"step {step:>6}  extrapolation/step-{step}.png in {seconds:.1f} s"
+        return Record("extrapolation", {"step": step, **curves, "seconds": seconds}, line)
 
     def keep(self, step: int, results: list[Result]) -> None:
         """Write table and picture into the run's folder; where that fails, say so: a full disk is no reason to stop."""

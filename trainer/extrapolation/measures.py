@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...datasets.documents import DocumentConfig
-from ...datasets.loading import DataConfig, SinglePass
+from ...datasets.loading import DataConfig, RowSettings, SinglePass
 from ...datasets.tokenizers import Ids, Tokenizer
 from ...models.config import DecoderConfig
 from ..config import Extrapolation, JobConfig
@@ -125,11 +125,10 @@ def read_sources(config: JobConfig, tokenizer: Tokenizer, longest: int) -> Itera
         lanes=1,
         packing="best_fit",
         documents=DocumentConfig(letters=letters_of(d), long_documents="truncate"),
-        seq_len=longest,
-        seed=config.training.seed,
         on_bad_record=d.on_bad_record,
     )
-    for batch in SinglePass(data, tokenizer, batch_size=1).batches():
+    rows = RowSettings(seq_len=longest, seed=config.training.seed, batch_size=1)
+    for batch in SinglePass(data, tokenizer, rows).batches():
         tokens, ids = batch.tokens[0].numpy(), batch.sequence_ids[0].numpy()
         for document in range(int(ids.max(initial=-1)) + 1):
             yield tokens[ids == document]

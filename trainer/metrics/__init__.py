@@ -1,9 +1,26 @@
-"""trainer/metrics."""
+"""What a run counts and reports: the tokens and targets of a step, records and the sinks they go to, profiles of steps.
 
-from .label_scores import score
-from .log import MetricsLog, Outcome
-from .profiling import check_profiling, profiling
-from .reports import check_reports, finite
-from .totals import StepCounts, shares
+Read `step_counts`, then `log` (from counts to a record) and `sinks` (where records go). `label_scores` and `profiling`
+stand alone.
+"""
 
-__all__ = ["MetricsLog", "Outcome", "StepCounts", "check_profiling", "check_reports", "finite", "profiling", "score", "shares"]
+from .label_scores import SCORES, label_metrics
+from .log import MetricsLog, Outcome, sink_complaints
+from .profiling import profiling, profiling_complaints
+from .sinks import Record, Sink, finite
+from .step_counts import StepCounts, target_weights
+
+__all__ = [
+    "SCORES",
+    "MetricsLog",
+    "Outcome",
+    "Record",
+    "Sink",
+    "StepCounts",
+    "finite",
+    "label_metrics",
+    "profiling",
+    "profiling_complaints",
+    "sink_complaints",
+    "target_weights",
+]

@@ -20,8 +20,8 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-def score(outputs: Floats, truths: Floats) -> dict[str, float | None]:
-    """All that applies.
+def label_metrics(outputs: Floats, truths: Floats) -> dict[str, float | None]:
+    """Return the metrics that apply.
 
     Args:
         outputs: [documents, outputs]: logits of classes, or one value.
@@ -48,7 +48,7 @@ def score(outputs: Floats, truths: Floats) -> dict[str, float | None]:
 
 
 def matthews(guesses: Integers, classes: Integers) -> float:
-    """Matthews correlation of any number of classes (Gorodkin 2004, Comput. Biol. Chem. 28, 367), from the confusion matrix."""
+    """Return the Matthews correlation of any number of classes (Gorodkin 2004, Comput. Biol. Chem. 28, 367)."""
     size = int(max(guesses.max(initial=0), classes.max(initial=0))) + 1
     confusion = np.zeros((size, size))
     np.add.at(confusion, (classes, guesses), 1)
@@ -59,7 +59,7 @@ def matthews(guesses: Integers, classes: Integers) -> float:
 
 
 def auroc(scores: Floats, classes: Integers) -> float | None:
-    """Area under the ROC curve of class 1 against class 0, ties counting half: the Mann-Whitney statistic."""
+    """Return the area under the ROC curve of class 1 against class 0, ties counting half: the Mann-Whitney statistic."""
     positive = classes == 1
     ones, zeros = int(positive.sum()), int((~positive).sum())
     if not ones or not zeros:
@@ -68,7 +68,7 @@ def auroc(scores: Floats, classes: Integers) -> float | None:
 
 
 def correlation(a: Floats, b: Floats) -> float | None:
-    """Pearson's correlation."""
+    """Return Pearson's correlation; None where one side is constant or has fewer than 2 values."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     a, b = a - a.mean(), b - b.mean()
@@ -76,7 +76,7 @@ def correlation(a: Floats, b: Floats) -> float | None:
 
 
 def ranks(values: Floats) -> Floats:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Return ranks from 1; equal values share the mean of theirs."""
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return ((2 * last - counts + 1) / 2)[group.reshape(-1)]

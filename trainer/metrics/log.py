@@ -1,23 +1,19 @@
-"""What a run reports: a console line or progress bar, and one record per logged step and per validation."""
+"""What a run reports: sums over the steps since the last record, and one record per logged step."""
 
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 
 from ...models.config import DecoderConfig
 from ..checkpoints import Progress
-from ..config import JobConfig
+from ..config import SINKS, JobConfig
 from ..estimates import document_flops, document_pairs, frozen_flops, peak_flops, row_flops, sizes_of
 from ..optim import learning_rate
 from ..processes import World
-from .label_scores import SCORES
-from .reports import Reports
-from .totals import StepCounts
+from .sinks import ConsoleLines, Record, Sink
+from .step_counts import StepCounts
 
 
 class Outcome(NamedTuple):
@@ -26,18 +22,30 @@ class Outcome(NamedTuple):
     Attributes:
         loss: float32 [], mean over all targets (nats), by their weights where there are any.
         grad_norm: float32 [], global 2-norm before clipping.
-        shares: float32 [sources], what each source contributes to the loss; they sum to it.
+        by_source: float32 [sources], what each source contributes to the loss; they sum to it.
         skipped: int64 [], steps of the run that were not taken, up to and with this one.
     """
 
     loss: torch.Tensor
     grad_norm: torch.Tensor
-    shares: torch.Tensor
+    by_source: torch.Tensor
     skipped: torch.Tensor
 
 
+def sink_classes(config: JobConfig) -> dict[str, type[Sink]]:
+    """Return the metric sinks of a job by their names."""
+    m = config.metrics
+    chosen = ["jsonl", *["tensorboard"] * m.enable_tensorboard, *["wandb"] * m.enable_wandb, *m.sinks, "console"]
+    return {name: SINKS[name] for name in chosen}
+
+
+def sink_complaints(config: JobConfig) -> list[str]:
+    """Return why a job's metric sinks cannot be opened: a line for each reason, which begins with a TOML key."""
+    return [complaint for sink in sink_classes(config).values() for complaint in sink.complaints(config)]
+
+
 class MetricsLog:
-    """Rank 0's reporter; on the other ranks every method does nothing.
+    """Sums what steps count, and writes records to the sinks. On ranks other than 0 nothing is written.
 
     Args:
         folder: of the run.
@@ -48,50 +56,51 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, config: JobConfig, world: World, start_step: int, decoder: DecoderConfig) -> None:
-        """Open the files and, on a terminal, show the bar."""
         self.config, self.world, self.decoder = config, world, decoder
         self.sources = [source.name for source in config.data.sources]
         self.peak_flops = peak_flops(config.metrics.peak_flops, world.device, float8=config.float8.enable)
         self.sizes = sizes_of(config, decoder)
         self.start_window()
-        if not world.is_first:
-            return
-        self.reports = Reports(folder, config, start_step)
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.bar: ProgressBar | None = None
-        if sys.stdout.isatty():
-            columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self.bar = ProgressBar(*columns, console=self.console)
-            self.task = self.bar.add_task("train", total=config.training.steps, completed=start_step)
-            self.bar.start()
+        opened = sink_classes(config) if world.is_first else {}
+        self.sinks = {name: sink(folder, config, start_step) for name, sink in opened.items()}
+        self.console = self.sinks.get("console")
 
     def start_window(self) -> None:
-        """Forget what was summed for the last record."""
+        """Start the sums of the next record at 0."""
         self.seconds, self.data_seconds = 0.0, 0.0
         self.sums = StepCounts.of([], len(self.sources))
         self.nats = torch.zeros(len(self.sources), dtype=torch.float64, device=self.world.device)
 
     def say(self, message: str) -> None:
-        """One line on stdout."""
-        if self.world.is_first:
-            self.console.print(message, markup=False)
+        """Print a message on rank 0."""
+        if isinstance(self.console, ConsoleLines):
+            self.console.say(message)
+
+    def write(self, record: Record) -> None:
+        """Write a record to every sink."""
+        for sink in self.sinks.values():
+            try:
+                sink.write(record)
+            except OSError as error:  # a full disk is no reason to stop
+                where = error.filename or type(sink).__name__
+                print(f"warning: step {record.step} is not in {where}: {error}", file=sys.stderr, flush=True)
 
     def due(self, step: int) -> bool:
-        """Whether `step` is reported: the first, the last and every `metrics.log_freq`-th."""
+        """Return whether `step` is reported: the first, the last and every `metrics.log_freq`-th."""
         return step % self.config.metrics.log_freq == 0 or step in (1, self.config.training.steps)
 
     def step(self, progress: Progress, totals: StepCounts, outcome: Outcome, data_seconds: float, seconds: float) -> None:
         """Count one step of `seconds`, of which `data_seconds` were spent waiting for rows; report it when it is due.
 
-        The clock runs over the steps alone, so that neither a checkpoint nor a validation looks like slow training. Of the
-        outcome, only a step that is reported is read; others are summed where they are, which may be a GPU.
+        The clock runs over the steps alone, so that neither a checkpoint nor a validation looks like slow training. Of
+        the outcome, only a step that is reported is read; others are summed where they are, which may be a GPU.
         """
         self.seconds += seconds
         self.data_seconds += data_seconds
         self.sums = self.sums.plus(totals)
-        self.nats += outcome.shares.double() * sum(totals.targets)
-        if self.world.is_first and self.bar:
-            self.bar.update(self.task, completed=progress.step)
+        self.nats += outcome.by_source.double() * sum(totals.targets)
+        if isinstance(self.console, ConsoleLines):
+            self.console.advance(progress.step)
         if not self.due(progress.step):
             return
         if self.world.is_first:
@@ -116,7 +125,7 @@ class MetricsLog:
         self.start_window()
 
     def by_source(self, progress: Progress) -> dict[str, Any]:
-        """Loss since the last record (None without a target) and tokens so far of each source, where there are several."""
+        """Return loss since the last record (None: no target) and tokens so far of each source, if there are several."""
         if len(self.sources) == 1:
             return {}
         sums = zip(self.nats.tolist(), self.sums.targets, strict=True)
@@ -129,7 +138,7 @@ class MetricsLog:
         }
 
     def utilisation(self) -> dict[str, float | None]:
-        """Model TFLOP/s of a device, and the shares of its peak by both conventions of `flops`; None: an unknown peak."""
+        """Return TFLOP/s of a device, and the shares of its peak by both conventions of `estimates`; None: no known peak."""
         tokens = sum(self.sums.tokens)
         device_seconds = self.seconds * self.world.layout.world_size
         decoder, seq_len, causal_pairs = self.decoder, self.config.training.seq_len, self.sums.causal_pairs
@@ -144,45 +153,24 @@ class MetricsLog:
             "mfu_documents": by_document / peak if peak else None,
         }
 
-    def report(self, record: dict[str, Any]) -> None:
-        """The record of a step. The loss is printed with all its digits, so that runs can be compared bit for bit."""
-        self.reports.add("metrics", record)
-        mfu = "" if record["mfu"] is None else f"  mfu {record['mfu']:.1%} (documents {record['mfu_documents']:.1%})"
-        self.say(
-            f"step {record['step']:>6}  loss {record['loss']!r}  grad_norm {record['grad_norm']:.4f}  lr {record['lr']:.3e}  "
-            f"{record['tokens_per_second']:,.0f} tok/s{mfu}  data wait {record['data_wait']:.1%}  packed "
-            f"{record['packing_use']:.1%}  {record['memory_gib']:.2f} GiB"
+    def report(self, values: dict[str, Any]) -> None:
+        """Write the record of a step. The line has all digits of the loss, so that runs can be compared bit for bit."""
+        mfu = "" if values["mfu"] is None else f"  mfu {values['mfu']:.1%} (documents {values['mfu_documents']:.1%})"
+        line = (
+            f"step {values['step']:>6}  loss {values['loss']!r}  grad_norm {values['grad_norm']:.4f}  lr {values['lr']:.3e}  "
+            f"{values['tokens_per_second']:,.0f} tok/s{mfu}  data wait {values['data_wait']:.1%}  packed "
+            f"{values['packing_use']:.1%}  {values['memory_gib']:.2f} GiB"
         )
-
-    def validation(self, record: dict[str, Any]) -> None:
-        """The record of a validation; see `validation.Validation`."""
-        if not self.world.is_first:
-            return
-        self.reports.add("validation", record)
-        perplexity, bits = record.get("perplexity"), record.get("bits_per_byte")
-        words = [f"step {record['step']:>6}  validation loss {record['loss']!r}"]
-        words += [] if perplexity is None else [f"perplexity {perplexity:.3f}"]
-        words += [] if bits is None else [f"{bits:.4f} bits per byte"]
-        words += [f"{name} {record[name]:.4f}" for name in SCORES if record.get(name) is not None]
-        self.say("  ".join([*words, f"{record['documents']:,} documents in {record['seconds']:.1f} s"]))
-
-    def extrapolation(self, record: dict[str, Any]) -> None:
-        """The record of an evaluation on longer documents; see `train_extrapolation.LongEvaluation`."""
-        if not self.world.is_first:
-            return
-        self.reports.add("extrapolation", record)
-        self.say(f"step {record['step']:>6}  extrapolation/step-{record['step']}.png in {record['seconds']:.1f} s")
+        self.write(Record("metrics", values, line))
 
     def close(self) -> None:
-        """Flush the files and put the bar away."""
-        if self.world.is_first:
-            if self.bar:
-                self.bar.stop()
-            self.reports.close()
+        """Close every sink."""
+        for sink in self.sinks.values():
+            sink.close()
 
 
 def memory(device: torch.device) -> dict[str, float | None]:
-    """Peak memory so far in GiB: what the process holds (resident set on a CPU), and on CUDA what tensors take of it."""
+    """Return the peak memory so far in GiB: of the process (resident set on a CPU), and on CUDA that of tensors."""
     if device.type == "cuda":
         return {
             "memory_gib": torch.cuda.max_memory_reserved(device) / 2**30,

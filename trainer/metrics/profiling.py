@@ -9,7 +9,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from ..config import JobConfig
-from ..errors import ConfigError
 
 # Each cycle's events are written before the next one begins.
 warnings.filterwarnings("ignore", message=".*Profiler clears events", category=UserWarning)
@@ -18,15 +17,17 @@ SNAPSHOT_EVENTS = 100_000  # allocations and frees that a snapshot goes back to
 StepHook = Callable[[int], None]
 
 
-def check_profiling(config: JobConfig, device: torch.device) -> None:
-    """Refuse what a device does not have. Raises ConfigError."""
+def profiling_complaints(config: JobConfig, device: torch.device) -> list[str]:
+    """Return what `[profiling]` and `[comm]` ask of a device that does not have it, a line that begins with its key each."""
     if device.type == "cuda":
-        return
-    needs = "needs CUDA, and this run is on the CPU; leave it out"
+        return []
+    needs, buffer = "needs CUDA, and this run is on the CPU; leave it out", config.comm.trace_buf_size
+    complaints = []
     if config.profiling.enable_memory_snapshot:
-        raise ConfigError(f"profiling.enable_memory_snapshot = true: {needs}")
-    if config.comm.trace_buf_size:
-        raise ConfigError(f"comm.trace_buf_size = {config.comm.trace_buf_size}: the flight recorder is NCCL's, which {needs}")
+        complaints.append(f"profiling.enable_memory_snapshot = true: {needs}")
+    if buffer:
+        complaints.append(f"comm.trace_buf_size = {buffer}: the flight recorder is NCCL's, which {needs}")
+    return complaints
 
 
 @contextmanager

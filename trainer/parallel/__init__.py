@@ -1,15 +1,15 @@
 """trainer/parallel."""
 
 from .compile import compile_for_all_widths
-from .context_parallel import block_size, check_context, spread_rows, without_context_parallel
-from .float8 import check_float8
+from .context_parallel import block_size, context_complaints, spread_rows, without_context_parallel
+from .float8 import float8_complaints
 from .parallelize import parallelize
 
 __all__ = [
     "block_size",
-    "check_context",
-    "check_float8",
     "compile_for_all_widths",
+    "context_complaints",
+    "float8_complaints",
     "parallelize",
     "spread_rows",
     "without_context_parallel",

@@ -6,9 +6,11 @@
 | full | nothing |
 | selective, "op" | attention, every second matrix product, and what was summed over ranks |
 | selective, n | everything, except that every n-th block keeps nothing |
-| memory_budget | as much as the compiler's partitioner may: the results that are dearest to recompute, up to a share of all |
+| memory_budget | as much as the compiler's partitioner may: the results that are dearest to recompute, up to a share of
+all |
 
-Applied after tensor parallelism, so that what is recomputed is sharded: by operator inside a compiled block, else around it.
+Applied after tensor parallelism, so that what is recomputed is sharded: by operator inside a compiled block, else
+around it.
 """
 
 import torch._functorch.config

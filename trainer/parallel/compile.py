@@ -1,7 +1,9 @@
-"""torch.compile of the blocks and of the loss, and what has to happen before the first step so that none is compiled later.
+"""torch.compile of the blocks and of the loss, and what has to happen before the first step so that none is compiled
+later.
 
-Blocks are compiled one by one: they are alike, so that one compilation serves all, and FSDP2's hooks stay between them. In the
-packed layout every batch has one shape. In the padded layout widths differ, and the compiler learns which sizes vary by meeting
+Blocks are compiled one by one: they are alike, so that one compilation serves all, and FSDP2's hooks stay between them.
+In the packed layout every batch has one shape. In the padded layout widths differ, and the compiler learns which sizes
+vary by meeting
 a second one: it is shown some before training, since otherwise that might happen at any later step.
 """
 
@@ -27,8 +29,8 @@ def compile_for_all_widths(
 ) -> None:
     """Go forward and backward with rows of several widths, so that compiled blocks take any. Every rank must call it.
 
-    The narrowest width is compiled for itself (its 1 x 1 blocks of a mask broadcast), the next with sizes that vary; the widest
-    may be no multiple of the others' step, and tells at once whether it fits in memory.
+    The narrowest width is compiled for itself (its 1 x 1 blocks of a mask broadcast), the next with sizes that vary;
+    the widest may be no multiple of the others' step, and tells at once whether it fits in memory.
 
     Args:
         model: laid out and initialised; its gradients are lost.
@@ -41,6 +43,6 @@ def compile_for_all_widths(
         tokens = torch.zeros(rows, width, dtype=torch.int64)
         positions = torch.arange(width, dtype=torch.int32).expand(rows, width)
         ids = torch.zeros(rows, width, dtype=torch.int32)
-        batch = Batch(tokens, tokens, positions, ids, rows=[], sources=[], state={}, weights=None, values=ids.float())
+        batch = Batch(tokens, tokens, positions, ids, rows=[], sources=[], state=None, weights=None, values=ids.float())
         summed_loss(model, *to_device(batch))[0].backward()
     model.zero_grad()

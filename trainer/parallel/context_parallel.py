@@ -1,17 +1,17 @@
 """Context parallelism that knows documents: a row is spread over the ranks of the cp mesh by the work of its mask.
 
-A row of packed documents costs its kernels what its mask leaves of it: a token near the end of a long document has thousands of
-keys, one at the start of a short document a handful. So a row is cut into blocks, and each rank gets as many of them as any
-other (shapes stay static), so chosen that unmasked query-key pairs are spread evenly:
+A row of packed documents costs its kernels what its mask leaves of it: a token near the end of a long document has
+thousands of keys, one at the start of a short document a handful. So a row is cut into blocks, and each rank gets as
+many of them as any other (shapes stay static), so chosen that unmasked query-key pairs are spread evenly:
 
     row      | document 0  | document 1      | 2 |     8 blocks, causal
     pairs      1    3    5   1    3    5    7   1       26, in units of half a block squared
     rank       1    0    1   1    0    1    0   0       14 and 12; halves of the row would have 10 and 16
 
-Everything that is per token (norms, matrices, loss) then runs on a rank's own tokens. Attention alone needs the others': keys
-and values are all-gathered over cp, their gradients reduce-scattered, and a rank's queries meet all keys of the row under the
-rows of the mask that are theirs. Gathered keys stay in the order of the ranks, which the mask is told; softmax does not care,
-and bringing them into that of the row would copy them once more in every layer.
+Everything that is per token (norms, matrices, loss) then runs on a rank's own tokens. Attention alone needs the
+others': keys and values are all-gathered over cp, their gradients reduce-scattered, and a rank's queries meet all keys
+of the row under the rows of the mask that are theirs. Gathered keys stay in the order of the ranks, which the mask is
+told; softmax does not care, and bringing them into that of the row would copy them once more in every layer.
 """
 
 import heapq
@@ -28,7 +28,6 @@ from ...models.attention import DocumentMask
 from ...models.config import AttentionConfig, Executor
 from ...models.decoder import Attention, Decoder
 from ..config import JobConfig
-from ..errors import ConfigError
 
 FLEX_BLOCK = 128  # of FlexAttention's block masks: a block of theirs never mixes two of ours
 BLOCKS_PER_RANK = 8  # at least, where blocks may be smaller: enough for every rank to have some of the expensive ones
@@ -49,42 +48,46 @@ def block_size(seq_len: int, degree: int, executor: Executor) -> int:
     return block
 
 
-def check_context(config: JobConfig, executor: Executor, attention: AttentionConfig) -> None:
-    """Refuse rows that `executor`, a window or a map cannot have spread over ranks of `parallelism.context_parallel_degree`.
+def context_complaints(config: JobConfig, executor: Executor, attention: AttentionConfig) -> list[str]:
+    """Return why rows cannot be spread over the ranks of `parallelism.context_parallel_degree`, a line for each reason.
 
-    Raises:
-        ConfigError: naming the key, its value, why, and what would work.
+    Args:
+        config: of the job.
+        executor: that computes attention.
+        attention: its mask by distance and position map, neither of which can be spread.
     """
     degree = config.parallelism.context_parallel_degree
     if degree == 1:
-        return
-    key = f"parallelism.context_parallel_degree = {degree}"
+        return []
+    key, complaints = f"parallelism.context_parallel_degree = {degree}", []
     if not attention.plain:
-        raise ConfigError(
+        complaints.append(
             f"{key} with {attention.named}: masks by distance are made for whole rows; set "
             "parallelism.context_parallel_degree = 1, and spread by data_parallel_shard_degree or tensor_parallel_degree"
         )
     if executor == "varlen":
-        raise ConfigError(
+        complaints.append(
             f'{key} with model.attention.executor = "varlen": its kernel takes a document as an interval of the queries and of '
             'the keys, and a rank has blocks from all over a row; set model.attention.executor = "flex" (or "sdpa")'
         )
     step, seq_len = degree * FLEX_BLOCK, config.training.seq_len
     width = config.data.pad_multiple
     if executor == "flex" and config.data.layout == "padded" and width % step:
-        raise ConfigError(
+        complaints.append(
             f"data.pad_multiple = {width}: must be a multiple of {degree} x {FLEX_BLOCK} = {step}, so that every rank of "
             "parallelism.context_parallel_degree has whole blocks of the flex mask"
         )
     if executor == "flex" and seq_len % step:
-        raise ConfigError(
+        complaints.append(
             f"training.seq_len = {seq_len}: must be a multiple of {degree} x {FLEX_BLOCK} = {step}, so that every rank of "
             f"parallelism.context_parallel_degree has whole blocks of the flex mask; the next is {-(-seq_len // step) * step}"
         )
+    return complaints
 
 
 def mask_work(sequence_ids: Tensor, causal: bool, block: int) -> Tensor:
-    """Unmasked query-key pairs of each block of queries, exactly. Padding is a segment like any other: kernels compute it.
+    """Unmasked query-key pairs of each block of queries, exactly. Padding is a segment like any other: kernels compute
+    it.
 
     Args:
         sequence_ids: int32 [batch, seq_len], 0, 1, 2, ... along each row, -1 on padding at its end.
@@ -106,11 +109,13 @@ def mask_work(sequence_ids: Tensor, causal: bool, block: int) -> Tensor:
 
 
 def balance(work: Sequence[int], degree: int) -> list[list[int]]:
-    """Deal blocks to ranks: the same number to each, the most expensive first, always to the rank with the least work so far.
+    """Deal blocks to ranks: the same number to each, the most expensive first, always to the rank with the least work
+    so far.
 
-    Longest processing time first (Graham 1969) under the constraint of equal counts. No two ranks then differ by more than the
-    most expensive block: a rank's (i + 1)-th block costs at most another's i-th, or else that one was ahead. 256 blocks take
-    0.1 ms.
+    Longest processing time first (Graham 1969) under the constraint of equal counts. No two ranks then differ by more
+    than the
+    most expensive block: a rank's (i + 1)-th block costs at most another's i-th, or else that one was ahead. 256 blocks
+    take 0.1 ms.
 
     Returns:
         The blocks of each rank, ascending.
@@ -128,7 +133,8 @@ def balance(work: Sequence[int], degree: int) -> list[list[int]]:
 
 
 def order_by_rank(sequence_ids: Tensor, causal: bool, degree: int, block: int) -> Tensor:
-    """The positions of each row in the order of the ranks that have them: a function of the row alone, alike on all ranks.
+    """The positions of each row in the order of the ranks that have them: a function of the row alone, alike on all
+    ranks.
 
     Args:
         sequence_ids: int32 [batch, seq_len], on the CPU.
@@ -156,8 +162,8 @@ def spread_rows(
         mesh: one-dimensional: the ranks that the rows are spread over.
 
     Returns:
-        The planes at this rank's positions, [batch, seq_len / ranks]; and `queries` and `keys` for `DocumentMask.build`, None
-        where there is but one rank.
+        The planes at this rank's positions, [batch, seq_len / ranks]; and `queries` and `keys` for
+        `DocumentMask.build`, None where there is but one rank.
     """
     degree = mesh.size()
     if degree == 1:

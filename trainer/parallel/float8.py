@@ -1,9 +1,9 @@
 """The blocks' linear layers in float8, by torchao, an optional extra.
 
-`nn.Linear` becomes torchao's `Float8Linear`, which rounds inputs, weights and output gradients to float8 with scales computed
-on the spot and multiplies on the tensor cores at twice the bfloat16 rate (Micikevicius et al. 2022, arXiv:2209.05433).
-Parameters, optimizer, checkpoints and names stay what they are. Only compiled blocks are fast: eager ones read each tensor
-several times to scale it.
+`nn.Linear` becomes torchao's `Float8Linear`, which rounds inputs, weights and output gradients to float8 with scales
+computed on the spot and multiplies on the tensor cores at twice the bfloat16 rate (Micikevicius et al. 2022,
+arXiv:2209.05433). Parameters, optimizer, checkpoints and names stay what they are. Only compiled blocks are fast: eager
+ones read each tensor several times to scale it.
 """
 
 import importlib.util
@@ -15,28 +15,24 @@ from torch import nn
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
 from ..config import JobConfig
-from ..errors import ConfigError
 from ..processes import Layout
 
 MULTIPLE = 16  # of every side of a float8 product, on the device
 CAPABILITY = (8, 9)
 
 
-def check_float8(config: JobConfig, model: DecoderConfig, layout: Layout, device: torch.device | None) -> None:
-    """Refuse `[float8]` where it cannot work.
+def float8_complaints(config: JobConfig, model: DecoderConfig, layout: Layout, device: torch.device | None) -> list[str]:
+    """Return why `[float8]` cannot work, a line for each reason.
 
     Args:
         config: the job.
         model: whose sides must divide.
         layout: by which they are split.
         device: that it is to run on; None: not known, and not checked.
-
-    Raises:
-        ConfigError: listing every reason.
     """
     f = config.float8
     if not f.enable:
-        return
+        return []
     complaints = []
     if importlib.util.find_spec("torchao") is None:
         complaints.append("float8.enable = true: needs torchao, which is not installed: pip install 'cistron[float8]'")
@@ -66,8 +62,7 @@ def check_float8(config: JobConfig, model: DecoderConfig, layout: Layout, device
         for key, (value, parts) in sides.items()
         if value % (MULTIPLE * parts)
     ]
-    if complaints:
-        raise ConfigError("\n  ".join(["float8 cannot be used:", *complaints]))
+    return complaints
 
 
 def has_float8(device: torch.device) -> bool:

@@ -1,7 +1,8 @@
-"""Parallelism applied to a plain decoder from outside: float8 -> TP, CP -> compile -> activation checkpointing -> FSDP2.
+"""Parallelism applied to a plain decoder from outside: float8 -> TP, CP -> compile -> activation checkpointing ->
+FSDP2.
 
-Each step wraps what the one before left: compile sees sharded matmuls, checkpointing runs compiled blocks again, FSDP2 gathers
-parameters around them. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
+Each step wraps what the one before left: compile sees sharded matmuls, checkpointing runs compiled blocks again, FSDP2
+gathers parameters around them. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
 clipping by a global norm needs all gradients on comparable meshes.
 """
 

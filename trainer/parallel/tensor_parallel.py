@@ -32,8 +32,8 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
     )
     if model.config.head_outputs:
         distribute_module(model.score, mesh)  # whole on every rank; the head sees to the sequence itself
-    # The embedding hands out a tensor whose reduce-scatter may still be under way. Compiled blocks take such an input, but give
-    # it no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
+    # The embedding hands out a tensor whose reduce-scatter may still be under way. Compiled blocks take such an input,
+    # but give it no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
     model.tok_embeddings.register_forward_hook(lambda _module, _inputs, embedded: embedded.clone())
     for block in model.layers.children():
         whole = (Replicate(), None, None)  # x gathered along the sequence; rotary_tables and mask are whole already
@@ -63,8 +63,8 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
 def split_adapters(block: nn.Module, mesh: DeviceMesh) -> None:
     """Split the adapters of a block as their weights are, in place: B where those are by rows, else A by its columns.
 
-    The other factor is whole on every rank, so that whatever the adapter adds is split, or a part of a sum, like the product
-    that it is added to, and nothing more is communicated.
+    The other factor is whole on every rank, so that whatever the adapter adds is split, or a part of a sum, like the
+    product that it is added to, and nothing more is communicated.
     """
     whole, rows, columns = Replicate(), Shard(0), Shard(1)
     for module in block.modules():

@@ -1,8 +1,8 @@
 """trainer/processes."""
 
 from .exit import lost_peers_named, run_command
-from .join import join, limit_collectives, pick_device
-from .layout import Layout, check_layout, global_batch_size
+from .join import join, limit_collectives, pick_device, symmetric_memory_complaints
+from .layout import Layout, degree_complaints, global_batch_size, layout_complaints
 from .signals import StopRequest
 from .tensors import DTYPES, gradient, local, offset
 from .world import Task, World
@@ -13,14 +13,16 @@ __all__ = [
     "StopRequest",
     "Task",
     "World",
-    "check_layout",
+    "degree_complaints",
     "global_batch_size",
     "gradient",
     "join",
+    "layout_complaints",
     "limit_collectives",
     "local",
     "lost_peers_named",
     "offset",
     "pick_device",
     "run_command",
+    "symmetric_memory_complaints",
 ]

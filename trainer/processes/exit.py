@@ -35,8 +35,8 @@ def run_command(command: Callable[[], None]) -> None:
         else:
             ending = (f"error: {error}", 2) if isinstance(error, UserError) else (f"stopped: {error}", 1)
         traceback.clear_frames(error.__traceback__)
-    # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the interpreter
-    # ends the process in std::terminate, in 2 of 40 refused runs, and SIGABRT hides the exit status.
+    # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the
+    # interpreter ends the process in std::terminate, in 2 of 40 refused runs, and SIGABRT hides the exit status.
     gc.collect()
     if lost:
         sys.exit(1)
@@ -47,8 +47,8 @@ def run_command(command: Callable[[], None]) -> None:
 def end(message: str, status: int) -> None:
     """Exit with `status` and a message that is printed once.
 
-    torchrun kills the group as soon as one rank is gone. So the others give the first time to speak and to end them; one that
-    is still there then is alone with its error (a file that only its machine lacks) and speaks itself.
+    torchrun kills the group as soon as one rank is gone. So the others give the first time to speak and to end them;
+    one that is still there then is alone with its error (a file that only its machine lacks) and speaks itself.
     """
     rank = os.environ.get("RANK", "0")
     if rank != "0":
@@ -66,8 +66,8 @@ NCCL = re.compile(r"ncclRemoteError|ncclSystemError|communicator was aborted|[Tt
 def lost_peers_named(when: Callable[[], str], timeout_seconds: int) -> Iterator[None]:
     """Turn what torch raises when a peer is lost into a message on stderr and a PeerLostError; everything else passes.
 
-    Each rank speaks, since none knows which others are left, and at once, while SIGTERM still only asks for a stop: torchrun
-    sends it 0.1 s after the first rank is gone.
+    Each rank speaks, since none knows which others are left, and at once, while SIGTERM still only asks for a stop:
+    torchrun sends it 0.1 s after the first rank is gone.
 
     Args:
         when: says how far the run has come.

@@ -30,17 +30,16 @@ def pick_device() -> torch.device:
     return device
 
 
-def check_symmetric_memory(config: JobConfig, device: torch.device) -> None:
-    """Refuse async tensor parallelism where a device cannot read the memory of its neighbours. Raises ConfigError."""
+def symmetric_memory_complaints(config: JobConfig, device: torch.device) -> list[str]:
+    """Return why async tensor parallelism cannot run here: the device cannot read the memory of its neighbours."""
     if not config.parallelism.enable_async_tensor_parallel:
-        return
+        return []
     what = "parallelism.enable_async_tensor_parallel = true: needs GPUs with symmetric memory"
     if device.type != "cuda":
-        raise ConfigError(f"{what}, the device is {device.type!r}; leave it out")
+        return [f"{what}, the device is {device.type!r}; leave it out"]
     others = [index for index in range(torch.cuda.device_count()) if index != device.index]
     unreachable = [index for index in others if not torch.cuda.can_device_access_peer(device, index)]
-    if unreachable:
-        raise ConfigError(f"{what}, but {device} cannot read that of GPU(s) {unreachable}; leave it out")
+    return [f"{what}, but {device} cannot read that of GPU(s) {unreachable}; leave it out"] if unreachable else []
 
 
 def join(config: JobConfig) -> World:
@@ -51,7 +50,6 @@ def join(config: JobConfig) -> World:
     """
     layout = Layout.resolve(config, world_size())
     device = pick_device()
-    check_symmetric_memory(config, device)
     enable_flight_recorder(config)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -77,9 +75,9 @@ def join(config: JobConfig) -> World:
 def launcher_store(timeout: timedelta) -> tuple[Any, int, int]:
     """Where ranks leave their addresses for each other, this rank, and their number.
 
-    torchrun keeps one store over the lives of its ranks, in which those of `--max-restarts` would find the addresses of the
-    dead (github.com/pytorch/pytorch/issues/135712). On one machine its count of restarts tells lives apart; machines may differ
-    in theirs, and need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which makes a new store for each life.
+    torchrun keeps one store over the lives of its ranks, in which those of `--max-restarts` would find the addresses of
+    the dead (github.com/pytorch/pytorch/issues/135712). On one machine its count of restarts tells lives apart;
+    machines may differ in theirs, and need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which makes a new store for each life.
     """
     store, rank, ranks = next(rendezvous("env://", timeout=timeout))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
@@ -97,9 +95,9 @@ def limit_collectives(config: JobConfig) -> None:
 def enable_flight_recorder(config: JobConfig) -> None:
     """Have NCCL's process groups remember their last collectives, and write them down when one times out.
 
-    They read these variables when they are made. What is set already stays, so that the environment can say otherwise. A
-    dump needs error handling that leaves the communicator alone (3), torch's own default. The folder is made when training
-    begins; `torchfrtrace` reads the files.
+    They read these variables when they are made. What is set already stays, so that the environment can say otherwise.
+    A dump needs error handling that leaves the communicator alone (3), torch's own default. The folder is made when
+    training begins; `torchfrtrace` reads the files.
     """
     c = config.comm
     if not c.trace_buf_size:

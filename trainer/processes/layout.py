@@ -1,11 +1,11 @@
-"""Part of trainer/processes."""
+"""The layout of a job: how its processes divide into parallel dimensions, and what those dimensions must divide."""
 
 import os
 from dataclasses import dataclass
 
 from ...models.config import DecoderConfig
 from ..config import JobConfig
-from ..errors import ConfigError
+from ..errors import refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Layout:
     tp: int
 
     def __str__(self) -> str:
-        """As arithmetic."""
+        """Return the degrees and their product, as messages show them."""
         return f"replicate {self.replicate} x shard {self.shard} x context {self.cp} x tensor {self.tp} = {self.world_size}"
 
     @property
@@ -48,36 +48,44 @@ class Layout:
         Raises:
             ConfigError: with the arithmetic, when the degrees do not multiply to the world size.
         """
+        refuse(degree_complaints(config, world_size))
+        return cls._of(config, world_size)
+
+    @classmethod
+    def _of(cls, config: JobConfig, world_size: int | None) -> "Layout":
         p = config.parallelism
-        if world_size is not None and world_size < 1:
-            raise ConfigError(f"{world_size} processes: there must be at least 1")
         replicate, cp, tp = p.data_parallel_replicate_degree, p.context_parallel_degree, p.tensor_parallel_degree
         shard = p.data_parallel_shard_degree
-        if shard == 0 or shard < -1:
-            raise ConfigError(f"parallelism.data_parallel_shard_degree = {shard}: must be -1 (all that are left) or >= 1")
         if shard == -1:
             shard = 1 if world_size is None else max(1, world_size // (replicate * cp * tp))
-        layout = cls(replicate=replicate, shard=shard, cp=cp, tp=tp)
-        if world_size is not None and layout.world_size != world_size:
-            raise ConfigError(
-                f"parallelism: {layout}, but {world_size} process(es) were started; "
-                "change the degrees or the number of processes"
-            )
-        return layout
+        return cls(replicate=replicate, shard=shard, cp=cp, tp=tp)
+
+
+def degree_complaints(config: JobConfig, world_size: int | None) -> list[str]:
+    """Return why the degrees of `[parallelism]` do not multiply to `world_size` processes; None: to any number."""
+    if world_size is not None and world_size < 1:
+        return [f"{world_size} processes: there must be at least 1"]
+    shard = config.parallelism.data_parallel_shard_degree
+    if shard == 0 or shard < -1:
+        return [f"parallelism.data_parallel_shard_degree = {shard}: must be -1 (all that are left) or >= 1"]
+    layout = Layout._of(config, world_size)
+    if world_size is None or layout.world_size == world_size:
+        return []
+    started = f"but {world_size} process(es) were started; change the degrees or the number of processes"
+    return [f"parallelism: {layout}, {started}"]
 
 
 def world_size() -> int:
-    """Processes that the launcher started: torchrun's WORLD_SIZE, else 1."""
+    """Return the number of processes that the launcher started: torchrun's WORLD_SIZE, else 1."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> None:
-    """Refuse what the layout cannot divide, all complaints in one message.
-
-    Raises:
-        ConfigError: naming each key, its value and what it must be a multiple of.
-    """
+def layout_complaints(config: JobConfig, model: DecoderConfig, layout: Layout) -> list[str]:
+    """Return what the layout cannot divide: each key, its value and what it must be a multiple of."""
     rows = global_batch_size(config, layout)
+    if rows < layout.data_parallel:
+        least = f"must be -1 or at least {layout.data_parallel}, one row per data-parallel rank"
+        return [f"training.global_batch_size = {rows}: {least}"]
     per_rank = rows // layout.data_parallel
     local = min(config.training.local_batch_size, per_rank)
     loaders = layout.data_parallel * max(1, config.data.num_workers)
@@ -97,7 +105,7 @@ def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> Non
         for key, value, divisor, why in divisions
         if value % divisor
     ]
-    if per_rank and rows % layout.data_parallel == 0 and per_rank % local:
+    if rows % layout.data_parallel == 0 and per_rank % local:
         complaints.append(
             f"training.local_batch_size = {local}: must divide the {per_rank} rows of a rank "
             f"(training.global_batch_size {rows} / {layout.data_parallel} data-parallel ranks)"
@@ -108,7 +116,7 @@ def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> Non
     if config.data.length_buckets and per_rank == local:
         complaints.append(
             f"data.length_buckets = true: the {per_rank} rows of a rank's step are one micro-batch, so that nothing is there "
-            "to deal them out to; lower training.local_batch_size, or raise training.global_batch_size"
+            "to assign them to; lower training.local_batch_size, or raise training.global_batch_size"
         )
     if config.parallelism.enable_async_tensor_parallel and not (tp > 1 and config.compile.enable):
         complaints.append(
@@ -119,17 +127,10 @@ def check_layout(config: JobConfig, model: DecoderConfig, layout: Layout) -> Non
         complaints.append('activation_checkpoint.mode = "memory_budget": is up to the compiler, set compile.enable = true')
     if not config.data.sources:
         complaints.append("data.sources: no [[data.sources]] table; name at least one source of documents, or the job's TOML")
-    if complaints:
-        raise ConfigError("\n  ".join(["the configuration does not fit:", *complaints]))
+    return complaints
 
 
 def global_batch_size(config: JobConfig, layout: Layout) -> int:
-    """Rows per optimizer step over all ranks. Raises ConfigError for a value below the number of data-parallel ranks."""
+    """Return the rows per optimizer step over all ranks."""
     t = config.training
-    rows = t.local_batch_size * layout.data_parallel if t.global_batch_size == -1 else t.global_batch_size
-    if rows < layout.data_parallel:
-        raise ConfigError(
-            f"training.global_batch_size = {t.global_batch_size}: must be -1 or at least {layout.data_parallel}, one row per "
-            "data-parallel rank"
-        )
-    return rows
+    return t.local_batch_size * layout.data_parallel if t.global_batch_size == -1 else t.global_batch_size

@@ -41,8 +41,8 @@ class StopRequest:
 def end_with_launcher() -> None:
     """Have the kernel send SIGKILL to this process when its parent is gone (Linux; elsewhere it goes on).
 
-    torchrun gives every rank a session of its own, so that a kill -9 of torchrun or of its group leaves the ranks training, and
-    a restart would find them writing to its folder.
+    torchrun gives every rank a session of its own, so that a kill -9 of torchrun or of its group leaves the ranks
+    training, and a restart would find them writing to its folder.
     """
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)

@@ -1,9 +1,9 @@
 """Processes and the device mesh: how many ranks there are, what each one is, and what they must agree on.
 
-The mesh has the dimensions (replicate, shard, cp, tp). Ranks that differ only in cp or tp see the same rows, cp ranks different
-tokens of them; replicate x shard is the data-parallel degree. Parameters are sharded over shard x cp. Whatever every rank must
-know before a step (how many targets, has anyone been told to stop, has anyone failed) travels through one small CPU all-reduce,
-so that no GPU is ever synchronised for it.
+The mesh has the dimensions (replicate, shard, cp, tp). Ranks that differ only in cp or tp see the same rows, cp ranks
+different tokens of them; replicate x shard is the data-parallel degree. Parameters are sharded over shard x cp.
+Whatever every rank must know before a step (how many targets, has anyone been told to stop, has anyone failed) travels
+through one small CPU all-reduce, so that no GPU is ever synchronised for it.
 """
 
 import threading

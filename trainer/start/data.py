@@ -7,7 +7,7 @@ from typing import Any
 from ...datasets.documents import DocumentConfig, Letters
 from ...datasets.errors import DataConfigError, DataEnd
 from ...datasets.files import FileStore
-from ...datasets.loading import Batch, DataConfig, Loader, SinglePass, SourceConfig, Stage
+from ...datasets.loading import ALL_DATA, Batch, DataConfig, DataShard, Loader, RowSettings, SinglePass, SourceConfig, Stage
 from ...datasets.readers import Label
 from ...datasets.rows import DocumentLabels, MaskedTokens, MaskingConfig, NextToken, Objective
 from ...datasets.tokenizers import Tokenizer
@@ -64,17 +64,27 @@ def letters_of(data: Data) -> Letters:
     return Letters(**{field.name: getattr(data, field.name) for field in fields(Letters)})
 
 
-def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) -> DataConfig:
-    """The data path's share of the configuration. A stage begins with the first row of its step."""
-    d, t = config.data, config.training
-    rows = global_batch_size(config, layout)
+def row_settings(config: JobConfig, layout: Layout, tokenizer: Tokenizer, *, batch_size: int, buckets: int = 1) -> RowSettings:
+    """Return what the job decides about rows outside of `[data]`. Raises DataConfigError, see `make_objective`."""
+    return RowSettings(
+        seq_len=config.training.seq_len,
+        seed=config.training.seed,
+        batch_size=batch_size,
+        objective=make_objective(config, tokenizer),
+        buckets=buckets,
+        rows_per_step=global_batch_size(config, layout),
+    )
+
+
+def make_data_config(config: JobConfig) -> DataConfig:
+    """The data path's share of the configuration."""
+    d = config.data
     return DataConfig(
         sources=source_configs(d.sources, config.head.names),
-        stages=tuple(Stage((stage.step - 1) * rows, stage.weights) for stage in d.stages),
+        stages=tuple(Stage(stage.step, stage.weights) for stage in d.stages),
         lanes=d.lanes,
         packing=d.packing,
         layout=d.layout,
-        objective=make_objective(config, tokenizer),
         documents=DocumentConfig(
             letters=letters_of(d),
             reverse_complement=d.reverse_complement,
@@ -82,8 +92,6 @@ def make_data_config(config: JobConfig, layout: Layout, tokenizer: Tokenizer) ->
             window_overlap=d.window_overlap,
         ),
         pad_multiple=d.pad_multiple,
-        seq_len=t.seq_len,
-        seed=t.seed,
         num_workers=d.num_workers,
         on_bad_record=d.on_bad_record,
         verify=d.verify,
@@ -100,9 +108,9 @@ def open_data(
     *,
     batch_size: int,
     buckets: int = 1,
+    shard: DataShard = ALL_DATA,
     contract: dict[str, Any] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
-    **place: Any,
 ) -> TrainData:
     """Start the loader and hold the contract, first in words and then against the first real rows.
 
@@ -113,19 +121,18 @@ def open_data(
         mask: the model's.
         vocab_size: rows of the embedding.
         batch_size: rows of a batch of this rank.
-        buckets: batches whose rows are dealt out by length.
+        buckets: batches whose rows are assigned by length.
+        shard: which rows are this rank's, and where to continue.
         contract: saved with the weights to start from.
         interrupted: polled while waiting.
-        place: which rows are this rank's, and where to go on; see `Loader`. Without: all, from the first.
 
     Raises:
         DataConfigError, DataError, EosMismatchError: the loader is closed again.
     """
-    data = replace(make_data_config(config, layout, tokenizer), buckets=buckets)
-    loader = Loader(data, tokenizer, batch_size=batch_size, **place)
+    rows = row_settings(config, layout, tokenizer, batch_size=batch_size, buckets=buckets)
+    loader = Loader(make_data_config(config), tokenizer, rows, shard)
     try:
-        ranks = {key: place[key] for key in ("dp_rank", "dp_degree") if key in place}
-        validation = open_validation(config, layout, tokenizer, batch_size=batch_size, **ranks)
+        validation = open_validation(config, tokenizer, rows, shard)
         sources = [*loader.sources, *(validation.sources if validation else ())]
         statements = gather_statements(config, tokenizer, loader.packer, mask, vocab_size, sources, contract)
         check_statements(statements)
@@ -144,25 +151,24 @@ def open_data(
 
 
 def open_validation(
-    config: JobConfig, layout: Layout, tokenizer: Tokenizer, *, batch_size: int, **ranks: int
+    config: JobConfig, tokenizer: Tokenizer, rows: RowSettings, shard: DataShard = ALL_DATA
 ) -> SinglePass | None:
-    """What `[validation]` reads, or None where it is not enabled.
+    """Open what `[validation]` reads; None where it is not enabled.
 
     Args:
         config: of the job.
-        layout: its processes.
         tokenizer: of the job.
-        batch_size: rows of a batch of this rank in training, used where `validation.local_batch_size` is unset.
-        ranks: whose share of the rows; see `SinglePass`.
+        rows: as in training; `validation.local_batch_size`, where it is set, replaces the batch size.
+        shard: whose share of the rows.
 
     Raises:
         DataConfigError, DataError: a source cannot be used.
     """
     if not config.validation.enable:
         return None
-    sources = source_configs(config.validation.sources, config.head.names)
-    data = replace(make_data_config(config, layout, tokenizer), sources=sources, stages=())
+    data = replace(make_data_config(config), sources=source_configs(config.validation.sources, config.head.names), stages=())
+    rows = replace(rows, batch_size=config.validation.local_batch_size or rows.batch_size)
     try:
-        return SinglePass(data, tokenizer, batch_size=config.validation.local_batch_size or batch_size, **ranks)
+        return SinglePass(data, tokenizer, rows, shard)
     except DataConfigError as error:
         raise DataConfigError(f"validation.sources: {error}") from None

@@ -15,15 +15,16 @@ from cistron.datasets.documents import letters as genome
 from cistron.datasets.errors import DataConfigError, DataError
 from cistron.datasets.files import FileStore
 from cistron.datasets.lanes import Lane, LaneState, RawDocuments, blocks
-from cistron.datasets.loading import DataConfig, Loader, SinglePass, SourceConfig
+from cistron.datasets.loading import Loader, SourceConfig
 from cistron.datasets.prepare import RawCorpus
 from cistron.datasets.prepare.run import Task
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.rows import MaskedTokens, MaskingConfig, PackedRow, Packer
 from cistron.datasets.tokenizers import TokenizeError, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.tests.helpers.corpora import write_fasta
-from cistron.trainer.metrics import shares
+from cistron.tests.helpers.corpora import Settings, write_fasta
+from cistron.tests.helpers.corpora import config as settings_of
+from cistron.trainer.metrics import target_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,11 +108,11 @@ def test_a_step_weighs_as_savanna_does() -> None:
         taken = torch.where(labels >= 0, weights, 0.0)
         losses = torch.zeros(1, 9, requires_grad=True)
         # the loss of a step, and so what it makes of each target's loss
-        ((losses * taken).sum() / shares(labels, taken, normalize=True).sum()).backward()
+        ((losses * taken).sum() / target_weights(labels, taken, normalize=True).sum()).backward()
         assert losses.grad is not None
         expected = [upper, lower, lower, *[upper] * (targets - 3), *[0.0] * (9 - targets)]
         assert (losses.grad[0] * targets).tolist() == pytest.approx(expected)
-    assert shares(labels, taken, normalize=False).sum() == 7
+    assert target_weights(labels, taken, normalize=False).sum() == 7
 
 
 RECORDS = ["ACGTacgtNNRY", "|d__Bacteria;p__X|ACGTACgtn@A#C", "nnnn", "acgt" * 20, "GGC|tag|" * 9]
@@ -127,16 +128,15 @@ def naive(letters: Letters) -> dict[bytes, list[float]]:
     return found
 
 
-def make_config(paths: list[str], documents: DocumentConfig, **changes: Any) -> DataConfig:
+def make_config(paths: list[str], documents: DocumentConfig, **changes: Any) -> Settings:
     """Rows of 32 bytes from FASTA files and folders of token shards."""
     formats = ["fasta" if path.endswith("fasta") else "tokens" for path in paths]
     sources = [SourceConfig(name=path[-9:], format=of, paths=(path,)) for path, of in zip(paths, formats, strict=True)]
-    settings = {"lanes": 1, "packing": "best_fit", "seq_len": 32, "seed": 0} | changes
-    return DataConfig(sources=tuple(sources), documents=documents, **settings)
+    return settings_of(*sources, documents=documents, **{"lanes": 1} | changes)
 
 
 def loader(paths: list[str], documents: DocumentConfig) -> Loader:
-    return Loader(make_config(paths, documents), build_tokenizer("byte"), batch_size=4)
+    return make_config(paths, documents).loader()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_targets_weigh_what_their_letters_do_and_every_eos_is_one(tmp_path: Path
     config = DocumentConfig(letters=letters, long_documents=long, window_overlap=5 if long == "window" else 0)
     path = write_fasta(tmp_path / "genome.fasta", RECORDS)
     found: Counter[tuple[int, float]] = Counter()
-    for batch in SinglePass(make_config([path], config), build_tokenizer("byte"), batch_size=4).batches():
+    for batch in make_config([path], config).single_pass().batches():
         assert batch.weights is not None
         targets = batch.weights > 0
         found.update(zip(batch.labels[targets].tolist(), batch.weights[targets].tolist(), strict=True))
@@ -163,9 +163,9 @@ def test_targets_weigh_what_their_letters_do_and_every_eos_is_one(tmp_path: Path
 def test_masks_fall_on_letters_that_weigh_something(tmp_path: Path) -> None:
     objective = MaskedTokens(MaskingConfig(rate=0.5), build_tokenizer("dna"), 0)
     path = write_fasta(tmp_path / "g.fasta", ["ACGTNNNNacgtRRRR" * 3] * 20)
-    config = make_config([path], DocumentConfig(letters=ALL), objective=objective)
+    config = make_config([path], DocumentConfig(letters=ALL), objective=objective, batch_size=8)
     tokenizer = build_tokenizer("dna")
-    with Loader(config, tokenizer, batch_size=8) as data:
+    with config.loader(tokenizer) as data:
         batch = data.next()
     assert batch is not None
     assert batch.weights is not None

@@ -1,7 +1,6 @@
 """What is asked for documents: refused where it fits nothing, and a part of the identity of the data."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,7 +9,7 @@ import pytest
 from cistron.datasets.documents import DocumentConfig, Letters
 from cistron.datasets.errors import DataConfigError, DataError, DataOrderError
 from cistron.datasets.lanes import raw_documents
-from cistron.datasets.loading import SinglePass, SourceConfig, left_out, merge_states, transport
+from cistron.datasets.loading import SourceConfig, merge_states, transport
 from cistron.datasets.tokenizers import Encoded, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.helpers.corpora import (
@@ -80,7 +79,7 @@ def test_any_ranks_and_workers_read_the_same_strands_windows_and_weights(tmp_pat
         for rank in range(2):
             turns = patch.object(transport, "StatefulDataLoader", TakingTurns)
             layout = {"batch_size": 2, "dp_rank": rank, "dp_degree": 2}
-            with turns, byte_loader(replace(data, num_workers=workers), **layout) as loader:
+            with turns, byte_loader(data.but(num_workers=workers), **layout) as loader:
                 found |= numbered_rows(take(loader, 12))
                 states.append(loader.state())
         assert found == expected
@@ -91,7 +90,7 @@ def test_any_ranks_and_workers_read_the_same_strands_windows_and_weights(tmp_pat
 def test_validation_reads_documents_on_their_own_strand(tmp_path: Path) -> None:
     source = text_source(write_text(tmp_path, ["aaaac"] * 20))
     data = config(source, documents=DocumentConfig(reverse_complement=1.0))
-    (batch,) = SinglePass(data, ByteTokenizer(), batch_size=8).batches()
+    (batch,) = data.but(batch_size=8).single_pass().batches()
     text = bytes(batch.tokens[batch.sequence_ids >= 0].tolist())
     assert text == b"aaaac\0" * 20
     with byte_loader(data) as loader:
@@ -116,7 +115,7 @@ def test_only_the_head_of_a_document_that_is_cut_is_encoded(tmp_path: Path, lett
     def rows(long: str) -> tuple[dict[int, Any], str]:
         data = config(source, documents=DocumentConfig(letters=letters, long_documents=long), lanes=1)
         with byte_loader(data) as loader:
-            return numbered_rows(take(loader, 5)), left_out(loader.state())
+            return numbered_rows(take(loader, 5)), loader.state().left_out()
 
     with patch.object(ByteTokenizer, "encode_batch", measured):
         found = rows("truncate")
@@ -134,4 +133,4 @@ def test_what_was_truncated_and_mapped_is_said(tmp_path: Path) -> None:
     source = text_source(write_text(tmp_path, ["acgu" * 30] * 4))
     with byte_loader(config(source, documents=DocumentConfig(long_documents="truncate"), lanes=1)) as loader:
         take(loader, 3)
-        assert left_out(loader.state()) == "8 document(s) truncated"
+        assert loader.state().left_out() == "8 document(s) truncated"

@@ -5,13 +5,12 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cistron.datasets.errors import DataConfigError, DataEnd, DataError, DataOrderError
-from cistron.datasets.loading import DataConfig, Loader, SourceConfig, Stage, merge_states, transport
-from cistron.datasets.loading.state import records_skipped
+from cistron.datasets.loading import DataState, Loader, SourceConfig, Stage, merge_states, transport
 from cistron.tests.helpers.corpora import (
+    Settings,
     TakingTurns,
     byte_loader,
     config,
@@ -31,12 +30,12 @@ def _in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "StatefulDataLoader", TakingTurns)
 
 
-def _until(ending: type[Exception], data: DataConfig, ranks: int, workers: int) -> tuple[list[tuple[bytes, ...]], str]:
+def _until(ending: type[Exception], data: Settings, ranks: int, workers: int) -> tuple[list[tuple[bytes, ...]], str]:
     """Take rows on every rank until `ending`. Returns the rows before the first that did not come, and the message there."""
     rows: dict[int, tuple[bytes, ...]] = {}
     messages: dict[int, str] = {}  # by the rank's next row
     for rank in range(ranks):
-        changed = replace(data, num_workers=workers)
+        changed = data.but(num_workers=workers)
         with byte_loader(changed, batch_size=1, dp_rank=rank, dp_degree=ranks) as loader:
             for row in range(rank, 1200, ranks):
                 try:
@@ -52,7 +51,7 @@ TOPOLOGIES = [(1, 0), (1, 2), (2, 1), (2, 2), (4, 1)]
 
 
 @pytest.fixture
-def with_bad_records(tmp_path: Path) -> DataConfig:
+def with_bad_records(tmp_path: Path) -> Settings:
     """600 lines, of which 5 cannot be used, each in a way of its own."""
     lines = [json.dumps({"text": text}).encode() for text in words(600)]
     lines[100] = b'{"text": broken'
@@ -65,21 +64,21 @@ def with_bad_records(tmp_path: Path) -> DataConfig:
 
 
 def test_skipped_records_are_counted_logged_and_the_same_everywhere(
-    with_bad_records: DataConfig, caplog: pytest.LogCaptureFixture
+    with_bad_records: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs = []
     for ranks, workers in TOPOLOGIES:
         rows: dict[int, tuple[bytes, ...]] = {}
-        states: list[dict[str, Any]] = []
+        states: list[DataState] = []
         caplog.clear()
         for rank in range(ranks):
-            changed = replace(with_bad_records, num_workers=workers)
+            changed = with_bad_records.but(num_workers=workers)
             with byte_loader(changed, batch_size=8 // ranks, dp_rank=rank, dp_degree=ranks) as loader:
                 rows |= numbered_rows(take(loader, 180))
                 states.append(loader.state())
         state = merge_states(states)
-        assert min(lane[0] for lane in state["lanes"].values()) >= 1, "every record was met"
-        runs.append((rows, records_skipped(state)))
+        assert min(lane.epoch for lane in state.lanes.values()) >= 1, "every record was met"
+        runs.append((rows, state.total("skipped")))
         told = {record.getMessage() for record in caplog.records if record.levelno == logging.WARNING}
         assert {number for number in (101, 201, 301, 401, 501) if any(f"record {number}," in line for line in told)} == {
             101,
@@ -92,11 +91,9 @@ def test_skipped_records_are_counted_logged_and_the_same_everywhere(
     assert runs[0][1] % 5 == 0
 
 
-def test_a_bad_record_is_raised_at_the_same_row_everywhere(
-    with_bad_records: DataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bad_record_is_raised_at_the_same_row_everywhere(with_bad_records: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cistron.datasets.lanes.blocks.block_tokens", lambda seq_len: 4 * seq_len)
-    data = replace(with_bad_records, on_bad_record="error")
+    data = with_bad_records.but(on_bad_record="error")
     straight = _until(DataError, data, 1, 0)
     assert "x.jsonl, record" in straight[1]
     assert len(straight[0]) > 64, "more than a message of rows comes first"
@@ -121,9 +118,9 @@ def test_more_epochs_may_be_asked_for_on_resume(tmp_path: Path) -> None:
         take(loader, 60)
 
 
-def _resumed(data: DataConfig, before: Loader) -> Loader:
-    kept = json.loads(json.dumps([before.state(), before.inventory()]))
-    return byte_loader(data, state=kept[0], inventory=kept[1])
+def _resumed(data: Settings, before: Loader) -> Loader:
+    kept = json.loads(json.dumps([before.state().model_dump(mode="json"), before.inventory()]))
+    return byte_loader(data, state=DataState.read(kept[0]), inventory=kept[1])
 
 
 @pytest.mark.parametrize("change", ["size", "time", "bytes", "gone", "new"])
@@ -151,20 +148,20 @@ def test_a_changed_file_is_refused_by_name(change: str, tmp_path: Path) -> None:
 
 def test_stages_that_have_not_begun_may_change_and_others_may_not(tmp_path: Path) -> None:
     sources = [text_source(write_text(tmp_path / name, words(20)), name) for name in "ab"]
-    staged = config(*sources, stages=(Stage(8, {"a": 3.0, "b": 1.0}), Stage(40, {"b": 1.0})))
+    staged = config(*sources, stages=(Stage(9, {"a": 3.0, "b": 1.0}), Stage(41, {"b": 1.0})))
     with byte_loader(staged) as loader:
         take(loader, 4)
-        later = replace(staged, stages=(staged.stages[0], Stage(20, {"a": 1.0})))
+        later = staged.but(stages=(staged.data.stages[0], Stage(21, {"a": 1.0})))
         with _resumed(later, loader) as resumed:
             assert [source for batch in take(resumed, 3) for source in batch.sources][4:] == [0] * 8
-        earlier = replace(staged, stages=(Stage(12, {"b": 1.0}),))
+        earlier = staged.but(stages=(Stage(13, {"b": 1.0}),))
         with pytest.raises(DataOrderError, match=r"data\.stages\.12\.a: checkpoint 'none', now 0\.0"):
             _resumed(earlier, loader)
 
 
 def test_data_begun_anew_counts_on_from_its_row(tmp_path: Path) -> None:
     sources = [text_source(write_text(tmp_path / name, words(20)), name) for name in "ab"]
-    data = config(*sources, stages=(Stage(104, {"b": 1.0}),))
+    data = config(*sources, stages=(Stage(105, {"b": 1.0}),))
     with byte_loader(data, row=96) as loader:
         batches = take(loader, 4)
         with _resumed(data, loader) as resumed:
@@ -185,7 +182,7 @@ def test_a_flipped_byte_of_a_shard_is_found_where_that_is_asked_for(tmp_path: Pa
     with byte_loader(data) as loader:
         take(loader, 1)
     with pytest.raises(DataError, match=r"x\.ids: its bytes have changed: checksum"):
-        byte_loader(replace(data, verify=True))
+        byte_loader(data.but(verify=True))
 
 
 def test_ranks_share_the_work_of_verifying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,10 +205,10 @@ def test_a_folder_without_files_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ((Stage(0, {"main": 1.0}),), "row 0, not after"),
-        ((Stage(8, {"main": 1.0}), Stage(8, {"main": 1.0})), "row 8, not after"),
-        ((Stage(8, {"other": 1.0}),), "'other' is none of the sources"),
-        ((Stage(8, {}),), r"\[0\.0\] from row 8 on"),
+        ((Stage(1, {"main": 1.0}),), "row 0, not after"),
+        ((Stage(9, {"main": 1.0}), Stage(9, {"main": 1.0})), "row 8, not after"),
+        ((Stage(9, {"other": 1.0}),), "'other' is none of the sources"),
+        ((Stage(9, {}),), r"\[0\.0\] from row 8 on"),
     ],
 )
 def test_a_stage_that_makes_no_sense_is_refused(stages: tuple[Stage, ...], message: str, tmp_path: Path) -> None:

@@ -9,17 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.loading import Batch, DataConfig, Loader, SourceConfig, merge_states, transport
-from cistron.datasets.loading.state import documents_dropped
+from cistron.datasets.errors import DataConfigError, DataError, DataOrderError
+from cistron.datasets.loading import Batch, DataState, SourceConfig, merge_states, transport
 from cistron.datasets.loading.transport import Row, RowStream
 from cistron.datasets.rows import row_violations
 from cistron.tests.helpers.corpora import (
+    Settings,
     Sleepy,
     TakingTurns,
     byte_loader,
@@ -39,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*set_vital")
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Three formats in unequal shares, in rows that most documents overflow."""
     folder = tmp_path_factory.mktemp("mixed")
     return config(
@@ -53,21 +52,19 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     )
 
 
-def _run(
-    data: DataConfig, ranks: int, size: int, batches: int, state: dict[str, Any] | None
-) -> tuple[list[Batch], dict[str, Any]]:
+def _run(data: Settings, ranks: int, size: int, batches: int, state: DataState | None) -> tuple[list[Batch], DataState]:
     """Take batches on every rank, one rank after the other; return them and the merged state, as JSON would keep it."""
     taken: list[Batch] = []
     states = []
     for rank in range(ranks):
         with byte_loader(data, batch_size=size, dp_rank=rank, dp_degree=ranks, state=state) as loader:
             taken += take(loader, batches)
-            states.append(json.loads(json.dumps(loader.state())))
+            states.append(DataState.read(json.loads(loader.state().model_dump_json())))
     return taken, merge_states(states)
 
 
 @pytest.fixture(scope="module")
-def straight(mixed: DataConfig) -> dict[int, tuple[bytes, ...]]:
+def straight(mixed: Settings) -> dict[int, tuple[bytes, ...]]:
     """The rows of one rank without workers, never resumed."""
     return numbered_rows(_run(mixed, 1, 10, 44, None)[0])
 
@@ -88,7 +85,7 @@ TOPOLOGIES = [
 def test_rows_are_the_same_on_any_ranks_and_workers_across_resumes(
     legs: list[tuple[int, int, int, int]],
     processes: bool,
-    mixed: DataConfig,
+    mixed: Settings,
     straight: dict[int, tuple[bytes, ...]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -97,24 +94,24 @@ def test_rows_are_the_same_on_any_ranks_and_workers_across_resumes(
     state = None
     rows: dict[int, tuple[bytes, ...]] = {}
     for ranks, workers, size, batches in legs:
-        taken, state = _run(replace(mixed, num_workers=workers), ranks, size, batches, state)
+        taken, state = _run(mixed.but(num_workers=workers), ranks, size, batches, state)
         rows |= numbered_rows(taken)
     assert sorted(rows) == list(range(sum(ranks * size * batches for ranks, _, size, batches in legs)))
     assert rows == {number: straight[number] for number in rows}
 
 
-def test_rows_do_not_depend_on_the_batch_size(mixed: DataConfig, straight: dict[int, tuple[bytes, ...]]) -> None:
+def test_rows_do_not_depend_on_the_batch_size(mixed: Settings, straight: dict[int, tuple[bytes, ...]]) -> None:
     with byte_loader(mixed, batch_size=5) as loader:
         rows = numbered_rows(take(loader, 20))
     assert rows == {number: straight[number] for number in range(100)}
 
 
-def test_each_batch_carries_the_state_after_itself(mixed: DataConfig, straight: dict[int, tuple[bytes, ...]]) -> None:
+def test_each_batch_carries_the_state_after_itself(mixed: Settings, straight: dict[int, tuple[bytes, ...]]) -> None:
     with byte_loader(mixed, batch_size=7) as loader:
         batches = take(loader, 9)
-        frozen = [json.dumps(batch.state) for batch in batches]
+        frozen = [str(batch.state) for batch in batches]
         take(loader, 3)
-        assert [json.dumps(batch.state) for batch in batches] == frozen, "a state is a value, not a view"
+        assert [str(batch.state) for batch in batches] == frozen, "a state is a value, not a view"
     for batch in batches:
         with byte_loader(mixed, batch_size=6, state=batch.state) as loader:
             rows = numbered_rows(take(loader, 2))
@@ -122,7 +119,7 @@ def test_each_batch_carries_the_state_after_itself(mixed: DataConfig, straight: 
         assert rows == {number: straight[number] for number in range(first, first + 12)}
 
 
-def test_batches_are_typed_whole_and_mixed_by_weight(mixed: DataConfig) -> None:
+def test_batches_are_typed_whole_and_mixed_by_weight(mixed: Settings) -> None:
     with byte_loader(mixed, batch_size=16) as loader:
         batches = take(loader, 6)
     sources = [source for batch in batches for source in batch.sources]
@@ -134,12 +131,39 @@ def test_batches_are_typed_whole_and_mixed_by_weight(mixed: DataConfig) -> None:
         assert row_violations(*(plane.numpy() for plane in planes), eos_id=0) == []
 
 
-def test_a_state_is_small_plain_json(mixed: DataConfig) -> None:
+def test_a_state_is_small_plain_json(mixed: Settings) -> None:
     with byte_loader(mixed) as loader:
         take(loader, 30)
         state = loader.state()
-    assert json.loads(json.dumps(state)) == state
-    assert len(json.dumps(state)) < 4096 * mixed.lanes
+    text = json.dumps(state.model_dump(mode="json"))
+    assert DataState.read(json.loads(text)) == state
+    assert len(text) < 4096 * mixed.data.lanes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": None}, "rows: Field required"),
+        ({"rows": "7"}, "rows: Input should be a valid integer"),
+        ({"extra": 1}, "extra: Extra inputs are not permitted"),
+        ({"version": 1}, "version: Input should be 2"),
+        ({"lanes": {"genes/0": [0, 0, 0, "x"]}}, "lanes.genes/0.3: Input should be a valid integer"),
+        ({"counts": None, "begin": 1.5}, "begin: .*; counts: Field required"),
+    ],
+)
+def test_a_state_with_a_missing_unknown_or_mistyped_key_is_refused_by_the_key(
+    mixed: Settings, change: dict[str, Any], message: str
+) -> None:
+    saved = mixed.loader().state().model_dump(mode="json") | change
+    saved = {key: value for key, value in saved.items() if value is not None}
+    with pytest.raises(DataOrderError, match=f"data state cannot be read by this program: {message}"):
+        DataState.read(saved)
+
+
+def test_lanes_saved_before_the_last_counters_were_added_are_read(mixed: Settings) -> None:
+    saved = mixed.loader().state().model_dump(mode="json") | {"lanes": {"genes/0": [3, 1, 0, 17, 1, 0, 2, 9]}}
+    lane = DataState.read(saved).lanes["genes/0"]
+    assert (lane.epoch, lane.row, lane.documents, lane.truncated, lane.context) == (3, 2, 9, 0, 0)
 
 
 def test_an_epoch_of_all_lanes_reads_every_document(tmp_path: Path) -> None:
@@ -147,9 +171,9 @@ def test_an_epoch_of_all_lanes_reads_every_document(tmp_path: Path) -> None:
     data = config(text_source(write_text(tmp_path, documents)), seq_len=300, packing="best_fit")
     found: list[bytes] = []
     with byte_loader(data, batch_size=1) as loader:
-        while {lane[0] for lane in loader.state()["lanes"].values()} != {1}:
+        while {lane.epoch for lane in loader.state().lanes.values()} != {1}:
             (batch,) = take(loader, 1)
-            if loader.state()["lanes"][f"main/{batch.rows[0] % 4}"][0] == 0:
+            if loader.state().lanes[f"main/{batch.rows[0] % 4}"].epoch == 0:
                 found += batch.tokens[batch.sequence_ids >= 0].numpy().astype("uint8").tobytes().split(b"\0")[:-1]
     assert sorted(found) == sorted(document.encode() for document in documents)
 
@@ -180,7 +204,7 @@ def test_a_state_of_other_files_or_weights_is_refused(tmp_path: Path) -> None:
         byte_loader(config(text_source(pattern)), state=state)
 
 
-def test_states_of_ranks_at_different_rows_do_not_merge(mixed: DataConfig) -> None:
+def test_states_of_ranks_at_different_rows_do_not_merge(mixed: Settings) -> None:
     with byte_loader(mixed, dp_degree=2) as first, byte_loader(mixed, dp_rank=1, dp_degree=2) as second:
         take(first, 1)
         with pytest.raises(AssertionError, match="different rows"):
@@ -200,7 +224,7 @@ def test_states_of_ranks_at_different_rows_do_not_merge(mixed: DataConfig) -> No
 def test_a_config_that_cannot_be_met_is_refused(changes: dict[str, Any], degree: int, message: str, tmp_path: Path) -> None:
     data = config(text_source(write_text(tmp_path, words(20))))
     with pytest.raises(DataConfigError, match=message):
-        byte_loader(replace(data, **changes), dp_degree=degree)
+        byte_loader(data.but(**changes), dp_degree=degree)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +266,8 @@ def test_documents_without_tokens_are_counted_over_lanes_and_ranks(tmp_path: Pat
     path = write_jsonl(tmp_path / "x.jsonl", lines)
     data = config(SourceConfig(name="s", format="jsonl", paths=(path,)), seq_len=16)
     _, state = _run(data, 2, 2, 24, None)
-    assert {lane[0] for lane in state["lanes"].values()} == {1}
-    assert documents_dropped(state) == 120
+    assert {lane.epoch for lane in state.lanes.values()} == {1}
+    assert state.total("dropped") == 120
 
 
 NUL_IN_FORMATS = {
@@ -274,7 +298,7 @@ def test_an_error_in_a_worker_names_file_record_and_offset(tmp_path: Path) -> No
     assert (caught.value.file, caught.value.record, caught.value.offset) == (path, 51, 50 * len(good))
 
 
-def test_waiting_for_a_batch_can_be_interrupted(mixed: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_batch_can_be_interrupted(mixed: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
     def stall(self: RowStream, places: object) -> Iterator[Row]:
@@ -294,7 +318,7 @@ def test_a_worker_that_hangs_is_ended_when_the_loader_closes(tmp_path: Path, mon
     data = config(text_source(write_text(tmp_path, words(20))), num_workers=2)
     hanging = tmp_path / "hanging"
     hanging.mkdir()
-    with Loader(data, Sleepy(hanging), batch_size=4) as loader:
+    with data.loader(Sleepy(hanging)) as loader:
         assert loader.next(interrupted=lambda: len(list(hanging.iterdir())) == 2) is None
     assert _gone([int(file.name) for file in hanging.iterdir()], 10)
 
@@ -302,12 +326,12 @@ def test_a_worker_that_hangs_is_ended_when_the_loader_closes(tmp_path: Path, mon
 SCRIPT = """
 import sys
 from cistron.datasets.errors import WorkerError
-from cistron.datasets.loading import DataConfig, Loader, SourceConfig
+from cistron.datasets.loading import DataConfig, Loader, RowSettings, SourceConfig
 from cistron.datasets.tokenizers import build_tokenizer
 
 source = SourceConfig(name="code", format="text", paths=("{stdlib}/*.py",))
-config = DataConfig(sources=(source,), lanes=2, packing="best_fit", seq_len=64, seed=0, num_workers=2)
-loader = Loader(config, build_tokenizer("byte"), batch_size=4)
+config = DataConfig(sources=(source,), lanes=2, packing="best_fit", num_workers=2)
+loader = Loader(config, build_tokenizer("byte"), RowSettings(seq_len=64, seed=0, batch_size=4))
 loader.next()
 print("ready", flush=True)
 sys.stdin.readline()

@@ -5,16 +5,15 @@ Workers are real processes in one case of each format, and iterators asked in tu
 
 import hashlib
 import random
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cistron.datasets.loading import DataConfig, SourceConfig, merge_states, transport
+from cistron.datasets.loading import DataState, SourceConfig, merge_states, transport
 from cistron.tests.helpers.corpora import (
+    Settings,
     TakingTurns,
     byte_loader,
     config,
@@ -60,20 +59,20 @@ def _write(folder: Path, format: str) -> SourceConfig:
 
 
 @pytest.fixture(scope="module", params=[(f, p) for f in FORMATS for p in ("best_fit", "concat")], ids="-".join)
-def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     format, packing = request.param
     source = _write(tmp_path_factory.mktemp("corpus"), format)
     return config(source, lanes=LANES, packing=packing)
 
 
 def _run(
-    data: DataConfig, ranks: int, workers: int, batches: int, state: dict[str, Any] | None = None
-) -> tuple[list[bytes], Any]:
+    data: Settings, ranks: int, workers: int, batches: int, state: DataState | None = None
+) -> tuple[list[bytes], DataState]:
     """Take global batches, rank after rank. Returns a hash of each row in order, and the state of the run."""
     rows: dict[int, bytes] = {}
     states = []
     for rank in range(ranks):
-        changed = replace(data, num_workers=workers)
+        changed = data.but(num_workers=workers)
         with byte_loader(changed, batch_size=BATCH // ranks, dp_rank=rank, dp_degree=ranks, state=state) as loader:
             for batch in take(loader, batches):
                 for place, number in enumerate(batch.rows):
@@ -84,11 +83,11 @@ def _run(
 
 
 @pytest.fixture(scope="module")
-def straight(data: DataConfig) -> list[bytes]:
+def straight(data: Settings) -> list[bytes]:
     """Hashes of the rows of one process."""
     rows, state = _run(data, 1, 0, BATCHES)
     assert len(rows) == BATCHES * BATCH
-    assert min(lane[0] for lane in state["lanes"].values()) >= 2, "several epochs are compared"
+    assert min(lane.epoch for lane in state.lanes.values()) >= 2, "several epochs are compared"
     return rows
 
 
@@ -98,14 +97,14 @@ def in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_turns")
-def test_rows_are_the_same_on_any_ranks_and_workers(data: DataConfig, straight: list[bytes]) -> None:
+def test_rows_are_the_same_on_any_ranks_and_workers(data: Settings, straight: list[bytes]) -> None:
     for ranks, workers in TOPOLOGIES:
         assert _run(data, ranks, workers, BATCHES)[0] == straight, (ranks, workers)
 
 
 @pytest.mark.usefixtures("in_turns")
-def test_rows_are_the_same_when_stopped_anywhere_and_resumed_on_others(data: DataConfig, straight: list[bytes]) -> None:
-    draw = random.Random(data.packing + data.sources[0].name)
+def test_rows_are_the_same_when_stopped_anywhere_and_resumed_on_others(data: Settings, straight: list[bytes]) -> None:
+    draw = random.Random(data.data.packing + data.data.sources[0].name)
     order = draw.sample(TOPOLOGIES, len(TOPOLOGIES))
     for first, second in zip(order, [*order[1:], order[0]], strict=True):
         stop = draw.randint(1, BATCHES - 1)
@@ -115,7 +114,7 @@ def test_rows_are_the_same_when_stopped_anywhere_and_resumed_on_others(data: Dat
 
 
 @pytest.mark.parametrize("data", [(format, "best_fit") for format in FORMATS], indirect=True, ids="-".join)
-def test_rows_are_the_same_from_worker_processes(data: DataConfig, straight: list[bytes]) -> None:
+def test_rows_are_the_same_from_worker_processes(data: Settings, straight: list[bytes]) -> None:
     before, state = _run(data, 1, 2, 61)
     after, _ = _run(data, 2, 1, 40, state)
     assert before + after == straight[: 101 * BATCH]

@@ -7,21 +7,23 @@ import numpy as np
 import pytest
 import torch
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.loading import Batch, DataConfig, SinglePass, SourceConfig
+from cistron.datasets.loading import Batch, SourceConfig
 from cistron.datasets.shards import ShardWriter, id_dtype
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
+from cistron.tests.helpers.corpora import Settings
+from cistron.tests.helpers.corpora import config as make_config
 
 SEQ_LEN = 32
 
 
-def write(folder: Path, counts: dict[str, int]) -> DataConfig:
+def write(folder: Path, counts: dict[str, int]) -> Settings:
     """Sources of numbered documents of 4 to 66 bytes: a third of them longer than a row."""
     sources = []
     for name, count in counts.items():
         path = folder / f"{name}.jsonl"
         path.write_text("".join(json.dumps({"text": f"{name}{n}" * (1 + n % 11)}) + "\n" for n in range(count)))
         sources.append(SourceConfig(name=name, format="jsonl", paths=(str(path),), max_epochs=7, weight=0.0))
-    return DataConfig(sources=tuple(sources), lanes=16, packing="concat", layout="padded", seq_len=SEQ_LEN, seed=0)
+    return make_config(*sources, lanes=16, packing="concat", layout="padded", seq_len=SEQ_LEN)
 
 
 def documents(counts: dict[str, int]) -> list[str]:
@@ -29,10 +31,10 @@ def documents(counts: dict[str, int]) -> list[str]:
     return sorted(f"{name}{n}" * (1 + n % 11) for name, count in counts.items() for n in range(count))
 
 
-def ranks(config: DataConfig, degree: int, batch_size: int, limit: int | None = None) -> list[list[Batch]]:
+def ranks(config: Settings, degree: int, batch_size: int, limit: int | None = None) -> list[list[Batch]]:
     """The batches of each rank."""
-    options = [{"batch_size": batch_size, "dp_rank": rank, "dp_degree": degree} for rank in range(degree)]
-    return [list(SinglePass(config, ByteTokenizer(), **o).batches(limit)) for o in options]
+    config = config.but(batch_size=batch_size)
+    return [list(config.single_pass(dp_rank=rank, dp_degree=degree).batches(limit)) for rank in range(degree)]
 
 
 def targets(batches: list[list[Batch]]) -> list[int]:
@@ -81,7 +83,7 @@ def test_a_limit_takes_the_same_rows_of_all_sources_in_any_layout(tmp_path: Path
 
 
 def test_a_pass_begins_anew_each_time(tmp_path: Path) -> None:
-    once = SinglePass(write(tmp_path, {"a": 70}), ByteTokenizer(), batch_size=4)
+    once = write(tmp_path, {"a": 70}).single_pass()
     first, second = (torch.cat([b.tokens for b in once.batches()]) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(once.first_row().tokens[0], first[0])
@@ -97,7 +99,7 @@ def test_token_shards_with_weights_come_whole_too(tmp_path: Path) -> None:
     writer.write(ids, np.cumsum(lengths), weights)
     writer.finish([])
     source = SourceConfig(name="shards", format="tokens", paths=(str(tmp_path),))
-    config = DataConfig(sources=(source,), lanes=4, packing="best_fit", seq_len=SEQ_LEN, seed=0, verify=True)
+    config = make_config(source, seq_len=SEQ_LEN, verify=True)
     batches = [b for of_rank in ranks(config, 3, 2) for b in of_rank]
     taken = torch.cat([b.weights[b.labels >= 0] for b in batches if b.weights is not None])
     firsts = np.cumsum(lengths) - lengths
@@ -107,6 +109,5 @@ def test_token_shards_with_weights_come_whole_too(tmp_path: Path) -> None:
 def test_sources_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     missing = SourceConfig(name="a", format="text", paths=(str(tmp_path / "none.txt"),))
     for sources, error in (((), DataConfigError), ((missing,), (DataConfigError, DataError))):
-        config = DataConfig(sources=sources, lanes=1, packing="best_fit", seq_len=8, seed=0)
         with pytest.raises(error):
-            SinglePass(config, ByteTokenizer(), batch_size=1)
+            make_config(*sources, lanes=1, seq_len=8).single_pass()

@@ -12,7 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from cistron.datasets.errors import DataError
 from cistron.datasets.files import FileStore
-from cistron.datasets.prepare import DumpReader, ListReader, MegatronReader, Result, TokenCorpus, TokenReader, columns
+from cistron.datasets.prepare import (
+    DumpReader,
+    ListReader,
+    MegatronReader,
+    PreparationResult,
+    TokenCorpus,
+    TokenReader,
+    columns,
+)
 from cistron.datasets.prepare import megatron as token_files
 from cistron.datasets.prepare.run import group
 from cistron.datasets.shards import open_shards
@@ -24,12 +32,14 @@ EOS = 0
 Documents = list[list[int]]
 
 
-def convert(folder: Path, reader: TokenReader, paths: Sequence[Path], append_eos: bool = False, target: int = 40) -> Result:
+def convert(
+    folder: Path, reader: TokenReader, paths: Sequence[Path], append_eos: bool = False, target: int = 40
+) -> PreparationResult:
     """Import files into `folder`/train, in pieces of `target` bytes, as `cistron prepare` does."""
     files = FileStore().expand(map(str, paths))
     corpus = TokenCorpus(files=files, reader=reader, tokenizer=ByteTokenizer(), append_eos=append_eos)
     tasks = group(corpus.split(target), target)
-    return sum((corpus.convert(task, folder, None, lambda _: None) for task in tasks), Result())
+    return sum((corpus.convert(task, folder, None, lambda _: None) for task in tasks), PreparationResult())
 
 
 def imported(folder: Path) -> tuple[Documents, list[list[float]]]:

@@ -10,7 +10,7 @@ import pytest
 import xxhash
 from cistron.datasets.errors import DataError
 from cistron.datasets.files import FileStore
-from cistron.datasets.prepare import Event, RawCorpus, Result
+from cistron.datasets.prepare import Event, PreparationResult, RawCorpus
 from cistron.datasets.prepare.duplicates import mark_duplicates
 from cistron.datasets.prepare.run import group
 from cistron.datasets.readers import Reader
@@ -35,7 +35,9 @@ def make_corpus(pattern: str, reader: Reader = JSONL, tokenizer: Tokenizer | Non
     return RawCorpus(files=files, reader=reader, tokenizer=tokenizer or ByteTokenizer(), **arguments | changes)
 
 
-def convert(corpus: RawCorpus, folder: Path, target: int = 500, emit: Callable[[Event], None] = lambda _: None) -> Result:
+def convert(
+    corpus: RawCorpus, folder: Path, target: int = 500, emit: Callable[[Event], None] = lambda _: None
+) -> PreparationResult:
     """Write shards into `folder`, in tasks of `target` bytes, as `cistron prepare` does."""
     tasks = group(corpus.split(target), target)
     marks = None
@@ -48,7 +50,7 @@ def convert(corpus: RawCorpus, folder: Path, target: int = 500, emit: Callable[[
         mark_duplicates(hashes, marks, folder / "scratch")
         before = np.cumsum([0, *(path.stat().st_size // 16 for path in hashes)]).tolist()
         tasks = [task._replace(documents_before=before[task.number]) for task in tasks]
-    return sum((corpus.convert(task, folder, marks, emit) for task in tasks), Result())
+    return sum((corpus.convert(task, folder, marks, emit) for task in tasks), PreparationResult())
 
 
 def written(folder: Path) -> list[bytes]:

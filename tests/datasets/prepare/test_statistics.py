@@ -28,7 +28,7 @@ def test_counts_are_those_of_the_lengths_in_whatever_arrays_they_come(lengths: l
 def test_rows_are_those_of_a_plan_for_all_documents(lengths: list[int], seq_len: int) -> None:
     s = length_statistics([np.array(lengths)], seq_len)
     assert s.planned == s.documents
-    assert s.use == s.tokens / (s.rows * seq_len)
+    assert s.packing_efficiency == s.tokens / (s.rows * seq_len)
     # Best fit decreasing takes equal lengths in any order for the same rows.
     assert s.rows == len(best_fit(lengths, seq_len))
 
@@ -39,6 +39,6 @@ def test_a_sample_says_nearly_what_all_documents_say(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(statistics, "PLANNED", 20_000)
     sampled = length_statistics([lengths], 2048)
     assert (sampled.planned, whole.planned) == (20_000, 60_000)
-    assert abs(sampled.use - whole.use) < 0.002
+    assert abs(sampled.packing_efficiency - whole.packing_efficiency) < 0.002
     assert abs(sampled.rows / whole.rows - 1) < 0.002
     assert sampled[:8] == whole[:8], "only the packing is estimated"

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from cistron.datasets.errors import DataConfigError, DataError
 from cistron.datasets.files import FileStore
-from cistron.datasets.loading import DataConfig, Loader, SinglePass, SourceConfig
+from cistron.datasets.loading import SourceConfig
 from cistron.datasets.readers import Label, Piece, build_reader, located
 from cistron.datasets.rows import DocumentLabels, row_violations
-from cistron.datasets.tokenizers.bytes import ByteTokenizer
+from cistron.tests.helpers.corpora import config
 
 STORAGE = FileStore()
 CLASSES = ("dead", "alive", "2")
@@ -78,10 +78,10 @@ def test_the_target_at_a_documents_eos_is_its_label(format: str, layout: str, wo
     for field, names in (("kind", CLASSES), ("value", ())):
         source = SourceConfig(name="x", format=format, paths=(path,), field="seq", label=LABELS[field])
         asked = DocumentLabels(names)
-        rows = {"packing": "best_fit", "layout": layout, "objective": asked, "seq_len": 64}
-        config = DataConfig(sources=(source,), lanes=2, seed=3, num_workers=workers, **rows)
-        finite = SinglePass(config, ByteTokenizer(), batch_size=5)
-        with Loader(config, ByteTokenizer(), batch_size=4) as loader:
+        rows = {"layout": layout, "objective": asked, "seq_len": 64}
+        settings = config(source, lanes=2, seed=3, num_workers=workers, **rows)
+        finite = settings.but(batch_size=5).single_pass()
+        with settings.loader() as loader:
             batches = [*finite.batches(), *(loader.next() for _ in range(6))]
         seen = []
         for number, batch in enumerate(batches):

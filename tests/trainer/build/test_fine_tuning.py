@@ -8,14 +8,13 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
 from unittest.mock import Mock, patch
 
 import pytest
 import torch
 from cistron.models.attention import DocumentMask
 from cistron.models.init import init_weights
-from cistron.tests.helpers.jobs import column, graphs_alone, metrics, refusal, train_here, write_job
+from cistron.tests.helpers.jobs import Case, column, graphs_alone, metrics, refusal, train_here, write_job
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.build import make_model
@@ -59,36 +58,10 @@ BASE = LlamaConfig(
 )
 
 
-class Case(NamedTuple):
-    """A way to run one of `FREEZES`."""
-
-    what: str
-    replicate: int = 1
-    shard: int = 1
-    cp: int = 1
-    tp: int = 1
-    more: str = ""  # further options
-
-    @property
-    def name(self) -> str:
-        degrees = f"{self.what}, replicate {self.replicate}, shard {self.shard}, cp {self.cp}, tp {self.tp}"
-        return ", ".join([degrees, *self.more.split("--")[1:]])
-
-    @property
-    def overrides(self) -> list[str]:
-        degrees = [
-            ("data_parallel_replicate_degree", self.replicate),
-            ("data_parallel_shard_degree", self.shard),
-            ("context_parallel_degree", self.cp),
-            ("tensor_parallel_degree", self.tp),
-        ]
-        layout = [word for key, degree in degrees for word in (f"--parallelism.{key}", str(degree))]
-        return [*FREEZES[self.what], *layout, *self.more.split()]
-
-    def options(self, config: Path) -> list[str]:
-        """The command line, with a folder of its own."""
-        own = ["--config", str(config), "--job.dump_folder", str(config.parent / self.name)]
-        return [*own, *(word.format(folder=config.parent) for word in self.overrides)]
+def options(case: Case, config: Path) -> list[str]:
+    """The command line of a case whose kind is one of `FREEZES`, with a folder of its own."""
+    own = ["--config", str(config), "--job.dump_folder", str(config.parent / case.name)]
+    return [*own, *(word.format(folder=config.parent) for word in [*FREEZES[case.kind], *case.overrides])]
 
 
 MOST = Case("lora", tp=2, more=FULL_AC + " --compile.enable true")
@@ -103,10 +76,10 @@ CASES = [
 ALONE = [Case(what) for what in FREEZES]
 
 
-def run_cases(config_path: str, cases: list[tuple[Any, ...]]) -> None:
+def run_cases(config_path: str, cases: list[Case]) -> None:
     """Run the job in each layout, in processes that have joined."""
-    for case in (Case(*plain) for plain in cases):
-        config, _ = load_config(case.options(Path(config_path)))
+    for case in cases:
+        config, _ = load_config(options(case, Path(config_path)))
         trainer = Trainer(config, join(config), StopRequest())
         trainer.prompt = []
         trained = names(make_model(config, trainer.decoder_config), lambda p: p.requires_grad)
@@ -140,14 +113,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     LlamaForCausalLM(BASE).save_pretrained(config.parent / "base", max_shard_size="50KB")
     for processes in (1, 2):
-        cases = [case for case in ALONE + CASES if case.replicate * case.shard * case.cp * case.tp == processes]
-        run_on_ranks(run_cases, processes, str(config), [tuple(case) for case in cases])
+        run_on_ranks(run_cases, processes, str(config), [case for case in ALONE + CASES if case.processes == processes])
     return config
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_a_layout_takes_the_steps_of_one_process(job: Path, case: Case) -> None:
-    one, other = metrics(job, Case(case.what).name), metrics(job, case.name)
+    one, other = metrics(job, Case(case.kind).name), metrics(job, case.name)
     assert column(other, "rows_hash") == column(one, "rows_hash")
     assert column(other, "loss") == pytest.approx(column(one, "loss"), rel=1e-5)
     assert column(other, "grad_norm") == pytest.approx(column(one, "grad_norm"), rel=1e-4)
@@ -155,9 +127,9 @@ def test_a_layout_takes_the_steps_of_one_process(job: Path, case: Case) -> None:
 
 def beginning(job: Path, case: Case) -> dict[str, Tensor]:
     """The parameters of the model that a case starts from, by our names."""
-    config, _ = load_config(case.options(job))
+    config, _ = load_config(options(case, job))
     _, decoder = verify(config, Layout.resolve(config))
-    if case.what == "lora":
+    if case.kind == "lora":
         theirs = LlamaForCausalLM.from_pretrained(job.parent / "base").state_dict()
         return {ours: theirs[name] for ours, name in stored_names(decoder).items()}
     model = make_model(config, decoder)
@@ -170,7 +142,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_has_no_state(job: Path, case: Case
     folder = job.parent / case.name / "checkpoint" / f"step-{STEPS}"
     tensors, before = WholeTensors(folder), beginning(job, case)
     moved = {name for name in tensors.names() if name not in before or not torch.equal(tensors.read(name), before[name])}
-    config, _ = load_config(case.options(job))
+    config, _ = load_config(options(case, job))
     _, decoder = verify(config, Layout.resolve(config))
     model = make_model(config, decoder)
     assert set(tensors.names()) == {name for name, _ in model.named_parameters()}
@@ -184,11 +156,11 @@ def test_a_run_with_adapters_resumes_bit_for_bit_and_only_with_the_same(
 ) -> None:
     alone = Case("lora")
     shutil.copytree(job.parent / alone.name, tmp_path / "run")
-    options = [*alone.options(job)[2:], "--job.dump_folder", str(tmp_path / "run"), "--checkpoint.load_step", "2"]
-    message = refusal(capsys, job, *options, "--fine_tuning.lora.alpha", "4")
+    resume = [*options(alone, job)[2:], "--job.dump_folder", str(tmp_path / "run"), "--checkpoint.load_step", "2"]
+    message = refusal(capsys, job, *resume, "--fine_tuning.lora.alpha", "4")
     assert "was trained with another [fine_tuning]" in message
     assert "fine_tuning.lora.alpha | 2.0        | 4.0" in message
-    train_here(job, *options)
+    train_here(job, *resume)
     assert "resumed from" in capsys.readouterr().out
     again = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert column(again, "loss") == column(metrics(job, alone.name), "loss")

@@ -11,17 +11,18 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from cistron.tests.helpers.jobs import column, forge, metrics, refusal, train_here, write_job
+from cistron.tests.helpers.jobs import Case, column, forge, metrics, refusal, train_here, write_job
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.checkpoints import Folder, Saver, WholeTensors, read, read_newest, write_whole
 from cistron.trainer.checkpoints.dcp import HostBuffer
 from cistron.trainer.checkpoints.format import step_folders, why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.errors import CheckpointError
+from cistron.trainer.metrics.sinks import JsonLines
 from cistron.trainer.processes import StopRequest, join, run_command
 from cistron.trainer.train import Trainer
 from safetensors.torch import load_file
@@ -29,6 +30,7 @@ from torch.distributed.tensor import DTensor
 
 FILES = ("inventory.json", "manifest.json", "rank-00000.safetensors", "state.json", "tensors.json")
 BACK = ("--checkpoint.load_step", "4")
+LAYOUTS = [Case(), Case(tp=2), Case(shard=2), Case(cp=2)]
 
 
 @pytest.fixture(scope="module")
@@ -145,20 +147,6 @@ def test_another_tokenizer_is_refused(finished: Path, capsys: pytest.CaptureFixt
     assert "checkpoint: the ids are of a tokenizer with fingerprint another, that of [tokenizer] is byte" in message
 
 
-class Case(NamedTuple):
-    """Degrees of a layout."""
-
-    shard: int = 1
-    cp: int = 1
-    tp: int = 1
-
-    @property
-    def overrides(self) -> list[str]:
-        """As a command line has them."""
-        degrees = {"data_parallel_shard": self.shard, "context_parallel": self.cp, "tensor_parallel": self.tp}
-        return [word for name, degree in degrees.items() for word in (f"--parallelism.{name}_degree", str(degree))]
-
-
 def go_on(config_path: str, run: str, *overrides: str) -> Trainer:
     """Run a job in processes that have joined."""
     folder = Path(config_path).parent / run
@@ -170,15 +158,14 @@ def go_on(config_path: str, run: str, *overrides: str) -> Trainer:
     return trainer
 
 
-def resume(config_path: str, cases: list[tuple[int, ...]]) -> None:
+def resume(config_path: str, cases: list[Case]) -> None:
     """Go on from the copied checkpoint in each layout, and write it again as that layout does, before any step."""
     here = Path(config_path).parent
-    for case in (Case(*plain) for plain in cases):
-        name = "x".join(map(str, case))
-        go_on(config_path, f"on-{name}", *BACK, *case.overrides)
+    for case in cases:
+        go_on(config_path, f"on-{case.name}", *BACK, *case.overrides)
         again = ("--checkpoint.initial_load_path", str(here / "saved" / "checkpoint" / "step-4"))
         more = ("--checkpoint.initial_load_model_only", "false", "--training.steps", "4")
-        go_on(config_path, f"again-{name}", *again, *more, *case.overrides)
+        go_on(config_path, f"again-{case.name}", *again, *more, *case.overrides)
 
 
 def save_on_four(config_path: str) -> None:
@@ -198,24 +185,23 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.write_text(text)
     train_here(config, "--job.dump_folder", str(config.parent / "undisturbed"), "--checkpoint.enable", "false")
     run_on_ranks(save_on_four, 4, str(config))
-    layouts = {1: [Case()], 2: [Case(tp=2), Case(shard=2), Case(cp=2)]}
-    for processes, cases in layouts.items():
-        for case in cases:
-            shutil.copytree(config.parent / "saved", config.parent / f"on-{'x'.join(map(str, case))}")
-        run_on_ranks(resume, processes, str(config), [tuple(case) for case in cases])
+    for case in LAYOUTS:
+        shutil.copytree(config.parent / "saved", config.parent / f"on-{case.name}")
+    for processes in (1, 2):
+        run_on_ranks(resume, processes, str(config), [case for case in LAYOUTS if case.processes == processes])
     return config
 
 
-@pytest.mark.parametrize("layout", ["1x1x1", "1x1x2", "2x1x1", "1x2x1"])
-def test_a_checkpoint_of_four_ranks_goes_on_in_any_layout(moved: Path, layout: str) -> None:
-    one, other = metrics(moved, "undisturbed"), metrics(moved, f"on-{layout}")
+@pytest.mark.parametrize("layout", LAYOUTS, ids=[case.name for case in LAYOUTS])
+def test_a_checkpoint_of_four_ranks_goes_on_in_any_layout(moved: Path, layout: Case) -> None:
+    one, other = metrics(moved, "undisturbed"), metrics(moved, f"on-{layout.name}")
     assert column(other, "rows_hash") == column(one, "rows_hash")
     assert column(other, "loss") == pytest.approx(column(one, "loss"), abs=1e-5)
 
 
-@pytest.mark.parametrize("layout", ["1x1x1", "1x1x2", "2x1x1", "1x2x1"])
-def test_what_another_layout_saves_of_it_is_the_same_bit_for_bit(moved: Path, layout: str) -> None:
-    saved, again = (WholeTensors(moved.parent / run / "checkpoint" / "step-4") for run in ("saved", f"again-{layout}"))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=[case.name for case in LAYOUTS])
+def test_what_another_layout_saves_of_it_is_the_same_bit_for_bit(moved: Path, layout: Case) -> None:
+    saved, again = (WholeTensors(moved.parent / run / "checkpoint" / "step-4") for run in ("saved", f"again-{layout.name}"))
     assert sorted(saved.names()) == sorted(again.names())
     assert all(torch.equal(saved.read(name), again.read(name)) for name in saved.names())
 
@@ -538,7 +524,9 @@ def test_a_restart_by_the_launcher_goes_back_only_once(
 def test_a_full_disk_under_the_metrics_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, _ = load_config(["--config", str(write_job(tmp_path, steps=2)), "--checkpoint.enable", "false"])
     trainer = Trainer(config, join(config), StopRequest())
-    trainer.log.reports.files["metrics"] = Path("/dev/full")
+    lines = trainer.log.sinks["jsonl"]
+    assert isinstance(lines, JsonLines)
+    lines.files["metrics"] = Path("/dev/full")
     trainer.train()
     trainer.close()
     assert "warning: step 2 is not in" in capsys.readouterr().err

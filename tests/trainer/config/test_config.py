@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from cistron.datasets.tokenizers import build_tokenizer
 from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.config.tables import Source, Stage
 from cistron.trainer.errors import ConfigError
@@ -227,5 +226,5 @@ def test_what_is_asked_for_documents_comes_from_the_toml(tmp_path: Path) -> None
     }  # fmt: skip
     path = write(tmp_path, tomli_w.dumps({"data": asked}) + SOURCE)
     config, _ = load_config(["--config", path])
-    data = make_data_config(config, Layout(replicate=1, shard=1, cp=1, tp=1), build_tokenizer("byte"))
+    data = make_data_config(config)
     assert data.documents.identity() == asked

@@ -30,7 +30,7 @@ from cistron.trainer.extrapolation.measures import LongDocuments, Plan, by_posit
 from cistron.trainer.extrapolation.methods import STRETCHED, Trained, choose, settings, way
 from cistron.trainer.extrapolation.passkey import PROSE, SEQUENCES, prompts, retrieved
 from cistron.trainer.inference import make_mask
-from cistron.trainer.metrics.reports import forget_files_after
+from cistron.trainer.metrics.sinks import forget_files_after
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from cistron.trainer.metrics import score
+from cistron.trainer.metrics import label_metrics
 from cistron.trainer.metrics.label_scores import auroc, correlation, matthews, ranks
 
 
@@ -53,15 +53,15 @@ def test_correlations_are_numpys_and_spearman_that_of_mean_ranks() -> None:
     b = a**3 + random.normal(0, 50, 50)
     assert correlation(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-12)
     assert ranks(a).tolist() == [1 + (a < value).sum() + ((a == value).sum() - 1) / 2 for value in a]
-    values = score(b[:, None], a)
+    values = label_metrics(b[:, None], a)
     assert values["mse"] == pytest.approx(((a - b) ** 2).mean())
     assert values["spearman"] == pytest.approx(np.corrcoef(ranks(a), ranks(b))[0, 1], abs=1e-12)
-    assert score(np.exp(a)[:, None], a)["spearman"] == pytest.approx(1)
+    assert label_metrics(np.exp(a)[:, None], a)["spearman"] == pytest.approx(1)
 
 
 def test_what_is_undefined_is_none() -> None:
     assert auroc(np.arange(3.0), np.ones(3, dtype=np.int64)) is None
     assert correlation(np.ones(3), np.arange(3.0)) is None
-    assert score(np.zeros((0, 2)), np.zeros(0)) == {"accuracy": None, "matthews": 0.0, "auroc": None}
-    assert score(np.zeros((0, 1)), np.zeros(0)) == {"mse": None, "pearson": None, "spearman": None}
-    assert score(np.eye(3), np.arange(3.0)) == {"accuracy": 1.0, "matthews": 1.0}
+    assert label_metrics(np.zeros((0, 2)), np.zeros(0)) == {"accuracy": None, "matthews": 0.0, "auroc": None}
+    assert label_metrics(np.zeros((0, 1)), np.zeros(0)) == {"mse": None, "pearson": None, "spearman": None}
+    assert label_metrics(np.eye(3), np.arange(3.0)) == {"accuracy": 1.0, "matthews": 1.0}

@@ -41,7 +41,7 @@ class StepCounts(NamedTuple):
         for batch in batches:
             of = torch.tensor(batch.sources)
             tokens += torch.bincount(of, (batch.sequence_ids >= 0).sum(1), sources)
-            targets += torch.bincount(of, shares(batch.labels, batch.weights, normalize=normalize).sum(1), sources)
+            targets += torch.bincount(of, target_weights(batch.labels, batch.weights, normalize=normalize).sum(1), sources)
         return cls(
             documents=sum(int((b.sequence_ids.amax(1) + 1).sum()) for b in batches),
             rows=sum(len(b.rows) for b in batches),
@@ -54,26 +54,26 @@ class StepCounts(NamedTuple):
 
     @property
     def counts(self) -> list[int]:
-        """All that is counted in integers, in order, as `from_counts` takes it."""
+        """All integer counts in a fixed order, which `from_counts` reads."""
         return [self.documents, self.rows, self.positions, self.causal_pairs, self.rows_hash, *self.tokens]
 
     @classmethod
     def from_counts(cls, counts: list[int], targets: list[float]) -> "StepCounts":
-        """From sums of `counts` and of `targets`."""
+        """Return the counts that sums of `counts` and of `targets` stand for."""
         documents, rows, positions, causal_pairs, rows_hash, *tokens = counts
         return cls(documents, rows, positions, causal_pairs, rows_hash, tokens, targets)
 
     def plus(self, other: "StepCounts") -> "StepCounts":
-        """Both together."""
+        """Return the sum of both."""
         counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         return self.from_counts(counts, [a + b for a, b in zip(self.targets, other.targets, strict=True)])
 
 
-def shares(labels: torch.Tensor, weights: torch.Tensor | None, *, normalize: bool) -> torch.Tensor:
-    """What each position adds to the number that a sum of weighted losses is divided by.
+def target_weights(labels: torch.Tensor, weights: torch.Tensor | None, *, normalize: bool) -> torch.Tensor:
+    """Return what each position adds to the divisor of a sum of weighted losses.
 
-    Normalised, the loss is sum(w x nll) / sum(w): the weights of a step add up to the number of its targets, as Savanna's do,
-    where a target weighs w x targets / sum(w). Plain, it is sum(w x nll) / targets.
+    Normalised, the loss is sum(w x nll) / sum(w): the weights of a step add up to the number of its targets, as
+    Savanna's do, where a target weighs w x targets / sum(w). Plain, it is sum(w x nll) / targets.
 
     Args:
         labels: int64 [batch, seq_len], below 0 where there is no target.
@@ -90,10 +90,11 @@ def shares(labels: torch.Tensor, weights: torch.Tensor | None, *, normalize: boo
 
 
 def row_hash(batch: Batch, index: int) -> int:
-    """48 bits of one row's number, tokens, labels, weights and values. Sums over rows tell any difference, on any layout.
+    """48 bits of one row's number, tokens, labels, weights and values. Sums over rows tell any difference, on any
+    layout.
 
-    Padding is left out: a padded row has as much of it as its neighbours need. 48 bits leave room for a step of 32,768 rows
-    in an int64 sum. Hashing 2,048 tokens takes about 40 microseconds.
+    Padding is left out: a padded row has as much of it as its neighbours need. 48 bits leave room for a step of 32,768
+    rows in an int64 sum. Hashing 2,048 tokens takes about 40 microseconds.
     """
     used = int((batch.sequence_ids[index] >= 0).sum())
     digest = hashlib.blake2b(str(batch.rows[index]).encode(), digest_size=6)

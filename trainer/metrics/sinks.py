@@ -1,0 +1,248 @@
+"""Where the records of a run go: the console, JSON lines, TensorBoard, Weights & Biases, and what plug-ins add.
+
+Rank 0 alone opens sinks, and writes every record to each of them.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import secrets
+import sys
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing_extensions import override
+
+from ..checkpoints import Folder
+from ..config import JobConfig
+from ..errors import ConfigError
+
+FILES = ("metrics", "validation", "extrapolation")  # kinds of records that a run may have in its folder, as <kind>.jsonl
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is reported of one step.
+
+    Attributes:
+        kind: `metrics`, or the name of the evaluation that it comes from, such as `validation`.
+        values: for JSON, `step` among them. None is unknown; numbers that are not finite become None.
+        line: the same for people, in one line.
+    """
+
+    kind: str
+    values: dict[str, Any]
+    line: str
+
+    def __post_init__(self) -> None:
+        """Replace what JSON cannot hold."""
+        object.__setattr__(self, "values", finite(self.values))
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.values["step"])
+
+    @property
+    def curves(self) -> dict[str, float]:
+        """The numbers by the names of their curves: `loss`, of a source `loss/NAME`, by position `loss_at/8-15`.
+
+        Those of an evaluation begin with its name: `validation/loss`.
+        """
+        prefix = "" if self.kind == "metrics" else f"{self.kind}/"
+        groups = [("{key}", self.values)]
+        groups += [("{key}/" + name, of) for name, of in self.values.get("sources", {}).items()]
+        groups += [("loss_at/{key}", self.values.get("positions", {}))]
+        return {
+            prefix + form.format(key=key): value
+            for form, group in groups
+            for key, value in group.items()
+            if isinstance(value, int | float) and key != "step"
+        }
+
+
+class Sink(ABC):
+    """One place that records go to. A plug-in derives its own, adds it to `SINKS`, and a job names it in
+    `metrics.sinks`.
+
+    Args:
+        folder: of the run.
+        config: of the job.
+        start_step: step resumed from; 0: a run from its first step. Records of later steps, if there are any, are void.
+    """
+
+    @abstractmethod
+    def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None: ...
+
+    @classmethod
+    def complaints(cls, config: JobConfig) -> list[str]:
+        """Return why this sink cannot be opened: a line for each reason, which begins with a TOML key."""
+        return []
+
+    @abstractmethod
+    def write(self, record: Record) -> None:
+        """Write one record. An OSError, a full disk for instance, becomes a warning: it is no reason to end a run."""
+
+    def close(self) -> None:  # noqa: B027  # many sinks hold nothing back
+        """Write what is still held back."""
+
+
+class JsonLines(Sink):
+    """`metrics.jsonl`, `validation.jsonl` and `extrapolation.jsonl`: a line per record, in which floats keep all digits."""
+
+    @override
+    def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None:
+        self.files = {kind: folder / f"{kind}.jsonl" for kind in FILES}
+        for file in self.files.values():
+            forget_after(file, start_step)
+        forget_files_after(folder / "extrapolation", start_step)
+
+    @override
+    def write(self, record: Record) -> None:
+        file = self.files[record.kind]
+        size = file.stat().st_size if file.exists() else 0
+        try:
+            with file.open("a") as lines:
+                lines.write(json.dumps(record.values, allow_nan=False) + "\n")
+        except OSError:
+            with suppress(OSError):
+                os.truncate(file, size)  # no half line
+            raise
+
+
+class TensorBoard(Sink):
+    """TensorBoard files in the run's folder."""
+
+    @override
+    def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+
+    @override
+    def write(self, record: Record) -> None:
+        for name, value in record.curves.items():
+            self.writer.add_scalar(name, value, record.step)
+
+    @override
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases(Sink):
+    """A Weights & Biases run, which continues that of the steps before `start_step`.
+
+    Its own variables steer it: WANDB_PROJECT (else `cistron`), WANDB_NAME (else the folder's name), WANDB_MODE and
+    others.
+
+    Raises:
+        ConfigError: W&B refuses, most often because there is no key.
+    """
+
+    @override
+    def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None:
+        import wandb  # an optional extra
+
+        file = folder / "wandb_id"
+        if start_step == 0 or not file.exists():
+            Folder(folder).write_atomically(file.name, secrets.token_hex(4))
+        try:
+            self.run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "cistron"),
+                name=os.environ.get("WANDB_NAME", folder.name),
+                id=file.read_text(),
+                resume="allow",
+                dir=str(folder),
+                config=config.to_dict(),
+            )
+        except wandb.Error as error:
+            raise ConfigError(f"metrics.enable_wandb = true: {error}; run `wandb login`, or set WANDB_MODE=offline") from None
+
+    @override
+    @classmethod
+    def complaints(cls, config: JobConfig) -> list[str]:
+        if importlib.util.find_spec("wandb"):
+            return []
+        return ["metrics.enable_wandb = true: the package wandb is not installed; pip install 'cistron[wandb]'"]
+
+    @override
+    def write(self, record: Record) -> None:
+        self.run.log(record.curves, step=record.step)
+
+    @override
+    def close(self) -> None:
+        self.run.finish()
+
+
+class ConsoleLines(Sink):
+    """Lines on stdout and, on a terminal, a progress bar below them."""
+
+    @override
+    def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.bar: Progress | None = None
+        if sys.stdout.isatty():
+            columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("train", total=config.training.steps, completed=start_step)
+            self.bar.start()
+
+    def say(self, message: str) -> None:
+        """Print a message."""
+        self.console.print(message, markup=False)
+
+    def advance(self, step: int) -> None:
+        """Show how far the run has come."""
+        if self.bar:
+            self.bar.update(self.task, completed=step)
+
+    @override
+    def write(self, record: Record) -> None:
+        self.say(record.line)
+
+    @override
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+
+
+def finite(value: Any) -> Any:
+    """Return a record, or anything in it, with None for floats that are not finite."""
+    if isinstance(value, dict):
+        return {key: finite(of) for key, of in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(of) for of in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def forget_after(file: Path, step: int) -> None:
+    """Drop the records of steps after `step`, and a last line that a crash cut in half; at step 0 set the file aside."""
+    if not file.exists():
+        return
+    if step == 0:
+        Folder(file.parent).set_aside(file.name)
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, TypeError, KeyError):
+            break
+    Folder(file.parent).write_atomically(file.name, "".join(kept))
+
+
+def forget_files_after(folder: Path, step: int) -> None:
+    """Delete the files of steps after `step` in a folder, named `step-<N>` with any suffix; at step 0 set the folder aside."""
+    if step == 0 and folder.exists():
+        Folder(folder.parent).set_aside(folder.name)
+    for file in folder.glob("step-*"):
+        number = file.stem.removeprefix("step-")
+        if number.isdecimal() and int(number) > step:
+            file.unlink()
