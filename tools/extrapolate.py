@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
     if opened.seq_len is None and opened.trained.rope.original_seq_len is None:
         raise ConfigError(f"{opened.where}: nobody says how long its rows were in training (max_position_embeddings)")
     key = "training.seq_len of its job" if opened.config else "max_position_embeddings"
-    trained, said = trained_as(opened.trained, opened.seq_len or opened.model.length, key)
+    trained, said = trained_as(opened.trained, opened.seq_len or opened.model.max_document_length, key)
     asked = plan(table, trained, opened.tokenizer, lambda longest: read(options, opened, longest))
     check_output(options.output)
     console = Console(highlight=False, soft_wrap=True)
@@ -109,8 +110,8 @@ def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
     try:
         return Extrapolation.model_validate(table)
     except ValidationError as error:
-        located = [{**problem, "loc": ("eval", "extrapolation", *problem["loc"])} for problem in error.errors()]
-        raise ConfigError("; ".join(map(describe, located))) from None
+        told = [describe(("eval", "extrapolation", *problem["loc"]), [problem]) for problem in error.errors()]
+        raise ConfigError("; ".join(chain.from_iterable(told))) from None
 
 
 def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:

@@ -5,6 +5,7 @@ from .contract import (
     check_rows,
     check_statements,
     checkpoint_statement,
+    contract_of,
     gather_statements,
     ids,
     other_roles,
@@ -12,24 +13,15 @@ from .contract import (
     tokenizer_statement,
 )
 from .fine_tuning import differences, fine_tune, fine_tuning_complaints, fresh_parameters
-from .parts import (
-    attention_complaints,
-    attention_of,
-    make_decoder_config,
-    make_mask,
-    make_model,
-    make_tokenizer,
-    open_tokenizer,
-    rows_complaints,
-)
+from .parts import attention_of, make_decoder_config, make_mask, make_model, make_tokenizer, open_tokenizer, rows_complaints
 
 __all__ = [
     "Statement",
-    "attention_complaints",
     "attention_of",
     "check_rows",
     "check_statements",
     "checkpoint_statement",
+    "contract_of",
     "differences",
     "fine_tune",
     "fine_tuning_complaints",

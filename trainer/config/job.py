@@ -75,8 +75,7 @@ class JobConfig(Table):
 
     def complaints(self) -> list[str]:
         """Return what two tables say differently, and tables that nothing reads."""
-        bidirectional = [] if self.causal else self.model.bidirectional_complaints()
-        return [*objective_complaints(self), *bidirectional, *label_complaints(self), *extrapolation_complaints(self)]
+        return [*training_complaints(self), *label_complaints(self), *extrapolation_complaints(self)]
 
     @property
     def has_head(self) -> bool:
@@ -141,8 +140,8 @@ def complaints_of(table: Table, key: str = "") -> list[str]:
     return lines + table.complaints()
 
 
-def objective_complaints(config: JobConfig) -> list[str]:
-    """Return what does not fit `training.objective`, labels aside."""
+def training_complaints(config: JobConfig) -> list[str]:
+    """Return what tables of the model and of training say differently, labels aside."""
     objective, causal = config.training.objective, config.model.causal
     lines = []
     if causal is not None and not config.has_head and causal != (objective == "causal"):
@@ -150,6 +149,8 @@ def objective_complaints(config: JobConfig) -> list[str]:
         lines.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
     if objective != "mlm" and config.mlm != Mlm():
         lines.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')
+    if config.fine_tuning.lora.rank and config.float8.enable:
+        lines.append("float8.enable = true: its layers have no adapters; leave it out, or fine_tuning.lora.rank")
     return lines
 
 

@@ -381,6 +381,8 @@ class Checkpoint(Table):
             lines.append(f"checkpoint.load_step = {self.load_step}: nothing is loaded, checkpoint.enable is false")
         if not self.initial_load_model_only and self.initial_load_path is None:
             lines.append("checkpoint.initial_load_model_only = false: there is no checkpoint.initial_load_path")
+        if self.last_save_in_hf and not self.enable:
+            lines.append("checkpoint.last_save_in_hf = true: there is no last save, checkpoint.enable is false")
         if self.keep_every_n % self.interval:
             lines.append(
                 f"checkpoint.keep_every_n = {self.keep_every_n}: must be a multiple of checkpoint.interval = {self.interval}, "
