@@ -128,7 +128,7 @@ def length_dependent_rope_note(model: Decoder) -> tuple[str, ...]:
     rope = model.config.rope
     if not rope.by_length:
         return ()
-    length = max(model.length, rope.trained_length)
+    length = max(model.max_document_length, rope.trained_length)
     return (
         f'model.rope.scaling is "{rope.scaling}": texts of every length have the rotary angles of {length:,} tokens here '
         "(longer ones their own with --extrapolate), where transformers has those of the length of each text",

@@ -15,7 +15,7 @@ from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import architecture
-from ..build import fine_tune, fine_tuning_complaints, make_decoder_config, make_mask, make_tokenizer
+from ..build import fine_tune, fine_tuning_complaints, make_decoder_config, make_mask, make_tokenizer, rows_complaints
 from ..config import JobConfig
 from ..errors import refuse
 from ..metrics import profiling_complaints, sink_complaints
@@ -117,6 +117,7 @@ class Examination:
         if layout and decoder:
             self.add(layout_complaints(config, decoder, layout))
             self.add(float8_complaints(config, decoder, layout, device))
+        self.add(rows_complaints(config))
         self.add(sink_complaints(config))
         if device is not None:
             self.add(profiling_complaints(config, device))
