@@ -16,7 +16,6 @@ from cistron.models.config import PRESETS
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
 from cistron.trainer.inference import sample
-from cistron.trainer.loss import summed_loss
 
 WORDS = ["one", "two", "three", "four", "<end>"]
 
@@ -47,8 +46,7 @@ def learn(tokenizer: HFTokenizer, folder: Path, labels_of: Callable[[Batch], tor
         for _ in range(60):
             batch = loader.next()
             assert batch is not None
-            loss, _ = summed_loss(model, batch.tokens, labels_of(batch), batch.positions, mask.build(batch.sequence_ids))
-            loss.backward()
+            model(batch.tokens, batch.positions, mask.build(batch.sequence_ids), labels_of(batch)).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
     prompt = tokenizer.encode(b"one").tolist()

@@ -322,14 +322,14 @@ def bad_record_at_step_3(config_path: str) -> tuple[str, int]:
     config, _ = load_config(["--config", config_path])
     world = join(config)
     trainer = Trainer(config, world, StopRequest())
-    good = trainer.feed.loader.next
+    good = trainer.data.loader.next
 
     def fails(interrupted: Callable[[], bool]) -> Any:
         if world.rank == 1 and trainer.progress.step == 2:
             raise DataError("not valid JSON", file="x.jsonl", record=12, offset=345)
         return good(interrupted)
 
-    trainer.feed.loader.next = fails  # type: ignore[method-assign, assignment]
+    trainer.data.loader.next = fails  # type: ignore[method-assign, assignment]
     message = ""
     try:
         trainer.train()

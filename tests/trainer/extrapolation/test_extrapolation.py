@@ -29,7 +29,8 @@ from cistron.trainer.extrapolation.continuation import measure as compare
 from cistron.trainer.extrapolation.measures import LongDocuments, Plan, by_position
 from cistron.trainer.extrapolation.methods import STRETCHED, Trained, choose, settings, way
 from cistron.trainer.extrapolation.passkey import PROSE, SEQUENCES, prompts, retrieved
-from cistron.trainer.inference import make_mask
+from cistron.trainer.heartbeat import Heartbeat
+from cistron.trainer.inference import inference_mask
 from cistron.trainer.metrics.sinks import forget_files_after
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
@@ -353,8 +354,7 @@ def test_a_stop_ends_an_evaluation_after_a_batch_and_leaves_no_record(
 ) -> None:
     config, _ = load_config(["--config", str(straight), "--job.dump_folder", str(tmp_path)])
     trainer = Trainer(config, join(config), StopRequest())
-    evaluation, ready_to_save, advanced, asked = trainer.extrapolation, trainer.saver, [], []
-    assert evaluation is not None
+    (evaluation,), ready_to_save, advanced, asked = trainer.evaluations, trainer.saver, [], []
     monkeypatch.setattr(type(ready_to_save), "ready", True)
     monkeypatch.setattr(ready_to_save, "advance", lambda: advanced.append(len(asked)))
 
@@ -362,7 +362,7 @@ def test_a_stop_ends_an_evaluation_after_a_batch_and_leaves_no_record(
         asked.append(True)
         return len(asked) == 3
 
-    assert evaluation.run(1, trainer.model, stop, ready_to_save) is None
+    assert evaluation.run(1, trainer.model, Heartbeat(trainer.world, stop, ready_to_save)) is None
     assert (len(asked), advanced) == (3, [1, 2, 3]), "asked after every batch, and a checkpoint under way goes on"
     assert not (tmp_path / "extrapolation").exists()
     assert trainer.model.config == trainer.decoder_config
@@ -373,8 +373,8 @@ def test_a_stop_ends_an_evaluation_after_a_batch_and_leaves_no_record(
 def test_an_executor_that_the_job_names_is_used_where_it_can(executor: str, method: str, used: str) -> None:
     asked = replace(runner(), executor=executor)
     asked.model.extrapolate(*way(method, KNOWN, 64))
-    assert make_mask(BYTE, asked.model.config, asked.device, asked.dtype, executor).executor == used
-    assert make_mask(BYTE, CAUSAL, asked.device, asked.dtype).executor == "varlen"
+    assert inference_mask(BYTE, asked.model.config, asked.device, asked.dtype, executor).executor == used
+    assert inference_mask(BYTE, CAUSAL, asked.device, asked.dtype).executor == "varlen"
 
 
 def test_a_picture_that_cannot_be_written_is_no_reason_to_stop(
@@ -385,8 +385,8 @@ def test_a_picture_that_cannot_be_written_is_no_reason_to_stop(
     config, _ = load_config(["--config", str(straight), *job])
     trainer = Trainer(config, join(config), StopRequest())
     (tmp_path / "run" / "extrapolation").touch()
-    assert trainer.extrapolation is not None
-    record = trainer.extrapolation.run(1, trainer.model, lambda: False, trainer.saver)
+    (evaluation,) = trainer.evaluations
+    record = evaluation.run(1, trainer.model, trainer.heartbeat)
     trainer.close()
     assert record is not None
     assert "warning: step 1 is not whole in" in capsys.readouterr().err

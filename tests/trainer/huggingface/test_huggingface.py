@@ -7,7 +7,6 @@ import json
 import pickle
 import resource
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -23,7 +22,7 @@ from cistron.tests.helpers.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.build import make_decoder_config, other_roles
-from cistron.trainer.checkpoints import Found, Progress, WholeTensors, write_whole
+from cistron.trainer.checkpoints import Found, RunState, SavedContract, WholeTensors, write_whole
 from cistron.trainer.config import JobConfig, TokenizerTable, load_config
 from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
 from cistron.trainer.huggingface import export, import_folder
@@ -65,16 +64,9 @@ def save(
     roles: dict[str, int | None] | None = None,
 ) -> Found:
     """A checkpoint that holds these weights and nothing else."""
-    shape = model.config.model_dump()
     job = JobConfig(tokenizer=table or TokenizerTable())
-    state = {
-        "progress": asdict(Progress()),
-        "data": None,
-        "contract": {"eos": eos, "pad": pad, "vocab": model.config.vocab_size, "tokenizer": None, **(roles or {})},
-        "model": shape,
-        "config": job.to_dict(),
-        "versions": {},
-    }
+    contract = SavedContract(eos=eos, pad=pad, vocab=model.config.vocab_size, tokenizer=None, **(roles or {}))
+    state = RunState.of(config=job, model=model.config, contract=contract)
     weights = model.state_dict()
     write_whole(folder, {k: (v.dtype, tuple(v.shape)) for k, v in weights.items()}, weights.__getitem__, state)
     return checkpoint.read(folder)
@@ -82,11 +74,11 @@ def save(
 
 def restore(found: Found) -> Decoder:
     """The decoder of a checkpoint."""
-    shape = found.state["model"]
+    shape = found.state.model
     tensors = WholeTensors(found.path)
-    model = Decoder(DecoderConfig(**shape))
+    model = Decoder(shape)
     weights = {name: tensors.read(name) for name in tensors.names()}
-    if shape["tie_embeddings"]:
+    if shape.tie_embeddings:
         weights["output.weight"] = weights["tok_embeddings.weight"]
     model.load_state_dict(weights, strict=True)
     return model
@@ -149,7 +141,7 @@ def test_what_transformers_saves_computes_the_same_here(tmp_path: Path, config: 
     messages = import_folder(tmp_path / "theirs", tmp_path / "ours")
     assert any("no tokenizer.json" in message for message in messages)
     found = checkpoint.read(tmp_path / "ours" / "step-0")
-    assert found.state["contract"] == {"eos": 3, "pad": 3, "vocab": 61, "tokenizer": None, "mask": None}
+    assert found.state.contract == SavedContract(eos=3, pad=3, vocab=61, tokenizer=None, mask=None)
     tokens = torch.randint(0, 61, (2, 40))
     with torch.no_grad():
         assert_close(logits(restore(found), tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
@@ -213,11 +205,10 @@ def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: 
 
     import_folder(out, tmp_path / "back")
     found = checkpoint.read(tmp_path / "back" / "step-0")
-    roles = {"bos": None, "mask": None, "unk": None}
-    assert found.state["contract"] == {"eos": 1, "pad": 2, "vocab": 320, "tokenizer": trained.fingerprint, **roles}
-    back = build_tokenizer(**found.state["config"]["tokenizer"])
+    assert found.state.contract == SavedContract(eos=1, pad=2, vocab=320, tokenizer=trained.fingerprint)
+    back = build_tokenizer(**found.state.config.tokenizer.model_dump())
     assert (back.fingerprint, back.eos_id, back.pad_id) == (trained.fingerprint, 1, 2)
-    export(found, tmp_path / "again", tokenizer=TokenizerTable(**found.state["config"]["tokenizer"]))
+    export(found, tmp_path / "again", tokenizer=found.state.config.tokenizer)
     told = json.loads((out / "config.json").read_text()), json.loads((tmp_path / "again" / "config.json").read_text())
     assert {key for key in told[0] if told[0][key] != told[1][key]} <= {"max_position_embeddings"}
 
@@ -431,7 +422,7 @@ def test_an_encoder_leaves_as_eurobert_and_comes_back_as_the_same_bits(tmp_path:
     back = checkpoint.read(tmp_path / "back" / "step-0")
     assert restore(back).config == shape
     assert all(torch.equal(a, b) for a, b in zip(restore(back).parameters(), ours.parameters(), strict=True))
-    assert back.state["contract"] == found.state["contract"] | {"tokenizer": "protein"}
+    assert back.state.contract == found.state.contract.model_copy(update={"tokenizer": "protein"})
     toml = (tmp_path / "back" / "model.toml").read_text()
     assert 'kind = "protein"' in toml
     assert '[training]\nobjective = "mlm"' in toml
@@ -452,7 +443,7 @@ def test_what_transformers_saves_of_an_encoder_computes_the_same_here(tmp_path: 
     theirs.save_pretrained(tmp_path / "theirs")
     import_folder(tmp_path / "theirs", tmp_path / "ours")
     found = checkpoint.read(tmp_path / "ours" / "step-0")
-    assert (found.state["contract"]["mask"], found.state["config"]["training"]["objective"]) == (4, "mlm")
+    assert (found.state.contract.mask, found.state.config.training.objective) == (4, "mlm")
     tokens = torch.randint(0, 61, (2, 40))
     mask = torch.ones(2, 1, 40, 40, dtype=torch.bool)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig
 from cistron.models.errors import ModelError
+from cistron.tests.helpers.jobs import forge
 from cistron.tests.helpers.models import BYTE, CAUSAL, ENCODER, PROTEIN, random_sequences, ready, write_checkpoint, write_fasta
 from cistron.trainer import checkpoints as checkpoint
-from cistron.trainer.checkpoints import saved_job
 from cistron.trainer.config import TokenizerTable
 from cistron.trainer.errors import ConfigError, EosMismatchError
 from cistron.trainer.huggingface import export, import_folder
@@ -220,11 +221,13 @@ def test_angles_that_depend_on_a_length_are_those_of_transformers_up_to_the_trai
 
 
 def test_a_checkpoint_that_names_a_kernel_where_there_is_a_table_now_is_opened(tmp_path: Path) -> None:
-    found = checkpoint.read(write_checkpoint(tmp_path / "step-1", CAUSAL))
-    found.state["config"]["model"]["attention"] = "varlen"
-    del found.state["model"]["attention"]
-    config, decoder = saved_job(found)
-    assert (config.model.attention.executor, decoder) == ("varlen", CAUSAL)
+    step = write_checkpoint(tmp_path / "step-1", CAUSAL)
+    state = json.loads((step / "state.json").read_text())
+    state["config"]["model"]["attention"] = "varlen"
+    del state["model"]["attention"]
+    forge(step, "state.json", json.dumps(state).encode())
+    state = checkpoint.read(step).state
+    assert (state.config.model.attention.executor, state.model) == ("varlen", CAUSAL)
 
 
 def test_adapters_and_frozen_weights_are_opened_as_they_were_trained(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_utilisation_follows_from_the_steps_of_the_window(tmp_path: Path) -> Non
     config, _ = load_config([str(write_job(tmp_path)), "--metrics.peak_flops", "1e12", "--metrics.log_freq", "2"])
     folder = tmp_path / "run"
     folder.mkdir()
-    log, progress = MetricsLog(folder, config, join(config), 0, DEBUG), Progress()
+    log, progress = MetricsLog(folder, config, join(config), 0, DEBUG), Progress.start()
     totals = [StepCounts.of([batch(4, 64, seed)], 1) for seed in range(4)]
     for each in totals:
         progress.advance({"words": each.tokens[0]}, each.rows_hash)
