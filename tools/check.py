@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..datasets.loading import Batch
-from ..models.attention import DocumentMask, Executor
-from ..models.config import DecoderConfig
+from ..models.attention import DocumentMask
+from ..models.config import DecoderConfig, Executor
 from ..models.positions import keys_seen
 from ..trainer.build import attention_of, make_mask, table
 from ..trainer.config import JobConfig, load_config

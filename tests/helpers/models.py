@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from cistron.trainer.checkpoints import RunState, write_whole
 from cistron.trainer.config import JobConfig
 from cistron.trainer.inference import OpenedModel, inference_mask
 
-CAUSAL = replace(LLAMA, vocab_size=512)
-ENCODER = replace(CAUSAL, causal=False, head_dim=8)  # of EuroBERT's class: as many as dim / n_heads
+CAUSAL = LLAMA.replace(vocab_size=512)
+ENCODER = CAUSAL.replace(causal=False, head_dim=8)  # of EuroBERT's class: as many as dim / n_heads
 BYTE, PROTEIN = build_tokenizer("byte"), build_tokenizer("protein")
 
 

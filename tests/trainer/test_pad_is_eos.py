@@ -38,7 +38,7 @@ def learn(tokenizer: HFTokenizer, folder: Path, labels_of: Callable[[Batch], tor
     source = SourceConfig(name="counts", format="jsonl", paths=(str(folder / "counts.jsonl"),))
     config = DataConfig(sources=(source,), lanes=4, packing="best_fit", layout="padded")
     shape = {"vocab_size": len(WORDS), "dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "hidden_dim": 32}
-    model = Decoder(type(PRESETS["debug"])(**{**vars(PRESETS["debug"]), **shape}))
+    model = Decoder(PRESETS["debug"].replace(**shape))
     init_weights(model, 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     mask = DocumentMask(tokenizer.eos_id, tokenizer.pad_id)

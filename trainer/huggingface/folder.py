@@ -5,7 +5,7 @@ Only safetensors are read: a pickle can run code.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -107,7 +107,7 @@ class HuggingFaceFolder:
     def tables(self, table: TokenizerTable) -> dict[str, dict[str, Any]]:
         """Return `[model]`, `[tokenizer]` and, of a bidirectional model, `[training]` of a job that starts from it."""
         shape, rows = self.decoder.table(), self.decoder.vocab_size
-        named = [name for name, preset in PRESETS.items() if replace(preset, vocab_size=rows) == self.decoder]
+        named = [name for name in PRESETS if PRESETS[name].replace(vocab_size=rows) == self.decoder]
         preset = {"preset": named[0]} if named else {}  # for people: all that it sets is set here too
         tables = {"model": {**preset, **shape}, "tokenizer": table.model_dump(exclude_none=True)}
         return tables if self.decoder.causal else {**tables, "training": {"objective": "mlm"}}

@@ -7,8 +7,8 @@ from typing import cast
 import torch
 
 from ...datasets.tokenizers import Tokenizer, build_tokenizer
-from ...models.attention import DocumentMask, Executor
-from ...models.config import DecoderConfig
+from ...models.attention import DocumentMask
+from ...models.config import DecoderConfig, Executor
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
 from ..build import Statement, check_statements, checkpoint_statement, make_model, make_tokenizer, tokenizer_statement

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from ...models.attention import DocumentMask, Executor
-from ...models.config import AttentionConfig
+from ...models.attention import DocumentMask
+from ...models.config import AttentionConfig, Executor
 from ...models.decoder import Attention, Decoder
 from ..config import JobConfig
 

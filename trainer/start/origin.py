@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -74,7 +74,7 @@ def starting_point(config: JobConfig, run: Folder, folder: Folder, decoder: Deco
             found = verified(path, world)
     if found is None:
         return StartingPoint(None, False, messages)
-    shape = asdict(decoder)
+    shape = decoder.model_dump()
     check_shape(found, shape, config, resuming)
     if resuming:
         check_angles(found, config.training.seq_len)
@@ -106,7 +106,7 @@ def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resum
     begin with other rotary angles, windows or position maps, for which the weights are the same, where the TOML itself
     says so.
     """
-    saved, ours = flat(asdict(found.state.model)), flat(shape)
+    saved, ours = flat(found.state.model.model_dump()), flat(shape)
     if not resuming and not saved["head_outputs"]:
         saved |= {key: ours[key] for key in HEAD_KEYS}
     keys = [key for key in sorted(saved.keys() | ours.keys()) if saved.get(key) != ours.get(key)]
@@ -134,7 +134,7 @@ def check_angles(found: Found, seq_len: int) -> None:
 
 def check_scaling(found: Found, shape: dict[str, Any], seq_len: int) -> None:
     """Raise ModelError where a scaling that the weights do not know begins on rows for which it is of no use."""
-    ours, learned = DecoderConfig.of(shape), found.state.model
+    ours, learned = DecoderConfig(**shape), found.state.model
     if complaints := check_training(ours.rope, ours.attention, seq_len, learned=ours.rope == learned.rope):
         raise ModelError("; ".join(complaints))
 
@@ -150,7 +150,7 @@ def is_chosen(config: JobConfig, key: str) -> bool:
     table, _, name = key.partition(".")
     if table not in ("rope", "attention"):
         return False
-    stated = getattr(config.model, table).model_dump(exclude_none=True)
+    stated = getattr(config.model, table).model_fields_set
     return any(option in stated for option in (name, *BELONGS_TO.get(key, ())))
 
 

@@ -121,7 +121,8 @@ class Examination:
             self.add(profiling_complaints(config, device))
             self.add(symmetric_memory_complaints(config, device))
         if decoder:
-            self.attempt(lambda: self.add(export_complaints(config, decoder)))
+            if config.checkpoint.last_save_in_hf:
+                self.attempt(lambda: architecture(decoder))
             self.add(training_complaints(config, decoder))
         if tokenizer:
             self.attempt(lambda: make_objective(config, tokenizer))
@@ -133,24 +134,12 @@ class Examination:
             self.attempt(lambda: make_mask(self.config, self.some_tokenizer, device))
 
 
-def export_complaints(config: JobConfig, decoder: DecoderConfig) -> list[str]:
-    """Return why a job could not be exported at its end. Raises ModelError where no family has such a decoder."""
-    if not config.checkpoint.last_save_in_hf:
-        return []
-    if not config.checkpoint.enable:
-        return ["checkpoint.last_save_in_hf = true: there is no last save, checkpoint.enable is false"]
-    architecture(decoder)
-    return []
-
-
 def training_complaints(config: JobConfig, decoder: DecoderConfig) -> list[str]:
-    """Return where `[fine_tuning]` does not fit the decoder, `[float8]` or `[optimizer]`."""
+    """Return where `[fine_tuning]` does not fit the decoder or `[optimizer]`."""
     with torch.device("meta"):
         model = Decoder(decoder, config.training.seq_len)
     complaints = fine_tuning_complaints(model, config.fine_tuning)
     if not complaints:
         fine_tune(model, config.fine_tuning)
         complaints = optimizer_complaints(config, model)
-    if config.fine_tuning.lora.rank and config.float8.enable:
-        complaints.append("float8.enable = true: its layers have no adapters; leave it out, or fine_tuning.lora.rank")
     return complaints

@@ -135,7 +135,7 @@ BAD_SETTINGS = {
         ["training.local_batch_size = 3: must divide the 8 rows"],
     ),
     "query and key heads": (("--model.n_kv_heads", "3"), ["model.n_heads", "n_kv_heads"]),
-    "unknown preset": (("--model.preset", "llama3_8B"), ["unknown preset", "llama3_8b"]),
+    "unknown preset": (("--model.preset", "llama3_8B"), ["model.preset = 'llama3_8B'", "no such preset", "llama3_8b"]),
     "an executor the CPU lacks": (("--model.attention.executor", "flex"), ["model.attention", "no backward", "auto"]),
     "a window that no row exceeds": (
         ("--model.attention.mask", "sliding", "--model.attention.window", "64"),

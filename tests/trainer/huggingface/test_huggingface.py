@@ -7,7 +7,6 @@ import json
 import pickle
 import resource
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -47,11 +46,11 @@ from transformers import (
 
 SHAPES = {
     "llama": LLAMA,
-    "llama-tied": replace(LLAMA, tie_embeddings=True),
+    "llama-tied": LLAMA.replace(tie_embeddings=True),
     "qwen": QWEN,
-    "qwen-tied": replace(QWEN, tie_embeddings=True),
-    "llama-yarn": replace(LLAMA, rope=RopeConfig(scaling="yarn", factor=4.0, original_seq_len=2048, beta_fast=16.0)),
-    "qwen-llama3": replace(QWEN, rope=RopeConfig(scaling="llama3", factor=8.0, original_seq_len=8192)),
+    "qwen-tied": QWEN.replace(tie_embeddings=True),
+    "llama-yarn": LLAMA.replace(rope=RopeConfig(scaling="yarn", factor=4.0, original_seq_len=2048, beta_fast=16.0)),
+    "qwen-llama3": QWEN.replace(rope=RopeConfig(scaling="llama3", factor=8.0, original_seq_len=8192)),
 }
 TEXT = "the cat sat on the mat <|endoftext|> and \x01 the døg, too ."
 
@@ -194,7 +193,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: Path, tokenizer: Path) -> None:
     table = TokenizerTable(kind="hf", path=str(tokenizer), eos_token="<|endoftext|>", pad_token="<pad>")
     trained = build_tokenizer("hf", str(tokenizer), "<|endoftext|>", "<pad>")
-    model = random_decoder(replace(LLAMA, vocab_size=320))
+    model = random_decoder(LLAMA.replace(vocab_size=320))
     out = tmp_path / "out"
     messages = export(save(tmp_path / "step-1", model, table, eos=1, pad=2), out, tokenizer=table)
     assert any("puts <bos> around a text by itself" in message for message in messages)
@@ -318,7 +317,7 @@ def test_the_command_takes_the_newest_good_checkpoint_and_says_what_is_wrong(
     table = TokenizerTable(kind="hf", path="/gone", eos_token="<|endoftext|>", pad_token="<pad>")
     command = import_module("cistron.tools.export").main
     for step in (1, 20):
-        save(tmp_path / f"step-{step}", random_decoder(replace(LLAMA, vocab_size=320), seed=step), table, eos=1, pad=2)
+        save(tmp_path / f"step-{step}", random_decoder(LLAMA.replace(vocab_size=320), seed=step), table, eos=1, pad=2)
     (tmp_path / "step-300").mkdir()
     with pytest.raises(SystemExit) as caught:
         command([str(tmp_path), str(tmp_path / "out")])
@@ -399,7 +398,7 @@ def test_mapped_letters_have_the_same_ids_in_transformers(tmp_path: Path, kind: 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_an_encoder_leaves_as_eurobert_and_comes_back_as_the_same_bits(tmp_path: Path, tied: bool) -> None:
-    shape = replace(LLAMA, vocab_size=33, causal=False, tie_embeddings=tied)
+    shape = LLAMA.replace(vocab_size=33, causal=False, tie_embeddings=tied)
     ours = random_decoder(shape)
     table = TokenizerTable(kind="protein")
     found = save(tmp_path / "step-7", ours, table, eos=2, pad=1, roles=other_roles(build_tokenizer("protein")))
