@@ -4,9 +4,10 @@ A table is declared once: its fields are the TOML's keys, their docstrings the `
 refused. What a single type cannot tell, `complaints` does, as lines that are collected over all tables and raised together.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import Self
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -25,6 +26,10 @@ class Table(BaseModel):
     def complaints(self) -> list[str]:
         """Return what does not fit together in this table, a line for each mistake, which begins with its full TOML key."""
         return []
+
+    def replace(self, **changes: Any) -> Self:
+        """Return the same table with other values of some keys, validated again."""
+        return type(self)(**{**dict(self), **changes})
 
 
 def changed(table: BaseModel, key: str) -> bool:

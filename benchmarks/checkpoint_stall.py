@@ -59,7 +59,7 @@ def main() -> None:
 
         def save_in_turn() -> None:
             trainer.saver.finish()
-            trainer.saver = savers[trainer.progress.step // options.interval % 2]
+            trainer.saver = trainer.heartbeat.saver = savers[trainer.progress.step // options.interval % 2]
             save()
             state["began"] = 0.0  # the save is counted by its own message
 

@@ -11,7 +11,6 @@ import argparse
 import sysconfig
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +55,7 @@ log_freq = 100
 enable_tensorboard = false
 """
 YARN = RopeConfig(scaling="yarn", factor=FACTOR, original_seq_len=TRAINED)
-PI = replace(YARN, scaling="linear")
+PI = YARN.replace(scaling="linear")
 
 
 def options(rope: RopeConfig) -> Iterator[str]:

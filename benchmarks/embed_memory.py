@@ -11,7 +11,6 @@ import multiprocessing
 import re
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from threading import Event, Thread
 
@@ -20,7 +19,7 @@ from cistron.models.config import PRESETS
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
 from cistron.tools import embed
-from cistron.trainer.checkpoints import write_whole
+from cistron.trainer.checkpoints import RunState, SavedContract, write_whole
 from cistron.trainer.config import JobConfig
 
 WARM_UP = 0.1  # of the time
@@ -39,11 +38,8 @@ def write_model(folder: Path) -> None:
     model = Decoder(config)
     init_weights(model, seed=0)
     weights = model.state_dict()
-    state = {
-        "contract": {"eos": 0, "pad": 1, "vocab": config.vocab_size, "tokenizer": "byte"},
-        "model": asdict(config),
-        "config": JobConfig().to_dict(),
-    }
+    contract = SavedContract(eos=0, pad=1, vocab=config.vocab_size, tokenizer="byte")
+    state = RunState.of(config=JobConfig(), model=config, contract=contract)
     write_whole(folder, {k: (v.dtype, tuple(v.shape)) for k, v in weights.items()}, weights.__getitem__, state)
 
 

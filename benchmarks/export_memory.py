@@ -14,14 +14,13 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
-from cistron.trainer.checkpoints import Progress, Spec, WholeTensors, read, write_whole
+from cistron.trainer.checkpoints import RunState, SavedContract, Spec, WholeTensors, read, write_whole
 from cistron.trainer.config import JobConfig, TokenizerTable
 from cistron.trainer.huggingface import export, import_folder
 
@@ -54,14 +53,8 @@ def write(folder: Path, layers: int) -> None:
     shape = describe(layers)
     specs = specs_of(shape)
     job = JobConfig(tokenizer=TokenizerTable(kind="hf"))
-    state = {
-        "progress": asdict(Progress()),
-        "data": None,
-        "contract": {"eos": 0, "pad": 1, "vocab": shape.vocab_size, "tokenizer": None},
-        "model": asdict(shape),
-        "config": job.to_dict(),
-        "versions": {},
-    }
+    contract = SavedContract(eos=0, pad=1, vocab=shape.vocab_size, tokenizer=None)
+    state = RunState.of(config=job, model=shape, contract=contract)
     torch.manual_seed(0)
     write_whole(folder / "step-1", specs, lambda name: torch.randn(specs[name][1]), state)
 

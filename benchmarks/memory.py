@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from cistron.models.attention import DocumentMask
@@ -23,7 +24,6 @@ from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
 from cistron.trainer.config import load_config
 from cistron.trainer.estimates import estimate
-from cistron.trainer.loss import summed_loss
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 
@@ -64,7 +64,7 @@ def warm_up(device: torch.device) -> None:
     init_weights(model, 0)
     rows = torch.ones(1, 64, dtype=torch.int64, device=device)
     mask = DocumentMask(eos_id=0, pad_id=1).build(torch.zeros_like(rows).int())
-    summed_loss(model, rows, rows, rows.int(), mask)[0].backward()
+    model(rows, rows.int(), mask, rows).sum().backward()
 
 
 def measure(job: str, folder: str) -> None:
@@ -81,14 +81,15 @@ def measure(job: str, folder: str) -> None:
 
         baseline = 0
 
-        def build_model(self) -> None:
+        def open_evaluations(self) -> Any:
+            opened = super().open_evaluations()
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
                 self.baseline = torch.cuda.memory_allocated()
             else:
                 Path("/proc/self/clear_refs").write_text("5")  # begins VmHWM anew
                 self.baseline = resident("VmRSS")
-            super().build_model()
+            return opened
 
         def conclude(self) -> None:
             """No sample: it is not part of a step."""

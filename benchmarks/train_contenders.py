@@ -44,7 +44,7 @@ def bare_loop(turns: Turns) -> None:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     job, device = turns.job, turns.device
-    model = Decoder(DecoderConfig.of(job["shape"]))
+    model = Decoder(DecoderConfig(**job["shape"]))
     model.load_state_dict(turns.weights())
     model.to(device)
     if job["activation_checkpoint"] == "full":

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def write_job(folder: Path, options: argparse.Namespace) -> DecoderConfig:
     init_weights(model, seed=0)
     torch.save(model.state_dict(), folder / "weights.pt")
     told = ("device", "rows", "seq_len", "dtype", "compile", "activation_checkpoint")
-    described = {key: getattr(options, key) for key in told} | {"lr": LR, "shape": asdict(shape)}
+    described = {key: getattr(options, key) for key in told} | {"lr": LR, "shape": shape.model_dump()}
     (folder / "job.json").write_text(json.dumps({**described, "hugging_face_names": hf_names(shape)}))
     return shape
 

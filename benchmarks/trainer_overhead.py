@@ -82,7 +82,7 @@ def main() -> None:
             return previous, error
 
         trainer.fetch = fetch_between_bare_steps
-        trainer.conclude = lambda stopped: None
+        trainer.conclude = lambda: None
         trainer.train()
         trainer.close()
 

@@ -10,7 +10,6 @@ State-dict keys correspond one to one to Hugging Face's Llama and Qwen3 (`huggin
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,7 +62,7 @@ class Decoder(nn.Module):
         Raises:
             ModelError: what does not fit together, or `length`.
         """
-        config = replace(self.config, rope=rope, attention=attention)
+        config = self.config.replace(rope=rope, attention=attention)
         if complaints := check_length(rope, attention, length):
             raise ModelError("; ".join(complaints))
         self.config, self.length = config, length

@@ -27,9 +27,10 @@ datasets.errors datasets.randomness datasets.nucleotides | datasets.synthetic | 
 datasets.documents datasets.rows | datasets.readers datasets.shards | datasets.lanes datasets.prepare | datasets.loading
 models.errors | models.config models.loss models.lora | models.positions models.head | models.attention models.huggingface
 models.decoder | models.init
-trainer.errors | trainer.config | trainer.processes | trainer.loss
-trainer.checkpoints trainer.parallel trainer.optim | trainer.build | trainer.estimates trainer.huggingface
-trainer.metrics trainer.inference | trainer.prefetch trainer.start trainer.validation | trainer.extrapolation | trainer.train
+trainer.errors | trainer.config | trainer.processes
+trainer.checkpoints trainer.parallel | trainer.build trainer.optim | trainer.estimates trainer.huggingface
+trainer.heartbeat trainer.prefetch | trainer.metrics trainer.inference | trainer.start trainer.messages trainer.evaluation
+trainer.validation trainer.extrapolation | trainer.train
 tools.support | tools.extrapolate | tools.check tools.embed tools.evaluate tools.export tools.generate tools.import
 tools.inspect tools.prepare tools.train tools.cli
 """

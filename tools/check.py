@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..datasets.loading import Batch
-from ..models.attention import DocumentMask, Executor
-from ..models.config import DecoderConfig
+from ..models.attention import DocumentMask
+from ..models.config import DecoderConfig, Executor
 from ..models.positions import keys_seen
 from ..trainer.build import attention_of, make_mask, table
 from ..trainer.config import JobConfig, load_config
@@ -21,7 +21,7 @@ from ..trainer.estimates import HOW, checkpoint_bytes, estimate, frozen_flops, r
 from ..trainer.extrapolation import plan_of
 from ..trainer.parallel import block_size
 from ..trainer.processes import Layout, global_batch_size, run_command
-from ..trainer.start import open_data, verify
+from ..trainer.start import job_complaints, open_data, verify
 from .support import report_sources, report_targets
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
@@ -41,10 +41,11 @@ def main(argv: Sequence[str]) -> None:
 
 def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     """Verify the job and print what it would do. Raises UserError where training would."""
-    config, _ = load_config(argv, prog="cistron check")
+    kernels = torch.device(device)
+    config, _ = load_config(argv, "cistron check", lambda config: job_complaints(config, world_size, kernels))
     layout = Layout.resolve(config, world_size)
     tokenizer, decoder = verify(config, layout)
-    mask = make_mask(config, tokenizer, torch.device(device))
+    mask = make_mask(config, tokenizer, kernels)
     console = Console(highlight=False, soft_wrap=True)
     console.rule("configuration")
     console.print(config.to_toml(), markup=False)

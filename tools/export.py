@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..trainer.checkpoints import read_newest, saved_job
+from ..trainer.checkpoints import read_newest
 from ..trainer.huggingface import export
 from ..trainer.processes import run_command
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
 def run(options: argparse.Namespace) -> None:
     """Find the checkpoint and export it."""
     found, skipped = read_newest(options.checkpoint)
-    table = saved_job(found)[0].tokenizer
+    table = found.state.config.tokenizer
     if options.tokenizer:
         table = table.model_copy(update={"kind": "hf", "path": options.tokenizer})
     said = export(

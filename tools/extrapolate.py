@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -109,8 +110,8 @@ def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
     try:
         return Extrapolation.model_validate(table)
     except ValidationError as error:
-        located = [{**problem, "loc": ("eval", "extrapolation", *problem["loc"])} for problem in error.errors()]
-        raise ConfigError("; ".join(map(describe, located))) from None
+        told = [describe(("eval", "extrapolation", *problem["loc"]), [problem]) for problem in error.errors()]
+        raise ConfigError("; ".join(chain.from_iterable(told))) from None
 
 
 def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:

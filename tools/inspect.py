@@ -19,7 +19,7 @@ from ..trainer.build import make_mask
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
 from ..trainer.processes import Layout, global_batch_size, run_command
-from ..trainer.start import open_data, verify
+from ..trainer.start import job_complaints, open_data, verify
 from .support import report_sources
 
 STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of consecutive documents
@@ -43,10 +43,11 @@ def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
         raise ConfigError(f"--rows {options.rows} --decode {options.decode}: must be at least 1 and 0")
     if options.output.suffix.lower() != ".png" or not options.output.parent.is_dir():
         raise ConfigError(f"--output {options.output}: must be a .png in a folder that exists")
-    config, _ = load_config(argv, prog="cistron inspect")
+    cpu = torch.device("cpu")
+    config, _ = load_config(argv, "cistron inspect", lambda config: job_complaints(config, None, cpu))
     layout = Layout.resolve(config)
     tokenizer, decoder = verify(config, layout)
-    mask = make_mask(config, tokenizer, torch.device("cpu"))
+    mask = make_mask(config, tokenizer, cpu)
     feed = open_data(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=options.rows)
     feed.loader.close()
     console = Console(highlight=False, soft_wrap=True)

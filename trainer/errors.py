@@ -23,7 +23,7 @@ class NonFiniteError(ArithmeticError):
     """Loss or gradient was infinite or NaN for too long; raised on every rank, none of those steps was taken (guard.py)."""
 
 
-class PeerLostError(RuntimeError):
+class RankLostError(RuntimeError):
     """A collective failed because of another process; raised on every rank that notices, after it has said so."""
 
 

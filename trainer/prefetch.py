@@ -1,11 +1,11 @@
 """Micro-batches on the device, one ahead of the one being computed on.
 
-On CUDA, rows are pinned and copied, and their mask is built, on a stream of their own: while one micro-batch computes, the next
-arrives. Elsewhere a micro-batch is moved when its turn comes.
+On CUDA, rows are pinned and copied, and their mask is built, on a stream of their own: while one micro-batch computes,
+the next arrives. Elsewhere a micro-batch is moved when its turn comes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
 
 import torch
 
@@ -18,8 +18,8 @@ class Prefetcher(Generic[T]):
     """Moves batches to the device, in order.
 
     What it handed over it holds until the device has passed the point where it was last used, so that the memory is not
-    written to by the copies that follow on the other stream. A BlockMask keeps tensors inside a closure, out of the reach
-    of `Tensor.record_stream`, which serves this end for tensors one by one.
+    written to by the copies that follow on the other stream. A BlockMask keeps tensors inside a closure, out of the
+    reach of `Tensor.record_stream`, which serves this end for tensors one by one.
 
     Args:
         move: makes of a batch what a forward pass needs, by copies that do not block.
@@ -32,7 +32,7 @@ class Prefetcher(Generic[T]):
         self.used: list[tuple[T, torch.cuda.Event]] = []  # the newest last, with the event after its last use
 
     def __call__(self, batches: Iterable[Batch]) -> Iterator[T]:
-        """What `move` makes of each batch."""
+        """Yield what `move` makes of each batch."""
         if self.side is None:
             yield from map(self.move, batches)
             return
@@ -47,7 +47,7 @@ class Prefetcher(Generic[T]):
             del moved
 
     def start(self, batch: Batch | None) -> tuple[T, torch.cuda.Event] | None:
-        """Begin to move a batch; returns what it will be and the event of its arrival."""
+        """Begin to move a batch; return what it will be, and the event of its arrival."""
         if batch is None or self.side is None:
             return None
         while len(self.used) > 1:  # one may still be computed on
@@ -55,8 +55,3 @@ class Prefetcher(Generic[T]):
             self.side.wait_event(last_use)
         with torch.cuda.stream(self.side):
             return self.move(batch), self.side.record_event()
-
-
-def pinned(tensors: Sequence[torch.Tensor | None], device: torch.device) -> list[Any]:
-    """The tensors in memory that a GPU's copy engine can read by itself, if `device` is one."""
-    return [t.pin_memory() if t is not None and device.type == "cuda" else t for t in tensors]

@@ -1,8 +1,8 @@
 """Validation between steps: the loss over every document of `[[validation.sources]]` once, the same in any layout.
 
-Each rank runs its share of the rows, without gradients, and keeps sums in float64; one all-reduce at the end joins them. All
-ranks have the same number of batches (`datasets.finite`), so that collectives inside the model match. Before each batch they
-agree, through CPU memory, whether anybody was told to stop or met bad data.
+Each rank runs its part of the rows, without gradients, and keeps sums in float64; one all-reduce at the end joins them.
+All ranks have the same number of batches (`SinglePass`), so that collectives inside the model match. Before each batch
+they agree, through CPU memory, whether any rank was told to stop or met bad data.
 """
 
 import math
@@ -13,133 +13,133 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from typing_extensions import override
 
 from ..base import UserError
 from ..datasets.loading import Batch, SinglePass
 from ..datasets.tokenizers import Tokenizer, token_bytes
 from ..models.decoder import Decoder
 from ..models.head import document_losses
-from .checkpoints import Saver
 from .config import JobConfig
 from .errors import NonFiniteError
+from .evaluation import Evaluation
+from .heartbeat import Heartbeat
 from .metrics import SCORES, Record, label_metrics, target_weights
+from .parallel import Inputs
 from .processes import World, global_batch_size
 
 
-class Validation:
+class Validation(Evaluation):
     """Measures a model on documents that it is not trained on.
 
-    A rank's own sums are `sums`, float64 [sources + places, 3]: nats times weight, what that is divided by (`target_weights`),
-    and nats, over the targets of a source or, below, of a place in the document; a target of weight 0 is none. Place 0 is
-    predicted from position 0, which sees one token, place n from positions 2^(n-1) to 2^n - 1.
+    A rank's own sums are `sums`, float64 [sources + ranges, 3]: nats times weight, what that is divided by
+    (`target_weights`), and nats, over the targets of a source or, below, of a range of positions in the document; a
+    target of weight 0 is none. Range 0 is predicted from position 0, which sees one token, range n from positions
+    2^(n-1) to 2^n - 1.
 
     Args:
         config: of the job.
         world: this process among the others.
-        data: what to read; every rank has its share.
+        data: what to read; every rank has its part.
         tokenizer: of the job; says how many bytes of text an id stands for.
+        stage: takes a batch to the device, as for training.
         done: step of the last validation, which is that of a checkpoint to resume from.
     """
 
-    def __init__(self, config: JobConfig, world: World, data: SinglePass, tokenizer: Tokenizer, done: int) -> None:
-        """Keep what every validation needs."""
-        self.config, self.world, self.data, self.done = config, world, data, done
+    def __init__(
+        self,
+        config: JobConfig,
+        world: World,
+        data: SinglePass,
+        tokenizer: Tokenizer,
+        stage: Callable[[Batch], Inputs],
+        done: int,
+    ) -> None:
+        super().__init__(done)
+        self.config, self.world, self.data, self.stage = config, world, data, stage
         self.names = [source.config.name for source in data.sources]
         self.eos_id = tokenizer.eos_id
-        # a masked language model is asked for a part of a text only, so that its losses are not the text's
+        # a masked language model predicts a part of a text only, so that its losses are not the text's
         sizes = token_bytes(tokenizer) if config.training.objective == "causal" else None
         self.token_bytes = None if sizes is None else torch.from_numpy(sizes)
         steps = config.validation.steps
         self.limit = None if steps == -1 else steps * global_batch_size(config, world.layout)
 
+    @override
     def is_due(self, step: int) -> bool:
-        """Whether to validate after `step`: the first, which shows early that it works, and every `validation.freq`."""
+        """Return whether to validate after `step`: the first, which shows early that it works, and every `freq`."""
         return step == 1 or step % self.config.validation.freq == 0
 
+    @override
     @torch.no_grad()
-    def run(
-        self, step: int, model: Decoder, to_device: Callable[[Batch], tuple[Any, ...]], stop: Callable[[], bool], saver: Saver
-    ) -> Record | None:
-        """The record of one validation, the same on every rank; None when a stop was asked for meanwhile.
+    def run(self, step: int, model: Decoder, heartbeat: Heartbeat) -> Record | None:
+        """Read every document once.
 
-        The model stays in training mode, which has no part in its mathematics; compiled blocks are compiled once more at the
-        first validation, for calls without gradients, and not again.
-
-        Args:
-            step: optimizer steps done.
-            model: in any layout.
-            to_device: a batch's tokens, labels, positions, mask, weights and values where the model is, as training has them.
-            stop: whether this process was told to stop.
-            saver: may have a checkpoint under way, which need not wait for the end.
+        The model stays in training mode, which has no part in its mathematics; compiled blocks are compiled once more
+        at the first validation, for calls without gradients, and not again.
 
         Raises:
             DataError: a file or record cannot be used, on this rank or another.
             NonFiniteError: the loss is not finite.
         """
         started = time.perf_counter()
-        self.done = step
-        places = (self.config.training.seq_len - 1).bit_length() + 1
-        sums = torch.zeros(len(self.names) + places, 3, dtype=torch.float64, device=self.world.device)
+        ranges = (self.config.training.seq_len - 1).bit_length() + 1
+        sums = torch.zeros(len(self.names) + ranges, 3, dtype=torch.float64, device=self.world.device)
         counts = torch.zeros(2, len(self.names), dtype=torch.int64)
         predictions: list[torch.Tensor] = []
         batches = self.data.batches(self.limit)
         while True:
             batch, error = fetch(batches)
-            flags = [int(stop()), int(error is not None), int(batch is not None), int(saver.ready)]
-            stops, errors, going, ready = self.world.sum(flags)
-            if ready == self.world.layout.world_size:
-                saver.advance()
+            stopped, (errors, going) = heartbeat(int(error is not None), int(batch is not None))
             if errors:
                 self.world.raise_together(error)
-            if stops:
+            if stopped:
                 return None
             if batch is None:
                 assert going == 0, "ranks have the same number of batches"
                 break
-            tokens, labels, positions, mask, weights, values = to_device(batch)
+            inputs = self.stage(batch)
             if self.config.has_head:
-                outputs = model(tokens, positions, mask)
-                losses = document_losses(outputs, labels, None, values)
-                predictions.append(predicted(outputs, labels, values, batch.sources))
+                outputs = model(inputs.tokens, inputs.positions, inputs.mask)
+                losses = document_losses(outputs, inputs.labels, None, inputs.values)
+                predictions.append(predicted(outputs, inputs))
             else:
-                losses = model(tokens, positions, mask, labels)
-            self.add(sums, losses, labels, positions, weights, batch.sources)
+                losses = model(inputs.tokens, inputs.positions, inputs.mask, inputs.labels)
+            self.add(sums, losses, inputs)
             counts += self.count(batch)
         if self.world.tp_rank:  # ranks of one tensor-parallel group have the same losses: only its first counts them
             sums.zero_()
         dist.all_reduce(sums)
         copies = self.world.layout.world_size // self.world.layout.data_parallel  # ranks with the same rows
         documents, text_bytes = (torch.tensor(self.world.sum(counts.flatten().tolist())) // copies).view_as(counts).tolist()
-        record = self.record(sums.tolist(), documents, text_bytes)
+        values = self.means_of_all(sums.tolist(), documents, text_bytes)
         if self.config.has_head:
-            self.add_scores(record, predictions)
-        if record["loss"] is None or not math.isfinite(record["loss"]):
-            raise NonFiniteError(f"validation after step {step}: loss {record['loss']} (None: no target has a weight)")
-        return report({"step": step, **record, "seconds": time.perf_counter() - started})
+            self.add_scores(values, predictions)
+        if values["loss"] is None or not math.isfinite(values["loss"]):
+            raise NonFiniteError(f"validation after step {step}: loss {values['loss']} (None: no target has a weight)")
+        return report({"step": step, **values, "seconds": time.perf_counter() - started})
 
-    def add(
-        self,
-        sums: torch.Tensor,
-        losses: torch.Tensor,
-        labels: torch.Tensor,
-        positions: torch.Tensor,
-        weights: torch.Tensor | None,
-        sources: list[int],
-    ) -> None:
-        """Add a batch to `sums`: losses float32 [batch, seq_len], 0 where there is no target, and what belongs to them."""
+    def add(self, sums: torch.Tensor, losses: torch.Tensor, inputs: Inputs) -> None:
+        """Add a batch to `sums`.
+
+        Args:
+            sums: float64 [sources + ranges, 3].
+            losses: float32 [batch, seq_len], 0 where there is no target.
+            inputs: what they are the losses of.
+        """
+        labels, weights = inputs.labels, inputs.weights
         targets = target_weights(labels, weights, normalize=False)
         divisor = target_weights(labels, weights, normalize=self.config.data.normalize_weights)
         nats = losses.double() * targets
         weighted = nats if weights is None else nats * weights
         of_target = torch.stack([weighted, divisor, nats], dim=-1).flatten(0, 1)
-        places = torch.frexp(positions.double()).exponent.flatten()  # the bits of an integer
-        source = torch.tensor(sources, device=sums.device, dtype=torch.int32)[:, None].expand_as(labels).flatten()
-        sums.index_add_(0, source, of_target)
-        at_place = torch.stack([nats, targets, nats], dim=-1).flatten(0, 1)
-        sums.index_add_(0, places + len(self.names), at_place)
+        ranges = torch.frexp(inputs.positions.double()).exponent.flatten()  # the bits of an integer
+        sums.index_add_(0, inputs.drawn_from[:, None].expand_as(labels).flatten(), of_target)
+        of_range = torch.stack([nats, targets, nats], dim=-1).flatten(0, 1)
+        sums.index_add_(0, ranges + len(self.names), of_range)
 
     def count(self, batch: Batch) -> torch.Tensor:
-        """Documents that end in a batch, and bytes of text whose loss is taken, by source: int64 [2, sources]."""
+        """Count the documents that end in a batch, and bytes of text whose loss is taken: int64 [2, sources]."""
         used = batch.sequence_ids >= 0
         documents = (used & (batch.tokens == self.eos_id)).sum(1)
         sizes = torch.zeros_like(documents)
@@ -151,32 +151,32 @@ class Validation:
         counts = torch.zeros(2, len(self.names), dtype=torch.int64)
         return counts.index_add_(1, torch.tensor(batch.sources), torch.stack([documents, sizes]))
 
-    def add_scores(self, record: dict[str, Any], predictions: list[torch.Tensor]) -> None:
-        """Say in a record how well labels are predicted, from what `predicted` gave for each batch of each rank."""
+    def add_scores(self, values: dict[str, Any], predictions: list[torch.Tensor]) -> None:
+        """Add to a record how well labels are predicted, from what `predicted` gave for each batch of each rank."""
         mine = predictions if self.world.is_row_leader else []
         table = np.concatenate([part.numpy() for parts in self.world.gather(mine) for part in parts])
         sources, truths, outputs = table[:, 0], table[:, 1], table[:, 2:]
-        record |= label_metrics(outputs, truths)
+        values |= label_metrics(outputs, truths)
         for number, name in enumerate(self.names):
-            if name in record.get("sources", {}):
-                record["sources"][name] |= label_metrics(outputs[sources == number], truths[sources == number])
+            if name in values.get("sources", {}):
+                values["sources"][name] |= label_metrics(outputs[sources == number], truths[sources == number])
 
-    def record(self, sums: list[list[float]], documents: list[int], text_bytes: list[int]) -> dict[str, Any]:
-        """Means from sums over all ranks."""
-        of_sources, of_places = sums[: len(self.names)], sums[len(self.names) :]
-        record = self.means([sum(column) for column in zip(*of_sources, strict=True)], sum(documents), sum(text_bytes))
+    def means_of_all(self, sums: list[list[float]], documents: list[int], text_bytes: list[int]) -> dict[str, Any]:
+        """Return the means over all documents, those of each source and those of each range, from sums over all ranks."""
+        of_sources, of_ranges = sums[: len(self.names)], sums[len(self.names) :]
+        values = self.means([sum(column) for column in zip(*of_sources, strict=True)], sum(documents), sum(text_bytes))
         if len(self.names) > 1:
             each = zip(of_sources, documents, text_bytes, strict=True)
-            record["sources"] = {name: self.means(*of) for name, of in zip(self.names, each, strict=True)}
-        record["positions"] = {
-            place_name(place): nats / targets for place, (nats, targets, _) in enumerate(of_places) if targets
+            values["sources"] = {name: self.means(*of) for name, of in zip(self.names, each, strict=True)}
+        values["positions"] = {
+            range_name(number): nats / targets for number, (nats, targets, _) in enumerate(of_ranges) if targets
         }
-        return record
+        return values
 
     def means(self, sums: list[float], documents: int, text_bytes: int) -> dict[str, Any]:
-        """Loss, perplexity and bits per byte of so many documents; None without a target or where bytes are not known.
+        """Return loss, perplexity and bits per byte of some documents; None: no target, or bytes are not known.
 
-        Of labels the loss alone: the other two are about text.
+        Labels have a loss alone: the other two are about text.
         """
         weighted, weight, nats = sums
         loss = weighted / weight if weight else None
@@ -201,32 +201,30 @@ def report(values: dict[str, Any]) -> Record:
 
 
 def fetch(batches: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:
-    """The next batch or None after the last, and how the data failed."""
+    """Return the next batch or None after the last, and how the data failed."""
     try:
         return next(batches, None), None
     except UserError as error:
         return None, error
 
 
-def predicted(outputs: torch.Tensor, labels: torch.Tensor, values: torch.Tensor | None, sources: list[int]) -> torch.Tensor:
-    """What a head says of the labelled documents of a batch: float64 [documents, 2 + outputs] on the CPU.
+def predicted(outputs: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """Return what a head predicts of the labelled documents of a batch: float64 [documents, 2 + outputs] on the CPU.
 
     Args:
         outputs: float32 [batch, seq_len, outputs].
-        labels: int64 [batch, seq_len]: at one position of each document its class, or 0 for values.
-        values: float32 [batch, seq_len], or None for classes.
-        sources: number of the source of each row.
+        inputs: what they are the outputs of; `labels` has at one position of each document its class, or 0 for values.
 
     Returns:
         Number of the source, class or value, and the outputs.
     """
-    at = labels >= 0
-    source = torch.tensor(sources, device=labels.device)[:, None].expand_as(labels)
-    truths = labels if values is None else values
+    at = inputs.labels >= 0
+    source = inputs.drawn_from[:, None].expand_as(inputs.labels)
+    truths = inputs.labels if inputs.values is None else inputs.values
     return torch.cat([source[at][:, None].double(), truths[at][:, None].double(), outputs[at].double()], dim=1).cpu()
 
 
-def place_name(place: int) -> str:
-    """`0`, `1`, `2-3`, `4-7`, ...: the positions of a place."""
-    first, last = (1 << place) >> 1, (1 << place) - 1
+def range_name(number: int) -> str:
+    """Return `0`, `1`, `2-3`, `4-7`, ...: the positions of a range."""
+    first, last = (1 << number) >> 1, (1 << number) - 1
     return str(first) if first == last else f"{first}-{last}"

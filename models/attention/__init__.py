@@ -2,12 +2,11 @@
 
 from .block_mask import document_block_mask
 from .kernels import attend_in_regions, check_executor, choose_executor, has_flash_attention_3
-from .masks import AttentionMask, DocumentMask, Executor
+from .masks import AttentionMask, DocumentMask
 
 __all__ = [
     "AttentionMask",
     "DocumentMask",
-    "Executor",
     "attend_in_regions",
     "check_executor",
     "choose_executor",

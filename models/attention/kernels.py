@@ -26,9 +26,9 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..config import PLAIN, AttentionConfig
+from ..config import FULL_ATTENTION, AttentionConfig, Executor
 from ..errors import ModelError
-from .masks import AttentionMask, DocumentOffsets, Executor, Regions
+from .masks import AttentionMask, DocumentOffsets, Regions
 
 # of scores written out, which then stay in a cache: at 2,048 keys and 4 heads 2.7 times as fast as 512 queries at once
 QUERIES_AT_ONCE = 128
@@ -122,7 +122,7 @@ def choose_executor(
 
 
 def check_executor(
-    executor: str, device: torch.device, *, half: bool, compiled: bool, attention: AttentionConfig = PLAIN
+    executor: str, device: torch.device, *, half: bool, compiled: bool, attention: AttentionConfig = FULL_ATTENTION
 ) -> None:
     """Refuse an executor that cannot train, or not with this window or position map.
 

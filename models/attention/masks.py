@@ -14,22 +14,20 @@ just one more segment: padding sees padding, so no query is without a key and no
 Flex and sdpa masks can also be written for some of a row's queries, and for keys in another order: what one rank of a row that
 is spread over several needs. Offsets cannot, since a document's tokens are then no interval.
 
-Windows and position maps (`position_maps.DistanceRange`) take from a causal document pairs by their distance r = q - k, and leave those
-with the first tokens of the document where there are sinks. Of a map's two regions each is a mask, `Regions`.
+Windows and position maps (`positions.DistanceRange`) take from a causal document pairs by their distance r = q - k, and
+leave those with the first tokens of the document where there are sinks. Each of a map's two regions is a mask, `Regions`.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from ..config import PLAIN, AttentionConfig
+from ..config import FULL_ATTENTION, AttentionConfig, Executor
 from ..positions import ALL_DISTANCES, DistanceRange, reaches
 from .block_mask import _positions, _rising, document_block_mask
-
-Executor: TypeAlias = Literal["flex", "varlen", "sdpa"]
 
 
 class DocumentOffsets(NamedTuple):
@@ -72,7 +70,7 @@ class DocumentMask:
     pad_id: int
     causal: bool = True
     executor: Executor = "sdpa"
-    attention: AttentionConfig = PLAIN
+    attention: AttentionConfig = FULL_ATTENTION
 
     def __post_init__(self) -> None:
         assert self.attention.plain or (self.causal and self.executor != "varlen"), self

@@ -1,35 +1,32 @@
 """models.config."""
 
-from .decoder import HEAD_KEYS, DecoderConfig
+from .decoder import HEAD_KEYS, DecoderConfig, Pool
 from .positions import (
     ATTENTION_OPTIONS,
-    PLAIN,
+    FULL_ATTENTION,
     SCALING_OPTIONS,
     AttentionConfig,
-    MaskName,
-    PositionMap,
-    Ramp,
     RopeConfig,
-    Scaling,
     check_length,
     check_training,
     untrained,
 )
 from .presets import PRESETS
+from .tables import Executor, HeadConfig, ModelConfig
 
 __all__ = [
     "ATTENTION_OPTIONS",
+    "FULL_ATTENTION",
     "HEAD_KEYS",
-    "PLAIN",
     "PRESETS",
     "SCALING_OPTIONS",
     "AttentionConfig",
     "DecoderConfig",
-    "MaskName",
-    "PositionMap",
-    "Ramp",
+    "Executor",
+    "HeadConfig",
+    "ModelConfig",
+    "Pool",
     "RopeConfig",
-    "Scaling",
     "check_length",
     "check_training",
     "untrained",

@@ -1,101 +1,115 @@
-"""The shape of a decoder, as numbers: what a TOML's `[model]` chooses, and the presets it may start from."""
+"""The shape of a decoder, as numbers: what a preset fixes, and with a vocabulary and an objective all of a `Decoder`."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+from pydantic import ValidationError
+from typing_extensions import override
+
+from ...base import Table
 from ..errors import ModelError
 from .positions import AttentionConfig, RopeConfig
 
-POOLS = ("mean", "last")
+Pool: TypeAlias = Literal["mean", "last"]
 HEAD_KEYS = ("head_outputs", "pool")  # of `DecoderConfig`: what `[head]` chooses, not `[model]`
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """Everything that fixes a `Decoder`'s parameters and mathematics.
+class Shape(Table):
+    """What `[model]` and `DecoderConfig` share, and a preset fixes."""
 
-    Attributes:
-        vocab_size: rows of the embedding table; every token id is below it.
-        dim: width of the residual stream.
-        n_layers: transformer blocks.
-        n_heads: query heads per block.
-        n_kv_heads: key and value heads per block, each shared by `n_heads / n_kv_heads` query heads.
-        head_dim: width of one head; `n_heads * head_dim` need not equal `dim`.
-        hidden_dim: width of the feed-forward's gated layer.
-        norm_eps: added to the mean square inside every RMSNorm.
-        qk_norm: RMSNorm over `head_dim` on queries and keys before rotation (Qwen3).
-        tie_embeddings: the output projection is the embedding table.
-        rope: rotary embedding.
-        attention: which pairs of a document attend, and at which distance.
-        causal: a token sees only its past; False makes the same network bidirectional.
-        head_outputs: numbers that the model gives for each document, in place of logits for each token: as many as there are
-            classes, or 1: a value. 0: it is a language model.
-        pool: how a head makes one of a document's tokens: `mean` or `last`.
+    dim: int
+    """Width of the residual stream."""
+    n_layers: int
+    """Number of transformer blocks."""
+    n_heads: int
+    """Number of query heads."""
+    n_kv_heads: int
+    """Number of key and value heads, each shared by n_heads / n_kv_heads query heads (grouped-query attention)."""
+    head_dim: int
+    """Width of one head; n_heads x head_dim need not equal dim."""
+    hidden_dim: int
+    """Width of the SwiGLU feed-forward."""
+    norm_eps: float
+    """Epsilon of the RMS norms."""
+    qk_norm: bool
+    """RMS-normalise queries and keys per head, before rotation (Qwen3)."""
+    tie_embeddings: bool
+    """Use the embedding table as the output projection."""
+    rope: RopeConfig
+    """Rotary position embedding."""
+    attention: AttentionConfig = AttentionConfig()
+    """Which pairs of a document attend, and at which distance."""
+
+    @override
+    def complaints(self) -> list[str]:
+        sizes = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "norm_eps")
+        values = {name: getattr(self, name) for name in sizes if name in type(self).model_fields}
+        wrong = [
+            f"model.{name} is {value}, it must be positive"
+            for name, value in values.items()
+            if value is not None and value <= 0
+        ]
+        if self.n_kv_heads > 0 and self.n_heads % self.n_kv_heads:
+            wrong.append(
+                f"model.n_heads is {self.n_heads} and model.n_kv_heads {self.n_kv_heads}: "
+                "query heads must divide evenly among key/value heads"
+            )
+        return wrong + self.rope.complaints_beside(self.head_dim) + self.attention.complaints_beside(self.rope)
+
+    def bidirectional_complaints(self) -> list[str]:
+        """Return what a model whose tokens see both sides cannot have, a line each."""
+        attention = self.attention
+        if attention.plain and not attention.logn:
+            return []
+        named = "model.attention.logn = true" if attention.plain else attention.named
+        return [
+            f"{named} with a bidirectional model (training.objective mlm, model.causal = false): windows, position maps "
+            "and logn are made for tokens that see their past alone; leave it out"
+        ]
+
+
+class DecoderConfig(Shape):
+    """Everything that fixes a `Decoder`'s parameters and mathematics.
 
     Raises:
         ModelError: listing every inconsistency at once.
     """
 
     vocab_size: int
-    dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    hidden_dim: int
-    norm_eps: float
-    qk_norm: bool
-    tie_embeddings: bool
-    rope: RopeConfig
-    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Rows of the embedding table; every token id is below it."""
     causal: bool = True
+    """Whether a token sees only its past; False makes the same network bidirectional."""
     head_outputs: int = 0
-    pool: str = "mean"
+    """Numbers that the model gives for each document, in place of logits for each token: one for each class, or 1: a value.
 
-    def __post_init__(self) -> None:
-        sizes = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "norm_eps")
-        complaints = [
-            f"model.{name} is {getattr(self, name)}, it must be positive" for name in sizes if getattr(self, name) <= 0
-        ]
-        if self.n_kv_heads > 0 and self.n_heads % self.n_kv_heads:
-            complaints.append(
-                f"model.n_heads is {self.n_heads} and model.n_kv_heads {self.n_kv_heads}: "
-                "query heads must divide evenly among key/value heads"
-            )
-        if self.pool not in POOLS:
-            complaints.append(f"head.pool is {self.pool!r}, it must be one of {', '.join(map(repr, POOLS))}")
-        complaints += [*self.rope.complaints(self.head_dim), *self.attention.complaints(self.rope)]
-        if not self.causal and not (self.attention.plain and not self.attention.logn):
-            named = "model.attention.logn = true" if self.attention.plain else self.attention.named
-            complaints.append(
-                f"{named} with a bidirectional model (training.objective mlm, model.causal = false): windows, position maps "
-                "and logn are made for tokens that see their past alone; leave it out"
-            )
-        if complaints:
-            raise ModelError("; ".join(complaints))
+    0: it is a language model.
+    """
+    pool: Pool = "mean"
+    """How a head makes one vector of a document's tokens."""
 
-    @classmethod
-    def of(cls, stated: dict[str, Any]) -> "DecoderConfig":
-        """The configuration that `dataclasses.asdict` took apart, also after JSON made lists of tuples."""
-        rope: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in stated["rope"].items()
-        }
-        parts = {"rope": RopeConfig(**rope), "attention": AttentionConfig(**stated.get("attention", {}))}
-        return cls(**{**stated, **parts})
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+            wrong = self.complaints()
+        except ValidationError as error:
+            wrong = [
+                f"{'head' if found['loc'][0] in HEAD_KEYS else 'model'}.{'.'.join(map(str, found['loc']))} "
+                f"is {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}"
+                for found in error.errors()
+            ]
+        if wrong:
+            raise ModelError("; ".join(wrong))
+
+    @override
+    def complaints(self) -> list[str]:
+        return super().complaints() + ([] if self.causal else self.bidirectional_complaints())
 
     def table(self) -> dict[str, Any]:
         """It as a TOML's `[model]`: all of its sizes, and of `[model.rope]` and `[model.attention]` what has not its default.
 
         Without what `[training]` and `[head]` choose.
         """
-        table = {key: value for key, value in asdict(self).items() if key not in ("causal", *HEAD_KEYS)}
-        for name, default in (("rope", RopeConfig()), ("attention", AttentionConfig())):
-            table[name] = {
-                key: list(value) if isinstance(value, tuple) else value
-                for key, value in table[name].items()
-                if value != getattr(default, key) or key == "theta"
-            }
-        return {key: value for key, value in table.items() if value != {}}
+        table = self.model_dump(exclude={"causal", *HEAD_KEYS}, exclude_defaults=True)
+        return table | {"rope": {"theta": self.rope.theta} | table["rope"]}
 
     def parameter_count(self) -> int:
         """Parameters of the decoder, exactly; a tied table counts once."""

@@ -1,18 +1,16 @@
-"""How a model tells positions apart and how far it looks: rotary scaling, windows and position maps, as numbers.
+"""`[model.rope]` and `[model.attention]`: rotary embedding and its scaling, windows and position maps.
 
-What a TOML's `[model.rope]` and `[model.attention]` choose. `rope.py` and `position_maps.py` have the formulas, `masks.py` has
-the masks.
+`models/positions/rope.py` and `models/positions/maps.py` have the formulas, `models/attention/masks.py` has the masks.
 """
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
+
+from pydantic import Field
+
+from ...base import Table, changed
 
 Scaling: TypeAlias = Literal["none", "linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts", "yarn", "llama3", "longrope"]
-Ramp: TypeAlias = Literal["index", "paper"]
-MaskName: TypeAlias = Literal["full", "sliding", "lambda"]
-PositionMap: TypeAlias = Literal["none", "rerope", "leaky_rerope", "self_extend", "distance_cap"]
-SCALINGS, RAMPS, MASKS, POSITION_MAPS = map(get_args, (Scaling, Ramp, MaskName, PositionMap))
 # options of `RopeConfig` that some scalings alone read
 SCALING_OPTIONS = {
     "beta_fast": ("ntk_by_parts", "yarn"),
@@ -26,43 +24,39 @@ SCALING_OPTIONS = {
 }
 # options of `AttentionConfig` that some masks or position maps alone read
 ATTENTION_OPTIONS = {"sinks": ("lambda", "distance_cap"), "leak": ("leaky_rerope",), "group": ("self_extend",)}
-# scalings of whole use beyond `original_seq_len`; the others are as trained up to there, or a property of the model
+# scalings that are of use beyond `original_seq_len` only; the others are as trained up to there, or a property of the model
 EXTENSIONS = ("linear", "ntk", "ntk_mixed", "ntk_by_parts", "yarn")
 SLACK = 1 + 1e-9  # a product of decimals that just fit is off by 1e-16 of itself
 MEANT = ": tokens of the rows that the weights were first trained on"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RopeConfig:
-    """Rotary embedding and its scaling.
-
-    Attributes:
-        theta: base of the geometric series of wavelengths, 2·pi to 2·pi·theta tokens.
-        scaling: how angles change for documents longer than in training; see `rope.py`.
-        factor: times `original_seq_len` that the scaling is made for.
-        original_seq_len: tokens of the rows that the weights were first trained on; never inferred from the present rows.
-        beta_fast: by parts, yarn: pairs that turn more often than this within `original_seq_len` keep their angle.
-        beta_slow: pairs that turn less often have it divided by `factor`.
-        ramp: between the two, by the `index` of the pair as in released code, or by turns as in the `paper`.
-        low_freq_factor: llama3: as `beta_slow`.
-        high_freq_factor: llama3: as `beta_fast`.
-        short_factor: longrope: divisor of each pair's angle up to `original_seq_len`.
-        long_factor: longrope: likewise beyond.
-        attention_factor: yarn, longrope: multiplies cosines and sines, hence scores by its square; None: what its paper says.
-    """
+class RopeConfig(Table):
+    """Rotary position embedding."""
 
     theta: float = 10_000.0
-    scaling: str = "none"
+    """Base of the rotary frequencies: wavelengths from 2 pi to 2 pi theta tokens."""
+    scaling: Scaling = "none"
+    """How frequencies change for documents longer than in training (docs/length_extrapolation.md)."""
     factor: float = 1.0
+    """Times original_seq_len that the scaling is made for."""
     original_seq_len: int | None = None
+    """Tokens of the rows that the weights were first trained on; never inferred from training.seq_len."""
     beta_fast: float = 32.0
+    """ntk_by_parts, yarn: dimensions with more rotations than this within original_seq_len keep their frequency."""
     beta_slow: float = 1.0
-    ramp: str = "index"
+    """ntk_by_parts, yarn: dimensions with fewer rotations have it divided by factor."""
+    ramp: Literal["index", "paper"] = "index"
+    """ntk_by_parts, yarn: between the two by the dimension's index, as released code does, or by rotations, as the paper."""
     low_freq_factor: float = 1.0
+    """llama3: as beta_slow."""
     high_freq_factor: float = 4.0
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
+    """llama3: as beta_fast."""
+    short_factor: list[float] = Field(default_factory=list)
+    """longrope: divisor of each dimension's frequency up to original_seq_len; head_dim / 2 numbers."""
+    long_factor: list[float] = Field(default_factory=list)
+    """longrope: likewise beyond it."""
     attention_factor: float | None = None
+    """yarn, longrope: multiplies cosines and sines, hence scores by its square; unset: what the method's paper says."""
 
     @property
     def trained_length(self) -> int:
@@ -73,9 +67,7 @@ class RopeConfig:
     @property
     def covered(self) -> int | None:
         """The longest documents that the angles are made for, tokens; None where nobody says."""
-        if self.original_seq_len is None or not math.isfinite(self.factor):
-            return self.original_seq_len
-        return math.floor(self.original_seq_len * self.factor)
+        return None if self.original_seq_len is None else math.floor(self.original_seq_len * self.factor)
 
     @property
     def by_length(self) -> bool:
@@ -90,28 +82,27 @@ class RopeConfig:
 
         return max(math.floor(pair_of(self.beta_fast)), 0), min(math.ceil(pair_of(self.beta_slow)), head_dim - 1)
 
-    def complaints(self, head_dim: int) -> list[str]:
-        """What is wrong with it for heads of `head_dim`, a line each."""
+    def complaints_beside(self, head_dim: int) -> list[str]:
+        """Return what does not fit together, or not beside heads of `head_dim`, a line each."""
         wrong = []
-        if not (self.theta > 1 and math.isfinite(self.theta)):
+        if not self.theta > 1:
             wrong.append(f"model.rope.theta is {self.theta}, it must be above 1")
         if head_dim % 2:
             wrong.append(f"model.head_dim is {head_dim}, it must be even: rotation pairs its two halves")
-        if self.scaling not in SCALINGS:
-            return [*wrong, f"model.rope.scaling is {self.scaling!r}, it must be one of {', '.join(SCALINGS)}"]
         if self.original_seq_len is not None and self.original_seq_len < 2:
             wrong.append(f"model.rope.original_seq_len is {self.original_seq_len}, it must be at least 2")
         for key, scalings in SCALING_OPTIONS.items():
-            if (value := getattr(self, key)) != getattr(type(self), key) and self.scaling not in scalings:
+            if changed(self, key) and self.scaling not in scalings:
                 readers = " or ".join(f'"{name}"' for name in scalings)
                 wrong.append(
-                    f'model.rope.{key} is {value!r} with scaling "{self.scaling}": set scaling = {readers}, or leave {key} out'
+                    f'model.rope.{key} is {getattr(self, key)!r} with scaling "{self.scaling}": '
+                    f"set scaling = {readers}, or leave {key} out"
                 )
         if self.scaling == "none":
             if self.factor != 1:
                 wrong.append(f'model.rope.factor is {self.factor} with scaling "none": name a scaling, or leave factor out')
             return wrong
-        if not (self.factor > 1 and math.isfinite(self.factor)):
+        if not self.factor > 1:
             wrong.append(
                 f'model.rope.factor is {self.factor} with scaling "{self.scaling}": it must be finite and above 1; '
                 'scaling = "none" changes nothing'
@@ -124,8 +115,6 @@ class RopeConfig:
                 'set scaling = "linear", or a larger head_dim'
             )
         if self.scaling in ("ntk_by_parts", "yarn"):
-            if self.ramp not in RAMPS:
-                wrong.append(f"model.rope.ramp is {self.ramp!r}, it must be one of {', '.join(RAMPS)}")
             if not 0 < self.beta_slow < self.beta_fast:
                 wrong.append(
                     f"model.rope.beta_fast is {self.beta_fast}, it must be above beta_slow = {self.beta_slow}, and both above 0"
@@ -138,7 +127,7 @@ class RopeConfig:
                         f"between beta_slow = {self.beta_slow:g} and beta_fast = {self.beta_fast:g} times in it, and a ramp "
                         f'from pair {low} to pair {high} would run backwards; set ramp = "paper"'
                     )
-        if self.attention_factor is not None and not (self.attention_factor > 0 and math.isfinite(self.attention_factor)):
+        if self.attention_factor is not None and not self.attention_factor > 0:
             wrong.append(f"model.rope.attention_factor is {self.attention_factor}, it must be finite and above 0")
         if self.scaling == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
             found = f"model.rope.high_freq_factor is {self.high_freq_factor}"
@@ -153,29 +142,25 @@ class RopeConfig:
         return wrong
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
-    """Which pairs of a document attend, and at which distance.
+class AttentionConfig(Table):
+    """Which pairs of a document attend, and at which distance."""
 
-    Attributes:
-        mask: `full`; `sliding`: the last `window` tokens; `lambda`: these and the first `sinks` of the document.
-        window: of `sliding` and `lambda`, the token itself included.
-        sinks: tokens that every later one sees, of `lambda` and `distance_cap`.
-        position_map: distances of far pairs; see `position_maps.py`.
-        map_window: distance from which on pairs are far.
-        leak: leaky_rerope: k, by which distances beyond the window are divided.
-        group: self_extend: G, tokens that share a position.
-        logn: multiply the query at position P by max(1, ln(P + 1) / ln(original_seq_len)) (Su 2021).
-    """
-
-    mask: str = "full"
+    mask: Literal["full", "sliding", "lambda"] = "full"
+    """sliding: the last `window` tokens. lambda: these and the first `sinks` of the document."""
     window: int | None = None
+    """sliding, lambda: tokens that one sees, itself included."""
     sinks: int = 4
-    position_map: str = "none"
+    """lambda, distance_cap: first tokens of a document that all later ones see."""
+    position_map: Literal["none", "rerope", "leaky_rerope", "self_extend", "distance_cap"] = "none"
+    """Distances of far pairs, which take a second pass of attention."""
     map_window: int | None = None
+    """position_map: distance from which on pairs are far; below model.rope.original_seq_len."""
     leak: float = 16.0
+    """leaky_rerope: what distances beyond map_window are divided by."""
     group: int = 8
+    """self_extend: tokens that share a position far away."""
     logn: bool = False
+    """Multiply the query at position P by max(1, ln(P + 1) / ln(original_seq_len)) (Su 2021)."""
 
     @property
     def plain(self) -> bool:
@@ -189,18 +174,15 @@ class AttentionConfig:
             return f'model.attention.position_map = "{self.position_map}"'
         return f'model.attention.mask = "{self.mask}"'
 
-    def complaints(self, rope: RopeConfig) -> list[str]:
-        """What is wrong with it beside this rotary embedding, a line each."""
+    def complaints_beside(self, rope: RopeConfig) -> list[str]:
+        """Return what does not fit together, or not beside this rotary embedding, a line each."""
         wrong = []
         for key, users in ATTENTION_OPTIONS.items():
-            if (value := getattr(self, key)) != getattr(type(self), key) and not {self.mask, self.position_map} & {*users}:
+            if changed(self, key) and not {self.mask, self.position_map} & {*users}:
                 wrong.append(
-                    f'model.attention.{key} is {value} with mask "{self.mask}" and position_map "{self.position_map}": '
-                    f"it belongs to {' and '.join(users)}, leave it out"
+                    f'model.attention.{key} is {getattr(self, key)} with mask "{self.mask}" and '
+                    f'position_map "{self.position_map}": it belongs to {" and ".join(users)}, leave it out'
                 )
-        for key, value, known in (("mask", self.mask, MASKS), ("position_map", self.position_map, POSITION_MAPS)):
-            if value not in known:
-                wrong.append(f"model.attention.{key} is {value!r}, it must be one of {', '.join(known)}")
         if self.mask == "full" and self.window is not None:
             wrong.append(
                 f'model.attention.window is {self.window} with mask "full": set mask = "sliding" or "lambda", or leave it out'
@@ -239,7 +221,7 @@ class AttentionConfig:
         return wrong
 
 
-PLAIN = AttentionConfig()
+FULL_ATTENTION = AttentionConfig()
 
 
 def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int, learned: bool = False) -> list[str]:
@@ -319,8 +301,8 @@ def rounded_up(above: int, below: int) -> str:
 def untrained(trained: AttentionConfig, used: AttentionConfig) -> list[str]:
     """A warning where a model is asked with another window or position map than it was trained with; else nothing."""
     told = [
-        f"{field.name} = {getattr(used, field.name)!r} instead of {getattr(trained, field.name)!r}"
-        for field in fields(AttentionConfig)
-        if getattr(trained, field.name) != getattr(used, field.name)
+        f"{name} = {getattr(used, name)!r} instead of {getattr(trained, name)!r}"
+        for name in AttentionConfig.model_fields
+        if getattr(trained, name) != getattr(used, name)
     ]
     return [f"warning: model.attention is not that of its training: {', '.join(told)}"] if told else []

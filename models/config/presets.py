@@ -1,7 +1,13 @@
-"""Part of models."""
+"""Shapes that a TOML's `[model]` may start from, by name, and the registry that plug-ins add theirs to.
 
+A preset is the shape of a published model. A job takes all of it but the vocabulary, which is its tokenizer's.
+"""
+
+from ...base import Registry
 from .decoder import DecoderConfig
 from .positions import RopeConfig
+
+PRESETS: Registry[DecoderConfig] = Registry("preset")
 
 
 def _llama3(dim: int, n_layers: int, n_heads: int, head_dim: int, hidden_dim: int, tied: bool = False) -> DecoderConfig:
@@ -53,9 +59,9 @@ def _protein(dim: int, n_layers: int, hidden_dim: int) -> DecoderConfig:
     )
 
 
-PRESETS: dict[str, DecoderConfig] = {
-    # 1.1M parameters over the byte vocabulary: grouped queries, and heads that split over 2 tensor-parallel ranks.
-    "debug": DecoderConfig(
+# 1.1M parameters over the byte vocabulary: grouped queries, and heads that split over 2 tensor-parallel ranks.
+PRESETS.add("debug", says="1.1M parameters, for tests and first steps")(
+    DecoderConfig(
         vocab_size=512,
         dim=128,
         n_layers=4,
@@ -67,11 +73,10 @@ PRESETS: dict[str, DecoderConfig] = {
         qk_norm=False,
         tie_embeddings=False,
         rope=RopeConfig(),
-    ),
-    "llama3_1b": _llama3(2048, n_layers=16, n_heads=32, head_dim=64, hidden_dim=8192, tied=True),
-    "llama3_8b": _llama3(4096, n_layers=32, n_heads=32, head_dim=128, hidden_dim=14_336),
-    "llama3_70b": _llama3(8192, n_layers=80, n_heads=64, head_dim=128, hidden_dim=28_672),
-    "llama_7b": DecoderConfig(
+    )
+)
+PRESETS.add("llama_7b", says="Llama 1 and 2 of 6.7B")(
+    DecoderConfig(
         vocab_size=32_000,
         dim=4096,
         n_layers=32,
@@ -83,9 +88,12 @@ PRESETS: dict[str, DecoderConfig] = {
         qk_norm=False,
         tie_embeddings=False,
         rope=RopeConfig(),
-    ),
-    "protein_650m": _protein(1280, n_layers=33, hidden_dim=3584),
-    "protein_3b": _protein(2560, n_layers=36, hidden_dim=6912),
-    "qwen3_0.6b": _qwen3(1024, n_layers=28, n_heads=16, hidden_dim=3072, tied=True),
-    "qwen3_8b": _qwen3(4096, n_layers=36, n_heads=32, hidden_dim=12_288, tied=False),
-}
+    )
+)
+PRESETS.add("llama3_1b", says="Llama 3.2")(_llama3(2048, n_layers=16, n_heads=32, head_dim=64, hidden_dim=8192, tied=True))
+PRESETS.add("llama3_8b", says="Llama 3")(_llama3(4096, n_layers=32, n_heads=32, head_dim=128, hidden_dim=14_336))
+PRESETS.add("llama3_70b", says="Llama 3")(_llama3(8192, n_layers=80, n_heads=64, head_dim=128, hidden_dim=28_672))
+PRESETS.add("qwen3_0.6b", says="Qwen3")(_qwen3(1024, n_layers=28, n_heads=16, hidden_dim=3072, tied=True))
+PRESETS.add("qwen3_8b", says="Qwen3")(_qwen3(4096, n_layers=36, n_heads=32, hidden_dim=12_288, tied=False))
+PRESETS.add("protein_650m", says="as deep and wide as ESM-2")(_protein(1280, n_layers=33, hidden_dim=3584))
+PRESETS.add("protein_3b", says="as deep and wide as ESM-2")(_protein(2560, n_layers=36, hidden_dim=6912))

@@ -67,7 +67,7 @@ def rope_to_hf(config: RopeConfig, head_dim: int, seq_len: int) -> dict[str, Any
     if kind == "llama3":
         scaling |= {"low_freq_factor": config.low_freq_factor, "high_freq_factor": config.high_freq_factor}
     if kind == "longrope":
-        scaling |= {"short_factor": list(config.short_factor), "long_factor": list(config.long_factor)}
+        scaling |= {"short_factor": config.short_factor, "long_factor": config.long_factor}
     attention_factor = 1.0 if config.scaling == "ntk_by_parts" else config.attention_factor
     if attention_factor is not None:
         scaling["attention_factor"] = attention_factor
@@ -148,7 +148,7 @@ def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[st
         found |= {name: number(f"{key}: {name}", rope.get(name)) for name in ("low_freq_factor", "high_freq_factor")}
     if kind == "longrope":
         for name in ("short_factor", "long_factor"):
-            found[name] = tuple(number(f"{key}: {name}", value) for value in rope.get(name) or ())
+            found[name] = [number(f"{key}: {name}", value) for value in rope.get(name) or ()]
     if kind in ("yarn", "longrope") and rope.get("attention_factor") is not None:
         found["attention_factor"] = number(f"{key}: attention_factor", rope["attention_factor"])
     elif kind == "yarn" and rope.get("mscale") and rope.get("mscale_all_dim"):

@@ -23,7 +23,7 @@ from cistron.datasets.shards import ShardWriter, id_dtype
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.helpers.ranks import Command, run_on_ranks, start_on_ranks
 from cistron.trainer.checkpoints import Folder, manifest_text
-from cistron.trainer.checkpoints.format import look
+from cistron.trainer.checkpoints.format import inspect
 from cistron.trainer.config import load_config
 from cistron.trainer.inference import sample
 from cistron.trainer.processes import StopRequest, join, run_command
@@ -247,7 +247,7 @@ def wait_for_step(config: Path, step: int, goes_on: Callable[[], bool]) -> None:
 
 def forge(checkpoint: Path, name: str, content: bytes) -> None:
     """Replace a file of a checkpoint, checksums included, as whoever means it can."""
-    files = look(checkpoint)[0].files  # type: ignore[union-attr]
+    files = inspect(checkpoint)[0].files  # type: ignore[union-attr]
     (checkpoint / name).write_bytes(content)
     files = {file: ((checkpoint / file).stat().st_size, Folder(checkpoint).digest(file)) for file in files}
     (checkpoint / "manifest.json").write_text(manifest_text(files))

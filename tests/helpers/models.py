@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,19 @@ import torch
 from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 from cistron.models.config import DecoderConfig
 from cistron.tests.helpers.packed import LLAMA, random_decoder
-from cistron.trainer.build import make_model
-from cistron.trainer.checkpoints import Progress, write_whole
+from cistron.trainer.build import contract_of, make_model
+from cistron.trainer.checkpoints import RunState, write_whole
 from cistron.trainer.config import JobConfig
-from cistron.trainer.inference import OpenedModel, make_mask
+from cistron.trainer.inference import OpenedModel, inference_mask
 
-CAUSAL = replace(LLAMA, vocab_size=512)
-ENCODER = replace(CAUSAL, causal=False, head_dim=8)  # of EuroBERT's class: as many as dim / n_heads
+CAUSAL = LLAMA.replace(vocab_size=512)
+ENCODER = CAUSAL.replace(causal=False, head_dim=8)  # of EuroBERT's class: as many as dim / n_heads
 BYTE, PROTEIN = build_tokenizer("byte"), build_tokenizer("protein")
 
 
 def ready(config: DecoderConfig, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> OpenedModel:
     """A random model on the CPU."""
-    mask = make_mask(tokenizer, config, torch.device("cpu"), dtype)
+    mask = inference_mask(tokenizer, config, torch.device("cpu"), dtype)
     return OpenedModel(
         model=random_decoder(config).to(dtype),
         tokenizer=tokenizer,
@@ -44,20 +43,7 @@ def write_checkpoint(folder: Path, config: DecoderConfig, tokenizer: Tokenizer =
     generator = torch.Generator().manual_seed(0)
     for name, weight in weights.items():
         weight.normal_(1.0 if "norm" in name else 0.0, 0.2, generator=generator)
-    contract = {
-        "eos": tokenizer.eos_id,
-        "pad": tokenizer.pad_id,
-        "vocab": config.vocab_size,
-        "tokenizer": tokenizer.fingerprint,
-    }
-    state = {
-        "progress": asdict(Progress()),
-        "data": None,
-        "contract": contract,
-        "model": asdict(config),
-        "config": job.to_dict(),
-        "versions": {},
-    }
+    state = RunState.of(config=job, model=config, contract=contract_of(tokenizer, config))
     write_whole(folder, {k: (v.dtype, tuple(v.shape)) for k, v in weights.items()}, weights.__getitem__, state)
     return folder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from cistron.models.config import DecoderConfig, RopeConfig
@@ -24,13 +24,13 @@ LLAMA = DecoderConfig(
     tie_embeddings=False,
     rope=RopeConfig(theta=500_000.0),
 )
-QWEN = replace(LLAMA, qk_norm=True, norm_eps=1e-6, n_kv_heads=1, rope=RopeConfig(theta=1_000_000.0))
+QWEN = LLAMA.replace(qk_norm=True, norm_eps=1e-6, n_kv_heads=1, rope=RopeConfig(theta=1_000_000.0))
 CONFIGS = {
     "llama": LLAMA,
-    "llama-tied": replace(LLAMA, tie_embeddings=True),
-    "llama-one-kv-head-per-head": replace(LLAMA, n_kv_heads=4),
+    "llama-tied": LLAMA.replace(tie_embeddings=True),
+    "llama-one-kv-head-per-head": LLAMA.replace(n_kv_heads=4),
     "qwen": QWEN,
-    "qwen-tied": replace(QWEN, tie_embeddings=True),
+    "qwen-tied": QWEN.replace(tie_embeddings=True),
 }
 
 # Lengths of the documents of each row of 64 tokens, eos included: what is missing is padding; the second row ends in a

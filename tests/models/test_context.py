@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from torch.testing import assert_close
 
 CAUSAL = pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 # Two kv heads, so that tensor parallelism may halve them, and a vocabulary that it divides.
-CONFIG = replace(LLAMA, qk_norm=True, vocab_size=64)
+CONFIG = LLAMA.replace(qk_norm=True, vocab_size=64)
 LAYOUTS = {2: [(2, 1)], 4: [(4, 1), (2, 2)]}  # processes: (cp, tp)
 
 

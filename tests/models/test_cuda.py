@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from cistron.models.attention import DocumentMask
@@ -57,7 +55,7 @@ def test_a_bfloat16_step_is_as_accurate_as_with_sdpa(
     executor: str, compiled: bool, config: DecoderConfig, causal: bool
 ) -> None:
     torch.compiler.reset()
-    config, tokens = replace(config, causal=causal), _tokens(seed=0)
+    config, tokens = config.replace(causal=causal), _tokens(seed=0)
     truth = _train_step(random_decoder(config).cuda(), "sdpa", tokens)
     model = random_decoder(config).cuda().bfloat16()
     reference = _train_step(model, "sdpa", tokens)
@@ -88,7 +86,7 @@ def test_windows_and_maps_train_in_flex_as_in_sdpa(method: str, compiled: bool) 
     """In float32 the same gradients, of two passes that are joined; in bfloat16 as accurate ones. No other rows recompile."""
     torch.compiler.reset()
     tokens = _tokens(seed=0)
-    config = replace(LLAMA, rope=replace(LLAMA.rope, original_seq_len=256), attention=FAR[method])
+    config = LLAMA.replace(rope=LLAMA.rope.replace(original_seq_len=256), attention=FAR[method])
     flex, truth = (_train_step(random_decoder(config).cuda(), executor, tokens) for executor in ("flex", "sdpa"))
     assert all(_error(a, b) < 2**-9 for a, b in zip(flex, truth, strict=True))
     model = random_decoder(config).cuda().bfloat16()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,7 +46,7 @@ def alone(model: Decoder, tokens: Tensor) -> Tensor:
 @POOL
 @OUTPUTS
 def test_a_packed_document_has_the_outputs_loss_and_gradients_that_it_has_alone(causal: bool, pool: str, outputs: int) -> None:
-    model = random_decoder(replace(LLAMA, causal=causal, head_outputs=outputs, pool=pool)).double()
+    model = random_decoder(LLAMA.replace(causal=causal, head_outputs=outputs, pool=pool)).double()
     batch = pack()
     labels, values = labelled(batch, outputs)
     weights = torch.linspace(0.5, 2, labels.numel()).view(labels.shape)
@@ -73,7 +71,7 @@ def test_a_packed_document_has_the_outputs_loss_and_gradients_that_it_has_alone(
 
 
 def test_a_head_on_the_last_token_is_that_of_hugging_face() -> None:
-    model = random_decoder(replace(LLAMA, head_outputs=3, pool="last"))
+    model = random_decoder(LLAMA.replace(head_outputs=3, pool="last"))
     theirs = LlamaForSequenceClassification(
         LlamaConfig(
             vocab_size=LLAMA.vocab_size,
@@ -101,11 +99,11 @@ def test_a_head_on_the_last_token_is_that_of_hugging_face() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_model_with_a_head_has_no_output_projection_and_counts_its_parameters(tied: bool) -> None:
-    config: DecoderConfig = replace(LLAMA, head_outputs=3, tie_embeddings=tied)
+    config: DecoderConfig = LLAMA.replace(head_outputs=3, tie_embeddings=tied)
     model = Decoder(config)
     assert not hasattr(model, "output")
     assert config.parameter_count() == sum(p.numel() for p in model.parameters())
     blocks = sum(p.numel() for p in model.layers.parameters())
     assert config.flops_per_token(0) == 6 * (blocks + config.dim + 3 * config.dim)
     with pytest.raises(ModelError, match="pool is 'max'"):
-        replace(config, pool="max")
+        config.replace(pool="max")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -182,7 +181,7 @@ def test_fused_by_the_compiler_it_is_the_same_for_any_number_of_tokens_with_one_
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_decoder_given_labels_returns_the_cross_entropy_of_its_logits(tied: bool) -> None:
-    model, batch = random_decoder(replace(LLAMA, tie_embeddings=tied)), pack()
+    model, batch = random_decoder(LLAMA.replace(tie_embeddings=tied)), pack()
     inputs = batch.tokens, batch.positions, DocumentMask(EOS, PAD).build(batch.sequence_ids)
     losses = model(*inputs, batch.labels)
     expected = F.cross_entropy(model(*inputs).flatten(0, 1), batch.labels.flatten(), reduction="none")

@@ -74,7 +74,7 @@ def _gradients(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("config", ALL)
 def test_packed_rows_equal_their_documents_run_one_by_one(config: DecoderConfig, causal: bool) -> None:
-    config = replace(config, causal=causal)
+    config = config.replace(causal=causal)
     batch = _batch_for(config)
     targets = int((batch.labels >= 0).sum())
     packed, separate = random_decoder(config), random_decoder(config)
@@ -136,7 +136,7 @@ def test_packed_rows_equal_hugging_face_given_per_document_position_ids(config: 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("config", ALL)
 def test_flex_agrees_with_sdpa(config: DecoderConfig, causal: bool) -> None:
-    batch, model = pack(), random_decoder(replace(config, causal=causal))
+    batch, model = pack(), random_decoder(config.replace(causal=causal))
     with torch.no_grad():
         assert_close(_run_packed(model, batch, "flex"), _run_packed(model, batch, "sdpa"), **TOLERANCE)
 
@@ -144,7 +144,7 @@ def test_flex_agrees_with_sdpa(config: DecoderConfig, causal: bool) -> None:
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("changed", range(len(pack().documents)))
 def test_changing_one_document_changes_no_bit_of_any_other(changed: int, causal: bool) -> None:
-    batch, model = pack(), random_decoder(replace(LLAMA, causal=causal))
+    batch, model = pack(), random_decoder(LLAMA.replace(causal=causal))
     row, where = batch.documents[changed]
     other = batch.tokens.clone()
     inner = slice(where.start, where.stop - 1) if where.stop - where.start > 1 else where
@@ -175,7 +175,7 @@ def test_a_causal_model_sees_no_future_and_a_bidirectional_one_does() -> None:
     later = tokens.clone()
     later[0, -1] = 2 + (tokens[0, -1] - 1) % 58
     for causal in (True, False):
-        model = random_decoder(replace(LLAMA, causal=causal))
+        model = random_decoder(LLAMA.replace(causal=causal))
         with torch.no_grad():
             first, second = _run_alone(model, tokens[0]), _run_alone(model, later[0])
         assert torch.equal(first[:-1], second[:-1]) is causal
@@ -184,7 +184,7 @@ def test_a_causal_model_sees_no_future_and_a_bidirectional_one_does() -> None:
 @pytest.mark.parametrize("executor", ["sdpa", "varlen"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_padded_rows_equal_packed_ones_in_logits_loss_and_gradients(causal: bool, executor: str) -> None:
-    config = replace(LLAMA, causal=causal)
+    config = LLAMA.replace(causal=causal)
     batch = _batch_for(config)
     model, of_padded = random_decoder(config), random_decoder(config)
     packed = _run_packed(model, batch, executor)

@@ -16,7 +16,6 @@ from cistron.models.config import PRESETS
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
 from cistron.trainer.inference import sample
-from cistron.trainer.loss import summed_loss
 
 WORDS = ["one", "two", "three", "four", "<end>"]
 
@@ -39,7 +38,7 @@ def learn(tokenizer: HFTokenizer, folder: Path, labels_of: Callable[[Batch], tor
     source = SourceConfig(name="counts", format="jsonl", paths=(str(folder / "counts.jsonl"),))
     config = DataConfig(sources=(source,), lanes=4, packing="best_fit", layout="padded")
     shape = {"vocab_size": len(WORDS), "dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "hidden_dim": 32}
-    model = Decoder(type(PRESETS["debug"])(**{**vars(PRESETS["debug"]), **shape}))
+    model = Decoder(PRESETS["debug"].replace(**shape))
     init_weights(model, 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     mask = DocumentMask(tokenizer.eos_id, tokenizer.pad_id)
@@ -47,8 +46,7 @@ def learn(tokenizer: HFTokenizer, folder: Path, labels_of: Callable[[Batch], tor
         for _ in range(60):
             batch = loader.next()
             assert batch is not None
-            loss, _ = summed_loss(model, batch.tokens, labels_of(batch), batch.positions, mask.build(batch.sequence_ids))
-            loss.backward()
+            model(batch.tokens, batch.positions, mask.build(batch.sequence_ids), labels_of(batch)).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
     prompt = tokenizer.encode(b"one").tolist()

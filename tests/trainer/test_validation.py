@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from cistron.tests.helpers.jobs import column, graphs_alone, metrics, refusal, t
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.checkpoints.format import why_incomplete
 from cistron.trainer.config import load_config
+from cistron.trainer.evaluation import Evaluation
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
-from cistron.trainer.validation import place_name
+from cistron.trainer.validation import Validation, range_name
 
 VALIDATION = """
 [validation]
@@ -58,6 +60,18 @@ def open_trainer(config: Path, *overrides: str) -> Trainer:
     return Trainer(job, join(job), StopRequest())
 
 
+def validation_of(trainer: Trainer) -> Validation:
+    """The validation among what a job evaluates."""
+    return next(evaluation for evaluation in trainer.evaluations if isinstance(evaluation, Validation))
+
+
+def values_of(trainer: Trainer, step: int) -> dict[str, Any]:
+    """What a validation after some step finds."""
+    record = validation_of(trainer).run(step, trainer.model, trainer.heartbeat)
+    assert record is not None
+    return record.values
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven steps on one process, validated as they go."""
@@ -89,8 +103,7 @@ def of_initial_weights(config: str, folder: str, layouts: list[tuple[str, ...]])
     records = []
     for number, layout in enumerate(layouts):
         trainer = open_trainer(Path(config), *layout, "--job.dump_folder", f"{folder}/{number}")
-        assert trainer.validation is not None
-        records.append(trainer.validation.run(0, trainer.model, trainer.to_device, lambda: False, trainer.saver) or {})
+        records.append(values_of(trainer, 0))
         trainer.close()
     return records
 
@@ -155,10 +168,8 @@ def test_a_model_that_knows_nothing_needs_nine_bits_for_each_byte_of_512_ids(str
     trainer = open_trainer(straight, "--checkpoint.load_step", "0", "--job.dump_folder", str(tmp_path / "run"))
     with torch.no_grad():
         torch.nn.init.zeros_(trainer.model.output.weight)
-    assert trainer.validation is not None
-    record = trainer.validation.run(5, trainer.model, trainer.to_device, lambda: False, trainer.saver)
+    record = values_of(trainer, 5)
     trainer.close()
-    assert record is not None
     assert record["step"] == 5
     assert record["bits_per_byte"] == pytest.approx(9.0, rel=1e-6)
     assert record["perplexity"] == pytest.approx(512.0, rel=1e-5)
@@ -169,8 +180,8 @@ def test_weights_of_targets_count_in_the_loss_and_not_in_bits_per_byte(tmp_path:
     source = json.dumps([{"name": "shards", "format": "tokens", "paths": [str(tmp_path / "shards")]}])
     options = ("--validation.enable", "true", "--validation.sources", source, "--data.verify", "true")
     trainer = open_trainer(write_job(tmp_path), *options)
-    assert trainer.validation is not None
-    data = trainer.validation.data
+    validation = validation_of(trainer)
+    data = validation.data
     nats, weights, targets, plain, size = 0.0, 0.0, 0, 0.0, 0
     model = Decoder(trainer.decoder_config).double()
     model.load_state_dict({name: p.to_local() for name, p in trainer.model.state_dict().items()})
@@ -186,17 +197,14 @@ def test_weights_of_targets_count_in_the_loss_and_not_in_bits_per_byte(tmp_path:
             plain += float(losses[batch.weights > 0].sum())
             left_out = (batch.labels > 0) & (batch.weights == 0)
             size += int(((batch.sequence_ids >= 0) & (batch.tokens != 0)).sum()) - int(left_out.sum())
-    run = (trainer.model, trainer.to_device, lambda: False, trainer.saver)
-    record = trainer.validation.run(1, *run)
+    record = values_of(trainer, 1)
     plainly = trainer.config.data.model_copy(update={"normalize_weights": False})
-    trainer.validation.config = trainer.config.model_copy(update={"data": plainly})
-    divided_by_targets = trainer.validation.run(2, *run)
+    validation.config = trainer.config.model_copy(update={"data": plainly})
+    divided_by_targets = values_of(trainer, 2)
     trainer.close()
-    assert record is not None
     assert record["documents"] == 400
     assert record["loss"] == pytest.approx(nats / weights, rel=1e-6)
     assert record["bits_per_byte"] == pytest.approx(plain / math.log(2) / size, rel=1e-6), "without targets of weight 0"
-    assert divided_by_targets is not None
     assert divided_by_targets["loss"] == pytest.approx(nats / targets, rel=1e-6)
     assert "sources" not in record, "a single source is the whole"
 
@@ -204,8 +212,8 @@ def test_weights_of_targets_count_in_the_loss_and_not_in_bits_per_byte(tmp_path:
 def test_a_bounded_validation_reads_as_many_rows_as_that_many_steps(straight: Path, tmp_path: Path) -> None:
     overrides = ("--validation.steps", "1", "--training.global_batch_size", "4", "--job.dump_folder", str(tmp_path / "run"))
     trainer = open_trainer(straight, "--checkpoint.load_step", "0", *overrides)
-    assert trainer.validation is not None
-    assert [b.rows for b in trainer.validation.data.batches(trainer.validation.limit)] == [[0, 1, 2, 3]]
+    validation = validation_of(trainer)
+    assert [b.rows for b in validation.data.batches(validation.limit)] == [[0, 1, 2, 3]]
     trainer.close()
 
 
@@ -242,8 +250,8 @@ def test_the_end_of_the_data_is_validated_too(straight: Path, tmp_path: Path, ca
 
 def test_a_stop_during_validation_ends_the_run_after_a_save_and_without_a_record(straight: Path, tmp_path: Path) -> None:
     trainer = open_trainer(straight, "--job.dump_folder", str(tmp_path / "run"), "--validation.local_batch_size", "1")
-    assert trainer.validation is not None
-    batches, seen = trainer.validation.data.batches, []
+    data = validation_of(trainer).data
+    batches, seen = data.batches, []
 
     def signalled(limit: int | None) -> Any:
         for batch in batches(limit):
@@ -252,7 +260,7 @@ def test_a_stop_during_validation_ends_the_run_after_a_save_and_without_a_record
                 trainer.stop.signal_name = "SIGTERM"
             yield batch
 
-    trainer.validation.data.batches = signalled  # type: ignore[method-assign]
+    data.batches = signalled  # type: ignore[method-assign]
     trainer.train()
     trainer.close()
     assert len(seen) < 6, "polled before each batch"
@@ -323,14 +331,14 @@ def test_compiled_blocks_compile_once_more_for_the_first_validation_and_never_ag
     options = ("--compile.enable", "true", "--validation.freq", "2", "--job.dump_folder", str(tmp_path / "run"))
     trainer = open_trainer(straight, *options)
     graphs = []
-    validate = trainer.validate
+    evaluate = trainer.evaluate
 
-    def counted() -> None:
+    def counted(evaluations: Sequence[Evaluation]) -> None:
         graphs.append(counters["stats"]["unique_graphs"])
-        validate()
+        evaluate(evaluations)
         graphs.append(counters["stats"]["unique_graphs"])
 
-    trainer.validate = counted  # type: ignore[method-assign]
+    trainer.evaluate = counted  # type: ignore[method-assign]
     with graphs_alone():
         trainer.train()
     trainer.close()
@@ -342,4 +350,4 @@ def test_compiled_blocks_compile_once_more_for_the_first_validation_and_never_ag
 
 
 def test_places_are_named_by_their_positions() -> None:
-    assert [place_name(place) for place in range(6)] == ["0", "1", "2-3", "4-7", "8-15", "16-31"]
+    assert [range_name(number) for number in range(6)] == ["0", "1", "2-3", "4-7", "8-15", "16-31"]

@@ -16,6 +16,8 @@ from ...datasets.loading import Batch, Source
 from ...datasets.rows import Objective, Packer, row_violations
 from ...datasets.tokenizers import Tokenizer
 from ...models.attention import DocumentMask
+from ...models.config import DecoderConfig
+from ..checkpoints import Found, SavedContract
 from ..config import JobConfig
 from ..errors import EosMismatchError
 
@@ -50,9 +52,9 @@ def gather_statements(
     mask: DocumentMask,
     vocab_size: int,
     sources: Sequence[Source] = (),
-    checkpoint: dict[str, Any] | None = None,
+    checkpoint: Found | None = None,
 ) -> list[Statement]:
-    """Ask every party. `checkpoint` is the contract saved with the weights to start from, with its path under "where"."""
+    """Ask every party. `checkpoint` holds the weights to start from."""
     statements = [
         tokenizer_statement(tokenizer),
         Statement(party="packer", where="datasets.packing.Packer", eos=(packer.eos_id,), pad=packer.pad_id),
@@ -77,7 +79,7 @@ def gather_statements(
     for source in sources:
         statements += shard_statements(source)
     if checkpoint is not None:
-        statements.append(checkpoint_statement(checkpoint, checkpoint["where"]))
+        statements.append(checkpoint_statement(checkpoint))
     return statements
 
 
@@ -94,22 +96,21 @@ def tokenizer_statement(tokenizer: Tokenizer) -> Statement:
     )
 
 
+def contract_of(tokenizer: Tokenizer, decoder: DecoderConfig) -> SavedContract:
+    """Return the contract of a model of this shape that reads documents with this tokenizer."""
+    ids = {role: getattr(tokenizer, f"{role}_id") for role in ROLES}
+    return SavedContract(vocab=decoder.vocab_size, tokenizer=tokenizer.fingerprint, **ids)
+
+
 def other_roles(tokenizer: Tokenizer) -> dict[str, int | None]:
     """The tokenizer's `OTHERS`, as a checkpoint keeps them in its contract."""
     return {role: getattr(tokenizer, f"{role}_id") for role in OTHERS}
 
 
-def checkpoint_statement(contract: dict[str, Any], where: str) -> Statement:
-    """What a checkpoint says by the contract in its `state.json`."""
-    return Statement(
-        party="checkpoint",
-        where=where,
-        eos=(contract["eos"],),
-        pad=contract["pad"],
-        vocab=contract["vocab"],
-        tokenizer=contract["tokenizer"],
-        **{role: contract.get(role) for role in OTHERS},  # which a checkpoint may have been saved without
-    )
+def checkpoint_statement(found: Found) -> Statement:
+    """Return what a checkpoint says by the contract in its `state.json`."""
+    contract = found.state.contract
+    return Statement(party="checkpoint", where=found.where, **contract.model_dump(exclude={"eos"}), eos=(contract.eos,))
 
 
 def shard_statements(source: Source) -> list[Statement]:

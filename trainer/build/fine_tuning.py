@@ -89,12 +89,10 @@ def fresh_parameters(model: nn.Module, saved: Container[str]) -> set[str]:
     return {name for name in model.state_dict() if is_added(name) and f"model.{name}" not in saved}
 
 
-def differences(saved: dict[str, object], table: FineTuning) -> list[tuple[str, str, str]]:
+def differences(saved: FineTuning, table: FineTuning) -> list[tuple[str, str, str]]:
     """Return key, saved value and present value where a checkpoint's `[fine_tuning]` is not `table`."""
-    before, now = flat(saved), flat(table.model_dump())
-    defaults = flat(FineTuning().model_dump())
-    rows = [(key, before.get(key, defaults.get(key)), now.get(key)) for key in sorted(before.keys() | now.keys())]
-    return [(f"fine_tuning.{key}", repr(a), repr(b)) for key, a, b in rows if a != b]
+    before, now = flat(saved.model_dump()), flat(table.model_dump())
+    return [(f"fine_tuning.{key}", repr(before[key]), repr(now[key])) for key in sorted(now) if before[key] != now[key]]
 
 
 def flat(table: dict[str, object]) -> dict[str, object]:

@@ -1,19 +1,15 @@
 """From the configuration to the parts that datasets and models provide. Shared by training and by every tool."""
 
-from dataclasses import replace
-from typing import Any
-
 import torch
 from torch.nn.attention import activate_flash_attention_impl
 
-from ...base import nearest
 from ...datasets.tokenizers import Tokenizer, build_tokenizer
-from ...models.attention import DocumentMask, Executor, check_executor, choose_executor, has_flash_attention_3
-from ...models.config import PRESETS, AttentionConfig, DecoderConfig, check_training
+from ...models.attention import DocumentMask, check_executor, choose_executor, has_flash_attention_3
+from ...models.config import DecoderConfig, Executor, check_training
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
 from ..config import JobConfig, TokenizerTable
-from ..errors import ConfigError, refuse
+from ..errors import refuse
 from ..parallel import context_complaints
 from .fine_tuning import fine_tune
 
@@ -29,38 +25,27 @@ def open_tokenizer(table: TokenizerTable) -> Tokenizer:
 
 
 def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfig:
-    """The preset of `[model]` with the keys that the TOML sets, and the tokenizer's vocabulary unless it sets one.
+    """Return the decoder of `[model]` and `[head]`, with the tokenizer's vocabulary unless the TOML sets another.
 
     Raises:
-        ConfigError: for an unknown preset.
-        ModelError: for a shape that does not fit together.
+        ModelError: for a shape that does not fit together, or not with the rows of training.
     """
-    m = config.model
-    if m.preset not in PRESETS:
-        raise ConfigError(f"model.preset = {m.preset!r}: unknown preset{nearest(m.preset, list(PRESETS))}")
-    overrides = m.model_dump(exclude_none=True, exclude={"preset", "eos_id", "causal", "attention", "rope"})
     stated = (tokenizer.hf_config or {}).get("vocab_size") or 0  # embeddings are often padded beyond the tokenizer's ids
-    overrides.setdefault("vocab_size", max(tokenizer.vocab_size, stated))
-    preset = PRESETS[m.preset]
-    rope: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in m.rope.model_dump(exclude_none=True).items()
-    }
-    overrides["rope"] = replace(preset.rope, **rope)
-    overrides["attention"] = make_attention(config)
-    overrides["causal"] = config.causal
-    if config.has_head:
-        overrides |= {"head_outputs": len(config.head.classes) or 1, "pool": config.head.pool}
-    decoder = replace(preset, **overrides)
-    begun = bool(config.checkpoint.initial_load_path)  # what its scaling was is known when it is opened
-    if complaints := check_training(decoder.rope, decoder.attention, config.training.seq_len, learned=begun):
-        raise ModelError("; ".join(complaints))
+    decoder = config.model.decoder(
+        vocab_size=max(tokenizer.vocab_size, stated),
+        causal=config.causal,
+        head_outputs=(len(config.head.classes) or 1) if config.has_head else 0,
+        pool=config.head.pool if config.has_head else "mean",
+    )
+    if wrong := rows_complaints(config):
+        raise ModelError("; ".join(wrong))
     return decoder
 
 
-def make_attention(config: JobConfig) -> AttentionConfig:
-    """The preset's windows and position map with the keys that the TOML sets; the preset must exist."""
-    stated = config.model.attention.model_dump(exclude_none=True, exclude={"executor"})
-    return replace(PRESETS[config.model.preset].attention, **stated)
+def rows_complaints(config: JobConfig) -> list[str]:
+    """Return why rows of `training.seq_len` tokens do not fit `[model.rope]` and `[model.attention]`, a line each."""
+    begun = bool(config.checkpoint.initial_load_path)  # what its scaling was is known when it is opened
+    return check_training(config.model.rope, config.model.attention, config.training.seq_len, learned=begun)
 
 
 def make_model(config: JobConfig, decoder: DecoderConfig) -> Decoder:
@@ -78,7 +63,7 @@ def attention_of(config: JobConfig, device: torch.device) -> tuple[Executor, str
     """The executor of `model.attention.executor`, and why it is this one."""
     if config.model.attention.executor != "auto":
         return config.model.attention.executor, "as model.attention.executor says"
-    spread, plain = config.parallelism.context_parallel_degree > 1, make_attention(config).plain
+    spread, plain = config.parallelism.context_parallel_degree > 1, config.model.attention.plain
     return choose_executor(device, half=is_half(config), compiled=config.compile.enable, spread=spread, plain=plain)
 
 
@@ -90,7 +75,7 @@ def is_half(config: JobConfig) -> bool:
 def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> DocumentMask:
     """The document mask with the model's own statement of its ids: `model.eos_id` where the TOML gives one."""
     executor, _ = attention_of(config, device)
-    attention = make_attention(config)
+    attention = config.model.attention
     check_executor(executor, device, half=is_half(config), compiled=config.compile.enable, attention=attention)
     refuse(context_complaints(config, executor, attention))
     if executor == "varlen" and has_flash_attention_3(device):

@@ -1,41 +1,44 @@
 """trainer/checkpoints."""
 
 from .dcp import CheckpointReader
-from .find import NEWEST, ask, find, good
-from .folder import Folder, staged
-from .format import MANIFEST, STATE, Found, Progress, differences, manifest_text, read, read_newest, saved_job, write_whole
+from .find import NEWEST, find, on_rank_zero, verified
+from .folder import Folder, atomic_folder
+from .format import MANIFEST, Found, differences, manifest_text, read, read_newest, write_whole
 from .load import load
 from .saver import Saver, remember_going_back, set_aside_after
+from .state import GuardState, Progress, RunState, SavedContract, SpikeWindowState
 from .tensors import Index, Piece, SafetensorsFile, Spec, WholeTensors, as_bytes, data_bytes, header
 
 __all__ = [
     "MANIFEST",
     "NEWEST",
-    "STATE",
     "CheckpointReader",
     "Folder",
     "Found",
+    "GuardState",
     "Index",
     "Piece",
     "Progress",
+    "RunState",
     "SafetensorsFile",
+    "SavedContract",
     "Saver",
     "Spec",
+    "SpikeWindowState",
     "WholeTensors",
     "as_bytes",
-    "ask",
+    "atomic_folder",
     "data_bytes",
     "differences",
     "find",
-    "good",
     "header",
     "load",
     "manifest_text",
+    "on_rank_zero",
     "read",
     "read_newest",
     "remember_going_back",
-    "saved_job",
     "set_aside_after",
-    "staged",
+    "verified",
     "write_whole",
 ]

@@ -22,14 +22,14 @@ from ..config import Checkpoint
 from ..errors import CheckpointError
 from ..processes import World
 from .folder import Folder
-from .format import MANIFEST, Found, complete, damage, look, step_folders, undamaged
+from .format import MANIFEST, Found, complete_or_raise, damage, inspect, step_folders, undamaged_or_raise
 
 WENT_BACK = "load_step"  # beside the checkpoints
 NEWEST = "newest_checkpoint"  # in the run's folder
 T = TypeVar("T")
 
 
-def ask(world: World, folder: Folder, question: Callable[[], T]) -> T:
+def on_rank_zero(world: World, folder: Folder, question: Callable[[], T]) -> T:
     """What rank 0 sees of a folder, on every rank, so that all do the same. Raises CheckpointError where it cannot be read."""
     try:
         return world.in_thread_on_every_rank(lambda: question() if world.is_first else cast(T, None))[0]
@@ -42,7 +42,7 @@ def newest(folder: Folder, below: float) -> tuple[Found | None, list[str]]:
     skipped: list[str] = []
     for step, path in reversed(step_folders(folder)):
         if step < below:
-            found, reason = look(path)
+            found, reason = inspect(path)
             if found:
                 return found, skipped
             skipped.append(f"passed over {path}: {reason}")
@@ -60,12 +60,12 @@ def find(config: Checkpoint, run: Folder, folder: Folder, world: World) -> tuple
     """
     skipped: list[str] = []
     if config.load_step >= 0:
-        if not ask(world, folder, lambda: has_gone_back(folder, config)):
-            return (good(folder / f"step-{config.load_step}", world) if config.load_step else None), []
+        if not on_rank_zero(world, folder, lambda: has_gone_back(folder, config)):
+            return (verified(folder / f"step-{config.load_step}", world) if config.load_step else None), []
         skipped = [f"checkpoint.load_step = {config.load_step} was heeded before this restart"]
     below = float("inf")
     while True:
-        found, reasons = ask(world, folder, partial(newest, folder, below))
+        found, reasons = on_rank_zero(world, folder, partial(newest, folder, below))
         skipped += reasons
         if found is None:
             break
@@ -73,11 +73,11 @@ def find(config: Checkpoint, run: Folder, folder: Folder, world: World) -> tuple
             return found, skipped
         skipped += [f"passed over {found.path}: {reason}" for reason in wrong]
         below = int(found.path.name.removeprefix("step-"))
-    if ask(world, folder, lambda: any(path.size(MANIFEST) is not None for _, path in step_folders(folder))):
+    if on_rank_zero(world, folder, lambda: any(path.size(MANIFEST) is not None for _, path in step_folders(folder))):
         advice = "every checkpoint is damaged; restore one, or start afresh with --checkpoint.load_step 0"
         raise CheckpointError("\n  ".join([f"{folder}: {advice}", *skipped]))
-    if ask(world, run, lambda: run.size(NEWEST) is not None):
-        newest_was = ask(world, run, lambda: run.read(NEWEST).decode())
+    if on_rank_zero(world, run, lambda: run.size(NEWEST) is not None):
+        newest_was = on_rank_zero(world, run, lambda: run.read(NEWEST).decode())
         advice = (
             f"no checkpoint, though the run has saved {newest_was}; is its disk mounted? --checkpoint.load_step 0 starts afresh"
         )
@@ -85,10 +85,10 @@ def find(config: Checkpoint, run: Folder, folder: Folder, world: World) -> tuple
     return None, skipped
 
 
-def good(path: Folder, world: World) -> Found:
+def verified(path: Folder, world: World) -> Found:
     """The good checkpoint at `path`, on every rank. Raises CheckpointError where it is missing, torn or damaged."""
-    found = ask(world, path, partial(complete, path))
-    return undamaged(found, damage(found, world))
+    found = on_rank_zero(world, path, partial(complete_or_raise, path))
+    return undamaged_or_raise(found, damage(found, world))
 
 
 def has_gone_back(folder: Folder, config: Checkpoint) -> bool:

@@ -192,7 +192,7 @@ class Folder:
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
+def atomic_folder(out: Path) -> Iterator[Path]:
     """A new folder beside `out` to be filled, which takes its name, and the place of what had it, when the block ends well.
 
     A block that fails, a full disk included, leaves `out` as it was; one that is killed leaves `<out>.partial`, which the next

@@ -5,19 +5,17 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import xxhash
-from pydantic import ValidationError
 from torch import Tensor
 
-from ...models.config import DecoderConfig
-from ..config import JobConfig
 from ..errors import CheckpointError
 from ..processes import World
 from .dcp import CheckpointReader
 from .folder import Folder
+from .state import RunState
 from .tensors import INDEX, Index, Spec, write_tensors
 
 MANIFEST, STATE, INVENTORY = "manifest.json", "state.json", "inventory.json"
@@ -30,19 +28,27 @@ class Found:
 
     Attributes:
         path: its folder.
-        state: what `state.json` holds.
-        files: bytes and xxh3_128 of its files by name, as the manifest states them.
+        state: what it states of its run.
+        where: the file that states it, for messages.
+        seq_len: tokens of the rows that it was trained on; None where nobody says.
+        files: bytes and xxh3_128 of its files by name, as the manifest states them; none of a Hugging Face folder.
         index: where its tensors are; None: `tensors.json` says so.
     """
 
     path: Folder
-    state: dict[str, Any]
+    state: RunState
+    where: str
+    seq_len: int | None
     files: dict[str, tuple[int, str]]
     index: Index | None = None
 
     def reader(self) -> CheckpointReader:
         """A reader of its tensors."""
         return CheckpointReader(self.path, self.index)
+
+    def fingerprint(self) -> str:
+        """Return what changes with any of its files."""
+        return xxhash.xxh3_128_hexdigest(manifest_text(self.files).encode())
 
     def inventory(self) -> Any:
         """The files that its data state is about, as the loader listed them."""
@@ -76,7 +82,7 @@ def manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
     return json.dumps({"format": FORMAT, "files": listing, "xxh3_128": own}, indent=1)
 
 
-def look(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
+def inspect(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
     """The checkpoint at `path` if all its files are there, else why it is none. Checksums are not compared yet."""
     path = Folder(path)
     try:
@@ -101,23 +107,24 @@ def look(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
                 return None, f"{name} has {found} bytes, {MANIFEST} says {size}"
         if path.digest(STATE) != files[STATE][1]:
             return None, f"{STATE} is damaged: it does not fit its checksum in {MANIFEST}"
-        state = path.read_json(STATE)
-        if not isinstance(state, dict) or not state.keys() >= {"model", "contract"}:
-            return None, f"{STATE} does not say what model and contract it is about"
-        return Found(path, state, files), ""
-    except (OSError, CheckpointError) as e:
+        where = str(path / STATE)
+        state = RunState.read(path.read(STATE), where)
+        return Found(path, state, where, state.config.training.seq_len, files), ""
+    except CheckpointError as e:
+        return None, str(e)
+    except OSError as e:
         return None, f"cannot be read: {e}"
 
 
 def why_incomplete(path: str | os.PathLike[str]) -> str | None:
     """Why the checkpoint at `path` is not complete, or None when it is."""
-    found, reason = look(path)
+    found, reason = inspect(path)
     return None if found else reason
 
 
-def complete(path: Folder) -> Found:
+def complete_or_raise(path: Folder) -> Found:
     """The complete checkpoint at `path`, checksums aside. Raises CheckpointError with the reason when it is not one."""
-    found, reason = look(path)
+    found, reason = inspect(path)
     if found is None:
         inside = ", ".join(p.name for _, p in step_folders(path))
         beside = ", ".join(p.name for _, p in step_folders(path.parent)) if not path.exists() else ""
@@ -128,11 +135,11 @@ def complete(path: Folder) -> Found:
 
 def read(path: str | os.PathLike[str]) -> Found:
     """The good checkpoint at `path`. Raises CheckpointError where it is missing, torn or damaged."""
-    found = complete(Folder(path))
-    return undamaged(found, found.damage())
+    found = complete_or_raise(Folder(path))
+    return undamaged_or_raise(found, found.damage())
 
 
-def undamaged(found: Found, wrong: list[str]) -> Found:
+def undamaged_or_raise(found: Found, wrong: list[str]) -> Found:
     """The checkpoint itself. Raises CheckpointError where something is wrong with its files."""
     if wrong:
         raise CheckpointError("\n  ".join([f"{found.path}: the checkpoint is damaged:", *wrong]))
@@ -165,20 +172,20 @@ def damage(found: Found, world: World) -> list[str]:
     )
 
 
-def write_whole(path: Any, specs: Mapping[str, Spec], read: Callable[[str], Tensor], state: dict[str, Any]) -> None:
+def write_whole(path: Any, specs: Mapping[str, Spec], read: Callable[[str], Tensor], state: RunState) -> None:
     """Write a checkpoint of weights alone, one tensor at a time.
 
     Args:
         path: of the step folder; what is there goes.
         specs: type and shape of each parameter of the decoder, by name.
         read: returns a parameter.
-        state: what `state.json` is to hold.
+        state: what it is to state.
     """
     folder = Folder(path)
     folder.remove()
     folder.make(parents=True)
     files, index = write_tensors(folder, specs, read)
-    commit(folder, files, {INDEX: index, STATE: json.dumps(state, indent=1), INVENTORY: "{}"})
+    commit(folder, files, {INDEX: index, STATE: state.text(), INVENTORY: "{}"})
 
 
 def commit(folder: Folder, files: dict[str, tuple[int, str]], texts: dict[str, str]) -> None:
@@ -201,42 +208,3 @@ def differences(found: Found, what: str, rows: Sequence[tuple[str, str, str]]) -
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n  ".join([f"{found.path}: the checkpoint {what}:", *lines])
-
-
-def saved_job(found: Found) -> tuple[JobConfig, DecoderConfig]:
-    """The configuration and the decoder of a checkpoint.
-
-    Raises:
-        CheckpointError: its configuration is of another version.
-    """
-    stated = found.state["config"]
-    if isinstance(stated["model"]["attention"], str):  # before there was more to say of it than the executor
-        stated = {**stated, "model": {**stated["model"], "attention": {"executor": stated["model"]["attention"]}}}
-    try:
-        config = JobConfig(**stated)
-    except ValidationError as error:
-        raise CheckpointError(f"{found.path}: its configuration is of another version: {error}") from None
-    return config, DecoderConfig.of(found.state["model"])
-
-
-@dataclass
-class Progress:
-    """How far a job has come; saved with every checkpoint."""
-
-    step: int = 0
-    tokens_seen: int = 0
-    rows_hash: int = 0
-    source_tokens: dict[str, int] = field(default_factory=dict)
-
-    def advance(self, tokens: Mapping[str, int], rows_hash: int) -> None:
-        """Count one optimizer step.
-
-        Args:
-            tokens: of each source by its name, padding left out.
-            rows_hash: of the step's rows; the sum modulo 2^64 covers every row since step 1.
-        """
-        self.step += 1
-        self.tokens_seen += sum(tokens.values())
-        self.rows_hash = (self.rows_hash + rows_hash) % 2**64
-        for name, count in tokens.items():
-            self.source_tokens[name] = self.source_tokens.get(name, 0) + count

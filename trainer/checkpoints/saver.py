@@ -24,6 +24,7 @@ from .folder import Folder
 from .format import INVENTORY, MANIFEST, STATE, step_folders
 from .format import commit as checkpoint_commit
 from .load import tensors_of
+from .state import RunState
 from .tensors import INDEX
 
 WAIT_MESSAGE_SECONDS = 60.0
@@ -35,8 +36,8 @@ class Saving:
 
     Attributes:
         path: its folder.
-        state: JSON-able, written by rank 0.
-        inventory: likewise; a file of its own, since a corpus of many files would make `state` slow to read.
+        state: of the run, written by rank 0.
+        inventory: the files that `state.data` is about, written by rank 0 to a file of its own: of a large corpus it is long.
         note: what is to be said with the message.
         task: this rank's part of the present stage: its tensors, and then, on rank 0, everything else.
         began: when, by `time.perf_counter`.
@@ -45,7 +46,7 @@ class Saving:
     """
 
     path: Folder
-    state: dict[str, Any]
+    state: RunState
     inventory: Any
     note: str
     task: Task[Any]
@@ -90,7 +91,7 @@ class Saver:
         return self.running is not None and self.running.task.done()
 
     def begin(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], inventory: Any, note: str
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, inventory: Any, note: str
     ) -> None:
         """Begin to save; with `async_mode = "disabled"` also end. What training changes from now on is not saved.
 
@@ -195,7 +196,7 @@ class Saver:
 
     def commit(self, saving: Saving, files: dict[str, tuple[int, str]]) -> str:
         """The rest of a checkpoint, the manifest last. Then remove those that are not to be kept, or return what forbids it."""
-        texts = {INDEX: self.file.index, STATE: json.dumps(saving.state, indent=1), INVENTORY: json.dumps(saving.inventory)}
+        texts = {INDEX: self.file.index, STATE: saving.state.text(), INVENTORY: json.dumps(saving.inventory)}
         checkpoint_commit(saving.path, files, texts)
         try:
             self.run.write_atomically(NEWEST, str(saving.path))

@@ -249,8 +249,13 @@ class SafetensorsFile:
             header = json.loads(raw.read(length))
         self.begins: dict[str, int] = {name: 8 + length + header[name]["data_offsets"][0] for name in self.specs}
 
+    def piece(self, name: str) -> Piece:
+        """Return where the data of a tensor are, as the index of a checkpoint says it."""
+        shape = self.specs[name][1]
+        return Piece(self.path.name, self.begins[name], (0,) * len(shape), shape)
+
     def read(self, name: str) -> Tensor:
-        """The tensor of a name, on the CPU."""
+        """Return a tensor, on the CPU."""
         with safe_open(self.path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor

@@ -12,6 +12,7 @@ from pydantic import ValidationInfo, model_validator
 
 from ...base import Table, changed
 from ...datasets.readers import FORMATS as LABEL_FORMATS
+from ...models.config import HeadConfig, ModelConfig
 from .tables import (
     ActivationCheckpoint,
     Checkpoint,
@@ -21,12 +22,10 @@ from .tables import (
     Eval,
     FineTuning,
     Float8,
-    Head,
     Job,
     LrScheduler,
     Metrics,
     Mlm,
-    Model,
     Optimizer,
     Parallelism,
     Profiling,
@@ -43,12 +42,12 @@ class JobConfig(Table):
     extends: str | None = None
     """Another TOML, relative to this one, whose keys this one starts from."""
     job: Job = Job()
-    model: Model = Model()
+    model: ModelConfig = ModelConfig.model_validate({})
     tokenizer: TokenizerTable = TokenizerTable()
     data: Data = Data()
     training: Training = Training()
     mlm: Mlm = Mlm()
-    head: Head = Head()
+    head: HeadConfig = HeadConfig()
     optimizer: Optimizer = Optimizer()
     skip_step: SkipStep = SkipStep()
     lr_scheduler: LrScheduler = LrScheduler()
@@ -76,7 +75,7 @@ class JobConfig(Table):
 
     def complaints(self) -> list[str]:
         """Return what two tables say differently, and tables that nothing reads."""
-        return [*objective_complaints(self), *label_complaints(self), *extrapolation_complaints(self)]
+        return [*training_complaints(self), *label_complaints(self), *extrapolation_complaints(self)]
 
     @property
     def has_head(self) -> bool:
@@ -141,8 +140,8 @@ def complaints_of(table: Table, key: str = "") -> list[str]:
     return lines + table.complaints()
 
 
-def objective_complaints(config: JobConfig) -> list[str]:
-    """Return what does not fit `training.objective`, labels aside."""
+def training_complaints(config: JobConfig) -> list[str]:
+    """Return what tables of the model and of training say differently, labels aside."""
     objective, causal = config.training.objective, config.model.causal
     lines = []
     if causal is not None and not config.has_head and causal != (objective == "causal"):
@@ -150,6 +149,8 @@ def objective_complaints(config: JobConfig) -> list[str]:
         lines.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
     if objective != "mlm" and config.mlm != Mlm():
         lines.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')
+    if config.fine_tuning.lora.rank and config.float8.enable:
+        lines.append("float8.enable = true: its layers have no adapters; leave it out, or fine_tuning.lora.rank")
     return lines
 
 
@@ -166,7 +167,7 @@ def label_complaints(config: JobConfig) -> list[str]:
             if source.label is not None and source.format not in LABEL_FORMATS:
                 have = ", ".join(LABEL_FORMATS)
                 lines.append(f'{key}.{index}.label = {source.label!r}: format = "{source.format}" has no labels; {have} have')
-    if not config.has_head and config.head != Head():
+    if not config.has_head and config.head != HeadConfig():
         lines.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
     if objective == "classification" and len(classes) < 2:
         lines.append(f"head.classes = {classes}: classification needs two or more, as the data writes them")

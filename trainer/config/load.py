@@ -32,12 +32,18 @@ else:
 Values: TypeAlias = dict[str, Any]  # a TOML as plain values
 Place: TypeAlias = tuple[str | int, ...]  # of a value in them: ("data", "sources", 0, "name")
 SHIPPED = Path(__file__).resolve().parents[2] / "train_configs"
-# A key that was taken out, and the keys whose meaning or limits follow from it.
+SHAPE = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim")
+# A key that may be taken out, and the keys whose limits follow from it.
 DECIDES = {
-    "model.preset": ("model",),
+    "data.sources": ("data.stages",),
+    "model.preset": (
+        "fine_tuning.freeze",
+        "fine_tuning.lora.targets",
+        "float8.filter_fqns",
+        *(f"model.{key}" for key in ("rope", *SHAPE)),
+    ),
     "tokenizer": ("model.vocab_size",),
     "tokenizer.kind": ("tokenizer", "model.vocab_size"),
-    "data.sources": ("data.stages",),
     "training.objective": ("head", "mlm"),
 }
 
@@ -67,37 +73,31 @@ def load_config(
     parser = OverrideParser(prog=prog, description=JobConfig.__doc__, formatter_class=argparse.RawTextHelpFormatter)
     cli: CliSettingsSource[Any] = CliSettingsSource(CommandLine, root_parser=parser, cli_parse_args=False)
     options, lines = parser.read(argv)
-    overrides, more = read_overrides(cli, options)
-    lines += more
-    if options.file and options.config:
-        lines.append(f"command line: two config files, {options.file} and {options.config}; name one")
-    options.config = options.config or options.file
-    files: list[tuple[Path, Values]] = []
+    merged, mistakes = read_overrides(cli, options)
+    lines += mistakes
+    files: list[Path] = []
+    unread = ""
     try:
-        files = extends_chain(find_config(options.config)) if options.config else []
+        for path, values in reversed(extends_chain(find_config(options.config)) if options.config else []):
+            files.insert(0, path)
+            merged = deep_merge(values, merged)
     except ConfigError as error:
-        if not options.help:
-            raise refusal("command line", [*lines, str(error)]) if lines else error from None
-    merged: Values = {}
-    for values in (*(values for _, values in files), overrides):
-        merged = deep_merge(merged, values)
+        unread = str(error)
+        lines.append(unread)
     unusable = load_job_plugins(merged)
     if options.help:
         parser.print_help()
         sys.exit(0)
-    config, refused, removed, complaints = validate(merged, names_are_known=not unusable)
-    lines += [*unusable, *refused]
-    if further and not options.print_config:
-        complaints = [*complaints, *further(config)]
-    lines += [line for line in dict.fromkeys(complaints) if not names_any(line, removed)]
+    config, mistakes, removed, complaints = validate(merged, names_are_known=not unusable)
+    lines += [*unusable, *mistakes]
+    if not unread:
+        if further and not options.print_config:
+            complaints += [line for line in further(config) if not any(told in line for told in complaints)]
+        lines += [line for line in complaints if not names_any(line, removed)]
     if lines:
-        raise refusal(", ".join(str(path) for path, _ in files) or "command line", lines)
+        where = ", ".join(map(str, files)) or "command line"
+        raise ConfigError("\n  ".join([f"{where}: {len(lines)} mistake(s)", *lines]))
     return config, options
-
-
-def refusal(where: str, lines: Sequence[str]) -> ConfigError:
-    """Return all mistakes as one error."""
-    return ConfigError("\n  ".join([f"{where}: {len(lines)} mistake(s)", *lines]))
 
 
 class OverrideParser(argparse.ArgumentParser):
@@ -112,7 +112,7 @@ class OverrideParser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action="store_true", help="show this and exit")
 
     def read(self, argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-        """Parse a command line; what cannot be parsed is left out and is a line of the second result."""
+        """Return the options, `config` being the TOML, and a line for each mistake; what cannot be parsed is left out."""
         words, lines = list(argv), []
         for word in [word for word in words if word.startswith("--") and len(word) > 2]:
             name = word.split("=")[0]
@@ -129,7 +129,11 @@ class OverrideParser(argparse.ArgumentParser):
                     raise ConfigError("\n  ".join(lines)) from None
                 drop(words, option[1])
                 continue
-            return options, [*lines, *(f"command line: unrecognized arguments: {word}" for word in unknown)]
+            lines += [f"command line: unrecognized arguments: {word}" for word in unknown]
+            if options.file and options.config:
+                lines.append(f"command line: two config files, {options.file} and {options.config}; name one")
+            options.config = options.config or options.file
+            return options, lines
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage (80 lines of keys) and exiting."""
@@ -259,7 +263,9 @@ def validate(values: Values, names_are_known: bool) -> tuple[JobConfig, list[str
         The configuration of what is left; the mistakes in what was taken out; its keys and those that they decide; and the
         complaints of the tables that are left.
     """
-    values, lines, removed = deepcopy(values), [], set[str]()
+    values = deepcopy(values)
+    lines: list[str] = []
+    removed: set[str] = set()
     while True:
         complaints: list[str] = []
         try:

@@ -8,7 +8,6 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from typing_extensions import override
 
 from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight, changed
-from ...models.config import MaskName, PositionMap, Ramp, Scaling
 from .registries import OPTIMIZERS, SINKS
 
 
@@ -27,93 +26,6 @@ class Job(Table):
     def in_home(cls, folder: str) -> str:
         """A leading `~` stands for the home folder."""
         return str(Path(folder).expanduser())
-
-
-class Rope(Table):
-    """Rotary position embedding."""
-
-    theta: float | None = None
-    """Base of the rotary frequencies; unset: the preset's."""
-    scaling: Scaling | None = None
-    """How angles change for documents longer than in training (docs/length_extrapolation.md); unset: the preset's, none."""
-    factor: float | None = None
-    """Times original_seq_len that the scaling is made for."""
-    original_seq_len: Positive | None = None
-    """Tokens of the rows that the weights were first trained on; never inferred from training.seq_len."""
-    beta_fast: float | None = None
-    """ntk_by_parts, yarn: pairs that turn more often than this within original_seq_len keep their angle; unset: 32."""
-    beta_slow: float | None = None
-    """ntk_by_parts, yarn: pairs that turn less often have it divided by factor; unset: 1."""
-    ramp: Ramp | None = None
-    """ntk_by_parts, yarn: between the two by the pair's index, as released code does (unset), or by turns, as the paper."""
-    low_freq_factor: float | None = None
-    """llama3: as beta_slow; unset: 1."""
-    high_freq_factor: float | None = None
-    """llama3: as beta_fast; unset: 4."""
-    short_factor: list[float] | None = None
-    """longrope: divisor of each pair's angle up to original_seq_len."""
-    long_factor: list[float] | None = None
-    """longrope: likewise beyond it."""
-    attention_factor: float | None = None
-    """yarn, longrope: multiplies cosines and sines; unset: what the method's paper says."""
-
-
-class Attention(Table):
-    """Which pairs of a document attend, at which distance, and what computes it."""
-
-    executor: Literal["auto", "flex", "varlen", "sdpa"] = "auto"
-    """Kernel of the document mask; auto: the fastest that can train here; the run says which, and why."""
-    mask: MaskName | None = None
-    """full (unset). sliding: the last `window` tokens. lambda: these and the first `sinks` of the document."""
-    window: int | None = None
-    """sliding, lambda: tokens that one sees, itself included."""
-    sinks: int | None = None
-    """lambda, distance_cap: first tokens of a document that all later ones see; unset: 4."""
-    position_map: PositionMap | None = None
-    """Distances of far pairs, which take a second pass of attention; unset: none."""
-    map_window: int | None = None
-    """position_map: distance from which on pairs are far; below model.rope.original_seq_len."""
-    leak: float | None = None
-    """leaky_rerope: what distances beyond map_window are divided by; unset: 16."""
-    group: int | None = None
-    """self_extend: tokens that share a position far away; unset: 8."""
-    logn: bool | None = None
-    """Multiply the query at position P by max(1, ln(P + 1) / ln(original_seq_len)); unset: no."""
-
-
-class Model(Table):
-    """The decoder: a preset and what to change in it. Unset keys keep the preset's value."""
-
-    preset: str = "debug"
-    """Shape to start from: debug, llama_7b, llama3_1b, _8b, _70b, qwen3_0.6b, _8b, protein_650m, protein_3b."""
-    vocab_size: Positive | None = None
-    """Rows of the embedding table; unset: the tokenizer's vocabulary. May be larger, never smaller."""
-    eos_id: NonNegative | None = None
-    """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Checked against every other party."""
-    causal: bool | None = None
-    """Whether a token sees only those before it; unset: as training.objective needs. Refused where the two do not fit."""
-    dim: Positive | None = None
-    """Width of the residual stream."""
-    n_layers: Positive | None = None
-    """Number of transformer blocks."""
-    n_heads: Positive | None = None
-    """Number of query heads."""
-    n_kv_heads: Positive | None = None
-    """Number of key and value heads (grouped-query attention)."""
-    head_dim: Positive | None = None
-    """Width of one head."""
-    hidden_dim: Positive | None = None
-    """Width of the SwiGLU feed-forward."""
-    norm_eps: float | None = None
-    """Epsilon of the RMS norms."""
-    qk_norm: bool | None = None
-    """RMS-normalise queries and keys per head (Qwen3)."""
-    tie_embeddings: bool | None = None
-    """Use the embedding table as the output projection."""
-    rope: Rope = Rope()
-    """Rotary position embedding."""
-    attention: Attention = Attention()
-    """Which pairs of a document attend, at which distance, and what computes it."""
 
 
 class TokenizerTable(Table):
@@ -301,27 +213,6 @@ class Mlm(Table):
         return self
 
 
-class Head(Table):
-    """What is predicted of whole documents, for training.objective = "classification" and "regression"."""
-
-    classes: list[str | int] = Field(default_factory=list)
-    """classification: the labels that there are, as the data writes them; numbers are compared as text."""
-    pool: Literal["mean", "last"] = "mean"
-    """mean: over all tokens of the document, its eos included. last: the eos alone, which causal models read it all by then."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes as text."""
-        return tuple(map(str, self.classes))
-
-    @model_validator(mode="after")
-    def fits_together(self) -> "Head":
-        """Refuse names that are not unique."""
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"head.classes = {self.classes}: must differ")
-        return self
-
-
 class Optimizer(Table):
     """AdamW, or Muon for the blocks' matrices. Weight decay applies to matrices, not to norms."""
 
@@ -490,6 +381,8 @@ class Checkpoint(Table):
             lines.append(f"checkpoint.load_step = {self.load_step}: nothing is loaded, checkpoint.enable is false")
         if not self.initial_load_model_only and self.initial_load_path is None:
             lines.append("checkpoint.initial_load_model_only = false: there is no checkpoint.initial_load_path")
+        if self.last_save_in_hf and not self.enable:
+            lines.append("checkpoint.last_save_in_hf = true: there is no last save, checkpoint.enable is false")
         if self.keep_every_n % self.interval:
             lines.append(
                 f"checkpoint.keep_every_n = {self.keep_every_n}: must be a multiple of checkpoint.interval = {self.interval}, "

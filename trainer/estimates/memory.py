@@ -38,8 +38,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ...models.attention import Executor
-from ...models.config import DecoderConfig
+from ...models.config import DecoderConfig, Executor
 from ...models.loss import CHUNK_LOGITS
 from ..config import JobConfig
 from ..processes import DTYPES, Layout, global_batch_size

@@ -1,17 +1,19 @@
-"""`[eval.extrapolation]` in training: every `freq` steps and after the last one, on all ranks, from the weights as they are."""
+"""`[eval.extrapolation]` in training: every `freq` steps and after the last one, on all ranks, of the present weights."""
 
 import json
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+from typing_extensions import override
 
 from ...datasets.tokenizers import Tokenizer
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
-from ..checkpoints import Saver
 from ..config import JobConfig
+from ..evaluation import Evaluation
+from ..heartbeat import Heartbeat
 from ..inference import BATCH_TOKENS
 from ..metrics import Record
 from ..parallel import without_context_parallel
@@ -19,26 +21,26 @@ from ..processes import DTYPES, World
 from .measures import Plan, Result, evaluate, plan, read_sources, report, trained_as
 from .runner import Runner
 
-FOLDER = "extrapolation"  # of the run's; `reports` forgets what an abandoned run left there
+FOLDER = "extrapolation"  # of the run's; a run that goes back forgets what it left there
 
 
 def plan_of(config: JobConfig, tokenizer: Tokenizer, decoder: DecoderConfig) -> Plan:
-    """What `[eval.extrapolation]` of a job asks, its messages beginning with the length that the model knows.
+    """Return what `[eval.extrapolation]` of a job measures; its messages begin with the length that the model knows.
 
     Raises:
         ConfigError, ModelError, DataConfigError, DataError: it cannot be measured.
     """
     trained, said = trained_as(decoder, config.training.seq_len, "training.seq_len")
-    asked = plan(config.eval.extrapolation, trained, tokenizer, partial(read_sources, config, tokenizer))
-    return asked._replace(messages=[f"extrapolation: {said}", *asked.messages])
+    found = plan(config.eval.extrapolation, trained, tokenizer, partial(read_sources, config, tokenizer))
+    return found._replace(messages=[f"extrapolation: {said}", *found.messages])
 
 
 class Interrupted(Exception):
-    """Somebody was told to stop; raised on all ranks after the same batch."""
+    """A rank was told to stop; raised on all ranks after the same batch."""
 
 
-class LongEvaluation:
-    """Reads the documents once, and asks a model about them whenever it is due.
+class LongEvaluation(Evaluation):
+    """Reads the documents once, and measures a model on them whenever it is due.
 
     Args:
         config: of the job.
@@ -48,40 +50,29 @@ class LongEvaluation:
         done: step of the last evaluation, which is that of a checkpoint to resume from.
 
     Attributes:
-        plan: what is asked.
+        plan: what is measured.
 
     Raises:
-        ConfigError, ModelError, DataConfigError, DataError: what is asked for cannot be measured.
+        ConfigError, ModelError, DataConfigError, DataError: it cannot be measured.
     """
 
     def __init__(self, config: JobConfig, world: World, tokenizer: Tokenizer, decoder: DecoderConfig, done: int) -> None:
-        """Find what is wrong before the first step."""
-        self.config, self.world, self.tokenizer, self.done = config, world, tokenizer, done
+        super().__init__(done)
+        self.config, self.world, self.tokenizer = config, world, tokenizer
         self.table, self.plan = config.eval.extrapolation, plan_of(config, tokenizer, decoder)
 
+    @override
     def is_due(self, step: int) -> bool:
-        """Whether to evaluate after `step`."""
         return step % self.table.freq == 0
 
-    def run(self, step: int, model: Decoder, stop: Callable[[], bool], saver: Saver) -> Record | None:
-        """The record of one evaluation, the same on every rank; None when a stop was asked for meanwhile.
-
-        Rank 0 leaves table and picture in the run's folder.
-
-        Args:
-            step: optimizer steps done.
-            model: in any layout.
-            stop: whether this process was told to stop; asked after every batch.
-            saver: may have a checkpoint under way, which need not wait for the end.
-        """
+    @override
+    def run(self, step: int, model: Decoder, heartbeat: Heartbeat) -> Record | None:
+        """Measure; whether to stop is found out after every batch. Rank 0 leaves table and picture in the run's folder."""
         started = time.perf_counter()
-        self.done = step
 
         def between(_: int) -> None:
-            stops, ready = self.world.sum([int(stop()), int(saver.ready)])
-            if ready == self.world.layout.world_size:
-                saver.advance()
-            if stops:
+            stopped, _counts = heartbeat()
+            if stopped:
                 raise Interrupted
 
         runner = Runner(
@@ -107,7 +98,7 @@ class LongEvaluation:
         return Record("extrapolation", {"step": step, **curves, "seconds": seconds}, line)
 
     def keep(self, step: int, results: list[Result]) -> None:
-        """Write table and picture into the run's folder; where that fails, say so: a full disk is no reason to stop."""
+        """Write table and picture into the run's folder. A failure is a warning: a full disk is no reason to stop."""
         from .report import draw  # matplotlib takes 0.3 s to import
 
         folder = Path(self.config.job.dump_folder) / FOLDER

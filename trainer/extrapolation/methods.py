@@ -19,7 +19,6 @@ With L tokens in training and documents of T, nothing is trained, and only `[mod
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ...base import nearest
@@ -77,7 +76,7 @@ def way(method: str, trained: Trained, length: int) -> Way:
         ModelError: the model was trained by another method of its kind, or the settings do not fit its shape or the length.
     """
     decoder, attention, resolved = trained.decoder, trained.decoder.attention, max(length, trained.rows)
-    rope = decoder.rope if decoder.rope.scaling != "none" else replace(decoder.rope, original_seq_len=trained.length)
+    rope = decoder.rope if decoder.rope.scaling != "none" else decoder.rope.replace(original_seq_len=trained.length)
     if method in STRETCHED and rope.scaling != "none":
         raise ModelError(f'method {method}: the model was trained with model.rope.scaling = "{rope.scaling}" already')
     if method in WINDOWED and attention != AttentionConfig():
@@ -87,10 +86,10 @@ def way(method: str, trained: Trained, length: int) -> Way:
         rope = decoder.rope
     elif method in STRETCHED:
         factor, resolved = DYNAMIC_FACTOR if method == "dynamic_ntk" else length / trained.length, length
-        rope = replace(rope, scaling=method, factor=factor)
+        rope = rope.replace(scaling=method, factor=factor)
     else:
         attention = windowed(method, rope, min(trained.length, rope.covered or trained.length), resolved)
-    replace(decoder, rope=rope, attention=attention)  # which raises what does not fit
+    decoder.replace(rope=rope, attention=attention)  # which raises what does not fit
     if complaints := check_length(rope, attention, resolved):
         raise ModelError("; ".join(complaints))
     return Way(rope, attention, resolved)
@@ -102,19 +101,19 @@ def windowed(method: str, rope: RopeConfig, trained: int, length: int) -> Attent
     if method == "logn":
         return AttentionConfig(logn=True)
     if method in ("sliding", "lambda"):
-        return AttentionConfig(mask=method, window=trained)
+        return AttentionConfig(mask="sliding" if method == "sliding" else "lambda", window=trained)
     if method == "distance_cap":
-        return AttentionConfig(position_map=method, map_window=trained - 1)
+        return AttentionConfig(position_map="distance_cap", map_window=trained - 1)
     if method == "rerope":
-        return AttentionConfig(position_map=method, map_window=half)
+        return AttentionConfig(position_map="rerope", map_window=half)
     if method == "leaky_rerope":
         least = math.ceil((length - 1 - half) / max(trained - 1 - half, 1))
-        return AttentionConfig(position_map=method, map_window=half, leak=max(LEAK, float(least)))
+        return AttentionConfig(position_map="leaky_rerope", map_window=half, leak=max(LEAK, float(least)))
     assert method == "self_extend", method
     groups = range(GROUP, half + 1)
-    candidates = [AttentionConfig(position_map=method, map_window=half - half % group, group=group) for group in groups]
+    candidates = [AttentionConfig(position_map="self_extend", map_window=half - half % group, group=group) for group in groups]
     reaching = (one for one in candidates if not check_length(rope, one, length))
-    return next(reaching, AttentionConfig(position_map=method, map_window=half - half % GROUP))
+    return next(reaching, AttentionConfig(position_map="self_extend", map_window=half - half % GROUP))
 
 
 def choose(named: Sequence[str], trained: Trained, lengths: Sequence[int]) -> tuple[list[str], list[str]]:

@@ -19,7 +19,7 @@ from ...datasets.tokenizers import Ids, Tokenizer
 from ...models.attention import AttentionMask
 from ...models.decoder import Decoder
 from ...models.loss import IGNORE
-from ..inference import make_mask
+from ..inference import inference_mask
 from ..processes import World
 
 Array = npt.NDArray[Any]
@@ -97,7 +97,7 @@ class Runner:
         places = torch.arange(width, dtype=torch.int32)
         positions = torch.where(places < length, places, places - length).expand(len(documents), -1)
         sequence_ids = torch.where(places < length, 0, -1).int().expand(len(documents), -1).contiguous()
-        mask = make_mask(self.tokenizer, self.model.config, self.device, self.dtype, self.executor)
+        mask = inference_mask(self.tokenizer, self.model.config, self.device, self.dtype, self.executor)
         return tokens.to(self.device), positions.to(self.device), mask.build(sequence_ids, self.device)
 
 

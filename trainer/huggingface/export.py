@@ -23,7 +23,7 @@ from ...models.config import DecoderConfig
 from ...models.huggingface import architecture, to_hf
 from ...models.lora import ADAPTERS, merge
 from ..build import Statement, check_statements, checkpoint_statement, open_tokenizer, tokenizer_statement
-from ..checkpoints import STATE, Folder, Found, Spec, WholeTensors, as_bytes, data_bytes, header, read, saved_job, staged
+from ..checkpoints import Folder, Found, SavedContract, Spec, WholeTensors, as_bytes, atomic_folder, data_bytes, header, read
 from ..config import JobConfig, Lora, TokenizerTable
 from ..errors import CheckpointError, ConfigError
 from .folder import CONFIG, GENERATION, INDEX, WEIGHTS, stored_names
@@ -61,7 +61,7 @@ def export(
         CheckpointError: the checkpoint is of another version or lacks weights, or the folder cannot be written.
     """
     refuse_taken(out, replace)
-    config, decoder = saved_job(found)
+    config, decoder = found.state.config, found.state.model
     architecture(decoder)  # refuses what no class holds before tensors are looked for
     weights = WholeTensors(found.path)
     ours = {theirs: name for name, theirs in stored_names(decoder).items()}
@@ -72,12 +72,11 @@ def export(
         saved, shape = weights.spec(name)
         specs[theirs] = dtype or saved, shape
     written_as = next(iter(specs.values()))[0]
-    contract = found.state["contract"]
-    files = describe(decoder, contract, config.training.seq_len, written_as)
+    files = describe(decoder, found.state.contract, config.training.seq_len, written_as)
     extra = read_tokenizer(found, tokenizer, decoder) if tokenizer else {}
 
     parts = split(specs, max_shard_size)
-    with staged(out) as folder:
+    with atomic_folder(out) as folder:
         for file, names in parts.items():
             stream = (as_bytes(read_merged(weights, ours[name], config.fine_tuning.lora).to(specs[name][0])) for name in names)
             Folder(folder).write(file, chain([header({name: specs[name] for name in names}, {"format": "pt"})], stream))
@@ -97,11 +96,11 @@ def export(
     if not tokenizer:
         messages.append("without a tokenizer")
     elif added := added_around(extra[TOKENIZER]):
-        messages += around(added, tokenizer, decoder)
+        messages += added_token_notes(added, tokenizer, decoder)
     return messages
 
 
-def around(added: list[str], table: TokenizerTable, decoder: DecoderConfig) -> list[str]:
+def added_token_notes(added: list[str], table: TokenizerTable, decoder: DecoderConfig) -> list[str]:
     """What to know of the tokens that the tokenizer puts around every text by itself."""
     if open_tokenizer(table).bos_id is None:
         what = "which training never saw: call it with add_special_tokens=False"
@@ -143,12 +142,12 @@ def split(specs: Mapping[str, Spec], max_shard_size: int) -> dict[str, list[str]
     return {f"model-{number:05}-of-{len(shards):05}.safetensors": names for number, names in enumerate(shards, start=1)}
 
 
-def describe(decoder: DecoderConfig, contract: dict[str, Any], seq_len: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+def describe(decoder: DecoderConfig, contract: SavedContract, seq_len: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
     """Content of `config.json` and, of a model that generates, `generation_config.json`."""
-    eos, pad = contract["eos"], contract["pad"]
-    bos, mask = contract.get("bos"), contract.get("mask")
-    ids = {"eos_id": eos, "pad_id": pad, "bos_id": bos, "mask_id": mask}
-    config = to_hf(decoder, max_positions=seq_len, dtype=torch_name(dtype), **ids)
+    eos, pad, bos = contract.eos, contract.pad, contract.bos
+    config = to_hf(
+        decoder, max_positions=seq_len, dtype=torch_name(dtype), eos_id=eos, pad_id=pad, bos_id=bos, mask_id=contract.mask
+    )
     if not decoder.causal:
         return {CONFIG: config}
     return {CONFIG: config, GENERATION: {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}}
@@ -165,12 +164,11 @@ def read_tokenizer(found: Found, table: TokenizerTable, decoder: DecoderConfig) 
         tokenizer = open_tokenizer(table)
     except DataConfigError as error:
         raise ConfigError(f"{error}; --tokenizer PATH says where it is now, --no-tokenizer leaves it out") from None
-    where = f"{found.path}/{STATE}"
     check_statements(
         [
             tokenizer_statement(tokenizer),
-            checkpoint_statement(found.state["contract"], where),
-            Statement(party="model", where=where, vocab=decoder.vocab_size),
+            checkpoint_statement(found),
+            Statement(party="model", where=found.where, vocab=decoder.vocab_size),
         ]
     )
     return tokenizer_files(table, tokenizer)

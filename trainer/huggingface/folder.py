@@ -1,60 +1,177 @@
-"""DOOR of huggingface: HuggingFaceFolder, import, export."""
+"""A folder with a Hugging Face model: its config.json, its tensors and its tokenizer, read and compared in one place.
+
+Only safetensors are read: a pickle can run code.
+"""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+import xxhash
+from torch import Tensor
 
 from ...datasets.errors import DataConfigError
 from ...datasets.tokenizers import Tokenizer
-from ...models.config import DecoderConfig
+from ...models.config import PRESETS, DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import from_hf, hf_names
-from ..build import Statement, check_statements, ids, open_tokenizer, other_roles, tokenizer_statement
-from ..checkpoints import MANIFEST, Folder, Found, Index, Piece, SafetensorsFile
-from ..config import TokenizerTable
+from ..build import Statement, check_statements, contract_of, ids, open_tokenizer, tokenizer_statement
+from ..checkpoints import MANIFEST, Folder, Found, Index, RunState, SafetensorsFile, SavedContract, Spec
+from ..config import JobConfig, TokenizerTable
 from ..errors import CheckpointError, ConfigError
 from .tokenizer_files import TOKENIZER, own_kind
 
-WEIGHTS, INDEX, CONFIG, GENERATION = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-)
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+Json: TypeAlias = Mapping[str, Any]  # what a file of Hugging Face's says, of any model
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceFolder:
+    """A model of Hugging Face's that the decoder can be, with everything that the folder says of it.
+
+    Attributes:
+        path: of the folder.
+        decoder: the shape that `config.json` describes.
+        seq_len: tokens of the rows of its training; None: `config.json` does not say. Those of its longest text, but with a
+            scaling that has other rotary angles beyond `original_seq_len`: there those up to that length.
+        files: of each parameter by our name, the file that holds it.
+        names: of each parameter by our name, Hugging Face's name; of a tied table only that of the embedding.
+        table: the `[tokenizer]` table that reads the folder's tokenizer.
+        tokenizer: what it gives; None: there is no `tokenizer.json`.
+        contract: eos, pad and embedding rows, on which all files of the folder agree.
+        fingerprint: changes with `config.json` and the files of the weights.
+    """
+
+    path: Path
+    decoder: DecoderConfig
+    seq_len: int | None
+    files: dict[str, SafetensorsFile]
+    names: dict[str, str]
+    table: TokenizerTable
+    tokenizer: Tokenizer | None
+    contract: SavedContract
+    fingerprint: str
+
+    @classmethod
+    def open(cls, folder: Folder, eos_token: str | None = None, pad_token: str | None = None) -> "HuggingFaceFolder":
+        """Read everything but the values of the tensors.
+
+        Args:
+            folder: with `config.json` and safetensors.
+            eos_token: text of the token that ends a document, where the tokenizer's own is another.
+            pad_token: likewise of padding.
+
+        Raises:
+            ConfigError: a file is missing or not readable, the folder is not on a disk, or it cannot be known which id ends a
+                document.
+            ModelError: `config.json` describes what the decoder is not.
+            CheckpointError: tensors are missing, unexpected, or of another shape or type, each listed.
+            EosMismatchError: tokenizer, `config.json` and `generation_config.json` disagree.
+        """
+        if not folder.is_local:
+            raise ConfigError(f"{folder}: a Hugging Face folder must be on a disk")
+        path = Path(folder)
+        config = read_json(path / CONFIG)
+        if config is None:
+            raise ConfigError(f"{path}: has no {CONFIG}: not a folder of a Hugging Face model")
+        decoder = from_hf(dict(config))
+        names = stored_names(decoder)
+        found = find_tensors(path, decoder)
+        table, tokenizer = find_tokenizer(path, eos_token, pad_token)
+        longest = decoder.rope.original_seq_len if decoder.rope.by_length else config.get("max_position_embeddings")
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.glob("*.safetensors"))]
+        return cls(
+            path=path,
+            decoder=decoder,
+            seq_len=longest if type(longest) is int and longest > 0 else None,
+            files={ours: found[theirs] for ours, theirs in names.items()},
+            names=names,
+            table=table,
+            tokenizer=tokenizer,
+            contract=agreed_contract(path, config, decoder, tokenizer),
+            fingerprint=xxhash.xxh3_128_hexdigest(json.dumps([config, stats]).encode()),
+        )
+
+    def spec(self, name: str) -> Spec:
+        """Return type and shape of a parameter, by our name."""
+        return self.files[name].specs[self.names[name]]
+
+    def read(self, name: str) -> Tensor:
+        """Return a parameter by our name, on the CPU."""
+        return self.files[name].read(self.names[name])
+
+    def tables(self, table: TokenizerTable) -> dict[str, dict[str, Any]]:
+        """Return `[model]`, `[tokenizer]` and, of a bidirectional model, `[training]` of a job that starts from it."""
+        shape, rows = self.decoder.table(), self.decoder.vocab_size
+        named = [name for name in PRESETS if PRESETS[name].replace(vocab_size=rows) == self.decoder]
+        preset = {"preset": named[0]} if named else {}  # for people: all that it sets is set here too
+        tables = {"model": {**preset, **shape}, "tokenizer": table.model_dump(exclude_none=True)}
+        return tables if self.decoder.causal else {**tables, "training": {"objective": "mlm"}}
+
+    def job(self, table: TokenizerTable | None = None) -> JobConfig:
+        """Return the job that starts from it, with the rows of its training where they are known.
+
+        Args:
+            table: `[tokenizer]`; None: the folder's own.
+        """
+        tables = self.tables(table or self.table)
+        rows = {"seq_len": self.seq_len} if self.seq_len else {}
+        return JobConfig.model_validate({**tables, "training": {**tables.get("training", {}), **rows}})
+
+    def found(self) -> Found:
+        """Return the weights as if they were those of a checkpoint, to begin a run or to use a model."""
+        ours = {theirs: f"model.{name}" for name, theirs in self.names.items()}
+        index: Index = {}
+        for file in dict.fromkeys(self.files.values()):
+            # those that the decoder has not are listed too: with them, a file's first tensor is where its data begin
+            index |= {ours.get(theirs, theirs): (spec, [file.piece(theirs)]) for theirs, spec in file.specs.items()}
+        state = RunState.of(config=self.job(), model=self.decoder, contract=self.contract)
+        where = str(self.path / CONFIG)
+        return Found(Folder(self.path), state, where=where, seq_len=self.seq_len, files={}, index=index)
+
+
+def is_hugging_face(folder: Folder) -> bool:
+    """Return whether the folder holds a model of Hugging Face's rather than a checkpoint."""
+    return folder.size(CONFIG) is not None and folder.size(MANIFEST) is None
+
+
+def open_for_job(folder: Folder, table: TokenizerTable) -> Found:
+    """Return the weights of a Hugging Face folder that a job begins from.
+
+    Args:
+        folder: with `config.json` and safetensors.
+        table: `[tokenizer]` of the job, which says what ends a document where the folder's own tokenizer says otherwise.
+
+    Raises:
+        ConfigError, ModelError, CheckpointError, EosMismatchError: as `HuggingFaceFolder.open`.
+    """
+    named = table if table.kind == "hf" and folder.size(TOKENIZER) is not None else TokenizerTable()
+    return HuggingFaceFolder.open(folder, named.eos_token, named.pad_token).found()
 
 
 def stored_names(decoder: DecoderConfig) -> dict[str, str]:
-    """Our name to Hugging Face's of every tensor that a file holds: of a tied table once, under the embedding's name."""
+    """Return Hugging Face's name by ours of every tensor that a file holds: of a tied table once, under the embedding's."""
     names = hf_names(decoder)
     if decoder.tie_embeddings:
         del names["output.weight"]
     return names
 
 
-def row_length(stated: dict[str, Any], decoder: DecoderConfig) -> dict[str, int]:
-    """The `seq_len` of the job that made a model, as far as its `config.json` tells.
-
-    That is its longest text, except where transformers has other rotary angles for the texts beyond `original_seq_len`. A model
-    has one set of them here, and it is that of all texts up to there.
-    """
-    longest = decoder.rope.original_seq_len if decoder.rope.by_length else stated.get("max_position_embeddings")
-    return {"seq_len": longest} if type(longest) is int and longest > 0 else {}
-
-
 def find_tensors(source: Path, decoder: DecoderConfig) -> dict[str, SafetensorsFile]:
-    """Hugging Face's name to the file that holds it, for every tensor of the decoder.
+    """Return the file of every tensor of the decoder, by Hugging Face's name.
 
     Raises:
         ConfigError: there are no safetensors.
-        CheckpointError: listing every tensor that is missing, unexpected, or of another shape or kind.
+        CheckpointError: listing every tensor that is missing, unexpected, or of another shape or type.
     """
     index = read_json(source / INDEX)
     files = sorted(set(map(str, index.get("weight_map", {}).values()))) if index else [WEIGHTS]
-    fresh_parameters = [name for name in files if Path(name).name != name or not (source / name).is_file()]
-    if fresh_parameters:
+    missing = [name for name in files if Path(name).name != name or not (source / name).is_file()]
+    if missing:
         pickles = sorted(path.name for path in source.glob("*.bin"))
         hint = (
             f"; {pickles[0]} is a pickle, which can run code when it is read, and never is here: load it with transformers "
@@ -62,7 +179,7 @@ def find_tensors(source: Path, decoder: DecoderConfig) -> dict[str, SafetensorsF
             if pickles
             else ""
         )
-        raise ConfigError(f"{source}: there is no {', '.join(fresh_parameters)}{hint}")
+        raise ConfigError(f"{source}: there is no {', '.join(missing)}{hint}")
     opened = [SafetensorsFile(source / name) for name in files]
     found = {name: file for file in opened for name in file.specs if not name.endswith(".rotary_emb.inv_freq")}
     with torch.device("meta"):
@@ -89,7 +206,7 @@ def find_tensors(source: Path, decoder: DecoderConfig) -> dict[str, SafetensorsF
 
 
 def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -> tuple[TokenizerTable, Tokenizer | None]:
-    """The `[tokenizer]` table that reads this folder's tokenizer, and the tokenizer, None where there is none.
+    """Return the `[tokenizer]` table that reads this folder's tokenizer, and the tokenizer, None where there is none.
 
     Raises:
         ConfigError: its special tokens cannot be known.
@@ -108,14 +225,14 @@ def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -
         raise ConfigError(f"{error}; `cistron import` takes them by --eos-token and --pad-token") from None
 
 
-def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The contract of the checkpoint: eos, pad and embedding rows, on which all files of the folder agree.
+def agreed_contract(source: Path, config: Json, decoder: DecoderConfig, tokenizer: Tokenizer | None) -> SavedContract:
+    """Return eos, pad and embedding rows, on which all files of the folder agree.
 
     Raises:
         EosMismatchError: they do not.
-        ConfigError: there is no tokenizer, and not one id alone is stated.
+        ConfigError: there is no tokenizer, and the files do not name one id that ends a document.
     """
-    said = [(CONFIG, stated), (GENERATION, read_json(source / GENERATION) or {})]
+    said = [(CONFIG, config), (GENERATION, read_json(source / GENERATION) or {})]
     statements = [tokenizer_statement(tokenizer)] if tokenizer else []
     statements.append(Statement(party="model", where=f"{source / CONFIG} (vocab_size)", vocab=decoder.vocab_size))
     for file, content in said:
@@ -125,10 +242,8 @@ def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenize
         where = str(source / file)
         statements.append(Statement(party=file.removesuffix(".json"), where=where, eos=several, pad=pad, mask=mask))
     check_statements(statements)
-    rows = decoder.vocab_size
     if tokenizer:
-        told = {"eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "vocab": rows, "tokenizer": tokenizer.fingerprint}
-        return {**told, **other_roles(tokenizer)}
+        return contract_of(tokenizer, decoder)
     ends = [ids(statement.eos) for statement in statements if statement.eos]
     common = set.intersection(*ends) if ends else set()
     if len(common) != 1:
@@ -138,11 +253,11 @@ def agree(source: Path, stated: dict[str, Any], decoder: DecoderConfig, tokenize
         )
     (eos,) = common
     pad = next((statement.pad for statement in statements if statement.pad is not None), eos)
-    return {"eos": eos, "pad": pad, "vocab": rows, "tokenizer": None, "mask": stated.get("mask_token_id")}
+    return SavedContract(eos=eos, pad=pad, vocab=decoder.vocab_size, tokenizer=None, mask=config.get("mask_token_id"))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None where there is no file. Raises ConfigError for anything else."""
+def read_json(path: Path) -> Json | None:
+    """Return the object in a JSON file, None where there is no file. Raises ConfigError for anything else."""
     if not path.is_file():
         return None
     try:
@@ -152,47 +267,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds a {type(content).__name__}, not a JSON object")
     return content
-
-
-def is_hugging_face(folder: Folder) -> bool:
-    """Whether the folder holds a model of Hugging Face's rather than a checkpoint."""
-    return folder.size(CONFIG) is not None and folder.size(MANIFEST) is None
-
-
-def open_hugging_face(folder: Folder, table: TokenizerTable) -> Found:
-    """The weights of a Hugging Face folder, as if they were those of a checkpoint.
-
-    Args:
-        folder: with config.json and safetensors.
-        table: `[tokenizer]`, which says what ends a document where the folder's own tokenizer would say something else.
-
-    Raises:
-        ConfigError: a file is missing, the folder is not on a disk, or it cannot be known which id ends a document.
-        ModelError: config.json describes what the decoder is not.
-        CheckpointError: tensors are missing, unexpected, or of another shape or kind, each listed.
-        EosMismatchError: tokenizer, config.json and generation_config.json disagree.
-    """
-    if not folder.is_local:
-        raise ConfigError(f"checkpoint.initial_load_path = {str(folder)!r}: a Hugging Face folder must be on a disk")
-    source = Path(folder)
-    stated = read_json(source / CONFIG)
-    assert stated is not None
-    decoder = from_hf(stated)
-    files = find_tensors(source, decoder)
-    named = table if table.kind == "hf" and (source / TOKENIZER).is_file() else TokenizerTable()
-    _, tokenizer = find_tokenizer(source, named.eos_token, named.pad_token)
-    contract = agree(source, stated, decoder, tokenizer)
-
-    ours = {theirs: f"model.{name}" for name, theirs in stored_names(decoder).items()}
-    index: Index = {}
-    for file in dict.fromkeys(files.values()):
-        # those that the decoder has not are listed too: with them, a file's first tensor is where its data begin
-        for theirs, spec in file.specs.items():
-            piece = Piece(file.path.name, file.begins[theirs], (0,) * len(spec[1]), spec[1])
-            index[ours.get(theirs, theirs)] = spec, [piece]
-    state = {
-        "contract": {"where": str(source / CONFIG), **contract},
-        "model": asdict(decoder),
-        "config": {"training": row_length(stated, decoder)},
-    }
-    return Found(folder, state, files={}, index=index)

@@ -7,20 +7,14 @@
 Only safetensors are read: a pickled pytorch_model.bin could run code, and is refused. One tensor is in memory at a time.
 """
 
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import tomli_w
-import torch
 
-from ... import __version__
-from ...models.config import PRESETS, DecoderConfig
-from ...models.huggingface import architecture, from_hf
-from ..checkpoints import Progress, staged, write_whole
-from ..config import JobConfig
+from ...models.huggingface import architecture
+from ..checkpoints import Folder, RunState, atomic_folder, write_whole
 from ..errors import ConfigError
-from .folder import CONFIG, GENERATION, agree, find_tensors, find_tokenizer, read_json, row_length, stored_names
+from .folder import CONFIG, GENERATION, HuggingFaceFolder
 from .tokenizer_files import TOKENIZER, TOKENIZER_FILES
 
 STEP, TOML, TOKENIZER_FOLDER = "step-0", "model.toml", "tokenizer"
@@ -55,55 +49,28 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out}: exists already; name a new folder")
-    stated = read_json(source / CONFIG)
-    if stated is None:
-        raise ConfigError(f"{source}: has no {CONFIG}: not a folder of a Hugging Face model")
-    decoder = from_hf(stated)
-    files = find_tensors(source, decoder)
-    table, tokenizer = find_tokenizer(source, eos_token, pad_token)
-    contract = agree(source, stated, decoder, tokenizer)
+    opened = HuggingFaceFolder.open(Folder(source), eos_token, pad_token)
+    decoder, table, contract = opened.decoder, opened.table, opened.contract
 
     home = out.absolute()
     if table.path:
         table = table.model_copy(update={"path": str(home / TOKENIZER_FOLDER)})
-    shape = decoder.table()
-    name = next((name for name, preset in PRESETS.items() if replace(preset, vocab_size=decoder.vocab_size) == decoder), None)
-    tables = {
-        "model": {"preset": name, **shape} if name else shape,  # for people: all that it sets is set here too
-        "tokenizer": table.model_dump(exclude_none=True),
-        "training": {} if decoder.causal else {"objective": "mlm"},
-    }
-    filled = {name: content for name, content in tables.items() if content}
-    names = stored_names(decoder)
-    specs = {ours: files[theirs].specs[theirs] for ours, theirs in names.items()}
+    specs = {name: opened.spec(name) for name in opened.names}
     told = f"{architecture(decoder)}, {decoder.parameter_count():,} parameters"
-    with staged(out) as folder:
-        training = {**tables["training"], **row_length(stated, decoder)}
-        state = first_state(decoder, contract, {**tables, "training": training})
-        write_whole(folder / STEP, specs, lambda name: files[names[name]].read(names[name]), state)
+    with atomic_folder(out) as folder:
+        state = RunState.of(config=opened.job(table), model=decoder, contract=contract)
+        write_whole(folder / STEP, specs, opened.read, state)
         if table.path:
             (folder / TOKENIZER_FOLDER).mkdir()
             for file in sorted({CONFIG, GENERATION, *TOKENIZER_FILES}):
                 if (source / file).is_file():
                     (folder / TOKENIZER_FOLDER / file).write_bytes((source / file).read_bytes())
-        body = tomli_w.dumps({**filled, "checkpoint": {"initial_load_path": str(home / STEP)}})
+        body = tomli_w.dumps({**opened.tables(table), "checkpoint": {"initial_load_path": str(home / STEP)}})
         (folder / TOML).write_text(HEAD.format(source=source.absolute(), told=told, toml=home / TOML) + body)
-    messages = [f"imported {source} to {out / STEP}: {told}, eos {contract['eos']}, pad {contract['pad']}"]
-    if tokenizer is None:
+    messages = [f"imported {source} to {out / STEP}: {told}, eos {contract.eos}, pad {contract.pad}"]
+    if opened.tokenizer is None:
         messages.append(f"there is no {TOKENIZER} in {source}: name one in tokenizer.path of {out / TOML}")
-    if not decoder.causal and contract["mask"] is None:
+    if not decoder.causal and contract.mask is None:
         messages.append(f"no file states a mask token: name one in tokenizer.mask_token of {out / TOML}")
     messages.append(f'to train from it, begin a TOML with extends = "{home / TOML}" and add [[data.sources]] and [training]')
     return messages
-
-
-def first_state(decoder: DecoderConfig, contract: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
-    """What `state.json` of a checkpoint at step 0 holds."""
-    return {
-        "progress": asdict(Progress()),
-        "data": None,
-        "contract": contract,
-        "model": asdict(decoder),
-        "config": JobConfig.model_validate(tables).to_dict(),
-        "versions": {"cistron": __version__, "torch": torch.__version__},
-    }

@@ -4,7 +4,7 @@ from .documents import BATCH_TOKENS, opening_tokens, read_documents
 from .embeddings import Pool, embeddings
 from .layers import choose_layers, meaning, widths
 from .likelihood import Score, score
-from .open import DTYPES, OpenedModel, make_mask, open_model, refuse_encoder, refuse_head
+from .open import DTYPES, OpenedModel, inference_mask, open_model, refuse_encoder, refuse_head
 from .sampling import opening, sample
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "Score",
     "choose_layers",
     "embeddings",
-    "make_mask",
+    "inference_mask",
     "meaning",
     "open_model",
     "opening",

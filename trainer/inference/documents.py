@@ -19,7 +19,7 @@ from ...datasets.rows import PAD_MULTIPLE
 from ...datasets.tokenizers import MAP, Ids, TokenizeError, Tokenizer
 from ...models.attention import AttentionMask
 from ...models.config import AttentionConfig, RopeConfig, untrained
-from .open import OpenedModel, make_mask
+from .open import OpenedModel, inference_mask
 
 BATCH_TOKENS = 16_384
 T = TypeVar("T")
@@ -72,7 +72,7 @@ def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionCo
     """
     model = opened.model
     model.extrapolate(rope, attention, length)
-    mask = make_mask(opened.tokenizer, model.config, opened.device, model.tok_embeddings.weight.dtype)
+    mask = inference_mask(opened.tokenizer, model.config, opened.device, model.tok_embeddings.weight.dtype)
     return replace(opened, mask=mask, messages=(*opened.messages, *untrained(opened.trained.attention, attention)))
 
 

@@ -1,31 +1,21 @@
 """DOOR of inference: open_model, embed, score, sample."""
 
-import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-import xxhash
 
 from ...datasets.tokenizers import Tokenizer, build_tokenizer
-from ...models.attention import DocumentMask, Executor
-from ...models.config import DecoderConfig
+from ...models.attention import DocumentMask
+from ...models.config import DecoderConfig, Executor
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
-from ...models.huggingface import from_hf
 from ..build import Statement, check_statements, checkpoint_statement, make_model, make_tokenizer, tokenizer_statement
-from ..checkpoints import STATE as checkpoint_STATE
-from ..checkpoints import Folder, saved_job
-from ..checkpoints import Found as checkpoint_Found
-from ..checkpoints import load as checkpoint_load
-from ..checkpoints import manifest_text as checkpoint_manifest_text
-from ..checkpoints import read_newest as checkpoint_read_newest
+from ..checkpoints import Folder, Found, load, read_newest
 from ..config import JobConfig, TokenizerTable
 from ..errors import ConfigError
-from ..huggingface import CONFIG, TOKENIZER, find_tokenizer, is_hugging_face, open_hugging_face, read_json, row_length
+from ..huggingface import TOKENIZER, HuggingFaceFolder, is_hugging_face
 from ..processes import pick_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,7 +29,7 @@ class OpenedModel:
         model: plain, whole, and with gradients for whoever wants them.
         tokenizer: of its training.
         mask: the document mask, causal or not, for this device.
-        seq_len: tokens of the longest rows that it was trained on, None where nobody says; see `hf_import.row_length`.
+        seq_len: tokens of the longest rows that it was trained on, None where nobody says; see `HuggingFaceFolder`.
         trained: the shape, with the rotary scaling, window and position map of its training.
         where: the folder that it came from.
         fingerprint: changes with the weights.
@@ -87,62 +77,54 @@ def open_model(
     """
     device = torch.device(device) if device is not None else pick_device()
     folder = Folder(path)
-    return (open_huggingface if is_hugging_face(folder) else open_checkpoint)(folder, device, dtype, on_unknown)
+    return (open_huggingface_model if is_hugging_face(folder) else open_checkpoint)(folder, device, dtype, on_unknown)
 
 
 def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on_unknown: str | None) -> OpenedModel:
     """See `open_model`."""
-    found, skipped = checkpoint_read_newest(folder)
-    config, decoder = saved_job(found)
+    found, skipped = read_newest(folder)
+    config, decoder = found.state.config, found.state.model
     tokenizer = with_unknown_policy(config.tokenizer, make_tokenizer(config), on_unknown)
-    where = f"{found.path}/{checkpoint_STATE}"
     check_statements(
         [
             tokenizer_statement(tokenizer),
-            checkpoint_statement(found.state["contract"], where),
-            Statement(party="model", where=where, vocab=decoder.vocab_size),
+            checkpoint_statement(found),
+            Statement(party="model", where=found.where, vocab=decoder.vocab_size),
         ]
     )
     with torch.device("meta"):
         model = make_model(config, decoder)
-    fill(model, found, device, dtype)
+    load_weights(model, found, device, dtype)
     return OpenedModel(
         model=model,
         tokenizer=tokenizer,
-        mask=make_mask(tokenizer, decoder, device, dtype),
+        mask=inference_mask(tokenizer, decoder, device, dtype),
         seq_len=config.training.seq_len,
         trained=decoder,
         where=str(found.path),
-        fingerprint=xxhash.xxh3_128_hexdigest(checkpoint_manifest_text(found.files).encode()),
+        fingerprint=found.fingerprint(),
         config=config,
         messages=(*skipped, *length_dependent_rope_note(model)),
     )
 
 
-def open_huggingface(folder: Folder, device: torch.device, dtype: torch.dtype, on_unknown: str | None) -> OpenedModel:
+def open_huggingface_model(folder: Folder, device: torch.device, dtype: torch.dtype, on_unknown: str | None) -> OpenedModel:
     """See `open_model`."""
-    if not folder.is_local:
-        raise ConfigError(f"{folder}: a Hugging Face folder must be on a disk")
-    path = Path(folder)
-    found = open_hugging_face(folder, TokenizerTable())
-    table, tokenizer = find_tokenizer(path, None, None)
-    if tokenizer is None:
-        raise ConfigError(f"{path}: there is no {TOKENIZER} to read sequences with")
-    tokenizer = with_unknown_policy(table, tokenizer, on_unknown)
-    stated = read_json(path / CONFIG) or {}
-    decoder = from_hf(stated)
+    opened = HuggingFaceFolder.open(folder)
+    if opened.tokenizer is None:
+        raise ConfigError(f"{folder}: there is no {TOKENIZER} to read sequences with")
+    tokenizer, decoder = with_unknown_policy(opened.table, opened.tokenizer, on_unknown), opened.decoder
     with torch.device("meta"):
-        rows = row_length(stated, decoder).get("seq_len")
-        model = Decoder(decoder, rows or 0)
-    fill(model, found, device, dtype)
+        model = Decoder(decoder, opened.seq_len or 0)
+    load_weights(model, opened.found(), device, dtype)
     return OpenedModel(
         model=model,
         tokenizer=tokenizer,
-        mask=make_mask(tokenizer, decoder, device, dtype),
-        seq_len=rows,
+        mask=inference_mask(tokenizer, decoder, device, dtype),
+        seq_len=opened.seq_len,
         trained=decoder,
-        where=str(path),
-        fingerprint=fingerprint(stated, sorted(path.glob("*.safetensors"))),
+        where=str(folder),
+        fingerprint=opened.fingerprint,
         messages=length_dependent_rope_note(model),
     )
 
@@ -166,21 +148,15 @@ def with_unknown_policy(table: TokenizerTable, tokenizer: Tokenizer, on_unknown:
     return build_tokenizer(**{**table.model_dump(), "on_unknown": on_unknown})
 
 
-def fingerprint(stated: dict[str, Any], files: Sequence[Path]) -> str:
-    """Of a Hugging Face folder: what its config says, and sizes and times of the files of its weights."""
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return xxhash.xxh3_128_hexdigest(json.dumps([stated, stats]).encode())
-
-
-def fill(model: Decoder, found: checkpoint_Found, device: torch.device, dtype: torch.dtype) -> None:
+def load_weights(model: Decoder, found: Found, device: torch.device, dtype: torch.dtype) -> None:
     """Move a decoder from the meta device, with its values; what training had frozen is free."""
     model.to(dtype).to_empty(device=device)
     model.tie_weights()
-    checkpoint_load(found, found.reader(), model, optimizer=None)
+    load(found, found.reader(), model, optimizer=None)
     model.requires_grad_(True)
 
 
-def make_mask(
+def inference_mask(
     tokenizer: Tokenizer, decoder: DecoderConfig, device: torch.device, dtype: torch.dtype, executor: str = "auto"
 ) -> DocumentMask:
     """The mask of the objective that the model was trained by, for the kernel that needs no compilation where there is one.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ...datasets.loading import Batch
-from ...models.config import PLAIN, AttentionConfig
+from ...models.config import FULL_ATTENTION, AttentionConfig
 from ...models.positions import keys_seen
 
 
@@ -34,7 +34,7 @@ class StepCounts(NamedTuple):
 
     @classmethod
     def of(
-        cls, batches: Sequence[Batch], sources: int, *, normalize: bool = True, attention: AttentionConfig = PLAIN
+        cls, batches: Sequence[Batch], sources: int, *, normalize: bool = True, attention: AttentionConfig = FULL_ATTENTION
     ) -> "StepCounts":
         """Count some micro-batches of a job with so many sources; `normalize`: targets by their weights."""
         tokens, targets = torch.zeros(sources, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64)

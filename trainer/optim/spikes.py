@@ -18,6 +18,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..checkpoints import SpikeWindowState
+
 FEWEST = 20  # values to judge by; 6 standard deviations of 20 normal ones are exceeded 6 times in a million
 
 
@@ -59,13 +61,13 @@ class SpikeWindow:
         self.filled = (self.filled + finite).clamp(max=self.length)
         return limits
 
-    def state_dict(self) -> dict[str, list[float]]:
+    def state(self) -> SpikeWindowState:
         """Return the values, oldest first. Waits for the device."""
         losses, norms = self.values[:, self.length - int(self.filled) :].tolist()
-        return {"loss": losses, "grad_norm": norms}
+        return SpikeWindowState(loss=losses, grad_norm=norms)
 
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Continue from what `state_dict` returned, or from its newest values where the window is shorter now."""
-        saved = torch.tensor([state["loss"], state["grad_norm"]], dtype=torch.float32)[:, -self.length :]
+    def load(self, state: SpikeWindowState) -> None:
+        """Continue from a state, or from its newest values where the window is shorter now."""
+        saved = torch.tensor([state.loss, state.grad_norm], dtype=torch.float32)[:, -self.length :]
         self.filled.fill_(saved.shape[1])
         self.values[:, self.length - saved.shape[1] :] = saved

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..checkpoints import GuardState
 from ..config import JobConfig
 from ..errors import NonFiniteError
 from ..processes import World, local
@@ -123,19 +124,19 @@ class StepGuard:
         ]
         return [f"step {step:.0f}: loss {loss}, gradient norm {norm}", *suspects]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what later decisions depend on, the same on every rank, for JSON. Waits for the device."""
+    def state(self) -> GuardState:
+        """Return all that later decisions depend on, the same on every rank. Waits for the device."""
         nonfinite, spikes, in_a_row, last = self.counts.tolist()
-        window = {"window": self.window.state_dict()} if self.window else {}
-        return {"nonfinite": nonfinite, "spikes": spikes, "nonfinite_in_a_row": in_a_row, "last_skipped": last, **window}
+        window = self.window.state() if self.window else None
+        return GuardState(nonfinite=nonfinite, spikes=spikes, nonfinite_in_a_row=in_a_row, last_skipped=last, window=window)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned. A window that the settings no longer ask for is dropped."""
-        self.told = (state["nonfinite"], state["spikes"])
-        in_a_row = min(state["nonfinite_in_a_row"], self.most - 1)  # a lower limit is met by the next step, not by past ones
-        self.counts.copy_(torch.tensor([*self.told, in_a_row, state["last_skipped"]]))
-        if self.window and "window" in state:
-            self.window.load_state_dict(state["window"])
+    def load(self, state: GuardState) -> None:
+        """Continue from a state. The settings may be others: a window that is not kept any more is dropped."""
+        self.told = (state.nonfinite, state.spikes)
+        in_a_row = min(state.nonfinite_in_a_row, self.most - 1)  # a lower limit is met by the next step, not by past ones
+        self.counts.copy_(torch.tensor([*self.told, in_a_row, state.last_skipped]))
+        if self.window and state.window:
+            self.window.load(state.window)
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:

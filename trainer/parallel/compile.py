@@ -8,13 +8,12 @@ a second one: it is shown some before training, since otherwise that might happe
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from ...datasets.loading import Batch
 from ...models.decoder import Decoder
-from ..loss import summed_loss
+from .inputs import Inputs
 
 
 def apply_compile(model: Decoder, *, one_width: bool) -> None:
@@ -24,9 +23,7 @@ def apply_compile(model: Decoder, *, one_width: bool) -> None:
     model.compile_loss = True
 
 
-def compile_for_all_widths(
-    model: Decoder, to_device: Callable[[Batch], tuple[Any, ...]], *, rows: int, step: int, seq_len: int
-) -> None:
+def compile_for_all_widths(model: Decoder, stage: Callable[[Batch], Inputs], *, rows: int, step: int, seq_len: int) -> None:
     """Go forward and backward with rows of several widths, so that compiled blocks take any. Every rank must call it.
 
     The narrowest width is compiled for itself (its 1 x 1 blocks of a mask broadcast), the next with sizes that vary;
@@ -34,7 +31,7 @@ def compile_for_all_widths(
 
     Args:
         model: laid out and initialised; its gradients are lost.
-        to_device: from a batch to the arguments of `summed_loss` after the model.
+        stage: takes a batch to the device.
         rows: in a micro-batch.
         step: widths are multiples of it.
         seq_len: the largest width.
@@ -44,5 +41,5 @@ def compile_for_all_widths(
         positions = torch.arange(width, dtype=torch.int32).expand(rows, width)
         ids = torch.zeros(rows, width, dtype=torch.int32)
         batch = Batch(tokens, tokens, positions, ids, rows=[], sources=[], state=None, weights=None, values=ids.float())
-        summed_loss(model, *to_device(batch))[0].backward()
+        stage(batch).losses(model).sum().backward()
     model.zero_grad()

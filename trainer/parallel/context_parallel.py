@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from ...models.attention import DocumentMask, Executor
-from ...models.config import AttentionConfig
+from ...models.attention import DocumentMask
+from ...models.config import AttentionConfig, Executor
 from ...models.decoder import Attention, Decoder
 from ..config import JobConfig
 
@@ -151,12 +151,12 @@ def order_by_rank(sequence_ids: Tensor, causal: bool, degree: int, block: int) -
 
 
 def spread_rows(
-    planes: Sequence[Tensor | None], sequence_ids: Tensor, mask: DocumentMask, mesh: DeviceMesh
-) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
+    planes: Sequence[Tensor], sequence_ids: Tensor, mask: DocumentMask, mesh: DeviceMesh
+) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
     """This rank's part of some rows, and what its mask is built for.
 
     Args:
-        planes: each [batch, seq_len] or None, on the CPU.
+        planes: each [batch, seq_len], on the CPU.
         sequence_ids: int32 [batch, seq_len], on the CPU.
         mask: whose work is balanced.
         mesh: one-dimensional: the ranks that the rows are spread over.
@@ -171,7 +171,7 @@ def spread_rows(
     block = block_size(sequence_ids.shape[1], degree, mask.executor)
     keys = order_by_rank(sequence_ids, mask.causal, degree, block)
     queries = keys.chunk(degree, 1)[mesh.get_local_rank()]
-    return [None if plane is None else plane.gather(1, queries) for plane in planes], queries, keys
+    return [plane.gather(1, queries) for plane in planes], queries, keys
 
 
 class GatherContext(nn.Module):

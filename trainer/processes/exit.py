@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from ...base import UserError
 from ...datasets.errors import WorkerError
-from ..errors import NonFiniteError, PeerLostError
+from ..errors import NonFiniteError, RankLostError
 
 
 def run_command(command: Callable[[], None]) -> None:
@@ -26,7 +26,7 @@ def run_command(command: Callable[[], None]) -> None:
     lost = False
     try:
         command()
-    except PeerLostError as error:  # which has spoken
+    except RankLostError as error:  # which has spoken
         lost = True
         traceback.clear_frames(error.__traceback__)
     except (UserError, NonFiniteError, WorkerError, KeyboardInterrupt) as error:
@@ -63,8 +63,8 @@ NCCL = re.compile(r"ncclRemoteError|ncclSystemError|communicator was aborted|[Tt
 
 
 @contextmanager
-def lost_peers_named(when: Callable[[], str], timeout_seconds: int) -> Iterator[None]:
-    """Turn what torch raises when a peer is lost into a message on stderr and a PeerLostError; everything else passes.
+def lost_ranks_named(when: Callable[[], str], timeout_seconds: int) -> Iterator[None]:
+    """Turn what torch raises when a peer is lost into a message on stderr and a RankLostError; everything else passes.
 
     Each rank speaks, since none knows which others are left, and at once, while SIGTERM still only asks for a stop:
     torchrun sends it 0.1 s after the first rank is gone.
@@ -74,7 +74,7 @@ def lost_peers_named(when: Callable[[], str], timeout_seconds: int) -> Iterator[
         timeout_seconds: after which a collective counts as hanging.
 
     Raises:
-        PeerLostError: names the collective and what the transport says of the peer.
+        RankLostError: names the collective and what the transport says of the peer.
     """
     try:
         yield
@@ -89,7 +89,7 @@ def lost_peers_named(when: Callable[[], str], timeout_seconds: int) -> Iterator[
         )
         print(f"[rank {os.environ.get('RANK', '0')}] stopped: {message}", file=sys.stderr, flush=True)
         traceback.clear_frames(error.__traceback__)  # the process groups in them must go before the interpreter does
-        raise PeerLostError(message) from None
+        raise RankLostError(message) from None
 
 
 def why_lost(error: RuntimeError) -> str | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from ...datasets.documents import DocumentConfig, Letters
 from ...datasets.errors import DataConfigError, DataEnd
@@ -13,6 +12,7 @@ from ...datasets.rows import DocumentLabels, MaskedTokens, MaskingConfig, NextTo
 from ...datasets.tokenizers import Tokenizer
 from ...models.attention import DocumentMask
 from ..build import Statement, check_rows, check_statements, gather_statements
+from ..checkpoints import Found
 from ..config import Data, Files, JobConfig
 from ..processes import Layout, global_batch_size
 
@@ -109,7 +109,7 @@ def open_data(
     batch_size: int,
     buckets: int = 1,
     shard: DataShard = ALL_DATA,
-    contract: dict[str, Any] | None = None,
+    checkpoint: Found | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> TrainData:
     """Start the loader and hold the contract, first in words and then against the first real rows.
@@ -123,7 +123,7 @@ def open_data(
         batch_size: rows of a batch of this rank.
         buckets: batches whose rows are assigned by length.
         shard: which rows are this rank's, and where to continue.
-        contract: saved with the weights to start from.
+        checkpoint: with the weights to start from.
         interrupted: polled while waiting.
 
     Raises:
@@ -134,7 +134,7 @@ def open_data(
     try:
         validation = open_validation(config, tokenizer, rows, shard)
         sources = [*loader.sources, *(validation.sources if validation else ())]
-        statements = gather_statements(config, tokenizer, loader.packer, mask, vocab_size, sources, contract)
+        statements = gather_statements(config, tokenizer, loader.packer, mask, vocab_size, sources, checkpoint)
         check_statements(statements)
         try:
             first = loader.next(interrupted)

@@ -2,20 +2,20 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import tomli_w
 
-from ...models.config import HEAD_KEYS, SCALING_OPTIONS, AttentionConfig, DecoderConfig, RopeConfig, check_training
+from ...models.config import HEAD_KEYS, SCALING_OPTIONS, DecoderConfig, check_training
 from ...models.errors import ModelError
 from ...models.positions import rope_table
 from ..build import differences as fine_tuning_differences
-from ..checkpoints import Folder, Found, ask, differences, find, good
+from ..checkpoints import Folder, Found, differences, find, on_rank_zero, verified
 from ..config import JobConfig
 from ..errors import CheckpointError
-from ..huggingface import is_hugging_face, open_hugging_face
+from ..huggingface import is_hugging_face, open_for_job
 from ..processes import World
 
 # options that mean nothing without another, so that whoever chooses that one chooses them
@@ -28,17 +28,35 @@ BELONGS_TO = {
 FROM_WEIGHTS = "to go on from its weights alone, name it in checkpoint.initial_load_path of a new job.dump_folder"
 
 
-def origin(
-    config: JobConfig, run: Folder, folder: Folder, shape: dict[str, Any], world: World
-) -> tuple[Found | None, bool, list[str]]:
-    """Where the weights come from (None: fresh ones), whether a run goes on there, and what is to be said of it.
+@dataclass(frozen=True)
+class StartingPoint:
+    """Where a run begins.
+
+    Attributes:
+        found: the checkpoint or Hugging Face folder that the weights come from; None: fresh ones.
+        resuming: whether the run continues there; else it takes the weights alone.
+        messages: what people should know of it.
+    """
+
+    found: Found | None
+    resuming: bool
+    messages: list[str]
+
+    @property
+    def resumed(self) -> Found | None:
+        """The checkpoint to resume from; None where the run begins at its first step."""
+        return self.found if self.resuming else None
+
+
+def starting_point(config: JobConfig, run: Folder, folder: Folder, decoder: DecoderConfig, world: World) -> StartingPoint:
+    """Find where the weights come from, and whether the run continues there; every rank must call it.
 
     Args:
-        config: which checkpoint is asked for, and the optimizer and `[fine_tuning]` that it must fit.
+        config: which checkpoint is named, and the optimizer and `[fine_tuning]` that it must fit.
         run: this run's folder.
         folder: of this run's step folders.
-        shape: the decoder's, which must be that of the weights.
-        world: whose ranks all ask.
+        decoder: the model's shape, which must be that of the weights.
+        world: this process among the others.
 
     Raises:
         CheckpointError: it is missing, torn, damaged or of another model.
@@ -50,19 +68,20 @@ def origin(
     resuming = found is not None or not c.initial_load_model_only
     if found is None and c.initial_load_path:
         path = Folder(c.initial_load_path)
-        if ask(world, path, partial(is_hugging_face, path)):
-            found = world.on_every_rank(lambda: open_hugging_face(path, config.tokenizer))
+        if on_rank_zero(world, path, partial(is_hugging_face, path)):
+            found = world.on_every_rank(lambda: open_for_job(path, config.tokenizer))
         else:
-            found = good(path, world)
+            found = verified(path, world)
     if found is None:
-        return None, False, messages
+        return StartingPoint(None, False, messages)
+    shape = decoder.model_dump()
     check_shape(found, shape, config, resuming)
     if resuming:
         check_angles(found, config.training.seq_len)
     else:
         check_scaling(found, shape, config.training.seq_len)
         messages = [*messages, *check_trained_length(found, shape)]
-    if resuming and "guard" not in found.state:
+    if resuming and found.state.guard is None:
         raise CheckpointError(f"{found.path}: holds weights alone: checkpoint.initial_load_model_only must be true")
     if resuming:
         check_optimizer(found, config.optimizer.name)
@@ -70,12 +89,12 @@ def origin(
     what = "resumed from" if resuming else "weights from"
     size, seconds = sum(size for size, _ in found.files.values()) / 1e9, time.perf_counter() - started
     how = f"{size:.3g} GB, checksums verified in {seconds:.1f} s" if found.files else "a Hugging Face folder"
-    return found, resuming, [*messages, f"{what} {found.path}, {how}"]
+    return StartingPoint(found, resuming, [*messages, f"{what} {found.path}, {how}"])
 
 
 def check_optimizer(found: Found, name: str) -> None:
     """Raise CheckpointError where the checkpoint's optimizer is not `name`: its state would be of no use."""
-    saved = found.state.get("config", {}).get("optimizer", {}).get("name")
+    saved = found.state.config.optimizer.name
     if saved != name:
         raise CheckpointError(f"{found.path}: optimizer.name: checkpoint {saved!r}, this job {name!r}; {FROM_WEIGHTS}")
 
@@ -83,10 +102,11 @@ def check_optimizer(found: Found, name: str) -> None:
 def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resuming: bool) -> None:
     """Raise CheckpointError with a table of every key of the model shape in which the checkpoint and this job differ.
 
-    A run may begin with a head that the checkpoint's model has not; its output projection is left out then. It may also begin
-    with other rotary angles, windows or position maps, for which the weights are the same, where the TOML itself says so.
+    A run may begin with a head that the checkpoint's model has not; its output projection is left out then. It may also
+    begin with other rotary angles, windows or position maps, for which the weights are the same, where the TOML itself
+    says so.
     """
-    saved, ours = flat({"head_outputs": 0, "pool": "mean", **found.state["model"]}), flat(shape)
+    saved, ours = flat(found.state.model.model_dump()), flat(shape)
     if not resuming and not saved["head_outputs"]:
         saved |= {key: ours[key] for key in HEAD_KEYS}
     keys = [key for key in sorted(saved.keys() | ours.keys()) if saved.get(key) != ours.get(key)]
@@ -94,7 +114,7 @@ def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resum
         keys = [key for key in keys if not is_chosen(config, key)]
     if keys:
         rows = [(key, repr(saved.get(key)), repr(ours.get(key))) for key in keys]
-        fits = {"model": DecoderConfig.of(found.state["model"]).table()}
+        fits = {"model": found.state.model.table()}
         advice = f"\n\nthe table that fits is\n\n{tomli_w.dumps(fits)}" if not found.files else ""
         if resuming and all(is_chosen(config, key) for key in keys):
             advice = f"\n  {FROM_WEIGHTS} with checkpoint.initial_load_model_only = true: weights alone may begin with these"
@@ -103,8 +123,7 @@ def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resum
 
 def check_angles(found: Found, seq_len: int) -> None:
     """Raise CheckpointError where a run would go on with other rotary angles, since those of its scaling follow its rows."""
-    saved = found.state.get("config", {}).get("training", {}).get("seq_len", seq_len)
-    decoder = DecoderConfig.of(found.state["model"])
+    saved, decoder = found.seq_len or seq_len, found.state.model
     (then, factor_then), (now, factor_now) = (rope_table(decoder.rope, decoder.head_dim, rows) for rows in (saved, seq_len))
     if then.equal(now) and factor_then == factor_now:
         return
@@ -115,17 +134,15 @@ def check_angles(found: Found, seq_len: int) -> None:
 
 def check_scaling(found: Found, shape: dict[str, Any], seq_len: int) -> None:
     """Raise ModelError where a scaling that the weights do not know begins on rows for which it is of no use."""
-    ours, learned = DecoderConfig.of(shape), DecoderConfig.of(found.state["model"])
+    ours, learned = DecoderConfig(**shape), found.state.model
     if complaints := check_training(ours.rope, ours.attention, seq_len, learned=ours.rope == learned.rope):
         raise ModelError("; ".join(complaints))
 
 
 def flat(shape: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a model shape as `rope.theta`, those that an older checkpoint lacks too, and no lists."""
-    tables = {"rope": asdict(RopeConfig()) | shape["rope"], "attention": asdict(AttentionConfig()) | shape.get("attention", {})}
-    inner = {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}
-    outer = {key: value for key, value in shape.items() if key not in tables}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in (outer | inner).items()}
+    """Return a model shape with keys as `rope.theta`."""
+    inner = {f"{table}.{key}": value for table in ("rope", "attention") for key, value in shape[table].items()}
+    return {key: value for key, value in shape.items() if key not in ("rope", "attention")} | inner
 
 
 def is_chosen(config: JobConfig, key: str) -> bool:
@@ -133,7 +150,7 @@ def is_chosen(config: JobConfig, key: str) -> bool:
     table, _, name = key.partition(".")
     if table not in ("rope", "attention"):
         return False
-    stated = getattr(config.model, table).model_dump(exclude_none=True)
+    stated = getattr(config.model, table).model_fields_set
     return any(option in stated for option in (name, *BELONGS_TO.get(key, ())))
 
 
@@ -143,8 +160,8 @@ def check_trained_length(found: Found, shape: Mapping[str, Any]) -> list[str]:
     Raises:
         CheckpointError: the checkpoint states another `original_seq_len`.
     """
-    ours, saved = shape["rope"]["original_seq_len"], found.state["model"]["rope"].get("original_seq_len")
-    rows = found.state.get("config", {}).get("training", {}).get("seq_len")
+    ours, saved = shape["rope"]["original_seq_len"], found.state.model.rope.original_seq_len
+    rows = found.seq_len
     if saved is not None and ours != saved:
         what = "was first trained on rows of another length"
         raise CheckpointError(differences(found, what, [("model.rope.original_seq_len", repr(saved), repr(ours))]))
@@ -160,14 +177,15 @@ def check_trained_length(found: Found, shape: Mapping[str, Any]) -> list[str]:
 def check_fine_tuning(found: Found, config: JobConfig, resuming: bool) -> None:
     """Raise CheckpointError with a table where a run cannot go on, or begin, with this `[fine_tuning]`.
 
-    A run goes on with what it began with: the optimizer's state is that of the parameters it trained. A new one may begin from
-    adapters if it has the same; without them, the weights beside them are not those of the model that was trained.
+    A run goes on with what it began with: the optimizer's state is that of the parameters it trained. A new one may
+    begin from adapters if it has the same; without them, the weights beside them are not those of the model that was
+    trained.
     """
-    saved = found.state.get("config", {}).get("fine_tuning", {})
+    saved = found.state.config.fine_tuning
     rows = fine_tuning_differences(saved, config.fine_tuning)
     if resuming and rows:
         raise CheckpointError(f"{differences(found, 'was trained with another [fine_tuning]', rows)}\n  {FROM_WEIGHTS}")
     rows = [row for row in rows if row[0].startswith("fine_tuning.lora.")]
-    if rows and saved.get("lora", {}).get("rank"):
+    if rows and saved.lora.rank:
         advice = "cistron export merges its adapters into weights, and checkpoint.initial_load_path takes the folder it writes"
         raise CheckpointError(f"{differences(found, 'has other adapters', rows)}\n  {advice}")

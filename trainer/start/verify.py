@@ -1,61 +1,145 @@
-"""Everything that can be checked before data or model are touched, all complaints in one message."""
+"""What a job is refused for before data or model are touched: every room's complaints, gathered and raised once.
+
+What depends on a part that cannot be built is not looked at; but where the tokenizer is missing, the decoder is looked at with
+the vocabulary of another one.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 
-from ...datasets.tokenizers import Tokenizer
+from ...base import UserError
+from ...datasets.tokenizers import Tokenizer, build_tokenizer
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import architecture
-from ..build import fine_tune, fine_tuning_complaints, make_decoder_config, make_tokenizer
+from ..build import fine_tune, fine_tuning_complaints, make_decoder_config, make_mask, make_tokenizer
 from ..config import JobConfig
 from ..errors import refuse
 from ..metrics import profiling_complaints, sink_complaints
 from ..optim import optimizer_complaints
 from ..parallel import float8_complaints
-from ..processes import Layout, layout_complaints, symmetric_memory_complaints
+from ..processes import Layout, degree_complaints, layout_complaints, pick_device, symmetric_memory_complaints, world_size
 from .data import make_data_config, make_objective
 
+T = TypeVar("T")
 
-def export_complaints(config: JobConfig, decoder: DecoderConfig) -> list[str]:
-    """Return why a job could not be exported at its end. Raises ModelError where no family has such a decoder."""
-    if not config.checkpoint.last_save_in_hf:
-        return []
-    if not config.checkpoint.enable:
-        return ["checkpoint.last_save_in_hf = true: there is no last save, checkpoint.enable is false"]
-    architecture(decoder)
-    return []
+
+def verify(config: JobConfig, layout: Layout, device: torch.device | None = None) -> tuple[Tokenizer, DecoderConfig]:
+    """Return the tokenizer and the decoder's shape of a job that fits its processes and its device.
+
+    Args:
+        config: of the job.
+        layout: its processes.
+        device: what it is to run on; None: of the device nothing is checked.
+
+    Raises:
+        ConfigError: with a line for every mistake.
+    """
+    job = Examination(config)
+    job.examine(layout, device)
+    refuse(job.complaints)
+    assert job.tokenizer
+    assert job.decoder
+    return job.tokenizer, job.decoder
+
+
+def job_complaints(config: JobConfig, processes: int | None, device: torch.device) -> list[str]:
+    """Return what is wrong with a job that is to run elsewhere.
+
+    Args:
+        config: of the job.
+        processes: how many there will be; None: as many as the degrees name.
+        device: whose attention kernels are asked; nothing else of it is, as it need not be here.
+    """
+    job = Examination(config)
+    job.examine(job.layout(processes), None)
+    job.examine_attention(device)
+    return job.complaints
+
+
+def launch_complaints(config: JobConfig) -> list[str]:
+    """Return what is wrong with a job that is to run here: on this process's device, and as many processes as were started."""
+    job = Examination(config)
+    device = job.attempt(pick_device)
+    job.examine(job.layout(world_size()), device)
+    if device is not None:
+        job.examine_attention(device)
+    return job.complaints
+
+
+class Examination:
+    """A job's parts, as far as they can be built, and what is wrong with them.
+
+    Args:
+        config: of the job.
+
+    Attributes:
+        complaints: a line for every mistake found so far.
+    """
+
+    def __init__(self, config: JobConfig) -> None:
+        self.config = config
+        self.complaints: list[str] = []
+        self.tokenizer: Tokenizer | None = None
+        self.tokenizer = self.attempt(lambda: make_tokenizer(config))
+        self.some_tokenizer = self.tokenizer or build_tokenizer("byte")
+        self.decoder = self.attempt(lambda: make_decoder_config(config, self.some_tokenizer))
+
+    def attempt(self, step: Callable[[], T]) -> T | None:
+        """Return what `step` returns; where it refuses, None, and its message is among the complaints."""
+        try:
+            return step()
+        except UserError as error:
+            self.add(line.strip() for line in str(error).split("\n") if not line.endswith(":"))
+            return None
+
+    def add(self, complaints: Iterable[str]) -> None:
+        """Add those that are not there yet, without those about a vocabulary that the job does not have."""
+        known = self.tokenizer is not None
+        self.complaints += [
+            line for line in complaints if line not in self.complaints and (known or "model.vocab_size" not in line)
+        ]
+
+    def layout(self, processes: int | None) -> Layout | None:
+        """Return the layout on so many processes; where the degrees do not fit them, that of the degrees alone."""
+        wrong = degree_complaints(self.config, processes)
+        self.add(wrong)
+        if not wrong:
+            return Layout.resolve(self.config, processes)
+        return None if degree_complaints(self.config, None) else Layout.resolve(self.config)
+
+    def examine(self, layout: Layout | None, device: torch.device | None) -> None:
+        """Ask every room but attention."""
+        config, tokenizer, decoder = self.config, self.tokenizer, self.decoder
+        if layout and decoder:
+            self.add(layout_complaints(config, decoder, layout))
+            self.add(float8_complaints(config, decoder, layout, device))
+        self.add(sink_complaints(config))
+        if device is not None:
+            self.add(profiling_complaints(config, device))
+            self.add(symmetric_memory_complaints(config, device))
+        if decoder:
+            if config.checkpoint.last_save_in_hf:
+                self.attempt(lambda: architecture(decoder))
+            self.add(training_complaints(config, decoder))
+        if tokenizer:
+            self.attempt(lambda: make_objective(config, tokenizer))
+            self.attempt(lambda: make_data_config(config).check(tokenizer, config.training.seq_len))
+
+    def examine_attention(self, device: torch.device) -> None:
+        """Ask the kernels of a device for the mask."""
+        if self.decoder:
+            self.attempt(lambda: make_mask(self.config, self.some_tokenizer, device))
 
 
 def training_complaints(config: JobConfig, decoder: DecoderConfig) -> list[str]:
-    """Return where `[fine_tuning]` does not fit the decoder, `[float8]` or `[optimizer]`."""
+    """Return where `[fine_tuning]` does not fit the decoder or `[optimizer]`."""
     with torch.device("meta"):
         model = Decoder(decoder, config.training.seq_len)
     complaints = fine_tuning_complaints(model, config.fine_tuning)
     if not complaints:
         fine_tune(model, config.fine_tuning)
         complaints = optimizer_complaints(config, model)
-    if config.fine_tuning.lora.rank and config.float8.enable:
-        complaints.append("float8.enable = true: its layers have no adapters; leave it out, or fine_tuning.lora.rank")
     return complaints
-
-
-def verify(config: JobConfig, layout: Layout, device: torch.device | None = None) -> tuple[Tokenizer, DecoderConfig]:
-    """Check everything that can be checked before data or model are touched; of the device nothing where it is None.
-
-    Raises:
-        ConfigError: with all complaints, a line each.
-        DataConfigError, ModelError: tokenizer, data or model are refused by their own rooms.
-    """
-    tokenizer = make_tokenizer(config)
-    decoder = make_decoder_config(config, tokenizer)
-    complaints = layout_complaints(config, decoder, layout)
-    complaints += sink_complaints(config)
-    if device is not None:
-        complaints += profiling_complaints(config, device) + symmetric_memory_complaints(config, device)
-    complaints += float8_complaints(config, decoder, layout, device)
-    complaints += export_complaints(config, decoder)
-    complaints += training_complaints(config, decoder)
-    refuse(complaints)
-    make_objective(config, tokenizer)
-    make_data_config(config).check(tokenizer, config.training.seq_len)
-    return tokenizer, decoder

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from cistron.models.config import PRESETS, DecoderConfig, RopeConfig
@@ -22,6 +20,7 @@ PUBLISHED = {
     "qwen3_0.6b": 596_049_920,
     "qwen3_8b": 8_190_735_360,
 }
+SHAPES = CONFIGS | {name: PRESETS[name] for name in PRESETS}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -29,7 +28,7 @@ def test_a_preset_has_as_many_parameters_as_the_published_model(name: str) -> No
     assert PRESETS[name].parameter_count() == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("config", (CONFIGS | PRESETS).values(), ids=(CONFIGS | PRESETS).keys())
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
 def test_the_count_and_the_names_are_those_of_the_module(config: DecoderConfig) -> None:
     with torch.device("meta"):
         model = Decoder(config)
@@ -47,7 +46,7 @@ def test_the_debug_preset_trains_in_minutes_and_splits_over_two_ranks() -> None:
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_flops_per_token_are_the_counted_ones_plus_six_per_norm_parameter(tied: bool) -> None:
-    config, seq_len = replace(LLAMA, tie_embeddings=tied), 64
+    config, seq_len = LLAMA.replace(tie_embeddings=tied), 64
     tokens, positions = torch.zeros(2, seq_len, dtype=torch.long), torch.zeros(2, seq_len, dtype=torch.int32)
     model, mask = Decoder(config), torch.ones(2, 1, seq_len, seq_len, dtype=torch.bool)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -58,13 +57,13 @@ def test_flops_per_token_are_the_counted_ones_plus_six_per_norm_parameter(tied: 
 
 def test_all_mistakes_are_reported_at_once_by_key() -> None:
     with pytest.raises(ModelError) as error:
-        replace(LLAMA, vocab_size=0, n_heads=6, n_kv_heads=4, head_dim=15, rope=RopeConfig(theta=1.0))
+        LLAMA.replace(vocab_size=0, n_heads=6, n_kv_heads=4, head_dim=15, rope=RopeConfig(theta=1.0))
     for key in ("model.vocab_size is 0", "model.n_heads is 6", "model.head_dim is 15", "model.rope.theta is 1.0"):
         assert key in str(error.value)
 
 
 def test_tied_weights_are_one_parameter_also_after_the_table_was_replaced() -> None:
-    model = Decoder(replace(LLAMA, tie_embeddings=True))
+    model = Decoder(LLAMA.replace(tie_embeddings=True))
     assert model.output.weight is model.tok_embeddings.weight
     model.tok_embeddings.weight = torch.nn.Parameter(torch.zeros(LLAMA.vocab_size, LLAMA.dim))
     assert model.output.weight is not model.tok_embeddings.weight

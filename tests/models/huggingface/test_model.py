@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,10 +17,10 @@ from torch.testing import assert_close
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, EuroBertConfig, EuroBertForMaskedLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-EUROBERT = replace(LLAMA, causal=False, head_dim=10)
+EUROBERT = LLAMA.replace(causal=False, head_dim=10)
 TRAINED = 32  # tokens
 SCALED = {"factor": 4.0, "original_seq_len": TRAINED, "theta": 10_000.0}
-LISTS = {"short_factor": (1.0,) * 4 + (1.5,) * 4, "long_factor": (1.25,) * 4 + (4.0,) * 4}
+LISTS = {"short_factor": [1.0] * 4 + [1.5] * 4, "long_factor": [1.25] * 4 + [4.0] * 4}
 ROPES = {
     "linear": RopeConfig(scaling="linear", **SCALED),
     "dynamic": RopeConfig(scaling="dynamic_ntk", **SCALED),
@@ -40,11 +39,11 @@ def described(config: DecoderConfig) -> dict[str, Any]:
     "config",
     [
         *CONFIGS.values(),
-        *PRESETS.values(),
+        *(PRESETS[name] for name in PRESETS),
         EUROBERT,
-        *(replace(shape, head_dim=16, rope=rope) for shape in (LLAMA, QWEN, EUROBERT) for rope in ROPES.values()),
-        replace(LLAMA, rope=RopeConfig(original_seq_len=TRAINED)),
-        replace(QWEN, attention=AttentionConfig(mask="sliding", window=7)),
+        *(shape.replace(head_dim=16, rope=rope) for shape in (LLAMA, QWEN, EUROBERT) for rope in ROPES.values()),
+        LLAMA.replace(rope=RopeConfig(original_seq_len=TRAINED)),
+        QWEN.replace(attention=AttentionConfig(mask="sliding", window=7)),
     ],
 )
 def test_transformers_reads_our_config_and_we_read_back_what_it_writes(config: DecoderConfig) -> None:
@@ -136,7 +135,7 @@ def test_other_models_are_refused(change: dict[str, Any], message: str) -> None:
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("config", [replace(QWEN, causal=False), replace(LLAMA, n_heads=6, n_kv_heads=2)])
+@pytest.mark.parametrize("config", [QWEN.replace(causal=False), LLAMA.replace(n_heads=6, n_kv_heads=2)])
 def test_a_decoder_that_no_class_can_hold_is_refused(config: DecoderConfig) -> None:
     with pytest.raises(ModelError, match="no Hugging Face class holds this model"):
         described(config)
@@ -146,16 +145,16 @@ def test_a_decoder_that_no_class_can_hold_is_refused(config: DecoderConfig) -> N
 @pytest.mark.parametrize("shape", [LLAMA, QWEN], ids=["llama", "qwen"])
 @pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES.keys())
 def test_a_scaled_model_has_the_same_logits_in_transformers(rope: RopeConfig, shape: DecoderConfig, times: int) -> None:
-    config, length = replace(shape, rope=rope), times * TRAINED
+    config, length = shape.replace(rope=rope), times * TRAINED
     assert_same_logits(config, length)
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        replace(LLAMA, rope=RopeConfig(scaling="ntk", **SCALED)),
-        replace(LLAMA, rope=RopeConfig(scaling="ntk_by_parts", **SCALED)),
-        replace(QWEN, attention=AttentionConfig(mask="sliding", window=7)),
+        LLAMA.replace(rope=RopeConfig(scaling="ntk", **SCALED)),
+        LLAMA.replace(rope=RopeConfig(scaling="ntk_by_parts", **SCALED)),
+        QWEN.replace(attention=AttentionConfig(mask="sliding", window=7)),
     ],
     ids=["ntk is another theta", "by parts is yarn without its factor", "windows of Qwen 3"],
 )
@@ -185,12 +184,12 @@ def assert_same_logits(config: DecoderConfig, length: int) -> None:
 
 
 def test_keys_of_both_generations_of_transformers_are_written() -> None:
-    stated = described(replace(LLAMA, rope=ROPES["yarn"]))
+    stated = described(LLAMA.replace(rope=ROPES["yarn"]))
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 16.0, "beta_slow": 0.5}
     assert stated["rope_scaling"] == yarn
     assert stated["rope_parameters"] == {**yarn, "rope_theta": 10_000.0}
     assert stated["rope_theta"] == 10_000.0
-    longest = {name: described(replace(LLAMA, rope=rope))["max_position_embeddings"] for name, rope in ROPES.items()}
+    longest = {name: described(LLAMA.replace(rope=rope))["max_position_embeddings"] for name, rope in ROPES.items()}
     assert longest == dict.fromkeys(ROPES, 128) | {"dynamic": 32, "llama3": 99}, "llama3's is what training had, here 99"
 
 
@@ -224,7 +223,7 @@ def test_a_factor_of_1_is_no_scaling_where_transformers_has_the_plain_table(kind
 
 
 def test_the_length_that_dynamic_scaling_begins_beyond_is_the_one_that_transformers_takes() -> None:
-    stated = described(replace(LLAMA, rope=ROPES["dynamic"])) | {"max_position_embeddings": 48}
+    stated = described(LLAMA.replace(rope=ROPES["dynamic"])) | {"max_position_embeddings": 48}
     ours, theirs = from_hf(stated), CONFIG_MAPPING["llama"].from_dict(stated)
     expected, _ = ROPE_INIT_FUNCTIONS["dynamic"](theirs, torch.device("cpu"), seq_len=96)
     assert_close(rope_table(ours.rope, ours.head_dim, 96)[0], expected, rtol=1e-6, atol=0)
@@ -247,5 +246,5 @@ def test_the_length_that_dynamic_scaling_begins_beyond_is_the_one_that_transform
 )
 def test_distances_that_no_class_has_are_refused_by_key(change: dict[str, Any], key: str) -> None:
     with pytest.raises(ModelError) as caught:
-        described(replace(LLAMA, **change))
+        described(LLAMA.replace(**change))
     assert f"no Hugging Face class computes what this model does: {key}" in str(caught.value)

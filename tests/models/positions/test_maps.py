@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -62,8 +61,8 @@ METHODS: dict[str, tuple[AttentionConfig, Distance]] = {
     "self_extend": (AttentionConfig(position_map="self_extend", map_window=WINDOW, group=GROUP), _self_extend),
     "distance_cap": (AttentionConfig(position_map="distance_cap", map_window=WINDOW, sinks=SINKS), _capped),
 }
-METHODS["logn"] = replace(METHODS["full"][0], logn=True), METHODS["full"][1]
-METHODS["self_extend and logn"] = replace(METHODS["self_extend"][0], logn=True), _self_extend
+METHODS["logn"] = METHODS["full"][0].replace(logn=True), METHODS["full"][1]
+METHODS["self_extend and logn"] = METHODS["self_extend"][0].replace(logn=True), _self_extend
 METHOD = pytest.mark.parametrize("method", METHODS)
 MAPS = [name for name, (config, _) in METHODS.items() if config.position_map != "none"]
 
@@ -198,18 +197,18 @@ def test_the_leak_and_the_group_that_are_advised_work_and_less_does_not(trained:
     for key, least, values in (("leak", 1.0, float), ("group", 2, int)):
         name = "leaky_rerope" if key == "leak" else "self_extend"
         maps = AttentionConfig(position_map=name, map_window=window)
-        said = check_length(rope, replace(maps, **{key: least}), length)
+        said = check_length(rope, maps.replace(**{key: least}), length)
         if not said or said[0].endswith("none works: lower map_window"):
             continue
         advised = values(said[0].rpartition(" ")[2])
-        assert not check_length(rope, replace(maps, **{key: advised}), length)
+        assert not check_length(rope, maps.replace(**{key: advised}), length)
         if key == "leak":
-            assert check_length(rope, replace(maps, leak=(advised - 1e-4) * (1 - 1e-8)), length)
+            assert check_length(rope, maps.replace(leak=(advised - 1e-4) * (1 - 1e-8)), length)
             assert window + (length - 1 - window) / advised <= (trained - 1) * (1 + 1e-9)
             continue
         assert window % advised == 0
         smaller = [group for group in range(2, advised) if window % group == 0]
-        assert all(check_length(rope, replace(maps, group=group), length) for group in smaller)
+        assert all(check_length(rope, maps.replace(group=group), length) for group in smaller)
 
 
 @given(trained=st.integers(2, 10**6), seq_len=st.integers(2, 10**8))
@@ -220,12 +219,12 @@ def test_the_factor_that_is_advised_works_and_less_does_not(trained: int, seq_le
         (said,) = check_training(linear, plain, seq_len)
         assert "raise seq_len, set scaling" in said
         assert not check_training(linear, plain, seq_len, learned=True)
-        assert not check_training(replace(linear, scaling="llama3"), plain, seq_len)
+        assert not check_training(linear.replace(scaling="llama3"), plain, seq_len)
         return
     if said := check_training(linear, plain, seq_len):
         advised = float(said[0].rpartition(" ")[2])
-        assert not check_training(replace(linear, factor=advised), plain, seq_len)
-        assert check_training(replace(linear, factor=(advised - 1e-4) * (1 - 1e-8)), plain, seq_len)
+        assert not check_training(linear.replace(factor=advised), plain, seq_len)
+        assert check_training(linear.replace(factor=(advised - 1e-4) * (1 - 1e-8)), plain, seq_len)
 
 
 def test_what_begins_beyond_the_trained_length_is_refused_up_to_there_alone() -> None:
@@ -239,7 +238,7 @@ def test_what_begins_beyond_the_trained_length_is_refused_up_to_there_alone() ->
 
 
 def _decoder_config(method: str, config: DecoderConfig) -> DecoderConfig:
-    return replace(config, rope=replace(ROPE, theta=config.rope.theta), attention=METHODS[method][0])
+    return config.replace(rope=ROPE.replace(theta=config.rope.theta), attention=METHODS[method][0])
 
 
 @pytest.mark.parametrize("config", [LLAMA, QWEN], ids=["llama", "qwen"])

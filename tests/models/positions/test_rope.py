@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,11 +63,11 @@ def test_bfloat16_heads_are_rotated_by_precise_angles() -> None:
 
 
 GRID = list(itertools.product((8, 64, 128), (10_000.0, 500_000.0), (256, 8192), (2.0, 4.5, 32.0)))
-FACTORS = {"short_factor": (1.0, 1.5), "long_factor": (1.1, 7.0)}  # from the first pair to the last
+FACTORS = {"short_factor": [1.0, 1.5], "long_factor": [1.1, 7.0]}  # from the first pair to the last
 
 
-def spread(ends: tuple[float, float], pairs: int) -> tuple[float, ...]:
-    return tuple(torch.linspace(*ends, pairs).tolist())
+def spread(ends: tuple[float, float], pairs: int) -> list[float]:
+    return torch.linspace(*ends, pairs).tolist()
 
 
 def theirs(kind: str, dim: int, theta: float, trained: int, length: int, **options: Any) -> tuple[torch.Tensor, float]:
@@ -96,7 +95,7 @@ def test_a_table_is_that_of_hugging_face(kind: str) -> None:
             variants = [options | lists, options | lists | {"attention_factor": 1.25}]
         for variant in variants:
             config = RopeConfig(theta=theta, scaling=scaling, original_seq_len=trained, **variant)
-            assert not config.complaints(dim)
+            assert not config.complaints_beside(dim)
             for length in (trained // 2, trained, trained + 1, 4 * trained):
                 inv_freq, attention_factor = rope_table(config, dim, length)
                 expected, expected_factor = theirs(kind, dim, theta, trained, length, **variant)
@@ -108,7 +107,7 @@ def test_a_table_is_that_of_hugging_face(kind: str) -> None:
 def test_a_ramp_that_begins_and_ends_at_one_pair_is_a_step() -> None:
     config = RopeConfig(scaling="yarn", factor=2.0, original_seq_len=6)
     assert config.ramp_ends(HEAD_DIM) == (0, 0)
-    assert not config.complaints(HEAD_DIM)
+    assert not config.complaints_beside(HEAD_DIM)
     expected, _ = theirs("yarn", HEAD_DIM, config.theta, 6, 12, factor=2.0)
     assert_close(rope_table(config, HEAD_DIM, 12)[0], expected, rtol=1e-5, atol=0)
 
@@ -124,15 +123,15 @@ def test_a_ramp_that_begins_and_ends_at_one_pair_is_a_step() -> None:
 )
 def test_a_ramp_that_would_run_backwards_is_refused(config: RopeConfig) -> None:
     """The released code, and transformers, then keep every angle that they should divide, or the other way round."""
-    ramped = replace(config, scaling="yarn", factor=4.0)
+    ramped = config.replace(scaling="yarn", factor=4.0)
     low, high = ramped.ramp_ends(HEAD_DIM)
     assert low > high
-    (complaint,) = ramped.complaints(HEAD_DIM)
+    (complaint,) = ramped.complaints_beside(HEAD_DIM)
     assert f"a ramp from pair {low} to pair {high} would run backwards" in complaint
-    assert not replace(ramped, ramp="paper").complaints(HEAD_DIM)
+    assert not ramped.replace(ramp="paper").complaints_beside(HEAD_DIM)
     trained, factor = ramped.trained_length, ramped.factor
     table, _ = theirs("yarn", HEAD_DIM, ramped.theta, trained, 8, factor=factor, beta_slow=ramped.beta_slow)
-    meant, _ = rope_table(replace(ramped, ramp="paper"), HEAD_DIM, 0)
+    meant, _ = rope_table(ramped.replace(ramp="paper"), HEAD_DIM, 0)
     assert not torch.allclose(table[1:], meant[1:], rtol=0.5, atol=0)
 
 
@@ -190,7 +189,7 @@ def test_ntk_interpolates_the_longest_wavelength_and_leaves_the_shortest() -> No
         assert scaled[0] > plain[0] / 1.25
     stretched = RopeConfig(scaling="dynamic_ntk", factor=3.0, original_seq_len=256)
     assert torch.equal(rope_table(stretched, HEAD_DIM, 100)[0], plain)
-    fixed = replace(stretched, scaling="ntk", factor=3.0 * 5 - 2)  # what it comes to for documents of 5 x 256
+    fixed = stretched.replace(scaling="ntk", factor=3.0 * 5 - 2)  # what it comes to for documents of 5 x 256
     assert_close(rope_table(stretched, HEAD_DIM, 1280)[0], rope_table(fixed, HEAD_DIM, 1280)[0], rtol=1e-6, atol=0)
 
 

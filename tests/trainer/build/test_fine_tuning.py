@@ -18,7 +18,7 @@ from cistron.tests.helpers.jobs import Case, column, graphs_alone, metrics, refu
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.build import make_model
-from cistron.trainer.checkpoints import Folder, WholeTensors, saved_job
+from cistron.trainer.checkpoints import Folder, WholeTensors
 from cistron.trainer.checkpoints.tensors import read_index
 from cistron.trainer.config import load_config
 from cistron.trainer.huggingface import export
@@ -173,12 +173,11 @@ def test_an_export_has_the_adapters_in_its_weights(
     job: Path, tmp_path: Path, case: Case, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = checkpoint.read(job.parent / case.name / "checkpoint" / f"step-{STEPS}")
-    config, decoder = saved_job(found)
-    model = make_model(config, decoder)
+    model = make_model(found.state.config, found.state.model)
     checkpoint.load(found, found.reader(), model, optimizer=None)
     tokens = torch.randint(2, 512, (2, 40), generator=torch.Generator().manual_seed(0))
     ours = forward(model, tokens)
-    export(found, tmp_path / "hf", tokenizer=config.tokenizer)
+    export(found, tmp_path / "hf", tokenizer=found.state.config.tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     torch.testing.assert_close(ours, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
     before = AutoModelForCausalLM.from_pretrained(job.parent / "base")
@@ -193,7 +192,7 @@ def test_an_export_has_the_adapters_in_its_weights(
     train_here(job, "--job.dump_folder", str(tmp_path), *begin)
     said = capsys.readouterr().out
     assert f"weights from {tmp_path}/hf, a Hugging Face folder" in said
-    assert f"its own rows had {config.training.seq_len} tokens (max_position_embeddings)" in said
+    assert f"its own rows had {found.state.config.training.seq_len} tokens (max_position_embeddings)" in said
 
 
 def test_a_folder_whose_eos_is_another_is_refused_with_the_table(

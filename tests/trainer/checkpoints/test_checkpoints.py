@@ -427,7 +427,8 @@ def commit_during_validation(config_path: str) -> bool:
     """Whether a checkpoint that is slow to write counts before the validation that follows is over."""
     config, _ = load_config(["--config", config_path, "--checkpoint.interval", "2", "--validation.freq", "2"])
     trainer = Trainer(config, join(config), StopRequest())
-    write, run = Folder.write, trainer.validation.run  # type: ignore[union-attr]
+    (validation,) = trainer.evaluations
+    write, run = Folder.write, validation.run
     done = threading.Event()
 
     def slow(folder: Folder, name: str, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
@@ -446,7 +447,7 @@ def commit_during_validation(config_path: str) -> bool:
         return record
 
     Folder.write = slow  # type: ignore[method-assign]
-    trainer.validation.run = validate  # type: ignore[method-assign, union-attr]
+    validation.run = validate  # type: ignore[method-assign]
     trainer.train()
     trainer.close()
     return counted[1]  # the first is of step 1

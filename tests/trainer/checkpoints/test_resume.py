@@ -178,7 +178,7 @@ def test_a_stop_while_waiting_for_data_saves_what_was_done(tmp_path: Path) -> No
     config, _ = load_config(["--config", str(write_job(tmp_path))])
     stop = StopRequest()
     trainer = Trainer(config, join(config), stop)
-    fetched = trainer.feed.loader.next
+    fetched = trainer.data.loader.next
 
     def stuck_after_three(interrupted: Callable[[], bool]) -> object:
         if trainer.progress.step == 3:
@@ -187,7 +187,7 @@ def test_a_stop_while_waiting_for_data_saves_what_was_done(tmp_path: Path) -> No
             return None
         return fetched(interrupted)
 
-    trainer.feed.loader.next = stuck_after_three  # type: ignore[method-assign, assignment]
+    trainer.data.loader.next = stuck_after_three  # type: ignore[method-assign, assignment]
     trainer.train()
     trainer.close()
     assert why_incomplete(tmp_path / "run" / "checkpoint" / "step-3") is None

@@ -135,7 +135,7 @@ BAD_SETTINGS = {
         ["training.local_batch_size = 3: must divide the 8 rows"],
     ),
     "query and key heads": (("--model.n_kv_heads", "3"), ["model.n_heads", "n_kv_heads"]),
-    "unknown preset": (("--model.preset", "llama3_8B"), ["unknown preset", "llama3_8b"]),
+    "unknown preset": (("--model.preset", "llama3_8B"), ["model.preset = 'llama3_8B'", "no such preset", "llama3_8b"]),
     "an executor the CPU lacks": (("--model.attention.executor", "flex"), ["model.attention", "no backward", "auto"]),
     "a window that no row exceeds": (
         ("--model.attention.mask", "sliding", "--model.attention.window", "64"),
@@ -322,14 +322,14 @@ def bad_record_at_step_3(config_path: str) -> tuple[str, int]:
     config, _ = load_config(["--config", config_path])
     world = join(config)
     trainer = Trainer(config, world, StopRequest())
-    good = trainer.feed.loader.next
+    good = trainer.data.loader.next
 
     def fails(interrupted: Callable[[], bool]) -> Any:
         if world.rank == 1 and trainer.progress.step == 2:
             raise DataError("not valid JSON", file="x.jsonl", record=12, offset=345)
         return good(interrupted)
 
-    trainer.feed.loader.next = fails  # type: ignore[method-assign, assignment]
+    trainer.data.loader.next = fails  # type: ignore[method-assign, assignment]
     message = ""
     try:
         trainer.train()

@@ -111,8 +111,8 @@ def test_a_run_begins_from_shorter_rows_and_says_how_they_were_told(tmp_path: Pa
     assert f"weights from {short}/checkpoint/step-2" in said
     assert "warning: model.rope.original_seq_len" not in said
     assert len(metrics(config)) == 2
-    rope = read(tmp_path / "run" / "checkpoint" / "step-2").state["model"]["rope"]
-    assert (rope["scaling"], rope["factor"], rope["original_seq_len"]) == ("yarn", 4.0, 16)
+    rope = read(tmp_path / "run" / "checkpoint" / "step-2").state.model.rope
+    assert (rope.scaling, rope.factor, rope.original_seq_len) == ("yarn", 4.0, 16)
 
     more = ("--training.steps", "3")
     message = refusal(capsys, config, *more)

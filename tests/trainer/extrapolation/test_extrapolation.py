@@ -29,7 +29,8 @@ from cistron.trainer.extrapolation.continuation import measure as compare
 from cistron.trainer.extrapolation.measures import LongDocuments, Plan, by_position
 from cistron.trainer.extrapolation.methods import STRETCHED, Trained, choose, settings, way
 from cistron.trainer.extrapolation.passkey import PROSE, SEQUENCES, prompts, retrieved
-from cistron.trainer.inference import make_mask
+from cistron.trainer.heartbeat import Heartbeat
+from cistron.trainer.inference import inference_mask
 from cistron.trainer.metrics.sinks import forget_files_after
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
@@ -145,35 +146,35 @@ def test_a_stop_between_two_batches_ends_an_evaluation_and_leaves_the_model_as_i
 def test_the_settings_of_every_method_fit_every_length(method: str, times: int) -> None:
     rope, attention, length = way(method, Trained(CAUSAL, 256, 256), 256 * times)
     assert length == 256 * times
-    assert not rope.complaints(CAUSAL.head_dim)
-    assert not attention.complaints(rope)
+    assert not rope.complaints_beside(CAUSAL.head_dim)
+    assert not attention.complaints_beside(rope)
     assert not check_length(rope, attention, 256 * times)
     if method in STRETCHED and times == 1:
         assert (rope, attention) == (CAUSAL.rope, CAUSAL.attention), "as trained"
 
 
 def test_what_a_model_was_trained_with_is_kept_and_not_replaced() -> None:
-    yarn = replace(CAUSAL, rope=RopeConfig(scaling="yarn", factor=2.0, original_seq_len=64))
+    yarn = CAUSAL.replace(rope=RopeConfig(scaling="yarn", factor=2.0, original_seq_len=64))
     chosen, left_out = choose([], Trained(yarn, 64, 64), [64, 256])
     assert chosen == [method for method in METHODS if method not in STRETCHED]
     assert left_out == [f'left out {", ".join(STRETCHED)}: the model was trained with model.rope.scaling = "yarn" already']
-    windowed = replace(CAUSAL, attention=AttentionConfig(mask="sliding", window=16))
+    windowed = CAUSAL.replace(attention=AttentionConfig(mask="sliding", window=16))
     assert choose([], Trained(windowed, 64, 64), [64, 256])[0] == ["trained", *STRETCHED]
-    short = replace(yarn, attention=AttentionConfig(position_map="self_extend", map_window=32, group=2))
+    short = yarn.replace(attention=AttentionConfig(position_map="self_extend", map_window=32, group=2))
     with pytest.raises(ModelError, match="group is 2, too little for 256 tokens"):
         choose(["trained"], Trained(short, 64, 64), [64, 256])
     with pytest.raises(ModelError, match="linear: the model was trained with"):
         choose(["linear"], Trained(yarn, 64, 64), [256])
     with pytest.raises(ConfigError, match="'yran' is no method, did you mean 'yarn'"):
         choose(["yran"], KNOWN, [256])
-    sharpened = replace(CAUSAL, attention=AttentionConfig(logn=True), rope=RopeConfig(original_seq_len=64))
+    sharpened = CAUSAL.replace(attention=AttentionConfig(logn=True), rope=RopeConfig(original_seq_len=64))
     with pytest.raises(ModelError, match=r"rerope: the model was trained with model\.attention\.logn = true already"):
         choose(["rerope"], Trained(sharpened, 64, 64), [256])
 
 
 @pytest.mark.parametrize("method", ["trained", "rerope"])
 def test_a_table_of_training_that_depends_on_the_length_is_resolved_anew_beyond_its_rows_alone(method: str) -> None:
-    dynamic = replace(CAUSAL, rope=RopeConfig(scaling="dynamic_ntk", factor=2.0, original_seq_len=32))
+    dynamic = CAUSAL.replace(rope=RopeConfig(scaling="dynamic_ntk", factor=2.0, original_seq_len=32))
     known = Trained(dynamic, 32, 64)
     assert [way(method, known, length).length for length in (32, 64, 128)] == [64, 64, 128]
     assert [settings(way("trained", known, length), known) for length in (64, 128)] == ["", "length=128"]
@@ -203,13 +204,13 @@ def test_settings_tell_all_that_a_method_reads(method: str, told: str) -> None:
 
 
 def test_a_model_that_a_scaling_has_led_on_is_judged_from_there() -> None:
-    yarn = replace(CAUSAL, rope=RopeConfig(scaling="yarn", factor=4.0, original_seq_len=64))
+    yarn = CAUSAL.replace(rope=RopeConfig(scaling="yarn", factor=4.0, original_seq_len=64))
     known, said = trained_as(yarn, 256, "training.seq_len")
     assert (known.length, said) == (256, "trained length 256 (training.seq_len; with yarn scaling, from 64)")
     rope, attention, _ = way("rerope", known, 1024)
     assert (rope, attention.map_window) == (yarn.rope, 128)
     assert settings(way("self_extend", known, 1024), known) == "position_map=self_extend map_window=128 group=8"
-    assert trained_as(replace(CAUSAL, rope=RopeConfig(original_seq_len=64)), 32, "")[0].length == 64
+    assert trained_as(CAUSAL.replace(rope=RopeConfig(original_seq_len=64)), 32, "")[0].length == 64
     assert trained_as(CAUSAL, 32, "training.seq_len") == (Trained(CAUSAL, 32, 32), "trained length 32 (training.seq_len)")
 
 
@@ -353,8 +354,7 @@ def test_a_stop_ends_an_evaluation_after_a_batch_and_leaves_no_record(
 ) -> None:
     config, _ = load_config(["--config", str(straight), "--job.dump_folder", str(tmp_path)])
     trainer = Trainer(config, join(config), StopRequest())
-    evaluation, ready_to_save, advanced, asked = trainer.extrapolation, trainer.saver, [], []
-    assert evaluation is not None
+    (evaluation,), ready_to_save, advanced, asked = trainer.evaluations, trainer.saver, [], []
     monkeypatch.setattr(type(ready_to_save), "ready", True)
     monkeypatch.setattr(ready_to_save, "advance", lambda: advanced.append(len(asked)))
 
@@ -362,7 +362,7 @@ def test_a_stop_ends_an_evaluation_after_a_batch_and_leaves_no_record(
         asked.append(True)
         return len(asked) == 3
 
-    assert evaluation.run(1, trainer.model, stop, ready_to_save) is None
+    assert evaluation.run(1, trainer.model, Heartbeat(trainer.world, stop, ready_to_save)) is None
     assert (len(asked), advanced) == (3, [1, 2, 3]), "asked after every batch, and a checkpoint under way goes on"
     assert not (tmp_path / "extrapolation").exists()
     assert trainer.model.config == trainer.decoder_config
@@ -373,8 +373,8 @@ def test_a_stop_ends_an_evaluation_after_a_batch_and_leaves_no_record(
 def test_an_executor_that_the_job_names_is_used_where_it_can(executor: str, method: str, used: str) -> None:
     asked = replace(runner(), executor=executor)
     asked.model.extrapolate(*way(method, KNOWN, 64))
-    assert make_mask(BYTE, asked.model.config, asked.device, asked.dtype, executor).executor == used
-    assert make_mask(BYTE, CAUSAL, asked.device, asked.dtype).executor == "varlen"
+    assert inference_mask(BYTE, asked.model.config, asked.device, asked.dtype, executor).executor == used
+    assert inference_mask(BYTE, CAUSAL, asked.device, asked.dtype).executor == "varlen"
 
 
 def test_a_picture_that_cannot_be_written_is_no_reason_to_stop(
@@ -385,8 +385,8 @@ def test_a_picture_that_cannot_be_written_is_no_reason_to_stop(
     config, _ = load_config(["--config", str(straight), *job])
     trainer = Trainer(config, join(config), StopRequest())
     (tmp_path / "run" / "extrapolation").touch()
-    assert trainer.extrapolation is not None
-    record = trainer.extrapolation.run(1, trainer.model, lambda: False, trainer.saver)
+    (evaluation,) = trainer.evaluations
+    record = evaluation.run(1, trainer.model, trainer.heartbeat)
     trainer.close()
     assert record is not None
     assert "warning: step 1 is not whole in" in capsys.readouterr().err

@@ -7,7 +7,6 @@ import json
 import pickle
 import resource
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -23,7 +22,7 @@ from cistron.tests.helpers.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.build import make_decoder_config, other_roles
-from cistron.trainer.checkpoints import Found, Progress, WholeTensors, write_whole
+from cistron.trainer.checkpoints import Found, RunState, SavedContract, WholeTensors, write_whole
 from cistron.trainer.config import JobConfig, TokenizerTable, load_config
 from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
 from cistron.trainer.huggingface import export, import_folder
@@ -47,11 +46,11 @@ from transformers import (
 
 SHAPES = {
     "llama": LLAMA,
-    "llama-tied": replace(LLAMA, tie_embeddings=True),
+    "llama-tied": LLAMA.replace(tie_embeddings=True),
     "qwen": QWEN,
-    "qwen-tied": replace(QWEN, tie_embeddings=True),
-    "llama-yarn": replace(LLAMA, rope=RopeConfig(scaling="yarn", factor=4.0, original_seq_len=2048, beta_fast=16.0)),
-    "qwen-llama3": replace(QWEN, rope=RopeConfig(scaling="llama3", factor=8.0, original_seq_len=8192)),
+    "qwen-tied": QWEN.replace(tie_embeddings=True),
+    "llama-yarn": LLAMA.replace(rope=RopeConfig(scaling="yarn", factor=4.0, original_seq_len=2048, beta_fast=16.0)),
+    "qwen-llama3": QWEN.replace(rope=RopeConfig(scaling="llama3", factor=8.0, original_seq_len=8192)),
 }
 TEXT = "the cat sat on the mat <|endoftext|> and \x01 the døg, too ."
 
@@ -65,16 +64,9 @@ def save(
     roles: dict[str, int | None] | None = None,
 ) -> Found:
     """A checkpoint that holds these weights and nothing else."""
-    shape = asdict(model.config)
     job = JobConfig(tokenizer=table or TokenizerTable())
-    state = {
-        "progress": asdict(Progress()),
-        "data": None,
-        "contract": {"eos": eos, "pad": pad, "vocab": model.config.vocab_size, "tokenizer": None, **(roles or {})},
-        "model": shape,
-        "config": job.to_dict(),
-        "versions": {},
-    }
+    contract = SavedContract(eos=eos, pad=pad, vocab=model.config.vocab_size, tokenizer=None, **(roles or {}))
+    state = RunState.of(config=job, model=model.config, contract=contract)
     weights = model.state_dict()
     write_whole(folder, {k: (v.dtype, tuple(v.shape)) for k, v in weights.items()}, weights.__getitem__, state)
     return checkpoint.read(folder)
@@ -82,11 +74,11 @@ def save(
 
 def restore(found: Found) -> Decoder:
     """The decoder of a checkpoint."""
-    shape = found.state["model"]
+    shape = found.state.model
     tensors = WholeTensors(found.path)
-    model = Decoder(DecoderConfig.of(shape))
+    model = Decoder(shape)
     weights = {name: tensors.read(name) for name in tensors.names()}
-    if shape["tie_embeddings"]:
+    if shape.tie_embeddings:
         weights["output.weight"] = weights["tok_embeddings.weight"]
     model.load_state_dict(weights, strict=True)
     return model
@@ -149,7 +141,7 @@ def test_what_transformers_saves_computes_the_same_here(tmp_path: Path, config: 
     messages = import_folder(tmp_path / "theirs", tmp_path / "ours")
     assert any("no tokenizer.json" in message for message in messages)
     found = checkpoint.read(tmp_path / "ours" / "step-0")
-    assert found.state["contract"] == {"eos": 3, "pad": 3, "vocab": 61, "tokenizer": None, "mask": None}
+    assert found.state.contract == SavedContract(eos=3, pad=3, vocab=61, tokenizer=None, mask=None)
     tokens = torch.randint(0, 61, (2, 40))
     with torch.no_grad():
         assert_close(logits(restore(found), tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
@@ -201,7 +193,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: Path, tokenizer: Path) -> None:
     table = TokenizerTable(kind="hf", path=str(tokenizer), eos_token="<|endoftext|>", pad_token="<pad>")
     trained = build_tokenizer("hf", str(tokenizer), "<|endoftext|>", "<pad>")
-    model = random_decoder(replace(LLAMA, vocab_size=320))
+    model = random_decoder(LLAMA.replace(vocab_size=320))
     out = tmp_path / "out"
     messages = export(save(tmp_path / "step-1", model, table, eos=1, pad=2), out, tokenizer=table)
     assert any("puts <bos> around a text by itself" in message for message in messages)
@@ -213,11 +205,10 @@ def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: 
 
     import_folder(out, tmp_path / "back")
     found = checkpoint.read(tmp_path / "back" / "step-0")
-    roles = {"bos": None, "mask": None, "unk": None}
-    assert found.state["contract"] == {"eos": 1, "pad": 2, "vocab": 320, "tokenizer": trained.fingerprint, **roles}
-    back = build_tokenizer(**found.state["config"]["tokenizer"])
+    assert found.state.contract == SavedContract(eos=1, pad=2, vocab=320, tokenizer=trained.fingerprint)
+    back = build_tokenizer(**found.state.config.tokenizer.model_dump())
     assert (back.fingerprint, back.eos_id, back.pad_id) == (trained.fingerprint, 1, 2)
-    export(found, tmp_path / "again", tokenizer=TokenizerTable(**found.state["config"]["tokenizer"]))
+    export(found, tmp_path / "again", tokenizer=found.state.config.tokenizer)
     told = json.loads((out / "config.json").read_text()), json.loads((tmp_path / "again" / "config.json").read_text())
     assert {key for key in told[0] if told[0][key] != told[1][key]} <= {"max_position_embeddings"}
 
@@ -326,7 +317,7 @@ def test_the_command_takes_the_newest_good_checkpoint_and_says_what_is_wrong(
     table = TokenizerTable(kind="hf", path="/gone", eos_token="<|endoftext|>", pad_token="<pad>")
     command = import_module("cistron.tools.export").main
     for step in (1, 20):
-        save(tmp_path / f"step-{step}", random_decoder(replace(LLAMA, vocab_size=320), seed=step), table, eos=1, pad=2)
+        save(tmp_path / f"step-{step}", random_decoder(LLAMA.replace(vocab_size=320), seed=step), table, eos=1, pad=2)
     (tmp_path / "step-300").mkdir()
     with pytest.raises(SystemExit) as caught:
         command([str(tmp_path), str(tmp_path / "out")])
@@ -407,7 +398,7 @@ def test_mapped_letters_have_the_same_ids_in_transformers(tmp_path: Path, kind: 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_an_encoder_leaves_as_eurobert_and_comes_back_as_the_same_bits(tmp_path: Path, tied: bool) -> None:
-    shape = replace(LLAMA, vocab_size=33, causal=False, tie_embeddings=tied)
+    shape = LLAMA.replace(vocab_size=33, causal=False, tie_embeddings=tied)
     ours = random_decoder(shape)
     table = TokenizerTable(kind="protein")
     found = save(tmp_path / "step-7", ours, table, eos=2, pad=1, roles=other_roles(build_tokenizer("protein")))
@@ -431,7 +422,7 @@ def test_an_encoder_leaves_as_eurobert_and_comes_back_as_the_same_bits(tmp_path:
     back = checkpoint.read(tmp_path / "back" / "step-0")
     assert restore(back).config == shape
     assert all(torch.equal(a, b) for a, b in zip(restore(back).parameters(), ours.parameters(), strict=True))
-    assert back.state["contract"] == found.state["contract"] | {"tokenizer": "protein"}
+    assert back.state.contract == found.state.contract.model_copy(update={"tokenizer": "protein"})
     toml = (tmp_path / "back" / "model.toml").read_text()
     assert 'kind = "protein"' in toml
     assert '[training]\nobjective = "mlm"' in toml
@@ -452,7 +443,7 @@ def test_what_transformers_saves_of_an_encoder_computes_the_same_here(tmp_path: 
     theirs.save_pretrained(tmp_path / "theirs")
     import_folder(tmp_path / "theirs", tmp_path / "ours")
     found = checkpoint.read(tmp_path / "ours" / "step-0")
-    assert (found.state["contract"]["mask"], found.state["config"]["training"]["objective"]) == (4, "mlm")
+    assert (found.state.contract.mask, found.state.config.training.objective) == (4, "mlm")
     tokens = torch.randint(0, 61, (2, 40))
     mask = torch.ones(2, 1, 40, 40, dtype=torch.bool)
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig
 from cistron.models.errors import ModelError
+from cistron.tests.helpers.jobs import forge
 from cistron.tests.helpers.models import BYTE, CAUSAL, ENCODER, PROTEIN, random_sequences, ready, write_checkpoint, write_fasta
 from cistron.trainer import checkpoints as checkpoint
-from cistron.trainer.checkpoints import saved_job
 from cistron.trainer.config import TokenizerTable
 from cistron.trainer.errors import ConfigError, EosMismatchError
 from cistron.trainer.huggingface import export, import_folder
@@ -41,8 +41,8 @@ from transformers import AutoModelForCausalLM, EuroBertForMaskedLM
 LAYERS = ["layers.*", "layers.1.feed_forward", "layers.0.attention", "norm"]
 
 
-ROPE = replace(CAUSAL.rope, original_seq_len=32)
-MAPPED = replace(CAUSAL, rope=ROPE, attention=AttentionConfig(position_map="self_extend", map_window=8, group=4, logn=True))
+ROPE = CAUSAL.rope.replace(original_seq_len=32)
+MAPPED = CAUSAL.replace(rope=ROPE, attention=AttentionConfig(position_map="self_extend", map_window=8, group=4, logn=True))
 
 
 @pytest.fixture(
@@ -146,7 +146,7 @@ def test_what_has_no_likelihood_is_refused() -> None:
     with pytest.raises(ConfigError, match="--with-eos: a bidirectional model"):
         scores(ready(ENCODER, PROTEIN), ["A"], with_eos=True)
     with pytest.raises(ModelError, match="predicts no tokens, so it cannot score sequences"):
-        scores(ready(replace(CAUSAL, head_outputs=2), BYTE), ["A"])
+        scores(ready(CAUSAL.replace(head_outputs=2), BYTE), ["A"])
     with pytest.raises(ModelError, match="cannot generate"):
         refuse_encoder(ready(ENCODER, PROTEIN), "generate")
 
@@ -178,14 +178,14 @@ HALF = CAUSAL.head_dim // 2
 BY_LENGTH = {
     "dynamic_ntk": RopeConfig(scaling="dynamic_ntk", factor=4.0, original_seq_len=16),
     "longrope": RopeConfig(
-        scaling="longrope", factor=4.0, original_seq_len=16, short_factor=(1.5,) * HALF, long_factor=(4.0,) * HALF
+        scaling="longrope", factor=4.0, original_seq_len=16, short_factor=[1.5] * HALF, long_factor=[4.0] * HALF
     ),
 }
 
 
 @pytest.mark.parametrize("scaling", BY_LENGTH)
 def test_angles_that_depend_on_a_length_are_those_of_transformers_up_to_the_trained_one(tmp_path: Path, scaling: str) -> None:
-    step = write_checkpoint(tmp_path / "step-1", replace(CAUSAL, rope=BY_LENGTH[scaling]))
+    step = write_checkpoint(tmp_path / "step-1", CAUSAL.replace(rope=BY_LENGTH[scaling]))
     folder = tmp_path / "hf"
     told = export(checkpoint.read(step), folder, tokenizer=TokenizerTable(kind="byte"))
     assert "rotary angles there are those of the length of each text; training had those of 64 tokens for all" in told
@@ -221,11 +221,13 @@ def test_angles_that_depend_on_a_length_are_those_of_transformers_up_to_the_trai
 
 
 def test_a_checkpoint_that_names_a_kernel_where_there_is_a_table_now_is_opened(tmp_path: Path) -> None:
-    found = checkpoint.read(write_checkpoint(tmp_path / "step-1", CAUSAL))
-    found.state["config"]["model"]["attention"] = "varlen"
-    del found.state["model"]["attention"]
-    config, decoder = saved_job(found)
-    assert (config.model.attention.executor, decoder) == ("varlen", CAUSAL)
+    step = write_checkpoint(tmp_path / "step-1", CAUSAL)
+    state = json.loads((step / "state.json").read_text())
+    state["config"]["model"]["attention"] = "varlen"
+    del state["model"]["attention"]
+    forge(step, "state.json", json.dumps(state).encode())
+    state = checkpoint.read(step).state
+    assert (state.config.model.attention.executor, state.model) == ("varlen", CAUSAL)
 
 
 def test_adapters_and_frozen_weights_are_opened_as_they_were_trained(tmp_path: Path) -> None:
@@ -241,7 +243,7 @@ def test_adapters_and_frozen_weights_are_opened_as_they_were_trained(tmp_path: P
 
 
 def test_a_tied_model_and_other_types_are_opened(tmp_path: Path) -> None:
-    step = write_checkpoint(tmp_path / "step-1", replace(CAUSAL, tie_embeddings=True))
+    step = write_checkpoint(tmp_path / "step-1", CAUSAL.replace(tie_embeddings=True))
     opened = open_model(step, dtype=torch.bfloat16)
     assert opened.model.output.weight is opened.model.tok_embeddings.weight
     half, whole = (embed(model, ["ACGT"], layer="norm") for model in (opened, open_model(step)))

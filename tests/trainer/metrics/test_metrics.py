@@ -12,7 +12,7 @@ import pytest
 import torch
 from cistron.datasets.loading import Batch
 from cistron.models.attention.masks import document_dense_mask
-from cistron.models.config import PLAIN, PRESETS, AttentionConfig
+from cistron.models.config import FULL_ATTENTION, PRESETS, AttentionConfig
 from cistron.models.positions import reaches
 from cistron.tests.helpers.jobs import metrics, refusal, train_here, write_job
 from cistron.trainer.build import make_model
@@ -47,13 +47,13 @@ def batch(rows: int, seq_len: int, seed: int) -> Batch:
 @pytest.mark.parametrize("seed", range(4))
 def test_attention_is_counted_as_the_mask_leaves_it(causal: bool, seed: int) -> None:
     rows = batch(3, 96, seed)
-    windows = AttentionConfig(mask="lambda", window=1 + 7 * seed, sinks=seed) if causal and seed else PLAIN
+    windows = AttentionConfig(mask="lambda", window=1 + 7 * seed, sinks=seed) if causal and seed else FULL_ATTENTION
     totals = StepCounts.of([rows], 1, attention=windows)
     real = rows.sequence_ids >= 0
     (reach,) = reaches(windows)
     mask = document_dense_mask(rows.sequence_ids, causal, reach=reach)[:, 0] & real[:, :, None] & real[:, None, :]
     per_pair = 12 * DEBUG.n_layers * DEBUG.n_heads * DEBUG.head_dim
-    counted = document_flops(replace(DEBUG, causal=causal), sum(totals.tokens), totals.causal_pairs)
+    counted = document_flops(DEBUG.replace(causal=causal), sum(totals.tokens), totals.causal_pairs)
     assert counted == DEBUG.flops_per_token(0) * int(real.sum()) + per_pair * int(mask.sum())
 
 
@@ -81,7 +81,7 @@ def test_what_freezing_saves_is_what_is_not_computed(fine_tuning: dict[str, Any]
 
 def test_a_row_of_one_document_that_sees_all_of_itself_is_worth_the_convention() -> None:
     pairs = 512 * 513 // 2
-    assert document_flops(replace(DEBUG, causal=False), 512, pairs) == row_flops(DEBUG, 512, 512)
+    assert document_flops(DEBUG.replace(causal=False), 512, pairs) == row_flops(DEBUG, 512, 512)
     assert document_flops(DEBUG, 512, pairs) < row_flops(DEBUG, 512, 512)
 
 
@@ -127,7 +127,7 @@ def test_utilisation_follows_from_the_steps_of_the_window(tmp_path: Path) -> Non
     config, _ = load_config([str(write_job(tmp_path)), "--metrics.peak_flops", "1e12", "--metrics.log_freq", "2"])
     folder = tmp_path / "run"
     folder.mkdir()
-    log, progress = MetricsLog(folder, config, join(config), 0, DEBUG), Progress()
+    log, progress = MetricsLog(folder, config, join(config), 0, DEBUG), Progress.start()
     totals = [StepCounts.of([batch(4, 64, seed)], 1) for seed in range(4)]
     for each in totals:
         progress.advance({"words": each.tokens[0]}, each.rows_hash)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from cistron.tests.helpers.jobs import column, metrics, write_job
 from cistron.tests.helpers.ranks import run_on_ranks
+from cistron.trainer.checkpoints import GuardState, SpikeWindowState
 from cistron.trainer.config import load_config
 from cistron.trainer.errors import NonFiniteError
 from cistron.trainer.optim import reduce_losses
@@ -21,9 +22,9 @@ from cistron.trainer.train import Trainer
 from torch import Tensor
 
 # what a window of 20 steps that went well might hold
-WINDOW = {"loss": [6.0 + 0.02 * n for n in range(20)], "grad_norm": [1.0 + 0.1 * n for n in range(20)]}
+WINDOW = SpikeWindowState(loss=[6.0 + 0.02 * n for n in range(20)], grad_norm=[1.0 + 0.1 * n for n in range(20)])
 SKIP = ("--skip_step.enable", "true", "--skip_step.window", "20")
-CALM = {"nonfinite": 0, "spikes": 0, "nonfinite_in_a_row": 0, "last_skipped": 0, "window": WINDOW}
+CALM = GuardState(nonfinite=0, spikes=0, nonfinite_in_a_row=0, last_skipped=0, window=WINDOW)
 
 
 @dataclass
@@ -49,7 +50,7 @@ def train_with(argv: list[str], factors: dict[int, float], where: str, left_out:
     world = join(config)
     trainer = Trainer(config, world, StopRequest())
     if config.skip_step.enable:
-        trainer.guard.load_state_dict(CALM)
+        trainer.guard.load(CALM)
     trainer.prompt = []  # a sample at the end takes longer than the steps
     ending, step, check = Ending(), trainer.optimizer.step, trainer.guard.check
 

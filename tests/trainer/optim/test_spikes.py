@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cistron.tests.helpers.jobs import column, metrics, train_here, write_job
+from cistron.trainer.checkpoints import SpikeWindowState
 from cistron.trainer.config import load_config
 from cistron.trainer.optim import StepGuard
 from cistron.trainer.optim.spikes import SpikeWindow
@@ -48,9 +49,9 @@ def test_limits_are_those_of_the_rule_also_after_a_save_in_the_middle(sigma: flo
     window, found = SpikeWindow(sigma, length, torch.device("cpu")), []
     for n, values in enumerate(series):
         if n in (7, 170):
-            saved, window = json.dumps(window.state_dict()), SpikeWindow(sigma, length, torch.device("cpu"))
-            window.load_state_dict(json.loads(saved))
-            assert json.dumps(window.state_dict()) == saved
+            saved, window = window.state().model_dump_json(), SpikeWindow(sigma, length, torch.device("cpu"))
+            window.load(SpikeWindowState.model_validate_json(saved))
+            assert window.state().model_dump_json() == saved
         found.append(tuple(window.watch(torch.tensor(values)).tolist()))
     assert torch.tensor(found).isfinite().all(1).sum() > 300
     torch.testing.assert_close(torch.tensor(found), torch.tensor(judge(series, sigma, length)), rtol=1e-5, atol=0)
@@ -81,7 +82,7 @@ def test_a_shorter_window_takes_the_newest_values_of_a_longer_one() -> None:
     for step in values:
         longer.watch(step)
         other.watch(step)
-    shorter.load_state_dict(longer.state_dict())
+    shorter.load(longer.state())
     assert torch.equal(shorter.watch(values[0]), other.watch(values[0]))
 
 
@@ -105,7 +106,7 @@ def test_no_step_reads_from_the_device_or_sends_to_it(tmp_path: Path) -> None:
             skip = guard.watch(step, some, some, some, [some, some])
             assert skip.shape == guard.skipped.shape == ()
         with pytest.raises(RuntimeError, match="meta"):
-            guard.state_dict()
+            guard.state()
 
 
 def test_a_resume_skips_what_the_undisturbed_run_skips(tmp_path: Path) -> None:

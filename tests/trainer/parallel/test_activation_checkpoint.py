@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +51,7 @@ class Calls(TorchDispatchMode):
 
 
 def run(mode: str, option: Any = "op") -> Run:
-    model, batch = random_decoder(replace(QWEN, n_layers=4)), pack()
+    model, batch = random_decoder(QWEN.replace(n_layers=4)), pack()
     apply_activation_checkpointing(model, ActivationCheckpoint(mode=mode, selective_ac_option=option))
     inputs = batch.tokens, batch.positions, DocumentMask(EOS, PAD).build(batch.sequence_ids), batch.labels
     with Calls() as calls:
@@ -103,7 +102,7 @@ def saved_bytes(budget: float) -> int:
     """What compiled blocks keep for the backward pass under a memory budget."""
     torch.compiler.reset()
     torch.manual_seed(0)
-    model, batch = random_decoder(replace(QWEN, n_layers=1)), pack()
+    model, batch = random_decoder(QWEN.replace(n_layers=1)), pack()
     apply_activation_checkpointing(model, ActivationCheckpoint(mode="memory_budget", memory_budget=budget))
     for block in model.layers:
         block.compile(backend="aot_eager_decomp_partition", fullgraph=True)

@@ -14,7 +14,7 @@ from cistron.models.errors import ModelError
 from cistron.tests.helpers.jobs import column, metrics, refusal, train_here, write_job
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.build import make_model
-from cistron.trainer.checkpoints import WholeTensors, read, saved_job
+from cistron.trainer.checkpoints import WholeTensors, read
 from cistron.trainer.config import load_config
 from cistron.trainer.huggingface import export
 from cistron.trainer.inference import open_model, refuse_head, score
@@ -137,8 +137,7 @@ def test_adapters_and_the_head_alone_are_trained_beside_a_frozen_trunk_under_ten
 
 def test_the_record_is_what_the_saved_model_says_of_each_document_alone(job: Path) -> None:
     found = read(job.parent / "run" / "checkpoint" / f"step-{STEPS}")
-    config, decoder = saved_job(found)
-    model, weights = make_model(config, decoder), WholeTensors(found.path)
+    model, weights = make_model(found.state.config, found.state.model), WholeTensors(found.path)
     model.load_state_dict({name: weights.read(name) for name in weights.names() if name in model.state_dict()})
     mask = DocumentMask(eos_id=0, pad_id=1, executor="sdpa")
     held_out = records(60, 5)

@@ -1,0 +1,230 @@
+"""What a checkpoint states of its run: `state.json`, checked as a whole when it is read.
+
+The keys are those of `RunState`; `format` in the manifest is their version. A key that is missing, unknown or of another type
+is a `CheckpointError`, so that nothing fails later and elsewhere. The learning rate is a function of the step, and nothing
+draws from a global random generator: there is no more state than this and the tensors.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_args
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, PlainSerializer, ValidationError
+from pydantic_core import ErrorDetails
+
+from ... import __version__
+from ...base import load_plugins, nearest
+from ...datasets.loading import DataState
+from ...models.config import DecoderConfig
+from ..config import JobConfig
+from ..errors import CheckpointError
+
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+@dataclass
+class Progress:
+    """How far a job has come.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens_seen: tokens of them, padding left out.
+        rows_hash: sum of the hashes of all rows since step 1, modulo 2^64.
+        source_tokens: tokens of each source by its name.
+    """
+
+    step: int
+    tokens_seen: int
+    rows_hash: int
+    source_tokens: dict[str, int]
+
+    @classmethod
+    def start(cls) -> "Progress":
+        """Return the progress of a job that has taken no step."""
+        return cls(step=0, tokens_seen=0, rows_hash=0, source_tokens={})
+
+    def advance(self, tokens: Mapping[str, int], rows_hash: int) -> None:
+        """Count one optimizer step.
+
+        Args:
+            tokens: of each source by its name, padding left out.
+            rows_hash: of the step's rows.
+        """
+        self.step += 1
+        self.tokens_seen += sum(tokens.values())
+        self.rows_hash = (self.rows_hash + rows_hash) % 2**64
+        for name, count in tokens.items():
+            self.source_tokens[name] = self.source_tokens.get(name, 0) + count
+
+
+class SpikeWindowState(BaseModel):
+    """The window of `[skip_step]`: losses and gradient norms of the last steps, oldest first."""
+
+    model_config = STRICT
+
+    loss: list[float]
+    grad_norm: list[float]
+
+
+class GuardState(BaseModel):
+    """What decides whether the next steps are taken: counts of those that were not, and the window of `[skip_step]`."""
+
+    model_config = STRICT
+
+    nonfinite: int
+    spikes: int
+    nonfinite_in_a_row: int
+    last_skipped: int
+    window: SpikeWindowState | None = None
+
+
+class SavedContract(BaseModel):
+    """The eos contract that the weights were trained under: special ids, embedding rows, fingerprint of the tokenizer."""
+
+    model_config = STRICT
+
+    eos: int
+    pad: int
+    vocab: int
+    tokenizer: str | None
+    bos: int | None = None
+    mask: int | None = None
+    unk: int | None = None
+
+
+def _of_this_version(config: Any) -> Any:
+    """Return the tables of a saved configuration as this version has them; the plug-ins that they name are loaded."""
+    if not isinstance(config, dict):
+        return config
+    tables = {name: dict(table) if isinstance(table, dict) else table for name, table in config.items()}
+    if isinstance(tables.get("model"), dict) and isinstance(tables["model"].get("attention"), str):
+        tables["model"]["attention"] = {"executor": tables["model"]["attention"]}
+    if isinstance(tables.get("optimizer"), dict):
+        tables["optimizer"].pop("implementation", None)  # of AdamW, all with the same results
+    if isinstance(tables.get("job"), dict):
+        load_plugins(tables["job"].get("plugins", ()))
+    return tables
+
+
+class RunState(BaseModel):
+    """Everything that `state.json` holds.
+
+    Attributes:
+        progress: steps and tokens so far.
+        guard: of the steps that are not taken; None where the checkpoint holds weights alone.
+        data: where the data continues, see `data_state`; None where it begins anew.
+        contract: the eos contract.
+        model: shape of the decoder.
+        config: the resolved job.
+        versions: of Cistron and torch when it was saved, for people.
+    """
+
+    model_config = STRICT
+
+    progress: Progress
+    guard: GuardState | None = None
+    data: dict[str, JsonValue] | None
+    contract: SavedContract
+    model: DecoderConfig
+    config: Annotated[JobConfig, BeforeValidator(_of_this_version), PlainSerializer(JobConfig.to_dict)]
+    versions: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        config: JobConfig,
+        model: DecoderConfig,
+        contract: SavedContract,
+        progress: Progress | None = None,
+        guard: GuardState | None = None,
+        data: DataState | None = None,
+    ) -> "RunState":
+        """Return the state of a run as it is now: what training changes afterwards does not change it.
+
+        Args:
+            config: the resolved job.
+            model: shape of the decoder.
+            contract: the eos contract.
+            progress: steps and tokens so far; None: none.
+            guard: what `StepGuard.state` returns; None: the checkpoint holds weights alone.
+            data: state of the loader, joined over all ranks; None: the data begins anew.
+        """
+        versions = {"cistron": __version__, "torch": torch.__version__}
+        progress = deepcopy(progress) if progress else Progress.start()
+        return cls(
+            progress=progress,
+            guard=guard,
+            data=data.model_dump(mode="json") if data else None,
+            contract=contract,
+            model=model,
+            config=config,
+            versions=versions,
+        )
+
+    @classmethod
+    def read(cls, text: bytes, where: str) -> "RunState":
+        """Return what a `state.json` states.
+
+        Args:
+            text: of the file.
+            where: its path, for messages.
+
+        Raises:
+            CheckpointError: it is no JSON, or a key is missing, unknown or of another type: each is named.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            wrong = [f"{where}: {_explain(problem)}" for problem in error.errors()]
+            raise CheckpointError("\n  ".join(wrong)) from None
+
+    def data_state(self) -> DataState:
+        """Return where the data continues.
+
+        Raises:
+            DataOrderError: it is of another version, which `data.on_change = "restart"` accepts: the weights are good.
+        """
+        return DataState.read(self.data)
+
+    def text(self) -> str:
+        """Return the text of `state.json`."""
+        state = self.model_dump()
+        del state["guard"]
+        if self.guard:
+            state["guard"] = self.guard.model_dump(exclude_none=True)
+        return json.dumps(state, indent=1)
+
+
+def _explain(problem: ErrorDetails) -> str:
+    """Return one pydantic error as `key: what was found and what would be right`."""
+    path = problem["loc"]
+    key = ".".join(map(str, path)) or "the file"
+    version = "; the checkpoint is of another version" if path[:1] == ("config",) else ""
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{key}: unknown key{nearest(str(path[-1]), _keys_at(path[:-1]))}{version}"
+    if problem["type"] == "missing":
+        return f"{key}: missing{version}"
+    if problem["type"] == "value_error":
+        return f"{key}: {problem['ctx']['error']}"
+    return f"{key} = {problem['input']!r:.60}: {problem['msg'][0].lower()}{problem['msg'][1:]}{version}"
+
+
+def _keys_at(path: Sequence[str | int]) -> list[str]:
+    """Return the keys that `state.json` may have at a path."""
+    table: Any = RunState
+    for part in path:
+        kept: Any = _fields(table).get(part)
+        kinds = [kept, *get_args(kept), *(inner for kind in get_args(kept) for inner in get_args(kind))]
+        table = next((kind for kind in kinds if _fields(kind)), table)
+    return list(_fields(table))
+
+
+def _fields(table: Any) -> dict[Any, Any]:
+    """Return the types of a table's keys by their names; nothing where it is no table."""
+    if is_dataclass(table):
+        return {field.name: field.type for field in fields(table)}
+    return {name: field.annotation for name, field in getattr(table, "model_fields", {}).items()}

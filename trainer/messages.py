@@ -1,0 +1,47 @@
+"""What a run says to people before its first step and after its last one, on rank 0."""
+
+from ..datasets.loading import Loader
+from ..datasets.tokenizers import Tokenizer
+from ..models.config import DecoderConfig
+from ..models.decoder import Decoder
+from .build import attention_of
+from .config import JobConfig
+from .estimates import sizes_of
+from .inference import sample
+from .parallel import without_context_parallel
+from .processes import World, global_batch_size
+
+SAMPLE_TOKENS = 120
+
+
+def introduction(
+    config: JobConfig, world: World, decoder: DecoderConfig, eos_id: int, loader: Loader, step: int, micro_batch_size: int
+) -> list[str]:
+    """Say what is about to be trained.
+
+    Args:
+        config: of the job.
+        world: this process among the others.
+        decoder: the model's shape.
+        eos_id: that ends documents.
+        loader: of the data.
+        step: optimizer steps done.
+        micro_batch_size: rows in one forward pass of one rank.
+    """
+    layout, rows = world.layout, global_batch_size(config, world.layout)
+    executor, why = attention_of(config, world.device)
+    micro_batches = rows // layout.data_parallel // micro_batch_size
+    return [
+        *config.remarks(step),
+        *(remark for source in loader.sources for remark in source.remarks()),
+        f"{config.model.preset}: {sizes_of(config, decoder)}, {executor} attention ({why}) over documents ending in "
+        f"eos {eos_id}; {rows} rows x {config.training.seq_len} tokens a step on {layout.world_size} process(es) "
+        f"({world.device.type}): {layout}, {micro_batches} micro-batch(es) of {micro_batch_size} rows",
+    ]
+
+
+def sample_text(model: Decoder, tokenizer: Tokenizer, prompt: list[int], world: World) -> str:
+    """Continue a prompt with what the model has learnt; every rank must call it."""
+    with without_context_parallel(model):
+        text = sample(model, tokenizer, prompt, device=world.device, multiple_of=world.layout.tp, max_new_tokens=SAMPLE_TOKENS)
+    return f"\nA sample, continuing {tokenizer.decode(prompt)!r}:\n{text}\n"
