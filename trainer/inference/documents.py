@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...datasets.errors import DataConfigError
 from ...datasets.readers import NamedSequence, SequenceFiles
 from ...datasets.rows import PAD_MULTIPLE
 from ...datasets.tokenizers import MAP, Ids, TokenizeError, Tokenizer
@@ -120,6 +121,24 @@ def encode(tokenizer: Tokenizer, sequence: NamedSequence) -> Document:
     if len(encoded.ids) <= opening_tokens(tokenizer) + 1:
         raise TokenizeError("an empty sequence: there is nothing to ask the model about", None, 0)
     return Document(sequence.name, encoded.ids, sequence.stored, sum(encoded.mapped or ()))
+
+
+def encoded(opened: OpenedModel, sequences: Iterable[str | bytes]) -> Iterator[Document]:
+    """Yield the documents of sequences that a caller has at hand.
+
+    Raises:
+        DataConfigError: one cannot be encoded, or is empty; or a text was given in place of a list of them.
+    """
+    if isinstance(sequences, str | bytes):
+        raise DataConfigError("sequences: is one text; give a list of them")
+    for number, sequence in enumerate(sequences):
+        data = sequence.encode(errors="surrogateescape") if isinstance(sequence, str) else sequence
+        try:
+            yield encode(opened.tokenizer, NamedSequence(str(number), data))
+        except TokenizeError as error:
+            place = "" if error.offset is None else f", byte {error.offset}"
+            problem = error.problem.replace(MAP, 'open_model(..., on_unknown="map")')
+            raise DataConfigError(f"sequences[{number}]{place}: {problem}") from None
 
 
 def opening_tokens(tokenizer: Tokenizer) -> int:
