@@ -10,6 +10,7 @@ State-dict keys correspond one to one to Hugging Face's Llama and Qwen3 (`huggin
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from .config import AttentionConfig, DecoderConfig, RopeConfig, check_length
 from .errors import ModelError
 from .head import Head, document_losses
 from .loss import linear_cross_entropy
+from .parameters import Kind
 from .positions import RotaryTables, rope_table, rotary_tables, rotate
 
 
@@ -31,6 +33,8 @@ class Decoder(nn.Module):
         config: its shape.
         length: the longest document that it is meant for, see `rope.rope_table`; 0: up to `original_seq_len`.
     """
+
+    kinds: ClassVar[dict[str, Kind]] = {"output.weight": Kind.EMBEDDING}
 
     def __init__(self, config: DecoderConfig, length: int = 0) -> None:
         super().__init__()
@@ -135,6 +139,8 @@ class Attention(nn.Module):
     The q and k norms see [batch, seq_len, heads, head_dim]: heads are dimension 2.
     """
 
+    kinds: ClassVar[dict[str, Kind]] = {"wo.weight": Kind.RESIDUAL_MATRIX}
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
@@ -163,6 +169,8 @@ class Attention(nn.Module):
 
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020): `w2(silu(w1(x)) * w3(x))`."""
+
+    kinds: ClassVar[dict[str, Kind]] = {"w2.weight": Kind.RESIDUAL_MATRIX}
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()

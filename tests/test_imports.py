@@ -25,7 +25,8 @@ ORDER = """
 base
 datasets.errors datasets.randomness datasets.nucleotides | datasets.synthetic | datasets.tokenizers datasets.files
 datasets.documents datasets.rows | datasets.readers datasets.shards | datasets.lanes datasets.prepare | datasets.loading
-models.errors | models.config models.loss models.lora | models.positions models.head | models.attention models.huggingface
+models.errors models.parameters | models.config models.loss models.lora | models.positions models.head
+models.attention models.huggingface
 models.decoder | models.init
 trainer.errors | trainer.config | trainer.processes
 trainer.checkpoints trainer.parallel | trainer.build trainer.optim | trainer.estimates trainer.huggingface

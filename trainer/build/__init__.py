@@ -13,10 +13,20 @@ from .contract import (
     tokenizer_statement,
 )
 from .fine_tuning import differences, fine_tune, fine_tuning_complaints, fresh_parameters
-from .parts import attention_of, make_decoder_config, make_mask, make_model, make_tokenizer, open_tokenizer
+from .parts import (
+    attention_complaints,
+    attention_of,
+    make_decoder_config,
+    make_mask,
+    make_model,
+    make_tokenizer,
+    open_tokenizer,
+    rows_complaints,
+)
 
 __all__ = [
     "Statement",
+    "attention_complaints",
     "attention_of",
     "check_rows",
     "check_statements",
@@ -34,6 +44,7 @@ __all__ = [
     "make_tokenizer",
     "open_tokenizer",
     "other_roles",
+    "rows_complaints",
     "table",
     "tokenizer_statement",
 ]
