@@ -3,8 +3,6 @@
 import argparse
 import sys
 
-import torch
-
 from ...datasets.readers import raw_formats
 from ...datasets.tokenizers import POLICIES
 from ...trainer.inference import BATCH_TOKENS, DTYPES, OpenedModel, open_model

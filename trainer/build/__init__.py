@@ -6,11 +6,21 @@ then `fine_tuning` (what is frozen, and adapters).
 
 from .contract import Contract, Statement, contract_of
 from .fine_tuning import differences, fine_tune, fine_tuning_complaints, fresh_parameters
-from .parts import attention_of, make_decoder_config, make_mask, make_model, make_tokenizer, open_tokenizer, rows_complaints
+from .parts import (
+    attention_complaints,
+    attention_of,
+    make_decoder_config,
+    make_mask,
+    make_model,
+    make_tokenizer,
+    open_tokenizer,
+    rows_complaints,
+)
 
 __all__ = [
     "Contract",
     "Statement",
+    "attention_complaints",
     "attention_of",
     "contract_of",
     "differences",
