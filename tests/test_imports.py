@@ -26,7 +26,8 @@ base
 datasets.errors datasets.randomness datasets.nucleotides | datasets.synthetic | datasets.tokenizers datasets.files
 datasets.documents datasets.rows | datasets.readers datasets.shards | datasets.config | datasets.lanes datasets.prepare
 datasets.loading
-models.errors | models.config models.loss models.lora | models.positions models.head | models.attention models.huggingface
+models.errors models.parameters | models.config models.loss models.lora | models.positions models.head
+models.attention models.huggingface
 models.decoder | models.init
 trainer.errors | trainer.config | trainer.processes
 trainer.checkpoints trainer.parallel | trainer.build trainer.optim | trainer.estimates trainer.huggingface

@@ -17,7 +17,7 @@ from cistron.models.attention import DocumentMask
 from cistron.models.config import PRESETS
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
-from cistron.trainer.inference import sample
+from cistron.trainer.inference import sample_tokens
 
 WORDS = ["one", "two", "three", "four", "<end>"]
 
@@ -52,7 +52,10 @@ def learn(tokenizer: HFTokenizer, folder: Path, labels_of: Callable[[Batch], tor
             optimizer.step()
             optimizer.zero_grad()
     prompt = tokenizer.encode(b"one").tolist()
-    texts = [sample(model, tokenizer, prompt, max_new_tokens=12, temperature=1.0, seed=seed) for seed in range(20)]
+    texts = [
+        tokenizer.decode(sample_tokens(model, tokenizer, prompt, max_new_tokens=12, temperature=1.0, seed=seed))
+        for seed in range(20)
+    ]
     return [tokenizer.encode(text.encode()).tolist() for text in texts]
 
 

@@ -3,11 +3,8 @@
 import argparse
 import sys
 
-import torch
-
 from ...datasets.readers import raw_formats
 from ...datasets.tokenizers import POLICIES
-from ...trainer.errors import ConfigError
 from ...trainer.inference import BATCH_TOKENS, DTYPES, OpenedModel, open_model
 
 
@@ -39,12 +36,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_as_asked(options: argparse.Namespace) -> OpenedModel:
-    """The model of a command line; messages go to stderr. Raises ConfigError for a device that is not there."""
-    try:
-        device = torch.empty(0, device=options.device).device if options.device else None
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
-    opened = open_model(options.checkpoint, device, DTYPES[options.dtype], options.on_unknown)
+    """Open the model of a command line; messages go to stderr. Raises ConfigError for a device that is not there."""
+    opened = open_model(options.checkpoint, options.device, options.dtype, options.on_unknown)
     for message in opened.messages:
         print(message, file=sys.stderr)
     return opened

@@ -74,7 +74,8 @@ class JobConfig(Table):
 
     def complaints(self) -> list[str]:
         """Return what two tables say differently, and tables that nothing reads."""
-        return [*training_complaints(self), *label_complaints(self), *extrapolation_complaints(self)]
+        bidirectional = [] if self.causal else self.model.bidirectional_complaints()
+        return [*training_complaints(self), *bidirectional, *label_complaints(self), *extrapolation_complaints(self)]
 
     @property
     def has_head(self) -> bool:

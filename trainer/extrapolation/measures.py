@@ -212,7 +212,7 @@ def evaluate(runner: Runner, table: Extrapolation, asked: Plan) -> list[Result]:
         table: what to measure.
         asked: of which documents, and by which methods.
     """
-    model, decoder, length_before = runner.model, asked.trained.decoder, runner.model.length
+    model, decoder, length_before = runner.model, asked.trained.decoder, runner.model.max_document_length
     known: dict[tuple[Way, int], Result] = {}
     results = []
     try:
@@ -220,13 +220,13 @@ def evaluate(runner: Runner, table: Extrapolation, asked: Plan) -> list[Result]:
             for length in asked.documents.qualified:
                 found = way(method, asked.trained, length)
                 if (found, length) not in known:
-                    model.extrapolate(*found)
+                    model.set_positions(*found)
                     told = settings(found, asked.trained)
                     known[found, length] = measure(runner, table, asked.documents, method, length, told)
                 results.append(replace(known[found, length], method=method))
         return results
     finally:
-        model.extrapolate(decoder.rope, decoder.attention, length_before)
+        model.set_positions(decoder.rope, decoder.attention, length_before)
 
 
 def measure(runner: Runner, table: Extrapolation, documents: LongDocuments, method: str, length: int, told: str) -> Result:

@@ -23,7 +23,7 @@ from ...datasets.tokenizers import TokenizerConfig
 from ...models.config import DecoderConfig
 from ...models.huggingface import architecture, to_hf
 from ...models.lora import ADAPTERS, merge
-from ..build import Statement, check_statements, checkpoint_statement, open_tokenizer, tokenizer_statement
+from ..build import Contract, open_tokenizer
 from ..checkpoints import Folder, Found, SavedContract, Spec, WholeTensors, as_bytes, atomic_folder, data_bytes, header, read
 from ..config import JobConfig, Lora
 from ..errors import CheckpointError, ConfigError
@@ -165,13 +165,7 @@ def read_tokenizer(found: Found, table: TokenizerConfig, decoder: DecoderConfig)
         tokenizer = open_tokenizer(table)
     except DataConfigError as error:
         raise ConfigError(f"{error}; --tokenizer PATH says where it is now, --no-tokenizer leaves it out") from None
-    check_statements(
-        [
-            tokenizer_statement(tokenizer),
-            checkpoint_statement(found),
-            Statement(party="model", where=found.where, vocab=decoder.vocab_size),
-        ]
-    )
+    Contract.of_checkpoint(found, tokenizer).check()
     return tokenizer_files(table, tokenizer)
 
 

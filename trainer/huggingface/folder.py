@@ -18,7 +18,7 @@ from ...datasets.tokenizers import Tokenizer, TokenizerConfig
 from ...models.config import PRESETS, DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import from_hf, hf_names
-from ..build import Statement, check_statements, contract_of, ids, open_tokenizer, tokenizer_statement
+from ..build import Contract, Statement, contract_of, open_tokenizer
 from ..checkpoints import MANIFEST, Folder, Found, Index, RunState, SafetensorsFile, SavedContract, Spec
 from ..config import JobConfig
 from ..errors import CheckpointError, ConfigError
@@ -233,7 +233,7 @@ def agreed_contract(source: Path, config: Json, decoder: DecoderConfig, tokenize
         ConfigError: there is no tokenizer, and the files do not name one id that ends a document.
     """
     said = [(CONFIG, config), (GENERATION, read_json(source / GENERATION) or {})]
-    statements = [tokenizer_statement(tokenizer)] if tokenizer else []
+    statements = [Statement.of_tokenizer(tokenizer)] if tokenizer else []
     statements.append(Statement(party="model", where=f"{source / CONFIG} (vocab_size)", vocab=decoder.vocab_size))
     for file, content in said:
         eos, pad = content.get("eos_token_id"), content.get("pad_token_id")
@@ -241,10 +241,10 @@ def agreed_contract(source: Path, config: Json, decoder: DecoderConfig, tokenize
         mask = content.get("mask_token_id")
         where = str(source / file)
         statements.append(Statement(party=file.removesuffix(".json"), where=where, eos=several, pad=pad, mask=mask))
-    check_statements(statements)
+    Contract(statements).check()
     if tokenizer:
         return contract_of(tokenizer, decoder)
-    ends = [ids(statement.eos) for statement in statements if statement.eos]
+    ends = [set(statement.eos) for statement in statements if statement.eos]
     common = set.intersection(*ends) if ends else set()
     if len(common) != 1:
         raise ConfigError(

@@ -9,7 +9,7 @@ from ...datasets.loading import ALL_DATA, Batch, DataShard, Loader, RowSettings,
 from ...datasets.rows import DocumentLabels, MaskedTokens, NextToken, Objective
 from ...datasets.tokenizers import Tokenizer
 from ...models.attention import DocumentMask
-from ..build import Statement, check_rows, check_statements, gather_statements
+from ..build import Contract
 from ..checkpoints import Found
 from ..config import JobConfig
 from ..processes import Layout, global_batch_size
@@ -22,13 +22,13 @@ class TrainData:
     Attributes:
         loader: stands behind the first batch.
         first: that batch; None when the wait for it was interrupted.
-        statements: what every party of the contract says.
+        contract: what every party says about special ids.
         validation: what to validate on; None where `[validation]` is not enabled.
     """
 
     loader: Loader
     first: Batch | None
-    statements: list[Statement]
+    contract: Contract
     validation: SinglePass | None
 
 
@@ -93,20 +93,20 @@ def open_data(
     try:
         validation = open_validation(config, tokenizer, rows, shard)
         sources = [*loader.sources, *(validation.sources if validation else ())]
-        statements = gather_statements(config, tokenizer, loader.packer, mask, vocab_size, sources, checkpoint)
-        check_statements(statements)
+        contract = Contract.of_job(config, tokenizer, loader.packer, mask, vocab_size, sources, checkpoint)
+        contract.check()
         try:
             first = loader.next(interrupted)
         except DataEnd:  # said again when the first step asks for its rows
             first = None
         if first is not None:
-            check_rows(first, loader.packer.objective, mask, statements)
+            contract.check_rows(first, loader.packer.objective, mask)
         if validation is not None:
-            check_rows(validation.first_row(), loader.packer.objective, mask, statements)
+            contract.check_rows(validation.first_row(), loader.packer.objective, mask)
     except BaseException:
         loader.close()
         raise
-    return TrainData(loader, first, statements, validation)
+    return TrainData(loader, first, contract, validation)
 
 
 def open_validation(

@@ -21,7 +21,7 @@ from cistron.tests.helpers.jobs import refusal, save_in_layouts, train_here, wri
 from cistron.tests.helpers.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer import checkpoints as checkpoint
-from cistron.trainer.build import make_decoder_config, other_roles
+from cistron.trainer.build import make_decoder_config
 from cistron.trainer.checkpoints import Found, RunState, SavedContract, WholeTensors, write_whole
 from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
@@ -192,7 +192,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: Path, tokenizer: Path) -> None:
     table = TokenizerConfig(kind="hf", path=str(tokenizer), eos_token="<|endoftext|>", pad_token="<pad>")
-    trained = build_tokenizer(TokenizerConfig(kind="hf", path=str(tokenizer), eos_token="<|endoftext|>", pad_token="<pad>"))
+    trained = build_tokenizer(table)
     model = random_decoder(LLAMA.replace(vocab_size=320))
     out = tmp_path / "out"
     messages = export(save(tmp_path / "step-1", model, table, eos=1, pad=2), out, tokenizer=table)
@@ -206,7 +206,7 @@ def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: 
     import_folder(out, tmp_path / "back")
     found = checkpoint.read(tmp_path / "back" / "step-0")
     assert found.state.contract == SavedContract(eos=1, pad=2, vocab=320, tokenizer=trained.fingerprint)
-    back = build_tokenizer(TokenizerConfig(**found.state.config.tokenizer.model_dump()))
+    back = build_tokenizer(found.state.config.tokenizer)
     assert (back.fingerprint, back.eos_id, back.pad_id) == (trained.fingerprint, 1, 2)
     export(found, tmp_path / "again", tokenizer=found.state.config.tokenizer)
     told = json.loads((out / "config.json").read_text()), json.loads((tmp_path / "again" / "config.json").read_text())
@@ -401,9 +401,9 @@ def test_an_encoder_leaves_as_eurobert_and_comes_back_as_the_same_bits(tmp_path:
     shape = LLAMA.replace(vocab_size=33, causal=False, tie_embeddings=tied)
     ours = random_decoder(shape)
     table = TokenizerConfig(kind="protein")
-    found = save(
-        tmp_path / "step-7", ours, table, eos=2, pad=1, roles=other_roles(build_tokenizer(TokenizerConfig(kind="protein")))
-    )
+    letters = build_tokenizer(table)
+    roles = {role: getattr(letters, f"{role}_id") for role in ("bos", "mask", "unk")}
+    found = save(tmp_path / "step-7", ours, table, eos=2, pad=1, roles=roles)
     messages = export(found, tmp_path / "out", tokenizer=table)
     assert not any("by itself" in message for message in messages), "training has <cls> and <eos> too"
 

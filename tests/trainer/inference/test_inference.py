@@ -21,12 +21,12 @@ from cistron.trainer.huggingface import export, import_folder
 from cistron.trainer.inference import (
     OpenedModel,
     choose_layers,
+    log_likelihoods,
     meaning,
     open_model,
     read_documents,
     refuse_encoder,
-    sample,
-    score,
+    sample_tokens,
     widths,
 )
 from cistron.trainer.inference.documents import encode, make_row, with_positions
@@ -57,7 +57,7 @@ def close(one: Any, other: Any) -> None:
 
 def scores(opened: OpenedModel, sequences: list[str], **options: Any) -> list[tuple[int, float]]:
     documents = (encode(opened.tokenizer, NamedSequence("", text.encode())) for text in sequences)
-    return [(one.tokens, one.log_likelihood) for one in score(opened, documents, **options)]
+    return [(one.tokens, one.log_likelihood) for _, one in log_likelihoods(opened, documents, **options)]
 
 
 def test_a_model_is_asked_otherwise_says_so_and_is_had_back() -> None:
@@ -142,7 +142,7 @@ def test_a_pseudo_log_likelihood_hides_each_residue_in_turn() -> None:
 def test_what_has_no_likelihood_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs a mask token, and byte tokenizer"):
         scores(ready(ENCODER, BYTE), ["A"])
-    with pytest.raises(ConfigError, match="--with-eos: a bidirectional model"):
+    with pytest.raises(ConfigError, match="with_eos: a bidirectional model"):
         scores(ready(ENCODER, PROTEIN), ["A"], with_eos=True)
     with pytest.raises(ModelError, match="predicts no tokens, so it cannot score sequences"):
         scores(ready(CAUSAL.replace(head_outputs=2), BYTE), ["A"])
@@ -210,7 +210,7 @@ def test_angles_that_depend_on_a_length_are_those_of_transformers_up_to_the_trai
             close(ours, hidden)
         for (_, ours), (_, likelihood) in zip(scores(opened, short), expected, strict=True):
             assert ours == pytest.approx(likelihood, abs=1e-4)
-        assert sample(opened.model, BYTE, prompt[0].tolist(), max_new_tokens=6, temperature=0) == text
+        assert BYTE.decode(sample_tokens(opened.model, BYTE, prompt[0].tolist(), max_new_tokens=6, temperature=0)) == text
         assert not torch.allclose(rows[-1], beyond, atol=1e-2)
         close(rows[-1][:15], embed(opened, [long[:15]], layer="norm", pool="none")[0])
         assert opened.seq_len == 16
