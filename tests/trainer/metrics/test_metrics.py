@@ -54,7 +54,7 @@ def test_attention_is_counted_as_the_mask_leaves_it(causal: bool, seed: int) -> 
     mask = document_dense_mask(rows.sequence_ids, causal, reach=reach)[:, 0] & real[:, :, None] & real[:, None, :]
     per_pair = 12 * DEBUG.n_layers * DEBUG.n_heads * DEBUG.head_dim
     counted = document_flops(DEBUG.replace(causal=causal), sum(totals.tokens), totals.causal_pairs)
-    assert counted == DEBUG.flops_per_token(0) * int(real.sum()) + per_pair * int(mask.sum())
+    assert counted == row_flops(DEBUG, 0, int(real.sum())) + per_pair * int(mask.sum())
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_utilisation_follows_from_the_steps_of_the_window(tmp_path: Path) -> Non
     assert [record["step"] for record in records] == [1, 2, 4]
     window = totals[2].plus(totals[3])
     tokens = sum(window.tokens)
-    assert records[2]["tflops"] == pytest.approx(tokens * DEBUG.flops_per_token(64) / 2 / 1e12)
+    assert records[2]["tflops"] == pytest.approx(row_flops(DEBUG, 64, 1) * tokens / 2 / 1e12)
     assert records[2]["mfu"] == pytest.approx(records[2]["tflops"])
     assert records[2]["mfu_documents"] == pytest.approx(document_flops(DEBUG, tokens, window.causal_pairs) / 2 / 1e12)
     assert records[2]["data_wait"] == 0.25
