@@ -83,7 +83,7 @@ class Trainer:
         self.heartbeat = Heartbeat(world, stop, self.saver)
 
     def train(self) -> None:
-        """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
+        """Take steps until the job is done or a stop is requested; save, and say what comes next."""
         self.introduce()
         config, progress = self.config, self.progress
         if config.compile.enable and config.data.layout == "padded":
@@ -299,14 +299,14 @@ def run(argv: Sequence[str]) -> None:
                 trainer.close()
         finally:
             dist.destroy_process_group()
-    # no process group is left: rank 0 takes as long as the weights need, and nobody waits for it in a collective
+    # no process group is left: rank 0 takes as long as the weights need, and no rank waits for it in a collective
     if world.is_first and config.checkpoint.last_save_in_hf and trainer.progress.step >= config.training.steps:
         for message in export_step(config, trainer.checkpoints / f"step-{trainer.progress.step}"):
             trainer.log.say(message)
 
 
 def main(argv: Sequence[str]) -> None:
-    """`cistron train`, and what torchrun starts as `cistron.trainer.train`."""
+    """Run `cistron train`, which torchrun starts as `cistron.trainer.train`."""
     run_command(lambda: run(argv))
 
 
