@@ -93,7 +93,7 @@ class Sink(ABC):
 
 
 class JsonLines(Sink):
-    """`metrics.jsonl`, `validation.jsonl` and `extrapolation.jsonl`: a line per record, in which floats keep all digits."""
+    """`metrics.jsonl`, `validation.jsonl`, `extrapolation.jsonl`: a line per record; floats keep all digits."""
 
     @override
     def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None:

@@ -16,7 +16,7 @@ from .inputs import Inputs
 
 
 def apply_compile(model: Decoder, *, one_width: bool) -> None:
-    """Compile every block of `model`, and its loss between matrix products. `one_width`: rows never differ in length."""
+    """Compile every block of `model`, and its loss between matrix products. `one_width`: all rows are as long."""
     for block in model.layers.children():
         block.compile(dynamic=False if one_width else None, fullgraph=True)
     model.compile_loss = True

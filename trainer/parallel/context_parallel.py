@@ -184,7 +184,7 @@ class GatherContext(nn.Module):
         self.enabled = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gather `x` [batch, kv_heads, seq_len / ranks, head_dim]: [batch, kv_heads, seq_len, head_dim], rank after rank."""
+        """Gather `x`, [batch, kv_heads, seq_len / ranks, head_dim], to [batch, kv_heads, seq_len, head_dim]."""
         if not self.enabled:
             return x
         # sequence first: gathered that way, the ranks' parts already lie as they should and are not copied again
