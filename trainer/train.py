@@ -95,7 +95,7 @@ class Trainer:
                 started = time.perf_counter()
                 batches, error = self.fetch()
                 fetched = time.perf_counter()
-                counts = self.agree(batches, error)
+                counts = self.step_counts(batches, error)
                 if counts is None:
                     break
                 outcome = self.optimize(batches, counts)
@@ -127,7 +127,7 @@ class Trainer:
             return batches, error
         return batches, None
 
-    def agree(self, batches: list[Batch], error: Exception | None) -> StepCounts | None:
+    def step_counts(self, batches: list[Batch], error: Exception | None) -> StepCounts | None:
         """Return what the step holds over all ranks, or None and why in `self.ending`. Raise a rank's error on all."""
         short = error is None and len(batches) < self.micro_batches
         # ranks that differ in cp or tp hold the same rows: only the first counts them
