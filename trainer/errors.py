@@ -1,4 +1,4 @@
-"""What goes wrong in training: three kinds of a user's mistake, and two that are nobody's."""
+"""What goes wrong in training: three kinds of a user's mistake, and two that are no mistake of the user."""
 
 from collections.abc import Sequence
 
@@ -16,16 +16,16 @@ def refuse(complaints: Sequence[str]) -> None:
 
 
 class EosMismatchError(UserError):
-    """Two parties disagree about where documents end; the message is a table of who says what, and where it is written."""
+    """Two parties disagree about where documents end; the message has a table of who says what, and where."""
 
 
 class NonFiniteError(ArithmeticError):
-    """Loss or gradient was infinite or NaN for too long; raised on every rank, none of those steps was taken (guard.py)."""
+    """Loss or gradient was not finite for too long; raised on every rank, and none of those steps was taken."""
 
 
 class RankLostError(RuntimeError):
-    """A collective failed because of another process; raised on every rank that notices, after it has said so."""
+    """A collective failed because another rank is lost; raised on every rank that notices, after it printed so."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that was asked for is missing, damaged or of another model, or one could not be written."""
+    """A checkpoint is missing, damaged or of another model, or could not be written."""
