@@ -11,20 +11,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..datasets.readers import SequenceFiles
 from ..datasets.tokenizers import Ids
-from ..trainer.config import Extrapolation, describe
-from ..trainer.errors import ConfigError
+from ..trainer.config import Extrapolation, validate
+from ..trainer.errors import ConfigError, refuse
 from ..trainer.extrapolation import METHODS, Result, Runner, evaluate, plan, read_sources, report, total_tokens, trained_as
 from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
 from ..trainer.processes import run_command
@@ -107,11 +105,9 @@ def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
             for parent in parents:
                 inner = inner[parent]
             inner[key] = value
-    try:
-        return Extrapolation.model_validate(table)
-    except ValidationError as error:
-        told = [describe(("eval", "extrapolation", *problem["loc"]), [problem]) for problem in error.errors()]
-        raise ConfigError("; ".join(chain.from_iterable(told))) from None
+    valid = validate({"eval": {"extrapolation": {**table, "enable": False}}})  # `enable` is of training
+    refuse([*valid.mistakes, *valid.complaints])
+    return valid.config.eval.extrapolation
 
 
 def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:

@@ -1,7 +1,8 @@
 """trainer/config."""
 
 from .job import JobConfig
-from .load import describe, load_config
+from .load import load_config
+from .mistakes import validate
 from .registries import OPTIMIZERS, SINKS
 from .tables import (
     ActivationCheckpoint,
@@ -30,6 +31,6 @@ __all__ = [
     "Lora",
     "Passkey",
     "TokenizerTable",
-    "describe",
     "load_config",
+    "validate",
 ]
