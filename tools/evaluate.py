@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
 from ..datasets.nucleotides import CODES, NUCLEOTIDES, reverse_complement
-from ..datasets.prepare import Event
 from ..datasets.readers import NamedSequence, SequenceFiles
 from ..trainer.errors import ConfigError
-from ..trainer.inference import Score, opening_tokens, read_documents, score
+from ..trainer.inference import Document, Score, log_likelihoods, read_documents
 from ..trainer.processes import run_command
 from .extrapolate import main as extrapolate_main
-from .support import add_input_arguments, add_model_arguments, make_monitor, open_as_asked, writing
+from .support import add_input_arguments, add_model_arguments, open_as_asked, progress_bar, writing
 
 ROWS = 4096  # of a parquet file that are held
 
 
-class Result(NamedTuple):
+class Line(NamedTuple):
     """A line of the output.
 
     Attributes:
@@ -45,7 +44,7 @@ class Result(NamedTuple):
     mean: float
 
 
-Writer: TypeAlias = Callable[[Result], Any]
+Writer: TypeAlias = Callable[[Line], Any]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -79,19 +78,16 @@ def run(options: argparse.Namespace) -> None:
             )
         sequences = both_strands(files)
     documents = read_documents(opened, files, sequences, options.max_length)
-    scores = score(opened, documents, with_eos=options.with_eos, batch_tokens=options.batch_tokens)
-    first = opening_tokens(opened.tokenizer)
+    scores = log_likelihoods(opened, documents, with_eos=options.with_eos, batch_tokens=options.batch_tokens)
     told = 0.0
-    with make_monitor("score") if options.output else nullcontext() as bar, open_writer(options.output) as write:
+    with progress_bar("score") if options.output else nullcontext() as bar, open_writer(options.output) as write:
         if bar:
             bar.begin("sequences", sum(file.size for file in files.files))
-        for one in means(scores) if options.reverse_complement else scores:
-            residues = len(one.document.ids) - 1 - first
-            mean = one.log_likelihood / one.tokens if one.tokens else float("nan")
-            write(Result(one.document.name, residues, one.tokens, one.log_likelihood, mean))
+        for document, one in means(scores) if options.reverse_complement else scores:
+            write(Line(document.name, *one, one.mean))
             if bar:
-                bar(Event(stored=one.document.stored - told, text=residues))
-                told = one.document.stored
+                bar.advance(document.stored - told, one.residues)
+                told = document.stored
 
 
 def both_strands(files: SequenceFiles) -> Iterator[NamedSequence]:
@@ -106,10 +102,10 @@ def both_strands(files: SequenceFiles) -> Iterator[NamedSequence]:
         yield sequence._replace(data=other)
 
 
-def means(scores: Iterator[Score]) -> Iterator[Score]:
-    """Of every two scores the mean."""
-    for one, other in zip(scores, scores, strict=True):
-        yield one._replace(log_likelihood=(one.log_likelihood + other.log_likelihood) / 2)
+def means(scores: Iterator[tuple[Document, Score]]) -> Iterator[tuple[Document, Score]]:
+    """Yield the mean of every two scores, which are those of a sequence and of its reverse complement."""
+    for (document, one), (_, other) in zip(scores, scores, strict=True):
+        yield document, one._replace(log_likelihood=(one.log_likelihood + other.log_likelihood) / 2)
 
 
 @contextmanager
@@ -129,7 +125,7 @@ def open_writer(output: Path | None) -> Iterator[Writer]:
             with writing(output):
                 write = opened.enter_context(WRITERS[output.suffix](partial))
 
-            def written(result: Result) -> None:
+            def written(result: Line) -> None:
                 with writing(output):
                     write(result)
 
@@ -144,7 +140,7 @@ def open_writer(output: Path | None) -> Iterator[Writer]:
 def tsv_writer(file: TextIO) -> Writer:
     """Lines of tab-separated values under a line of names; floats have all of their digits."""
     rows = csv.writer(file, delimiter="\t", lineterminator="\n")
-    rows.writerow(Result._fields)
+    rows.writerow(Line._fields)
     return rows.writerow
 
 
@@ -166,11 +162,11 @@ def _parquet(path: Path) -> Iterator[Writer]:
     import pyarrow.parquet as pq
 
     types = (pa.string(), pa.int64(), pa.int64(), pa.float64(), pa.float64())
-    schema = pa.schema(list(zip(Result._fields, types, strict=True)))
+    schema = pa.schema(list(zip(Line._fields, types, strict=True)))
     held: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, schema) as writer:
 
-        def write(result: Result) -> None:
+        def write(result: Line) -> None:
             held.append(_without_nan(result))
             if len(held) == ROWS:
                 flush()
@@ -186,7 +182,7 @@ def _parquet(path: Path) -> Iterator[Writer]:
 WRITERS = {".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}
 
 
-def _without_nan(result: Result) -> dict[str, Any]:
+def _without_nan(result: Line) -> dict[str, Any]:
     return {**result._asdict(), "mean": result.mean if result.tokens else None}
 
 

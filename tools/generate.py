@@ -4,9 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..datasets.tokenizers import TokenizeError
-from ..trainer.errors import ConfigError
-from ..trainer.inference import open_model, refuse_encoder, refuse_head, sample
+from ..trainer.inference import open_model, sample
 from ..trainer.processes import run_command
 
 
@@ -26,30 +24,17 @@ def main(argv: Sequence[str]) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """Print `options.samples` continuations of the prompt."""
-    for name, value, smallest in (("temperature", options.temperature, 0), ("top-k", options.top_k, 1)):
-        if not smallest <= value < float("inf"):
-            raise ConfigError(f"--{name} {value}: must be finite and at least {smallest}")
     opened = open_model(options.checkpoint)
-    refuse_head(opened, "generate")
-    refuse_encoder(opened, "generate")
     for message in opened.messages:
         print(message, file=sys.stderr)
-    try:
-        prompt = opened.tokenizer.encode(options.prompt.encode(errors="surrogateescape")).tolist()
-    except TokenizeError as error:
-        raise ConfigError(f"--prompt: {error.problem}") from None
-    if not prompt:
-        raise ConfigError("--prompt: has no tokens; a model learns to continue documents, not to begin them")
     for index in range(options.samples):
         text = sample(
-            opened.model,
-            opened.tokenizer,
-            prompt,
+            opened,
+            options.prompt,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             top_k=options.top_k,
             seed=options.seed + index,
-            device=opened.device,
         )
         print(f"{options.prompt}{text}")
 

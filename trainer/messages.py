@@ -7,7 +7,7 @@ from ..models.decoder import Decoder
 from .build import attention_of
 from .config import JobConfig
 from .estimates import sizes_of
-from .inference import sample
+from .inference import sample_tokens
 from .parallel import without_context_parallel
 from .processes import World, global_batch_size
 
@@ -43,5 +43,7 @@ def introduction(
 def sample_text(model: Decoder, tokenizer: Tokenizer, prompt: list[int], world: World) -> str:
     """Continue a prompt with what the model has learnt; every rank must call it."""
     with without_context_parallel(model):
-        text = sample(model, tokenizer, prompt, device=world.device, multiple_of=world.layout.tp, max_new_tokens=SAMPLE_TOKENS)
-    return f"\nA sample, continuing {tokenizer.decode(prompt)!r}:\n{text}\n"
+        new = sample_tokens(
+            model, tokenizer, prompt, device=world.device, multiple_of=world.layout.tp, max_new_tokens=SAMPLE_TOKENS
+        )
+    return f"\nA sample, continuing {tokenizer.decode(prompt)!r}:\n{tokenizer.decode(new)}\n"

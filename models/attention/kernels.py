@@ -56,18 +56,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def attend_in_regions(turned: Sequence[tuple[Tensor, Tensor]], v: Tensor, mask: AttentionMask) -> Tensor:
+def attend_in_regions(rotated: Sequence[tuple[Tensor, Tensor]], v: Tensor, mask: AttentionMask) -> Tensor:
     """As `attend`, with queries and keys for each region of a position map.
 
     Args:
-        turned: queries and keys, rotated for each region.
+        rotated: queries and keys, rotated for each region.
         v: the values of all.
         mask: what `DocumentMask.build` made for the same map.
     """
     if not isinstance(mask, Regions):
-        ((q, k),) = turned
+        ((q, k),) = rotated
         return attend(q, k, v, mask)
-    near, far = turned
+    near, far = rotated
     if isinstance(mask.near, BlockMask):
         assert isinstance(mask.far, BlockMask)
         return join(*_flex_with_lse(*near, v, mask.near), *_flex_with_lse(*far, v, mask.far))

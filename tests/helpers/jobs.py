@@ -21,13 +21,12 @@ import pytest
 import torch
 from cistron.datasets.shards import ShardWriter, id_dtype
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.tests.helpers.ranks import run_on_ranks, start_on_ranks
+from cistron.tests.helpers.ranks import Command, run_on_ranks, start_on_ranks
 from cistron.trainer.checkpoints import Folder, manifest_text
 from cistron.trainer.checkpoints.format import inspect
 from cistron.trainer.config import load_config
-from cistron.trainer.inference import sample
 from cistron.trainer.processes import StopRequest, join, run_command
-from cistron.trainer.train import Trainer, run
+from cistron.trainer.train import Trainer, main, run
 
 TOML = """
 [job]
@@ -195,6 +194,11 @@ def start(config: Path, *overrides: str, processes: int = 1) -> subprocess.Popen
     )
 
 
+def fork(config: Path, *overrides: str) -> Command:
+    """Start a run of one process as `start` does, in a fork: for tests of all but the end of the interpreter."""
+    return Command(main, ["--config", str(config), *overrides])
+
+
 def train(config: Path, *overrides: str, processes: int = 1) -> str:
     """Run the job on ranks of its own, to its end; returns what the first one printed."""
     return run_on_ranks(_train, processes, str(config), *overrides)[0]
@@ -220,7 +224,7 @@ def _train(config: str, *overrides: str) -> str:
 
 def brief_sample() -> AbstractContextManager[Any]:
     """A run ends with a sample of 4 tokens: 120, a pass of all ranks for each, take longer than its steps."""
-    return patch("cistron.trainer.train.sample", lambda *args, **options: sample(*args, **{**options, "max_new_tokens": 4}))
+    return patch("cistron.trainer.messages.SAMPLE_TOKENS", 4)
 
 
 def graphs_alone() -> AbstractContextManager[Any]:

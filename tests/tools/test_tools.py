@@ -242,10 +242,10 @@ def test_generate_refuses_what_it_cannot_sample_from(trained: Path, tmp_path: Pa
     newest = str(trained.parent / "run" / "checkpoint")
     for arguments, expected in (
         ([str(tmp_path), "--prompt", "x"], "not a complete checkpoint"),
-        ([newest, "--prompt", ""], "--prompt: has no tokens"),
+        ([newest, "--prompt", ""], "prompt: has no tokens"),
         ([newest, "--prompt", "a\0b"], "NUL byte"),
-        ([newest, "--prompt", "x", "--top-k", "0"], "--top-k 0: must be"),
-        ([newest, "--prompt", "x", "--temperature", "nan"], "--temperature nan: must be"),
+        ([newest, "--prompt", "x", "--top-k", "0"], "top_k = 0: must be"),
+        ([newest, "--prompt", "x", "--temperature", "nan"], "temperature = nan: must be"),
     ):
         with pytest.raises(SystemExit) as caught:
             generate.main(arguments)

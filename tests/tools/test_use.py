@@ -195,7 +195,7 @@ def test_what_cannot_be_embedded_is_refused(tmp_path: Path, checkpoint: Path, ca
         (source, "norm", output, ("--pool", "none"), "a .npy file holds one layer, pooled"),
         (source, "norm", tmp_path / "e.csv", (), "its name must end in one of .safetensors, .parquet, .npy"),
         (source, "norm", tmp_path / "there.npy", (), "exists already"),
-        (source, "norm", output, ("--device", "cuda:99"), "--device cuda:99"),
+        (source, "norm", output, ("--device", "cuda:99"), "device = 'cuda:99'"),
         (source, "norm", output, ("--max-length", "50"), "x.fasta, record s1, byte 35: has 101 tokens with its eos"),
         (tmp_path / "empty.fasta", "norm", output, (), "empty.fasta, record b, byte 6: the record has no residue"),
         (tmp_path / "nul.fasta", "norm", output, (), "nul.fasta, record b, byte 10: a NUL byte"),

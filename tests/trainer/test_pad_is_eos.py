@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from cistron.datasets.loading import Batch, DataConfig, Loader, RowSettings, SourceConfig
+from cistron.datasets.config import DataConfig
+from cistron.datasets.loading import Batch, Loader, RowSettings
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.tokenizers import HFTokenizer
 from cistron.models.attention import DocumentMask
 from cistron.models.config import PRESETS
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
-from cistron.trainer.inference import sample
+from cistron.trainer.inference import sample_tokens
 
 WORDS = ["one", "two", "three", "four", "<end>"]
 
@@ -35,8 +37,8 @@ def learn(tokenizer: HFTokenizer, folder: Path, labels_of: Callable[[Batch], tor
     """Train on counting to four, a document to a row; returns what 20 samples go on with after "one", up to 12 tokens."""
     counts = " ".join(WORDS[:4])
     (folder / "counts.jsonl").write_text("".join(json.dumps({"text": counts}) + "\n" for _ in range(64)))
-    source = SourceConfig(name="counts", format="jsonl", paths=(str(folder / "counts.jsonl"),))
-    config = DataConfig(sources=(source,), lanes=4, packing="best_fit", layout="padded")
+    source = SourceConfig(name="counts", format="jsonl", paths=[str(folder / "counts.jsonl")])
+    config = DataConfig(sources=[source], lanes=4, layout="padded")
     shape = {"vocab_size": len(WORDS), "dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "hidden_dim": 32}
     model = Decoder(PRESETS["debug"].replace(**shape))
     init_weights(model, 0)
@@ -50,7 +52,10 @@ def learn(tokenizer: HFTokenizer, folder: Path, labels_of: Callable[[Batch], tor
             optimizer.step()
             optimizer.zero_grad()
     prompt = tokenizer.encode(b"one").tolist()
-    texts = [sample(model, tokenizer, prompt, max_new_tokens=12, temperature=1.0, seed=seed) for seed in range(20)]
+    texts = [
+        tokenizer.decode(sample_tokens(model, tokenizer, prompt, max_new_tokens=12, temperature=1.0, seed=seed))
+        for seed in range(20)
+    ]
     return [tokenizer.encode(text.encode()).tolist() for text in texts]
 
 

@@ -3,11 +3,8 @@
 import argparse
 import sys
 
-import torch
-
-from ...datasets.readers import ENDINGS
+from ...datasets.readers import raw_formats
 from ...datasets.tokenizers import POLICIES
-from ...trainer.errors import ConfigError
 from ...trainer.inference import BATCH_TOKENS, DTYPES, OpenedModel, open_model
 
 
@@ -16,7 +13,7 @@ def add_input_arguments(parser: argparse.ArgumentParser, name: str, *, required:
     parser.add_argument(
         name, nargs="+", metavar="FILE", required=required, help="files, globs or URLs; .gz and .zst are inflated"
     )
-    parser.add_argument("--format", choices=ENDINGS, help="of the files (default: by their endings)")
+    parser.add_argument("--format", choices=raw_formats(), help="of the files (default: by their endings)")
     parser.add_argument("--field", default="text", help="of jsonl, tsv and parquet: holds the sequence (default: text)")
     parser.add_argument("--id-field", help="of jsonl, tsv and parquet: holds the name (default: records are numbered from 0)")
     parser.add_argument(
@@ -39,12 +36,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_as_asked(options: argparse.Namespace) -> OpenedModel:
-    """The model of a command line; messages go to stderr. Raises ConfigError for a device that is not there."""
-    try:
-        device = torch.empty(0, device=options.device).device if options.device else None
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
-    opened = open_model(options.checkpoint, device, DTYPES[options.dtype], options.on_unknown)
+    """Open the model of a command line; messages go to stderr. Raises ConfigError for a device that is not there."""
+    opened = open_model(options.checkpoint, options.device, options.dtype, options.on_unknown)
     for message in opened.messages:
         print(message, file=sys.stderr)
     return opened

@@ -3,11 +3,11 @@
 import torch
 from torch.nn.attention import activate_flash_attention_impl
 
-from ...datasets.tokenizers import Tokenizer, build_tokenizer
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from ...models.attention import DocumentMask, choose_executor, executor_complaints, has_flash_attention_3
 from ...models.config import DecoderConfig, Executor, check_training
 from ...models.decoder import Decoder
-from ..config import JobConfig, TokenizerTable
+from ..config import JobConfig
 from ..errors import refuse
 from ..parallel import context_complaints
 from .fine_tuning import fine_tune
@@ -18,9 +18,9 @@ def make_tokenizer(config: JobConfig) -> Tokenizer:
     return open_tokenizer(config.tokenizer)
 
 
-def open_tokenizer(table: TokenizerTable) -> Tokenizer:
+def open_tokenizer(table: TokenizerConfig) -> Tokenizer:
     """The tokenizer that a table describes. Raises DataConfigError where there is none."""
-    return build_tokenizer(**table.model_dump())
+    return build_tokenizer(table)
 
 
 def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfig:

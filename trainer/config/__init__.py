@@ -2,20 +2,9 @@
 
 from .job import JobConfig
 from .load import load_config
-from .mistakes import validate
+from .mistakes import describe, validate
 from .registries import OPTIMIZERS, SINKS
-from .tables import (
-    ActivationCheckpoint,
-    Checkpoint,
-    Continuation,
-    Data,
-    Extrapolation,
-    Files,
-    FineTuning,
-    Lora,
-    Passkey,
-    TokenizerTable,
-)
+from .tables import ActivationCheckpoint, Checkpoint, Continuation, Extrapolation, FineTuning, Lora, Passkey
 
 __all__ = [
     "OPTIMIZERS",
@@ -23,14 +12,12 @@ __all__ = [
     "ActivationCheckpoint",
     "Checkpoint",
     "Continuation",
-    "Data",
     "Extrapolation",
-    "Files",
     "FineTuning",
     "JobConfig",
     "Lora",
     "Passkey",
-    "TokenizerTable",
+    "describe",
     "load_config",
     "validate",
 ]

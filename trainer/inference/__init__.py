@@ -1,29 +1,36 @@
-"""trainer/inference."""
+"""A trained model in use: open it, and ask it for embeddings, likelihoods or text. What `import cistron` offers is here.
 
-from .documents import BATCH_TOKENS, opening_tokens, read_documents
-from .embeddings import Pool, embeddings
+Read `open` first, then `documents`: how sequences become a row. `embeddings` (with `layers`), `likelihood` and `sampling`
+stand beside each other: each has the function for a list in memory and the one for a stream, which the commands use.
+"""
+
+from .documents import BATCH_TOKENS, Document, opening_tokens, read_documents
+from .embeddings import Pool, embed, embeddings
 from .layers import choose_layers, meaning, widths
-from .likelihood import Score, score
-from .open import DTYPES, OpenedModel, inference_mask, open_model, refuse_encoder, refuse_head
-from .sampling import opening, sample
+from .likelihood import Score, log_likelihoods, score
+from .open import DTYPES, OpenedModel, inference_mask, open_model, refuse_encoder
+from .sampling import opening, sample, sample_tokens
 
 __all__ = [
     "BATCH_TOKENS",
     "DTYPES",
+    "Document",
     "OpenedModel",
     "Pool",
     "Score",
     "choose_layers",
+    "embed",
     "embeddings",
     "inference_mask",
+    "log_likelihoods",
     "meaning",
     "open_model",
     "opening",
     "opening_tokens",
     "read_documents",
     "refuse_encoder",
-    "refuse_head",
     "sample",
+    "sample_tokens",
     "score",
     "widths",
 ]

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...datasets.errors import DataConfigError
 from ...datasets.readers import NamedSequence, SequenceFiles
 from ...datasets.rows import PAD_MULTIPLE
 from ...datasets.tokenizers import MAP, Ids, TokenizeError, Tokenizer
 from ...models.attention import AttentionMask
-from ...models.config import AttentionConfig, RopeConfig, untrained
+from ...models.config import AttentionConfig, RopeConfig, untrained_attention_warning
 from .open import OpenedModel, inference_mask
 
 BATCH_TOKENS = 16_384
@@ -63,7 +64,7 @@ def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionCo
     Args:
         opened: its model is changed in place; `opened.trained.rope`, `opened.trained.attention` and the length that it had give
             it back.
-        rope: see `Decoder.extrapolate`.
+        rope: see `Decoder.set_positions`.
         attention: likewise.
         length: likewise.
 
@@ -71,9 +72,10 @@ def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionCo
         ModelError: what does not fit together, or `length`.
     """
     model = opened.model
-    model.extrapolate(rope, attention, length)
+    model.set_positions(rope, attention, length)
     mask = inference_mask(opened.tokenizer, model.config, opened.device, model.tok_embeddings.weight.dtype)
-    return replace(opened, mask=mask, messages=(*opened.messages, *untrained(opened.trained.attention, attention)))
+    warning = untrained_attention_warning(opened.trained.attention, attention)
+    return replace(opened, mask=mask, messages=(*opened.messages, *warning))
 
 
 def read_documents(
@@ -120,6 +122,24 @@ def encode(tokenizer: Tokenizer, sequence: NamedSequence) -> Document:
     if len(encoded.ids) <= opening_tokens(tokenizer) + 1:
         raise TokenizeError("an empty sequence: there is nothing to ask the model about", None, 0)
     return Document(sequence.name, encoded.ids, sequence.stored, sum(encoded.mapped or ()))
+
+
+def encoded(opened: OpenedModel, sequences: Iterable[str | bytes]) -> Iterator[Document]:
+    """Yield the documents of sequences that a caller has at hand.
+
+    Raises:
+        DataConfigError: one cannot be encoded, or is empty; or a text was given in place of a list of them.
+    """
+    if isinstance(sequences, str | bytes):
+        raise DataConfigError("sequences: is one text; give a list of them")
+    for number, sequence in enumerate(sequences):
+        data = sequence.encode(errors="surrogateescape") if isinstance(sequence, str) else sequence
+        try:
+            yield encode(opened.tokenizer, NamedSequence(str(number), data))
+        except TokenizeError as error:
+            place = "" if error.offset is None else f", byte {error.offset}"
+            problem = error.problem.replace(MAP, 'open_model(..., on_unknown="map")')
+            raise DataConfigError(f"sequences[{number}]{place}: {problem}") from None
 
 
 def opening_tokens(tokenizer: Tokenizer) -> int:

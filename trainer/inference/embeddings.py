@@ -1,19 +1,17 @@
-"""Part of trainer/inference."""
+"""What a layer computes for sequences, pooled over their residues or for each: in memory, or batch by batch for a file."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import Tensor
 
 from ...datasets.errors import DataConfigError
-from ...datasets.readers import NamedSequence
-from ...datasets.tokenizers import MAP, TokenizeError
 from ..errors import ConfigError
-from .documents import BATCH_TOKENS, Document, batches, encode, make_row, opening_tokens
+from .documents import BATCH_TOKENS, Document, batches, encoded, make_row, opening_tokens
 from .layers import choose_layers, outputs
-from .open import OpenedModel, open_model
+from .open import OpenedModel, opened_model
 
 Pool: TypeAlias = Literal["mean", "last", "none"]
 
@@ -32,6 +30,42 @@ class Embedded(NamedTuple):
     rows: dict[str, Tensor]
 
 
+@overload
+def embed(
+    model: OpenedModel | str | Path,
+    sequences: Iterable[str | bytes],
+    *,
+    layer: str,
+    pool: Literal["mean", "last"] = "mean",
+    gradients: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Tensor: ...
+
+
+@overload
+def embed(
+    model: OpenedModel | str | Path,
+    sequences: Iterable[str | bytes],
+    *,
+    layer: str,
+    pool: Literal["none"],
+    gradients: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[Tensor]: ...
+
+
+@overload
+def embed(
+    model: OpenedModel | str | Path,
+    sequences: Iterable[str | bytes],
+    *,
+    layer: list[str],
+    pool: Pool = "mean",
+    gradients: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+) -> dict[str, Any]: ...
+
+
 def embed(
     model: OpenedModel | str | Path,
     sequences: Iterable[str | bytes],
@@ -41,12 +75,18 @@ def embed(
     gradients: bool = False,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Any:
-    """What a layer computes for each sequence; all of it is held in memory, on the model's device.
+    """Return what a layer computes for each sequence, on the model's device; all of it is held in memory.
+
+        >>> model = open_model("outputs/dna/checkpoint")
+        >>> embed(model, ["ACGTTGCA", "TTAGC"], layer="norm").shape
+        torch.Size([2, 32])
+        >>> [len(rows) for rows in embed(model, ["ACGTTGCA", "TTAGC"], layer="norm", pool="none")]
+        [8, 5]
 
     Args:
         model: what `open_model` returns, or the path of a checkpoint or a Hugging Face folder, which is then opened in float32.
         sequences: each without eos or any other special token.
-        layer: the name of one, or a list of names and globs, see `trainer.layers`.
+        layer: the name of one, or a list of names and globs: `layers.*` is every block.
         pool: `mean` over residues, the `last` residue, or `none`. Eos, padding and opening tokens never count.
         gradients: keep the graph, through which the result reaches the model's parameters.
         batch_tokens: that run at once, or those of one longer sequence.
@@ -59,30 +99,19 @@ def embed(
         ConfigError: there is no such layer, or `layer` is a glob of several.
         DataConfigError: a sequence cannot be encoded, or is empty; or there is none.
     """
-    opened = model if isinstance(model, OpenedModel) else open_model(model)
+    opened = opened_model(model)
     names = choose_layers(opened.model, [layer] if isinstance(layer, str) else layer)
     if isinstance(layer, str) and len(names) > 1:
         raise ConfigError(f"layer = {layer!r} names {len(names)} layers; give a list to get a dictionary")
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     with torch.set_grad_enabled(gradients):
-        for batch in embeddings(opened, _encoded(opened, sequences), names, pool, batch_tokens):
+        for batch in embeddings(opened, encoded(opened, sequences), names, pool, batch_tokens):
             for name, rows in batch.rows.items():
                 found[name] += rows.split(batch.lengths) if pool == "none" else [rows]
     if not found[names[0]]:
         raise DataConfigError("sequences: there are none")
     values = {name: rows if pool == "none" else torch.cat(rows) for name, rows in found.items()}
     return values[names[0]] if isinstance(layer, str) else values
-
-
-def _encoded(opened: OpenedModel, sequences: Iterable[str | bytes]) -> Iterator[Document]:
-    for number, sequence in enumerate(sequences):
-        data = sequence.encode(errors="surrogateescape") if isinstance(sequence, str) else sequence
-        try:
-            yield encode(opened.tokenizer, NamedSequence(str(number), data))
-        except TokenizeError as error:
-            place = "" if error.offset is None else f", byte {error.offset}"
-            problem = error.problem.replace(MAP, 'open_model(..., on_unknown="map")')
-            raise DataConfigError(f"sequences[{number}]{place}: {problem}") from None
 
 
 def embeddings(

@@ -10,6 +10,7 @@ it counts what follows as well; here no label lies behind a sequence's own end.
 """
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,28 +18,70 @@ import torch
 from ...datasets.tokenizers import Ids
 from ...models.loss import IGNORE
 from ..errors import ConfigError
-from .documents import BATCH_TOKENS, Document, batches, make_row, opening_tokens
-from .open import OpenedModel, refuse_head
+from .documents import BATCH_TOKENS, Document, batches, encoded, make_row, opening_tokens
+from .open import OpenedModel, opened_model, refuse_head
 
 
 class Score(NamedTuple):
-    """Of one sequence.
+    """How likely a model finds one sequence.
 
     Attributes:
-        document: the sequence.
-        tokens: whose probabilities were taken.
+        residues: its tokens, opening token and eos left out.
+        tokens: those whose probabilities were taken.
         log_likelihood: in nats, summed over them.
     """
 
-    document: Document
+    residues: int
     tokens: int
     log_likelihood: float
 
+    @property
+    def mean(self) -> float:
+        """The log-likelihood per token that was scored; NaN where there is none."""
+        return self.log_likelihood / self.tokens if self.tokens else float("nan")
+
 
 def score(
+    model: OpenedModel | str | Path,
+    sequences: Iterable[str | bytes],
+    *,
+    with_eos: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[Score]:
+    """Return how likely a model finds each sequence.
+
+    A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods: each residue in turn is hidden.
+
+        >>> model = open_model("outputs/dna/checkpoint")
+        >>> scores = score(model, ["ACGTTGCA", "TTAGC"])
+        >>> [one.residues for one in scores]
+        [8, 5]
+        >>> all(one.mean < 0 for one in scores)
+        True
+
+    Args:
+        model: what `open_model` returns, or the path of a checkpoint or a Hugging Face folder.
+        sequences: each without eos or any other special token.
+        with_eos: whether the eos of a causal model counts too.
+        batch_tokens: that run at once, or those of one longer sequence.
+
+    Returns:
+        One for each sequence, in order.
+
+    Raises:
+        ModelError: a model with a head for labels.
+        ConfigError: a bidirectional model whose tokenizer has no mask token, or is asked for the eos.
+        DataConfigError: a sequence cannot be encoded, or is empty.
+    """
+    opened = opened_model(model)
+    documents = encoded(opened, sequences)
+    return [found for _, found in log_likelihoods(opened, documents, with_eos=with_eos, batch_tokens=batch_tokens)]
+
+
+def log_likelihoods(
     opened: OpenedModel, documents: Iterable[Document], *, with_eos: bool = False, batch_tokens: int = BATCH_TOKENS
-) -> Iterator[Score]:
-    """Scores in order of the documents, by what the model was trained for.
+) -> Iterator[tuple[Document, Score]]:
+    """Yield documents in order, each with its score, by what the model was trained for.
 
     Args:
         opened: the model.
@@ -54,14 +97,16 @@ def score(
     if opened.mask.causal:
         return _causal(opened, documents, with_eos, batch_tokens)
     if with_eos:
-        raise ConfigError("--with-eos: a bidirectional model sees where a sequence ends, so its eos has no likelihood")
+        raise ConfigError("with_eos: a bidirectional model sees where a sequence ends, so its eos has no likelihood")
     if opened.tokenizer.mask_id is None:
         raise ConfigError(f"{opened.where}: a pseudo-likelihood needs a mask token, and {opened.tokenizer.where} has none")
     return _masked(opened, documents, opened.tokenizer.mask_id, batch_tokens)
 
 
 @torch.no_grad()
-def _causal(opened: OpenedModel, documents: Iterable[Document], with_eos: bool, batch_tokens: int) -> Iterator[Score]:
+def _causal(
+    opened: OpenedModel, documents: Iterable[Document], with_eos: bool, batch_tokens: int
+) -> Iterator[tuple[Document, Score]]:
     for batch in batches(documents, lambda document: len(document.ids), batch_tokens):
         row = make_row(opened, [document.ids for document in batch])
         labels = torch.full_like(row.tokens, IGNORE)
@@ -74,7 +119,9 @@ def _causal(opened: OpenedModel, documents: Iterable[Document], with_eos: bool, 
         losses = opened.model(row.tokens, row.positions, row.mask, labels)[0].double().cpu()
         for document, start in zip(batch, row.starts, strict=False):
             length = len(document.ids)
-            yield Score(document, length - 1 - (not with_eos), 0.0 - float(losses[start : start + length].sum()))
+            log_likelihood = 0.0 - float(losses[start : start + length].sum())
+            residues = length - 1 - opening_tokens(opened.tokenizer)
+            yield document, Score(residues, length - 1 - (not with_eos), log_likelihood)
 
 
 class _Masked(NamedTuple):
@@ -90,7 +137,9 @@ class _Masked(NamedTuple):
 
 
 @torch.no_grad()
-def _masked(opened: OpenedModel, documents: Iterable[Document], mask_id: int, batch_tokens: int) -> Iterator[Score]:
+def _masked(
+    opened: OpenedModel, documents: Iterable[Document], mask_id: int, batch_tokens: int
+) -> Iterator[tuple[Document, Score]]:
     first = opening_tokens(opened.tokenizer)
     questions = (_Masked(document, place) for document in documents for place in range(first, len(document.ids) - 1))
     total = 0.0
@@ -104,5 +153,6 @@ def _masked(opened: OpenedModel, documents: Iterable[Document], mask_id: int, ba
         for (document, place), loss in zip(batch, losses, strict=True):
             total -= loss
             if place == len(document.ids) - 2:
-                yield Score(document, len(document.ids) - 1 - first, total)
+                residues = len(document.ids) - 1 - first
+                yield document, Score(residues, residues, total)
                 total = 0.0

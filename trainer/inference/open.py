@@ -1,4 +1,4 @@
-"""DOOR of inference: open_model, embed, score, sample."""
+"""From a path to a model that is ready to be used: a checkpoint of any layout, or a Hugging Face folder."""
 
 import os
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from typing import cast
 
 import torch
 
-from ...datasets.tokenizers import Tokenizer, build_tokenizer
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from ...models.attention import DocumentMask
 from ...models.config import DecoderConfig, Executor
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
-from ..build import Statement, check_statements, checkpoint_statement, make_model, make_tokenizer, tokenizer_statement
+from ..build import Contract, make_model, make_tokenizer
 from ..checkpoints import Folder, Found, load, read_newest
-from ..config import JobConfig, TokenizerTable
+from ..config import JobConfig
 from ..errors import ConfigError
 from ..huggingface import TOKENIZER, HuggingFaceFolder, is_hugging_face
 from ..processes import pick_device
@@ -56,42 +56,52 @@ class OpenedModel:
 def open_model(
     path: str | os.PathLike[str],
     device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     on_unknown: str | None = None,
 ) -> OpenedModel:
     """Load a model as a whole.
+
+        >>> opened = open_model("outputs/dna/checkpoint", device="cpu")
+        >>> opened.model.config.n_layers, opened.tokenizer.kind, opened.seq_len
+        (2, 'dna', 64)
 
     Args:
         path: a Cistron checkpoint of any layout, the folder around such ones, of which the newest good one is taken, or a
             Hugging Face folder; of the last nothing is converted on disk.
         device: None: a GPU where there is one.
-        dtype: of the weights and of all that is computed; values are rounded to nearest.
+        dtype: of the weights and of all that is computed: `float32`, `bfloat16` or `float16`; values are rounded to nearest.
         on_unknown: of the protein and dna tokenizers: `error` or `map`; None: as the job says, `error` for a HF folder.
 
     Raises:
         CheckpointError: there is no good checkpoint, or it lacks tensors.
         ModelError: a Hugging Face model that the decoder is not.
-        ConfigError: the tokenizer is not there.
+        ConfigError: the tokenizer or the device is not there, or there is no such type.
         DataConfigError: the tokenizer lacks no letter, so that `on_unknown` means nothing to it.
         EosMismatchError: the tokenizer is not that of the model.
     """
-    device = torch.device(device) if device is not None else pick_device()
+    try:
+        device = torch.empty(0, device=device).device if device is not None else pick_device()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device = {str(device)!r}: {str(error).splitlines()[0]}") from None
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
+        dtype = DTYPES[dtype]
     folder = Folder(path)
     return (open_huggingface_model if is_hugging_face(folder) else open_checkpoint)(folder, device, dtype, on_unknown)
 
 
+def opened_model(model: OpenedModel | str | os.PathLike[str]) -> OpenedModel:
+    """Return the model itself, or the one at a path, opened in float32. Raises what `open_model` does."""
+    return model if isinstance(model, OpenedModel) else open_model(model)
+
+
 def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on_unknown: str | None) -> OpenedModel:
-    """See `open_model`."""
+    """Open a checkpoint of this package, or the newest good one in a folder."""
     found, skipped = read_newest(folder)
     config, decoder = found.state.config, found.state.model
     tokenizer = with_unknown_policy(config.tokenizer, make_tokenizer(config), on_unknown)
-    check_statements(
-        [
-            tokenizer_statement(tokenizer),
-            checkpoint_statement(found),
-            Statement(party="model", where=found.where, vocab=decoder.vocab_size),
-        ]
-    )
+    Contract.of_checkpoint(found, tokenizer).check()
     with torch.device("meta"):
         model = make_model(config, decoder)
     load_weights(model, found, device, dtype)
@@ -109,7 +119,7 @@ def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on
 
 
 def open_huggingface_model(folder: Folder, device: torch.device, dtype: torch.dtype, on_unknown: str | None) -> OpenedModel:
-    """See `open_model`."""
+    """Open a Hugging Face folder; nothing is converted on disk."""
     opened = HuggingFaceFolder.open(folder)
     if opened.tokenizer is None:
         raise ConfigError(f"{folder}: there is no {TOKENIZER} to read sequences with")
@@ -134,18 +144,18 @@ def length_dependent_rope_note(model: Decoder) -> tuple[str, ...]:
     rope = model.config.rope
     if not rope.by_length:
         return ()
-    length = max(model.length, rope.trained_length)
+    length = max(model.max_document_length, rope.trained_length)
     return (
         f'model.rope.scaling is "{rope.scaling}": texts of every length have the rotary angles of {length:,} tokens here '
         "(longer ones their own with --extrapolate), where transformers has those of the length of each text",
     )
 
 
-def with_unknown_policy(table: TokenizerTable, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
+def with_unknown_policy(table: TokenizerConfig, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
     """The tokenizer of a table, or where a policy is given the same with it. Raises DataConfigError where it knows none."""
     if on_unknown is None:
         return tokenizer
-    return build_tokenizer(**{**table.model_dump(), "on_unknown": on_unknown})
+    return build_tokenizer(table.model_copy(update={"on_unknown": on_unknown}))
 
 
 def load_weights(model: Decoder, found: Found, device: torch.device, dtype: torch.dtype) -> None:

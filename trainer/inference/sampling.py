@@ -1,14 +1,17 @@
 """Text from a model: plain sampling, one forward pass over the whole document per new token."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from ...datasets.loading import Batch
-from ...datasets.tokenizers import Tokenizer
+from ...datasets.tokenizers import TokenizeError, Tokenizer
 from ...models.attention import DocumentMask
 from ...models.decoder import Decoder
+from ..errors import ConfigError
+from .open import OpenedModel, opened_model, refuse_encoder
 
 
 def opening(batch: Batch, eos_id: int) -> list[int]:
@@ -17,8 +20,60 @@ def opening(batch: Batch, eos_id: int) -> list[int]:
     return [token for token in first if token != eos_id]
 
 
-@torch.no_grad()
 def sample(
+    model: OpenedModel | str | Path,
+    prompt: str | bytes,
+    *,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+) -> str:
+    """Continue a text and return the continuation alone.
+
+        >>> model = open_model("outputs/dna/checkpoint")
+        >>> text = sample(model, "ACGT", max_new_tokens=8)
+        >>> len(text) <= 8
+        True
+
+    Args:
+        model: what `open_model` returns, or the path of a checkpoint or a Hugging Face folder.
+        prompt: at least one token: a model learns to continue documents, not to begin them.
+        max_new_tokens: upper bound on new tokens; an eos ends the text before.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: only the k most likely tokens are drawn from.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: the prompt has no tokens or cannot be encoded, or a number is out of its range.
+        ModelError: a bidirectional model, or one with a head for labels.
+    """
+    for name, value, smallest in (("temperature", temperature, 0), ("top_k", top_k, 1), ("max_new_tokens", max_new_tokens, 0)):
+        if not smallest <= value < float("inf"):
+            raise ConfigError(f"{name} = {value}: must be finite and at least {smallest}")
+    opened = opened_model(model)
+    refuse_encoder(opened, "generate")
+    try:
+        ids = opened.tokenizer.encode(prompt.encode(errors="surrogateescape") if isinstance(prompt, str) else prompt)
+    except TokenizeError as error:
+        raise ConfigError(f"prompt: {error.problem}") from None
+    if not len(ids):
+        raise ConfigError("prompt: has no tokens; a model learns to continue documents, not to begin them")
+    new = sample_tokens(
+        opened.model,
+        opened.tokenizer,
+        ids.tolist(),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+        device=opened.device,
+    )
+    return opened.tokenizer.decode(new)
+
+
+@torch.no_grad()
+def sample_tokens(
     model: Decoder,
     tokenizer: Tokenizer,
     prompt: Sequence[int],
@@ -29,8 +84,8 @@ def sample(
     seed: int = 0,
     multiple_of: int = 1,
     device: torch.device | str = "cpu",
-) -> str:
-    """Continue `prompt` until eos or `max_new_tokens`, and return the continuation alone, decoded.
+) -> list[int]:
+    """Continue `prompt` until eos or `max_new_tokens`, and return the new ids alone.
 
     There is no key-value cache: cost grows with the square of the length, which is fine for looking at a model and keeps this
     the same code for a plain, a sharded and a tensor-parallel one. In a process group every rank must call it; rank 0 draws.
@@ -64,7 +119,7 @@ def sample(
             if int(token) == tokenizer.eos_id:
                 break
             new.append(int(token))
-    return tokenizer.decode(new)
+    return new
 
 
 def draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> torch.Tensor:

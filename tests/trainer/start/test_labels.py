@@ -17,7 +17,7 @@ from cistron.trainer.build import make_model
 from cistron.trainer.checkpoints import WholeTensors, read
 from cistron.trainer.config import load_config
 from cistron.trainer.huggingface import export
-from cistron.trainer.inference import open_model, refuse_head, score
+from cistron.trainer.inference import open_model, sample, score
 from cistron.trainer.inference.embeddings import embed
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
@@ -205,7 +205,7 @@ def test_a_model_of_labels_gives_embeddings_and_is_refused_where_tokens_are_aske
     with pytest.raises(ModelError, match="with a head for labels predicts no tokens, so it cannot score"):
         score(opened, [])
     with pytest.raises(ModelError, match="cannot generate"):
-        refuse_head(opened, "generate")
+        sample(opened, "ACGT")
     with pytest.raises(ModelError, match="this model has a head for labels of documents"):
         export(read(job.parent / "run" / "checkpoint" / f"step-{STEPS}"), job.parent / "exported", tokenizer=None)
 
