@@ -1,8 +1,8 @@
-"""From a command line to a `JobConfig`: a TOML, the files it extends, overrides and plug-ins; every mistake in one message.
+"""From a command line to a `JobConfig`: files, overrides and plug-ins; all mistakes in one message.
 
-`load_config` reads top to bottom: words of the command line, files, plug-ins, types, what the tables refuse, and what the
-command itself refuses (`further`: layout, tokenizer, device). A mistake does not hide the others: what cannot be used is taken
-out, reading goes on without it, and later complaints that name it are left out, as they may be its consequence.
+`load_config` goes through the words of the command line, the files, the plug-ins, the types, the complaints of the tables,
+and those of the command (`further`: layout, tokenizer, device). A mistake does not hide the others: what cannot be used is
+taken out, and reading goes on without it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "train_configs"
 
 
 class CommandLine(JobConfig, BaseSettings):
-    """Train a decoder on eos-delimited packed rows. Every key is a TOML key too: --training.steps is [training] steps."""
+    """The keys of a `JobConfig` as options: --training.steps is [training] steps."""
 
     model_config = SettingsConfigDict(cli_use_class_docs_for_groups=True)
 
@@ -38,12 +38,12 @@ class CommandLine(JobConfig, BaseSettings):
 def load_config(
     argv: Sequence[str], prog: str = "cistron train", further: Callable[[JobConfig], Iterable[str]] | None = None
 ) -> tuple[JobConfig, Namespace]:
-    """Read `--config FILE` (or just `FILE`, before or after the options), the files it extends and the overrides in `argv`.
+    """Read `--config FILE` (or `FILE`, before or after the options), the files it extends and the overrides in `argv`.
 
     Args:
         argv: words of the command line. FILE is a path, or the bare name of a shipped configuration.
         prog: the command, as its help names it.
-        further: returns what the command refuses of a configuration whose types are right; not called with --print-config.
+        further: returns what else the command refuses, as lines; not called with --print-config.
 
     Returns:
         The validated configuration and the namespace of the non-config options (`config`, `print_config`).
@@ -83,10 +83,10 @@ def load_config(
 
 
 class OverrideParser(argparse.ArgumentParser):
-    """The parser of a command line: no abbreviations, mistakes collected, the nearest known name for an unknown option."""
+    """argparse without abbreviations that collects mistakes, and names the nearest option for an unknown one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Declare the options that are not keys. `--training.step` is a misspelling, not short for `--training.steps`."""
+        """Declare the options that are not keys; `--training.step` is a misspelling of `--training.steps`."""
         super().__init__(*args, **{**kwargs, "allow_abbrev": False, "add_help": False})
         self.add_argument("file", metavar="FILE", nargs="?", help="TOML of the job, or the name of a shipped one: debug")
         self.add_argument("--config", metavar="FILE", help="the same, as an option")
@@ -94,7 +94,7 @@ class OverrideParser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action="store_true", help="show this and exit")
 
     def read(self, argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-        """Return the options, `config` being the TOML, and a line for each mistake; what cannot be parsed is left out."""
+        """Return the options, without those that cannot be parsed, and a line for each mistake."""
         words, lines = list(argv), []
         for word in [word for word in words if word.startswith("--") and len(word) > 2]:
             name = word.split("=")[0]
@@ -122,7 +122,7 @@ class OverrideParser(argparse.ArgumentParser):
         raise ConfigError(f"command line: {message}")
 
     def format_help(self) -> str:
-        """Return the help text, where a key that takes registered names tells them all, those of plug-ins too."""
+        """Return the help text, in which a key lists the registered names that it takes."""
         for action in self._actions:
             *parents, name = action.dest.split(".")
             if parents and action.help and name in table_at(parents).model_fields:
@@ -167,7 +167,7 @@ def read_overrides(cli: CliSettingsSource[Any], options: Namespace) -> tuple[Val
 
 
 def table_as_word(key: str, word: str) -> str:
-    """Return what is wrong where a table was given a word, of which pydantic-settings names the table alone; else nothing."""
+    """Return what is wrong where a table was given a word; otherwise an empty text."""
     path = key.split(".")
     fields = table_at(path[:-1]).model_fields
     is_table = path[-1] in fields and isinstance(fields[path[-1]].annotation, type(BaseModel))
@@ -213,7 +213,7 @@ def extends_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, V
 
 
 def deep_merge(base: Values, over: Values) -> Values:
-    """Tables merge key by key; anything else in `over` replaces what `base` has."""
+    """Return `base` with the values of `over`: tables merge key by key, anything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -222,7 +222,7 @@ def deep_merge(base: Values, over: Values) -> Values:
 
 
 def load_job_plugins(values: Values) -> list[str]:
-    """Import installed plug-ins and those of `job.plugins`, before types are looked at; return a line for each that fails."""
+    """Import installed plug-ins and those of `job.plugins`; return a line for each that cannot be imported."""
     job = values.get("job")
     modules = job.get("plugins") if isinstance(job, dict) else None
     lines = []

@@ -1,7 +1,7 @@
-"""Mistakes in the values of a TOML, as lines: types, unknown names and keys, and then what the tables that are left refuse.
+"""Mistakes in the values of a TOML, as lines: wrong types, unknown keys and names, and complaints of the tables.
 
-pydantic finds all wrong types at once, but looks at nothing else while there are any. So `validate` describes them, takes them
-out and validates again until the rest passes. Later complaints that name a key that was taken out may be its consequence.
+Tables can complain only once all types are right. So `validate` describes what pydantic refuses, takes it out, and validates
+the rest again until it passes. A complaint that names a key that was taken out may follow from that: `names_any` finds it.
 """
 
 import difflib
@@ -56,7 +56,7 @@ def validate(values: Values, names_are_known: bool = True) -> Validated:
 
     Args:
         values: of the files and overrides.
-        names_are_known: False where a plug-in is missing, which would have added those that no registry has: no mistakes.
+        names_are_known: False where a plug-in could not be imported: an unknown name may be one that it adds.
     """
     values = deepcopy(values)
     lines: list[str] = []
@@ -78,7 +78,7 @@ def validate(values: Values, names_are_known: bool = True) -> Validated:
         for place, found in problems.items():
             removed |= decided_by(place, found[0])
         wrong = {place[:-1] if found[0]["type"] == "missing" else place for place, found in problems.items()}
-        for place in sorted(wrong, reverse=True):  # elements of a list from its end, so that the others stay in their places
+        for place in sorted(wrong, reverse=True):  # from the end of a list: the others keep their places
             if not any(place[:length] in wrong for length in range(1, len(place))):
                 take_out(values, place)
 
@@ -118,13 +118,13 @@ def take_out(values: Any, place: Place) -> None:
 
 
 def names_any(line: str, keys: Iterable[str]) -> bool:
-    """Return whether a line names one of the keys or a key in one of them; the bare name of a table counts at its beginning."""
+    """Return whether a line names one of the keys, or a key in one of them. A table's bare name must begin the line."""
     inside = [rf"(?<![\w.]){re.escape(key)}{'' if '.' in key else '[.]'}(?!\w)" for key in keys]
     return any(re.search(pattern, line) for pattern in (*inside, *(rf"^{re.escape(key)}\b" for key in keys)))
 
 
 def describe(place: Place, problems: Sequence[ErrorDetails]) -> list[str]:
-    """Return what was found at `place` and what would be right: one line, or those of a check that names its keys itself."""
+    """Return one line: key, value found, what would be right; or the lines of a check that names its keys itself."""
     problem, key = problems[0], dotted(place)
     kind, found = problem["type"], problem["input"]
     if kind == "extra_forbidden":
@@ -151,20 +151,20 @@ def describe(place: Place, problems: Sequence[ErrorDetails]) -> list[str]:
 
 
 def keys_that_take(path: Sequence[str | int], value: Any) -> list[str]:
-    """The key of the table at `path` that has the word `value` among its choices; all keys where none or several have."""
+    """Return the key of the table at `path` that has `value` among its choices; all keys unless exactly one has."""
     fields = table_at(path).model_fields
     taking = [name for name, field in fields.items() if isinstance(value, str) and value in choices(field)]
     return taking if len(taking) == 1 else list(fields)
 
 
 def choices(field: FieldInfo) -> list[Any]:
-    """The values that a key can take by its `Literal` or its registry, also where it may be left out."""
+    """Return the values that the `Literal` or registry of a key lists, also of one that may be unset."""
     literals = [part for part in (field.annotation, *get_args(field.annotation)) if get_origin(part) is Literal]
     return [value for part in literals for value in get_args(part)] + [name for part in registries(field) for name in part]
 
 
 def registries(field: Any) -> list[Registry[Any]]:
-    """The registries whose names a key takes: `Annotated[str, READERS.choice]`, a list of these, or one that may be unset."""
+    """Return the registries that a key takes names of: `Annotated[str, READERS.choice]`, a list, or optional."""
     metadata = field.metadata if isinstance(field, FieldInfo) else getattr(field, "__metadata__", ())
     inner = [field.annotation] if isinstance(field, FieldInfo) else get_args(field)
     owners = [getattr(getattr(part, "func", None), "__self__", None) for part in metadata]
@@ -173,7 +173,7 @@ def registries(field: Any) -> list[Registry[Any]]:
 
 
 def table_at(path: Sequence[str | int]) -> type[BaseModel]:
-    """The table at `path`, of which numbers are places in a list."""
+    """Return the table at `path`, in which numbers are places in a list."""
     table: Any = JobConfig
     for part in path:
         if isinstance(part, str):
