@@ -1,4 +1,11 @@
-"""What goes wrong in training: three kinds of a user's mistake, and two that are no mistake of the user."""
+"""Errors of the trainer: three kinds of mistakes that a user can correct, and two failures of a run.
+
+UserError
+    ConfigError         the TOML or the command line
+    EosMismatchError    who says where documents end
+    CheckpointError     a checkpoint
+NonFiniteError, PeerLostError
+"""
 
 from collections.abc import Sequence
 
@@ -16,11 +23,11 @@ def refuse(complaints: Sequence[str]) -> None:
 
 
 class EosMismatchError(UserError):
-    """Two parties disagree about where documents end; the message has a table of who says what, and where."""
+    """Two parties disagree about where documents end; the message is a table of what each says, and where."""
 
 
 class NonFiniteError(ArithmeticError):
-    """Loss or gradient was not finite for too long; raised on every rank, and none of those steps was taken."""
+    """Loss or gradient was not finite for too many steps, none of which was taken; raised on every rank."""
 
 
 class RankLostError(RuntimeError):
