@@ -14,8 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from cistron.datasets.loading import DataConfig, Loader, RowSettings, SourceConfig
-from cistron.datasets.tokenizers import build_tokenizer
+from cistron.datasets.config import DataConfig
+from cistron.datasets.loading import Loader, RowSettings
+from cistron.datasets.readers import SourceConfig
+from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 
 BATCH, SEQ_LEN = 8, 2048
 WARM_UP = 0.1  # of all tokens
@@ -39,9 +41,13 @@ def run(folder: Path, case: str, tokens: int, workers: int) -> None:
     """Read `tokens` and print memory after the warm-up and at the end."""
     hf = case != "bytes"
     form, paths = ("tokens", "shards") if case == "tokens" else ("jsonl", "text/*.jsonl")
-    tokenizer = build_tokenizer("hf", str(folder / "tokenizer")) if hf else build_tokenizer("byte")
-    source = SourceConfig(name="source", format=form, paths=(str(folder / paths),))
-    config = DataConfig(sources=(source,), lanes=16, packing="best_fit", num_workers=workers)
+    tokenizer = (
+        build_tokenizer(TokenizerConfig(kind="hf", path=str(folder / "tokenizer")))
+        if hf
+        else build_tokenizer(TokenizerConfig(kind="byte"))
+    )
+    source = SourceConfig(name="source", format=form, paths=[str(folder / paths)])
+    config = DataConfig(sources=[source], lanes=16, packing="best_fit", num_workers=workers)
     batches = tokens // (BATCH * SEQ_LEN)
     with Loader(config, tokenizer, RowSettings(seq_len=SEQ_LEN, seed=0, batch_size=BATCH)) as loader:
         begun, seen = time.perf_counter(), []

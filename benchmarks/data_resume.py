@@ -14,8 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from cistron.datasets.loading import Batch, DataConfig, DataShard, DataState, Loader, RowSettings, SourceConfig
-from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
+from cistron.datasets.config import DataConfig
+from cistron.datasets.loading import Batch, DataShard, DataState, Loader, RowSettings
+from cistron.datasets.readers import SourceConfig
+from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 
 BATCH = 8
 CASES = {
@@ -28,8 +30,8 @@ CASES = {
 def open_loader(folder: Path, case: str, tokenizer: Tokenizer, state: DataState | None) -> Loader:
     """Open a case's loader."""
     form = "tokens" if case == "tokens" else "jsonl"
-    source = SourceConfig(name="source", format=form, paths=(str(folder / CASES[case][0]),))
-    config = DataConfig(sources=(source,), lanes=16, packing="best_fit")
+    source = SourceConfig(name="source", format=form, paths=[str(folder / CASES[case][0])])
+    config = DataConfig(sources=[source], lanes=16, packing="best_fit")
     return Loader(config, tokenizer, RowSettings(seq_len=2048, seed=0, batch_size=BATCH), DataShard(state=state))
 
 
@@ -63,7 +65,7 @@ def main() -> None:
         parser.error(f"there is no data in {folder}; run data_speed.py first")
 
     for case, (_, kind, _) in CASES.items():
-        tokenizer = build_tokenizer(kind, str(folder / "tokenizer") if kind == "hf" else None)
+        tokenizer = build_tokenizer(TokenizerConfig(kind=kind, path=str(folder / "tokenizer") if kind == "hf" else None))
         kept = states(folder, case, tokenizer)
         seconds: dict[int, list[float]] = {rows: [] for rows in kept}
         for _ in range(options.repeats):

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cistron.datasets.tokenizers import TokenizerConfig
 from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.trainer.checkpoints import RunState, SavedContract, Spec, WholeTensors, read, write_whole
-from cistron.trainer.config import JobConfig, TokenizerTable
+from cistron.trainer.config import JobConfig
 from cistron.trainer.huggingface import export, import_folder
 
 
@@ -52,7 +53,7 @@ def write(folder: Path, layers: int) -> None:
     """A checkpoint of random weights."""
     shape = describe(layers)
     specs = specs_of(shape)
-    job = JobConfig(tokenizer=TokenizerTable(kind="hf"))
+    job = JobConfig(tokenizer=TokenizerConfig(kind="hf"))
     contract = SavedContract(eos=0, pad=1, vocab=shape.vocab_size, tokenizer=None)
     state = RunState.of(config=job, model=shape, contract=contract)
     torch.manual_seed(0)

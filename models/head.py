@@ -5,12 +5,15 @@ numbers per token to sum instead of `dim`. Documents are told apart by where pos
 rows have the same outputs. Sums are taken in float64: their order, which differs on a GPU from run to run, is not seen.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from .loss import IGNORE
+from .parameters import Kind
 
 
 class Head(nn.Module):
@@ -22,6 +25,8 @@ class Head(nn.Module):
         pool: `mean` over all tokens of a document, its special ones included (so that this needs to know no ids), or `last`:
             its last token, the eos, alone.
     """
+
+    kinds: ClassVar[dict[str, Kind]] = {"weight": Kind.EMBEDDING}
 
     def __init__(self, dim: int, outputs: int, pool: str) -> None:
         super().__init__()

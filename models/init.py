@@ -1,11 +1,14 @@
 """Initial values of a decoder's parameters, the same on one device and on any parallel layout.
 
-| parameter | value |
+| kind of parameter | value |
 |---|---|
-| tok_embeddings, output, score, wq, wk, wv, w1, w3 | normal, standard deviation 1 / sqrt(dim) |
-| wo, w2: what a block adds to the residual stream | normal, standard deviation 1 / sqrt(dim · 2 · n_layers) |
-| every norm | 1 |
-| an adapter's lora_a, lora_b | uniform within ±1 / sqrt(its input's width); 0 (`lora.py`) |
+| matrix, embedding (also the output projection and a head) | normal, standard deviation 1 / sqrt(dim) |
+| residual matrix: what a block adds to the residual stream | normal, standard deviation 1 / sqrt(dim · 2 · n_layers) |
+| norm | 1 |
+| bias | 0 |
+| the two factors of an adapter | uniform within ±1 / sqrt(its input's width); 0 (`lora.py`) |
+
+`parameters.py` says which kind each parameter is of.
 
 The depth scaling of GPT-2 (Radford et al. 2019): after 2·n_layers additions the residual stream's variance does not depend
 on depth. Its constant 0.02 is 1 / sqrt(dim) at a width of 2,500; following the width instead took the debug model (width 128)
@@ -25,12 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .decoder import Decoder
-
-_MATRICES = frozenset({"tok_embeddings", "output", "score", "wq", "wk", "wv", "w1", "w3"})
-_RESIDUAL_MATRICES = frozenset({"wo", "w2"})
-_NORMS = frozenset({"attention_norm", "ffn_norm", "q_norm", "k_norm", "norm"})
-# What torch.compile and activation checkpointing insert into the names of the modules they wrap.
-_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+from .parameters import Kind, parameters_with_kinds
 
 
 @torch.no_grad()
@@ -41,28 +39,25 @@ def init_weights(model: Decoder, seed: int, only: Collection[str] | None = None)
         model: the decoder, its parameters plain or DTensors.
         seed: the run's seed. CPU and CUDA generators differ, so values agree among devices of one type.
         only: names of those to give values to; None: all.
+
+    Raises:
+        AssertionError: a parameter is of no known kind.
     """
     matrix_std = 1 / math.sqrt(model.config.dim)
     residual_std = matrix_std / math.sqrt(2 * model.config.n_layers)
-    for name, parameter in model.named_parameters():
-        for wrapper in _WRAPPERS:
-            name = name.replace(wrapper, "")
-        module, kind = name.split(".")[-2:]
+    for name, parameter, kind in parameters_with_kinds(model):
         if only is not None and name not in only:
             continue
-        if kind == "lora_b":
+        if kind is Kind.NORM:
+            nn.init.ones_(parameter)
+        elif kind in (Kind.BIAS, Kind.ADAPTER_B):
             nn.init.zeros_(parameter)
-            continue
-        if kind == "lora_a":
+        elif kind is Kind.ADAPTER_A:
             bound = 1 / math.sqrt(parameter.shape[1])
             _fill(parameter, _blank(parameter).uniform_(-bound, bound, generator=_generator(name, parameter, seed)))
-            continue
-        if module in _NORMS:
-            nn.init.ones_(parameter)
-            continue
-        assert module in _MATRICES | _RESIDUAL_MATRICES, f"no initial value is defined for {name}"
-        std = residual_std if module in _RESIDUAL_MATRICES else matrix_std
-        _fill(parameter, _blank(parameter).normal_(std=std, generator=_generator(name, parameter, seed)))
+        else:
+            std = residual_std if kind is Kind.RESIDUAL_MATRIX else matrix_std
+            _fill(parameter, _blank(parameter).normal_(std=std, generator=_generator(name, parameter, seed)))
 
 
 def _blank(like: Tensor) -> Tensor:

@@ -8,25 +8,30 @@ without adapters fit, and whatever is applied to linear layers by name finds it.
 """
 
 import math
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .parameters import Kind
 
 ADAPTERS = ("lora_a", "lora_b")
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer without bias and its adapter.
+    """A linear layer and its adapter.
 
     Args:
-        base: the layer to adapt; its weight is taken over, not copied.
+        base: the layer to adapt; its weight and bias are taken over, not copied.
         rank: inner width of the adapter.
         alpha: the adapter counts alpha / rank times.
     """
 
+    kinds: ClassVar[dict[str, Kind]] = {"lora_a": Kind.ADAPTER_A, "lora_b": Kind.ADAPTER_B}
+
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
-        self.weight = base.weight
+        self.weight, self.bias = base.weight, base.bias
         self.scale = alpha / rank
         self.lora_a = nn.Parameter(base.weight.new_empty(rank, base.in_features))
         self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
@@ -34,7 +39,7 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] to [..., out]."""
-        y: Tensor = F.linear(x, self.weight) + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
+        y: Tensor = F.linear(x, self.weight, self.bias) + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
         return y
 
 

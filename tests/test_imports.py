@@ -24,8 +24,10 @@ PACKAGES = ("base", "datasets", "models", "trainer", "tools")
 ORDER = """
 base
 datasets.errors datasets.randomness datasets.nucleotides | datasets.synthetic | datasets.tokenizers datasets.files
-datasets.documents datasets.rows | datasets.readers datasets.shards | datasets.lanes datasets.prepare | datasets.loading
-models.errors | models.config models.loss models.lora | models.positions models.head | models.attention models.huggingface
+datasets.documents datasets.rows | datasets.readers datasets.shards | datasets.config | datasets.lanes datasets.prepare
+datasets.loading
+models.errors models.parameters | models.config models.loss models.lora | models.positions models.head
+models.attention models.huggingface
 models.decoder | models.init
 trainer.errors | trainer.config | trainer.processes
 trainer.checkpoints trainer.parallel | trainer.build trainer.optim | trainer.estimates trainer.huggingface
@@ -39,6 +41,7 @@ FLOOR = {room: number for number, group in enumerate(GROUPS) for room in group}
 # What a worker of `cistron prepare` and a reader of a TOML import: loading torch would be most of their time.
 WITHOUT_TORCH = [
     *(f"datasets.{room}" for room in ("files", "readers", "tokenizers", "documents", "rows", "shards", "prepare")),
+    "datasets.config",
     "models.config",
     "trainer.config",
 ]

@@ -11,14 +11,17 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import tomli_w
+from pydantic import ValidationError
 
-from ..datasets.documents import Letters
-from ..datasets.errors import DataConfigError
-from ..datasets.files import FileStore
+from ..base import Table
+from ..datasets.documents import Letters, letter_complaints
+from ..datasets.errors import DataConfigError, refuse
+from ..datasets.files import FileStore, FileStoreConfig
 from ..datasets.prepare import (
     Corpus,
     DumpReader,
@@ -35,15 +38,15 @@ from ..datasets.prepare import (
     prepare,
     shard_lengths,
 )
-from ..datasets.readers import build_reader
+from ..datasets.readers import build_reader, raw_formats
 from ..datasets.shards import open_shards, verify_shard
-from ..datasets.tokenizers import KINDS, POLICIES, HFTokenizer, Tokenizer, build_tokenizer
-from ..trainer.config import load_config
+from ..datasets.tokenizers import POLICIES, TOKENIZERS, HFTokenizer, Tokenizer, TokenizerConfig, build_tokenizer
+from ..trainer.config import describe, load_config
 from ..trainer.errors import ConfigError
-from .support import make_monitor
+from .support import progress_bar
 
-LETTERS = tuple(field.name for field in fields(Letters))
-FORMATS = ("text", "jsonl", "tsv", "fasta", "parquet")
+T = TypeVar("T", bound=Table)
+LETTERS = tuple(Letters.model_fields)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("paths", nargs="*", help="files, globs or URLs; with --import megatron: prefixes of .bin and .idx")
     what.add_argument("--config", help="a job's TOML: its [tokenizer] and [[data.sources]] instead of paths and flags")
     what.add_argument("--source", action="append", default=[], metavar="NAME", help="only this source of it; may be repeated")
-    what.add_argument("--format", choices=FORMATS, help="of the files at PATHS")
+    what.add_argument("--format", choices=raw_formats(), help="of the files at PATHS")
     what.add_argument("--field", default="text", help="jsonl, tsv, parquet: what holds the document (default: text)")
     what.add_argument("--tokenizer", help="a tokenizer.json, the folder that holds one, byte, protein or dna")
     what.add_argument("--eos-token", help="the token that ends a document (default: as tokenizer_config.json says)")
@@ -141,7 +144,7 @@ def run(options: argparse.Namespace) -> None:
     outcomes = []
     for work in works_of(options):
         start = time.monotonic()
-        with make_monitor(work.name) as monitor:
+        with progress_bar(work.name) as monitor:
             result = prepare(
                 work.corpus, work.folder, shard_bytes=options.shard_mb * 10**6, processes=options.processes, monitor=monitor
             )
@@ -165,14 +168,25 @@ def works_of(options: argparse.Namespace) -> list[Work]:
         raise ConfigError("--source names a source of --config, which is not set")
     if not options.paths:
         raise ConfigError("no files are named; give paths or globs, or a job's TOML by --config")
-    kind, path = (options.tokenizer, None) if options.tokenizer in KINDS[:-1] else ("hf", options.tokenizer)
-    tokenizer = build_tokenizer(kind, path, options.eos_token, options.pad_token, on_unknown=options.on_unknown)
-    storage = FileStore(cache_dir=options.cache_dir, cache_gb=options.cache_gb)
+    by_name = options.tokenizer in TOKENIZERS and "path" not in TOKENIZERS[options.tokenizer].options
+    kind, path = (options.tokenizer, None) if by_name else ("hf", options.tokenizer)
+    given = {name: getattr(options, name) for name in ("eos_token", "pad_token", "on_unknown")}
+    tokenizer = build_tokenizer(TokenizerConfig(kind=kind, path=path, **given))
+    storage = FileStore(from_flags(FileStoreConfig, cache_dir=options.cache_dir, cache_gb=options.cache_gb))
     if options.kind:
         return [Work(options.output.name, token_corpus(options, tokenizer, storage), options.output)]
     given = {name: getattr(options, name) for name in LETTERS if getattr(options, name) is not None}
-    corpus = raw_corpus(options, tokenizer, storage, Letters(**given), options.format, options.field, options.paths)
+    corpus = raw_corpus(options, tokenizer, storage, from_flags(Letters, **given), options.format, options.field, options.paths)
     return [Work(options.output.name, corpus, options.output)]
+
+
+def from_flags(table: type[T], **values: Any) -> T:
+    """A table whose keys are flags of the command line. Raises ConfigError where a value is out of range."""
+    try:
+        return table(**values)
+    except ValidationError as error:
+        lines = [line for problem in error.errors() for line in describe(problem["loc"], [problem])]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def config_works(options: argparse.Namespace) -> list[Work]:
@@ -194,8 +208,8 @@ def config_works(options: argparse.Namespace) -> list[Work]:
         options.on_bad_record = d.on_bad_record
     if options.seq_len is None:
         options.seq_len = config.training.seq_len
-    storage = FileStore(cache_dir=d.cache_dir, cache_gb=d.cache_gb, retries=d.retries)
-    tokenizer = build_tokenizer(**config.tokenizer.model_dump())
+    storage = FileStore(d)
+    tokenizer = build_tokenizer(config.tokenizer)
     works = []
     for name in options.source or sources:
         source = sources[name]
@@ -203,8 +217,7 @@ def config_works(options: argparse.Namespace) -> list[Work]:
             if options.source:
                 raise ConfigError(f"--source {name}: it holds token shards already")
             continue
-        letters = Letters(**{name: getattr(d, name) for name in LETTERS})
-        corpus = raw_corpus(options, tokenizer, storage, letters, source.format, source.field, source.paths)
+        corpus = raw_corpus(options, tokenizer, storage, d.letters, source.format, source.field, source.paths)
         works.append(Work(name, corpus, options.output / name))
     return works
 
@@ -219,7 +232,7 @@ def raw_corpus(
     paths: Sequence[str],
 ) -> Corpus:
     """Raw files, and the tokenizer in its fastest proven form."""
-    letters.check(tokenizer)
+    refuse(letter_complaints(letters, tokenizer))
     corpus = RawCorpus(
         files=storage.expand(paths),
         reader=build_reader(format, field, storage),
@@ -323,7 +336,7 @@ def verify(folder: str, processes: int) -> None:
     if not paths:
         raise DataConfigError(f"--verify {folder}: there is no shard (no .json) in it")
     tokens = 0
-    with make_monitor("verify") as monitor:
+    with progress_bar("verify") as monitor:
         monitor.begin("shards", sum(map(size_of, paths)))
         for path, found in Pool(verify_one, str, processes, monitor).run(paths):
             tokens += found

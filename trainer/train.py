@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from ..base import UserError
 from ..datasets.errors import DataEnd
 from ..datasets.loading import Batch, DataShard, merge_states
-from .build import check_rows, contract_of, make_mask
+from .build import contract_of, make_mask
 from .checkpoints import Folder, Progress, RunState, Saver
 from .config import JobConfig, load_config
 from .errors import refuse
@@ -128,7 +128,7 @@ class Trainer:
             while len(batches) < self.micro_batches and (batch := self.next_batch()) is not None:
                 batches.append(batch)
             if batches and (self.progress.step + 1) % self.config.metrics.log_freq == 0:
-                check_rows(batches[0], self.data.loader.packer.objective, self.mask, self.data.statements)
+                self.data.contract.check_rows(batches[0], self.data.loader.packer.objective, self.mask)
         except (UserError, DataEnd) as error:
             return batches, error
         return batches, None

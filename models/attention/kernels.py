@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..config import FULL_ATTENTION, AttentionConfig, Executor
-from ..errors import ModelError
 from .masks import AttentionMask, DocumentOffsets, Regions
 
 # of scores written out, which then stay in a cache: at 2,048 keys and 4 heads 2.7 times as fast as 512 queries at once
@@ -57,18 +56,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def attend_in_regions(turned: Sequence[tuple[Tensor, Tensor]], v: Tensor, mask: AttentionMask) -> Tensor:
+def attend_in_regions(rotated: Sequence[tuple[Tensor, Tensor]], v: Tensor, mask: AttentionMask) -> Tensor:
     """As `attend`, with queries and keys for each region of a position map.
 
     Args:
-        turned: queries and keys, rotated for each region.
+        rotated: queries and keys, rotated for each region.
         v: the values of all.
         mask: what `DocumentMask.build` made for the same map.
     """
     if not isinstance(mask, Regions):
-        ((q, k),) = turned
+        ((q, k),) = rotated
         return attend(q, k, v, mask)
-    near, far = turned
+    near, far = rotated
     if isinstance(mask.near, BlockMask):
         assert isinstance(mask.far, BlockMask)
         return join(*_flex_with_lse(*near, v, mask.near), *_flex_with_lse(*far, v, mask.far))
@@ -121,36 +120,39 @@ def choose_executor(
     return "varlen", "document by document is faster than a mask on a CPU"
 
 
-def check_executor(
-    executor: str, device: torch.device, *, half: bool, compiled: bool, attention: AttentionConfig = FULL_ATTENTION
-) -> None:
-    """Refuse an executor that cannot train, or not with this window or position map.
+def executor_complaints(
+    executor: Executor, device: torch.device, *, half: bool, compiled: bool, attention: AttentionConfig = FULL_ATTENTION
+) -> list[str]:
+    """Return why an executor cannot train on a device, or not with this window or position map, a line each.
 
-    Raises:
-        ModelError: naming `model.attention.executor`, the reason, and what would work.
+    Args:
+        executor: as `model.attention.executor` names it.
+        device: of which the type alone matters.
+        half: whether attention computes in float16 or bfloat16.
+        compiled: whether blocks are compiled.
+        attention: the window or position map.
     """
-    if executor not in get_args(Executor):
-        raise ModelError(f"model.attention.executor is {executor!r}, it must be one of {', '.join(get_args(Executor))}")
-    cuda = device.type == "cuda"
+    cuda, wrong = device.type == "cuda", []
     if executor == "flex" and not cuda:
-        raise ModelError(
+        wrong.append(
             f'model.attention.executor is "flex" on device "{device}": FlexAttention has no backward there; use "auto"'
         )
     if executor == "varlen" and not attention.plain:
-        raise ModelError(
+        wrong.append(
             f'model.attention.executor is "varlen" with {attention.named}: its kernel takes whole documents, and returns no '
             'log-sum-exp to join two passes by with gradients; use "auto"'
         )
     if executor == "varlen" and cuda and not half:
-        raise ModelError(
+        wrong.append(
             'model.attention.executor is "varlen": flash attention computes in float16 or bfloat16; set '
             'training.mixed_precision_param = "bfloat16", or use "flex"'
         )
     if executor == "varlen" and not cuda and compiled:
-        raise ModelError(
+        wrong.append(
             f'model.attention.executor is "varlen" on device "{device}": a compiled block cannot go document by document there;'
             ' use "sdpa", or set compile.enable = false'
         )
+    return wrong
 
 
 def has_flash_attention_3(device: torch.device) -> bool:

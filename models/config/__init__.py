@@ -9,7 +9,7 @@ from .positions import (
     RopeConfig,
     check_length,
     check_training,
-    untrained,
+    untrained_attention_warning,
 )
 from .presets import PRESETS
 from .tables import Executor, HeadConfig, ModelConfig
@@ -29,5 +29,5 @@ __all__ = [
     "RopeConfig",
     "check_length",
     "check_training",
-    "untrained",
+    "untrained_attention_warning",
 ]

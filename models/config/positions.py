@@ -66,7 +66,7 @@ class RopeConfig(Table):
 
     @property
     def covered(self) -> int | None:
-        """The longest documents that the angles are made for, tokens; None where nobody says."""
+        """The longest documents that the frequencies are made for, tokens; None where no original_seq_len is set."""
         return None if self.original_seq_len is None else math.floor(self.original_seq_len * self.factor)
 
     @property
@@ -77,8 +77,8 @@ class RopeConfig(Table):
     def ramp_ends(self, head_dim: int) -> tuple[int, int]:
         """The pairs between which the ramp `index` falls from 1 to 0; nothing falls where the second comes first."""
 
-        def pair_of(turns: float) -> float:
-            return head_dim * math.log(self.trained_length / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+        def pair_of(rotations: float) -> float:
+            return head_dim * math.log(self.trained_length / (rotations * 2 * math.pi)) / (2 * math.log(self.theta))
 
         return max(math.floor(pair_of(self.beta_fast)), 0), min(math.ceil(pair_of(self.beta_slow)), head_dim - 1)
 
@@ -123,7 +123,7 @@ class RopeConfig(Table):
                 low, high = self.ramp_ends(head_dim)
                 if low > high:
                     wrong.append(
-                        f"model.rope.original_seq_len is {self.original_seq_len}: with theta = {self.theta:g} no pair turns "
+                        f"model.rope.original_seq_len is {self.original_seq_len}: with theta = {self.theta:g} no pair rotates "
                         f"between beta_slow = {self.beta_slow:g} and beta_fast = {self.beta_fast:g} times in it, and a ramp "
                         f'from pair {low} to pair {high} would run backwards; set ramp = "paper"'
                     )
@@ -227,9 +227,9 @@ FULL_ATTENTION = AttentionConfig()
 def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int, learned: bool = False) -> list[str]:
     """What is wrong with training on rows of `seq_len` tokens, a line each.
 
-    Beyond `factor` times the trained length a scaling leaves angles that nobody chose. That of `llama3` is no such ratio: Llama
-    3.1 has factor 8 and rows of 16 times 8192 tokens. Nor is that of `dynamic_ntk`, whose angles follow the length. Up to the
-    trained length the other scalings squeeze what needs no room, unless it is what the weights know.
+    Beyond `factor` times the trained length a scaling has untrained frequencies. The factor of `llama3` is no such ratio:
+    Llama 3.1 has factor 8 and rows of 16 times 8192 tokens. Nor is that of `dynamic_ntk`, whose frequencies follow the
+    length. Up to the trained length the other scalings are of no use, unless the weights were trained with them.
 
     Args:
         rope: the rotary embedding.
@@ -298,7 +298,7 @@ def rounded_up(above: int, below: int) -> str:
     return f"{whole}.{places:04}".rstrip("0").rstrip(".")
 
 
-def untrained(trained: AttentionConfig, used: AttentionConfig) -> list[str]:
+def untrained_attention_warning(trained: AttentionConfig, used: AttentionConfig) -> list[str]:
     """A warning where a model is asked with another window or position map than it was trained with; else nothing."""
     told = [
         f"{name} = {getattr(used, name)!r} instead of {getattr(trained, name)!r}"

@@ -46,7 +46,7 @@ def inexpressible(config: RopeConfig) -> str | None:
 
 
 def rope_to_hf(config: RopeConfig, head_dim: int, seq_len: int) -> dict[str, Any]:
-    """The keys of `config.json` that say how positions are told.
+    """Return the keys of `config.json` for the rotary embedding.
 
     Args:
         config: one that is not `inexpressible`.
@@ -129,7 +129,7 @@ def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[st
         factor = longest / trained
     found |= {"scaling": _SCALINGS[kind], "factor": number(f"{key}: factor", factor)}
     if factor == 1 and (kind in ("linear", "llama3") or (kind == "yarn" and rope.get("attention_factor") in (None, 1))):
-        return plain  # angles divided by 1 are what transformers has then too
+        return plain  # frequencies divided by 1 are what transformers has then too
     if factor == found["factor"] <= 1:
         complaints.append(f"{key}: factor is {factor} with rope_type {kind!r}; supported: above 1")
     if kind == "dynamic":
@@ -142,8 +142,8 @@ def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[st
         )
     found["original_seq_len"] = int(trained)
     if kind == "yarn":
-        turns = {"beta_fast": 32, "beta_slow": 1}  # 0 counts as absent there
-        found |= {name: number(f"{key}: {name}", rope.get(name) or default) for name, default in turns.items()}
+        rotations = {"beta_fast": 32, "beta_slow": 1}  # 0 counts as absent there
+        found |= {name: number(f"{key}: {name}", rope.get(name) or default) for name, default in rotations.items()}
     if kind == "llama3":
         found |= {name: number(f"{key}: {name}", rope.get(name)) for name in ("low_freq_factor", "high_freq_factor")}
     if kind == "longrope":

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..config import AttentionConfig, RopeConfig
 from .rope import rotation
 
-Turn: TypeAlias = tuple[Tensor, Tensor]  # cosines and sines, as `rope.rotation` returns them
+CosSin: TypeAlias = tuple[Tensor, Tensor]  # as `rope.rotation` returns them
 
 
 class DistanceRange(NamedTuple):
@@ -45,8 +45,8 @@ ALL_DISTANCES = DistanceRange()
 class RotaryTables(NamedTuple):
     """What a region's queries and keys are rotated by."""
 
-    q: Turn
-    k: Turn
+    q: CosSin
+    k: CosSin
 
 
 class Region(NamedTuple):
@@ -113,7 +113,7 @@ def keys_seen(config: AttentionConfig, positions: Tensor) -> Tensor:
 def rotary_tables(
     config: AttentionConfig, rope: RopeConfig, positions: Tensor, inv_freq: Tensor, attention_factor: float
 ) -> list[RotaryTables]:
-    """RotaryTables of every region, with the factor of `logn` in those of queries: a rotation is linear.
+    """Return the rotary tables of every region, with the factor of `logn` in those of queries: a rotation is linear.
 
     Args:
         config: the map, and whether there is such a factor.
@@ -122,7 +122,7 @@ def rotary_tables(
         inv_freq: as `rope.rope_table` returns it.
         attention_factor: likewise.
     """
-    turns = []
+    rotary = []
     for region in position_map(config, positions):
         q = k = rotation(region.k, inv_freq, attention_factor)
         if region.q is not region.k:
@@ -130,5 +130,5 @@ def rotary_tables(
         if config.logn:
             factor = (torch.log(positions.to(q[0].dtype) + 1) / math.log(rope.trained_length)).clamp(min=1)[:, None, :, None]
             q = q[0] * factor, q[1] * factor
-        turns.append(RotaryTables(q, k))
-    return turns
+        rotary.append(RotaryTables(q, k))
+    return rotary

@@ -30,7 +30,7 @@ MIXED_POWER = 0.75
 
 
 def rope_table(config: RopeConfig, head_dim: int, length: int) -> tuple[Tensor, float]:
-    """Angle per token of each pair, and the factor that cosines and sines are multiplied with.
+    """Angle per token of each pair (its frequency), and the factor that cosines and sines are multiplied with.
 
     Args:
         config: base and scaling.
@@ -42,13 +42,13 @@ def rope_table(config: RopeConfig, head_dim: int, length: int) -> tuple[Tensor, 
         `inv_freq` float32 [head_dim / 2] on the CPU, also under a `torch.device("meta")` context, in radians per token; and
         `attention_factor`.
     """
-    inv_freq = _angles(config.theta, head_dim)
+    inv_freq = _frequencies(config.theta, head_dim)
     if config.scaling == "none":
         return inv_freq, 1.0
     return _SCALINGS[config.scaling](config, inv_freq, head_dim, length)
 
 
-def _angles(theta: float, head_dim: int) -> Tensor:
+def _frequencies(theta: float, head_dim: int) -> Tensor:
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
     return 1.0 / theta**exponents
 
@@ -58,7 +58,7 @@ def _linear(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) ->
 
 
 def _ntk(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
-    return _angles(ntk_theta(config, head_dim), head_dim), 1.0
+    return _frequencies(ntk_theta(config, head_dim), head_dim), 1.0
 
 
 def ntk_theta(config: RopeConfig, head_dim: int) -> float:
@@ -76,7 +76,7 @@ def _ntk_mixed(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int)
 def _dynamic_ntk(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
     trained = config.trained_length
     stretch = config.factor * max(length, trained) / trained - (config.factor - 1)
-    return _angles(config.theta * stretch ** (head_dim / (head_dim - 2)), head_dim), 1.0
+    return _frequencies(config.theta * stretch ** (head_dim / (head_dim - 2)), head_dim), 1.0
 
 
 def _ntk_by_parts(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
@@ -92,12 +92,13 @@ def _yarn(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> t
 def _kept(config: RopeConfig, inv_freq: Tensor, head_dim: int) -> Tensor:
     """`g`: 1 where a pair keeps its angle, 0 where it is divided by the factor; float32 [head_dim / 2].
 
-    `paper` is the definition of Peng et al.: a ramp over turns in the trained length, from `beta_slow` to `beta_fast`. `index`
-    is what its authors released and others use: a ramp over the number of the pair, between those two, rounded outwards.
+    `paper` is the definition of Peng et al.: a ramp over rotations in the trained length, from `beta_slow` to
+    `beta_fast`. `index` is what its authors released and others use: a ramp over the number of the pair, between those
+    two, rounded outwards.
     """
     if config.ramp == "paper":
-        turns = config.trained_length * inv_freq / (2 * math.pi)
-        return ((turns - config.beta_slow) / (config.beta_fast - config.beta_slow)).clamp(0, 1)
+        rotations = config.trained_length * inv_freq / (2 * math.pi)
+        return ((rotations - config.beta_slow) / (config.beta_fast - config.beta_slow)).clamp(0, 1)
     low, high = config.ramp_ends(head_dim)
     width = high - low or 0.001  # a step where both are one pair, as in the released code
     pair = torch.arange(head_dim // 2, dtype=torch.float32, device="cpu")
@@ -106,8 +107,8 @@ def _kept(config: RopeConfig, inv_freq: Tensor, head_dim: int) -> Tensor:
 
 def _llama3(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
     low, high = config.low_freq_factor, config.high_freq_factor
-    turns = config.trained_length * inv_freq / (2 * math.pi)
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    rotations = config.trained_length * inv_freq / (2 * math.pi)
+    kept = ((rotations - low) / (high - low)).clamp(0, 1)
     return (1 - kept) * inv_freq / config.factor + kept * inv_freq, 1.0
 
 

@@ -21,12 +21,12 @@ import pytest
 import torch
 from cistron.datasets.shards import ShardWriter, id_dtype
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.tests.helpers.ranks import run_on_ranks, start_on_ranks
+from cistron.tests.helpers.ranks import Command, run_on_ranks, start_on_ranks
 from cistron.trainer.checkpoints import Folder, manifest_text
 from cistron.trainer.checkpoints.format import inspect
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import StopRequest, join, run_command
-from cistron.trainer.train import Trainer, run
+from cistron.trainer.train import Trainer, main, run
 
 TOML = """
 [job]
@@ -192,6 +192,11 @@ def start(config: Path, *overrides: str, processes: int = 1) -> subprocess.Popen
         text=True,
         start_new_session=True,
     )
+
+
+def fork(config: Path, *overrides: str) -> Command:
+    """Start a run of one process as `start` does, in a fork: for tests of all but the end of the interpreter."""
+    return Command(main, ["--config", str(config), *overrides])
 
 
 def train(config: Path, *overrides: str, processes: int = 1) -> str:

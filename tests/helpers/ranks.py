@@ -12,7 +12,7 @@ import importlib
 import inspect
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,67 @@ def run_on_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> l
 
 def start_on_ranks(folder: str, function: Callable[..., Any], world_size: int, *args: Any) -> mp.ProcessContext:
     """Start what `run_on_ranks` runs and return its processes; rank r leaves its result in `folder`/r.pt."""
-    # pytest may have imported the test under a name that only it understands; every process can import cistron.tests.
-    file = Path(inspect.getfile(function)).resolve().relative_to(_ROOT)
-    module = ".".join(("cistron", *file.with_suffix("").parts))
-    rest = (world_size, folder, module, function.__qualname__, args)
+    rest = (world_size, folder, _module(function), function.__qualname__, args)
     return mp.start_processes(_rank_main, rest, nprocs=world_size, join=False, start_method="forkserver")
+
+
+class Command:
+    """A command line in a fork of the server, which answers to signals as `subprocess.Popen` would without its 3 s of imports.
+
+    It leads a process group of its own, and its output goes to one file. Environment variables are those of the first fork.
+
+    Args:
+        main: what takes the arguments, at the top level of a module.
+        argv: of the command line.
+    """
+
+    def __init__(self, main: Callable[[list[str]], object], argv: Sequence[str]) -> None:
+        self._log = tempfile.NamedTemporaryFile("r")  # noqa: SIM115
+        rest = (self._log.name, _module(main), main.__qualname__, list(argv))
+        self._process = mp.get_context("forkserver").Process(target=_command_main, args=rest)
+        self._process.start()
+        assert self._process.pid
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, or minus the signal that ended it; None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """Return `returncode`, as `Popen.poll` does."""
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Signal the process alone."""
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return the status."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise TimeoutError(f"still running after {timeout} s")
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """Wait for its end and return what it printed on either channel."""
+        self.wait(timeout)
+        return self._log.read(), None
+
+
+def _command_main(log: str, module: str, name: str, argv: list[str]) -> None:
+    os.setsid()
+    with open(log, "w") as file:  # noqa: PTH123
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    getattr(importlib.import_module(module), name)(argv)
+
+
+def _module(function: Callable[..., object]) -> str:
+    """Name the module of a function as every process can import it; pytest may know a test by a name of its own."""
+    file = Path(inspect.getfile(function)).resolve().relative_to(_ROOT)
+    return ".".join(("cistron", *file.with_suffix("").parts))
 
 
 def _rank_main(rank: int, world_size: int, folder: str, module: str, name: str, args: tuple[Any, ...]) -> None:

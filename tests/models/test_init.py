@@ -9,6 +9,8 @@ import torch
 from cistron.models.config import PRESETS, DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
+from cistron.models.lora import LoraLinear
+from cistron.models.parameters import Kind, parameters_with_kinds
 from cistron.tests.helpers.ranks import run_on_ranks
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -90,9 +92,44 @@ def test_every_parameter_of_a_model_from_meta_is_overwritten() -> None:
 
 def test_an_unknown_parameter_is_an_error_not_left_to_chance() -> None:
     model = Decoder(UNEVEN)
-    model.extra = torch.nn.Linear(2, 2)
+    model.extra = torch.nn.Bilinear(2, 2, 2)
     with pytest.raises(AssertionError, match=r"extra\.weight"):
         init_weights(model, seed=0)
+
+
+def test_a_new_bias_is_zeros_and_a_new_matrix_is_random() -> None:
+    model = Decoder(UNEVEN)
+    model.layers[0].attention.wq = torch.nn.Linear(UNEVEN.dim, 32, bias=True)
+    init_weights(model, seed=0)
+    assert not model.layers[0].attention.wq.bias.any()
+    assert torch.equal(model.layers[0].attention.wq.weight, _initialised(UNEVEN).layers[0].attention.wq.weight)
+
+
+RESIDUAL = ("attention.wo.weight", "feed_forward.w2.weight")
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_parameter_of_a_preset_is_of_the_kind_that_its_place_says(name: str) -> None:
+    with torch.device("meta"):
+        model = Decoder(PRESETS[name])
+    named = {name: (parameter, kind) for name, parameter, kind in parameters_with_kinds(model)}
+    assert list(named) == [name for name, _ in model.named_parameters()]
+    for name, (parameter, kind) in named.items():
+        tables = ("tok_embeddings.weight", "output.weight")
+        within = Kind.RESIDUAL_MATRIX if name.endswith(RESIDUAL) else Kind.EMBEDDING if name in tables else Kind.MATRIX
+        assert kind is (Kind.NORM if "norm" in name else within), name
+        assert kind.decays == (parameter.ndim >= 2), name
+        assert kind.multiplies == (parameter.ndim >= 2 and name.startswith("layers.")), name
+
+
+def test_a_head_and_adapters_say_what_they_are() -> None:
+    model = Decoder(UNEVEN.replace(head_outputs=3))
+    model.layers[0].attention.wo = LoraLinear(model.layers[0].attention.wo, rank=2, alpha=4.0)
+    kinds = {name: kind for name, _, kind in parameters_with_kinds(model)}
+    assert kinds["score.weight"] is Kind.EMBEDDING
+    assert kinds["layers.0.attention.wo.weight"] is Kind.RESIDUAL_MATRIX
+    assert kinds["layers.0.attention.wo.lora_a"] is Kind.ADAPTER_A
+    assert kinds["layers.0.attention.wo.lora_b"] is Kind.ADAPTER_B
 
 
 def test_moments_follow_the_table() -> None:

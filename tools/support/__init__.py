@@ -4,7 +4,7 @@ from .corpus import report_sources
 from .embedding_files import EmbeddingFile, check_output, writing
 from .model_input import add_input_arguments, add_model_arguments, open_as_asked, positive
 from .prepare_report import Section, write_report
-from .progress import make_monitor
+from .progress import progress_bar
 from .targets import report_targets
 
 __all__ = [
@@ -13,9 +13,9 @@ __all__ = [
     "add_input_arguments",
     "add_model_arguments",
     "check_output",
-    "make_monitor",
     "open_as_asked",
     "positive",
+    "progress_bar",
     "report_sources",
     "report_targets",
     "write_report",

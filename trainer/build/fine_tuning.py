@@ -7,12 +7,14 @@ hold it.
 
 from collections.abc import Container
 from fnmatch import fnmatchcase
+from typing import cast
 
 from torch import nn
 
 from ...base import nearest
 from ...models.decoder import Decoder
 from ...models.lora import LoraLinear, is_adapter
+from ...models.parameters import parameters_with_kinds
 from ..config import FineTuning, Lora
 from ..errors import refuse
 
@@ -65,10 +67,9 @@ def frozen(model: Decoder, entries: list[str]) -> list[str]:
 
 
 def linear_layers(model: Decoder) -> dict[str, nn.Linear]:
-    """Return the linear layers of the blocks by name."""
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith("layers.")
-    }
+    """Return the linear layers that an adapter can stand beside, by name: those of the blocks, no table."""
+    names = [name.removesuffix(".weight") for name, _, kind in parameters_with_kinds(model) if kind.multiplies]
+    return {name: cast(nn.Linear, model.get_submodule(name)) for name in names}
 
 
 def insert_adapters(model: Decoder, table: Lora) -> None:

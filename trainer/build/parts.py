@@ -3,43 +3,39 @@
 import torch
 from torch.nn.attention import activate_flash_attention_impl
 
-from ...datasets.tokenizers import Tokenizer, build_tokenizer
-from ...models.attention import DocumentMask, check_executor, choose_executor, has_flash_attention_3
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
+from ...models.attention import DocumentMask, choose_executor, executor_complaints, has_flash_attention_3
 from ...models.config import DecoderConfig, Executor, check_training
 from ...models.decoder import Decoder
-from ...models.errors import ModelError
-from ..config import JobConfig, TokenizerTable
+from ..config import JobConfig
 from ..errors import refuse
 from ..parallel import context_complaints
 from .fine_tuning import fine_tune
 
 
 def make_tokenizer(config: JobConfig) -> Tokenizer:
-    """The tokenizer of `[tokenizer]`."""
+    """Return the tokenizer of `[tokenizer]`."""
     return open_tokenizer(config.tokenizer)
 
 
-def open_tokenizer(table: TokenizerTable) -> Tokenizer:
+def open_tokenizer(table: TokenizerConfig) -> Tokenizer:
     """The tokenizer that a table describes. Raises DataConfigError where there is none."""
-    return build_tokenizer(**table.model_dump())
+    return build_tokenizer(table)
 
 
 def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfig:
     """Return the decoder of `[model]` and `[head]`, with the tokenizer's vocabulary unless the TOML sets another.
 
     Raises:
-        ModelError: for a shape that does not fit together, or not with the rows of training.
+        ModelError: for a shape that does not fit together.
     """
     stated = (tokenizer.hf_config or {}).get("vocab_size") or 0  # embeddings are often padded beyond the tokenizer's ids
-    decoder = config.model.decoder(
+    return config.model.decoder(
         vocab_size=max(tokenizer.vocab_size, stated),
         causal=config.causal,
         head_outputs=(len(config.head.classes) or 1) if config.has_head else 0,
         pool=config.head.pool if config.has_head else "mean",
     )
-    if wrong := rows_complaints(config):
-        raise ModelError("; ".join(wrong))
-    return decoder
 
 
 def rows_complaints(config: JobConfig) -> list[str]:
@@ -49,7 +45,7 @@ def rows_complaints(config: JobConfig) -> list[str]:
 
 
 def make_model(config: JobConfig, decoder: DecoderConfig) -> Decoder:
-    """The decoder of a job with its adapters, frozen where `[fine_tuning]` says so: a plain module, on torch's present device.
+    """Return the decoder of a job with its adapters, frozen where `[fine_tuning]` says so: plain, on torch's present device.
 
     Raises:
         ConfigError: `[fine_tuning]` does not fit the decoder.
@@ -60,7 +56,7 @@ def make_model(config: JobConfig, decoder: DecoderConfig) -> Decoder:
 
 
 def attention_of(config: JobConfig, device: torch.device) -> tuple[Executor, str]:
-    """The executor of `model.attention.executor`, and why it is this one."""
+    """Return the executor of `model.attention.executor`, and why it is this one."""
     if config.model.attention.executor != "auto":
         return config.model.attention.executor, "as model.attention.executor says"
     spread, plain = config.parallelism.context_parallel_degree > 1, config.model.attention.plain
@@ -68,16 +64,25 @@ def attention_of(config: JobConfig, device: torch.device) -> tuple[Executor, str
 
 
 def is_half(config: JobConfig) -> bool:
-    """Whether attention computes in 16 bits."""
+    """Return whether attention computes in 16 bits."""
     return config.training.mixed_precision_param != "float32"
 
 
+def attention_complaints(config: JobConfig, device: torch.device) -> list[str]:
+    """Return why attention cannot be computed as `[model.attention]` says on a device of this type, a line each."""
+    (executor, _), attention = attention_of(config, device), config.model.attention
+    wrong = executor_complaints(executor, device, half=is_half(config), compiled=config.compile.enable, attention=attention)
+    return wrong + context_complaints(config, executor, attention)
+
+
 def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> DocumentMask:
-    """The document mask with the model's own statement of its ids: `model.eos_id` where the TOML gives one."""
-    executor, _ = attention_of(config, device)
-    attention = config.model.attention
-    check_executor(executor, device, half=is_half(config), compiled=config.compile.enable, attention=attention)
-    refuse(context_complaints(config, executor, attention))
+    """Return the document mask, with the model's own statement of its ids: `model.eos_id` where the TOML gives one.
+
+    Raises:
+        ConfigError: attention cannot be computed so on this device.
+    """
+    refuse(attention_complaints(config, device))
+    (executor, _), attention = attention_of(config, device), config.model.attention
     if executor == "varlen" and has_flash_attention_3(device):
         activate_flash_attention_impl("FA3")
     m = config.model

@@ -3,18 +3,7 @@
 from .job import JobConfig
 from .load import describe, load_config
 from .registries import OPTIMIZERS, SINKS
-from .tables import (
-    ActivationCheckpoint,
-    Checkpoint,
-    Continuation,
-    Data,
-    Extrapolation,
-    Files,
-    FineTuning,
-    Lora,
-    Passkey,
-    TokenizerTable,
-)
+from .tables import ActivationCheckpoint, Checkpoint, Continuation, Extrapolation, FineTuning, Lora, Passkey
 
 __all__ = [
     "OPTIMIZERS",
@@ -22,14 +11,11 @@ __all__ = [
     "ActivationCheckpoint",
     "Checkpoint",
     "Continuation",
-    "Data",
     "Extrapolation",
-    "Files",
     "FineTuning",
     "JobConfig",
     "Lora",
     "Passkey",
-    "TokenizerTable",
     "describe",
     "load_config",
 ]

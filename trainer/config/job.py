@@ -11,26 +11,25 @@ import tomli_w
 from pydantic import ValidationInfo, model_validator
 
 from ...base import Table, changed
-from ...datasets.readers import FORMATS as LABEL_FORMATS
+from ...datasets.config import DataConfig
+from ...datasets.rows import MaskingConfig
+from ...datasets.tokenizers import TokenizerConfig
 from ...models.config import HeadConfig, ModelConfig
 from .tables import (
     ActivationCheckpoint,
     Checkpoint,
     Comm,
     Compile,
-    Data,
     Eval,
     FineTuning,
     Float8,
     Job,
     LrScheduler,
     Metrics,
-    Mlm,
     Optimizer,
     Parallelism,
     Profiling,
     SkipStep,
-    TokenizerTable,
     Training,
     Validation,
 )
@@ -43,10 +42,10 @@ class JobConfig(Table):
     """Another TOML, relative to this one, whose keys this one starts from."""
     job: Job = Job()
     model: ModelConfig = ModelConfig.model_validate({})
-    tokenizer: TokenizerTable = TokenizerTable()
-    data: Data = Data()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
     training: Training = Training()
-    mlm: Mlm = Mlm()
+    mlm: MaskingConfig = MaskingConfig()
     head: HeadConfig = HeadConfig()
     optimizer: Optimizer = Optimizer()
     skip_step: SkipStep = SkipStep()
@@ -75,7 +74,8 @@ class JobConfig(Table):
 
     def complaints(self) -> list[str]:
         """Return what two tables say differently, and tables that nothing reads."""
-        return [*training_complaints(self), *label_complaints(self), *extrapolation_complaints(self)]
+        bidirectional = [] if self.causal else self.model.bidirectional_complaints()
+        return [*training_complaints(self), *bidirectional, *label_complaints(self), *extrapolation_complaints(self)]
 
     @property
     def has_head(self) -> bool:
@@ -147,7 +147,7 @@ def training_complaints(config: JobConfig) -> list[str]:
     if causal is not None and not config.has_head and causal != (objective == "causal"):
         why = "a token would see the one it is asked for" if objective == "causal" else "what is hidden is told from both sides"
         lines.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
-    if objective != "mlm" and config.mlm != Mlm():
+    if objective != "mlm" and config.mlm != MaskingConfig():
         lines.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')
     if config.fine_tuning.lora.rank and config.float8.enable:
         lines.append("float8.enable = true: its layers have no adapters; leave it out, or fine_tuning.lora.rank")
@@ -164,9 +164,7 @@ def label_complaints(config: JobConfig) -> list[str]:
                 lines.append(f'{key}.{index}.label: missing; training.objective = "{objective}" reads labels')
             if source.label is not None and not config.has_head:
                 lines.append(f'{key}.{index}.label = {source.label!r}: training.objective = "{objective}" reads no labels')
-            if source.label is not None and source.format not in LABEL_FORMATS:
-                have = ", ".join(LABEL_FORMATS)
-                lines.append(f'{key}.{index}.label = {source.label!r}: format = "{source.format}" has no labels; {have} have')
+            lines += source.label_complaints(f"{key}.{index}")
     if not config.has_head and config.head != HeadConfig():
         lines.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
     if objective == "classification" and len(classes) < 2:

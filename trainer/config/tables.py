@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
 from typing_extensions import override
 
-from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight, changed
+from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, changed
+from ...datasets.readers import SourceFiles
 from .registries import OPTIMIZERS, SINKS
 
 
@@ -26,137 +27,6 @@ class Job(Table):
     def in_home(cls, folder: str) -> str:
         """A leading `~` stands for the home folder."""
         return str(Path(folder).expanduser())
-
-
-class TokenizerTable(Table):
-    """From text or bytes to ids."""
-
-    kind: Literal["byte", "protein", "dna", "hf"] = "byte"
-    """byte: raw UTF-8 bytes, vocabulary 512. protein: ESM's 33 tokens. dna: 20 IUPAC codes. hf: any tokenizer.json."""
-    path: str | None = None
-    """hf: the tokenizer.json or the folder that holds it."""
-    eos_token: str | None = None
-    """hf: the token that ends a document; unset: tokenizer_config.json's."""
-    pad_token: str | None = None
-    """hf: the padding token; unset: tokenizer_config.json's, else the eos (safe: labels go by position)."""
-    mask_token: str | None = None
-    """hf: the token that hides another from training.objective mlm; unset: tokenizer_config.json's."""
-    on_unknown: Literal["error", "map"] | None = None
-    """protein, dna: error (unset): refuse letters of no vocabulary; map: k to K, U to T, else <unk>, and count them."""
-
-
-class Files(Table):
-    """Files of documents."""
-
-    name: Name
-    """Name in logs, in metrics.jsonl and in the checkpointed data state."""
-    format: Literal["text", "jsonl", "tsv", "fasta", "parquet", "tokens"]
-    """text: a file is a document. jsonl, tsv: a line. fasta: a record. parquet: a row. tokens: shards by `cistron prepare`."""
-    paths: list[str] = Field(min_length=1)
-    """Files, globs or URLs; tokens: manifests (*.json) or folders. {stdlib}: Python's library; {synthetic}: a made genome."""
-    field: str = "text"
-    """jsonl, tsv and parquet: the key or column that holds the document."""
-    label: Name | None = None
-    """The same formats: the key or column of the document's label, for training.objective = "classification", "regression"."""
-
-
-class Source(Files):
-    """One source of documents."""
-
-    weight: Weight = 1.0
-    """Relative share of packed rows, hence of tokens; 0: none before a stage gives it one."""
-    max_epochs: Positive | None = None
-    """End training, saved, before this source would be read for one more time than this; unset: it is read for ever."""
-
-
-class Stage(Table):
-    """Other weights from a step on."""
-
-    step: Annotated[int, Field(ge=2)]
-    """First step whose rows are drawn by these weights."""
-    weights: dict[str, Weight]
-    """The weight of each source that is used from then on, as { name = weight, ... }; a source left out has none."""
-
-
-class Data(Table):
-    """From files to packed rows."""
-
-    sources: list[Source] = Field(default_factory=list)
-    """The [[data.sources]] tables."""
-    stages: list[Stage] = Field(default_factory=list)
-    """The [[data.stages]] tables: weights that replace those of the sources, in ascending order of steps."""
-    lanes: Positive = 16
-    """Independent row streams; a multiple of data-parallel ranks x workers. Row i comes from a lane that i alone decides."""
-    packing: Literal["best_fit", "concat"] = "best_fit"
-    """best_fit: whole documents, least padding. concat: classic concatenate-and-chunk."""
-    layout: Literal["packed", "padded"] = "packed"
-    """packed: many documents in a row. padded: one, in rows as long as the longest of the micro-batch needs."""
-    pad_multiple: Positive = 128
-    """padded: rows are a multiple of this long, or training.seq_len."""
-    length_buckets: bool = False
-    """padded: deal a step's rows to its micro-batches by length, which takes less padding; a step's rows stay the same."""
-    lowercase_weight: Weight = 1.0
-    """Loss weight of lowercase letters, soft-masked repeats (Evo 2: 0.1); byte and dna. Token shards: as they were prepared."""
-    exclude_tags: bool = False
-    """Take no loss on tags between two `|`, nor on `@` and `#`."""
-    exclude_degenerate: bool = False
-    """Take no loss on letters, outside of tags, that are none of ACGTU: N and the other IUPAC codes."""
-    uppercase: bool = False
-    """Show the model uppercase letters only; weights are taken before."""
-    normalize_weights: bool = True
-    """Divide a step's loss by the sum of its targets' weights; false: by the number of targets that have one."""
-    reverse_complement: Fraction = 0.0
-    """Probability that a document is read on its other strand, drawn per document and epoch; byte and dna, in training only."""
-    long_documents: Literal["split", "window", "truncate", "error"] = "split"
-    """Longer than a row. split: rows and a rest. window: overlapping rows. truncate: the first row. error: a bad record."""
-    window_overlap: NonNegative = 0
-    """long_documents window: tokens that a row repeats from the one before, as context without loss."""
-    num_workers: NonNegative = 0
-    """Loader processes per rank; 0 reads ahead in a thread. Any value gives the same rows."""
-    on_bad_record: Literal["error", "skip"] = "error"
-    """error: a record that cannot be used ends the run. skip: it is left out, logged and counted."""
-    on_change: Literal["refuse", "restart"] = "refuse"
-    """When a resume finds data or settings other than the checkpoint's. restart: go on with the weights, the data anew."""
-    verify: bool = False
-    """Read token shards whole before the first step, to compare checksums, eos counts and largest ids."""
-    cache_dir: str | None = None
-    """Folder for copies of remote files; unset: they are read over the network each time."""
-    cache_gb: float = Field(default=50.0, gt=0.0)
-    """Size that the copies are kept below (10^9 bytes); what was used longest ago goes first."""
-    retries: NonNegative = 5
-    """Further attempts, at growing intervals, at a remote read that fails."""
-
-    @model_validator(mode="after")
-    def fits_together(self) -> "Data":
-        """Refuse names that are not unique, stages out of order or of unknown names, and weights that name no source."""
-        names = [source.name for source in self.sources]
-        wrong = [f"data.sources: names must differ, found {names}"] if len(set(names)) < len(names) else []
-        if names and not any(source.weight for source in self.sources):
-            wrong.append("data.sources.weight: all are 0, so that there is nothing to begin with; give one more than 0")
-        used = {name for stage in self.stages for name, weight in stage.weights.items() if weight}
-        wrong += [
-            f"data.sources.{index}.weight = 0.0: no stage gives {source.name!r} another one, so it is never read; remove it"
-            for index, source in enumerate(self.sources)
-            if not source.weight and source.name not in used and any(s.weight for s in self.sources)
-        ]
-        if self.layout == "padded" and self.packing == "concat":
-            wrong.append('data.packing = "concat": a padded row holds one document (data.layout); leave packing out')
-        for key, found, default in (("pad_multiple", self.pad_multiple, 128), ("length_buckets", self.length_buckets, False)):
-            if self.layout == "packed" and found != default:
-                wrong.append(f'data.{key} = {str(found).lower()}: is of data.layout = "padded", and the layout is "packed"')
-        before = 1
-        for index, stage in enumerate(self.stages):
-            key = f"data.stages.{index}"
-            if stage.step <= before and index:
-                wrong.append(f"{key}.step = {stage.step}: must come after step {before} of the stage before it")
-            before = stage.step
-            unknown = [name for name in stage.weights if name not in names]
-            wrong += [f"{key}.weights.{name}: no source of this name; there are: {', '.join(names)}" for name in unknown]
-            if not any(stage.weights.values()):
-                wrong.append(f"{key}.weights: name at least one source with a weight above 0")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
 
 
 class Training(Table):
@@ -186,31 +56,6 @@ class Training(Table):
     """Type in which gradients are summed over ranks."""
     gc_freq: Positive = 50
     """Steps between runs of Python's garbage collector, which would otherwise stall ranks at different moments."""
-
-
-class Mlm(Table):
-    """Masked language modelling, for training.objective = "mlm"."""
-
-    mask_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
-    """Share of each document's tokens that the model is asked for; special tokens never are."""
-    rate_schedule: Literal["constant", "esm3"] = "constant"
-    """esm3: a rate for every document, 80 % of them from Beta(3, 9) and 20 % uniform, in place of mask_rate."""
-    mask_share: Fraction = 0.8
-    """Share of these tokens that is shown as the mask token."""
-    random_share: Fraction = 0.1
-    """Share that is shown as a random letter of the alphabet; what is left is shown as it is."""
-
-    @model_validator(mode="after")
-    def fits_together(self) -> "Mlm":
-        """Refuse shares of more than all, and a rate that nothing reads."""
-        wrong = []
-        if self.mask_share + self.random_share > 1:
-            wrong.append(f"mlm.mask_share + mlm.random_share = {self.mask_share} + {self.random_share}: must be at most 1")
-        if self.rate_schedule == "esm3" and self.mask_rate != 0.15:
-            wrong.append(f'mlm.mask_rate = {self.mask_rate}: is not read with rate_schedule = "esm3"; leave it out')
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
 
 
 class Optimizer(Table):
@@ -405,7 +250,7 @@ class Validation(Table):
     """Read at most this many times training.global_batch_size rows; -1: every document once."""
     local_batch_size: Positive | None = None
     """Rows in one forward pass of one rank; unset: as many as in training."""
-    sources: list[Files] = Field(default_factory=list)
+    sources: list[SourceFiles] = Field(default_factory=list)
     """The [[validation.sources]] tables, as those of [[data.sources]] without weight and max_epochs."""
 
     @override

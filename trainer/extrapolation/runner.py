@@ -30,7 +30,7 @@ class Runner:
     """A model that is asked about long documents.
 
     Attributes:
-        model: in any layout; its rotary embedding and attention are as `Decoder.extrapolate` was last told.
+        model: in any layout; its rotary embedding and attention are as `Decoder.set_positions` was last told.
         tokenizer: of its training.
         device: where it is.
         dtype: that attention computes in.

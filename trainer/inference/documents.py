@@ -19,7 +19,7 @@ from ...datasets.readers import NamedSequence, SequenceFiles
 from ...datasets.rows import PAD_MULTIPLE
 from ...datasets.tokenizers import MAP, Ids, TokenizeError, Tokenizer
 from ...models.attention import AttentionMask
-from ...models.config import AttentionConfig, RopeConfig, untrained
+from ...models.config import AttentionConfig, RopeConfig, untrained_attention_warning
 from .open import OpenedModel, inference_mask
 
 BATCH_TOKENS = 16_384
@@ -64,7 +64,7 @@ def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionCo
     Args:
         opened: its model is changed in place; `opened.trained.rope`, `opened.trained.attention` and the length that it had give
             it back.
-        rope: see `Decoder.extrapolate`.
+        rope: see `Decoder.set_positions`.
         attention: likewise.
         length: likewise.
 
@@ -72,9 +72,10 @@ def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionCo
         ModelError: what does not fit together, or `length`.
     """
     model = opened.model
-    model.extrapolate(rope, attention, length)
+    model.set_positions(rope, attention, length)
     mask = inference_mask(opened.tokenizer, model.config, opened.device, model.tok_embeddings.weight.dtype)
-    return replace(opened, mask=mask, messages=(*opened.messages, *untrained(opened.trained.attention, attention)))
+    warning = untrained_attention_warning(opened.trained.attention, attention)
+    return replace(opened, mask=mask, messages=(*opened.messages, *warning))
 
 
 def read_documents(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from ...models.lora import is_adapter
+from ...models.parameters import parameters_with_kinds
 from ..processes import gradient, local, offset
 from .adamw import AdamW
 
@@ -103,11 +103,7 @@ def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
     Tables are not its: their rows are looked up one by one, not multiplied as a whole (Jordan et al. 2024). Nor are
     adapters, whose two factors are not split alike.
     """
-    return [
-        p
-        for name, p in model.named_parameters()
-        if p.requires_grad and p.ndim >= 2 and name.startswith("layers.") and not is_adapter(name)
-    ]
+    return [p for _, p, kind in parameters_with_kinds(model) if p.requires_grad and kind.multiplies]
 
 
 class Owners:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...models.parameters import parameters_with_kinds
 from ..processes import offset
 
 
@@ -51,11 +52,11 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     @classmethod
     def groups_of(cls, model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-        """Divide what is trained into matrices, which decay, and vectors (norms), which do not. A group may be empty."""
-        trained = [p for p in model.parameters() if p.requires_grad]
+        """Divide what is trained into what decays (matrices) and what does not (norms, biases). A group may be empty."""
+        trained = [(p, kind.decays) for _, p, kind in parameters_with_kinds(model) if p.requires_grad]
         return [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p, decays in trained if decays], "weight_decay": weight_decay},
+            {"params": [p for p, decays in trained if not decays], "weight_decay": 0.0},
         ]
 
     @classmethod

@@ -10,18 +10,26 @@ from typing import TypeVar
 import torch
 
 from ...base import UserError
-from ...datasets.tokenizers import Tokenizer, build_tokenizer
+from ...datasets.documents import document_complaints
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import architecture
-from ..build import fine_tune, fine_tuning_complaints, make_decoder_config, make_mask, make_tokenizer
+from ..build import (
+    attention_complaints,
+    fine_tune,
+    fine_tuning_complaints,
+    make_decoder_config,
+    make_tokenizer,
+    rows_complaints,
+)
 from ..config import JobConfig
 from ..errors import refuse
 from ..metrics import profiling_complaints, sink_complaints
 from ..optim import optimizer_complaints
 from ..parallel import float8_complaints
 from ..processes import Layout, degree_complaints, layout_complaints, pick_device, symmetric_memory_complaints, world_size
-from .data import make_data_config, make_objective
+from .data import data_config, make_objective
 
 T = TypeVar("T")
 
@@ -55,7 +63,7 @@ def job_complaints(config: JobConfig, processes: int | None, device: torch.devic
     """
     job = Examination(config)
     job.examine(job.layout(processes), None)
-    job.examine_attention(device)
+    job.add(attention_complaints(config, device))
     return job.complaints
 
 
@@ -65,7 +73,7 @@ def launch_complaints(config: JobConfig) -> list[str]:
     device = job.attempt(pick_device)
     job.examine(job.layout(world_size()), device)
     if device is not None:
-        job.examine_attention(device)
+        job.add(attention_complaints(config, device))
     return job.complaints
 
 
@@ -84,7 +92,7 @@ class Examination:
         self.complaints: list[str] = []
         self.tokenizer: Tokenizer | None = None
         self.tokenizer = self.attempt(lambda: make_tokenizer(config))
-        self.some_tokenizer = self.tokenizer or build_tokenizer("byte")
+        self.some_tokenizer = self.tokenizer or build_tokenizer(TokenizerConfig())
         self.decoder = self.attempt(lambda: make_decoder_config(config, self.some_tokenizer))
 
     def attempt(self, step: Callable[[], T]) -> T | None:
@@ -111,11 +119,13 @@ class Examination:
         return None if degree_complaints(self.config, None) else Layout.resolve(self.config)
 
     def examine(self, layout: Layout | None, device: torch.device | None) -> None:
-        """Ask every room but attention."""
+        """Ask every room; of the device only what it has, not its attention kernels."""
         config, tokenizer, decoder = self.config, self.tokenizer, self.decoder
+        self.add(rows_complaints(config))
         if layout and decoder:
             self.add(layout_complaints(config, decoder, layout))
             self.add(float8_complaints(config, decoder, layout, device))
+        self.add(rows_complaints(config))
         self.add(sink_complaints(config))
         if device is not None:
             self.add(profiling_complaints(config, device))
@@ -126,12 +136,8 @@ class Examination:
             self.add(training_complaints(config, decoder))
         if tokenizer:
             self.attempt(lambda: make_objective(config, tokenizer))
-            self.attempt(lambda: make_data_config(config).check(tokenizer, config.training.seq_len))
-
-    def examine_attention(self, device: torch.device) -> None:
-        """Ask the kernels of a device for the mask."""
-        if self.decoder:
-            self.attempt(lambda: make_mask(self.config, self.some_tokenizer, device))
+            data = data_config(config)
+            self.add(document_complaints(data, tokenizer, data.policy, config.training.seq_len))
 
 
 def training_complaints(config: JobConfig, decoder: DecoderConfig) -> list[str]:

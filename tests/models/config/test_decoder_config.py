@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cistron.models.config import PRESETS, DecoderConfig, RopeConfig
+from cistron.models.config import PRESETS, DecoderConfig, ModelConfig, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.models.errors import ModelError
 from cistron.models.huggingface import hf_names
 from cistron.tests.helpers.packed import CONFIGS, LLAMA
+from pydantic import ValidationError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -60,6 +61,38 @@ def test_all_mistakes_are_reported_at_once_by_key() -> None:
         LLAMA.replace(vocab_size=0, n_heads=6, n_kv_heads=4, head_dim=15, rope=RopeConfig(theta=1.0))
     for key in ("model.vocab_size is 0", "model.n_heads is 6", "model.head_dim is 15", "model.rope.theta is 1.0"):
         assert key in str(error.value)
+
+
+def test_a_table_has_its_presets_values_and_knows_which_the_toml_sets() -> None:
+    table = ModelConfig.model_validate({"preset": "llama3_1b", "n_layers": 2, "rope": {"scaling": "none"}})
+    assert table.n_layers == 2
+    assert (table.dim, table.rope.theta) == (PRESETS["llama3_1b"].dim, 500_000.0)
+    assert table.model_fields_set == {"preset", "n_layers", "rope"}
+    assert table.rope.model_fields_set == {"scaling"}
+    decoder = table.decoder(vocab_size=512, causal=True)
+    assert decoder == PRESETS["llama3_1b"].replace(vocab_size=512, n_layers=2)
+    assert ModelConfig.model_validate(table.model_dump(exclude_none=True)) == table
+    assert table.complaints() == decoder.complaints() == []
+
+
+def test_a_preset_of_a_plug_in_is_one_like_ours() -> None:
+    PRESETS.add("of_a_test", says="for this test")(LLAMA)
+    assert ModelConfig.model_validate({"preset": "of_a_test"}).decoder(vocab_size=LLAMA.vocab_size, causal=True) == LLAMA
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"preset": "lama_7b"}, "no such preset, did you mean 'llama_7b'"),
+        ({"attention": {"executor": "fast"}}, "'auto', 'flex', 'varlen' or 'sdpa'"),
+        ({"attention": "sdpa"}, "attention\n"),
+        ({"rope": {"thetta": 1.0}}, "rope.thetta\n"),
+    ],
+)
+def test_a_mistake_in_the_table_is_told_alone(keys: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match="1 validation error") as error:
+        ModelConfig.model_validate(keys)
+    assert said in str(error.value)
 
 
 def test_tied_weights_are_one_parameter_also_after_the_table_was_replaced() -> None:

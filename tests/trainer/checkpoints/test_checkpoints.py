@@ -33,23 +33,6 @@ BACK = ("--checkpoint.load_step", "4")
 LAYOUTS = [Case(), Case(tp=2), Case(shard=2), Case(cp=2)]
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of eight steps, with checkpoints of steps 4 and 8."""
-    config = write_job(tmp_path_factory.mktemp("straight"), steps=8)
-    train_here(config)
-    return config
-
-
-@pytest.fixture
-def finished(straight: Path, tmp_path: Path) -> Path:
-    """A copy of it to damage."""
-    shutil.copytree(straight.parent / "run", tmp_path / "run")
-    config = tmp_path / "job.toml"
-    config.write_text(straight.read_text().replace(f'dump_folder = "{straight.parent}', f'dump_folder = "{tmp_path}'))
-    return config
-
-
 def checkpoints(config: Path) -> Path:
     """Where its checkpoints are."""
     return config.parent / "run" / "checkpoint"

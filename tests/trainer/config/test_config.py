@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from cistron.datasets.config import Stage
+from cistron.datasets.readers import SourceConfig
 from cistron.trainer.config import JobConfig, load_config
-from cistron.trainer.config.tables import Source, Stage
 from cistron.trainer.errors import ConfigError
 from cistron.trainer.optim import learning_rate
 from cistron.trainer.processes import Layout
-from cistron.trainer.start.data import make_data_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -195,7 +195,7 @@ def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
             assert f"--{name}.{key}" in text
             assert field.description, f"{name}.{key} has no docstring"
             assert field.description.split(".")[0] in text
-    for nested in (Source, Stage):  # lists of tables, which the command line takes as JSON
+    for nested in (SourceConfig, Stage):  # lists of tables, which the command line takes as JSON
         assert all(field.description for field in nested.model_fields.values())
 
 
@@ -226,5 +226,4 @@ def test_what_is_asked_for_documents_comes_from_the_toml(tmp_path: Path) -> None
     }  # fmt: skip
     path = write(tmp_path, tomli_w.dumps({"data": asked}) + SOURCE)
     config, _ = load_config(["--config", path])
-    data = make_data_config(config)
-    assert data.documents.identity() == asked
+    assert config.data.identity() == asked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +31,6 @@ SLIDING = "--model.attention.mask sliding --model.attention.window 9 "
 LAMBDA = "--model.attention.mask lambda --model.attention.window 9 --model.attention.sinks 2 "
 REROPE = "--model.attention.position_map rerope --model.attention.map_window 9 --model.rope.original_seq_len 32 "
 SAVED = Case(cp=2, tp=2, more="--checkpoint.enable true --checkpoint.interval 3 ")
-MACHINE_CODE = Case(kind="bidirectional", tp=2, more=BUDGET + COMPILED)  # the others stop at what is traced: it takes a minute
 
 # A covering subset: every pair of degrees, either mask, recomputed or not, compiled or eager.
 CASES = [
@@ -41,7 +39,7 @@ CASES = [
     Case(replicate=2, kind="bidirectional", more=FULL_AC),
     Case(cp=2),
     Case(cp=2, kind="bidirectional", more=FULL_AC + COMPILED),
-    MACHINE_CODE,
+    Case(kind="bidirectional", tp=2, more=BUDGET + COMPILED),
     Case(replicate=2, shard=2, more=SELECTIVE_AC),
     Case(replicate=2, cp=2, kind="bidirectional", more=ALWAYS),
     Case(replicate=2, tp=2, more=ALWAYS),
@@ -69,7 +67,7 @@ def run_cases(config_path: str, cases: list[Case]) -> None:
         config, _ = load_config(["--config", config_path, "--job.dump_folder", str(folder), *case.overrides])
         trainer = Trainer(config, join(config), StopRequest())
         trainer.mask = replace(trainer.mask, causal=not case.kind)  # next tokens that may be looked up: easy, but a loss
-        with brief_sample(), nullcontext() if case == MACHINE_CODE else graphs_alone():
+        with brief_sample(), graphs_alone():
             trainer.train()
         trainer.close()
         torch.compiler.reset()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cistron.tests.helpers.jobs import column, metrics, start, train_here, write_job
+from cistron.tests.helpers.jobs import column, fork, metrics, start, train_here, write_job
 from cistron.trainer.processes.exit import why_lost
 
 VALIDATION = """
@@ -38,13 +38,15 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Run:
-    """A run of the job in a folder of its own, in processes of its own."""
+    """A run of the job in a folder of its own, in processes of its own: those of a command line, or a fork."""
 
-    def __init__(self, job: Path, folder: Path, *overrides: str, processes: int = 1, validate: bool = False) -> None:
+    def __init__(
+        self, job: Path, folder: Path, *overrides: str, processes: int = 1, validate: bool = False, forked: bool = False
+    ) -> None:
         self.folder = folder
         self.records = folder / "metrics.jsonl"
         overrides = ("--job.dump_folder", str(folder), "--validation.enable", str(validate).lower(), *overrides)
-        self.process = start(job, *overrides, processes=processes)
+        self.process = fork(job, *overrides) if forked else start(job, *overrides, processes=processes)
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         """Poll every 2 ms."""
@@ -80,7 +82,7 @@ class Run:
 
 
 def test_a_stop_during_a_save_finishes_that_save(job: Path, tmp_path: Path) -> None:
-    run = Run(job, tmp_path / "run", "--checkpoint.interval", "1", "--checkpoint.keep_latest_k", "0")
+    run = Run(job, tmp_path / "run", "--checkpoint.interval", "1", "--checkpoint.keep_latest_k", "0", forked=True)
     run.wait_for(lambda: run.has_step(2))
     run.wait_for(run.unfinished)
     saving = run.unfinished()
@@ -90,7 +92,7 @@ def test_a_stop_during_a_save_finishes_that_save(job: Path, tmp_path: Path) -> N
 
 
 def test_a_stop_during_validation_saves_and_leaves_the_rest_of_it_out(job: Path, tmp_path: Path) -> None:
-    run = Run(job, tmp_path / "run", "--checkpoint.interval", "1000", validate=True)
+    run = Run(job, tmp_path / "run", "--checkpoint.interval", "1000", validate=True, forked=True)
     run.wait_for(lambda: run.has_step(1))  # which a validation follows
     time.sleep(0.2)
     run.send(signal.SIGTERM)
