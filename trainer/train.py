@@ -4,12 +4,17 @@ torchrun --nproc_per_node 2 -m cistron.trainer.train --config x.toml [--section.
 """
 
 import gc
+import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pydantic import JsonValue
 from torch.nn.utils import clip_grads_with_norm_
 
 from ..base import UserError
@@ -18,6 +23,7 @@ from ..datasets.loading import Batch, DataShard, merge_states
 from .build import contract_of, make_mask
 from .checkpoints import Folder, Progress, RunState, Saver
 from .config import JobConfig, load_config
+from .errors import refuse
 from .evaluation import Evaluation
 from .extrapolation import LongEvaluation
 from .heartbeat import Heartbeat
@@ -277,12 +283,55 @@ class Trainer:
         self.log.close()
 
 
+@dataclass(frozen=True)
+class TrainedRun:
+    """How a run in this process ended.
+
+    Attributes:
+        folder: of the run: its checkpoints and records.
+        step: optimizer steps done.
+        metrics: the last record of `metrics.jsonl`, by name; empty where none was due.
+    """
+
+    folder: Path
+    step: int
+    metrics: dict[str, JsonValue]
+
+
+def train(config: JobConfig | str | PathLike[str]) -> TrainedRun:
+    """Train a job in this process, as `cistron train` does, and return how it ended.
+
+        >>> run = train("words.toml")
+        >>> run.step
+        3
+        >>> run.metrics["loss"] > 0
+        True
+
+    Args:
+        config: of the job; or the path of its TOML, or the name of a shipped one: `debug`.
+
+    Raises:
+        UserError: the configuration, the data or a checkpoint is not what it must be; the message lists every mistake.
+        NonFiniteError: too many steps in a row had a loss or gradients that are not finite.
+    """
+    if isinstance(config, JobConfig):
+        refuse(launch_complaints(config))
+    else:
+        config, _ = load_config(["--config", str(config)], further=launch_complaints)
+    return train_job(config)
+
+
 def run(argv: Sequence[str]) -> None:
     """Train the job that `argv` describes."""
     config, options = load_config(argv, further=launch_complaints)
     if options.print_config:
         print(config.to_toml(), end="")
-        return
+    else:
+        train_job(config)
+
+
+def train_job(config: JobConfig) -> TrainedRun:
+    """Train a job whose configuration has passed its checks."""
     trainer: Trainer | None = None
     with (
         StopRequest() as stop,
@@ -303,6 +352,10 @@ def run(argv: Sequence[str]) -> None:
     if world.is_first and config.checkpoint.last_save_in_hf and trainer.progress.step >= config.training.steps:
         for message in export_step(config, trainer.checkpoints / f"step-{trainer.progress.step}"):
             trainer.log.say(message)
+    folder = Path(config.job.dump_folder)
+    file = folder / "metrics.jsonl"
+    records = file.read_text().splitlines() if file.is_file() else []
+    return TrainedRun(folder, trainer.progress.step, json.loads(records[-1]) if records else {})
 
 
 def main(argv: Sequence[str]) -> None:
