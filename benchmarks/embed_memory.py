@@ -23,7 +23,7 @@ from cistron.trainer.checkpoints import RunState, SavedContract, write_whole
 from cistron.trainer.config import JobConfig
 
 WARM_UP = 0.1  # of the time
-CASES = (("mean", ".safetensors"), ("mean", ".npy"), ("mean", ".parquet"), ("none", ".safetensors"), ("none", ".parquet"))
+CASES = (("mean", ".safetensors"), ("mean", ".parquet"), ("none", ".safetensors"), ("none", ".parquet"))
 
 
 def memory() -> tuple[float, float]:
