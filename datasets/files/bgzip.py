@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .inflate import ByteFile, DamagedError, InflatedFile
+from .inflate import ByteFile, DamagedError
 
 HEAD_BYTES = 64  # more than the 18 of bgzip's own headers, for other extra fields before BC
 END_MISSING = "it does not end with bgzip's empty block, so a part of it is missing"
@@ -138,17 +138,33 @@ def bgzf_blocks(raw: ByteFile) -> Iterator[bytes]:
         raise DamagedError(END_MISSING)
 
 
-class BgzfFile(InflatedFile):
+class BgzfFile:
     """A bgzip file as its uncompressed bytes; the index is asked for when first one goes to another place."""
 
     def __init__(self, raw: ByteFile, find_index: Callable[[], BlockIndex]) -> None:
-        super().__init__(raw, bgzf_blocks)
+        self._raw = raw
         self._find_index = find_index
+        self._blocks = bgzf_blocks(raw)
+        self._rest = b""
+        self._at = 0
 
     @property
     def size(self) -> int:
         """Bytes, uncompressed."""
         return self._find_index().size
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next `size` bytes, fewer only at the end."""
+        parts = [self._rest]
+        missing = size - len(self._rest)
+        while missing > 0 and (block := next(self._blocks, None)) is not None:
+            parts.append(block)
+            missing -= len(block)
+        data = b"".join(parts)
+        self._rest = data[size:]
+        data = data[:size] if self._rest else data
+        self._at += len(data)
+        return data
 
     def seek(self, offset: int, /) -> int:
         """Go to a byte of the uncompressed data by inflating the block that it is in.
@@ -163,8 +179,7 @@ class BgzfFile(InflatedFile):
             raise DamagedError(f"the file has {index.size} bytes uncompressed, and byte {offset} was asked for")
         place = min(int(np.searchsorted(index.offsets, offset, side="right")) - 1, len(index.stored) - 1)
         self._raw.seek(int(index.stored[place]))
-        self._start()
-        self._at = int(index.offsets[place])
+        self._rest, self._at = b"", int(index.offsets[place])
         self._blocks = self._checked_blocks(index, place)
         self.read(offset - self._at)
         return offset

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, cast
 
 import xxhash
-import zstandard
 from pydantic import Field
 
 from ...base import NonNegative, Table
@@ -18,7 +17,7 @@ from ..errors import DataError
 from .bgzip import HEAD_BYTES, BgzfFile, BlockIndex, block_size, find_blocks
 from .cache import find_copy, make_copy
 from .find import DataFile, is_compressed, local_path, match, plain_name
-from .inflate import ByteFile, DamagedError, InflatedFile, gzip_blocks, zstd_blocks
+from .inflate import ByteFile, DamagedError, open_gzip, open_zstd
 from .remote import Patience, RemoteFile
 
 # A listing of many files takes many requests.
@@ -96,8 +95,8 @@ class FileStore:
         """
         try:
             with self.open_stored(path, whole) as raw:
-                yield self._uncompressed(path, cast("ByteFile", raw))
-        except (DamagedError, zlib.error, zstandard.ZstdError) as error:
+                yield self._uncompressed(path, raw)
+        except (DamagedError, zlib.error) as error:
             raise DataError(f"the compressed data is truncated or damaged: {error}", file=path) from error
 
     @contextmanager
@@ -130,16 +129,16 @@ class FileStore:
         except OSError as error:
             raise DataError(f"cannot be copied into data.cache_dir: {error}", file=path) from error
 
-    def _uncompressed(self, path: str, raw: ByteFile) -> ByteFile:
+    def _uncompressed(self, path: str, raw: IO[bytes]) -> ByteFile:
         if not is_compressed(path):
-            return raw
+            return cast("ByteFile", raw)
         if plain_name(path).endswith((".zst", ".zstd")):
-            return InflatedFile(raw, zstd_blocks)
+            return open_zstd(raw)
         head = raw.read(HEAD_BYTES)
         raw.seek(0)
         if block_size(head) is None:
-            return InflatedFile(raw, gzip_blocks)
-        return BgzfFile(raw, partial(_block_index, self, path, _version(raw)))
+            return open_gzip(raw)
+        return BgzfFile(cast("ByteFile", raw), partial(_block_index, self, path, _version(raw)))
 
 
 def _version(raw: object) -> int:

@@ -17,9 +17,9 @@ from unittest.mock import patch
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 from cistron.datasets.config import DataConfig
 from cistron.datasets.documents import DocumentConfig
+from cistron.datasets.files.inflate import zstd
 from cistron.datasets.loading import Batch, DataShard, Loader, RowSettings, SinglePass, transport
 from cistron.datasets.loading.transport import Message, RowStream
 from cistron.datasets.readers import SourceConfig
@@ -77,7 +77,7 @@ def compress(suffix: str, data: bytes, part: int = 200) -> bytes:
     if suffix == ".gz":
         return gzip.compress(data[:middle]) + gzip.compress(data[middle:])
     if suffix == ".zst":
-        return zstandard.compress(data[:middle]) + zstandard.compress(data[middle:])
+        return zstd.compress(data[:middle]) + zstd.compress(data[middle:])
     if suffix == ".bgz":
         return b"".join(bgzip_block(data[start : start + part]) for start in range(0, len(data), part)) + bgzip_block(b"")
     return data

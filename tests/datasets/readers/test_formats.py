@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from cistron.datasets.errors import DataError
 from cistron.datasets.files import FileStore
+from cistron.datasets.files.inflate import zstd
 from cistron.datasets.readers import Piece, Reader, Records, build_reader, located
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.readers.lines import JsonlReader
@@ -299,8 +299,8 @@ def test_a_gz_of_bgzip_is_split_by_its_gzi_or_without_it(tmp_path: Path) -> None
 
 
 def test_a_window_of_two_gibibytes_is_read_and_a_frame_cut_short_is_not_the_end(tmp_path: Path) -> None:
-    parameters = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=True)
-    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    options = {zstd.CompressionParameter.window_log: 31, zstd.CompressionParameter.enable_long_distance_matching: 1}
+    compressor = zstd.ZstdCompressor(options=options)
     frame = compressor.compress(b"document") + compressor.flush()
     path = tmp_path / "x.zst"
     path.write_bytes(frame)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from cistron.datasets.errors import DataConfigError, DataError
+from cistron.datasets.files.inflate import zstd
 from cistron.datasets.readers import SequenceFiles
 
 RECORDS = [("a|1", "ACGT"), ("b", "A" * 3_000_000), ("c", "gg"), ("b", "T")]
@@ -30,7 +30,7 @@ def test_every_format_gives_whole_records_by_name_and_in_order(tmp_path: Path) -
     rows = [{"text": text, "id": name} for name, text in RECORDS]
     (tmp_path / "x.fa").write_bytes(fasta(RECORDS))
     (tmp_path / "x.fna.gz").write_bytes(gzip.compress(fasta(RECORDS)))
-    (tmp_path / "x.jsonl.zst").write_bytes(zstandard.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    (tmp_path / "x.jsonl.zst").write_bytes(zstd.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=2)
     (tmp_path / "x.tsv").write_text("id\ttext\n" + "".join(f"{name}\t{text}\n" for name, text in RECORDS))
     for name in ("x.fa", "x.fna.gz"):
