@@ -1,12 +1,11 @@
 """Token shards as a lane reads them: every epoch all documents in a new random order, straight from the maps.
 
 The documents of a source are numbered through its shards, and the numbers permuted without a table
-(`randomness.Shuffle`); place p of an epoch belongs to lane p mod `lanes`. A document longer than `UNIT_TOKENS` is
-assigned in units of that size, whole rows or
-windows each, so that a chromosome is spread over all lanes: unit 0 has the document's own number, further ones follow
-    behind
-all documents, and begin with the `window_overlap` tokens of the one before. Only documents with such units are listed
-in memory. A document that is read as its reverse complement is divided in the same way.
+(`randomness.Shuffle`). Place p of an epoch belongs to lane p mod `lanes`. A document longer than `UNIT_TOKENS` is
+assigned in units of that size, whole rows or windows each, so that a chromosome is spread over all lanes. Unit 0 has
+the number of the document. Further units are numbered behind all documents, and begin with the last `window_overlap`
+tokens of the unit before. Only documents with such units are listed in memory. A document that is read as its reverse
+complement is divided in the same way.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,5 +1,4 @@
-"""Files to batches: opens the sources of a job, shares their lanes among ranks and workers, and keeps the state of the
-data.
+"""Files to batches: opens the sources of a job, shares their lanes among ranks and workers, keeps the data's state.
 
 Read `sources` (which files, in which lanes), `transport` (rows from workers), `loader` (endless batches, resumable),
 then `single_pass` (every document once, for validation) and `state` (what a checkpoint keeps of the data).

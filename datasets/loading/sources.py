@@ -1,4 +1,4 @@
-"""The corpora of a run as they are found: which files, cut into which pieces or shards, assigned to which lanes."""
+"""The sources of a run as they are found: which files, cut into which pieces or shards, assigned to which lanes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Source:
         return of_shards or self.document_config.weighted or self.document_config.window_overlap > 0
 
     def remarks(self) -> list[str]:
-        """Settings of letters that its shards were prepared with and keep, where the job's are others: a line, or none."""
+        """Return a line where the shards were prepared with other settings of letters than the job's, which they keep."""
         if self.corpus is None:
             return []
         asked, found = self.document_config.letters, {shard.manifest.letters for shard in self.corpus.shards}
