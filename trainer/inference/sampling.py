@@ -34,8 +34,8 @@ def sample(
     """Continue a text and return the continuation alone.
 
         >>> model = open_model("outputs/dna/checkpoint")
-        >>> text = sample(model, "ACGT", max_new_tokens=8)
-        >>> len(text) <= 8
+        >>> text = sample(model, "ACGT", max_new_tokens=8, seed=7)
+        >>> text == sample(model, "ACGT", max_new_tokens=8, seed=7)
         True
 
     Args:
