@@ -18,7 +18,7 @@ from ..rows import Block, Weights, rows_of_best_fit
 from ..tokenizers import Ids
 
 MAX_DOCUMENTS = 4096
-# Shares of a row that a block may leave empty, tried in turn.
+# Shares of a row that a block may leave empty, tried one after another.
 SPARE = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 
 

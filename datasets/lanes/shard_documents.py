@@ -213,7 +213,7 @@ class ShardDocuments:
         if any(item is not None for _, _, item in maps):
             weights = [np.broadcast_to(np.float32(1.0), len(ids)) if item is None else item for ids, _, item in maps]
         if self.strands is not None and self.strands.share:
-            for place in np.flatnonzero(self._turned(units, epoch) & ~bad).tolist():
+            for place in np.flatnonzero(self._mirrored(units, epoch) & ~bad).tolist():
                 _, _, begin, end, start, length = (int(values[place]) for values in units)
                 part = (start - begin, min(start + length + 1, end) - begin)  # with the token behind
                 try:
@@ -243,14 +243,14 @@ class ShardDocuments:
             self._refuse(units, place, too_long(int(units.lengths[place]), seq_len))
         return long
 
-    def _turned(self, units: Units, epoch: int) -> Chosen:
+    def _mirrored(self, units: Units, epoch: int) -> Chosen:
         """Tell which units are of documents that are read on their other strand."""
         assert self.strands is not None
-        turned = np.zeros(len(units.shards), dtype=bool)
+        chosen = np.zeros(len(units.shards), dtype=bool)
         for shard in np.unique(units.shards).tolist():
             here = units.shards == shard
-            turned[here] = self.strands.turned(self.corpus.shards[shard].path, units.documents[here], epoch)
-        return turned
+            chosen[here] = self.strands.turned(self.corpus.shards[shard].path, units.documents[here], epoch)
+        return chosen
 
     def _refuse(self, units: Units, place: int, problem: str) -> None:
         path = self.corpus.shards[int(units.shards[place])].path

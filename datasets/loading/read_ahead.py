@@ -1,4 +1,4 @@
-"""A thread that works ahead of whoever takes its results.
+"""A thread that works ahead of the one that takes its results.
 
 Each change of threads costs some 50 microseconds, as much as half a batch from token shards takes to make. So neither
 side is woken for a single result where several are about to come. A side that finds none ready gives the other one a

@@ -1,6 +1,6 @@
 """Rows from where they are made to where they are used: worker processes, or this one.
 
-torchdata's StatefulDataLoader moves them, many rows to a message. Its own state is never asked for: the state of a lane
+torchdata's StatefulDataLoader moves them, many rows to a message. Its own state is never used: the state of a lane
 travels with each row.
 """
 
@@ -215,7 +215,7 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
     if not workers:
         yield from stream.rows(origins)
         return
-    # No automatic collation, and no snapshots of a state that is never asked for. Workers are spawned: a forked child
+    # No automatic collation, and no snapshots of a state that is never used. Workers are spawned: a forked child
     # would hold the parent's CUDA context, gloo sockets and the locks of its threads, and a fork server would die of a
     # SIGTERM to the process group, its children with it.
     loader = StatefulDataLoader(
