@@ -1,7 +1,7 @@
 """The table `[data]`: which documents are read, how rows are made of them, and how the sources are mixed.
 
-Its keys about remote files are those of `FileStoreConfig`, its keys about documents those of `DocumentConfig`. What decides
-rows beside it (`seq_len`, objective, batch size) is `loading.RowSettings`.
+Its keys about remote files are those of `FileStoreConfig`, its keys about documents those of `DocumentConfig`. What else
+decides rows (`seq_len`, objective, batch size) is `loading.RowSettings`.
 """
 
 from typing import Annotated, Literal
@@ -32,7 +32,7 @@ class DataConfig(FileStoreConfig, DocumentConfig):
     stages: list[Stage] = Field(default_factory=list)
     """The [[data.stages]] tables: weights that replace those of the sources, in ascending order of steps."""
     lanes: Positive = 16
-    """Independent row streams; a multiple of data-parallel ranks x workers. Row i comes from a lane that i alone decides."""
+    """Independent row streams; a multiple of data-parallel ranks x workers. The lane of row i depends on i alone."""
     packing: Literal["best_fit", "concat"] = "best_fit"
     """best_fit: whole documents, least padding. concat: classic concatenate-and-chunk."""
     layout: Literal["packed", "padded"] = "packed"
@@ -48,7 +48,7 @@ class DataConfig(FileStoreConfig, DocumentConfig):
     on_bad_record: Literal["error", "skip"] = "error"
     """error: a record that cannot be used ends the run. skip: it is left out, logged and counted."""
     on_change: Literal["refuse", "restart"] = "refuse"
-    """When a resume finds other data or settings than the checkpoint's. restart: keep the weights, begin the data anew."""
+    """If a resume finds other data or settings than the checkpoint's. restart: keep the weights, begin the data anew."""
     verify: bool = False
     """Read token shards whole before the first step, to compare checksums, eos counts and largest ids."""
 

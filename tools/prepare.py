@@ -57,7 +57,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Prepared:
     """What became of a source, and in how many seconds; a rerun counts what was there already."""
 
     work: Work
@@ -132,19 +132,19 @@ def run(options: argparse.Namespace) -> None:
     if options.report is not None and not options.report.parent.is_dir():
         raise ConfigError(f"--report {options.report}: its folder does not exist")
 
-    outcomes = []
+    prepared = []
     for work in works_of(options):
         start = time.monotonic()
         with progress_bar(work.name) as monitor:
             result = prepare(
                 work.corpus, work.folder, shard_bytes=options.shard_mb * 10**6, processes=options.processes, monitor=monitor
             )
-        outcomes.append(Outcome(work, result, time.monotonic() - start))
-    for outcome in outcomes:
-        print(summary(outcome))
-    print(f"\n{toml_lines(outcomes)}", end="")
+        prepared.append(Prepared(work, result, time.monotonic() - start))
+    for one in prepared:
+        print(summary(one))
+    print(f"\n{toml_lines(prepared)}", end="")
     if options.report is not None:
-        report(options.report, outcomes, options.seq_len or 2048)
+        report(options.report, prepared, options.seq_len or 2048)
         print(f"\nreport: {options.report}")
 
 
@@ -256,18 +256,18 @@ def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: Fil
     return TokenCorpus(files=storage.expand(paths), reader=reader, tokenizer=tokenizer, append_eos=options.append_eos)
 
 
-def summary(outcome: Outcome) -> str:
+def summary(one: Prepared) -> str:
     """Describe what was read, written and left out."""
-    result = outcome.result
+    result = one.result
     validation = validation_shards(result)
     lines = [
-        f"{len(outcome.work.corpus.files):,} files, {result.documents:,} documents, {result.tokens:,} tokens",
-        f"{len(result.shards) - validation:,} training and {validation:,} validation shards in {outcome.work.folder}",
+        f"{len(one.work.corpus.files):,} files, {result.documents:,} documents, {result.tokens:,} tokens",
+        f"{len(result.shards) - validation:,} training and {validation:,} validation shards in {one.work.folder}",
     ]
     if result.text_bytes:
         lines[0] += f", {result.text_bytes / result.tokens:.3f} bytes a token"
     counts = {
-        "files without a byte": sum(file.size == 0 for file in outcome.work.corpus.files),
+        "files without a byte": sum(file.size == 0 for file in one.work.corpus.files),
         "documents without tokens dropped": result.dropped,
         "duplicates left out": result.duplicates,
         "bad records skipped": result.skipped,
@@ -275,17 +275,17 @@ def summary(outcome: Outcome) -> str:
         "documents given an eos": result.eos_appended,
     }
     lines.append("; ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing left out")
-    lines.append(f"{outcome.seconds:.1f} s")
-    return f"\n{outcome.work.name}: " + "\n  ".join(lines)
+    lines.append(f"{one.seconds:.1f} s")
+    return f"\n{one.work.name}: " + "\n  ".join(lines)
 
 
-def toml_lines(outcomes: Sequence[Outcome]) -> str:
+def toml_lines(prepared: Sequence[Prepared]) -> str:
     """Return the sources as tables of a job's TOML."""
     tables = []
-    for outcome in outcomes:
-        folder = outcome.work.folder.resolve() / "train"
-        tables.append({"name": outcome.work.name, "format": "tokens", "paths": [str(folder)]})
-    aside = [str(outcome.work.folder.resolve() / "validation") for outcome in outcomes if validation_shards(outcome.result)]
+    for one in prepared:
+        folder = one.work.folder.resolve() / "train"
+        tables.append({"name": one.work.name, "format": "tokens", "paths": [str(folder)]})
+    aside = [str(one.work.folder.resolve() / "validation") for one in prepared if validation_shards(one.result)]
     return tomli_w.dumps({"data": {"sources": tables}}) + "".join(f"# validation: {folder}\n" for folder in aside)
 
 
@@ -294,17 +294,17 @@ def validation_shards(result: PreparationResult) -> int:
     return sum(shard.startswith("validation/") for shard in result.shards)
 
 
-def report(path: Path, outcomes: Sequence[Outcome], seq_len: int) -> None:
+def report(path: Path, prepared: Sequence[Prepared], seq_len: int) -> None:
     """Write the HTML page about all sources."""
     from .support import Section, write_report
 
     storage = FileStore()
     sections = []
-    for outcome in outcomes:
-        shards = open_shards(storage.expand([str(outcome.work.folder / "train")], "*.json"), storage)
-        files = [(file.path, file.size) for file in outcome.work.corpus.files]
+    for one in prepared:
+        shards = open_shards(storage.expand([str(one.work.folder / "train")], "*.json"), storage)
+        files = [(file.path, file.size) for file in one.work.corpus.files]
         statistics = length_statistics(shard_lengths(shards), seq_len)
-        sections.append(Section(outcome.work.name, files, outcome.result, statistics))
+        sections.append(Section(one.work.name, files, one.result, statistics))
     write_report(path, sections, seq_len)
 
 

@@ -5,8 +5,8 @@ and `shard_documents` (what a lane reads), then `mixer` (which source and which 
 """
 
 from .lane import Documents, Lane, LaneState
-from .mixer import Mixer, RowWeights
+from .mixer import Mixer
 from .raw_documents import RawDocuments
 from .shard_documents import ShardCorpus, ShardDocuments
 
-__all__ = ["Documents", "Lane", "LaneState", "Mixer", "RawDocuments", "RowWeights", "ShardCorpus", "ShardDocuments"]
+__all__ = ["Documents", "Lane", "LaneState", "Mixer", "RawDocuments", "ShardCorpus", "ShardDocuments"]

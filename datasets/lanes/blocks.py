@@ -8,6 +8,7 @@ again there.
 
 from collections import deque
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,16 @@ from ..rows import Block, Weights, rows_of_best_fit
 from ..tokenizers import Ids
 
 MAX_DOCUMENTS = 4096
-KEPT, EMPTY, BAD = range(3)  # fates of what was read
-# Shares of a row that a block may leave empty, tried in turn.
+# Shares of a row that a block may leave empty, tried one after another.
 SPARE = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
+
+
+class DocumentOutcome(IntEnum):
+    """What became of a document that was read: kept, left out since it had no token, or skipped as a bad record."""
+
+    KEPT = 0
+    EMPTY = 1
+    BAD = 2
 
 
 class Address(NamedTuple):
@@ -27,10 +35,10 @@ class Address(NamedTuple):
 
     Attributes:
         piece: Place of the piece in its lane's order of this epoch.
-        offset: Where a document, or a stretch of one, begins in the piece.
-        first: 1 where that stretch opens its document.
-        skip: Tokens of that stretch that lie before.
-        tag: Letters that a tag has, up to that stretch, which is open where it begins; 0: none is.
+        offset: Where a document, or a run of one, begins in the piece.
+        first: 1 where that run opens its document.
+        skip: Tokens of that run that lie before.
+        tag: Letters that a tag has, up to that run, which is open where it begins; 0: none is.
         context: Tokens behind the address that were in rows before, and are context only.
     """
 
@@ -42,22 +50,22 @@ class Address(NamedTuple):
     context: int = 0
 
 
-class Stretch(NamedTuple):
+class TokenRun(NamedTuple):
     """Consecutive documents of a piece, encoded; its first and its last may be parts.
 
     Attributes:
         ids: 1-d integers, the documents one after another.
         lengths: int64 [documents]: tokens of each, its eos included where it ends here; 0 unless kept.
         offsets: Address of each.
-        fates: int8 [documents]: KEPT, EMPTY (had no token) or BAD (was skipped). A BAD one of some length is the eos
-            that ends a document early.
+        outcomes: int8 [documents]: a `DocumentOutcome` each. A BAD one of some length is the eos that ends a document
+            early.
         piece: Of all addresses.
         first: Whether the first document opens here.
         last: Whether the last document ends here.
         skip: Tokens of the first that lie before.
         weights: float32, one for each of `ids`; None: all 1.
-        stated: float64 [documents]: what the record of each states; None: nothing.
-        mapped: int64 [documents]: letters of each that were taken for others; None: none.
+        label_values: float64 [documents]: the label of each, a class or a value; None: labels are not read.
+        mapped: int64 [documents]: letters of each that were replaced by others; None: none.
         tag: As in `Address`.
         context: As in `Address`.
     """
@@ -65,40 +73,40 @@ class Stretch(NamedTuple):
     ids: Ids
     lengths: npt.NDArray[np.int64]
     offsets: list[int]
-    fates: npt.NDArray[np.int8]
+    outcomes: npt.NDArray[np.int8]
     piece: int
     first: bool
     last: bool
     skip: int = 0
     weights: Weights | None = None
-    stated: npt.NDArray[np.float64] | None = None
+    label_values: npt.NDArray[np.float64] | None = None
     mapped: npt.NDArray[np.int64] | None = None
     tag: int = 0
     context: int = 0
 
-    def behind(self, document: int, tokens: int) -> "Stretch":
+    def behind(self, document: int, tokens: int) -> "TokenRun":
         """Return what lies behind the first `tokens` of `document`: views."""
         lengths = self.lengths[document:].copy()
         start = int(self.lengths[:document].sum()) + tokens
         skip = tokens if document else self.skip + tokens
         if tokens:
             lengths[0] -= tokens
-        return Stretch(
+        return TokenRun(
             self.ids[start:],
             lengths,
             self.offsets[document:],
-            self.fates[document:],
+            self.outcomes[document:],
             self.piece,
             self.first if document == 0 else True,
             self.last,
             skip,
             None if self.weights is None else self.weights[start:],
-            None if self.stated is None else self.stated[document:],
+            None if self.label_values is None else self.label_values[document:],
             None if self.mapped is None else self.mapped[document:],
             0 if document else self.tag,
         )
 
-    def until(self, tokens: int) -> "Stretch":
+    def until(self, tokens: int) -> "TokenRun":
         """Return its first `tokens`, ids and weights alone cut off."""
         return self._replace(ids=self.ids[:tokens], weights=None if self.weights is None else self.weights[:tokens])
 
@@ -120,7 +128,7 @@ class Counts(NamedTuple):
         documents: Documents that ended.
         dropped: Documents without tokens.
         skipped: Bad records passed over.
-        mapped: Letters taken for others.
+        mapped: Letters replaced by others.
         truncated: Documents of which the first row was used.
     """
 
@@ -158,10 +166,10 @@ def block_tokens(seq_len: int) -> int:
 
 
 class BlockBuilder:
-    """Takes stretches apart into blocks, holding no more than a block and a stretch.
+    """Cuts runs into blocks, holding no more than a block and a run.
 
     Args:
-        stretches: Documents in order; with `truncate` none has more than `seq_len` + 1 tokens.
+        runs: Documents in order; with `truncate` none has more than `seq_len` + 1 tokens.
         seq_len: Tokens per row.
         policy: Of the packer.
         overlap: Of the packer: a block that begins inside of a document begins with so many tokens of the block before.
@@ -169,48 +177,48 @@ class BlockBuilder:
     """
 
     def __init__(
-        self, stretches: Iterator[Stretch], seq_len: int, policy: str, overlap: int = 0, *, truncate: bool = False
+        self, runs: Iterator[TokenRun], seq_len: int, policy: str, overlap: int = 0, *, truncate: bool = False
     ) -> None:
-        self._stretches = stretches
+        self._runs = runs
         self._seq_len = seq_len
         self._overlap = overlap
         self._truncate = truncate
         self._whole_rows = policy == "concat"
         self._best_fit = policy == "best_fit"
         self._tokens = block_tokens(seq_len)
-        self._ahead: deque[Stretch] = deque()
+        self._ahead: deque[TokenRun] = deque()
 
     def __iter__(self) -> Iterator[AddressedBlock]:
-        """Yield blocks until the stretches are over."""
+        """Yield blocks until the runs are over."""
         while (built := self._build()) is not None:
             yield built
 
     def _build(self) -> AddressedBlock | None:
-        total = sum(len(stretch.ids) for stretch in self._ahead)
-        documents = sum(stretch.documents for stretch in self._ahead)
+        total = sum(len(run.ids) for run in self._ahead)
+        documents = sum(run.documents for run in self._ahead)
         # Enough to know whether the document that crosses the last token fits in a row.
         while total <= self._tokens + self._seq_len and (documents < MAX_DOCUMENTS or self._whole_rows):
-            stretch = next(self._stretches, None)
-            if stretch is None:
+            run = next(self._runs, None)
+            if run is None:
                 break
-            self._ahead.append(stretch)
-            total += len(stretch.ids)
-            documents += stretch.documents
+            self._ahead.append(run)
+            total += len(run.ids)
+            documents += run.documents
         if total == 0:
             return None
 
-        lengths = np.concatenate([stretch.lengths for stretch in self._ahead])
-        over = np.concatenate([np.ones(len(stretch.offsets), dtype=bool) for stretch in self._ahead])
-        last = np.cumsum([len(stretch.offsets) for stretch in self._ahead]) - 1
-        over[last] = [stretch.last for stretch in self._ahead]
+        lengths = np.concatenate([run.lengths for run in self._ahead])
+        over = np.concatenate([np.ones(len(run.offsets), dtype=bool) for run in self._ahead])
+        last = np.cumsum([len(run.offsets) for run in self._ahead]) - 1
+        over[last] = [run.last for run in self._ahead]
         ends = np.cumsum(lengths)[over & (lengths > 0)]
         closed, cut = self._cut(ends, total)
         bounds = np.concatenate([[0], ends[:closed], [cut]] if closed == 0 or ends[closed - 1] < cut else [[0], ends[:closed]])
         segments = len(bounds) - 1
-        stated = None
-        if self._ahead[0].stated is not None:
-            each = np.concatenate([stretch.stated for stretch in self._ahead if stretch.stated is not None])
-            stated = np.append(each[over & (lengths > 0)][:closed], [np.nan] * (segments - closed))
+        label_values = None
+        if self._ahead[0].label_values is not None:
+            each = np.concatenate([run.label_values for run in self._ahead if run.label_values is not None])
+            label_values = np.append(each[over & (lengths > 0)][:closed], [np.nan] * (segments - closed))
 
         ids, weights = self._seen(cut + 1)
         continued = self._ahead[0].context > 0
@@ -227,7 +235,7 @@ class BlockBuilder:
             bounds[:-1],
             lengths,
             goes_on,
-            stated,
+            label_values,
             np.arange(segments) < 1 if continued else None,
         )
         counts = counts._replace(documents=closed, truncated=truncated)
@@ -259,38 +267,40 @@ class BlockBuilder:
 
     def _seen(self, tokens: int) -> tuple[Ids, Weights | None]:
         """Return the next `tokens`, fewer at the end, and their weights, without moving."""
-        seen: list[Stretch] = []
-        for stretch in self._ahead:
-            seen.append(stretch.until(tokens))
-            tokens -= len(stretch.ids)
+        seen: list[TokenRun] = []
+        for run in self._ahead:
+            seen.append(run.until(tokens))
+            tokens -= len(run.ids)
             if tokens <= 0:
                 break
         weights = None
-        if any(stretch.weights is not None for stretch in seen):
-            ones = (np.ones(len(stretch.ids), dtype=np.float32) for stretch in seen)
+        if any(run.weights is not None for run in seen):
+            ones = (np.ones(len(run.ids), dtype=np.float32) for run in seen)
             weights = np.concatenate([s.weights if s.weights is not None else one for s, one in zip(seen, ones, strict=True)])
-        return np.concatenate([stretch.ids for stretch in seen]), weights
+        return np.concatenate([run.ids for run in seen]), weights
 
     def _move(self, cut: int, again: int) -> Counts:
         """Move over `cut` tokens but the last `again`, which are context of the next block; count what was met."""
-        fates, mapped = np.zeros(3, dtype=np.int64), 0
+        outcomes, mapped = np.zeros(3, dtype=np.int64), 0
         left = cut - again
         while self._ahead:
-            stretch = self._ahead.popleft()
-            ends = np.cumsum(stretch.lengths)
+            run = self._ahead.popleft()
+            ends = np.cumsum(run.lengths)
             # Over documents without tokens too, so that the next block never consists of them alone.
             document = int(np.searchsorted(ends, left, side="right"))
-            fates += np.bincount(stretch.fates[:document], minlength=3)
-            if stretch.mapped is not None:
-                mapped += int(stretch.mapped[:document].sum())
-            if document < len(stretch.offsets):
+            outcomes += np.bincount(run.outcomes[:document], minlength=3)
+            if run.mapped is not None:
+                mapped += int(run.mapped[:document].sum())
+            if document < len(run.offsets):
                 begun = int(ends[document - 1]) if document else 0
-                self._ahead.appendleft(stretch.behind(document, left - begun)._replace(context=again))
+                self._ahead.appendleft(run.behind(document, left - begun)._replace(context=again))
                 break
-            left -= len(stretch.ids)
-            if not self._ahead and (following := next(self._stretches, None)) is not None:
+            left -= len(run.ids)
+            if not self._ahead and (following := next(self._runs, None)) is not None:
                 self._ahead.append(following)
-        return Counts(0, dropped=int(fates[EMPTY]), skipped=int(fates[BAD]), mapped=mapped)
+        return Counts(
+            0, dropped=int(outcomes[DocumentOutcome.EMPTY]), skipped=int(outcomes[DocumentOutcome.BAD]), mapped=mapped
+        )
 
 
 def _tight_end(ends: npt.NDArray[np.int64], seq_len: int, overlap: int) -> int:

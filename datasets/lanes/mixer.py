@@ -59,7 +59,7 @@ class Mixer:
 
     def source(self, row: int) -> int:
         """Return the source of global row `row`; call it with ascending rows, each once."""
-        assert row >= self._row, "rows are asked for in ascending order"
+        assert row >= self._row, "rows come in ascending order"
         chosen = 0
         while self._row <= row:
             chosen = self._next()

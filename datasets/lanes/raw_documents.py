@@ -1,4 +1,7 @@
-"""Part of datasets/lanes."""
+"""Documents of raw files as a lane reads them: encoded in the order of the files, and treated as `[data]` says.
+
+A record that cannot be used is raised or skipped. A document that turns out bad in a later part ends where it stands.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +16,7 @@ from ..randomness import permutation
 from ..readers import Piece, Reader, Records, located, wrong_byte
 from ..rows import Packer
 from ..tokenizers import Encoded, TokenizeError, Tokenizer
-from .blocks import BAD, EMPTY, KEPT, Address, AddressedBlock, BlockBuilder, Stretch
+from .blocks import Address, AddressedBlock, BlockBuilder, DocumentOutcome, TokenRun
 
 BYTE_TOKENS = ("byte", "dna")  # kinds of tokenizers to which a byte is a token
 ROWS, DOCUMENTS, PIECES = range(3)  # what a permutation is of
@@ -42,25 +45,25 @@ class RawDocuments:
     config: DocumentConfig = field(default_factory=DocumentConfig)
 
     def __post_init__(self) -> None:
-        """Make what treats documents."""
+        """Make what encodes, mirrors and skips documents."""
         self._encode = LetterEncoder(self.config.letters, self.tokenizer)
         self._strands = Strands(self.config.reverse_complement, self.key[0], self.tokenizer)
         self._pass_over = BadRecords(skip=self.skip_bad)
-        # Of a document that is cut or refused, the first row and two bytes tell all, where a byte is a token and neither the
-        # other strand nor the end of a tag is looked for behind them.
+        # Of a document that is cut or refused, the first row and two bytes tell all, where a byte is a token and
+        # neither the other strand nor the end of a tag is looked for behind them.
         letters = self.config.letters
         heads = self.config.long_documents in ("truncate", "error") and self.tokenizer.kind in BYTE_TOKENS
         whole = self.config.reverse_complement > 0 or letters.exclude_tags or letters.exclude_degenerate
         self._head = self.packer.seq_len + 2 if heads and not whole else None
 
     def blocks(self, epoch: int, start: Address) -> Iterator[AddressedBlock]:
-        """See `Documents`."""
+        """Yield the blocks of an epoch from an address on; offset -1 is the beginning of its piece."""
         order = permutation(len(self.pieces), *self.key, epoch, PIECES)
-        stretches = self._stretches([self.pieces[place] for place in order], start, epoch)
+        runs = self._runs([self.pieces[place] for place in order], start, epoch)
         packer, truncate = self.packer, self.config.long_documents == "truncate"
-        return iter(BlockBuilder(stretches, packer.seq_len, packer.policy, packer.overlap, truncate=truncate))
+        return iter(BlockBuilder(runs, packer.seq_len, packer.policy, packer.overlap, truncate=truncate))
 
-    def _stretches(self, pieces: Sequence[Piece], start: Address, epoch: int) -> Iterator[Stretch]:
+    def _runs(self, pieces: Sequence[Piece], start: Address, epoch: int) -> Iterator[TokenRun]:
         """Yield the epoch's documents from `start` on."""
         _, offset, first, skip, tag, context = start
         for place in range(start.piece, len(pieces)):
@@ -68,12 +71,12 @@ class RawDocuments:
             groups = self.reader.groups(piece, piece.start if offset < 0 else offset, bool(first))
             if self.config.whole or not self.tokenizer.streams:
                 groups = _whole_documents(groups, self._head)
-            for stretch in self._encoded(place, piece, groups, tag, epoch):
-                yield stretch.behind(0, skip)._replace(context=context) if skip or context else stretch
+            for run in self._encoded(place, piece, groups, tag, epoch):
+                yield run.behind(0, skip)._replace(context=context) if skip or context else run
                 skip = context = 0
             offset, first, tag = -1, 1, 0
 
-    def _encoded(self, place: int, piece: Piece, groups: Iterator[Records], tag: int, epoch: int) -> Iterator[Stretch]:
+    def _encoded(self, place: int, piece: Piece, groups: Iterator[Records], tag: int, epoch: int) -> Iterator[TokenRun]:
         """Encode groups; what has no token is EMPTY, and what is bad is raised, or BAD.
 
         `tag` is that of the document which the first group continues.
@@ -93,10 +96,10 @@ class RawDocuments:
                 if end > begin:
                     whole = last or bad is not None
                     of_records = None if stated is None else np.array(stated[begin:end])
-                    stretch = self._stretch(place, offsets[begin:end], weighed, opens, whole, tokens)
-                    stretch = stretch._replace(stated=of_records, tag=arrived.tag)
-                    tokens = whole or bool(stretch.lengths[-1]) or (tokens and not opens and end - begin == 1)
-                    yield stretch
+                    run = self._run(place, offsets[begin:end], weighed, opens, whole, tokens)
+                    run = run._replace(label_values=of_records, tag=arrived.tag)
+                    tokens = whole or bool(run.lengths[-1]) or (tokens and not opens and end - begin == 1)
+                    yield run
                 tag = weighed.tag
                 if bad is not None:
                     self._pass_over(partial(wrong_byte, self.reader, piece.path, offsets[end], bad.offset or 0, bad.problem))
@@ -148,7 +151,7 @@ class RawDocuments:
                     weights[document] = mirrored(weights[document])
         return Weighed(Encoded(ids, lengths, mapped), weights, tag)
 
-    def _stretch(self, place: int, offsets: list[int], weighed: Weighed, first: bool, last: bool, tokens: bool) -> Stretch:
+    def _run(self, place: int, offsets: list[int], weighed: Weighed, first: bool, last: bool, tokens: bool) -> TokenRun:
         """Take the eos off a document that goes on, documents that have nothing else, and what is cut off long ones."""
         (ids, counts, mapped), weights, _ = weighed
         lengths = np.array(counts, dtype=np.int64)
@@ -165,19 +168,28 @@ class RawDocuments:
             places = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             chosen = places < np.repeat(kept, lengths)
             ids, weights = ids[chosen], None if weights is None else weights[chosen]
-        fates = np.where(empty, EMPTY, KEPT).astype(np.int8)
+        outcomes = np.where(empty, DocumentOutcome.EMPTY, DocumentOutcome.KEPT).astype(np.int8)
         of_documents = None if mapped is None else np.array(mapped, dtype=np.int64)
-        return Stretch(ids, kept, offsets, fates, place, first, last, weights=weights, mapped=of_documents)
+        return TokenRun(ids, kept, offsets, outcomes, place, first, last, weights=weights, mapped=of_documents)
 
-    def _bad(self, place: int, offset: int, first: bool, ended: bool, labelled: bool) -> Stretch:
+    def _bad(self, place: int, offset: int, first: bool, ended: bool, labelled: bool) -> TokenRun:
         """Return a bad record: nothing, or the eos of the document whose beginning was good and has been yielded."""
         ids = np.full(int(ended), self.tokenizer.eos_id, dtype=self.tokenizer.dtype)
-        stated = np.array([np.nan]) if labelled else None
-        return Stretch(ids, np.array([len(ids)]), [offset], np.array([BAD], dtype=np.int8), place, first, True, stated=stated)
+        label_values = np.array([np.nan]) if labelled else None
+        return TokenRun(
+            ids,
+            np.array([len(ids)]),
+            [offset],
+            np.array([DocumentOutcome.BAD], dtype=np.int8),
+            place,
+            first,
+            True,
+            label_values=label_values,
+        )
 
 
 class Arrived(NamedTuple):
-    """Documents as they come out of a file.
+    """Documents as a reader gives them.
 
     Attributes:
         file: Path or URL.
@@ -199,7 +211,7 @@ class Arrived(NamedTuple):
 
 
 def _whole_documents(groups: Iterator[Records], head: int | None) -> Iterator[Records]:
-    """Join the stretches of a document, for what must see all of it, or its first `head` bytes, which are all that is kept."""
+    """Join the parts of each document, of which only the first `head` bytes are kept, if that is not None."""
     parts: list[bytes] = []
     begun, opened = 0, True
     for group in groups:

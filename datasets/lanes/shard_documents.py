@@ -1,12 +1,11 @@
 """Token shards as a lane reads them: every epoch all documents in a new random order, straight from the maps.
 
 The documents of a source are numbered through its shards, and the numbers permuted without a table
-(`randomness.Shuffle`); place p of an epoch belongs to lane p mod `lanes`. A document longer than `UNIT_TOKENS` is
-assigned in units of that size, whole rows or
-windows each, so that a chromosome is spread over all lanes: unit 0 has the document's own number, further ones follow
-    behind
-all documents, and begin with the `window_overlap` tokens of the one before. Only documents with such units are listed
-in memory. A document that is read as its reverse complement is divided in the same way.
+(`randomness.Shuffle`). Place p of an epoch belongs to lane p mod `lanes`. A document longer than `UNIT_TOKENS` is
+assigned in units of that size, whole rows or windows each, so that a chromosome is spread over all lanes. Unit 0 has
+the number of the document. Further units are numbered behind all documents, and begin with the last `window_overlap`
+tokens of the unit before. Only documents with such units are listed in memory. A document that is read as its reverse
+complement is divided in the same way.
 """
 
 from collections.abc import Iterator, Sequence
@@ -214,7 +213,7 @@ class ShardDocuments:
         if any(item is not None for _, _, item in maps):
             weights = [np.broadcast_to(np.float32(1.0), len(ids)) if item is None else item for ids, _, item in maps]
         if self.strands is not None and self.strands.share:
-            for place in np.flatnonzero(self._turned(units, epoch) & ~bad).tolist():
+            for place in np.flatnonzero(self._mirrored(units, epoch) & ~bad).tolist():
                 _, _, begin, end, start, length = (int(values[place]) for values in units)
                 part = (start - begin, min(start + length + 1, end) - begin)  # with the token behind
                 try:
@@ -244,14 +243,14 @@ class ShardDocuments:
             self._refuse(units, place, too_long(int(units.lengths[place]), seq_len))
         return long
 
-    def _turned(self, units: Units, epoch: int) -> Chosen:
+    def _mirrored(self, units: Units, epoch: int) -> Chosen:
         """Tell which units are of documents that are read on their other strand."""
         assert self.strands is not None
-        turned = np.zeros(len(units.shards), dtype=bool)
+        chosen = np.zeros(len(units.shards), dtype=bool)
         for shard in np.unique(units.shards).tolist():
             here = units.shards == shard
-            turned[here] = self.strands.turned(self.corpus.shards[shard].path, units.documents[here], epoch)
-        return turned
+            chosen[here] = self.strands.turned(self.corpus.shards[shard].path, units.documents[here], epoch)
+        return chosen
 
     def _refuse(self, units: Units, place: int, problem: str) -> None:
         path = self.corpus.shards[int(units.shards[place])].path

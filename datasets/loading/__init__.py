@@ -1,5 +1,4 @@
-"""Files to batches: opens the sources of a job, shares their lanes among ranks and workers, and keeps the state of the
-data.
+"""Files to batches: opens the sources of a job, shares their lanes among ranks and workers, keeps the data's state.
 
 Read `sources` (which files, in which lanes), `transport` (rows from workers), `loader` (endless batches, resumable),
 then `single_pass` (every document once, for validation) and `state` (what a checkpoint keeps of the data).
@@ -9,17 +8,6 @@ from .batch import Batch, RowSettings
 from .loader import Loader
 from .single_pass import SinglePass
 from .sources import Source
-from .state import ALL_DATA, DataShard, DataState, Inventory, merge_states
+from .state import ALL_DATA, DataShard, DataState, merge_states
 
-__all__ = [
-    "ALL_DATA",
-    "Batch",
-    "DataShard",
-    "DataState",
-    "Inventory",
-    "Loader",
-    "RowSettings",
-    "SinglePass",
-    "Source",
-    "merge_states",
-]
+__all__ = ["ALL_DATA", "Batch", "DataShard", "DataState", "Loader", "RowSettings", "SinglePass", "Source", "merge_states"]

@@ -3,9 +3,9 @@
     files --Reader--> records --Tokenizer--> ids --BlockBuilder--> blocks --Packer--> rows --Mixer, workers--> batches
     token shards ------------------------ShardDocuments----------> blocks
 
-Row i of the run is drawn from source `Mixer.source(i)`, and there from lane `Mixer.lane(i)`. Lane l belongs to data-parallel
-rank l mod R, and there to worker l // R mod W; as R x W divides `lanes`, each lane is read by one worker of one rank, and
-the rows do not depend on R or W.
+Row i of the run is drawn from source `Mixer.source(i)`, and there from lane `Mixer.lane(i)`. Lane l belongs to
+data-parallel rank l mod R, and there to worker l // R mod W; as R x W divides `lanes`, each lane is read by one worker
+of one rank, and the rows do not depend on R or W.
 """
 
 import atexit
@@ -103,7 +103,7 @@ class Loader:
             )
         if config.verify:
             verify_sources(self.sources, shard)
-        # Said by `cistron check`: what turns text into ids.
+        # Reported by `cistron check`: what turns text into ids.
         self.encoding = tokenizer.kind
         if isinstance(tokenizer, HFTokenizer) and any(source.lanes for source in self.sources):
             self.encoding = tokenizer.use_tiktoken_if_equal(
@@ -130,7 +130,7 @@ class Loader:
             WorkerError: A worker died.
         """
         if self._ahead is None:
-            # Runs before multiprocessing's own exit handler, which would wait for workers that nobody has told to stop.
+            # Runs before multiprocessing's own exit handler, which would wait for workers that do not know that they must stop.
             atexit.register(self.close)
             self._ahead = ReadAhead(self._batches, self._depth)
         batch = self._ahead.next(interrupted)
@@ -143,7 +143,10 @@ class Loader:
         return self._state
 
     def inventory(self) -> dict[str, list[list[str | int]]]:
-        """Return path, size and stamp of all files by source: kept beside a state, it lets a refusal name a changed file."""
+        """Return path, size and stamp of all files by source.
+
+        Kept beside a state, it lets a refusal name the file that has changed.
+        """
         return {source.config.name: [list(file) for file in source.files] for source in self.sources}
 
     def close(self) -> None:
@@ -158,11 +161,11 @@ class Loader:
             atexit.unregister(self.close)
 
     def __enter__(self) -> "Loader":
-        """Return the loader itself."""
+        """Return the loader itself, which the block closes at its end."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        """Close."""
+        """Close the loader, whatever has ended the block."""
         self.close()
 
     def _batches(self) -> Iterator[Batch]:

@@ -1,9 +1,8 @@
-"""A thread that works ahead of whoever takes its results.
+"""A thread that works ahead of the one that takes its results.
 
 Each change of threads costs some 50 microseconds, as much as half a batch from token shards takes to make. So neither
-side
-is woken for a single result where several are about to come: who finds none ready gives the other a millisecond to make
-some, and who is too far ahead rests until half of them are taken.
+side is woken for a single result where several are about to come. A side that finds none ready gives the other one a
+millisecond to make some. A side that is too far ahead rests until half of them are taken.
 """
 
 import threading

@@ -1,12 +1,12 @@
 """Every document of some sources exactly once, in an order that no layout changes: what validation reads.
 
     rows of source 0 ─┐
-    rows of source 1 ─┼─ one of each in turn ─> row i -> rank i mod R ─> batches, the same number on every rank
+    rows of source 1 ─┼─ one of each, repeatedly ─> row i -> rank i mod R ─> batches, the same number on every rank
     ...              ─┘
 
-Each source is one lane, and each rank reads all of it: it finds out where the data ends without asking another rank, and any
-number of ranks shares any number of documents, one included. A row that belongs to another rank costs its documents' reading
-and encoding, so a large validation set is best given as token shards, whose rows are views (0.8 ms per 1,000 documents).
+Each source is one lane, and each rank reads all of it. So a rank finds the end of the data without asking another rank,
+and any number of ranks can share any number of documents, even one. A row of another rank costs the reading and encoding
+of its documents. A large validation set is best given as token shards, whose rows are views (0.8 ms per 1,000 documents).
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,13 +28,13 @@ from .state import ALL_DATA, DataShard
 class SinglePass:
     """Batches of one rank, anew by each call of `batches`, and the same ones each time.
 
-    Rows are packed by `best_fit` whatever the config's packing is: what a document's loss is does not depend on the documents
-    in its row, and a document that fits in a row is never split.
+    Rows are packed by `best_fit` whatever the config's packing is: what a document's loss is does not depend on the
+    documents in its row, and a document that fits in a row is never split.
 
     Args:
         sources: What to read.
-        config: How to read it: its keys about documents, but for augmentation, and about files are used, `on_bad_record`
-            and `verify`.
+        config: How to read it: its keys about documents, but for augmentation, and about files are used,
+            `on_bad_record` and `verify`.
         tokenizer: Encodes documents.
         rows: How rows become batches; `buckets` is not used.
         shard: Which rank this is, of how many.
@@ -88,7 +88,7 @@ class SinglePass:
         return self._batch([next(enumerate(self._rows()))], 1)
 
     def _rows(self) -> Iterator[tuple[int, PackedRow]]:
-        """Yield all rows, each with the number of its source; sources take turns until they are over."""
+        """Yield all rows, each with the number of its source; one of each source repeatedly, until they are over."""
         waiting = [(number, self._lane(number, source)) for number, source in enumerate(self.sources)]
         while waiting:
             going = []

@@ -1,4 +1,4 @@
-"""The corpora of a run as they are found: which files, cut into which pieces or shards, assigned to which lanes."""
+"""The sources of a run as they are found: which files, cut into which pieces or shards, assigned to which lanes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,18 +41,18 @@ class Source:
         return of_shards or self.document_config.weighted or self.document_config.window_overlap > 0
 
     def remarks(self) -> list[str]:
-        """Settings of letters that its shards were prepared with and keep, where the job's are others: a line, or none."""
+        """Return a line where the shards were prepared with other settings of letters than the job's, which they keep."""
         if self.corpus is None:
             return []
-        asked, found = self.document_config.letters, {shard.manifest.letters for shard in self.corpus.shards}
+        wanted, found = self.document_config.letters, {shard.manifest.letters for shard in self.corpus.shards}
         kept = {key: {str(getattr(made, key)).lower() for made in found} for key in Letters.model_fields}
-        job = {key: str(getattr(asked, key)).lower() for key in kept}
+        job = {key: str(getattr(wanted, key)).lower() for key in kept}
         others = [key for key in kept if kept[key] != {job[key]}]
         if not others:
             return []
         made = ", ".join(f"{key} = {' or '.join(sorted(kept[key]))}" for key in others)
-        stated = ", ".join(f"{key} = {job[key]}" for key in others)
-        return [f"source {self.config.name!r}: its shards were prepared with {made}, and are read so; [data] has {stated}"]
+        present = ", ".join(f"{key} = {job[key]}" for key in others)
+        return [f"source {self.config.name!r}: its shards were prepared with {made}, and are read so; [data] has {present}"]
 
     def lane_name(self, lane: int) -> str:
         """Return the key of a lane in the loader's state."""
@@ -110,8 +110,8 @@ def open_source(
     reader = build_reader(config.format, config.field, storage, label)
     files = storage.expand(config.paths)
     target = target_size(files, lanes)
-    dealt = deal([piece for file in files for piece in reader.split(file, target)], lanes, config.name)
-    return Source(config=config, files=files, lanes=dealt, reader=reader, corpus=None, document_config=document_config)
+    pieces = deal([piece for file in files for piece in reader.split(file, target)], lanes, config.name)
+    return Source(config=config, files=files, lanes=pieces, reader=reader, corpus=None, document_config=document_config)
 
 
 def _check_letters(shards: Sequence[Shard], letters: Letters) -> None:
@@ -119,9 +119,9 @@ def _check_letters(shards: Sequence[Shard], letters: Letters) -> None:
     for shard in shards:
         made = shard.manifest.letters
         for key in letters.changed_letters:
-            asked, found = getattr(letters, key), getattr(made, key)
-            if asked != found:
+            wanted, found = getattr(letters, key), getattr(made, key)
+            if wanted != found:
                 raise DataConfigError(
-                    f"data.{key} = {str(asked).lower()}: {shard.path} was prepared with {str(found).lower()}; "
+                    f"data.{key} = {str(wanted).lower()}: {shard.path} was prepared with {str(found).lower()}; "
                     "leave the key out to take its weights as they are, or prepare it anew with this one"
                 )

@@ -1,6 +1,6 @@
 """Rows from where they are made to where they are used: worker processes, or this one.
 
-torchdata's StatefulDataLoader moves them, many rows to a message. Its own state is never asked for: the state of a lane
+torchdata's StatefulDataLoader moves them, many rows to a message. Its own state is never used: the state of a lane
 travels with each row.
 """
 
@@ -73,7 +73,7 @@ class Message(NamedTuple):
         following: Of each row.
         weights: float32: of all rows, one after another; a row's are as many as `weighted` says.
         weighted: Of each row, 0 where it has none.
-        stated: Of each row.
+        label_values: Of each row.
         states: Of the rows' lanes.
         error: Comes after the rows.
     """
@@ -84,7 +84,7 @@ class Message(NamedTuple):
     following: list[int | None]
     weights: torch.Tensor
     weighted: list[int]
-    stated: list[list[float] | None]
+    label_values: list[list[float] | None]
     states: list[list[int]]
     error: DataError | DataEnd | None
 
@@ -92,14 +92,14 @@ class Message(NamedTuple):
         """Yield the rows, views of the message."""
         ids, weights = self.ids.numpy(), self.weights.numpy()
         at = weighed = 0
-        each = zip(self.lengths, self.following, self.weighted, self.stated, self.states, strict=True)
-        for lengths, following, weighted, stated, state in each:
+        each = zip(self.lengths, self.following, self.weighted, self.label_values, self.states, strict=True)
+        for lengths, following, weighted, label_values, state in each:
             parts = []
             for length in lengths:
                 parts.append(ids[at : at + length])
                 at += length
             own = weights[weighed : weighed + weighted] if weighted else None
-            yield PackedRow(parts, following, own, stated), LaneState(*state)
+            yield PackedRow(parts, following, own, label_values), LaneState(*state)
             weighed += weighted
 
 
@@ -215,7 +215,7 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
     if not workers:
         yield from stream.rows(origins)
         return
-    # No automatic collation, and no snapshots of a state that is never asked for. Workers are spawned: a forked child
+    # No automatic collation, and no snapshots of a state that is never used. Workers are spawned: a forked child
     # would hold the parent's CUDA context, gloo sockets and the locks of its threads, and a fork server would die of a
     # SIGTERM to the process group, its children with it.
     loader = StatefulDataLoader(
@@ -265,7 +265,7 @@ def _no_main_module() -> Iterator[None]:
 
 
 def _receive(messages: Iterator[Message]) -> Message:
-    """Return the next message."""
+    """Return the next message of any worker. Raises WorkerError where one has died."""
     try:
         return next(messages)
     except (ConnectionError, EOFError, FileNotFoundError) as error:

@@ -1,8 +1,7 @@
 """Exact duplicates among any number of documents, by 128-bit hashes, in bounded memory.
 
-Hashes are assigned to 256 files by their first byte, and each file is sorted alone: 10^9 documents take 24 GB of disk
-    and
-0.3 GB of memory.
+Hashes are assigned to 256 files by their first byte, and each file is sorted alone. 10^9 documents take 24 GB of disk
+and 0.3 GB of memory.
 """
 
 from collections.abc import Sequence

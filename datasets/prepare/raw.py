@@ -1,7 +1,8 @@
-"""Raw files to token shards: documents are read, judged, encoded, and divided into training and validation.
+"""Raw files to token shards: documents are read, checked, encoded, and divided into training and validation.
 
-Memory is bounded by a group of documents, and by a document where a tokenizer must see all of it. With other tokenizers a
-long document streams into the training shard and is taken out again where its end decides otherwise.
+Memory is bounded by a group of documents, and by a document where a tokenizer must see all of it. With other tokenizers,
+a long document streams into the training shard. It is taken out again if its end decides so: a bad record, or a document
+for validation.
 """
 
 import sys
@@ -27,10 +28,10 @@ from .run import Event, PreparationResult, Task
 
 Mask = npt.NDArray[np.bool_]
 # Messages about skipped records of a task; all are counted.
-TOLD_RECORDS = 10
+REPORTED_RECORDS = 10
 
 
-class Stretch(NamedTuple):
+class RawRun(NamedTuple):
     """Whole documents, or a part of one.
 
     Attributes:
@@ -75,7 +76,7 @@ class RawCorpus:
     letters: Letters
 
     def settings(self) -> dict[str, Any]:
-        """See `prepare.Corpus`."""
+        """Return what decides the bytes of the shards, as JSON."""
         names = ("format", "field", "validation_share", "deduplicate", "seed", "skip_bad")
         return {**{name: getattr(self, name) for name in names}, "letters": self.letters.model_dump()}
 
@@ -92,7 +93,7 @@ class RawCorpus:
 
     @property
     def hasher(self) -> Callable[[Task, Path, Emit], None] | None:
-        """See `prepare.Corpus`."""
+        """Writes a hash of each document of a task; None where duplicates stay."""
         return self.hash if self.deduplicate else None
 
     def hash(self, task: Task, path: Path, emit: Emit) -> None:
@@ -102,8 +103,8 @@ class RawCorpus:
             for piece in task.pieces:
                 progress = Progress(piece, emit)
                 for records in self.reader.groups(piece, piece.start, True):
-                    for stretch in stretches(records):
-                        file.writelines(digester(stretch))
+                    for run in runs(records):
+                        file.writelines(digester(run))
                     if records.error is not None and not self.skip_bad:
                         raise located(self.reader, records.error, records.bad_offset)
                     if records.continues_bad:  # it has a place among the documents, and is equal to no other
@@ -114,24 +115,26 @@ class RawCorpus:
         temporary(path).replace(path)
 
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
-        """See `prepare.Corpus`."""
+        """Write the shards of a task into `folder`/train and `folder`/validation. Raises DataError."""
         marked = None
         if marks is not None and marks.stat().st_size:  # there is nothing to map where no record was sound
             marked = np.memmap(marks, dtype=np.bool_, mode="r")[task.documents_before :]
         return _Conversion(self, task, folder, marked, emit).run()
 
 
-def stretches(records: Records) -> Iterator[Stretch]:
-    """Divide a group into the part of a document that it begins with, whole documents, and the part that it ends with."""
+def runs(records: Records) -> Iterator[RawRun]:
+    """Divide a group into the part of a document that it begins with, whole documents, and the part that it ends
+    with.
+    """
     documents, offsets, first, last = records.documents, records.offsets, records.first, records.last
     if documents and not first:
-        yield Stretch(documents[:1], offsets[:1], opens=False, closes=len(documents) > 1 or last)
+        yield RawRun(documents[:1], offsets[:1], opens=False, closes=len(documents) > 1 or last)
         documents, offsets = documents[1:], offsets[1:]
     whole = len(documents) - (not last)
     if whole > 0:
-        yield Stretch(documents[:whole], offsets[:whole])
+        yield RawRun(documents[:whole], offsets[:whole])
     if documents and not last:
-        yield Stretch(documents[whole:], offsets[whole:], closes=False)
+        yield RawRun(documents[whole:], offsets[whole:], closes=False)
 
 
 class Digester:
@@ -141,43 +144,43 @@ class Digester:
         self._seed = seed
         self._open = xxhash.xxh3_128(seed=seed)
 
-    def __call__(self, stretch: Stretch) -> list[bytes]:
-        """Return 16 bytes for each document that ends in this stretch."""
-        if stretch.opens and stretch.closes:
-            return [xxhash.xxh3_128_digest(data, self._seed) for data in stretch.documents]
-        if stretch.opens:
+    def __call__(self, run: RawRun) -> list[bytes]:
+        """Return 16 bytes for each document that ends in this run."""
+        if run.opens and run.closes:
+            return [xxhash.xxh3_128_digest(data, self._seed) for data in run.documents]
+        if run.opens:
             self._open = xxhash.xxh3_128(seed=self._seed)
-        self._open.update(stretch.documents[0])
-        return [self._open.digest()] if stretch.closes else []
+        self._open.update(run.documents[0])
+        return [self._open.digest()] if run.closes else []
 
 
 class Progress:
-    """Tells how much of a piece is done: by offset where its end is known, else at its end."""
+    """Reports how much of a piece is done: by offset where its end is known, else at its end."""
 
     def __init__(self, piece: Piece, emit: Emit) -> None:
         self._piece = piece
         self._emit = emit
-        self._told = 0.0
+        self._reported = 0.0
 
     def at(self, records: Records) -> None:
-        """Tell of a group."""
+        """Report that a group was read."""
         share = 0.0
         if self._piece.end is not None and records.offsets:
             share = (records.offsets[-1] - self._piece.start) / max(self._piece.end - self._piece.start, 1)
-        self._tell(share * self._piece.size, sum(map(len, records.documents)))
+        self._report(share * self._piece.size, sum(map(len, records.documents)))
 
     def finish(self) -> None:
-        """Tell that all is done."""
-        self._tell(self._piece.size, 0)
+        """Report that the whole piece was read."""
+        self._report(self._piece.size, 0)
 
-    def _tell(self, stored: float, text: int) -> None:
-        stored = max(stored, self._told)
-        self._emit(Event(stored=stored - self._told, text=text))
-        self._told = stored
+    def _report(self, stored: float, text: int) -> None:
+        stored = max(stored, self._reported)
+        self._emit(Event(stored=stored - self._reported, text=text))
+        self._reported = stored
 
 
 class _Conversion:
-    """One task on its way into shards."""
+    """The conversion of one task: which document goes into which shard, and what is counted."""
 
     def __init__(self, corpus: RawCorpus, task: Task, folder: Path, marked: Mask | None, emit: Emit) -> None:
         self._corpus = corpus
@@ -222,13 +225,13 @@ class _Conversion:
         progress = Progress(piece, self._emit)
         streams = self._corpus.tokenizer.streams
         for records in self._corpus.reader.groups(piece, piece.start, True):
-            for stretch in stretches(records):
-                if stretch.opens and stretch.closes:
-                    self._take(stretch)
+            for run in runs(records):
+                if run.opens and run.closes:
+                    self._take(run)
                 elif streams:
-                    self._take_part(stretch)
+                    self._take_part(run)
                 else:
-                    self._join(stretch)
+                    self._join(run)
             if records.error is not None and not (records.continues_bad and self._out):
                 self._bad(partial(located, self._corpus.reader, records.error, records.bad_offset))
             if records.continues_bad:
@@ -238,9 +241,9 @@ class _Conversion:
         size = self._sizes[piece.path]
         return SourceRecord(path=piece.path, size=size, start=piece.start, end=piece.end, records=self._records - before)
 
-    def _take(self, stretch: Stretch) -> None:
-        """Whole documents: leave out what is empty, a duplicate or bad; divide the rest."""
-        documents, offsets = stretch.documents, stretch.offsets
+    def _take(self, run: RawRun) -> None:
+        """Take whole documents: leave out what is empty, a duplicate or bad, and divide the rest."""
+        documents, offsets = run.documents, run.offsets
         keep = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents)) > 0
         self._counts["dropped"] += int((~keep).sum())
         if self._marked is not None:
@@ -270,22 +273,22 @@ class _Conversion:
         self._counts["dropped"] += len(kept) - int(kept.sum())
         self._counts["text_bytes"] += sum(compress(map(len, documents), kept.tolist()))
         if self._validation:
-            aside = self._set_aside(self._digester(Stretch(documents, [])))
+            aside = self._set_aside(self._digester(RawRun(documents, [])))
             _write_chosen(self._validation, ids, lengths, kept & aside, weights)
             kept &= ~aside
         _write_chosen(self._train, ids, lengths, kept, weights)
 
-    def _join(self, part: Stretch) -> None:
-        """A part of a document that must be encoded as a whole."""
+    def _join(self, part: RawRun) -> None:
+        """Keep a part of a document that must be encoded as a whole; with its last part, take the document."""
         if part.opens:
             self._whole, self._began = [], part.offsets[0]
         self._whole += part.documents
         if part.closes:
-            self._take(Stretch([b"".join(self._whole)], [self._began]))
+            self._take(RawRun([b"".join(self._whole)], [self._began]))
             self._whole = []
 
-    def _take_part(self, part: Stretch) -> None:
-        """A part of a document that is encoded part by part; its end decides what becomes of it."""
+    def _take_part(self, part: RawRun) -> None:
+        """Encode a part of a document that streams; its last part decides what becomes of it."""
         (data,) = part.documents
         digests = self._digester(part)
         if part.opens:
@@ -321,7 +324,7 @@ class _Conversion:
             self._train.close()
 
     def _break_off(self) -> None:
-        """The open document turned out bad, whatever of it was read."""
+        """Leave out the open document, of which a part could not be read."""
         self._records += 1
         self._whole = []
         if not self._out:
@@ -329,7 +332,7 @@ class _Conversion:
         self._out = False
 
     def _set_aside(self, digests: list[bytes]) -> Mask:
-        """Tell which documents go to validation: their hash, as a fraction, lies below the share."""
+        """Return which documents go to validation: those whose hash, as a fraction, lies below the share."""
         halves = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)
         aside: Mask = halves[:, 1] < np.uint64(self._corpus.validation_share * 2.0**64)
         return aside
@@ -338,8 +341,8 @@ class _Conversion:
         if not self._corpus.skip_bad:
             raise problem()
         self._counts["skipped"] += 1
-        if self._counts["skipped"] <= TOLD_RECORDS:
-            more = "; further ones of this shard are counted only" if self._counts["skipped"] == TOLD_RECORDS else ""
+        if self._counts["skipped"] <= REPORTED_RECORDS:
+            more = "; further ones of this shard are counted only" if self._counts["skipped"] == REPORTED_RECORDS else ""
             self._emit(Event(message=f"skipped: {problem()}{more}"))
 
     def _located(self, bad: TokenizeError, address: int) -> DataError:

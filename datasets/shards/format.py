@@ -111,7 +111,7 @@ class Manifest(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A shard, without an open file: the maps are opened when asked for, and closed with the last view of them.
+    """A shard, without an open file: the maps are opened when they are needed, and closed with the last view of them.
 
     Attributes:
         path: Path or URL of the manifest.

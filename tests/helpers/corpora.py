@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cistron.datasets.config import DataConfig
 from cistron.datasets.documents import DocumentConfig
 from cistron.datasets.files.inflate import zstd
-from cistron.datasets.loading import Batch, DataShard, Loader, RowSettings, SinglePass, transport
+from cistron.datasets.loading import Batch, DataShard, DataState, Loader, RowSettings, SinglePass, merge_states, transport
 from cistron.datasets.loading.transport import Message, RowStream
 from cistron.datasets.readers import SourceConfig
 from cistron.datasets.rows import PackedRow
@@ -180,6 +180,19 @@ def take(loader: Loader, count: int) -> list[Batch]:
     batches = [loader.next() for _ in range(count)]
     assert all(batch is not None for batch in batches)
     return batches  # type: ignore[return-value]
+
+
+def take_on_ranks(
+    settings: Settings, ranks: int, batches: int, state: DataState | None = None
+) -> tuple[list[Batch], DataState]:
+    """Take batches on every rank, one rank after the other; return them, and the run's state as a checkpoint keeps it."""
+    taken: list[Batch] = []
+    states = []
+    for rank in range(ranks):
+        with settings.loader(dp_rank=rank, dp_degree=ranks, state=state) as loader:
+            taken += take(loader, batches)
+            states.append(DataState.read(json.loads(loader.state().model_dump_json())))
+    return taken, merge_states(states)
 
 
 def numbered_rows(batches: Iterable[Batch]) -> dict[int, tuple[bytes, ...]]:

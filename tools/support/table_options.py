@@ -17,7 +17,7 @@ class OptionGroup(Protocol):
     """A parser, or a group of its options."""
 
     def add_argument(self, *flags: str, **options: Any) -> argparse.Action:
-        """Add an option."""
+        """Add an option, as `argparse` does."""
         ...
 
 
@@ -51,7 +51,9 @@ def given(options: argparse.Namespace, table: type[Table]) -> dict[str, Any]:
 
 
 def read_table(table: type[T], section: str, values: dict[str, Any]) -> T:
-    """Return the table that `section` of a TOML would hold. Raises ConfigError with each value that the table refuses."""
+    """Return the table that `section` of a TOML would hold. Raises ConfigError with each value that the table
+    refuses.
+    """
     try:
         return table(**values)
     except ValidationError as error:

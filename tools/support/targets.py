@@ -27,16 +27,16 @@ def report_targets(console: Console, batch: Batch, objective: Objective, tokeniz
         tokenizer: Of the job.
     """
     used, wanted = batch.sequence_ids >= 0, batch.labels >= 0
-    asked = batch.labels[wanted]
+    labels = batch.labels[wanted]
     if isinstance(objective, DocumentLabels):
-        of_class = torch.bincount(asked).tolist() if objective.classes else ["values from", *values_range(batch, wanted)]
-        console.print(f"{len(asked):,} documents with labels: {' '.join(map(str, of_class))}")
+        of_class = torch.bincount(labels).tolist() if objective.classes else ["values from", *values_range(batch, wanted)]
+        console.print(f"{len(labels):,} documents with labels: {' '.join(map(str, of_class))}")
         return
     # what stands in the documents, where the model is shown something else
     tokens = torch.where(wanted, batch.labels, batch.tokens) if isinstance(objective, MaskedTokens) else batch.tokens
-    weights = torch.ones(len(asked)) if batch.weights is None else batch.weights[wanted]
+    weights = torch.ones(len(labels)) if batch.weights is None else batch.weights[wanted]
     grid = Table("tokens", "in the rows", "that carry loss", "mean weight", box=None)
-    for kind, there, of_targets in zip(KINDS, of_kinds(tokens[used], tokenizer), of_kinds(asked, tokenizer), strict=True):
+    for kind, there, of_targets in zip(KINDS, of_kinds(tokens[used], tokenizer), of_kinds(labels, tokenizer), strict=True):
         counted = of_targets & (weights > 0)
         mean = f"{weights[counted].mean():.4g}" if counted.any() else "-"
         if there.any() or of_targets.any():

@@ -1,4 +1,4 @@
-"""From `[data]` to a loader whose first rows have been held against the eos contract: what train, check and inspect open."""
+"""Open the data of a job: from `[data]` to a loader whose first rows have been checked against the eos contract."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

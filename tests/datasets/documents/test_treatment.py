@@ -9,7 +9,7 @@ import pytest
 from cistron.datasets.documents import DocumentConfig, Letters
 from cistron.datasets.errors import DataConfigError, DataError, DataOrderError
 from cistron.datasets.lanes import raw_documents
-from cistron.datasets.loading import merge_states, transport
+from cistron.datasets.loading import transport
 from cistron.datasets.readers import SourceConfig
 from cistron.datasets.tokenizers import Encoded, TokenizerConfig, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
@@ -19,6 +19,7 @@ from cistron.tests.helpers.corpora import (
     config,
     numbered_rows,
     take,
+    take_on_ranks,
     text_source,
     write_fasta,
     write_shard,
@@ -90,17 +91,11 @@ def test_any_ranks_and_workers_read_the_same_strands_windows_and_weights(tmp_pat
     with byte_loader(data) as loader:
         expected = numbered_rows(take(loader, 12))
         later = numbered_rows(take(loader, 4))
-    states = []
     for workers in (0, 2):
-        found = {}
-        for rank in range(2):
-            turns = patch.object(transport, "StatefulDataLoader", TakingTurns)
-            layout = {"batch_size": 2, "dp_rank": rank, "dp_degree": 2}
-            with turns, byte_loader(data.but(num_workers=workers), **layout) as loader:
-                found |= numbered_rows(take(loader, 12))
-                states.append(loader.state())
-        assert found == expected
-    with byte_loader(data, state=merge_states(states[:2])) as loader:
+        with patch.object(transport, "StatefulDataLoader", TakingTurns):
+            taken, state = take_on_ranks(data.but(num_workers=workers, batch_size=2), 2, 12)
+        assert numbered_rows(taken) == expected
+    with byte_loader(data, state=state) as loader:
         assert numbered_rows(take(loader, 4)) == later
 
 

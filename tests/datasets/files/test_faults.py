@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cistron.datasets.config import Stage
 from cistron.datasets.errors import DataConfigError, DataEnd, DataError, DataOrderError
-from cistron.datasets.loading import DataState, Loader, merge_states, transport
+from cistron.datasets.loading import DataState, Loader, transport
 from cistron.datasets.readers import SourceConfig
 from cistron.tests.helpers.corpora import (
     Settings,
@@ -17,6 +17,7 @@ from cistron.tests.helpers.corpora import (
     config,
     numbered_rows,
     take,
+    take_on_ranks,
     text_source,
     words,
     write_bytes,
@@ -70,17 +71,11 @@ def test_skipped_records_are_counted_logged_and_the_same_everywhere(
 ) -> None:
     runs = []
     for ranks, workers in TOPOLOGIES:
-        rows: dict[int, tuple[bytes, ...]] = {}
-        states: list[DataState] = []
         caplog.clear()
-        for rank in range(ranks):
-            changed = with_bad_records.but(num_workers=workers)
-            with byte_loader(changed, batch_size=8 // ranks, dp_rank=rank, dp_degree=ranks) as loader:
-                rows |= numbered_rows(take(loader, 180))
-                states.append(loader.state())
-        state = merge_states(states)
+        settings = with_bad_records.but(num_workers=workers, batch_size=8 // ranks)
+        taken, state = take_on_ranks(settings, ranks, 180)
         assert min(lane.epoch for lane in state.lanes.values()) >= 1, "every record was met"
-        runs.append((rows, state.total("skipped")))
+        runs.append((numbered_rows(taken), state.total("skipped")))
         told = {record.getMessage() for record in caplog.records if record.levelno == logging.WARNING}
         assert {number for number in (101, 201, 301, 401, 501) if any(f"record {number}," in line for line in told)} == {
             101,

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from cistron.datasets.lanes import Mixer, RowWeights
+from cistron.datasets.lanes.mixer import Mixer, RowWeights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cistron.datasets.config import DataConfig
 from cistron.datasets.errors import DataConfigError, DataError, DataOrderError
-from cistron.datasets.loading import Batch, DataState, merge_states, transport
+from cistron.datasets.loading import DataState, merge_states, transport
 from cistron.datasets.loading.transport import Row, RowStream
 from cistron.datasets.readers import SourceConfig
 from cistron.datasets.rows import row_violations
@@ -27,6 +27,7 @@ from cistron.tests.helpers.corpora import (
     config,
     numbered_rows,
     take,
+    take_on_ranks,
     text_source,
     words,
     write_bytes,
@@ -53,21 +54,10 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     )
 
 
-def _run(data: Settings, ranks: int, size: int, batches: int, state: DataState | None) -> tuple[list[Batch], DataState]:
-    """Take batches on every rank, one rank after the other; return them and the merged state, as JSON would keep it."""
-    taken: list[Batch] = []
-    states = []
-    for rank in range(ranks):
-        with byte_loader(data, batch_size=size, dp_rank=rank, dp_degree=ranks, state=state) as loader:
-            taken += take(loader, batches)
-            states.append(DataState.read(json.loads(loader.state().model_dump_json())))
-    return taken, merge_states(states)
-
-
 @pytest.fixture(scope="module")
 def straight(mixed: Settings) -> dict[int, tuple[bytes, ...]]:
     """The rows of one rank without workers, never resumed."""
-    return numbered_rows(_run(mixed, 1, 10, 44, None)[0])
+    return numbered_rows(take_on_ranks(mixed.but(batch_size=10), 1, 44)[0])
 
 
 # Ranks, workers, rows per batch of a rank, batches: rows done are a multiple of the next leg's ranks, but not of its
@@ -95,7 +85,7 @@ def test_rows_are_the_same_on_any_ranks_and_workers_across_resumes(
     state = None
     rows: dict[int, tuple[bytes, ...]] = {}
     for ranks, workers, size, batches in legs:
-        taken, state = _run(mixed.but(num_workers=workers), ranks, size, batches, state)
+        taken, state = take_on_ranks(mixed.but(num_workers=workers, batch_size=size), ranks, batches, state)
         rows |= numbered_rows(taken)
     assert sorted(rows) == list(range(sum(ranks * size * batches for ranks, _, size, batches in legs)))
     assert rows == {number: straight[number] for number in rows}
@@ -285,7 +275,7 @@ def test_documents_without_tokens_are_counted_over_lanes_and_ranks(tmp_path: Pat
     lines = [("" if number % 10 < 3 else "abc") for number in range(400)]
     path = write_jsonl(tmp_path / "x.jsonl", lines)
     data = config(SourceConfig(name="s", format="jsonl", paths=[path]), seq_len=16)
-    _, state = _run(data, 2, 2, 24, None)
+    _, state = take_on_ranks(data.but(batch_size=2), 2, 24)
     assert {lane.epoch for lane in state.lanes.values()} == {1}
     assert state.total("dropped") == 120
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cistron.datasets.loading import DataState, merge_states, transport
+from cistron.datasets.loading import DataState, transport
 from cistron.datasets.readers import SourceConfig
 from cistron.tests.helpers.corpora import (
     Settings,
     TakingTurns,
-    byte_loader,
     config,
-    take,
+    numbered_rows,
+    take_on_ranks,
     words,
     write_fasta,
     write_jsonl,
@@ -69,18 +69,11 @@ def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def _run(
     data: Settings, ranks: int, workers: int, batches: int, state: DataState | None = None
 ) -> tuple[list[bytes], DataState]:
-    """Take global batches, rank after rank. Returns a hash of each row in order, and the state of the run."""
-    rows: dict[int, bytes] = {}
-    states = []
-    for rank in range(ranks):
-        changed = data.but(num_workers=workers)
-        with byte_loader(changed, batch_size=BATCH // ranks, dp_rank=rank, dp_degree=ranks, state=state) as loader:
-            for batch in take(loader, batches):
-                for place, number in enumerate(batch.rows):
-                    planes = (batch.tokens, batch.labels, batch.positions, batch.sequence_ids)
-                    rows[number] = hashlib.blake2b(b"".join(plane[place].numpy().tobytes() for plane in planes)).digest()
-            states.append(loader.state())
-    return [rows[number] for number in sorted(rows)], merge_states(states)
+    """Take global batches. Returns a hash of each row in order, and the state of the run."""
+    settings = data.but(num_workers=workers, batch_size=BATCH // ranks)
+    taken, state = take_on_ranks(settings, ranks, batches, state)
+    rows = {number: hashlib.blake2b(b"".join(planes)).digest() for number, planes in numbered_rows(taken).items()}
+    return [rows[number] for number in sorted(rows)], state
 
 
 @pytest.fixture(scope="module")
