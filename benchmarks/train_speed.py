@@ -38,6 +38,7 @@ from cistron.models.huggingface import hf_names
 from cistron.models.init import init_weights
 from cistron.trainer.build import make_mask
 from cistron.trainer.config import load_config
+from cistron.trainer.estimates import row_flops
 from cistron.trainer.processes import Layout
 from cistron.trainer.start import open_data, verify
 from corpora import python_documents, text_lengths
@@ -168,13 +169,13 @@ def write_job(folder: Path, options: argparse.Namespace) -> DecoderConfig:
     return shape
 
 
-def take_turns(contenders: list[Contender], rounds: int, warmup: int) -> None:
+def interleave(contenders: list[Contender], rounds: int, warmup: int) -> None:
     """Two steps of each in every round, the second of which counts, in an order that goes round too."""
     for contender in contenders:
         for _ in range(warmup):
             contender.step(counts=False)
-    for turn in range(rounds):
-        shift = turn % len(contenders)
+    for repeat in range(rounds):
+        shift = repeat % len(contenders)
         for contender in contenders[shift:] + contenders[:shift]:
             contender.step(counts=False)
             contender.step(counts=True)
@@ -202,7 +203,7 @@ def flops_per_step(shape: DecoderConfig, rows: list[dict[str, torch.Tensor]]) ->
     """
     positions = torch.stack([batch["positions"] for batch in rows])
     tokens, seq_len = positions[0].numel(), positions.shape[-1]
-    without_context_parallel = shape.flops_per_token(seq_len) * tokens
+    without_context_parallel = row_flops(shape, seq_len, tokens)
     per_pair = 12 * shape.n_layers * shape.n_heads * shape.head_dim
     pairs = float((positions + 1).sum()) / len(rows)  # a query sees what stands before it in its document, and itself
     return without_context_parallel - per_pair * tokens * seq_len + per_pair * pairs, without_context_parallel
@@ -272,12 +273,12 @@ def main() -> None:
                 continue
             contenders.append(contender)
             if options.apart:
-                take_turns([contender], options.rounds, options.warmup)
+                interleave([contender], options.rounds, options.warmup)
                 finish(contender)
         if not contenders:
             sys.exit("there is nothing to measure")
         if not options.apart:
-            take_turns(contenders, options.rounds, options.warmup)
+            interleave(contenders, options.rounds, options.warmup)
             for contender in contenders:
                 finish(contender)
         if on_gpu:

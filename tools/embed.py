@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--layer", nargs="+", help="names or globs; * stands for something between two dots")
     parser.add_argument("--list-layers", action="store_true", help="print all layers, with their widths and what they are")
     parser.add_argument("--pool", choices=get_args(Pool), default="mean", help="over the residues (default: mean)")
-    parser.add_argument("--output", type=Path, help="a file to write: .safetensors, .parquet or .npy")
+    parser.add_argument("--output", type=Path, help="a file to write: .safetensors or .parquet")
     add_model_arguments(parser)
     options = parser.parse_args(argv)
     if not options.list_layers and not (options.input and options.layer and options.output):
@@ -44,7 +44,7 @@ def list_layers(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Embed all sequences of the input."""
-    check_output(options.output, 1, options.pool != "none")
+    check_output(options.output)
     files = SequenceFiles(options.input, options.format, options.field, options.id_field)
     opened = open_as_asked(options)
     layers = choose_layers(opened.model, options.layer)

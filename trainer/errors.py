@@ -31,7 +31,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class RankLostError(RuntimeError):
-    """A collective failed because of another process; raised on every rank that notices, after it has said so."""
+    """A collective failed because another rank is lost; raised on every rank that notices, after it printed so."""
 
 
 class CheckpointError(UserError):

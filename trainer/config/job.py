@@ -164,7 +164,6 @@ def label_complaints(config: JobConfig) -> list[str]:
                 lines.append(f'{key}.{index}.label: missing; training.objective = "{objective}" reads labels')
             if source.label is not None and not config.has_head:
                 lines.append(f'{key}.{index}.label = {source.label!r}: training.objective = "{objective}" reads no labels')
-            lines += source.label_complaints(f"{key}.{index}")
     if not config.has_head and config.head != HeadConfig():
         lines.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
     if objective == "classification" and len(classes) < 2:

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from ...datasets.errors import DataConfigError
-from ...datasets.tokenizers import TokenizerConfig
+from ...datasets.tokenizers import TokenizerConfig, build_tokenizer
 from ...models.config import DecoderConfig
 from ...models.huggingface import architecture, to_hf
 from ...models.lora import ADAPTERS, merge
-from ..build import Contract, open_tokenizer
+from ..build import Contract
 from ..checkpoints import Folder, Found, SavedContract, Spec, WholeTensors, as_bytes, atomic_folder, data_bytes, header, read
 from ..config import JobConfig, Lora
 from ..errors import CheckpointError, ConfigError
@@ -103,7 +103,7 @@ def export(
 
 def added_token_notes(added: list[str], table: TokenizerConfig, decoder: DecoderConfig) -> list[str]:
     """What to know of the tokens that the tokenizer puts around every text by itself."""
-    if open_tokenizer(table).bos_id is None:
+    if build_tokenizer(table).bos_id is None:
         what = "which training never saw: call it with add_special_tokens=False"
     elif decoder.causal:
         what = "as a document has them: to have a text continued, take the last one off"
@@ -162,7 +162,7 @@ def torch_name(dtype: torch.dtype) -> str:
 def read_tokenizer(found: Found, table: TokenizerConfig, decoder: DecoderConfig) -> dict[str, bytes]:
     """Files of the tokenizer of training. Raises ConfigError, or EosMismatchError where it is another one."""
     try:
-        tokenizer = open_tokenizer(table)
+        tokenizer = build_tokenizer(table)
     except DataConfigError as error:
         raise ConfigError(f"{error}; --tokenizer PATH says where it is now, --no-tokenizer leaves it out") from None
     Contract.of_checkpoint(found, tokenizer).check()
