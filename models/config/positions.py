@@ -59,6 +59,10 @@ class RopeConfig(Table):
     attention_factor: float | None = None
     """yarn, longrope: multiplies cosines and sines, hence scores by its square; unset: what the method's paper says."""
 
+    def __hash__(self) -> int:
+        """Return a hash by all values, as lists have none of their own."""
+        return hash(self.model_dump_json())
+
     @property
     def trained_length(self) -> int:
         """`original_seq_len`, where it is known to be stated."""

@@ -129,9 +129,8 @@ class OverrideParser(argparse.ArgumentParser):
                 elements = table_at([*parents, name])
                 fields = {"": table_at(parents).model_fields[name], **getattr(elements, "model_fields", {})}
                 known = [(key, registry) for key, field in fields.items() for registry in registries(field)]
-                action.help += "".join(
-                    f" {key}: {registry.help()}" if key else f" {registry.help()}" for key, registry in known
-                )
+                said = (f" {key}: {registry.help()}" if key else f" {registry.help()}" for key, registry in known)
+                action.help += "".join(said).replace("%", "%%")  # argparse formats it
         return super().format_help()
 
 
