@@ -1,4 +1,4 @@
-"""The ground floor, which every room may stand on: the error of a user's mistake, TOML tables, and what people can add by name.
+"""The ground floor, which every room may use: the error of a user's mistake, TOML tables, registries.
 
 Read `errors`, then `table`, then `registry`. Nothing here knows of data, models or training, and nothing here loads torch.
 """

@@ -31,7 +31,8 @@ class Decoder(nn.Module):
 
     Args:
         config: its shape.
-        max_document_length: the longest document that it is meant for, see `rope.rope_table`; 0: up to `original_seq_len`.
+        max_document_length: the longest document that it is meant for, see `rope.rope_table`; 0: up to
+            `original_seq_len`.
     """
 
     kinds: ClassVar[dict[str, Kind]] = {"output.weight": Kind.EMBEDDING}
@@ -97,9 +98,9 @@ class Decoder(nn.Module):
             values: float32 [batch, seq_len], of each label where a head predicts a value; not read otherwise.
 
         Returns:
-            Without labels [batch, seq_len, vocab_size or head_outputs]. With labels the losses (cross-entropies in nats,
-            squared errors of values), float32 [batch, seq_len], 0 where there is no target; those of tokens are to be summed
-            before going backward, see `loss.linear_cross_entropy`.
+            Without labels [batch, seq_len, vocab_size or head_outputs]. With labels the losses (cross-entropies in
+            nats, squared errors of values), float32 [batch, seq_len], 0 where there is no target; those of tokens are
+            to be summed before going backward, see `loss.linear_cross_entropy`.
         """
         rotary = rotary_tables(self.config.attention, self.config.rope, positions, self.inv_freq, self.attention_factor)
         x = self.tok_embeddings(tokens)

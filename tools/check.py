@@ -1,6 +1,7 @@
 """`cistron check CONFIG`: everything that a run would verify before its first step, without a GPU and without training.
 
-Resolved configuration, eos contract held against real rows, parameters, memory per device, and the packing of the first rows.
+It prints the resolved configuration, the eos contract against real rows, parameters, memory per device, and the packing of
+the first rows.
 """
 
 import argparse

@@ -9,19 +9,17 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from ..datasets.readers import SequenceFiles
 from ..datasets.tokenizers import Ids
-from ..trainer.config import Extrapolation, describe
-from ..trainer.errors import ConfigError
+from ..trainer.config import Extrapolation, validate
+from ..trainer.errors import ConfigError, refuse
 from ..trainer.extrapolation import METHODS, Result, Runner, evaluate, plan, read_sources, report, total_tokens, trained_as
 from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
 from ..trainer.processes import run_command
@@ -104,11 +102,9 @@ def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
             for parent in parents:
                 inner = inner[parent]
             inner[key] = value
-    try:
-        return Extrapolation.model_validate(table)
-    except ValidationError as error:
-        told = [describe(("eval", "extrapolation", *problem["loc"]), [problem]) for problem in error.errors()]
-        raise ConfigError("; ".join(chain.from_iterable(told))) from None
+    valid = validate({"eval": {"extrapolation": {**table, "enable": False}}})  # `enable` is of training
+    refuse([*valid.mistakes, *valid.complaints])
+    return valid.config.eval.extrapolation
 
 
 def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:

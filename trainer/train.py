@@ -89,7 +89,7 @@ class Trainer:
         self.heartbeat = Heartbeat(world, stop, self.saver)
 
     def train(self) -> None:
-        """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
+        """Take steps until the job is done or a stop is requested; save, and say what comes next."""
         self.introduce()
         config, progress = self.config, self.progress
         if config.compile.enable and config.data.layout == "padded":
@@ -101,7 +101,7 @@ class Trainer:
                 started = time.perf_counter()
                 batches, error = self.fetch()
                 fetched = time.perf_counter()
-                counts = self.agree(batches, error)
+                counts = self.step_counts(batches, error)
                 if counts is None:
                     break
                 outcome = self.optimize(batches, counts)
@@ -133,7 +133,7 @@ class Trainer:
             return batches, error
         return batches, None
 
-    def agree(self, batches: list[Batch], error: Exception | None) -> StepCounts | None:
+    def step_counts(self, batches: list[Batch], error: Exception | None) -> StepCounts | None:
         """Return what the step holds over all ranks, or None and why in `self.ending`. Raise a rank's error on all."""
         short = error is None and len(batches) < self.micro_batches
         # ranks that differ in cp or tp hold the same rows: only the first counts them
@@ -348,7 +348,7 @@ def train_job(config: JobConfig) -> TrainedRun:
                 trainer.close()
         finally:
             dist.destroy_process_group()
-    # no process group is left: rank 0 takes as long as the weights need, and nobody waits for it in a collective
+    # no process group is left: rank 0 takes as long as the weights need, and no rank waits for it in a collective
     if world.is_first and config.checkpoint.last_save_in_hf and trainer.progress.step >= config.training.steps:
         for message in export_step(config, trainer.checkpoints / f"step-{trainer.progress.step}"):
             trainer.log.say(message)
@@ -359,7 +359,7 @@ def train_job(config: JobConfig) -> TrainedRun:
 
 
 def main(argv: Sequence[str]) -> None:
-    """`cistron train`, and what torchrun starts as `cistron.trainer.train`."""
+    """Run `cistron train`, which torchrun starts as `cistron.trainer.train`."""
     run_command(lambda: run(argv))
 
 

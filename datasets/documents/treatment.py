@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from ...base import Fraction, NonNegative
 from ..errors import refuse
 from ..tokenizers import Tokenizer
@@ -19,8 +21,8 @@ class DocumentConfig(Letters):
     window_overlap: NonNegative = 0
     """long_documents window: tokens that a row repeats from the one before, as context without loss."""
 
+    @override
     def complaints(self) -> list[str]:
-        """Name the keys that do not fit each other."""
         wrong = []
         if self.reverse_complement and self.exclude_tags:
             wrong.append(

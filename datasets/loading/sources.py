@@ -100,7 +100,7 @@ def open_source(
         DataError: A file is missing, or cannot be read.
     """
     document_config = document_config or DocumentConfig()
-    refuse(config.label_complaints("data.sources"))
+    refuse([f"data.sources.{line}" for line in config.complaints()])
     if READERS[config.format] is None:
         files = storage.expand(config.paths, "*.json")
         corpus = ShardCorpus(open_shards(files, storage), seq_len, lanes, config.name, document_config)

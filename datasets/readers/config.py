@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from pydantic import Field
+from typing_extensions import override
 
 from ...base import Name, Positive, Table, Weight
 from .formats import has_fields, no_labels
@@ -23,11 +24,11 @@ class SourceFiles(Table):
     label: Name | None = None
     """The same formats: the key or column of the document's label, for training.objective = "classification", "regression"."""
 
-    def label_complaints(self, key: str) -> list[str]:
-        """Say that the format has no labels where one is asked for; `key` is the TOML key of this table."""
+    @override
+    def complaints(self) -> list[str]:
         if self.label is None or has_fields(self.format):
             return []
-        return [f"{key}.label = {self.label!r}: {no_labels(self.format)}"]
+        return [f"label = {self.label!r}: {no_labels(self.format)}"]
 
 
 class SourceConfig(SourceFiles):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
+from typing_extensions import override
 
 from ...base import Fraction, Table, changed
 from ..errors import refuse
@@ -41,8 +42,8 @@ class MaskingConfig(Table):
     random_share: Fraction = 0.1
     """Share that is shown as a random letter of the alphabet; what is left is shown as it is."""
 
+    @override
     def complaints(self) -> list[str]:
-        """Name shares of more than all, and a rate that nothing reads."""
         wrong = []
         if self.mask_share + self.random_share > 1:
             wrong.append(f"mlm.mask_share + mlm.random_share = {self.mask_share} + {self.random_share}: must be at most 1")

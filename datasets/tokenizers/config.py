@@ -2,6 +2,8 @@
 
 from typing import Annotated, ClassVar, Literal, Protocol, TypeAlias, get_args
 
+from typing_extensions import override
+
 from ...base import Registry, Table
 from .protocol import Tokenizer
 
@@ -43,8 +45,8 @@ class TokenizerConfig(Table):
     on_unknown: Unknown | None = None
     """protein, dna: error (unset): refuse letters of no vocabulary; map: k to K, U to T, else <unk>, and count them."""
 
+    @override
     def complaints(self) -> list[str]:
-        """Name the keys that are set and that the kind does not read."""
         read = ("kind", *TOKENIZERS[self.kind].options)
         return [
             f"tokenizer.{key}: {value!r} means nothing to the {self.kind} tokenizer; remove it"

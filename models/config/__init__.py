@@ -1,4 +1,8 @@
-"""models.config."""
+"""The options of the model, and presets by name; loads no torch.
+
+Read `positions.py` ([model.rope], [model.attention]), then `decoder.py` (the shape of a decoder), `presets.py` (shapes
+by name), and `tables.py` ([model] and [head], as a TOML has them).
+"""
 
 from .decoder import HEAD_KEYS, DecoderConfig, Pool
 from .positions import (

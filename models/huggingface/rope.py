@@ -1,4 +1,4 @@
-"""Rotary scaling in Hugging Face's words, in both directions: `rope_parameters` (transformers 5) and `rope_scaling` (4).
+"""Rotary scaling as `config.json` has it, in both directions: `rope_parameters` (transformers 5), `rope_scaling` (4).
 
 With s = factor, L = original_seq_len and T = rows of training:
 
@@ -14,8 +14,8 @@ With s = factor, L = original_seq_len and T = rows of training:
 | `llama3` | the same | T where it is above L, else s·L: its factor is no ratio of lengths |
 
 `ntk_mixed` and `ramp = "paper"` have no rope_type. L is stated beside these, except for `ntk`, as
-`original_max_position_embeddings`, where Phi 3 has it and transformers 4 looks for longrope's; it is read there first, as
-transformers 5 does.
+`original_max_position_embeddings`, where Phi 3 has it and transformers 4 looks for longrope's; it is read there first,
+as transformers 5 does.
 """
 
 import math
@@ -37,7 +37,7 @@ _SCALINGS = {"linear": "linear", "dynamic": "dynamic_ntk", "yarn": "yarn", "llam
 
 
 def inexpressible(config: RopeConfig) -> str | None:
-    """Why no `rope_type` computes this, None where one does."""
+    """Return why no `rope_type` computes this, None where one does."""
     if config.scaling == "ntk_mixed":
         return 'model.rope.scaling is "ntk_mixed", for which there is no rope_type'
     if config.scaling in ("ntk_by_parts", "yarn") and config.ramp != "index":
@@ -88,7 +88,7 @@ def _max_positions(config: RopeConfig, seq_len: int) -> int:
 
 
 def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[str]) -> RopeConfig:
-    """The rotary embedding that a `config.json` describes.
+    """Return the rotary embedding that a `config.json` describes.
 
     Args:
         stated: the content of `config.json`.

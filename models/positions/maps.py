@@ -9,8 +9,9 @@ Each map divides the pairs of a causal document by distance r = P_q - P_k, P bei
 | `self_extend` (Jin et al. 2024) | r < w | r >= w | floor(P_q/G) - floor(P_k/G) + w - floor(w/G) |
 | `distance_cap` (LM-Infinite, Han et al. 2023) | r < w | r >= w, P_k < sinks | w |
 
-w is `map_window`. A region is one pass of attention with its own rotations and its own mask (`masks.py`); `attention.py` joins
-the passes. The near region always holds the diagonal. Sliding and lambda masks, without a map, are one region that is smaller.
+w is `map_window`. A region is one pass of attention with its own rotations and its own mask (`masks.py`);
+`attention.py` joins the passes. The near region always holds the diagonal. Sliding and lambda masks, without a map, are
+one region that is smaller.
 """
 
 import math
@@ -64,7 +65,7 @@ class Region(NamedTuple):
 
 
 def position_map(config: AttentionConfig, positions: Tensor) -> list[Region]:
-    """The regions of a batch: one without a map, else near and far.
+    """Return the regions of a batch: one without a map, else near and far.
 
     Args:
         config: which map.
@@ -87,7 +88,7 @@ def position_map(config: AttentionConfig, positions: Tensor) -> list[Region]:
 
 
 def reaches(config: AttentionConfig) -> tuple[DistanceRange, ...]:
-    """The pairs of every region that `position_map` gives, in its order; no two regions share one."""
+    """Return the pairs of every region that `position_map` gives, in its order; no two regions share one."""
     if config.mask == "full" and config.position_map == "none":
         return (ALL_DISTANCES,)
     if config.position_map == "none":
@@ -99,7 +100,7 @@ def reaches(config: AttentionConfig) -> tuple[DistanceRange, ...]:
 
 
 def keys_seen(config: AttentionConfig, positions: Tensor) -> Tensor:
-    """How many keys queries have: int64 of the shape of `positions`, which are those of causal documents."""
+    """Return how many keys queries have: int64 of the shape of `positions`, which are those of causal documents."""
     earlier = positions.long() + 1
     seen = torch.zeros_like(earlier)
     for least, below, sinks in reaches(config):

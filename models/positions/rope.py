@@ -3,8 +3,9 @@
 Element i of a head is paired with element i + head_dim/2, so Hugging Face weights load without a permutation. Angles
 and rotation are float32 whatever the model's dtype: in bfloat16, which has 8 bits of precision, position 257 is 256.
 
-A scaling changes the angle per token of each pair so that a model that was trained on `original_seq_len` = L tokens can be
-used, or trained on, at `factor` = s times as many. With d = head_dim, b = theta and θ = b^(-2m/d) for m = 0 .. d/2 - 1:
+A scaling changes the angle per token of each pair so that a model that was trained on `original_seq_len` = L tokens can
+be used, or trained on, at `factor` = s times as many. With d = head_dim, b = theta and θ = b^(-2m/d) for m = 0 .. d/2 -
+1:
 
 | scaling | angle per token of pair m | from |
 |---|---|---|
@@ -30,17 +31,17 @@ MIXED_POWER = 0.75
 
 
 def rope_table(config: RopeConfig, head_dim: int, length: int) -> tuple[Tensor, float]:
-    """Angle per token of each pair (its frequency), and the factor that cosines and sines are multiplied with.
+    """Return the angle per token of each pair (its frequency), and the factor that cosines and sines are multiplied with.
 
     Args:
         config: base and scaling.
         head_dim: width of a head, d.
-        length: the longest document, or row, that the model is meant for: resolved once, never from a batch. `dynamic_ntk` and
-            `longrope` depend on it.
+        length: the longest document, or row, that the model is meant for: resolved once, never from a batch.
+            `dynamic_ntk` and `longrope` depend on it.
 
     Returns:
-        `inv_freq` float32 [head_dim / 2] on the CPU, also under a `torch.device("meta")` context, in radians per token; and
-        `attention_factor`.
+        `inv_freq` float32 [head_dim / 2] on the CPU, also under a `torch.device("meta")` context, in radians per token;
+        and `attention_factor`.
     """
     inv_freq = _frequencies(config.theta, head_dim)
     if config.scaling == "none":
@@ -62,7 +63,7 @@ def _ntk(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tu
 
 
 def ntk_theta(config: RopeConfig, head_dim: int) -> float:
-    """The base that scaling `ntk` comes to."""
+    """Return the base that scaling `ntk` comes to."""
     stretched: float = config.factor ** (head_dim / (head_dim - 2))
     return config.theta * stretched
 
@@ -133,7 +134,7 @@ _SCALINGS: dict[str, Callable[[RopeConfig, Tensor, int, int], tuple[Tensor, floa
 
 
 def rotation(positions: Tensor, inv_freq: Tensor, attention_factor: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of `positions` [batch, seq_len]: two [batch, 1, seq_len, head_dim / 2] of the dtype of `inv_freq`.
+    """Return the cosines and sines of `positions` [batch, seq_len], each [batch, 1, seq_len, head_dim / 2].
 
     Computed once per forward and shared by all blocks and heads. Positions restart in every document, so they come with
     the batch and are not an arange.

@@ -7,8 +7,6 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from ...datasets.prepare import LengthStatistics, PreparationResult
 
 FILES = 20  # listed by name
@@ -81,6 +79,8 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 
 def picture(statistics: LengthStatistics, seq_len: int) -> str:
     """Return the histogram of lengths as a PNG in base64."""
+    from matplotlib.figure import Figure  # takes 0.3 s to import, and few commands draw
+
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     axes = figure.subplots()
     lows, counts = zip(*statistics.histogram, strict=True)

@@ -45,7 +45,7 @@ def rows_complaints(config: JobConfig) -> list[str]:
 
 
 def make_model(config: JobConfig, decoder: DecoderConfig) -> Decoder:
-    """Return the decoder of a job with its adapters, frozen where `[fine_tuning]` says so: plain, on torch's present device.
+    """Return the decoder of a job with its adapters, frozen where `[fine_tuning]` says so, on torch's present device.
 
     Raises:
         ConfigError: `[fine_tuning]` does not fit the decoder.

@@ -1,7 +1,7 @@
 """The configuration of a job: all tables of a TOML, what does not fit together in them, and what to say about the job.
 
-A mistake that a type can tell is pydantic's; all others are lines of `complaints`, collected over every table and raised as one
-error. `load.py` joins both kinds into one message.
+pydantic refuses wrong types and unknown keys. All other mistakes are lines of `complaints`, collected over every table and
+raised as one error. `load.py` joins both kinds into one message.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ from .tables import (
 
 
 class JobConfig(Table):
-    """Train a decoder on eos-delimited packed rows. Every key is a TOML key too: --training.steps is [training] steps."""
+    """Train a decoder on eos-delimited packed rows. An option is a TOML key: --training.steps is [training] steps."""
 
     extends: str | None = None
     """Another TOML, relative to this one, whose keys this one starts from."""
@@ -73,30 +73,30 @@ class JobConfig(Table):
         return self
 
     def complaints(self) -> list[str]:
-        """Return what two tables say differently, and tables that nothing reads."""
+        """Return the contradictions between tables, and the tables that nothing reads."""
         bidirectional = [] if self.causal else self.model.bidirectional_complaints()
         return [*training_complaints(self), *bidirectional, *label_complaints(self), *extrapolation_complaints(self)]
 
     @property
     def has_head(self) -> bool:
-        """Whether whole documents are what is asked about."""
+        """Whether the model predicts labels of whole documents."""
         return self.training.objective in ("classification", "regression")
 
     @property
     def causal(self) -> bool:
-        """Whether a token sees only those before it."""
+        """Whether a token attends only to those before it."""
         return self.training.objective != "mlm" if self.model.causal is None else self.model.causal
 
     def to_dict(self) -> dict[str, Any]:
-        """The resolved configuration as plain values; unset keys are left out, as TOML has no null."""
+        """Return the resolved configuration as plain values, without unset keys, as TOML has no null."""
         return self.model_dump(exclude_none=True, exclude={"extends"})
 
     def to_toml(self) -> str:
-        """The resolved configuration as TOML that reads back to the same job."""
+        """Return the resolved configuration as TOML that reads back to the same job."""
         return tomli_w.dumps(self.to_dict())
 
     def remarks(self, step: int) -> list[str]:
-        """What a person who starts the job at `step` may not have meant."""
+        """Return notes and warnings about a job that starts at `step`."""
         steps, warmup = self.training.steps, self.lr_scheduler.warmup_steps
         remarks = []
         if warmup > steps:
@@ -110,7 +110,7 @@ class JobConfig(Table):
         return remarks
 
     def hints(self, step: int, checkpoints: str) -> list[str]:
-        """What can be done with a run that has ended after `step`."""
+        """Return what can be done with a run that has ended after `step`."""
         folder = Path(self.job.dump_folder)
         hints = [f"run         {folder}", f"watch       tensorboard --logdir {folder}/tensorboard"]
         if self.checkpoint.enable and step:
@@ -141,7 +141,7 @@ def complaints_of(table: Table, key: str = "") -> list[str]:
 
 
 def training_complaints(config: JobConfig) -> list[str]:
-    """Return what tables of the model and of training say differently, labels aside."""
+    """Return the contradictions between tables of the model and of training, labels aside."""
     objective, causal = config.training.objective, config.model.causal
     lines = []
     if causal is not None and not config.has_head and causal != (objective == "causal"):
@@ -164,7 +164,6 @@ def label_complaints(config: JobConfig) -> list[str]:
                 lines.append(f'{key}.{index}.label: missing; training.objective = "{objective}" reads labels')
             if source.label is not None and not config.has_head:
                 lines.append(f'{key}.{index}.label = {source.label!r}: training.objective = "{objective}" reads no labels')
-            lines += source.label_complaints(f"{key}.{index}")
     if not config.has_head and config.head != HeadConfig():
         lines.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
     if objective == "classification" and len(classes) < 2:

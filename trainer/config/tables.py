@@ -1,4 +1,4 @@
-"""The TOML's tables: one class each, every key documented where it is declared. These docstrings are the `--help` text."""
+"""The trainer's own tables of a TOML: one class each. The docstrings of the keys are the `--help` text."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ class Job(Table):
     description: str = ""
     """One line about the job, for people."""
     plugins: list[Name] = Field(default_factory=list)
-    """Modules to import first, which add readers, presets, ... (docs/extending.md); installed packages need no entry here."""
+    """Modules that add readers, presets, ... (docs/extending.md); those of installed packages need no entry here."""
 
     @field_validator("dump_folder")
     @classmethod
@@ -33,7 +33,7 @@ class Training(Table):
     """The optimisation loop."""
 
     objective: Literal["causal", "mlm", "classification", "regression"] = "causal"
-    """causal: the next token. mlm: hidden tokens, from both sides. classification, regression: what a document's label says."""
+    """causal: the next token. mlm: hidden tokens, from both sides. classification, regression: a document's label."""
     seq_len: Annotated[int, Field(ge=2)] = 2048
     """Tokens per row."""
     local_batch_size: Positive = 8
@@ -49,7 +49,7 @@ class Training(Table):
     seed: NonNegative = 0
     """Decides initial weights and the order of the data."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type that parameters and gradients are kept in; bfloat16 saves 4 bytes a parameter, and updates round stochastically."""
+    """Type of parameters and gradients; bfloat16 saves 4 bytes a parameter, and updates are rounded stochastically."""
     mixed_precision_param: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of parameters and activations in forward and backward."""
     mixed_precision_reduce: Literal["float32", "bfloat16"] = "float32"
@@ -111,29 +111,29 @@ class Parallelism(Table):
     tensor_parallel_degree: Degree = 1
     """Ranks that split every matrix and, between the norms, the sequence."""
     context_parallel_degree: Degree = 1
-    """Ranks that share the tokens of every row, dealt out so that each computes as much of the document mask."""
+    """Ranks that share the tokens of every row, assigned so that each computes as much of the document mask."""
     fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
-    """Free gathered parameters after the forward pass. default: a block's. always: the tables' too. never: more memory."""
+    """Free gathered parameters after the forward pass. default: of blocks. always: of tables too. never: of none."""
     enable_async_tensor_parallel: bool = False
-    """Overlap the communication of tensor parallelism with its matmuls: GPUs with symmetric memory, with compile.enable."""
+    """Overlap tensor parallelism's communication with products; needs compile.enable and GPUs with symmetric memory."""
 
 
 class Compile(Table):
     """torch.compile."""
 
     enable: bool = False
-    """Compile every transformer block and the loss. Nothing is compiled again after the first step, whatever the documents."""
+    """Compile every transformer block and the loss. No later step compiles again, whatever the documents."""
 
 
 class ActivationCheckpoint(Table):
     """Activation checkpointing: what is kept for the backward pass, and what is computed again in it."""
 
     mode: Literal["none", "full", "selective", "memory_budget"] = "none"
-    """none: keep all. full: only the input of each block. selective: some. memory_budget: a share, chosen by the compiler."""
+    """none: keep all. full: the input of each block. selective: some. memory_budget: a share chosen by the compiler."""
     selective_ac_option: Literal["op"] | Positive = "op"
-    """selective: op keeps attention, sums over ranks and every second matrix product; n is "full" for every n-th block."""
+    """selective: op keeps attention, sums over ranks, every second matrix product; n is "full" for every n-th block."""
     memory_budget: Fraction = 0.5
-    """memory_budget: share of activations kept; 0: only the input of each block, 1: all that the backward pass reads."""
+    """memory_budget: share of activations kept; 0: the input of each block, 1: all that the backward pass reads."""
 
     @property
     def by_operator(self) -> bool:
@@ -178,7 +178,7 @@ class FineTuning(Table):
     """What is trained of a model that has been trained before; checkpoint.initial_load_path says which."""
 
     freeze: list[Name] = Field(default_factory=list)
-    """Globs over names of parameters, or of modules around them ("layers.*", "tok_embeddings"): these are not trained."""
+    """Globs over names of parameters or of modules ("layers.*", "tok_embeddings") that are not trained."""
     lora: Lora = Lora()
     """Low-rank adapters."""
 
@@ -201,11 +201,11 @@ class Checkpoint(Table):
     enable: bool = True
     """Save and resume."""
     folder: str = "checkpoint"
-    """Folder inside job.dump_folder, or an absolute path or fsspec URL (s3://bucket/run); checkpoints are step-<N> in it."""
+    """Folder of the step-<N> inside job.dump_folder, or an absolute path or fsspec URL (s3://bucket/run)."""
     interval: Positive = 500
     """Steps between checkpoints; the last step is always saved."""
     async_mode: Literal["disabled", "async"] = "async"
-    """`async`: copy to (pinned) host memory and write beside training; `disabled`: training waits for the disk."""
+    """async: copy to (pinned) host memory and write while training goes on. disabled: training waits for the disk."""
     keep_latest_k: NonNegative = 3
     """Newest checkpoints to keep; 0 keeps all."""
     keep_every_n: NonNegative = 0
@@ -215,9 +215,9 @@ class Checkpoint(Table):
     load_step: Annotated[int, Field(ge=-1)] = -1
     """Step to resume from; -1: the newest good one, 0: none, start afresh."""
     initial_load_path: str | None = None
-    """A checkpoint (…/step-N, a path or URL) or Hugging Face folder to start from; ignored once this run has its own."""
+    """Checkpoint (…/step-N, a path or URL) or Hugging Face folder to start from; unused once this run has its own."""
     initial_load_model_only: bool = True
-    """Take only the weights of initial_load_path; false: go on from its step, with its optimizer and place in the data."""
+    """Take only the weights of initial_load_path; false: also its step, its optimizer and its place in the data."""
 
     @override
     def complaints(self) -> list[str]:
@@ -236,7 +236,7 @@ class Checkpoint(Table):
         return lines
 
     last_save_in_hf: bool = False
-    """After the last step, export its checkpoint to <job.dump_folder>/huggingface/step-<N>, as `cistron export` does."""
+    """After the last step, export to <job.dump_folder>/huggingface/step-<N>, as `cistron export` does."""
 
 
 class Validation(Table):
@@ -274,7 +274,7 @@ class Metrics(Table):
     enable_wandb: bool = False
     """Report to Weights & Biases as well (pip install 'cistron[wandb]'), which its WANDB_* variables steer."""
     sinks: list[Annotated[str, SINKS.choice]] = Field(default_factory=list)
-    """Where records go besides: names of metric sinks, most often a plug-in's (docs/extending.md)."""
+    """Further metric sinks by name, most often a plug-in's (docs/extending.md)."""
     peak_flops: float | None = Field(default=None, gt=0.0)
     """Peak FLOP/s of one device, for MFU on devices Cistron does not know."""
 
@@ -285,7 +285,7 @@ class Profiling(Table):
     enable_profiling: bool = False
     """Record one step in every `profile_freq` with torch.profiler, on every rank."""
     profile_freq: Annotated[int, Field(ge=2)] = 10
-    """Steps from one recorded step, or memory snapshot, to the next; recorded steps are counted from the first of a process."""
+    """Steps from one recorded step or memory snapshot to the next, counted from the first step of a process."""
     save_traces_folder: str = "profile_traces"
     """Folder inside job.dump_folder; traces are step-<N>/rank<R>.json.gz in it, for Perfetto or chrome://tracing."""
     enable_memory_snapshot: bool = False
@@ -311,20 +311,20 @@ LENGTH = re.compile(r"([1-9]\d*)(x?)")  # the command line has numbers as text t
 
 
 class Passkey(Table):
-    """A number that a long document says once, and is asked for at its end."""
+    """A number that stands once in a long document, and is to be repeated at its end."""
 
     samples: NonNegative = 10
     """Documents for each depth and length; 0: no pass keys."""
     digits: Positive = 5
     """Letters of a key."""
     depths: Annotated[list[Fraction], ONCE] = Field(default=[0.0, 0.25, 0.5, 0.75, 1.0], min_length=1)
-    """Where the key is said: 0 at the document's beginning, 1 right before it is asked for."""
+    """Where the key stands: 0 at the document's beginning, 1 right before the query."""
     alphabet: Name | None = None
     """Letters that keys are drawn from; unset: 0123456789, and letters of the sequences for dna and protein."""
     needle: Name | None = None
-    """What is said, with {key} for the key; unset: a sentence, or for dna and protein a marker before the key."""
+    """Text that holds the key, as {key}; unset: a sentence, or for dna and protein a marker before the key."""
     query: Name | None = None
-    """What stands at the end, before the key; unset: a question, or the marker."""
+    """Text at the end, before the answer; unset: a question, or the marker."""
 
     @override
     def complaints(self) -> list[str]:

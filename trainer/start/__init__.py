@@ -6,13 +6,12 @@ Read `verify` (everything that is checked before data or model are touched), `or
 
 from .data import TrainData, open_data
 from .model import open_model
-from .origin import StartingPoint, starting_point
+from .origin import starting_point
 from .resume import resume_data
 from .run_folder import open_run_folder
 from .verify import job_complaints, launch_complaints, verify
 
 __all__ = [
-    "StartingPoint",
     "TrainData",
     "job_complaints",
     "launch_complaints",

@@ -1,7 +1,7 @@
 """What a job is refused for before data or model are touched: every room's complaints, gathered and raised once.
 
-What depends on a part that cannot be built is not looked at; but where the tokenizer is missing, the decoder is looked at with
-the vocabulary of another one.
+What depends on a part that cannot be built is not examined. Where it is the tokenizer, the decoder is examined with the
+vocabulary of another one.
 """
 
 from collections.abc import Callable, Iterable
@@ -68,7 +68,7 @@ def job_complaints(config: JobConfig, processes: int | None, device: torch.devic
 
 
 def launch_complaints(config: JobConfig) -> list[str]:
-    """Return what is wrong with a job that is to run here: on this process's device, and as many processes as were started."""
+    """Return what is wrong with a job that is to run on this process's device and the processes that were started."""
     job = Examination(config)
     device = job.attempt(pick_device)
     job.examine(job.layout(world_size()), device)
