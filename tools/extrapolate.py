@@ -20,7 +20,17 @@ from ..datasets.readers import SequenceFiles
 from ..datasets.tokenizers import Ids
 from ..trainer.config import Extrapolation, validate
 from ..trainer.errors import ConfigError, refuse
-from ..trainer.extrapolation import METHODS, Result, Runner, evaluate, plan, read_sources, report, total_tokens, trained_as
+from ..trainer.extrapolation import (
+    METHODS,
+    LengthResult,
+    LongRowModel,
+    evaluate,
+    plan,
+    read_sources,
+    report,
+    total_tokens,
+    trained_as,
+)
 from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
 from ..trainer.processes import run_command
 from .support import add_input_arguments, add_model_arguments, open_as_asked, positive, progress_bar
@@ -79,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     weights = opened.model.tok_embeddings.weight
     with progress_bar("extrapolate", console, in_bytes=False) as bar:
         bar.begin("", total_tokens(table, asked))
-        runner = Runner(
+        long_model = LongRowModel(
             model=opened.model,
             tokenizer=opened.tokenizer,
             device=opened.device,
@@ -87,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
             batch_tokens=options.batch_tokens,
             tick=bar.advance,
         )
-        results = evaluate(runner, table, asked)
+        results = evaluate(long_model, table, asked)
     found = {"checkpoint": opened.where, **report(results, table, asked)}
     write(options.output, found, results, trained.length, table.score_last, console)
 
@@ -128,7 +138,9 @@ def check_output(folder: Path) -> None:
         raise ConfigError(f"--output {folder}: cannot be written: {error}") from None
 
 
-def write(folder: Path, found: dict[str, Any], results: list[Result], trained: int, score_last: int, console: Console) -> None:
+def write(
+    folder: Path, found: dict[str, Any], results: list[LengthResult], trained: int, score_last: int, console: Console
+) -> None:
     """Tables, JSON, picture and TensorBoard, in place of those of an earlier evaluation."""
     from ..trainer.extrapolation import draw, make_tables  # matplotlib takes 0.3 s to import
 

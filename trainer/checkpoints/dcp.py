@@ -1,6 +1,6 @@
 """Which rank writes and reads which pieces of a checkpoint's tensors, as torch.distributed.checkpoint plans it.
 
-Its own files are pickles; these are safetensors (tensor_files.py), and reading them executes nothing.
+Its own files are pickles; these are safetensors (tensors.py), and reading them executes nothing.
 """
 
 from collections.abc import Iterator, Mapping

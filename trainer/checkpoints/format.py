@@ -1,4 +1,14 @@
-"""What a checkpoint is: the files of a step's folder, and the manifest whose presence makes them count."""
+"""What a checkpoint is: the files of a step's folder, and the manifest whose presence makes them count.
+
+    <dump_folder>/<checkpoint.folder>/step-<N>/
+        rank-<R>.safetensors   pieces of model and optimizer that rank R wrote (tensors.py)
+        tensors.json           where each piece is
+        state.json             what the checkpoint states of its run (state.py)
+        inventory.json         the files that the data state is about: path, size, stamp
+        manifest.json          size and checksum of every file above, and of itself
+
+The manifest is written last and moved into place atomically: a folder without one was torn by a crash. Nothing is unpickled.
+"""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Part of trainer/checkpoints."""
+"""Fill a model and its optimizer, in any layout, from a checkpoint of any other."""
 
 import warnings
 from collections.abc import Collection

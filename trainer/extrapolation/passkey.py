@@ -13,7 +13,7 @@ from ...datasets.tokenizers import Ids, TokenizeError, Tokenizer
 from ..config import Passkey
 from ..errors import ConfigError
 from ..inference import opening_tokens
-from .runner import Runner
+from .long_rows import LongRowModel
 
 
 class Words(NamedTuple):
@@ -98,10 +98,10 @@ def encode(tokenizer: Tokenizer, text: str) -> Ids:
     return ids[opening_tokens(tokenizer) : -1]
 
 
-def retrieved(runner: Runner, asked: Sequence[Prompt]) -> float:
+def retrieved(long_model: LongRowModel, asked: Sequence[Prompt]) -> float:
     """Share of keys that greedy decoding gives."""
     longest = max(prompt.key for prompt in asked)
-    said = runner.likeliest([prompt.ids for prompt in asked], longest + 1)
+    said = long_model.likeliest([prompt.ids for prompt in asked], longest + 1)
     right = [
         bool((row[-1 - prompt.key : -1] == prompt.ids[-prompt.key :]).all()) for prompt, row in zip(asked, said, strict=True)
     ]

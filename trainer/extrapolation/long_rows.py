@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runner:
+class LongRowModel:
     """A model that is asked about long documents.
 
     Attributes:
