@@ -1,7 +1,8 @@
-"""`cistron evaluate CHECKPOINT --extrapolate`: documents longer than those of training, by every method that trains nothing.
+"""`cistron evaluate CHECKPOINT --extrapolate`: documents longer than those of training, by every method that trains
+nothing.
 
-CHECKPOINT is a Cistron checkpoint of any layout, or a Hugging Face folder. Options that are left out are as the checkpoint's
-own `[eval.extrapolation]` says.
+CHECKPOINT is a Cistron checkpoint of any layout, or a Hugging Face folder. Options that are left out are as the
+checkpoint's own `[eval.extrapolation]` says.
 """
 
 import argparse
@@ -51,7 +52,7 @@ OPTIONS = {  # of the command line, by the keys of the table
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, load, evaluate, report."""
+    """Parse the command line, load the model, evaluate it and report."""
     parser = argparse.ArgumentParser(prog="cistron evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     parser.add_argument("--extrapolate", action="store_true", required=True, help="what this is about")
@@ -103,7 +104,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
-    """The checkpoint's `[eval.extrapolation]` under the options of the command line. Raises ConfigError for a wrong value."""
+    """Return the checkpoint's `[eval.extrapolation]` under the options of the command line.
+
+    Raises ConfigError for a wrong value.
+    """
     table: dict[str, Any] = opened.config.eval.extrapolation.model_dump() if opened.config else Extrapolation().model_dump()
     for option, (*parents, key) in OPTIONS.items():
         value = getattr(options, option)
@@ -118,7 +122,10 @@ def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
 
 
 def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:
-    """Documents of --input, or of the job's [[validation.sources]]. Raises ConfigError where there are neither."""
+    """Return the documents of --input, or of the job's [[validation.sources]].
+
+    Raises ConfigError where there are neither.
+    """
     if options.input:
         files = SequenceFiles(options.input, options.format, options.field, options.id_field)
         unlimited = replace(opened, seq_len=None)  # nobody need be told that these are longer than rows of training

@@ -21,7 +21,7 @@ FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # keyed by parameter
 
 
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """This rank's tensors by the names that they have in a checkpoint.
+    """Return this rank's tensors by the names that they have in a checkpoint.
 
     Of the optimizer only its own: its settings are the configuration's, and a resume may change them.
     """

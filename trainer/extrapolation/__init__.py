@@ -1,7 +1,8 @@
 """Documents longer than those of training: what a model makes of them, by every method that trains nothing.
 
-Read `methods` first (which settings each has), then `measures`: what is measured, and the plan of an evaluation. `long_rows`
-runs the model; `passkey` and `continuation` are measures of their own; `report` draws; `in_training` does it during a run.
+Read `methods` first (which settings each has), then `measures`: what is measured, and the plan of an evaluation.
+`long_rows` runs the model; `passkey` and `continuation` are measures of their own; `report` draws; `in_training` does
+it during a run.
 """
 
 from .in_training import LongEvaluation, plan_of

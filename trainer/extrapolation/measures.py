@@ -80,7 +80,7 @@ class LongDocuments:
     limit: int
 
     def at_least(self, length: int) -> list[Ids]:
-        """The first documents of so many tokens or more."""
+        """Return the first documents of so many tokens or more."""
         return [ids for ids in self.ids if len(ids) >= length][: self.limit]
 
     @classmethod
@@ -104,7 +104,7 @@ class LongDocuments:
         return found
 
     def __str__(self) -> str:
-        """How many qualified, in words."""
+        """Return in words how many qualified."""
         counts = (
             f"{count:,} of at least {length:,} tokens" + (f" ({self.limit} used)" if count > self.limit else "")
             for length, count in self.qualified.items()
@@ -113,7 +113,7 @@ class LongDocuments:
 
 
 def read_sources(config: JobConfig, tokenizer: Tokenizer, longest: int) -> Iterator[Ids]:
-    """Documents of `[[validation.sources]]`, each cut to `longest` tokens, as validation would read them.
+    """Yield the documents of `[[validation.sources]]`, each cut to `longest` tokens, as validation would read them.
 
     Raises:
         DataConfigError, DataError: a source cannot be used.
@@ -128,7 +128,7 @@ def read_sources(config: JobConfig, tokenizer: Tokenizer, longest: int) -> Itera
 
 
 def trained_as(decoder: DecoderConfig, rows: int, key: str) -> tuple[Trained, str]:
-    """What is known of a model's training, and that in words.
+    """Return what is known of a model's training, and that in words.
 
     Args:
         decoder: the model's shape, as it was trained.
@@ -232,7 +232,7 @@ def evaluate(long_model: LongRowModel, table: Extrapolation, asked: Plan) -> lis
 def measure(
     long_model: LongRowModel, table: Extrapolation, documents: LongDocuments, method: str, length: int, told: str
 ) -> LengthResult:
-    """All measures of a model as it is now, at one length."""
+    """Return all measures of a model as it is now, at one length."""
     longest = max(documents.qualified)
     here, there = documents.at_least(length), documents.at_least(longest)
     losses = long_model.losses([ids[:length] for ids in here])
@@ -254,7 +254,7 @@ def measure(
 
 
 def tail(ids: Ids, length: int, tokenizer: Tokenizer) -> Ids:
-    """The last `length` tokens of a document, the first of them what opens a document, where anything does."""
+    """Return the last `length` tokens of a document, the first of them what opens a document, where anything does."""
     cut = ids[-length:].copy()
     if tokenizer.bos_id is not None:
         cut[0] = tokenizer.bos_id
@@ -262,7 +262,8 @@ def tail(ids: Ids, length: int, tokenizer: Tokenizer) -> Ids:
 
 
 def by_position(losses: Array) -> list[tuple[int, int, float]]:
-    """First position, last position and mean loss of up to 32 stretches; position p is that of the token that is predicted.
+    """First position, last position and mean loss of up to 32 stretches; position p is that of the token that is
+    predicted.
 
     Args:
         losses: float64 [documents, length - 1], of positions 1, 2, ...

@@ -1,6 +1,7 @@
 """The methods that evaluate a trained model on longer documents, each with its settings.
 
-With L tokens in training and documents of T, nothing is trained, and only `[model.rope]` and `[model.attention]` change:
+With L tokens in training and documents of T, nothing is trained, and only `[model.rope]` and `[model.attention]`
+change:
 
 | method | settings |
 |---|---|
@@ -14,7 +15,8 @@ With L tokens in training and documents of T, nothing is trained, and only `[mod
 | `leaky_rerope` | map_window = L/2, leak = 16, or the least that keeps distances below L |
 | `self_extend` | group = 8, or the least that keeps distances below L; map_window = the last multiple of it up to L/2 |
 
-`longrope` has two lists of numbers that must be searched for or trained: it is here where a model has them, as `trained`.
+`longrope` has two lists of numbers that must be searched for or trained: it is here where a model has them, as
+`trained`.
 """
 
 import math
@@ -38,8 +40,8 @@ class Trained(NamedTuple):
 
     Attributes:
         decoder: its shape, rotary embedding and attention.
-        length: L, the longest documents that it knows: `model.rope.original_seq_len`, or tokens of the rows of its training
-            where that is unset or a scaling has led beyond it.
+        length: L, the longest documents that it knows: `model.rope.original_seq_len`, or tokens of the rows of its
+            training where that is unset or a scaling has led beyond it.
         rows: tokens of the rows of its training, which its rotary table was resolved for.
     """
 
@@ -65,7 +67,8 @@ class MethodSettings(NamedTuple):
 def settings_of(method: str, trained: Trained, length: int) -> MethodSettings:
     """Return the settings that a method has for documents of `length` tokens.
 
-    A scaling that the model was trained with stays as it was in training, and is resolved anew for longer documents alone.
+    A scaling that the model was trained with stays as it was in training, and is resolved anew for longer documents
+    alone.
 
     Args:
         method: one of `METHODS`.
@@ -73,7 +76,8 @@ def settings_of(method: str, trained: Trained, length: int) -> MethodSettings:
         length: T.
 
     Raises:
-        ModelError: the model was trained by another method of its kind, or the settings do not fit its shape or the length.
+        ModelError: the model was trained by another method of its kind, or the settings do not fit its shape or the
+            length.
     """
     decoder, attention, resolved = trained.decoder, trained.decoder.attention, max(length, trained.rows)
     rope = decoder.rope if decoder.rope.scaling != "none" else decoder.rope.replace(original_seq_len=trained.length)

@@ -11,12 +11,12 @@ from .measures import LengthResult
 
 
 def methods_of(results: Sequence[LengthResult]) -> list[str]:
-    """Names, in order."""
+    """Return the names of the methods, in order."""
     return list(dict.fromkeys(result.method for result in results))
 
 
 def make_tables(results: Sequence[LengthResult], trained: int, score_last: int) -> list[Table]:
-    """A table for each measure: a row for each method, a column for each length."""
+    """Return a table for each measure: a row for each method, a column for each length."""
     lengths = sorted({result.length for result in results})
     found = {(result.method, result.length): result for result in results}
     titles = {
