@@ -8,44 +8,46 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from turns import Rows, Turns
+from interleaved import Repeats, Rows
 
 
-def cistron(turns: Turns) -> None:
+def cistron(repeats: Repeats) -> None:
     """The whole of `cistron train`, reading the corpus itself: a step is from one fetch to the next, one included."""
     from cistron.trainer.config import load_config
     from cistron.trainer.processes import StopRequest, join
     from cistron.trainer.train import Trainer
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    config, _ = load_config(["--config", str(turns.folder / "job.toml"), "--job.dump_folder", str(turns.folder / "cistron")])
+    config, _ = load_config(
+        ["--config", str(repeats.folder / "job.toml"), "--job.dump_folder", str(repeats.folder / "cistron")]
+    )
     trainer = Trainer(config, join(config), StopRequest())
-    set_model_state_dict(trainer.model, turns.weights(), options=StateDictOptions(full_state_dict=True))
+    set_model_state_dict(trainer.model, repeats.weights(), options=StateDictOptions(full_state_dict=True))
     fetch, optimize, losses = trainer.fetch, trainer.optimize, []
 
-    def fetch_in_turn() -> Any:
-        turns.wait()
+    def fetch_interleaved() -> Any:
+        repeats.wait()
         return fetch()
 
     def recorded(*arguments: Any) -> Any:
         losses[:] = [optimize(*arguments)]
         return losses[0]
 
-    trainer.fetch, trainer.optimize = fetch_in_turn, recorded
-    turns.begin(trainer.model, lambda: float(losses[0].loss))
+    trainer.fetch, trainer.optimize = fetch_interleaved, recorded
+    repeats.begin(trainer.model, lambda: float(losses[0].loss))
     trainer.train()
 
 
-def bare_loop(turns: Turns) -> None:
+def bare_loop(repeats: Repeats) -> None:
     """What a tutorial would write around the same decoder: no FSDP, no counters, no checks; autocast for bfloat16."""
     from cistron.models.attention import DocumentMask, choose_executor
     from cistron.models.config import DecoderConfig
     from cistron.models.decoder import Decoder
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-    job, device = turns.job, turns.device
+    job, device = repeats.job, repeats.device
     model = Decoder(DecoderConfig(**job["shape"]))
-    model.load_state_dict(turns.weights())
+    model.load_state_dict(repeats.weights())
     model.to(device)
     if job["activation_checkpoint"] == "full":
         for name, block in model.layers.named_children():
@@ -58,8 +60,8 @@ def bare_loop(turns: Turns) -> None:
     mask = DocumentMask(eos_id=0, pad_id=1, executor=executor)
     optimizer = torch.optim.AdamW(model.parameters(), lr=job["lr"], betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     losses = [torch.zeros(())]
-    turns.begin(model, lambda: float(losses[0]))
-    for rows in turns.rows():
+    repeats.begin(model, lambda: float(losses[0]))
+    for rows in repeats.rows():
         tokens, labels, positions = (rows[key].to(device) for key in ("tokens", "labels", "positions"))
         with torch.autocast(device.type, torch.bfloat16, enabled=job["dtype"] == "bfloat16"):
             logits = model(tokens, positions, mask.build(rows["sequence_ids"], device))
@@ -71,7 +73,7 @@ def bare_loop(turns: Turns) -> None:
         losses[:] = [loss.detach()]
 
 
-def hugging_face(turns: Turns) -> None:
+def hugging_face(repeats: Repeats) -> None:
     """`transformers.Trainer` around its Llama, which builds the document mask from positions where it is given no other."""
     try:
         import torchvision  # noqa: F401
@@ -79,7 +81,7 @@ def hugging_face(turns: Turns) -> None:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
     from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
 
-    job, shape = turns.job, turns.job["shape"]
+    job, shape = repeats.job, repeats.job["shape"]
     assert not shape["qk_norm"], "Llama has no norms on queries and keys"
     theta = shape["rope"]["theta"]
     config = LlamaConfig(
@@ -97,9 +99,9 @@ def hugging_face(turns: Turns) -> None:
         tie_word_embeddings=shape["tie_embeddings"],
         use_cache=False,
     )
-    attention = "flex_attention" if turns.device.type == "cuda" else "sdpa"
+    attention = "flex_attention" if repeats.device.type == "cuda" else "sdpa"
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
-    model.load_state_dict(turns.weights(hugging_face=True))
+    model.load_state_dict(repeats.weights(hugging_face=True))
 
     class OwnRows(Trainer):
         """The benchmark's rows as the data loader; they are not copied, split or shuffled."""
@@ -107,7 +109,7 @@ def hugging_face(turns: Turns) -> None:
         last_loss = torch.zeros(())
 
         def get_train_dataloader(self) -> Any:
-            return Batches(turns)
+            return Batches(repeats)
 
         def training_step(self, *arguments: Any, **more: Any) -> torch.Tensor:
             self.last_loss = super().training_step(*arguments, **more)
@@ -116,14 +118,14 @@ def hugging_face(turns: Turns) -> None:
     class Batches:
         """An endless epoch of model inputs. Labels are shifted already, which is told by their second name."""
 
-        def __init__(self, turns: Turns) -> None:
-            self.turns = turns
+        def __init__(self, repeats: Repeats) -> None:
+            self.repeats = repeats
 
         def __len__(self) -> int:
             return 1_000_000
 
         def __iter__(self) -> Iterator[Rows]:
-            for rows in self.turns.rows():
+            for rows in self.repeats.rows():
                 labels = rows["labels"]
                 yield {
                     "input_ids": rows["tokens"],
@@ -146,17 +148,17 @@ def hugging_face(turns: Turns) -> None:
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            use_cpu=turns.device.type == "cpu",
+            use_cpu=repeats.device.type == "cpu",
             bf16=job["dtype"] == "bfloat16",
             gradient_checkpointing=job["activation_checkpoint"] == "full",
             torch_compile=job["compile"],
         )
         trainer = OwnRows(model, arguments, train_dataset=[])
-        turns.begin(model, lambda: float(trainer.last_loss))
+        repeats.begin(model, lambda: float(trainer.last_loss))
         trainer.train()
 
 
 CONTENDERS = {"cistron": cistron, "bare": bare_loop, "hugging_face": hugging_face}
 
 if __name__ == "__main__":
-    CONTENDERS[sys.argv[1]](Turns(Path(sys.argv[2])))
+    CONTENDERS[sys.argv[1]](Repeats(Path(sys.argv[2])))

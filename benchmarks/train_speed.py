@@ -169,13 +169,13 @@ def write_job(folder: Path, options: argparse.Namespace) -> DecoderConfig:
     return shape
 
 
-def take_turns(contenders: list[Contender], rounds: int, warmup: int) -> None:
+def interleave(contenders: list[Contender], rounds: int, warmup: int) -> None:
     """Two steps of each in every round, the second of which counts, in an order that goes round too."""
     for contender in contenders:
         for _ in range(warmup):
             contender.step(counts=False)
-    for turn in range(rounds):
-        shift = turn % len(contenders)
+    for repeat in range(rounds):
+        shift = repeat % len(contenders)
         for contender in contenders[shift:] + contenders[:shift]:
             contender.step(counts=False)
             contender.step(counts=True)
@@ -273,12 +273,12 @@ def main() -> None:
                 continue
             contenders.append(contender)
             if options.apart:
-                take_turns([contender], options.rounds, options.warmup)
+                interleave([contender], options.rounds, options.warmup)
                 finish(contender)
         if not contenders:
             sys.exit("there is nothing to measure")
         if not options.apart:
-            take_turns(contenders, options.rounds, options.warmup)
+            interleave(contenders, options.rounds, options.warmup)
             for contender in contenders:
                 finish(contender)
         if on_gpu:

@@ -24,8 +24,8 @@ from unittest.mock import MagicMock
 
 import torch
 import torch.nn.functional as F
+from interleaved import Repeats
 from torch.distributed.tensor import DTensor
-from turns import Turns
 
 
 class Cpu:
@@ -70,7 +70,7 @@ def run_on_cpu() -> None:
     distributed.set_pg_timeouts = lambda timeout, parallel_dims: None
 
 
-def trainer_config(turns: Turns, folder: str) -> Any:
+def trainer_config(repeats: Repeats, folder: str) -> Any:
     """A torchtitan configuration of the job."""
     from torchtitan.components.dataloader import BaseDataLoader
     from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
@@ -101,7 +101,7 @@ def trainer_config(turns: Turns, folder: str) -> Any:
 
         def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
             """Tokens with positions, and labels."""
-            for rows in turns.rows():
+            for rows in repeats.rows():
                 yield {"input": rows["tokens"], "positions": rows["positions"]}, rows["labels"]
 
     class NoTokenizer(Configurable):
@@ -114,7 +114,7 @@ def trainer_config(turns: Turns, folder: str) -> Any:
         def __init__(self, config: Config, **ignored: Any) -> None:
             """Nothing to read."""
 
-    job, shape = turns.job, turns.job["shape"]
+    job, shape = repeats.job, repeats.job["shape"]
     assert shape["head_dim"] * shape["n_heads"] == shape["dim"], "torchtitan's Llama has heads that fill its width"
     dim, vocabulary, tied = shape["dim"], shape["vocab_size"], shape["tie_embeddings"]
     rope = ComplexRoPE.Config(dim=shape["head_dim"], max_seq_len=job["seq_len"], theta=shape["rope"]["theta"], scaling="none")
@@ -171,13 +171,13 @@ def record_losses(trainer: Any) -> Callable[[], float]:
     return lambda: float(losses[0])
 
 
-def load(model: torch.nn.Module, spec: Any, turns: Turns) -> None:
+def load(model: torch.nn.Module, spec: Any, repeats: Repeats) -> None:
     """Give a model laid out over one process the weights that all begin with.
 
     Through a plain model of the same configuration, since what fuses wq, wk and wv would mix plain tensors with DTensors.
     """
     plain = spec.model.build()
-    plain.load_state_dict(spec.state_dict_adapter(spec.model, None).from_hf(turns.weights(hugging_face=True)))
+    plain.load_state_dict(spec.state_dict_adapter(spec.model, None).from_hf(repeats.weights(hugging_face=True)))
     with torch.no_grad():
         for parameter, value in zip(model.parameters(), plain.parameters(), strict=True):
             (parameter.to_local() if isinstance(parameter, DTensor) else parameter).copy_(value)
@@ -185,16 +185,16 @@ def load(model: torch.nn.Module, spec: Any, turns: Turns) -> None:
 
 def main(folder: Path) -> None:
     """Train until the benchmark is over."""
-    turns = Turns(folder)
+    repeats = Repeats(folder)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    if turns.device.type == "cpu":
+    if repeats.device.type == "cpu":
         run_on_cpu()
     with tempfile.TemporaryDirectory() as dump_folder:
-        config = trainer_config(turns, dump_folder)
+        config = trainer_config(repeats, dump_folder)
         trainer = config.build()
         model = trainer.model_parts[0]
-        load(model, config.model_spec, turns)
-        turns.begin(model, record_losses(trainer))
+        load(model, config.model_spec, repeats)
+        repeats.begin(model, record_losses(trainer))
         trainer.train()
 
 

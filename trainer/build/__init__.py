@@ -13,7 +13,6 @@ from .parts import (
     make_mask,
     make_model,
     make_tokenizer,
-    open_tokenizer,
     rows_complaints,
 )
 
@@ -31,6 +30,5 @@ __all__ = [
     "make_mask",
     "make_model",
     "make_tokenizer",
-    "open_tokenizer",
     "rows_complaints",
 ]

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.attention import activate_flash_attention_impl
 
-from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
+from ...datasets.tokenizers import Tokenizer, build_tokenizer
 from ...models.attention import DocumentMask, choose_executor, executor_complaints, has_flash_attention_3
 from ...models.config import DecoderConfig, Executor, check_training
 from ...models.decoder import Decoder
@@ -15,12 +15,7 @@ from .fine_tuning import fine_tune
 
 def make_tokenizer(config: JobConfig) -> Tokenizer:
     """Return the tokenizer of `[tokenizer]`."""
-    return open_tokenizer(config.tokenizer)
-
-
-def open_tokenizer(table: TokenizerConfig) -> Tokenizer:
-    """The tokenizer that a table describes. Raises DataConfigError where there is none."""
-    return build_tokenizer(table)
+    return build_tokenizer(config.tokenizer)
 
 
 def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfig:

@@ -64,8 +64,8 @@ def load(
         del tensors[f"model.{name}"]
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     saved = {name: shape for name, ((_, shape), _) in reader.index.items()}
-    if fresh_parameters := {name: shape for name, shape in shapes.items() if saved.get(name) != shape}:
-        rows = [(name, str(saved.get(name, "-")), str(shape)) for name, shape in fresh_parameters.items()]
+    if missing := {name: shape for name, shape in shapes.items() if saved.get(name) != shape}:
+        rows = [(name, str(saved.get(name, "-")), str(shape)) for name, shape in missing.items()]
         raise CheckpointError(differences(found, "has other tensors", rows))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process, which is what is meant

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from ...datasets.errors import DataConfigError
-from ...datasets.tokenizers import TokenizerConfig
+from ...datasets.tokenizers import TokenizerConfig, build_tokenizer
 from ...models.config import DecoderConfig
 from ...models.huggingface import architecture, to_hf
 from ...models.lora import ADAPTERS, merge
-from ..build import Contract, open_tokenizer
+from ..build import Contract
 from ..checkpoints import Folder, Found, SavedContract, Spec, WholeTensors, as_bytes, atomic_folder, data_bytes, header, read
 from ..config import JobConfig, Lora
 from ..errors import CheckpointError, ConfigError
@@ -66,8 +66,8 @@ def export(
     architecture(decoder)  # refuses what no class holds before tensors are looked for
     weights = WholeTensors(found.path)
     ours = {theirs: name for name, theirs in stored_names(decoder).items()}
-    if fresh_parameters := sorted(set(ours.values()) - set(weights.names())):
-        raise CheckpointError(f"{found.path}: lacks the weights {', '.join(fresh_parameters)}")
+    if missing := sorted(set(ours.values()) - set(weights.names())):
+        raise CheckpointError(f"{found.path}: lacks the weights {', '.join(missing)}")
     specs: dict[str, Spec] = {}
     for theirs, name in ours.items():
         saved, shape = weights.spec(name)
@@ -103,7 +103,7 @@ def export(
 
 def added_token_notes(added: list[str], table: TokenizerConfig, decoder: DecoderConfig) -> list[str]:
     """Return what to know of the tokens that the tokenizer adds to every text, a line each."""
-    if open_tokenizer(table).bos_id is None:
+    if build_tokenizer(table).bos_id is None:
         what = "which training never saw: call it with add_special_tokens=False"
     elif decoder.causal:
         what = "as a document has them: to have a text continued, take the last one off"
@@ -165,7 +165,7 @@ def read_tokenizer(found: Found, table: TokenizerConfig, decoder: DecoderConfig)
     Raises ConfigError, or EosMismatchError where it is another one.
     """
     try:
-        tokenizer = open_tokenizer(table)
+        tokenizer = build_tokenizer(table)
     except DataConfigError as error:
         raise ConfigError(f"{error}; --tokenizer PATH says where it is now, --no-tokenizer leaves it out") from None
     Contract.of_checkpoint(found, tokenizer).check()

@@ -14,11 +14,11 @@ import xxhash
 from torch import Tensor
 
 from ...datasets.errors import DataConfigError
-from ...datasets.tokenizers import Tokenizer, TokenizerConfig
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from ...models.config import PRESETS, DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import from_hf, hf_names
-from ..build import Contract, Statement, contract_of, open_tokenizer
+from ..build import Contract, Statement, contract_of
 from ..checkpoints import MANIFEST, Folder, Found, Index, RunState, SafetensorsFile, SavedContract, Spec
 from ..config import JobConfig
 from ..errors import CheckpointError, ConfigError
@@ -223,7 +223,7 @@ def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -
     if eos_token is None and pad_token is None and (kind := own_kind(file)):
         table = TokenizerConfig.model_validate({"kind": kind})
     try:
-        return table, open_tokenizer(table)
+        return table, build_tokenizer(table)
     except DataConfigError as error:
         raise ConfigError(f"{error}; `cistron import` takes them by --eos-token and --pad-token") from None
 

@@ -1,6 +1,6 @@
-"""Steps taken on command: how `train_speed.py` lets contenders in processes of their own train in turn.
+"""Interleaved repeats: how `train_speed.py` has contenders, each in a process of its own, take a few steps one after another.
 
-A contender calls `Turns.wait` where its loop asks for the next rows, which is where one step ends and another begins. It
+A contender calls `Repeats.wait` where its loop asks for the next rows, which is where one step ends and another begins. It
 reports the step behind it as a line of JSON and stands still until told to go on.
 """
 
@@ -18,8 +18,8 @@ import torch
 Rows = dict[str, torch.Tensor]
 
 
-class Turns:
-    """A contender's end of the line. Whatever its framework prints goes to stderr: stdout is for the reports.
+class Repeats:
+    """A contender's side of the interleaved repeats. Whatever its framework prints goes to stderr: stdout is for the reports.
 
     Args:
         folder: of the benchmark, with `job.json`, `rows.pt` and `weights.pt`.
@@ -62,7 +62,7 @@ class Turns:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def rows(self) -> Iterator[Rows]:
-        """One batch per turn, for contenders that do not read data themselves: `tokens`, `labels`, `positions`, ..."""
+        """One batch per repeat, for contenders that do not read data themselves: `tokens`, `labels`, `positions`, ..."""
         batches: list[Rows] = torch.load(self.folder / "rows.pt")
         while True:
             for batch in batches:
