@@ -1,6 +1,7 @@
 """`cistron embed CHECKPOINT --input x.fasta --layer NAME --output e.parquet`: a layer's output for sequences, streamed.
 
-CHECKPOINT is a Cistron checkpoint of any layout, or a Hugging Face folder. Killed, the same command goes on where it was.
+CHECKPOINT is a Cistron checkpoint of any layout, or a Hugging Face folder. Killed, the same command goes on where it
+was.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from .support import EmbeddingFile, add_input_arguments, add_model_arguments, ch
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, load, embed, write."""
+    """Parse the command line, load the model, embed sequences and write a file."""
     parser = argparse.ArgumentParser(prog="cistron embed", description=__doc__)
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     add_input_arguments(parser, "--input")

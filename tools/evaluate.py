@@ -1,8 +1,8 @@
 """`cistron evaluate CHECKPOINT --score x.fasta`: how likely a model finds each sequence, one line per sequence.
 
-A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods, in nats. CHECKPOINT is a Cistron checkpoint of
-any layout, or a Hugging Face folder. With --extrapolate in place of --score: documents longer than those of training
-(`cistron evaluate --extrapolate --help`).
+A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods, in nats. CHECKPOINT is a Cistron
+checkpoint of any layout, or a Hugging Face folder. With --extrapolate in place of --score: documents longer than those
+of training (`cistron evaluate --extrapolate --help`).
 """
 
 import argparse
@@ -48,7 +48,7 @@ Writer: TypeAlias = Callable[[Line], Any]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, load, score, write."""
+    """Parse the command line, load the model, score sequences and write lines."""
     if "--extrapolate" in argv:
         extrapolate_main(argv)
         return
@@ -110,7 +110,7 @@ def means(scores: Iterator[tuple[Document, Score]]) -> Iterator[tuple[Document, 
 
 @contextmanager
 def open_writer(output: Path | None) -> Iterator[Writer]:
-    """What writes results; a file appears when it is whole. Raises ConfigError where it cannot be written."""
+    """Yield what writes lines; a file appears when it is whole. Raises ConfigError where it cannot be written."""
     if output is None:
         try:
             yield tsv_writer(sys.stdout)

@@ -1,7 +1,7 @@
 """`cistron export CHECKPOINT OUT`: a checkpoint of any layout as a Hugging Face folder, which transformers loads.
 
-Weights are written as safetensors, one tensor in memory at a time, beside config.json, generation_config.json and the files of
-the tokenizer. OUT appears whole or not at all.
+Weights are written as safetensors, one tensor in memory at a time, beside config.json, generation_config.json and the
+files of the tokenizer. OUT appears whole or not at all.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def size(text: str) -> int:
-    """Bytes of `5GB`, `500MB` or a number. Raises argparse's error for anything else."""
+    """Return the bytes of `5GB`, `500MB` or a number. Raises argparse's error for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.upper())
     number = int(float(match[1]) * UNITS[match[2]]) if match else 0
     if number <= 0:

@@ -1,7 +1,8 @@
-"""`cistron evaluate CHECKPOINT --extrapolate`: documents longer than those of training, by every method that trains nothing.
+"""`cistron evaluate CHECKPOINT --extrapolate`: documents longer than those of training, by every method that trains
+nothing.
 
-CHECKPOINT is a Cistron checkpoint of any layout, or a Hugging Face folder. Options that are left out are as the checkpoint's
-own `[eval.extrapolation]` says.
+CHECKPOINT is a Cistron checkpoint of any layout, or a Hugging Face folder. Options that are left out are as the
+checkpoint's own `[eval.extrapolation]` says.
 """
 
 import argparse
@@ -20,7 +21,17 @@ from ..datasets.readers import SequenceFiles
 from ..datasets.tokenizers import Ids
 from ..trainer.config import Extrapolation, validate
 from ..trainer.errors import ConfigError, refuse
-from ..trainer.extrapolation import METHODS, Result, Runner, evaluate, plan, read_sources, report, total_tokens, trained_as
+from ..trainer.extrapolation import (
+    METHODS,
+    LengthResult,
+    LongRowModel,
+    evaluate,
+    plan,
+    read_sources,
+    report,
+    total_tokens,
+    trained_as,
+)
 from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
 from ..trainer.processes import run_command
 from .support import add_input_arguments, add_model_arguments, open_as_asked, positive, progress_bar
@@ -41,7 +52,7 @@ OPTIONS = {  # of the command line, by the keys of the table
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, load, evaluate, report."""
+    """Parse the command line, load the model, evaluate it and report."""
     parser = argparse.ArgumentParser(prog="cistron evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     parser.add_argument("--extrapolate", action="store_true", required=True, help="what this is about")
@@ -79,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     weights = opened.model.tok_embeddings.weight
     with progress_bar("extrapolate", console, in_bytes=False) as bar:
         bar.begin("", total_tokens(table, asked))
-        runner = Runner(
+        long_model = LongRowModel(
             model=opened.model,
             tokenizer=opened.tokenizer,
             device=opened.device,
@@ -87,13 +98,16 @@ def run(options: argparse.Namespace) -> None:
             batch_tokens=options.batch_tokens,
             tick=bar.advance,
         )
-        results = evaluate(runner, table, asked)
+        results = evaluate(long_model, table, asked)
     found = {"checkpoint": opened.where, **report(results, table, asked)}
     write(options.output, found, results, trained.length, table.score_last, console)
 
 
 def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
-    """The checkpoint's `[eval.extrapolation]` under the options of the command line. Raises ConfigError for a wrong value."""
+    """Return the checkpoint's `[eval.extrapolation]` under the options of the command line.
+
+    Raises ConfigError for a wrong value.
+    """
     table: dict[str, Any] = opened.config.eval.extrapolation.model_dump() if opened.config else Extrapolation().model_dump()
     for option, (*parents, key) in OPTIONS.items():
         value = getattr(options, option)
@@ -108,7 +122,10 @@ def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
 
 
 def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:
-    """Documents of --input, or of the job's [[validation.sources]]. Raises ConfigError where there are neither."""
+    """Return the documents of --input, or of the job's [[validation.sources]].
+
+    Raises ConfigError where there are neither.
+    """
     if options.input:
         files = SequenceFiles(options.input, options.format, options.field, options.id_field)
         unlimited = replace(opened, seq_len=None)  # nobody need be told that these are longer than rows of training
@@ -128,7 +145,9 @@ def check_output(folder: Path) -> None:
         raise ConfigError(f"--output {folder}: cannot be written: {error}") from None
 
 
-def write(folder: Path, found: dict[str, Any], results: list[Result], trained: int, score_last: int, console: Console) -> None:
+def write(
+    folder: Path, found: dict[str, Any], results: list[LengthResult], trained: int, score_last: int, console: Console
+) -> None:
     """Tables, JSON, picture and TensorBoard, in place of those of an earlier evaluation."""
     from ..trainer.extrapolation import draw, make_tables  # matplotlib takes 0.3 s to import
 

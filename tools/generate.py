@@ -9,7 +9,7 @@ from ..trainer.processes import run_command
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, load, sample, print."""
+    """Parse the command line, load the model, sample and print."""
     parser = argparse.ArgumentParser(prog="cistron generate", description=__doc__)
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     parser.add_argument("--prompt", required=True, help="text to continue")

@@ -1,6 +1,7 @@
 """datasets/tokenizers."""
 
 from .build import build_tokenizer
+from .bytes import ByteTokenizer
 from .config import POLICIES, TOKENIZERS, TokenizerConfig
 from .hf import HFTokenizer
 from .letters import CLS, EOS, MAP, UNK, LetterTokenizer
@@ -14,6 +15,7 @@ __all__ = [
     "POLICIES",
     "TOKENIZERS",
     "UNK",
+    "ByteTokenizer",
     "Encoded",
     "HFTokenizer",
     "Ids",

@@ -49,7 +49,7 @@ class Tokenizer(Protocol):
         pad_id: Id that fills the end of a row.
         bos_id: Id that `encode` opens every document with (`<cls>` of a protein model), None where there is none.
         mask_id: Id that hides a token from a masked language model, None where there is none.
-        unk_id: Id of what the vocabulary lacks, None where nothing is fresh_parameters or a document that lacks it is refused.
+        unk_id: Id of what the vocabulary lacks, None where nothing is missing or a document that lacks it is refused.
         special_ids: Ids that stand for no part of a text: none is ever masked.
         residue_ids: Ids that a masked language model may put in the place of a token; empty without a mask.
         vocab_size: One more than the largest id.

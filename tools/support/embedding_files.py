@@ -1,10 +1,11 @@
 """Embeddings on their way into a file: in parts that survive a kill, put together when all are there.
 
     <output>.partial/plan.json                    model, layers, pooling, input: what decides the numbers
-    <output>.partial/part-NNNNNN.safetensors      consecutive sequences: of each layer float32 [rows, width], names, lengths
+    <output>.partial/part-NNNNNN.safetensors      consecutive sequences: of each layer float32 [rows, width], names,
+    lengths
 
-A rerun goes on behind the last part under the same plan and refuses another. The output is written from the parts, of which one
-layer of one is in memory at a time, and moved into place when it is whole.
+A rerun goes on behind the last part under the same plan and refuses another. The output is written from the parts, of
+which one layer of one is in memory at a time, and moved into place when it is whole.
 """
 
 import json
@@ -41,21 +42,21 @@ class Part(NamedTuple):
 
     @classmethod
     def find(cls, path: Path) -> "Part":
-        """The part in a file."""
+        """Return the part that a file holds."""
         return cls(path, len(cls(path, 0).lengths()))
 
     def names(self) -> list[str]:
-        """Of the sequences."""
+        """Return the names of the sequences."""
         with safe_open(self.path, framework="pt") as file:
             names: list[str] = json.loads(file.metadata()["names"])
         return names
 
     def lengths(self) -> list[int]:
-        """Residues of each."""
+        """Return the residues of each sequence."""
         return list(self.tensor(LENGTHS).tolist())
 
     def tensor(self, name: str) -> Tensor:
-        """Of a layer float32 [rows, width]."""
+        """Return the numbers of a layer, float32 [rows, width]."""
         with safe_open(self.path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
@@ -72,8 +73,8 @@ class EmbeddingFile:
         metadata: texts for whoever opens the output.
 
     Raises:
-        ConfigError: the output is there, is of an unknown kind, cannot be written or hold what there is of it, or is half done
-            under another plan.
+        ConfigError: the output is there, is of an unknown kind, cannot be written or hold what there is of it, or is
+            half done under another plan.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class EmbeddingFile:
 
     @property
     def done(self) -> int:
-        """Sequences in finished parts."""
+        """Number of sequences in finished parts."""
         return sum(part.sequences for part in self.parts)
 
     def add(self, names: Sequence[str], lengths: Sequence[int], rows: dict[str, Tensor]) -> None:
@@ -135,7 +136,7 @@ class EmbeddingFile:
             shutil.rmtree(self.partial)
 
     def stream(self, layer: str) -> Iterator[memoryview]:
-        """The numbers of a layer, all sequences one after another."""
+        """Yield the numbers of a layer, all sequences one after another."""
         for part in self.parts:
             yield as_bytes(part.tensor(layer))
 
@@ -168,7 +169,7 @@ def check_output(output: Path) -> None:
 
 
 def _write_safetensors(file: EmbeddingFile, path: Path) -> None:
-    """A tensor [sequences, width] per layer; without pooling one [residues, width] per layer and sequence."""
+    """Write a tensor [sequences, width] per layer; without pooling one [residues, width] per layer and sequence."""
     widths = file.widths()
     specs: dict[str, Spec] = {}
     for layer in file.layers:

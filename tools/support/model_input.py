@@ -9,7 +9,7 @@ from ...trainer.inference import BATCH_TOKENS, DTYPES, OpenedModel, open_model
 
 
 def add_input_arguments(parser: argparse.ArgumentParser, name: str, *, required: bool = False) -> None:
-    """What to read, as option `name`."""
+    """Add the options that say what to read, the files as option `name`."""
     parser.add_argument(
         name, nargs="+", metavar="FILE", required=required, help="files, globs or URLs; .gz and .zst are inflated"
     )
@@ -22,7 +22,7 @@ def add_input_arguments(parser: argparse.ArgumentParser, name: str, *, required:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """How to run the model."""
+    """Add the options that say how to run the model."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and computation (default: float32)")
     parser.add_argument(
@@ -44,7 +44,7 @@ def open_as_asked(options: argparse.Namespace) -> OpenedModel:
 
 
 def positive(text: str) -> int:
-    """A whole number above 0. Raises argparse's error for anything else."""
+    """Return a whole number above 0. Raises argparse's error for anything else."""
     number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")

@@ -1,4 +1,9 @@
-"""trainer/checkpoints."""
+"""Checkpoints of a run, on a disk or in an object store: written asynchronously, found, verified and loaded.
+
+Read `format` first: the files of a step's folder, and the manifest that makes them count. Then `state`: what a
+checkpoint states of its run. `saver` writes (with `dcp`, which plans who writes what), `find` chooses the one to resume
+from, `load` fills a model. `tensors` and `folder` are the ground: safetensors files, and folders by path or URL.
+"""
 
 from .dcp import CheckpointReader
 from .find import NEWEST, find, on_rank_zero, verified

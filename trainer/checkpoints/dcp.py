@@ -1,6 +1,6 @@
 """Which rank writes and reads which pieces of a checkpoint's tensors, as torch.distributed.checkpoint plans it.
 
-Its own files are pickles; these are safetensors (tensor_files.py), and reading them executes nothing.
+Its own files are pickles; these are safetensors (tensors.py), and reading them executes nothing.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,15 +20,18 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
+from typing_extensions import override
 
 from .folder import Folder
 from .tensors import FileSet, Index, Piece, Spec, as_bytes, data_bytes, header, index_text, read_index
 
 
 class RankFile(StorageWriter):
-    """This rank's file of a run's checkpoints: planned once together with the others, then staged and written by each save.
+    """This rank's file of a run's checkpoints: planned once together with the others, then staged and written by each
+    save.
 
-    Planning gathers every rank's pieces on one; with 512 ranks of 2,000 pieces each it would take a minute of every save.
+    Planning gathers every rank's pieces on one; with 512 ranks of 2,000 pieces each it would take a minute of every
+    save.
 
     Args:
         rank: this one.
@@ -89,28 +92,30 @@ class RankFile(StorageWriter):
         return {self.name: folder.write(self.name, self.stream())} if self.pieces else {}
 
     def stream(self) -> Iterator[bytes | memoryview]:
-        """The bytes of the file."""
+        """Yield the file's bytes: header, then data."""
         yield self.head
         for tensor in self.pieces.values():
             yield as_bytes(tensor)
 
+    @override
     def reset(self, checkpoint_id: Any = None) -> None:
-        """Nothing is kept from one save to the next."""
+        pass
 
+    @override
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing to set up: the folder is there."""
+        pass
 
+    @override
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """The plan as it is."""
         return plan
 
+    @override
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """The plans as they are."""
         return plans
 
     @classmethod
+    @override
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """Never chosen by path."""
         return False
 
 
@@ -139,7 +144,7 @@ class HostBuffer:
 
 
 def label(index: MetadataIndex) -> str:
-    """Name of a piece in its file: that of the tensor, and where in it the piece begins."""
+    """Return the name of a piece in its file: that of the tensor, and where in it the piece begins."""
     return f"{index.fqn}@{','.join(map(str, index.offset or ()))}"
 
 
@@ -188,21 +193,23 @@ class CheckpointReader(StorageReader):
         done.set_result(None)
         return done
 
+    @override
     def reset(self, checkpoint_id: Any = None) -> None:
-        """Nothing is kept from one load to the next."""
+        pass
 
+    @override
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing to set up."""
+        pass
 
+    @override
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """The plan as it is."""
         return plan
 
+    @override
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """The plans as they are."""
         return plans
 
     @classmethod
+    @override
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """Never chosen by path."""
         return False

@@ -1,16 +1,7 @@
-"""Checkpoints on a disk or in an object store: what makes one count, finding a good one, and loading it.
+"""Which checkpoint a run resumes from: the newest good one, or the step that the job names.
 
-    <dump_folder>/<checkpoint.folder>/step-<N>/
-        rank-<R>.safetensors   pieces of model and optimizer that rank R wrote (tensor_files.py)
-        tensors.json           where each piece is
-        state.json             step, tokens seen, data state, contract, model shape, resolved config, versions
-        inventory.json         the files that the data state is about: path, size, stamp
-        manifest.json          size and checksum of every file above, and of itself
-
-The manifest is written last and moved into place atomically (saving.py): a folder without one was torn by a crash. Every
-checksum is compared before a checkpoint is used, each rank reading its share of the files; a checkpoint where one fails is
-passed over, saying so. Nothing here is unpickled. Nothing draws from a global random generator and the learning rate is a
-function of the step, so there is no more state than this.
+Every checksum is compared before a checkpoint is used, each rank reading its share of the files. One where a checksum
+fails is passed over, and the reason is printed.
 """
 
 import os
@@ -30,7 +21,7 @@ T = TypeVar("T")
 
 
 def on_rank_zero(world: World, folder: Folder, question: Callable[[], T]) -> T:
-    """What rank 0 sees of a folder, on every rank, so that all do the same. Raises CheckpointError where it cannot be read."""
+    """Return what rank 0 sees of a folder, on every rank, so that all do the same. Raises CheckpointError."""
     try:
         return world.in_thread_on_every_rank(lambda: question() if world.is_first else cast(T, None))[0]
     except OSError as e:
@@ -38,7 +29,9 @@ def on_rank_zero(world: World, folder: Folder, question: Callable[[], T]) -> T:
 
 
 def newest(folder: Folder, below: float) -> tuple[Found | None, list[str]]:
-    """The newest complete checkpoint of a step below some, and a message for each newer one that is not complete."""
+    """Return the newest complete checkpoint of a step below some, and a message for each newer one that is not
+    complete.
+    """
     skipped: list[str] = []
     for step, path in reversed(step_folders(folder)):
         if step < below:
@@ -50,13 +43,15 @@ def newest(folder: Folder, below: float) -> tuple[Found | None, list[str]]:
 
 
 def find(config: Checkpoint, run: Folder, folder: Folder, world: World) -> tuple[Found | None, list[str]]:
-    """The checkpoint to resume from, if any, and a message for each newer one that had to be passed over; on every rank.
+    """Return the checkpoint to resume from, if any, and a message for each newer one that was passed over; on every
+    rank.
 
     Rank 0 looks for it in `folder`, so that all ranks do the same.
 
     Raises:
-        CheckpointError: when `checkpoint.load_step` names one that is missing, torn or damaged, or when checkpoints were
-            completed, as `run` notes, but all are damaged or gone now: starting afresh by itself would throw the run away.
+        CheckpointError: when `checkpoint.load_step` names one that is missing, torn or damaged, or when checkpoints
+            were completed, as `run` notes, but all are damaged or gone now: starting afresh by itself would throw the
+            run away.
     """
     skipped: list[str] = []
     if config.load_step >= 0:
@@ -86,12 +81,17 @@ def find(config: Checkpoint, run: Folder, folder: Folder, world: World) -> tuple
 
 
 def verified(path: Folder, world: World) -> Found:
-    """The good checkpoint at `path`, on every rank. Raises CheckpointError where it is missing, torn or damaged."""
+    """Return the good checkpoint at `path`, on every rank.
+
+    Raises CheckpointError where it is missing, torn or damaged.
+    """
     found = on_rank_zero(world, path, partial(complete_or_raise, path))
     return undamaged_or_raise(found, damage(found, world))
 
 
 def has_gone_back(folder: Folder, config: Checkpoint) -> bool:
-    """Whether a launcher has restarted a run that has heeded `checkpoint.load_step`: again, it would undo what came since."""
+    """Return whether a launcher restarted a run that has heeded `checkpoint.load_step`: again, it would undo what came
+    since.
+    """
     restarts = [os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
     return restarts != ["0", "0"] and WENT_BACK in folder.names() and folder.read(WENT_BACK) == str(config.load_step).encode()

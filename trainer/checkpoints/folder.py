@@ -38,44 +38,44 @@ class Folder:
             raise CheckpointError(f"{self.path}: {e}") from None
 
     def __truediv__(self, name: str) -> "Folder":
-        """The folder `name` inside; an absolute path or a URL stands for itself."""
+        """Return the folder `name` inside; an absolute path or a URL stands for itself."""
         if "://" in name or Path(name).is_absolute():
             return Folder(name)
         return Folder(f"{self.path}/{name}")
 
     def __str__(self) -> str:
-        """As the user wrote it."""
+        """Return the path as the user wrote it."""
         return self.path
 
     def __fspath__(self) -> str:
-        """Likewise."""
+        """Return the path as the user wrote it."""
         return self.path
 
     def __eq__(self, other: object) -> bool:
-        """The same path."""
+        """Return whether the other is a folder of the same path."""
         return isinstance(other, Folder) and other.path == self.path
 
     def __hash__(self) -> int:
-        """Of the path."""
+        """Return the hash of the path."""
         return hash(self.path)
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """The last part of the path."""
         return self.path.rsplit("/", 1)[-1]
 
     @property
     def parent(self) -> "Folder":
-        """The folder around it."""
+        """The folder that this one is in."""
         return Folder(self.path.removesuffix(self.name))
 
     def exists(self) -> bool:
-        """Whether there is such a folder; an object store knows folders by what is in them."""
+        """Return whether there is such a folder; an object store knows folders by what is in them."""
         self.filesystem.invalidate_cache()
         return bool(self.filesystem.isdir(self.path))
 
     def names(self) -> list[str]:
-        """Names of what is inside, sorted; none if the folder is not there."""
+        """Return the names of what is inside, sorted; none if the folder is not there."""
         self.filesystem.invalidate_cache()
         try:
             found: Iterable[str] = self.filesystem.ls(self.path, detail=False)
@@ -84,7 +84,7 @@ class Folder:
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, None if there is no such file."""
+        """Return the bytes of a file, None if there is no such file."""
         try:
             info = self.filesystem.info(f"{self.path}/{name}")
         except (FileNotFoundError, NotADirectoryError):
@@ -115,7 +115,9 @@ class Folder:
             self.filesystem.rmdir(self.path)
 
     def set_aside(self, name: str) -> "Folder":
-        """Rename a file or folder inside to the first free of `<name>.aside`, `<name>.aside1`, ...; returns the new place."""
+        """Rename a file or folder inside to the first free of `<name>.aside`, `<name>.aside1`, ...; returns the new
+        place.
+        """
         taken = set(self.names())
         free = next(new for n in itertools.count() if (new := f"{name}.aside{n or ''}") not in taken)
         place = self / free
@@ -133,12 +135,12 @@ class Folder:
         return cast("IO[bytes]", self.filesystem.open(f"{self.path}/{name}", mode))
 
     def read(self, name: str) -> bytes:
-        """All of a file."""
+        """Return all bytes of a file."""
         with self.open(name) as file:
             return file.read()
 
     def read_json(self, name: str) -> Any:
-        """What a JSON file holds. Raises CheckpointError where it is none, or cannot be read."""
+        """Return what a JSON file holds. Raises CheckpointError where it is none, or cannot be read."""
         try:
             return json.loads(self.read(name))
         except (OSError, ValueError) as e:
@@ -150,7 +152,10 @@ class Folder:
             self.filesystem.rm_file(f"{self.path}/{name}")
 
     def write(self, name: str, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
-        """Write a file and flush it to the disk; returns its bytes and xxh3_128. Whoever finds it may find half of it."""
+        """Write a file and flush it to the disk; returns its bytes and xxh3_128.
+
+        Whoever finds it may find half of it.
+        """
         digest, size = xxhash.xxh3_128(), 0
         with self.open(name, "wb") as file:
             for piece in pieces:
@@ -165,7 +170,10 @@ class Folder:
         return size, digest.hexdigest()
 
     def write_atomically(self, name: str, text: str) -> tuple[int, str]:
-        """Write a text and move it into place: readers see the old file or the new one. Returns its bytes and xxh3_128."""
+        """Write a text and move it into place: readers see the old file or the new one.
+
+        Returns its bytes and xxh3_128.
+        """
         if not self.is_local:  # stores show an object when it is whole
             return self.write(name, [text.encode()])
         result = self.write(f"{name}.tmp", [text.encode()])
@@ -193,10 +201,11 @@ class Folder:
 
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` to be filled, which takes its name, and the place of what had it, when the block ends well.
+    """Yield a new folder beside `out` to be filled, which takes its name, and the place of what had it, when the block
+    ends well.
 
-    A block that fails, a full disk included, leaves `out` as it was; one that is killed leaves `<out>.partial`, which the next
-    one removes, or, killed between the two renames that replace an older `out`, that one as `<out>.former`.
+    A block that fails, a full disk included, leaves `out` as it was; one that is killed leaves `<out>.partial`, which
+    the next one removes, or, killed between the two renames that replace an older `out`, that one as `<out>.former`.
 
     Raises:
         CheckpointError: it cannot be written: what the system said of which file.

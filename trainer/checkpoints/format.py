@@ -1,4 +1,15 @@
-"""What a checkpoint is: the files of a step's folder, and the manifest whose presence makes them count."""
+"""What a checkpoint is: the files of a step's folder, and the manifest whose presence makes them count.
+
+    <dump_folder>/<checkpoint.folder>/step-<N>/
+        rank-<R>.safetensors   pieces of model and optimizer that rank R wrote (tensors.py)
+        tensors.json           where each piece is
+        state.json             what the checkpoint states of its run (state.py)
+        inventory.json         the files that the data state is about: path, size, stamp
+        manifest.json          size and checksum of every file above, and of itself
+
+The manifest is written last and moved into place atomically: a folder without one was torn by a crash. Nothing is
+unpickled.
+"""
 
 import itertools
 import json
@@ -44,7 +55,7 @@ class Found:
     index: Index | None = None
 
     def reader(self) -> CheckpointReader:
-        """A reader of its tensors."""
+        """Return a reader of its tensors."""
         return CheckpointReader(self.path, self.index)
 
     def fingerprint(self) -> str:
@@ -52,11 +63,11 @@ class Found:
         return xxhash.xxh3_128_hexdigest(manifest_text(self.files).encode())
 
     def inventory(self) -> Any:
-        """The files that its data state is about, as the loader listed them."""
+        """Return the files that its data state is about, as the loader listed them."""
         return self.path.read_json(INVENTORY)
 
     def damage(self, share: Callable[[list[str]], Sequence[str]] = list) -> list[str]:
-        """What is wrong with those of its files that `share` picks: none is as it was written."""
+        """Return what is wrong with those of its files that `share` picks: none is as it was written."""
         wrong = []
         for name in share(sorted(self.files)):
             try:
@@ -70,21 +81,26 @@ class Found:
 
 
 def step_folders(folder: str | os.PathLike[str]) -> list[tuple[int, Folder]]:
-    """The `step-<N>` folders, oldest first, complete or not."""
+    """Return the `step-<N>` folders, oldest first, complete or not."""
     folder = Folder(folder)
     matches = [(re.fullmatch(r"step-(\d+)", name), name) for name in folder.names()]
     return sorted(((int(match[1]), folder / name) for match, name in matches if match), key=lambda entry: entry[0])
 
 
 def manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
-    """The text of a manifest: it ends in its own checksum, so that a damaged one is not taken for damage elsewhere."""
+    """Return the text of a manifest: it ends in its own checksum, so that a damaged one is not taken for damage
+    elsewhere.
+    """
     listing = {name: {"bytes": size, "xxh3_128": digest} for name, (size, digest) in sorted(files.items())}
     own = xxhash.xxh3_128_hexdigest(json.dumps(listing).encode())
     return json.dumps({"format": FORMAT, "files": listing, "xxh3_128": own}, indent=1)
 
 
 def inspect(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
-    """The checkpoint at `path` if all its files are there, else why it is none. Checksums are not compared yet."""
+    """Return the checkpoint at `path` if all its files are there, else why it is none.
+
+    Checksums are not compared yet.
+    """
     path = Folder(path)
     try:
         if not path.exists():
@@ -124,7 +140,10 @@ def why_incomplete(path: str | os.PathLike[str]) -> str | None:
 
 
 def complete_or_raise(path: Folder) -> Found:
-    """The complete checkpoint at `path`, checksums aside. Raises CheckpointError with the reason when it is not one."""
+    """Return the complete checkpoint at `path`, checksums aside.
+
+    Raises CheckpointError with the reason when it is not one.
+    """
     found, reason = inspect(path)
     if found is None:
         inside = ", ".join(p.name for _, p in step_folders(path))
@@ -135,20 +154,21 @@ def complete_or_raise(path: Folder) -> Found:
 
 
 def read(path: str | os.PathLike[str]) -> Found:
-    """The good checkpoint at `path`. Raises CheckpointError where it is missing, torn or damaged."""
+    """Return the good checkpoint at `path`. Raises CheckpointError where it is missing, torn or damaged."""
     found = complete_or_raise(Folder(path))
     return undamaged_or_raise(found, found.damage())
 
 
 def undamaged_or_raise(found: Found, wrong: list[str]) -> Found:
-    """The checkpoint itself. Raises CheckpointError where something is wrong with its files."""
+    """Return the checkpoint. Raises CheckpointError where something is wrong with its files."""
     if wrong:
         raise CheckpointError("\n  ".join([f"{found.path}: the checkpoint is damaged:", *wrong]))
     return found
 
 
 def read_newest(path: str | os.PathLike[str]) -> tuple[Found, list[str]]:
-    """The good checkpoint at `path` or the newest good one in it, and a message for each newer one that is not good.
+    """Return the good checkpoint at `path` or the newest good one in it, and a message for each newer one that is not
+    good.
 
     Raises:
         CheckpointError: there is none.
@@ -165,7 +185,7 @@ def read_newest(path: str | os.PathLike[str]) -> tuple[Found, list[str]]:
 
 
 def damage(found: Found, world: World) -> list[str]:
-    """What is wrong with the files of a checkpoint, on every rank; each reads its share of them."""
+    """Return what is wrong with the files of a checkpoint, on every rank; each reads its share of them."""
     return list(
         itertools.chain(
             *world.in_thread_on_every_rank(lambda: found.damage(lambda names: names[world.rank :: world.layout.world_size]))
@@ -190,7 +210,8 @@ def write_whole(path: Any, specs: Mapping[str, Spec], read: Callable[[str], Tens
 
 
 def commit(folder: Folder, files: dict[str, tuple[int, str]], texts: dict[str, str]) -> None:
-    """Make a checkpoint of files that are written, and of some texts: from the moment when its manifest is there, it counts.
+    """Make a checkpoint of files that are written, and of some texts: from the moment when its manifest is there, it
+    counts.
 
     Raises:
         OSError: a file is not there as it was written, or a text cannot be written.
@@ -204,6 +225,6 @@ def commit(folder: Folder, files: dict[str, tuple[int, str]], texts: dict[str, s
 
 
 def differences(found: Found, what: str, rows: Sequence[tuple[str, str, str]]) -> str:
-    """A message with a table of what differs."""
+    """Return a message with a table of what differs."""
     lines = aligned([("", "checkpoint", "this job"), *rows])
     return "\n  ".join([f"{found.path}: the checkpoint {what}:", *lines])

@@ -1,4 +1,4 @@
-"""Part of trainer/checkpoints."""
+"""Fill a model and its optimizer, in any layout, from a checkpoint of any other."""
 
 import warnings
 from collections.abc import Collection
@@ -21,7 +21,7 @@ FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # keyed by parameter
 
 
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """This rank's tensors by the names that they have in a checkpoint.
+    """Return this rank's tensors by the names that they have in a checkpoint.
 
     Of the optimizer only its own: its settings are the configuration's, and a resume may change them.
     """
@@ -64,8 +64,8 @@ def load(
         del tensors[f"model.{name}"]
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     saved = {name: shape for name, ((_, shape), _) in reader.index.items()}
-    if fresh_parameters := {name: shape for name, shape in shapes.items() if saved.get(name) != shape}:
-        rows = [(name, str(saved.get(name, "-")), str(shape)) for name, shape in fresh_parameters.items()]
+    if missing := {name: shape for name, shape in shapes.items() if saved.get(name) != shape}:
+        rows = [(name, str(saved.get(name, "-")), str(shape)) for name, shape in missing.items()]
         raise CheckpointError(differences(found, "has other tensors", rows))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process, which is what is meant

@@ -1,7 +1,8 @@
-"""Saving checkpoints beside training: copy, write in a thread, commit in a thread.
+"""Save checkpoints asynchronously: copy, write in a thread, commit in a thread.
 
-The ranks talk to each other in the main thread alone. Whether all have come to the end of a stage travels with the sums that
-each step and each batch of a validation begin with, so that no collective runs beside training's own and none waits for a disk.
+The ranks talk to each other in the main thread alone. Whether all have come to the end of a stage travels with the sums
+that each step and each batch of a validation begin with, so that no collective runs beside training's own and none
+waits for a disk.
 """
 
 import json
@@ -37,7 +38,8 @@ class Saving:
     Attributes:
         path: its folder.
         state: of the run, written by rank 0.
-        inventory: the files that `state.data` is about, written by rank 0 to a file of its own: of a large corpus it is long.
+        inventory: the files that `state.data` is about, written by rank 0 to a file of its own: of a large corpus it is
+            long.
         note: what is to be said with the message.
         task: this rank's part of the present stage: its tensors, and then, on rank 0, everything else.
         began: when, by `time.perf_counter`.
@@ -60,7 +62,8 @@ class Saver:
 
     Args:
         config: what to keep and whether training waits.
-        run: the run's folder, which notes the newest checkpoint: one whose folder is gone is not taken for a fresh start.
+        run: the run's folder, which notes the newest checkpoint: one whose folder is gone is not taken for a fresh
+            start.
         folder: of the step folders.
         world: whose ranks save.
         say: prints a message, on rank 0.
@@ -78,10 +81,13 @@ class Saver:
         self.failures = 0  # in a row
 
     def __enter__(self) -> None:
-        """Training begins."""
+        """Let the end of the block finish what is being saved."""
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Training ends. A checkpoint under way is still good, if all ranks have come here: in no other error have they."""
+        """Training ends.
+
+        A checkpoint under way is still good, if all ranks have come here: in no other error have they.
+        """
         if kind is None or issubclass(kind, (UserError, NonFiniteError)):
             self.finish()
 
@@ -157,7 +163,7 @@ class Saver:
             self.say(f"  {waited:.1f} s of that waiting for the disk: a save takes longer than checkpoint.interval steps")
 
     def advance(self) -> None:
-        """All ranks have come to the end of a stage: begin the next one, or say that the checkpoint is saved.
+        """Begin the next stage, as all ranks have ended this one, or say that the checkpoint is saved.
 
         Raises:
             CheckpointError: it failed, and so did `checkpoint.max_failures` in a row with it.
@@ -188,14 +194,17 @@ class Saver:
         self.limit = 1
 
     def make_room(self, path: Folder) -> None:
-        """The empty folder of a new checkpoint. What a torn save left there goes."""
+        """Make the empty folder of a new checkpoint; what a torn save left there is removed."""
         if self.folder.is_local and not self.folder.exists():
             raise FileNotFoundError(f"{self.folder}: the folder of the checkpoints is gone; is its disk still mounted?")
         path.remove()
         path.make()
 
     def commit(self, saving: Saving, files: dict[str, tuple[int, str]]) -> str:
-        """The rest of a checkpoint, the manifest last. Then remove those that are not to be kept, or return what forbids it."""
+        """Write the rest of a checkpoint, the manifest last.
+
+        Then remove those that are not to be kept, or return what forbids it.
+        """
         texts = {INDEX: self.file.index, STATE: saving.state.text(), INVENTORY: json.dumps(saving.inventory)}
         checkpoint_commit(saving.path, files, texts)
         try:

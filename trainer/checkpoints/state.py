@@ -1,8 +1,8 @@
 """What a checkpoint states of its run: `state.json`, checked as a whole when it is read.
 
-The keys are those of `RunState`; `format` in the manifest is their version. A key that is missing, unknown or of another type
-is a `CheckpointError`, so that nothing fails later and elsewhere. The learning rate is a function of the step, and nothing
-draws from a global random generator: there is no more state than this and the tensors.
+The keys are those of `RunState`; `format` in the manifest is their version. A key that is missing, unknown or of
+another type is a `CheckpointError`, so that nothing fails later and elsewhere. The learning rate is a function of the
+step, and nothing draws from a global random generator: there is no more state than this and the tensors.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Tensors of a checkpoint as safetensors files: one per rank, and `tensors.json`, which says where each piece is.
 
-Any safetensors reader can open them. Sums are taken of the bytes on their way out, so that what a disk does to them shows.
+Any safetensors reader can open them. Sums are taken of the bytes on their way out, so that what a disk does to them
+shows.
 """
 
 import json
@@ -39,12 +40,12 @@ Spec = tuple[torch.dtype, tuple[int, ...]]
 
 
 def data_bytes(spec: Spec) -> int:
-    """Bytes of a tensor of this type and shape."""
+    """Return the bytes of a tensor of this type and shape."""
     return math.prod(spec[1]) * spec[0].itemsize
 
 
 def header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> bytes:
-    """How a safetensors file of these tensors begins; their data follows in the same order, without gaps."""
+    """Return how a safetensors file of these tensors begins; their data follows in the same order, without gaps."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, spec in specs.items():
@@ -56,14 +57,16 @@ def header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> bytes:
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The data of a tensor of any type on any device, row by row."""
+    """Return the data of a tensor of any type on any device, row by row."""
     array = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(cast("Any", array))
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Where the data of one piece of a tensor is: the file, its first byte, and where in the tensor it begins and how far."""
+    """Where the data of one piece of a tensor is: the file, its first byte, and where in the tensor it begins and how
+    far.
+    """
 
     file: str
     begin: int
@@ -75,7 +78,7 @@ Index = dict[str, tuple[Spec, list[Piece]]]
 
 
 def index_text(tensors: Index) -> str:
-    """The text of `tensors.json`."""
+    """Return the text of `tensors.json`."""
     entries = {
         name: {
             "dtype": NAMES[dtype],
@@ -88,7 +91,7 @@ def index_text(tensors: Index) -> str:
 
 
 def read_index(folder: Folder) -> Index:
-    """What `tensors.json` of a checkpoint says. Raises CheckpointError where it cannot be understood."""
+    """Return what `tensors.json` of a checkpoint says. Raises CheckpointError where it cannot be understood."""
     try:
         return {
             name: (
@@ -117,17 +120,17 @@ class FileSet:
         self.files: dict[str, Any] = {}
 
     def __enter__(self) -> "FileSet":
-        """Itself."""
+        """Return the files, which the end of the block closes."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
+        """Close all files that are open."""
         for file in self.files.values():
             file.close()
         self.files.clear()
 
     def read(self, dtype: torch.dtype, piece: Piece, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
-        """The part of a piece that begins at `offsets` within it; rows before and behind it are not read.
+        """Return the part of a piece that begins at `offsets` within it; rows before and behind it are not read.
 
         Raises:
             OSError: the file cannot be read or is not what the index says.
@@ -173,11 +176,11 @@ class WholeTensors:
         return list(self.index)
 
     def spec(self, name: str) -> Spec:
-        """Type and shape of a parameter."""
+        """Return the type and shape of a parameter."""
         return self.index[name][0]
 
     def read(self, name: str) -> Tensor:
-        """A whole parameter, on the CPU."""
+        """Return a whole parameter, on the CPU."""
         (dtype, shape), pieces = self.index[name]
         if len(pieces) == 1:
             return self.files.read(dtype, pieces[0], (0,) * len(shape), shape)
@@ -229,8 +232,8 @@ class SafetensorsFile:
         path: where it is.
 
     Raises:
-        CheckpointError: its header is not sound, the file has another length than the header says, or a tensor has a type
-            that torch has not.
+        CheckpointError: its header is not sound, the file has another length than the header says, or a tensor has a
+            type that torch has not.
     """
 
     def __init__(self, path: Path) -> None:

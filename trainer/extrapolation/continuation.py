@@ -8,7 +8,7 @@ import numpy as np
 from ...datasets.tokenizers import Ids
 from ..config import Continuation
 from ..errors import ConfigError
-from .runner import Runner
+from .long_rows import LongRowModel
 
 PACKAGES = {"BLEU": "sacrebleu", "ROUGE": "rouge_score"}
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -24,28 +24,28 @@ def check_packages(table: Continuation) -> None:
             )
 
 
-def quality(runner: Runner, table: Continuation, documents: Sequence[Ids]) -> dict[str, float]:
+def quality(long_model: LongRowModel, table: Continuation, documents: Sequence[Ids]) -> dict[str, float]:
     """Scores of the most likely continuations of documents of one length, over their last `tokens`, from 0 to 100.
 
     Args:
-        runner: the model.
+        long_model: the model.
         table: how much to continue, and what to measure.
         documents: their ends are the references.
     """
-    decode = runner.tokenizer.decode
+    decode = long_model.tokenizer.decode
     prompts, references = [ids[: -table.tokens] for ids in documents], [ids[-table.tokens :] for ids in documents]
-    continued = continue_greedily(runner, prompts, table.tokens)
+    continued = continue_greedily(long_model, prompts, table.tokens)
     return measure(table, [decode(ids.tolist()) for ids in continued], [decode(ids.tolist()) for ids in references])
 
 
-def continue_greedily(runner: Runner, prompts: Sequence[Ids], tokens: int) -> list[Ids]:
-    """The most likely `tokens` tokens after prompts of one length, one by one; up to an eos where there is one."""
+def continue_greedily(long_model: LongRowModel, prompts: Sequence[Ids], tokens: int) -> list[Ids]:
+    """Return the most likely `tokens` tokens after prompts of one length, one by one; up to an eos where there is one."""
     rows = list(prompts)
     for _ in range(tokens):
-        likeliest = runner.likeliest(rows, 1)
+        likeliest = long_model.likeliest(rows, 1)
         rows = [np.concatenate([row, token]) for row, token in zip(rows, likeliest, strict=True)]
     new = [row[-tokens:] for row in rows]
-    ends = [np.flatnonzero(ids == runner.tokenizer.eos_id) for ids in new]
+    ends = [np.flatnonzero(ids == long_model.tokenizer.eos_id) for ids in new]
     return [ids[: end[0]] if len(end) else ids for ids, end in zip(new, ends, strict=True)]
 
 

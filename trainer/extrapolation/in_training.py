@@ -18,8 +18,8 @@ from ..inference import BATCH_TOKENS
 from ..metrics import Record
 from ..parallel import without_context_parallel
 from ..processes import DTYPES, World
-from .measures import Plan, Result, evaluate, plan, read_sources, report, trained_as
-from .runner import Runner
+from .long_rows import LongRowModel
+from .measures import LengthResult, Plan, evaluate, plan, read_sources, report, trained_as
 
 FOLDER = "extrapolation"  # of the run's; a run that goes back forgets what it left there
 
@@ -75,7 +75,7 @@ class LongEvaluation(Evaluation):
             if stopped:
                 raise Interrupted
 
-        runner = Runner(
+        long_model = LongRowModel(
             model=model,
             tokenizer=self.tokenizer,
             device=self.world.device,
@@ -87,7 +87,7 @@ class LongEvaluation(Evaluation):
         )
         try:
             with without_context_parallel(model):
-                results = evaluate(runner, self.table, self.plan)
+                results = evaluate(long_model, self.table, self.plan)
         except Interrupted:
             return None
         if self.world.is_first:
@@ -97,7 +97,7 @@ class LongEvaluation(Evaluation):
         line = f"step {step:>6}  extrapolation/step-{step}.png in {seconds:.1f} s"
         return Record("extrapolation", {"step": step, **curves, "seconds": seconds}, line)
 
-    def keep(self, step: int, results: list[Result]) -> None:
+    def keep(self, step: int, results: list[LengthResult]) -> None:
         """Write table and picture into the run's folder. A failure is a warning: a full disk is no reason to stop."""
         from .report import draw  # matplotlib takes 0.3 s to import
 

@@ -25,15 +25,15 @@ from ..config import Extrapolation, JobConfig
 from ..errors import ConfigError
 from ..metrics import finite
 from .continuation import check_packages, quality
-from .methods import WINDOWED, Trained, Way, choose, settings, way
+from .long_rows import Array, LongRowModel
+from .methods import WINDOWED, MethodSettings, Trained, choose, settings_of, settings_text
 from .passkey import prompts, retrieved
-from .runner import Array, Runner
 
 BUCKETS = 32  # of positions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class LengthResult:
     """What a method came to at a length; losses are means in nats.
 
     Attributes:
@@ -80,7 +80,7 @@ class LongDocuments:
     limit: int
 
     def at_least(self, length: int) -> list[Ids]:
-        """The first documents of so many tokens or more."""
+        """Return the first documents of so many tokens or more."""
         return [ids for ids in self.ids if len(ids) >= length][: self.limit]
 
     @classmethod
@@ -104,7 +104,7 @@ class LongDocuments:
         return found
 
     def __str__(self) -> str:
-        """How many qualified, in words."""
+        """Return in words how many qualified."""
         counts = (
             f"{count:,} of at least {length:,} tokens" + (f" ({self.limit} used)" if count > self.limit else "")
             for length, count in self.qualified.items()
@@ -113,7 +113,7 @@ class LongDocuments:
 
 
 def read_sources(config: JobConfig, tokenizer: Tokenizer, longest: int) -> Iterator[Ids]:
-    """Documents of `[[validation.sources]]`, each cut to `longest` tokens, as validation would read them.
+    """Yield the documents of `[[validation.sources]]`, each cut to `longest` tokens, as validation would read them.
 
     Raises:
         DataConfigError, DataError: a source cannot be used.
@@ -128,7 +128,7 @@ def read_sources(config: JobConfig, tokenizer: Tokenizer, longest: int) -> Itera
 
 
 def trained_as(decoder: DecoderConfig, rows: int, key: str) -> tuple[Trained, str]:
-    """What is known of a model's training, and that in words.
+    """Return what is known of a model's training, and that in words.
 
     Args:
         decoder: the model's shape, as it was trained.
@@ -204,39 +204,41 @@ def total_tokens(table: Extrapolation, asked: Plan) -> int:
     return total * len(asked.methods)
 
 
-def evaluate(runner: Runner, table: Extrapolation, asked: Plan) -> list[Result]:
+def evaluate(long_model: LongRowModel, table: Extrapolation, asked: Plan) -> list[LengthResult]:
     """Ask a model by each method at each length; afterwards it is as before.
 
     Args:
-        runner: the model.
+        long_model: the model.
         table: what to measure.
         asked: of which documents, and by which methods.
     """
-    model, decoder, length_before = runner.model, asked.trained.decoder, runner.model.max_document_length
-    known: dict[tuple[Way, int], Result] = {}
+    model, decoder, length_before = long_model.model, asked.trained.decoder, long_model.model.max_document_length
+    known: dict[tuple[MethodSettings, int], LengthResult] = {}
     results = []
     try:
         for method in asked.methods:
             for length in asked.documents.qualified:
-                found = way(method, asked.trained, length)
+                found = settings_of(method, asked.trained, length)
                 if (found, length) not in known:
                     model.set_positions(*found)
-                    told = settings(found, asked.trained)
-                    known[found, length] = measure(runner, table, asked.documents, method, length, told)
+                    told = settings_text(found, asked.trained)
+                    known[found, length] = measure(long_model, table, asked.documents, method, length, told)
                 results.append(replace(known[found, length], method=method))
         return results
     finally:
         model.set_positions(decoder.rope, decoder.attention, length_before)
 
 
-def measure(runner: Runner, table: Extrapolation, documents: LongDocuments, method: str, length: int, told: str) -> Result:
-    """All measures of a model as it is now, at one length."""
+def measure(
+    long_model: LongRowModel, table: Extrapolation, documents: LongDocuments, method: str, length: int, told: str
+) -> LengthResult:
+    """Return all measures of a model as it is now, at one length."""
     longest = max(documents.qualified)
     here, there = documents.at_least(length), documents.at_least(longest)
-    losses = runner.losses([ids[:length] for ids in here])
-    tails = losses if length == longest else runner.losses([tail(ids, length, runner.tokenizer) for ids in there])
+    losses = long_model.losses([ids[:length] for ids in here])
+    tails = losses if length == longest else long_model.losses([tail(ids, length, long_model.tokenizer) for ids in there])
     continued = here[: table.continuation.samples]
-    return Result(
+    return LengthResult(
         method=method,
         length=length,
         settings=told,
@@ -244,15 +246,15 @@ def measure(runner: Runner, table: Extrapolation, documents: LongDocuments, meth
         last_loss=float(tails[:, -table.score_last :].mean()),
         positions=by_position(losses) if length == longest else [],
         passkey={
-            depth: retrieved(runner, prompts(table.passkey, runner.tokenizer, here, length, depth, seed=0))
+            depth: retrieved(long_model, prompts(table.passkey, long_model.tokenizer, here, length, depth, seed=0))
             for depth in (table.passkey.depths if table.passkey.samples else ())
         },
-        continuation=quality(runner, table.continuation, [ids[:length] for ids in continued]) if continued else {},
+        continuation=quality(long_model, table.continuation, [ids[:length] for ids in continued]) if continued else {},
     )
 
 
 def tail(ids: Ids, length: int, tokenizer: Tokenizer) -> Ids:
-    """The last `length` tokens of a document, the first of them what opens a document, where anything does."""
+    """Return the last `length` tokens of a document, the first of them what opens a document, where anything does."""
     cut = ids[-length:].copy()
     if tokenizer.bos_id is not None:
         cut[0] = tokenizer.bos_id
@@ -260,7 +262,8 @@ def tail(ids: Ids, length: int, tokenizer: Tokenizer) -> Ids:
 
 
 def by_position(losses: Array) -> list[tuple[int, int, float]]:
-    """First position, last position and mean loss of up to 32 stretches; position p is that of the token that is predicted.
+    """First position, last position and mean loss of up to 32 stretches; position p is that of the token that is
+    predicted.
 
     Args:
         losses: float64 [documents, length - 1], of positions 1, 2, ...
@@ -269,7 +272,7 @@ def by_position(losses: Array) -> list[tuple[int, int, float]]:
     return [(int(at[0]), int(at[-1]), float(losses[:, at - 1].mean())) for at in stretches]
 
 
-def report(results: Sequence[Result], table: Extrapolation, asked: Plan) -> dict[str, Any]:
+def report(results: Sequence[LengthResult], table: Extrapolation, asked: Plan) -> dict[str, Any]:
     """Everything, as JSON has it: numbers that are not finite are null."""
     documents = asked.documents
     return {

@@ -1,6 +1,7 @@
-"""The methods that a trained model can be asked for longer documents by, each with the settings that it has here.
+"""The methods that evaluate a trained model on longer documents, each with its settings.
 
-With L tokens in training and documents of T, nothing is trained, and only `[model.rope]` and `[model.attention]` change:
+With L tokens in training and documents of T, nothing is trained, and only `[model.rope]` and `[model.attention]`
+change:
 
 | method | settings |
 |---|---|
@@ -14,7 +15,8 @@ With L tokens in training and documents of T, nothing is trained, and only `[mod
 | `leaky_rerope` | map_window = L/2, leak = 16, or the least that keeps distances below L |
 | `self_extend` | group = 8, or the least that keeps distances below L; map_window = the last multiple of it up to L/2 |
 
-`longrope` has two lists of numbers that must be searched for or trained: it is here where a model has them, as `trained`.
+`longrope` has two lists of numbers that must be searched for or trained: it is here where a model has them, as
+`trained`.
 """
 
 import math
@@ -38,8 +40,8 @@ class Trained(NamedTuple):
 
     Attributes:
         decoder: its shape, rotary embedding and attention.
-        length: L, the longest documents that it knows: `model.rope.original_seq_len`, or tokens of the rows of its training
-            where that is unset or a scaling has led beyond it.
+        length: L, the longest documents that it knows: `model.rope.original_seq_len`, or tokens of the rows of its
+            training where that is unset or a scaling has led beyond it.
         rows: tokens of the rows of its training, which its rotary table was resolved for.
     """
 
@@ -48,8 +50,8 @@ class Trained(NamedTuple):
     rows: int
 
 
-class Way(NamedTuple):
-    """How a model is asked for documents of one length.
+class MethodSettings(NamedTuple):
+    """With what a model is evaluated on documents of one length.
 
     Attributes:
         rope: rotary embedding.
@@ -62,10 +64,11 @@ class Way(NamedTuple):
     length: int
 
 
-def way(method: str, trained: Trained, length: int) -> Way:
-    """How `method` asks a model for documents of `length` tokens.
+def settings_of(method: str, trained: Trained, length: int) -> MethodSettings:
+    """Return the settings that a method has for documents of `length` tokens.
 
-    A scaling that the model was trained with stays as it was in training, and is resolved anew for longer documents alone.
+    A scaling that the model was trained with stays as it was in training, and is resolved anew for longer documents
+    alone.
 
     Args:
         method: one of `METHODS`.
@@ -73,7 +76,8 @@ def way(method: str, trained: Trained, length: int) -> Way:
         length: T.
 
     Raises:
-        ModelError: the model was trained by another method of its kind, or the settings do not fit its shape or the length.
+        ModelError: the model was trained by another method of its kind, or the settings do not fit its shape or the
+            length.
     """
     decoder, attention, resolved = trained.decoder, trained.decoder.attention, max(length, trained.rows)
     rope = decoder.rope if decoder.rope.scaling != "none" else decoder.rope.replace(original_seq_len=trained.length)
@@ -92,11 +96,11 @@ def way(method: str, trained: Trained, length: int) -> Way:
     decoder.replace(rope=rope, attention=attention)  # which raises what does not fit
     if complaints := check_length(rope, attention, resolved):
         raise ModelError("; ".join(complaints))
-    return Way(rope, attention, resolved)
+    return MethodSettings(rope, attention, resolved)
 
 
 def windowed(method: str, rope: RopeConfig, trained: int, length: int) -> AttentionConfig:
-    """The window or map of a method."""
+    """Return the window or position map of a method."""
     half = trained // 2
     if method == "logn":
         return AttentionConfig(logn=True)
@@ -117,7 +121,7 @@ def windowed(method: str, rope: RopeConfig, trained: int, length: int) -> Attent
 
 
 def choose(named: Sequence[str], trained: Trained, lengths: Sequence[int]) -> tuple[list[str], list[str]]:
-    """Methods to compare, and what is left out and why, a line for each reason.
+    """Return the methods to compare, and what is left out and why, a line for each reason.
 
     Args:
         named: by the user; empty: all that the model allows at all lengths.
@@ -136,7 +140,7 @@ def choose(named: Sequence[str], trained: Trained, lengths: Sequence[int]) -> tu
     for method in named or METHODS:
         try:
             for length in lengths:
-                way(method, trained, length)
+                settings_of(method, trained, length)
         except ModelError as error:
             if named:
                 raise
@@ -146,8 +150,8 @@ def choose(named: Sequence[str], trained: Trained, lengths: Sequence[int]) -> tu
     return chosen, [f"left out {', '.join(methods)}: {reason}" for reason, methods in left_out.items()]
 
 
-def settings(found: Way, trained: Trained) -> str:
-    """In what a way differs from training, `scaling=yarn factor=4 beta_fast=32`; empty where in nothing."""
+def settings_text(found: MethodSettings, trained: Trained) -> str:
+    """Return in what settings differ from training, `scaling=yarn factor=4 beta_fast=32`; empty where in nothing."""
     said: dict[str, Any] = {}
     names = {found.rope.scaling, found.attention.mask, found.attention.position_map}
     for config, plain, readers in (

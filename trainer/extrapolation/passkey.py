@@ -1,7 +1,8 @@
 """Pass keys (Mohtashami and Jaggi 2023): a key that a document says once, at some depth, and is asked for at its end.
 
-The document around it is a real one. Whether a model would say the key is read off one forward pass: greedy decoding gives
-exactly the key if and only if, the key being there, each of its tokens is the most likely one behind those before it.
+The document around it is a real one. Whether a model would say the key is read off one forward pass: greedy decoding
+gives exactly the key if and only if, the key being there, each of its tokens is the most likely one behind those before
+it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from ...datasets.tokenizers import Ids, TokenizeError, Tokenizer
 from ..config import Passkey
 from ..errors import ConfigError
 from ..inference import opening_tokens
-from .runner import Runner
+from .long_rows import LongRowModel
 
 
 class Words(NamedTuple):
@@ -47,13 +48,13 @@ class Prompt(NamedTuple):
 
 
 def words_of(table: Passkey, tokenizer: Tokenizer) -> Words:
-    """What the table says, and what it does not say by the kind of the tokenizer."""
+    """Return the words of a pass key: the table's, or else the usual ones for the tokenizer."""
     usual = SEQUENCES.get(tokenizer.kind, PROSE)
     return Words(table.alphabet or usual.alphabet, table.needle or usual.needle, table.query or usual.query)
 
 
 def prompts(table: Passkey, tokenizer: Tokenizer, hay: Sequence[Ids], length: int, depth: float, seed: int) -> list[Prompt]:
-    """As many documents as `samples` says; keys and hay are the same at every depth and length.
+    """Return as many documents as `samples` says; keys and hay are the same at every depth and length.
 
     Args:
         table: what to hide.
@@ -87,7 +88,10 @@ def prompts(table: Passkey, tokenizer: Tokenizer, hay: Sequence[Ids], length: in
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Ids:
-    """Ids of a piece of text, without what opens and ends a document. Raises ConfigError for a letter that has no id."""
+    """Return the ids of a piece of text, without what opens and ends a document.
+
+    Raises ConfigError for a letter that has no id.
+    """
     try:
         ids = tokenizer.encode_batch([text.encode()]).ids
     except TokenizeError as error:
@@ -98,10 +102,10 @@ def encode(tokenizer: Tokenizer, text: str) -> Ids:
     return ids[opening_tokens(tokenizer) : -1]
 
 
-def retrieved(runner: Runner, asked: Sequence[Prompt]) -> float:
-    """Share of keys that greedy decoding gives."""
+def retrieved(long_model: LongRowModel, asked: Sequence[Prompt]) -> float:
+    """Return the share of keys that greedy decoding gives."""
     longest = max(prompt.key for prompt in asked)
-    said = runner.likeliest([prompt.ids for prompt in asked], longest + 1)
+    said = long_model.likeliest([prompt.ids for prompt in asked], longest + 1)
     right = [
         bool((row[-1 - prompt.key : -1] == prompt.ids[-prompt.key :]).all()) for prompt, row in zip(asked, said, strict=True)
     ]

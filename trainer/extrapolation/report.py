@@ -7,16 +7,16 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from .continuation import ROUGE
-from .measures import Result
+from .measures import LengthResult
 
 
-def methods_of(results: Sequence[Result]) -> list[str]:
-    """Names, in order."""
+def methods_of(results: Sequence[LengthResult]) -> list[str]:
+    """Return the names of the methods, in order."""
     return list(dict.fromkeys(result.method for result in results))
 
 
-def make_tables(results: Sequence[Result], trained: int, score_last: int) -> list[Table]:
-    """A table for each measure: a row for each method, a column for each length."""
+def make_tables(results: Sequence[LengthResult], trained: int, score_last: int) -> list[Table]:
+    """Return a table for each measure: a row for each method, a column for each length."""
     lengths = sorted({result.length for result in results})
     found = {(result.method, result.length): result for result in results}
     titles = {
@@ -44,7 +44,7 @@ def make_tables(results: Sequence[Result], trained: int, score_last: int) -> lis
     return [*tables, table]
 
 
-def draw(results: Sequence[Result], trained: int, score_last: int, output: Path) -> None:
+def draw(results: Sequence[LengthResult], trained: int, score_last: int, output: Path) -> None:
     """Write the picture: loss of the same last tokens by length, loss by position, pass keys by length and depth."""
     methods = methods_of(results)
     lengths = sorted({result.length for result in results})

@@ -1,7 +1,7 @@
 """Models from Hugging Face's folders and into them.
 
-Read `folder` first: what is read of a folder, and where its files must agree. Then `import_` and `export`, the two commands,
-and `tokenizer_files`: the tokenizer of a job as files that transformers reads.
+Read `folder` first: what is read of a folder, and where its files must agree. Then `import_` and `export`, the two
+commands, and `tokenizer_files`: the tokenizer of a job as files that transformers reads.
 """
 
 from .export import export, export_step

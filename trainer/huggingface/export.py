@@ -4,8 +4,8 @@
     config.json, generation_config.json        the decoder in Hugging Face's words, eos and pad
     tokenizer.json, tokenizer_config.json, special_tokens_map.json, and what else lay beside the tokenizer
 
-Adapters are merged into the weights beside them. One tensor is in memory at a time, with its adapter. Bytes depend on weights,
-configuration and options alone.
+Adapters are merged into the weights beside them. One tensor is in memory at a time, with its adapter. Bytes depend on
+weights, configuration and options alone.
 """
 
 import json
@@ -66,8 +66,8 @@ def export(
     architecture(decoder)  # refuses what no class holds before tensors are looked for
     weights = WholeTensors(found.path)
     ours = {theirs: name for name, theirs in stored_names(decoder).items()}
-    if fresh_parameters := sorted(set(ours.values()) - set(weights.names())):
-        raise CheckpointError(f"{found.path}: lacks the weights {', '.join(fresh_parameters)}")
+    if missing := sorted(set(ours.values()) - set(weights.names())):
+        raise CheckpointError(f"{found.path}: lacks the weights {', '.join(missing)}")
     specs: dict[str, Spec] = {}
     for theirs, name in ours.items():
         saved, shape = weights.spec(name)
@@ -102,7 +102,7 @@ def export(
 
 
 def added_token_notes(added: list[str], table: TokenizerConfig, decoder: DecoderConfig) -> list[str]:
-    """What to know of the tokens that the tokenizer puts around every text by itself."""
+    """Return what to know of the tokens that the tokenizer adds to every text, a line each."""
     if build_tokenizer(table).bos_id is None:
         what = "which training never saw: call it with add_special_tokens=False"
     elif decoder.causal:
@@ -119,7 +119,7 @@ def export_step(config: JobConfig, path: Folder) -> list[str]:
 
 
 def read_merged(weights: WholeTensors, name: str, lora: Lora) -> Tensor:
-    """A weight with its adapter in it, if it has one: then float32, whatever was saved."""
+    """Return a weight with its adapter merged into it, if it has one: then float32, whatever was saved."""
     adapter = [name.removesuffix("weight") + part for part in ADAPTERS]
     weight = weights.read(name)
     if not all(part in weights.index for part in adapter):
@@ -129,7 +129,7 @@ def read_merged(weights: WholeTensors, name: str, lora: Lora) -> Tensor:
 
 
 def split(specs: Mapping[str, Spec], max_shard_size: int) -> dict[str, list[str]]:
-    """File name to the tensors in it: in order, as many to a file as fit."""
+    """Return the names of the tensors of each file, by its name: in order, as many to a file as fit."""
     shards: list[list[str]] = [[]]
     room = max_shard_size
     for name, spec in specs.items():
@@ -144,7 +144,7 @@ def split(specs: Mapping[str, Spec], max_shard_size: int) -> dict[str, list[str]
 
 
 def describe(decoder: DecoderConfig, contract: SavedContract, seq_len: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
-    """Content of `config.json` and, of a model that generates, `generation_config.json`."""
+    """Return the content of `config.json` and, of a model that generates, `generation_config.json`."""
     eos, pad, bos = contract.eos, contract.pad, contract.bos
     config = to_hf(
         decoder, max_positions=seq_len, dtype=torch_name(dtype), eos_id=eos, pad_id=pad, bos_id=bos, mask_id=contract.mask
@@ -155,12 +155,15 @@ def describe(decoder: DecoderConfig, contract: SavedContract, seq_len: int, dtyp
 
 
 def torch_name(dtype: torch.dtype) -> str:
-    """`bfloat16` of `torch.bfloat16`."""
+    """Return the name of a type without its module: `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
 def read_tokenizer(found: Found, table: TokenizerConfig, decoder: DecoderConfig) -> dict[str, bytes]:
-    """Files of the tokenizer of training. Raises ConfigError, or EosMismatchError where it is another one."""
+    """Return the files of the tokenizer of training.
+
+    Raises ConfigError, or EosMismatchError where it is another one.
+    """
     try:
         tokenizer = build_tokenizer(table)
     except DataConfigError as error:

@@ -36,8 +36,8 @@ class HuggingFaceFolder:
     Attributes:
         path: of the folder.
         decoder: the shape that `config.json` describes.
-        seq_len: tokens of the rows of its training; None: `config.json` does not say. Those of its longest text, but with a
-            scaling that has other rotary angles beyond `original_seq_len`: there those up to that length.
+        seq_len: tokens of the rows of its training; None: `config.json` does not say. Those of its longest text, but
+            with a scaling that has other rotary angles beyond `original_seq_len`: there those up to that length.
         files: of each parameter by our name, the file that holds it.
         names: of each parameter by our name, Hugging Face's name; of a tied table only that of the embedding.
         table: the `[tokenizer]` table that reads the folder's tokenizer.
@@ -66,8 +66,8 @@ class HuggingFaceFolder:
             pad_token: likewise of padding.
 
         Raises:
-            ConfigError: a file is missing or not readable, the folder is not on a disk, or it cannot be known which id ends a
-                document.
+            ConfigError: a file is missing or not readable, the folder is not on a disk, or it cannot be known which id
+                ends a document.
             ModelError: `config.json` describes what the decoder is not.
             CheckpointError: tensors are missing, unexpected, or of another shape or type, each listed.
             EosMismatchError: tokenizer, `config.json` and `generation_config.json` disagree.
@@ -144,7 +144,8 @@ def open_for_job(folder: Folder, table: TokenizerConfig) -> Found:
 
     Args:
         folder: with `config.json` and safetensors.
-        table: `[tokenizer]` of the job, which says what ends a document where the folder's own tokenizer says otherwise.
+        table: `[tokenizer]` of the job, which says what ends a document where the folder's own tokenizer says
+            otherwise.
 
     Raises:
         ConfigError, ModelError, CheckpointError, EosMismatchError: as `HuggingFaceFolder.open`.
@@ -154,7 +155,9 @@ def open_for_job(folder: Folder, table: TokenizerConfig) -> Found:
 
 
 def stored_names(decoder: DecoderConfig) -> dict[str, str]:
-    """Return Hugging Face's name by ours of every tensor that a file holds: of a tied table once, under the embedding's."""
+    """Return Hugging Face's name by ours of every tensor that a file holds: of a tied table once, under the
+    embedding's.
+    """
     names = hf_names(decoder)
     if decoder.tie_embeddings:
         del names["output.weight"]

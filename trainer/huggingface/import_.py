@@ -4,7 +4,8 @@
     OUT/tokenizer/      the tokenizer's files, and the config.json that is a party to the eos contract
     OUT/model.toml      [model], [tokenizer], the objective and [checkpoint] of a job that starts from it
 
-Only safetensors are read: a pickled pytorch_model.bin could run code, and is refused. One tensor is in memory at a time.
+Only safetensors are read: a pickled pytorch_model.bin could run code, and is refused. One tensor is in memory at a
+time.
 """
 
 from pathlib import Path
@@ -44,7 +45,8 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
     Raises:
         ConfigError: a file is missing, `out` is taken, or it cannot be known which id ends a document.
         ModelError: config.json describes what the decoder is not.
-        CheckpointError: tensors are missing, unexpected, or of another shape or kind, each listed; or `out` cannot be written.
+        CheckpointError: tensors are missing, unexpected, or of another shape or kind, each listed; or `out` cannot be
+            written.
         EosMismatchError: tokenizer, config.json and generation_config.json disagree.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

@@ -1,16 +1,18 @@
 """The tokenizer's files in a Hugging Face folder, so that `AutoTokenizer.from_pretrained` gives the ids of training.
 
-A `tokenizer.json` is copied as it is, byte for byte, with what else lies beside it; only the special tokens are restated where
-the job names others. The tokenizers of this package become a `tokenizer.json` too. `byte`:
+A `tokenizer.json` is copied as it is, byte for byte, with what else lies beside it; only the special tokens are
+restated where the job names others. The tokenizers of this package become a `tokenizer.json` too. `byte`:
 
     ids 0 to 255 are bytes: a BPE over the byte alphabet without a single merge
-    "\\0" (id 0, eos) and "\\1" (id 1, pad) are special tokens of their own, so that `skip_special_tokens` leaves them out
+    "\\0" (id 0, eos) and "\\1" (id 1, pad) are special tokens of their own, so that `skip_special_tokens` leaves them
+    out
 
-which encodes any text to the ids that training saw. Two things it cannot say: bytes that are not UTF-8, as the library takes
-text only, and that a NUL inside a document is refused: there it becomes the eos. `protein` and `dna`:
+which encodes any text to the ids that training saw. Two things it cannot say: bytes that are not UTF-8, as the library
+takes text only, and that a NUL inside a document is refused: there it becomes the eos. `protein` and `dna`:
 
-    every character is a word of its own; `a` in dna, and `k` under `on_unknown = "map"`, are replaced by what they stand for
-    protein puts `<cls>` in front and `<eos>` behind, as a document of training has it, and as ESM's own tokenizer does
+    every character is a word of its own; `a` in dna, and `k` under `on_unknown = "map"`, are replaced by what they
+    stand for protein puts `<cls>` in front and `<eos>` behind, as a document of training has it, and as ESM's own
+    tokenizer does
 
 They too refuse nothing: what training would, becomes `<unk>`, and the name of a special token in a text becomes its id.
 """
@@ -37,7 +39,7 @@ PLAIN = {
 
 
 def tokenizer_files(table: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, bytes]:
-    """Name and content of each file.
+    """Return name and content of each of the tokenizer's files.
 
     Args:
         table: where the tokenizer came from.
@@ -71,7 +73,7 @@ def tokenizer_files(table: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, b
 
 
 def byte_tokenizer() -> bytes:
-    """The byte tokenizer as a `tokenizer.json`."""
+    """Return the byte tokenizer as a `tokenizer.json`."""
     # GPT-2's alphabet: printable bytes stand for themselves, the others, in order, for the characters from 256 on
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))
@@ -86,7 +88,7 @@ def byte_tokenizer() -> bytes:
 
 
 def letter_tokenizer(tokenizer: LetterTokenizer) -> bytes:
-    """A tokenizer of letters as a `tokenizer.json`."""
+    """Return a tokenizer of letters as a `tokenizer.json`."""
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(tokenizer.ids, unk_token=UNK))
     replaced = tokenizer.replaced().items()
     made.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Replace(*pair) for pair in replaced])
@@ -102,7 +104,9 @@ def letter_tokenizer(tokenizer: LetterTokenizer) -> bytes:
 
 
 def own_kind(file: Path) -> str | None:
-    """Which tokenizer of this package a `tokenizer.json` is, also after transformers has written it anew; None: another."""
+    """Which tokenizer of this package a `tokenizer.json` is, also after transformers has written it anew; None:
+    another.
+    """
     letters = {kind: found for kind in TOKENIZERS if issubclass(found := TOKENIZERS[kind], LetterTokenizer)}
     own = {"byte": byte_tokenizer(), **{kind: letter_tokenizer(found()) for kind, found in letters.items()}}
     vocabulary = _read(file).get("model", {}).get("vocab")
@@ -110,7 +114,9 @@ def own_kind(file: Path) -> str | None:
 
 
 def added_around(source: bytes) -> list[str]:
-    """The tokens that a `tokenizer.json` puts around every text unless told not to; training sees none but the eos."""
+    """Return the tokens that a `tokenizer.json` puts around every text unless told not to; training sees none but the
+    eos.
+    """
     return list(tokenizers.Tokenizer.from_str(source.decode()).encode("").tokens)
 
 
@@ -120,7 +126,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _text(stated: Any) -> Any:
-    """A special token is written as a string or as an object with its `content`."""
+    """Return the text of a special token, which is written as a string or as an object with its `content`."""
     return stated.get("content") if isinstance(stated, dict) else stated
 
 

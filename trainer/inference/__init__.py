@@ -1,7 +1,9 @@
-"""A trained model in use: open it, and ask it for embeddings, likelihoods or text. What `import cistron` offers is here.
+"""A trained model in use: open it, and ask it for embeddings, likelihoods or text. What `import cistron` offers is
+here.
 
-Read `open` first, then `documents`: how sequences become a row. `embeddings` (with `layers`), `likelihood` and `sampling`
-stand beside each other: each has the function for a list in memory and the one for a stream, which the commands use.
+Read `open` first, then `documents`: how sequences become a row. `embeddings` (with `layers`), `likelihood` and
+`sampling` stand beside each other: each has the function for a list in memory and the one for a stream, which the
+commands use.
 """
 
 from .documents import BATCH_TOKENS, Document, opening_tokens, read_documents, with_positions

@@ -1,8 +1,8 @@
 """A trained model on one device, and documents through it: what embedding, scoring and sampling have in common.
 
-Documents are read as in training, each with the tokenizer's opening token, if it has one, and its eos. They run packed, one
-after another in a single row as long as a budget of tokens, under the document mask: no document sees another or any padding,
-so nothing depends on what it shares a row with, and nothing has to be sorted by length to save padding.
+Documents are read as in training, each with the tokenizer's opening token, if it has one, and its eos. They run packed,
+one after another in a single row as long as a budget of tokens, under the document mask: no document sees another or
+any padding, so nothing depends on what it shares a row with, and nothing has to be sorted by length to save padding.
 """
 
 import sys
@@ -59,11 +59,11 @@ class Row(NamedTuple):
 
 
 def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionConfig, length: int) -> OpenedModel:
-    """A model with another rotary scaling, window or position map than it was trained with, and a message that says so.
+    """Return a model with another rotary scaling, window or position map than in training, and a message that says so.
 
     Args:
-        opened: its model is changed in place; `opened.trained.rope`, `opened.trained.attention` and the length that it had give
-            it back.
+        opened: its model is changed in place; `opened.trained.rope`, `opened.trained.attention` and the length that it
+            had give it back.
         rope: see `Decoder.set_positions`.
         attention: likewise.
         length: likewise.
@@ -81,7 +81,8 @@ def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionCo
 def read_documents(
     opened: OpenedModel, files: SequenceFiles, sequences: Iterable[NamedSequence], max_length: int | None = None
 ) -> Iterator[Document]:
-    """Encode sequences of some files; stderr tells of the first that is longer than rows of training, and of mapped letters.
+    """Encode sequences of some files; stderr tells of the first that is longer than rows of training, and of mapped
+    letters.
 
     Args:
         opened: whose tokenizer encodes.
@@ -117,7 +118,7 @@ def read_documents(
 
 
 def encode(tokenizer: Tokenizer, sequence: NamedSequence) -> Document:
-    """The document of a sequence. Raises TokenizeError where it cannot be one, or has no residue."""
+    """Return the document of a sequence. Raises TokenizeError where it cannot be one, or has no residue."""
     encoded = tokenizer.encode_batch([sequence.data])
     if len(encoded.ids) <= opening_tokens(tokenizer) + 1:
         raise TokenizeError("an empty sequence: there is nothing to ask the model about", None, 0)
@@ -143,7 +144,7 @@ def encoded(opened: OpenedModel, sequences: Iterable[str | bytes]) -> Iterator[D
 
 
 def opening_tokens(tokenizer: Tokenizer) -> int:
-    """How many tokens of a document come before its first residue: 1 where documents open with a token, else 0."""
+    """Return how many tokens of a document come before its first residue: 1 where documents open with a token, else 0."""
     return 0 if tokenizer.bos_id is None else 1
 
 

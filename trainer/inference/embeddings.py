@@ -1,4 +1,6 @@
-"""What a layer computes for sequences, pooled over their residues or for each: in memory, or batch by batch for a file."""
+"""What a layer computes for sequences, pooled over their residues or for each: in memory, or batch by batch for a
+file.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -84,7 +86,8 @@ def embed(
         [8, 5]
 
     Args:
-        model: what `open_model` returns, or the path of a checkpoint or a Hugging Face folder, which is then opened in float32.
+        model: what `open_model` returns, or the path of a checkpoint or a Hugging Face folder, which is then opened in
+            float32.
         sequences: each without eos or any other special token.
         layer: the name of one, or a list of names and globs: `layers.*` is every block.
         pool: `mean` over residues, the `last` residue, or `none`. Eos, padding and opening tokens never count.
@@ -92,8 +95,8 @@ def embed(
         batch_tokens: that run at once, or those of one longer sequence.
 
     Returns:
-        For one name float32 [sequences, width] in order, without pooling a list of [residues, width]. For a list of names a
-        dictionary of these.
+        For one name float32 [sequences, width] in order, without pooling a list of [residues, width]. For a list of
+        names a dictionary of these.
 
     Raises:
         ConfigError: there is no such layer, or `layer` is a glob of several.
@@ -117,7 +120,9 @@ def embed(
 def embeddings(
     opened: OpenedModel, documents: Iterable[Document], layers: Sequence[str], pool: Pool, batch_tokens: int
 ) -> Iterator[Embedded]:
-    """Batches of documents in order with their layers' outputs; gradients flow unless the caller has turned them off."""
+    """Yield batches of documents in order with their layers' outputs; gradients flow unless the caller has turned them
+    off.
+    """
     first = opening_tokens(opened.tokenizer)
     for batch in batches(documents, lambda document: len(document.ids), batch_tokens):
         row = make_row(opened, [document.ids for document in batch])

@@ -34,22 +34,24 @@ class _AllSeen(Exception):
 
 
 def meaning(name: str) -> str:
-    """What a module's output is; it tells whether a norm lies before or behind it."""
+    """Return what a module's output is; it tells whether a norm lies before or behind it."""
     return next((told for pattern, told in MEANINGS if re.fullmatch(pattern, name)), f"a part of {name.rpartition('.')[0]}")
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Names of the modules whose outputs can be asked for: those that compute something, in the order of `named_modules`."""
+    """Return the names of the modules whose outputs can be asked for: those that compute something, in the order of
+    `named_modules`.
+    """
     return [name for name, module in model.named_modules() if name and not isinstance(module, (nn.ModuleList, nn.Identity))]
 
 
 def choose_layers(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """The layers that some patterns name, in the model's order.
+    """Return the layers that some patterns name, in the model's order.
 
     Args:
         model: the model.
-        patterns: names, or globs in which `*`, `?` and `[...]` stand for something between two dots: `layers.*` is every
-            block, and nothing inside of one.
+        patterns: names, or globs in which `*`, `?` and `[...]` stand for something between two dots: `layers.*` is
+            every block, and nothing inside of one.
 
     Raises:
         ConfigError: a pattern matches nothing; the nearest names are listed.

@@ -1,12 +1,12 @@
 """How likely a model finds sequences: the log-likelihood of a causal one, the pseudo-log-likelihood of a masked one.
 
-    causal   sum over i of log p(x_i | x_1 ... x_i-1): every token that something stands before. With an opening token that is
-             every residue, without one all but the first; the eos only on request, as it speaks of the length
-    mlm      sum over i of log p(x_i | x without x_i), each residue masked in turn (Salazar et al. 2020, arXiv:1910.14659):
-             as many passes of a sequence as it has residues
+    causal   sum over i of log p(x_i | x_1 ... x_i-1): every token that something stands before. With an opening token
+    that is every residue, without one all but the first; the eos only on request, as it speaks of the length mlm
+    sum over i of log p(x_i | x without x_i), each residue masked in turn (Salazar et al. 2020, arXiv:1910.14659): as
+    many passes of a sequence as it has residues
 
-Evo 2's scoring also leaves the eos out and the first token unscored. It pads its batches, and of every sequence but the longest
-it counts what follows as well; here no label lies behind a sequence's own end.
+Evo 2's scoring also leaves the eos out and the first token unscored. It pads its batches, and of every sequence but the
+longest it counts what follows as well; here no label lies behind a sequence's own end.
 """
 
 from collections.abc import Iterable, Iterator

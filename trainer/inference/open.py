@@ -49,7 +49,7 @@ class OpenedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weights."""
         return self.model.tok_embeddings.weight.device
 
 
@@ -66,10 +66,11 @@ def open_model(
         (2, 'dna', 64)
 
     Args:
-        path: a Cistron checkpoint of any layout, the folder around such ones, of which the newest good one is taken, or a
-            Hugging Face folder; of the last nothing is converted on disk.
+        path: a Cistron checkpoint of any layout, the folder around such ones, of which the newest good one is taken, or
+            a Hugging Face folder; of the last nothing is converted on disk.
         device: None: a GPU where there is one.
-        dtype: of the weights and of all that is computed: `float32`, `bfloat16` or `float16`; values are rounded to nearest.
+        dtype: of the weights and of all that is computed: `float32`, `bfloat16` or `float16`; values are rounded to
+            nearest.
         on_unknown: of the protein and dna tokenizers: `error` or `map`; None: as the job says, `error` for a HF folder.
 
     Raises:
@@ -140,7 +141,7 @@ def open_huggingface_model(folder: Folder, device: torch.device, dtype: torch.dt
 
 
 def length_dependent_rope_note(model: Decoder) -> tuple[str, ...]:
-    """What to know of a model whose rotary angles depend on a length."""
+    """Return what to know of a model whose rotary angles depend on a length."""
     rope = model.config.rope
     if not rope.by_length:
         return ()
@@ -152,7 +153,10 @@ def length_dependent_rope_note(model: Decoder) -> tuple[str, ...]:
 
 
 def with_unknown_policy(table: TokenizerConfig, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
-    """The tokenizer of a table, or where a policy is given the same with it. Raises DataConfigError where it knows none."""
+    """Return the tokenizer of a table, or where a policy is given the same with it.
+
+    Raises DataConfigError where it knows none.
+    """
     if on_unknown is None:
         return tokenizer
     return build_tokenizer(table.model_copy(update={"on_unknown": on_unknown}))
@@ -169,7 +173,8 @@ def load_weights(model: Decoder, found: Found, device: torch.device, dtype: torc
 def inference_mask(
     tokenizer: Tokenizer, decoder: DecoderConfig, device: torch.device, dtype: torch.dtype, executor: str = "auto"
 ) -> DocumentMask:
-    """The mask of the objective that the model was trained by, for the kernel that needs no compilation where there is one.
+    """Return the mask of the objective that the model was trained by, for the kernel that needs no compilation where
+    there is one.
 
     Args:
         tokenizer: has the special ids.

@@ -17,7 +17,7 @@ from .open import OpenedModel, opened_model, refuse_encoder
 
 
 def opening(batch: Batch, eos_id: int) -> list[int]:
-    """How the first document of a batch's first row begins: what a sample goes on from."""
+    """Return how the first document of a batch's first row begins, which a sample continues."""
     first = batch.tokens[0, :16][batch.sequence_ids[0, :16] == 0].tolist()
     return [token for token in first if token != eos_id]
 
@@ -89,8 +89,9 @@ def sample_tokens(
 ) -> list[int]:
     """Continue `prompt` until eos or `max_new_tokens`, and return the new ids alone.
 
-    There is no key-value cache: cost grows with the square of the length, which is fine for looking at a model and keeps this
-    the same code for a plain, a sharded and a tensor-parallel one. In a process group every rank must call it; rank 0 draws.
+    There is no key-value cache: cost grows with the square of the length, which is fine for looking at a model and
+    keeps this the same code for a plain, a sharded and a tensor-parallel one. In a process group every rank must call
+    it; rank 0 draws.
 
     Args:
         model: the decoder, in any layout.

@@ -85,7 +85,9 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path: Path, capsys: py
 
 
 def test_a_run_begins_from_shorter_rows_and_says_how_they_were_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trained on 16 tokens, gone on with 64 and YaRN; resumed only as it is; begun from again only with its trained length."""
+    """Trained on 16 tokens, gone on with 64 and YaRN; resumed only as it is; begun from again only with its trained
+    length.
+    """
     config = write_job(tmp_path, steps=2)
     short = tmp_path / "short"
     train_here(config, "--job.dump_folder", str(short), "--training.seq_len", "16")

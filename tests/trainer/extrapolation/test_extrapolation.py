@@ -23,11 +23,11 @@ from cistron.tests.helpers.models import BYTE, CAUSAL, ready
 from cistron.tools import check
 from cistron.trainer.config import Continuation, Extrapolation, Passkey, load_config
 from cistron.trainer.errors import ConfigError
-from cistron.trainer.extrapolation import METHODS, Runner, evaluate, trained_as
+from cistron.trainer.extrapolation import METHODS, LongRowModel, evaluate, trained_as
 from cistron.trainer.extrapolation.continuation import ROUGE, continue_greedily
 from cistron.trainer.extrapolation.continuation import measure as compare
 from cistron.trainer.extrapolation.measures import LongDocuments, Plan, by_position
-from cistron.trainer.extrapolation.methods import STRETCHED, Trained, choose, settings, way
+from cistron.trainer.extrapolation.methods import STRETCHED, Trained, choose, settings_of, settings_text
 from cistron.trainer.extrapolation.passkey import PROSE, SEQUENCES, prompts, retrieved
 from cistron.trainer.heartbeat import Heartbeat
 from cistron.trainer.inference import inference_mask
@@ -41,9 +41,11 @@ KNOWN = Trained(CAUSAL, L, L)
 TABLE = Extrapolation(score_last=10, passkey=Passkey(samples=0))
 
 
-def runner(config: DecoderConfig = CAUSAL, batch_tokens: int = 300) -> Runner:
+def long_model(config: DecoderConfig = CAUSAL, batch_tokens: int = 300) -> LongRowModel:
     opened = ready(config, BYTE)
-    return Runner(model=opened.model, tokenizer=BYTE, device=opened.device, dtype=torch.float32, batch_tokens=batch_tokens)
+    return LongRowModel(
+        model=opened.model, tokenizer=BYTE, device=opened.device, dtype=torch.float32, batch_tokens=batch_tokens
+    )
 
 
 def texts(*lengths: int) -> list[Any]:
@@ -51,7 +53,7 @@ def texts(*lengths: int) -> list[Any]:
     return [draw.integers(97, 123, size=length) for length in lengths]
 
 
-def dense(asked: Runner, ids: Any) -> torch.Tensor:
+def dense(asked: LongRowModel, ids: Any) -> torch.Tensor:
     """Logits of one document by itself, without padding, under a dense mask: [length, vocab]."""
     model = asked.model
     mask = DocumentMask(eos_id=0, pad_id=1, executor="sdpa", attention=model.config.attention)
@@ -63,8 +65,8 @@ def dense(asked: Runner, ids: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["trained", "yarn", "lambda", "rerope"])
 def test_losses_and_likeliest_tokens_are_those_of_each_document_alone(method: str) -> None:
-    asked, documents = runner(), texts(100, 100, 100, 100)  # rows of three, padded to 128
-    asked.model.set_positions(*way(method, KNOWN, 100))
+    asked, documents = long_model(), texts(100, 100, 100, 100)  # rows of three, padded to 128
+    asked.model.set_positions(*settings_of(method, KNOWN, 100))
     alone = [dense(asked, ids) for ids in documents]
     expected = [
         F.cross_entropy(x[:-1], torch.from_numpy(ids)[1:], reduction="none") for x, ids in zip(alone, documents, strict=True)
@@ -88,7 +90,7 @@ def test_a_length_that_no_document_has_is_refused_with_the_counts() -> None:
 
 
 def test_the_same_last_tokens_are_judged_with_more_and_more_before_them() -> None:
-    asked = runner()
+    asked = long_model()
     documents = LongDocuments.of(texts(300, 40, 256), LENGTHS, limit=8)
     results = evaluate(asked, TABLE, Plan(KNOWN, ["trained"], documents, []))
     long = [ids[:256] for ids in documents.ids if len(ids) >= 256]
@@ -111,7 +113,7 @@ def test_positions_are_those_of_the_tokens_that_are_predicted() -> None:
 
 
 def test_an_evaluation_leaves_the_model_as_it_was() -> None:
-    asked, (ids,) = runner(), texts(64)
+    asked, (ids,) = long_model(), texts(64)
     before = dense(asked, ids)
     documents = LongDocuments.of(texts(64), (32, 64), limit=1)
     results = evaluate(asked, TABLE, Plan(KNOWN, list(METHODS), documents, []))
@@ -131,7 +133,7 @@ def test_a_stop_between_two_batches_ends_an_evaluation_and_leaves_the_model_as_i
         if len(batches) == 2:
             raise Enough
 
-    asked, documents = replace(runner(), tick=tick), texts(*[64] * 12)
+    asked, documents = replace(long_model(), tick=tick), texts(*[64] * 12)
     with pytest.raises(Enough):
         evaluate(asked, TABLE, Plan(KNOWN, ["rerope"], LongDocuments.of(documents, (64,), limit=12), []))
     assert len(batches) == 2
@@ -144,7 +146,7 @@ def test_a_stop_between_two_batches_ends_an_evaluation_and_leaves_the_model_as_i
 @pytest.mark.parametrize("times", [1, 2, 4, 8, 16, 64])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_settings_of_every_method_fit_every_length(method: str, times: int) -> None:
-    rope, attention, length = way(method, Trained(CAUSAL, 256, 256), 256 * times)
+    rope, attention, length = settings_of(method, Trained(CAUSAL, 256, 256), 256 * times)
     assert length == 256 * times
     assert not rope.complaints_beside(CAUSAL.head_dim)
     assert not attention.complaints_beside(rope)
@@ -176,12 +178,12 @@ def test_what_a_model_was_trained_with_is_kept_and_not_replaced() -> None:
 def test_a_table_of_training_that_depends_on_the_length_is_resolved_anew_beyond_its_rows_alone(method: str) -> None:
     dynamic = CAUSAL.replace(rope=RopeConfig(scaling="dynamic_ntk", factor=2.0, original_seq_len=32))
     known = Trained(dynamic, 32, 64)
-    assert [way(method, known, length).length for length in (32, 64, 128)] == [64, 64, 128]
-    assert [settings(way("trained", known, length), known) for length in (64, 128)] == ["", "length=128"]
+    assert [settings_of(method, known, length).length for length in (32, 64, 128)] == [64, 64, 128]
+    assert [settings_text(settings_of("trained", known, length), known) for length in (64, 128)] == ["", "length=128"]
     model = ready(dynamic, BYTE).model
     tables = []
     for length in (32, 64, 128):
-        model.set_positions(*way(method, known, length))
+        model.set_positions(*settings_of(method, known, length))
         tables.append(model.inv_freq)
     assert torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[1], tables[2])
@@ -200,16 +202,16 @@ def test_a_table_of_training_that_depends_on_the_length_is_resolved_anew_beyond_
 )
 def test_settings_tell_all_that_a_method_reads(method: str, told: str) -> None:
     known = Trained(CAUSAL, 256, 256)
-    assert settings(way(method, known, 1024), known) == told
+    assert settings_text(settings_of(method, known, 1024), known) == told
 
 
 def test_a_model_that_a_scaling_has_led_on_is_judged_from_there() -> None:
     yarn = CAUSAL.replace(rope=RopeConfig(scaling="yarn", factor=4.0, original_seq_len=64))
     known, said = trained_as(yarn, 256, "training.seq_len")
     assert (known.length, said) == (256, "trained length 256 (training.seq_len; with yarn scaling, from 64)")
-    rope, attention, _ = way("rerope", known, 1024)
+    rope, attention, _ = settings_of("rerope", known, 1024)
     assert (rope, attention.map_window) == (yarn.rope, 128)
-    assert settings(way("self_extend", known, 1024), known) == "position_map=self_extend map_window=128 group=8"
+    assert settings_text(settings_of("self_extend", known, 1024), known) == "position_map=self_extend map_window=128 group=8"
     assert trained_as(CAUSAL.replace(rope=RopeConfig(original_seq_len=64)), 32, "")[0].length == 64
     assert trained_as(CAUSAL, 32, "training.seq_len") == (Trained(CAUSAL, 32, 32), "trained length 32 (training.seq_len)")
 
@@ -217,7 +219,7 @@ def test_a_model_that_a_scaling_has_led_on_is_judged_from_there() -> None:
 @pytest.mark.parametrize("trained", [202, 256, 1018])
 def test_groups_are_the_least_that_reach_whatever_the_window_divides_by(trained: int) -> None:
     for times, least in ((2, 8), (4, 8), (8, 16)):
-        found = way("self_extend", Trained(CAUSAL, trained, trained), times * trained).attention
+        found = settings_of("self_extend", Trained(CAUSAL, trained, trained), times * trained).attention
         assert found.map_window is not None
         assert found.group <= least
         assert trained // 2 - found.group < found.map_window <= trained // 2
@@ -256,13 +258,13 @@ def test_a_key_counts_when_all_of_its_tokens_are_the_likeliest(monkeypatch: pyte
     def knows(wrong: int) -> float:
         """What a model retrieves that says the token after each but for one digit of the first `wrong` keys."""
 
-        def likeliest(_: Runner, documents: list[Any], last: int) -> Any:
+        def likeliest(_: LongRowModel, documents: list[Any], last: int) -> Any:
             after = np.stack([np.append(ids[1:], 0) for ids in documents])
             after[:wrong, -3] += 1
             return after[:, -last:]
 
-        monkeypatch.setattr(Runner, "likeliest", likeliest)
-        return retrieved(runner(), asked)
+        monkeypatch.setattr(LongRowModel, "likeliest", likeliest)
+        return retrieved(long_model(), asked)
 
     assert [knows(0), knows(1), knows(4)] == [1.0, 0.75, 0.0]
 
@@ -276,7 +278,7 @@ def test_a_length_that_has_no_room_for_a_key_is_refused() -> None:
 
 
 def test_continuations_are_the_likeliest_tokens_one_by_one() -> None:
-    asked, documents = runner(), texts(50, 50)
+    asked, documents = long_model(), texts(50, 50)
     continued = continue_greedily(asked, documents, 4)
     for ids, new in zip(documents, continued, strict=True):
         row = ids.tolist()
@@ -371,8 +373,8 @@ def test_a_stop_ends_an_evaluation_after_a_batch_and_leaves_no_record(
 
 @pytest.mark.parametrize(("executor", "method", "used"), [("sdpa", "trained", "sdpa"), ("varlen", "rerope", "sdpa")])
 def test_an_executor_that_the_job_names_is_used_where_it_can(executor: str, method: str, used: str) -> None:
-    asked = replace(runner(), executor=executor)
-    asked.model.set_positions(*way(method, KNOWN, 64))
+    asked = replace(long_model(), executor=executor)
+    asked.model.set_positions(*settings_of(method, KNOWN, 64))
     assert inference_mask(BYTE, asked.model.config, asked.device, asked.dtype, executor).executor == used
     assert inference_mask(BYTE, CAUSAL, asked.device, asked.dtype).executor == "varlen"
 

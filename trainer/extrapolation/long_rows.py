@@ -1,7 +1,7 @@
 """Documents of one length through a model of any layout: losses and most likely tokens, without all logits in memory.
 
-A document has a row of its own, padded to a multiple of 128; rows run in batches of a budget of tokens. Data-parallel ranks
-take batches in turn, all as many, and every rank gets all results.
+A document has a row of its own, padded to a multiple of 128; rows run in batches of a budget of tokens. Data-parallel
+ranks take batches in turn, all as many, and every rank gets all results.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runner:
+class LongRowModel:
     """A model that is asked about long documents.
 
     Attributes:
@@ -61,7 +61,7 @@ class Runner:
         return self._each(documents, run)
 
     def likeliest(self, documents: Sequence[Ids], last: int) -> Array:
-        """The most likely token behind each of the `last` tokens of documents: int64 [documents, last]."""
+        """Return the most likely token behind each of the `last` tokens of documents: int64 [documents, last]."""
 
         def run(tokens: Tensor, positions: Tensor, mask: AttentionMask, length: int) -> Array:
             with logits_of(self.model, slice(length - last, length)):
@@ -73,7 +73,7 @@ class Runner:
 
     @torch.no_grad()
     def _each(self, documents: Sequence[Ids], run: Callable[[Tensor, Tensor, AttentionMask, int], Array]) -> Array:
-        """What `run` returns for documents of one length, in their order."""
+        """Return what `run` returns for documents of one length, in their order."""
         length = len(documents[0])
         assert all(len(document) == length for document in documents)
         rows = max(1, self.batch_tokens // length)

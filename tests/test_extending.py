@@ -1,0 +1,78 @@
+"""The plug-in of docs/extending.md, taken from the page: installed from outside of the package, and by `job.plugins`."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE = re.compile(r"^### `([^`]+)`\n\n((?:    .*\n|\n)+)", re.MULTILINE)
+MODULES = {f"cistron_extras/{name}.py" for name in ("__init__", "reader", "tokenizer", "preset", "sink")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the page, and essays to read."""
+    folder = tmp_path_factory.mktemp("extras")
+    page = (ROOT / "docs" / "extending.md").read_text()
+    found = {name: textwrap.dedent(text).strip() + "\n" for name, text in FILE.findall(page)}
+    assert found.keys() == {*MODULES, "pyproject.toml", "job.toml"}
+    essays = {f"essays/{number}.paragraphs": "Pack ROWS\n\n\n" + "of eos\nlines\n\n" * 200 for number in range(2)}
+    for name, text in {**found, **essays}.items():
+        file = folder / ("plugin" if name in MODULES or name == "pyproject.toml" else "work") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
+
+
+def train(folder: Path, modules: Path, *overrides: str) -> str:
+    """Run the job of the page with plug-ins from a folder; returns what it printed."""
+    path = os.pathsep.join(filter(None, [str(modules), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "cistron.trainer.train", "--config", "job.toml", *overrides]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder / "work", env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def losses(folder: Path, run: str) -> list[tuple[int, float]]:
+    """Steps and losses as the plug-in's sink wrote them."""
+    rows = (line.split("\t") for line in (folder / "work" / run / "losses.tsv").read_text().splitlines())
+    return [(int(step), float(loss)) for step, loss in rows]
+
+
+def test_a_plug_in_is_installed_from_outside_and_trains(folder: Path, tmp_path: Path) -> None:
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*install, "--target", str(tmp_path), str(folder / "plugin")], check=True, capture_output=True)
+    assert (tmp_path / "cistron_extras" / "reader.py").is_file()
+    said = train(folder, tmp_path)
+    assert "tiny" in said
+    installed = losses(folder, "outputs/extras")
+    assert [step for step, _ in installed] == [1, 2, 3]
+
+    # from the folder itself, which no package manager knows, by the TOML
+    named = ["--job.plugins", '["cistron_extras"]', "--job.dump_folder", "outputs/named"]
+    train(folder, folder / "plugin", *named)
+    assert losses(folder, "outputs/named") == installed
+    train(folder, folder / "plugin", *named, "--training.steps", "4")
+    assert [step for step, _ in losses(folder, "outputs/named")] == [1, 2, 3, 4], "resumed at a paragraph's address"
+
+
+def test_a_part_of_no_plug_in_is_refused_with_those_that_there_are(folder: Path) -> None:
+    command = [sys.executable, "-m", "cistron.trainer.train", "--config", "job.toml", "--job.plugins", '["cistron_extra"]']
+    done = subprocess.run(command, cwd=folder / "work", capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "job.plugins: 'cistron_extra': cannot be imported" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_file_of_a_part_has_about_a_dozen_lines(folder: Path) -> None:
+    for name in MODULES:
+        code = [line for line in (folder / "plugin" / name).read_text().splitlines() if line.strip()]
+        assert len(code) <= 16, name
