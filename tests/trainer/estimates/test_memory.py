@@ -85,7 +85,10 @@ WIDE = (
     "1",
 )
 TABLES = ("--model.vocab_size", "20000", "--training.local_batch_size", "1", "--training.global_batch_size", "1")
-LONG = (*("--training.seq_len", "256", "--training.global_batch_size", "4"), *("--model.dim", "64", "--model.hidden_dim", "256"))
+LONG = (
+    *("--training.seq_len", "256", "--training.global_batch_size", "4"),
+    *("--model.dim", "64", "--model.hidden_dim", "256"),
+)
 RELATIVE = (
     *("--model.attention.position_map", "rerope", "--model.attention.map_window", "64"),
     *("--model.rope.original_seq_len", "128"),
