@@ -1,9 +1,9 @@
-"""The ground floor, which every room may stand on: the error of a user's mistake, TOML tables, and what people can add by name.
+"""The ground floor, which every room may use: the error of a user's mistake, TOML tables, registries.
 
 Read `errors`, then `table`, then `registry`. Nothing here knows of data, models or training, and nothing here loads torch.
 """
 
-from .errors import UserError, nearest
+from .errors import UserError, aligned, nearest
 from .registry import Registry, load_plugins
 from .table import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight, changed
 
@@ -18,6 +18,7 @@ __all__ = [
     "Table",
     "UserError",
     "Weight",
+    "aligned",
     "changed",
     "load_plugins",
     "nearest",

@@ -9,7 +9,7 @@ A command ends with status 2 and the message of a `UserError`; with a traceback 
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -24,3 +24,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else f"; valid: {', '.join(known[:30])}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line of text for each row of a table, whose cells stand below each other, with ` | ` between them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

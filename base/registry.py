@@ -15,7 +15,7 @@ A TOML names them in `job.plugins`; an installed package names its own in the en
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
@@ -24,6 +24,7 @@ from .errors import UserError, nearest
 
 GROUP = "cistron.plugins"
 T = TypeVar("T")
+Part = TypeVar("Part")
 
 
 class Registry(Generic[T]):
@@ -39,7 +40,7 @@ class Registry(Generic[T]):
         self._parts: dict[str, T] = {}
         self._announced: dict[str, str] = {}
 
-    def add(self, name: str, *, says: str) -> Callable[[T], T]:
+    def add(self, name: str, *, says: str) -> Callable[[Part], Part]:
         """Return a decorator that adds a part.
 
         Args:
@@ -50,10 +51,10 @@ class Registry(Generic[T]):
             UserError: the name is taken by another part.
         """
 
-        def add(part: T) -> T:
+        def add(part: Part) -> Part:
             if name in self._says and self._parts.get(name) is not part:
                 raise UserError(f"{self.kind} {name!r}: a part of this name is there already; give the plug-in's another one")
-            self._parts[name], self._says[name] = part, says
+            self._parts[name], self._says[name] = cast("T", part), says
             return part
 
         return add

@@ -1,4 +1,4 @@
-"""What all TOML tables share. Each room declares its own tables beside the code that reads them; `trainer.config` nests them.
+"""What all TOML tables share. Each room declares the tables that it reads; `trainer.config` nests them.
 
 A table is declared once: its fields are the TOML's keys, their docstrings the `--help` text, their types and limits what is
 refused. What a single type cannot tell, `complaints` does, as lines that are collected over all tables and raised together.
@@ -24,7 +24,7 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     def complaints(self) -> list[str]:
-        """Return what does not fit together in this table, a line for each mistake, which begins with its full TOML key."""
+        """Return the contradictions in this table, a line for each, which begins with its full TOML key."""
         return []
 
     def replace(self, **changes: Any) -> Self:

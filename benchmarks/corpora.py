@@ -96,9 +96,9 @@ def write_text(folder: Path, megabytes: int = 100) -> None:
 def write_shards(folder: Path, tokens: int, shards: int = 4) -> None:
     """Write `shards/`, and the same ids beside them as `tokens.bin`, uint16; documents of `text_lengths`."""
     from cistron.datasets.shards import ShardWriter
-    from cistron.datasets.tokenizers import build_tokenizer
+    from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 
-    tokenizer = build_tokenizer("hf", str(folder / "tokenizer"))
+    tokenizer = build_tokenizer(TokenizerConfig(kind="hf", path=str(folder / "tokenizer")))
     lengths = text_lengths(tokens // shards // 870)
     with (folder / "tokens.bin").open("wb") as plain:
         for number in range(shards):

@@ -44,16 +44,22 @@ def cistron(
     folder: Path, kind: str, paths: str, workers: int = 0, packing: str = "best_fit", twin: bool = True
 ) -> Iterator[object]:
     """The whole of `Loader`: `tokens` are shards, `hf` and `byte` the same jsonl files by another tokenizer."""
-    from cistron.datasets.loading import DataConfig, Loader, RowSettings, SourceConfig
-    from cistron.datasets.tokenizers import HFTokenizer, build_tokenizer
+    from cistron.datasets.config import DataConfig
+    from cistron.datasets.loading import Loader, RowSettings
+    from cistron.datasets.readers import SourceConfig
+    from cistron.datasets.tokenizers import HFTokenizer, TokenizerConfig, build_tokenizer
 
     if not twin:
         HFTokenizer.use_tiktoken_if_equal = lambda self, sample: "tokenizers encodes"  # type: ignore[method-assign]
     hf = kind in ("tokens", "hf")
-    source = SourceConfig(name="source", format={"hf": "jsonl", "byte": "jsonl"}.get(kind, kind), paths=(str(folder / paths),))
-    tokenizer = build_tokenizer("hf", str(folder / "tokenizer")) if hf else build_tokenizer("byte")
+    source = SourceConfig(name="source", format={"hf": "jsonl", "byte": "jsonl"}.get(kind, kind), paths=[str(folder / paths)])
+    tokenizer = (
+        build_tokenizer(TokenizerConfig(kind="hf", path=str(folder / "tokenizer")))
+        if hf
+        else build_tokenizer(TokenizerConfig(kind="byte"))
+    )
     lanes = 1 if paths == "chromosome.fasta" else 16  # a record is not divided among lanes
-    config = DataConfig(sources=(source,), lanes=lanes, packing=packing, num_workers=workers)
+    config = DataConfig(sources=[source], lanes=lanes, packing=packing, num_workers=workers)
     with Loader(config, tokenizer, RowSettings(seq_len=SEQ_LEN, seed=0, batch_size=BATCH)) as loader:
         while True:
             yield loader.next()

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from cistron.datasets.files import FileStore
 from cistron.datasets.lanes.blocks import Address
-from cistron.datasets.loading import SourceConfig
 from cistron.datasets.loading.sources import open_source
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.rows import Packer, best_fit
 from cistron.datasets.shards import ShardWriter
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
@@ -41,7 +41,7 @@ def loader(folder: Path, form: str, lengths: Sequence[int], seq_len: int) -> Use
     tokenizer = ByteTokenizer()
     packer = Packer(seq_len, tokenizer.eos_id, tokenizer.pad_id, "best_fit")
     source = open_source(
-        SourceConfig(name="use", format=form, paths=(str(folder / form / ("*" if form == "jsonl" else "")),)),
+        SourceConfig(name="use", format=form, paths=[str(folder / form / ("*" if form == "jsonl" else ""))]),
         1,
         seq_len,
         FileStore(),

@@ -17,7 +17,7 @@ from cistron.datasets.files import FileStore
 from cistron.datasets.prepare import RawCorpus, prepare
 from cistron.datasets.readers import build_reader
 from cistron.datasets.tokenizers import HFTokenizer, Tokenizer, build_tokenizer
-from cistron.tools.support import make_monitor
+from cistron.tools.support import progress_bar
 from corpora import python_documents, write_text
 
 
@@ -57,7 +57,7 @@ def prepare_speed(corpus: RawCorpus, folder: Path, processes: int) -> float:
     """MB of text per second, from nothing to durable shards, starting the processes included."""
     shutil.rmtree(folder, ignore_errors=True)
     start = time.perf_counter()
-    with make_monitor("prepare") as monitor:
+    with progress_bar("prepare") as monitor:
         result = prepare(corpus, folder, shard_bytes=64 * 10**6, processes=processes, monitor=monitor)
     return result.text_bytes / 1e6 / (time.perf_counter() - start)
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from cistron.datasets.config import DataConfig
 from cistron.datasets.errors import DataEnd
-from cistron.datasets.loading import DataConfig, Loader, RowSettings, SourceConfig
+from cistron.datasets.loading import Loader, RowSettings
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.shards import ShardWriter
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from corpora import Lengths, protein_lengths
@@ -41,8 +43,8 @@ def write(folder: Path, lengths: Lengths) -> None:
 def one_epoch(folder: Path, form: str, lanes: int) -> Places:
     """Return where each document of an epoch ended up, in the order of the rows."""
     paths = str(folder / form / ("*.jsonl" if form == "jsonl" else ""))
-    source = SourceConfig(name="source", format=form, paths=(paths,), max_epochs=1)
-    config = DataConfig(sources=(source,), lanes=lanes, packing="best_fit")
+    source = SourceConfig(name="source", format=form, paths=[paths], max_epochs=1)
+    config = DataConfig(sources=[source], lanes=lanes, packing="best_fit")
     places: Places = []
     with Loader(config, ByteTokenizer(), RowSettings(seq_len=SEQ_LEN, seed=0, batch_size=BATCH)) as loader:
         number = 0

@@ -38,6 +38,7 @@ from cistron.models.huggingface import hf_names
 from cistron.models.init import init_weights
 from cistron.trainer.build import make_mask
 from cistron.trainer.config import load_config
+from cistron.trainer.estimates import row_flops
 from cistron.trainer.processes import Layout
 from cistron.trainer.start import open_data, verify
 from corpora import python_documents, text_lengths
@@ -202,7 +203,7 @@ def flops_per_step(shape: DecoderConfig, rows: list[dict[str, torch.Tensor]]) ->
     """
     positions = torch.stack([batch["positions"] for batch in rows])
     tokens, seq_len = positions[0].numel(), positions.shape[-1]
-    without_context_parallel = shape.flops_per_token(seq_len) * tokens
+    without_context_parallel = row_flops(shape, seq_len, tokens)
     per_pair = 12 * shape.n_layers * shape.n_heads * shape.head_dim
     pairs = float((positions + 1).sum()) / len(rows)  # a query sees what stands before it in its document, and itself
     return without_context_parallel - per_pair * tokens * seq_len + per_pair * pairs, without_context_parallel

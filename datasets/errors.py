@@ -1,7 +1,7 @@
 """What goes wrong here: the data (`DataError`: what is wrong, and exactly where), the settings, or a worker process."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..base import UserError
@@ -52,6 +52,12 @@ class DataError(UserError):
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the fields across processes: exceptions pickle their message only, and ours is made of four parts."""
         return partial(DataError, self.problem, file=self.file, record=self.record, offset=self.offset), ()
+
+
+def refuse(complaints: Sequence[str]) -> None:
+    """Raise all complaints about settings as one DataConfigError, a line for each; return where there are none."""
+    if complaints:
+        raise DataConfigError("\n".join(complaints))
 
 
 class BadRecords:

@@ -31,12 +31,13 @@ class Decoder(nn.Module):
 
     Args:
         config: its shape.
-        length: the longest document that it is meant for, see `rope.rope_table`; 0: up to `original_seq_len`.
+        max_document_length: the longest document that it is meant for, see `rope.rope_table`; 0: up to
+            `original_seq_len`.
     """
 
     kinds: ClassVar[dict[str, Kind]] = {"output.weight": Kind.EMBEDDING}
 
-    def __init__(self, config: DecoderConfig, length: int = 0) -> None:
+    def __init__(self, config: DecoderConfig, max_document_length: int = 0) -> None:
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
@@ -47,7 +48,7 @@ class Decoder(nn.Module):
         else:
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.tie_weights()
-        self.extrapolate(config.rope, config.attention, length)
+        self.set_positions(config.rope, config.attention, max_document_length)
         self.compile_loss = False  # a trainer's choice
 
     def tie_weights(self) -> None:
@@ -55,23 +56,23 @@ class Decoder(nn.Module):
         if self.config.tie_embeddings and not self.config.head_outputs:
             self.output.weight = self.tok_embeddings.weight
 
-    def extrapolate(self, rope: RopeConfig, attention: AttentionConfig, length: int) -> None:
-        """Tell positions apart in another way, from now on; no weight changes. The masks it is given must be for `attention`.
+    def set_positions(self, rope: RopeConfig, attention: AttentionConfig, max_document_length: int) -> None:
+        """Change the positional scheme from now on; no weight changes. The masks it is given must be for `attention`.
 
         Args:
             rope: rotary embedding.
             attention: which pairs of a document attend, and at which distance.
-            length: the longest document that is meant; 0: up to `original_seq_len`.
+            max_document_length: the longest document that is meant; 0: up to `original_seq_len`.
 
         Raises:
-            ModelError: what does not fit together, or `length`.
+            ModelError: what does not fit together, or not with documents of this length.
         """
         config = self.config.replace(rope=rope, attention=attention)
-        if complaints := check_length(rope, attention, length):
+        if complaints := check_length(rope, attention, max_document_length):
             raise ModelError("; ".join(complaints))
-        self.config, self.length = config, length
+        self.config, self.max_document_length = config, max_document_length
         # Attributes, not buffers: `to_empty` would lose the values and `to(bfloat16)` their precision.
-        self.inv_freq, self.attention_factor = rope_table(rope, config.head_dim, length)
+        self.inv_freq, self.attention_factor = rope_table(rope, config.head_dim, max_document_length)
 
     def forward(
         self,
@@ -97,14 +98,14 @@ class Decoder(nn.Module):
             values: float32 [batch, seq_len], of each label where a head predicts a value; not read otherwise.
 
         Returns:
-            Without labels [batch, seq_len, vocab_size or head_outputs]. With labels the losses (cross-entropies in nats,
-            squared errors of values), float32 [batch, seq_len], 0 where there is no target; those of tokens are to be summed
-            before going backward, see `loss.linear_cross_entropy`.
+            Without labels [batch, seq_len, vocab_size or head_outputs]. With labels the losses (cross-entropies in
+            nats, squared errors of values), float32 [batch, seq_len], 0 where there is no target; those of tokens are
+            to be summed before going backward, see `loss.linear_cross_entropy`.
         """
-        turns = rotary_tables(self.config.attention, self.config.rope, positions, self.inv_freq, self.attention_factor)
+        rotary = rotary_tables(self.config.attention, self.config.rope, positions, self.inv_freq, self.attention_factor)
         x = self.tok_embeddings(tokens)
         for block in self.layers:
-            x = block(x, turns, mask)
+            x = block(x, rotary, mask)
         x = self.norm(x)
         if self.config.head_outputs:
             outputs: Tensor = self.score(x, positions)
@@ -125,9 +126,9 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward = FeedForward(config.dim, config.hidden_dim)
 
-    def forward(self, x: Tensor, turns: Sequence[RotaryTables], mask: AttentionMask) -> Tensor:
-        """`x` [batch, seq_len, dim] to the same shape; `turns` as `position_maps.rotary_tables` returns them."""
-        x = x + self.attention(self.attention_norm(x), turns, mask)
+    def forward(self, x: Tensor, rotary: Sequence[RotaryTables], mask: AttentionMask) -> Tensor:
+        """`x` [batch, seq_len, dim] to the same shape; `rotary` as `positions.rotary_tables` returns them."""
+        x = x + self.attention(self.attention_norm(x), rotary, mask)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return out
 
@@ -154,15 +155,15 @@ class Attention(nn.Module):
         # where a row is spread over ranks: from their own keys and values to all of the row's
         self.gather: nn.Module = nn.Identity()
 
-    def forward(self, x: Tensor, turns: Sequence[RotaryTables], mask: AttentionMask) -> Tensor:
+    def forward(self, x: Tensor, rotary: Sequence[RotaryTables], mask: AttentionMask) -> Tensor:
         """`x` [batch, seq_len, dim] to the same shape."""
         batch, seq_len, _ = x.shape
         q, k, v = (w(x).view(batch, seq_len, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        turned = [(rotate(q, *turn.q), self.gather(rotate(k, *turn.k))) for turn in turns]
-        heads = attend_in_regions(turned, self.gather(v), mask)
+        rotated = [(rotate(q, *tables.q), self.gather(rotate(k, *tables.k))) for tables in rotary]
+        heads = attend_in_regions(rotated, self.gather(v), mask)
         out: Tensor = self.wo(heads.transpose(1, 2).reshape(batch, seq_len, -1))
         return out
 

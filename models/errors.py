@@ -1,4 +1,4 @@
-"""What goes wrong here."""
+"""The error of a model that does not fit together."""
 
 from ..base import UserError
 

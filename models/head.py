@@ -1,8 +1,9 @@
 """A head for whole documents: one vector of outputs for each, which are logits of classes or, alone, a predicted value.
 
-Every token's hidden state is projected first and pooled then, which commutes, as the projection has no bias, and leaves a few
-numbers per token to sum instead of `dim`. Documents are told apart by where positions begin anew, so that packed and padded
-rows have the same outputs. Sums are taken in float64: their order, which differs on a GPU from run to run, is not seen.
+Every token's hidden state is projected first and pooled then, which commutes, as the projection has no bias, and leaves
+a few numbers per token to sum instead of `dim`. Documents are told apart by where positions begin anew, so that packed
+and padded rows have the same outputs. Sums are taken in float64: their order, which differs on a GPU from run to run,
+is not seen.
 """
 
 from typing import ClassVar
@@ -22,8 +23,8 @@ class Head(nn.Module):
     Args:
         dim: width of the hidden states.
         outputs: per document.
-        pool: `mean` over all tokens of a document, its special ones included (so that this needs to know no ids), or `last`:
-            its last token, the eos, alone.
+        pool: `mean` over all tokens of a document, its special ones included (so that this needs to know no ids), or
+            `last`: its last token, the eos, alone.
     """
 
     kinds: ClassVar[dict[str, Kind]] = {"weight": Kind.EMBEDDING}
@@ -48,10 +49,10 @@ class Head(nn.Module):
 
 
 def project(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Products of [batch, seq_len, dim] and [outputs, dim], in float32 at least: [batch, seq_len, outputs] on every rank.
+    """Return the products of [batch, seq_len, dim] and [outputs, dim], in float32 at least, whole on every rank.
 
-    Ranks of tensor parallelism project their own part of the sequence and gather the results, `dim / outputs` times smaller
-    than what they are made of.
+    Ranks of tensor parallelism project their own part of the sequence and gather the results, `dim / outputs` times
+    smaller than what they are made of.
     """
     mesh = None
     if isinstance(hidden, DTensor):
@@ -65,7 +66,7 @@ def project(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def pool(scores: Tensor, positions: Tensor, how: str) -> Tensor:
-    """One vector per document, from one per token, at all positions of the document: [batch, seq_len, outputs] to the same.
+    """Return one vector per document at all of its positions, from one per token: both [batch, seq_len, outputs].
 
     Padding, whose positions are all 0, is as many documents of one token.
     """
@@ -80,7 +81,7 @@ def pool(scores: Tensor, positions: Tensor, how: str) -> Tensor:
 
 
 def document_losses(outputs: Tensor, labels: Tensor, weights: Tensor | None, values: Tensor | None) -> Tensor:
-    """Cross-entropy (nats) of each labelled document's class or, of a single output, its squared error.
+    """Return cross-entropy (nats) of each labelled document's class or, of a single output, its squared error.
 
     Args:
         outputs: [batch, seq_len, outputs] of `Head`.

@@ -10,9 +10,10 @@
 
 `parameters.py` says which kind each parameter is of.
 
-The depth scaling of GPT-2 (Radford et al. 2019): after 2·n_layers additions the residual stream's variance does not depend
-on depth. Its constant 0.02 is 1 / sqrt(dim) at a width of 2,500; following the width instead took the debug model (width 128)
-to a loss of 1.93 after 120 steps, where 0.02 took it to 2.12. A tied table is one parameter, drawn once.
+The depth scaling of GPT-2 (Radford et al. 2019): after 2·n_layers additions the residual stream's variance does not
+depend on depth. Its constant 0.02 is 1 / sqrt(dim) at a width of 2,500; following the width instead took the debug
+model (width 128) to a loss of 1.93 after 120 steps, where 0.02 took it to 2.12. A tied table is one parameter, drawn
+once.
 
 Each parameter is drawn whole from a generator of its own, seeded by the run's seed and the parameter's name, and every
 rank keeps its shard. So values depend neither on how parameters are split nor on which others a rank holds, and
@@ -61,12 +62,12 @@ def init_weights(model: Decoder, seed: int, only: Collection[str] | None = None)
 
 
 def _blank(like: Tensor) -> Tensor:
-    """Room for the values of a whole parameter: float32, of the global shape of `like` and on its device."""
+    """Return the room for the values of a whole parameter: float32, of the global shape of `like` and on its device."""
     return torch.empty(like.shape, device=like.device)
 
 
 def _generator(name: str, like: Tensor, seed: int) -> torch.Generator:
-    """What the values of the parameter called `name` are drawn from, on the device of `like`."""
+    """Return what the values of the parameter called `name` are drawn from, on the device of `like`."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return torch.Generator(like.device).manual_seed(int.from_bytes(digest, "little") >> 1)
 

@@ -2,9 +2,9 @@
 
     y = x Wᵀ + (alpha / rank) · (x Aᵀ) Bᵀ          W [out, in] as it was, A [rank, in], B [out, rank]
 
-A begins as the reference implementation (microsoft/LoRA) draws it, uniform within ±1/sqrt(in), and B as zeros, so that an
-adapted model begins as the model it adapts. The layer stays an nn.Linear whose weight keeps its name: checkpoints of the model
-without adapters fit, and whatever is applied to linear layers by name finds it.
+A begins as the reference implementation (microsoft/LoRA) draws it, uniform within ±1/sqrt(in), and B as zeros, so that
+an adapted model begins as the model it adapts. The layer stays an nn.Linear whose weight keeps its name: checkpoints of
+the model without adapters fit, and whatever is applied to linear layers by name finds it.
 """
 
 import math
@@ -44,10 +44,10 @@ class LoraLinear(nn.Linear):
 
 
 def merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """The weight of a plain layer that computes what an adapted one does: `weight + scale · b a`, float32 [out, in]."""
+    """Return the weight of a plain layer equal to an adapted one: `weight + scale · b a`, float32 [out, in]."""
     return weight.float().addmm(b.float(), a.float(), alpha=scale)
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter of this name is one of an adapter's two."""
+    """Return whether a parameter of this name is one of an adapter's two."""
     return name.endswith(ADAPTERS)

@@ -7,21 +7,22 @@ Tokens go through in chunks of at most `CHUNK_LOGITS` logits, which live until t
     g      = w · (softmax(logits) - onehot(label))                  float32, rounded to the compute dtype
     hidden.grad = g · weight,   weight.grad += gᵀ · hidden          weight.grad in float32
 
-Gradients are taken in the forward pass, where the logits are at hand. That is exact whenever the caller sums the losses,
-since the sum's upstream gradient is one number s, which multiplies them in the backward pass; weights of targets belong
-inside for this reason. Other upstream gradients, one number per token, enter the sum over tokens in weight.grad and could
-only come too late: then the chunks are computed again. Summing saves that quarter of the head's products, 7 % of a step of
-llama3_1b. Which case it is shows in the strides: autograd hands the gradient of a sum down as one number, expanded.
+Gradients are taken in the forward pass, where the logits are at hand. That is exact whenever the caller sums the
+losses, since the sum's upstream gradient is one number s, which multiplies them in the backward pass; weights of
+targets belong inside for this reason. Other upstream gradients, one number per token, enter the sum over tokens in
+weight.grad and could only come too late: then the chunks are computed again. Summing saves that quarter of the head's
+products, 7 % of a step of llama3_1b. Which case it is shows in the strides: autograd hands the gradient of a sum down
+as one number, expanded.
 
 A weight that is frozen has no weight.grad, and that quarter of the head's products is saved.
 
-With the vocabulary sharded over a tensor-parallel group, each rank computes its columns, and one all-gather of two numbers
-per token and rank completes logsumexp and the label's logit; hidden.grad is summed over ranks.
+With the vocabulary sharded over a tensor-parallel group, each rank computes its columns, and one all-gather of two
+numbers per token and rank completes logsumexp and the label's logit; hidden.grad is summed over ranks.
 
-Why not `torch.nn.functional.linear_cross_entropy` (2.13 and later): its losses per token have the dtype of hidden, and in
-bfloat16 a loss near 11 comes in steps of 1/16; its `reduction="none"` always computes logits twice; by default its weight
-gradient is rounded to bfloat16 after each chunk on CUDA, and a chunk at these widths is 2 tokens of 1,024, which took tens
-of times as long on a CPU; it does not know of a sharded vocabulary.
+Why not `torch.nn.functional.linear_cross_entropy` (2.13 and later): its losses per token have the dtype of hidden, and
+in bfloat16 a loss near 11 comes in steps of 1/16; its `reduction="none"` always computes logits twice; by default its
+weight gradient is rounded to bfloat16 after each chunk on CUDA, and a chunk at these widths is 2 tokens of 1,024, which
+took tens of times as long on a CPU; it does not know of a sharded vocabulary.
 """
 
 import functools
@@ -34,10 +35,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 IGNORE = -100  # label of a position without a target
-# Logits of a chunk, by where they are. On CUDA 0.5 GB in bfloat16: 2,093 tokens at a vocabulary of 128,256. A chunk reads and
-# writes the float32 gradient of the weight once, 8 bytes per element against 6 · tokens FLOPs, so at 4.8 TB/s and 700 TFLOP/s
-# fewer tokens would add more than 9 % to the head. On a CPU 32 MB in float32: from 32 to 512 tokens a chunk the
-# time stayed the same, and memory is what chunks are for.
+# Logits of a chunk, by where they are. On CUDA 0.5 GB in bfloat16: 2,093 tokens at a vocabulary of 128,256. A chunk
+# reads and writes the float32 gradient of the weight once, 8 bytes per element against 6 · tokens FLOPs, so at 4.8 TB/s
+# and 700 TFLOP/s fewer tokens would add more than 9 % to the head. On a CPU 32 MB in float32: from 32 to 512 tokens a
+# chunk the time stayed the same, and memory is what chunks are for.
 CHUNK_LOGITS = {"cuda": 2**28, "cpu": 2**23}
 
 
@@ -58,13 +59,15 @@ class Kernels(NamedTuple):
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None = None, *, compiled: bool = False
 ) -> Tensor:
-    """Cross-entropy (nats) of every position under logits `hidden · weightᵀ`, times its weight.
+    """Return cross-entropy (nats) of every position under logits `hidden · weightᵀ`, times its weight.
 
-    Sum the result for the gradient: any other use is right too, but computes the logits a second time in the backward pass.
+    Sum the result for the gradient: any other use is right too, but computes the logits a second time in the backward
+    pass.
 
     Args:
         hidden: [batch, seq_len, dim]; where `weight` is a DTensor, a DTensor on the same mesh in any layout.
-        weight: [vocab, dim], of the dtype of `hidden`; a DTensor sharded evenly along the vocabulary in a one-dimensional mesh.
+        weight: [vocab, dim], of the dtype of `hidden`; a DTensor sharded evenly along the vocabulary in a
+            one-dimensional mesh.
         labels: int64 [batch, seq_len], IGNORE where there is no target; the same on all ranks of the mesh.
         weights: float32 [batch, seq_len] of each target, without gradient; None: all 1.
         compiled: whether the work between matrix products is fused by torch.compile: one compilation for all shapes.
@@ -76,7 +79,8 @@ def linear_cross_entropy(
     if isinstance(weight, DTensor):
         assert isinstance(hidden, DTensor)
         mesh = weight.device_mesh
-        # its own columns give a rank a part of hidden's gradient: the sum over ranks is scattered back to hidden's layout
+        # its own columns give a rank a part of hidden's gradient: the sum over ranks is scattered back to hidden's
+        # layout
         hidden = hidden.redistribute(mesh, [Replicate()]).to_local(grad_placements=[Partial()])
         weight = weight.to_local()
         shard = Shard(mesh.get_local_rank() * len(weight), mesh.get_group())
@@ -126,7 +130,7 @@ def _run(
     gradients: bool = True,
     of_weight: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Losses float32 [batch, seq_len]; gradients of their sum for `hidden`, in its dtype, and `weight`, in float32.
+    """Return the losses float32 [batch, seq_len], and gradients of their sum: for `hidden` in its dtype, for `weight` float32.
 
     Without `gradients` neither is taken, without `of_weight` that of `hidden` alone.
     """
@@ -158,14 +162,14 @@ def _run(
 
 
 def _statistics(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Of each row of `logits` [tokens, columns]: logsumexp, and the label's logit or 0 if another rank has that column."""
+    """Return logsumexp and label's logit of each row of `logits` [tokens, columns]; 0 if another rank has the column."""
     column, mine = _columns(logits, labels, first)
     target = logits.gather(1, column)[:, 0].to(_accumulator(logits))
     return logits.to(_accumulator(logits)).logsumexp(1), torch.where(mine, target, 0)
 
 
 def _gradient(logits: Tensor, lse: Tensor, target: Tensor, labels: Tensor, weights: Tensor, first: int) -> Tensor:
-    """Gradient of the weighted losses for `logits` [tokens, columns], in their dtype; may overwrite them."""
+    """Return the gradient of the weighted losses for `logits` [tokens, columns], in their dtype; may overwrite them."""
     column, mine = _columns(logits, labels, first)
     g = logits.to(lse.dtype).sub_(lse[:, None]).exp_().mul_(weights[:, None]).to(logits.dtype)
     # p - 1 before rounding: in bfloat16 every p above 0.998 is 1, and nearly learnt targets would have no gradient
@@ -178,7 +182,7 @@ EAGER = Kernels(_statistics, _gradient)
 
 @functools.cache
 def _compiled() -> Kernels:
-    """The kernels fused. The number of tokens is dynamic, the vocabulary not: one compilation whatever the row's length."""
+    """Return the kernels fused: compiled once whatever the row's length, as the number of tokens is dynamic."""
 
     def fuse(kernel: Callable[..., Any]) -> Callable[..., Any]:
         fused = torch.compile(kernel)
@@ -195,14 +199,14 @@ def _compiled() -> Kernels:
 
 
 def _columns(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Each label's column in this rank's `logits`, int64 [tokens, 1], clamped, and whether it is there, bool [tokens]."""
+    """Return each label's column in this rank's `logits`, clamped, int64 [tokens, 1], and whether it has it, bool [tokens]."""
     column = labels - first
     last = logits.shape[1] - 1
     return column.clamp(0, last)[:, None], (column >= 0) & (column <= last)
 
 
 def _over_ranks(lse: Tensor, target: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Logsumexp and label's logit over all columns, from those over each rank's."""
+    """Return the logsumexp and label's logit over all columns, from those over each rank's."""
     mine = torch.stack((lse, target))
     ranks = [torch.empty_like(mine) for _ in range(group.size())]
     dist.all_gather(ranks, mine, group=group)

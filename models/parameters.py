@@ -1,12 +1,12 @@
-"""What kind of parameter each parameter of a model is: initial values, weight decay, Muon and adapters follow from the kind.
+"""What each parameter of a model is: initial values, weight decay, Muon and adapters follow from its kind.
 
 A module says what its parameters are in a class attribute, by their names as it sees them:
 
     class Attention(nn.Module):
         kinds = {"wo.weight": Kind.RESIDUAL_MATRIX}
 
-What no module says follows from the type of the module that holds the parameter (`BY_TYPE`). There is no default: a parameter
-without a rule is an error that names it, so that a new one is never initialised or decayed by accident.
+What no module says follows from the type of the module that holds the parameter (`BY_TYPE`). There is no default: a
+parameter without a rule is an error that names it, so that a new one is never initialised or decayed by accident.
 """
 
 from collections.abc import Iterator

@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+from cistron.datasets.files import FileStore
 from cistron.datasets.loading.sources import open_source
 from cistron.tests.helpers.jobs import brief_sample, train_here
 from cistron.trainer.config import load_config
 from cistron.trainer.estimates import estimate
 from cistron.trainer.processes import Layout
 from cistron.trainer.start import verify
-from cistron.trainer.start.data import make_data_config, open_validation, row_settings
+from cistron.trainer.start.data import data_config, open_validation, row_settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "train_configs"
 FOR_GPUS = re.compile(r"(\d+) GPUs? of (\d+) GB")
@@ -48,9 +49,9 @@ def test_a_configuration_names_files_that_there_are_and_more_pieces_of_them_than
     config, _ = load_config([str(path)])
     layout = Layout.resolve(config, next((int(n) for n, _ in FOR_GPUS.findall(path.read_text().splitlines()[0])), 1))
     tokenizer, _ = verify(config, layout)
-    data = make_data_config(config)
+    data = data_config(config)
     for source in data.sources:
-        open_source(source, data.lanes, config.training.seq_len, data.storage)
+        open_source(source, data.lanes, config.training.seq_len, FileStore(data))
     open_validation(config, tokenizer, row_settings(config, layout, tokenizer, batch_size=1))
 
 

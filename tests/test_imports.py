@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,8 @@ PACKAGES = ("base", "datasets", "models", "trainer", "tools")
 ORDER = """
 base
 datasets.errors datasets.randomness datasets.nucleotides | datasets.synthetic | datasets.tokenizers datasets.files
-datasets.documents datasets.rows | datasets.readers datasets.shards | datasets.lanes datasets.prepare | datasets.loading
+datasets.documents datasets.rows | datasets.readers datasets.shards | datasets.config | datasets.lanes datasets.prepare
+datasets.loading
 models.errors models.parameters | models.config models.loss models.lora | models.positions models.head
 models.attention models.huggingface
 models.decoder | models.init
@@ -40,6 +42,7 @@ FLOOR = {room: number for number, group in enumerate(GROUPS) for room in group}
 # What a worker of `cistron prepare` and a reader of a TOML import: loading torch would be most of their time.
 WITHOUT_TORCH = [
     *(f"datasets.{room}" for room in ("files", "readers", "tokenizers", "documents", "rows", "shards", "prepare")),
+    "datasets.config",
     "models.config",
     "trainer.config",
 ]
@@ -122,6 +125,25 @@ def test_a_room_imports_only_rooms_before_it() -> None:
 
 def test_datasets_and_models_never_meet() -> None:
     assert [c for c in crossings() if {c.here.split(".")[0], c.there.split(".")[0]} == {"datasets", "models"}] == []
+
+
+@pytest.mark.parametrize(("package", "most"), [("datasets", 6), ("models", 6), ("trainer", 10)])
+def test_no_chain_of_rooms_is_longer_than_a_reader_can_follow(package: str, most: int) -> None:
+    below: dict[str, set[str]] = {}
+    for crossing in crossings():
+        if crossing.here.startswith(package) and crossing.there.startswith(package):
+            below.setdefault(crossing.here, set()).add(crossing.there)
+    chains: dict[str, list[str]] = {}
+    for room in sorted(FLOOR, key=lambda room: FLOOR[room]):
+        longest = max((chains[there] for there in below.get(room, ())), key=len, default=[])
+        chains[room] = [*longest, room]
+    longest = max(chains.values(), key=len)
+    assert len(longest) <= most, " <- ".join(longest)
+
+
+def test_a_room_has_no_more_files_than_are_taken_in_at_a_glance() -> None:
+    files = Counter(room_of(path.with_suffix("").parts) for path in modules() if path.name != "__init__.py")
+    assert {room: count for room, count in files.items() if count > 11 and (ROOT / room.replace(".", "/")).is_dir()} == {}
 
 
 def test_from_another_room_only_what_its_door_names() -> None:

@@ -1,6 +1,7 @@
 """`cistron check CONFIG`: everything that a run would verify before its first step, without a GPU and without training.
 
-Resolved configuration, eos contract held against real rows, parameters, memory per device, and the packing of the first rows.
+It prints the resolved configuration, the eos contract against real rows, parameters, memory per device, and the packing of
+the first rows.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from ..datasets.loading import Batch
 from ..models.attention import DocumentMask
 from ..models.config import DecoderConfig, Executor
 from ..models.positions import keys_seen
-from ..trainer.build import attention_of, make_mask, table
+from ..trainer.build import attention_of, make_mask
 from ..trainer.config import JobConfig, load_config
 from ..trainer.estimates import HOW, checkpoint_bytes, estimate, frozen_flops, row_flops, sizes_of
 from ..trainer.extrapolation import plan_of
@@ -54,7 +55,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     feed = open_data(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=rows)
     feed.loader.close()
     console.rule("eos contract")
-    console.print(table(feed.statements), markup=False)
+    console.print(str(feed.contract), markup=False)
     if feed.first is None:
         console.print(f"no rows are looked at: the data ends within the first {rows} (data.sources.max_epochs)")
     else:

@@ -12,11 +12,10 @@ from typing import get_args
 
 import torch
 
-from ..datasets.prepare import Event
 from ..datasets.readers import SequenceFiles
 from ..trainer.inference import Pool, choose_layers, embeddings, meaning, read_documents, widths
 from ..trainer.processes import run_command
-from .support import EmbeddingFile, add_input_arguments, add_model_arguments, check_output, make_monitor, open_as_asked
+from .support import EmbeddingFile, add_input_arguments, add_model_arguments, check_output, open_as_asked, progress_bar
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--layer", nargs="+", help="names or globs; * stands for something between two dots")
     parser.add_argument("--list-layers", action="store_true", help="print all layers, with their widths and what they are")
     parser.add_argument("--pool", choices=get_args(Pool), default="mean", help="over the residues (default: mean)")
-    parser.add_argument("--output", type=Path, help="a file to write: .safetensors, .parquet or .npy")
+    parser.add_argument("--output", type=Path, help="a file to write: .safetensors or .parquet")
     add_model_arguments(parser)
     options = parser.parse_args(argv)
     if not options.list_layers and not (options.input and options.layer and options.output):
@@ -45,7 +44,7 @@ def list_layers(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Embed all sequences of the input."""
-    check_output(options.output, 1, options.pool != "none")
+    check_output(options.output)
     files = SequenceFiles(options.input, options.format, options.field, options.id_field)
     opened = open_as_asked(options)
     layers = choose_layers(opened.model, options.layer)
@@ -66,11 +65,11 @@ def run(options: argparse.Namespace) -> None:
     sequences = islice(files, output.done, None)
     documents = read_documents(opened, files, sequences, options.max_length)
     told = 0.0
-    with make_monitor("embed") as bar, torch.no_grad():
+    with progress_bar("embed") as bar, torch.no_grad():
         bar.begin("sequences", sum(file.size for file in files.files))
         for batch in embeddings(opened, documents, layers, options.pool, options.batch_tokens):
             output.add([document.name for document in batch.documents], batch.lengths, batch.rows)
-            bar(Event(stored=batch.documents[-1].stored - told, text=sum(batch.lengths)))
+            bar.advance(batch.documents[-1].stored - told, sum(batch.lengths))
             told = batch.documents[-1].stored
     output.finish()
     print(f"{options.output}: {output.done} sequences, {', '.join(f'{layer} ({meaning(layer)})' for layer in layers)}")

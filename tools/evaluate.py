@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
 from ..datasets.nucleotides import CODES, NUCLEOTIDES, reverse_complement
-from ..datasets.prepare import Event
 from ..datasets.readers import NamedSequence, SequenceFiles
 from ..trainer.errors import ConfigError
 from ..trainer.inference import Document, Score, log_likelihoods, read_documents
 from ..trainer.processes import run_command
 from .extrapolate import main as extrapolate_main
-from .support import add_input_arguments, add_model_arguments, make_monitor, open_as_asked, writing
+from .support import add_input_arguments, add_model_arguments, open_as_asked, progress_bar, writing
 
 ROWS = 4096  # of a parquet file that are held
 
@@ -81,13 +80,13 @@ def run(options: argparse.Namespace) -> None:
     documents = read_documents(opened, files, sequences, options.max_length)
     scores = log_likelihoods(opened, documents, with_eos=options.with_eos, batch_tokens=options.batch_tokens)
     told = 0.0
-    with make_monitor("score") if options.output else nullcontext() as bar, open_writer(options.output) as write:
+    with progress_bar("score") if options.output else nullcontext() as bar, open_writer(options.output) as write:
         if bar:
             bar.begin("sequences", sum(file.size for file in files.files))
         for document, one in means(scores) if options.reverse_complement else scores:
             write(Line(document.name, *one, one.mean))
             if bar:
-                bar(Event(stored=document.stored - told, text=one.residues))
+                bar.advance(document.stored - told, one.residues)
                 told = document.stored
 
 

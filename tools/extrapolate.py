@@ -7,30 +7,24 @@ own `[eval.extrapolation]` says.
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..datasets.readers import SequenceFiles
 from ..datasets.tokenizers import Ids
-from ..trainer.config import Extrapolation, describe
-from ..trainer.errors import ConfigError
+from ..trainer.config import Extrapolation, validate
+from ..trainer.errors import ConfigError, refuse
 from ..trainer.extrapolation import METHODS, Result, Runner, evaluate, plan, read_sources, report, total_tokens, trained_as
 from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
 from ..trainer.processes import run_command
-from .support import add_input_arguments, add_model_arguments, open_as_asked, positive
+from .support import add_input_arguments, add_model_arguments, open_as_asked, positive, progress_bar
 
-LINE_SECONDS = 10.0
 OUTPUT = Path("outputs/extrapolation")
 OPTIONS = {  # of the command line, by the keys of the table
     "lengths": ("lengths",),
@@ -76,21 +70,22 @@ def run(options: argparse.Namespace) -> None:
     if opened.seq_len is None and opened.trained.rope.original_seq_len is None:
         raise ConfigError(f"{opened.where}: nobody says how long its rows were in training (max_position_embeddings)")
     key = "training.seq_len of its job" if opened.config else "max_position_embeddings"
-    trained, said = trained_as(opened.trained, opened.seq_len or opened.model.length, key)
+    trained, said = trained_as(opened.trained, opened.seq_len or opened.model.max_document_length, key)
     asked = plan(table, trained, opened.tokenizer, lambda longest: read(options, opened, longest))
     check_output(options.output)
     console = Console(highlight=False, soft_wrap=True)
     for line in (said, *asked.messages):
         console.print(line, markup=False)
     weights = opened.model.tok_embeddings.weight
-    with progress(total_tokens(table, asked), console) as tick:
+    with progress_bar("extrapolate", console, in_bytes=False) as bar:
+        bar.begin("", total_tokens(table, asked))
         runner = Runner(
             model=opened.model,
             tokenizer=opened.tokenizer,
             device=opened.device,
             dtype=weights.dtype,
             batch_tokens=options.batch_tokens,
-            tick=tick,
+            tick=bar.advance,
         )
         results = evaluate(runner, table, asked)
     found = {"checkpoint": opened.where, **report(results, table, asked)}
@@ -107,11 +102,9 @@ def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
             for parent in parents:
                 inner = inner[parent]
             inner[key] = value
-    try:
-        return Extrapolation.model_validate(table)
-    except ValidationError as error:
-        told = [describe(("eval", "extrapolation", *problem["loc"]), [problem]) for problem in error.errors()]
-        raise ConfigError("; ".join(chain.from_iterable(told))) from None
+    valid = validate({"eval": {"extrapolation": {**table, "enable": False}}})  # `enable` is of training
+    refuse([*valid.mistakes, *valid.complaints])
+    return valid.config.eval.extrapolation
 
 
 def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:
@@ -133,30 +126,6 @@ def check_output(folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"--output {folder}: cannot be written: {error}") from None
-
-
-@contextmanager
-def progress(total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """Shows tokens done and the time left while the block runs: a bar on a terminal, else a line every ten seconds."""
-    if console.is_terminal:
-        columns = (TextColumn("extrapolate"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=total)
-            yield lambda tokens: bar.advance(task, tokens)
-        return
-    start = told = time.monotonic()
-    done = 0
-
-    def tick(tokens: int) -> None:
-        nonlocal done, told
-        done += tokens
-        now = time.monotonic()
-        if now - told >= LINE_SECONDS:
-            told = now
-            left = (now - start) * (total / done - 1)
-            print(f"extrapolate: {done / total:.1%}, about {left:.0f} s left", file=sys.stderr, flush=True)
-
-    yield tick
 
 
 def write(folder: Path, found: dict[str, Any], results: list[Result], trained: int, score_last: int, console: Console) -> None:

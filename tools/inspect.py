@@ -1,4 +1,4 @@
-"""`cistron inspect CONFIG`: see a packed batch. A PNG of its documents and their mask, and rows decoded in the terminal."""
+"""`cistron inspect CONFIG`: show a packed batch, as a PNG of its documents and their mask, and as decoded rows."""
 
 import argparse
 import sys
@@ -27,7 +27,7 @@ EMPTY, PARTIAL, FULL = 0, 1, 2
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, pack, draw."""
+    """Parse the command line, pack the first rows, and draw them."""
     usage = "cistron inspect FILE [--output PNG] [--rows N] [--decode N] [--section.key value ...]"
     parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=Path("packed_batch.png"), help="the picture (default: packed_batch.png)")
@@ -63,7 +63,9 @@ def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
 
 
 def decoded(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
-    """One row as text: a colour per document, ⏹ where an eos ends one, ⋯ where a fragment goes on in another row."""
+    """Return a row as text: a colour for each document, ⏹ where an eos ends one, ⋯ where it continues in another
+    row.
+    """
     text = Text()
     sequence_ids = batch.sequence_ids[row]
     documents = int(sequence_ids.amax()) + 1
@@ -78,7 +80,9 @@ def decoded(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
 
 
 def draw(batch: Batch, mask: DocumentMask, output: Path) -> None:
-    """Write the picture: documents coloured along the rows, beside the mask of one row by blocks, of each region of a map."""
+    """Write the picture: documents coloured along the rows, beside the mask of one row by blocks, of each region of a
+    map.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -119,7 +123,7 @@ def draw(batch: Batch, mask: DocumentMask, output: Path) -> None:
 
 
 def block_states(mask: BlockMask) -> torch.Tensor:
-    """EMPTY, PARTIAL or FULL for every (query block, key block) of the first row: int64 [blocks, blocks]."""
+    """Return EMPTY, PARTIAL or FULL for every (query block, key block) of the first row: int64 [blocks, blocks]."""
     states = torch.full(mask.kv_indices.shape[-2:], EMPTY)
     tables = ((mask.kv_num_blocks, mask.kv_indices, PARTIAL), (mask.full_kv_num_blocks, mask.full_kv_indices, FULL))
     for counts, indices, state in tables:

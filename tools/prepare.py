@@ -1,4 +1,6 @@
-"""`cistron prepare`: raw files, or token files of others, to token shards. Restartable, and the same bytes on any machine.
+"""`cistron prepare`: raw files, or token files of other programs, to token shards.
+
+It can be restarted after any death, and writes the same bytes on any machine.
 
 cistron prepare --config job.toml --output DIR
 cistron prepare --format jsonl --field text --tokenizer PATH|byte|protein|dna 'data/*.jsonl.zst' --output DIR
@@ -11,14 +13,15 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
 
-from ..datasets.documents import Letters
-from ..datasets.errors import DataConfigError
-from ..datasets.files import FileStore
+from ..datasets.config import DataConfig
+from ..datasets.documents import Letters, letter_complaints
+from ..datasets.errors import DataConfigError, refuse
+from ..datasets.files import FileStore, FileStoreConfig
 from ..datasets.prepare import (
     Corpus,
     DumpReader,
@@ -35,15 +38,13 @@ from ..datasets.prepare import (
     prepare,
     shard_lengths,
 )
-from ..datasets.readers import build_reader
+from ..datasets.readers import SourceFiles, build_reader, raw_formats
 from ..datasets.shards import open_shards, verify_shard
-from ..datasets.tokenizers import KINDS, POLICIES, HFTokenizer, Tokenizer, build_tokenizer
+from ..datasets.tokenizers import TOKENIZERS, HFTokenizer, Tokenizer, TokenizerConfig, build_tokenizer
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
-from .support import make_monitor
 
-LETTERS = tuple(field.name for field in fields(Letters))
-FORMATS = ("text", "jsonl", "tsv", "fasta", "parquet")
+LETTERS = tuple(Letters.model_fields)
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class Outcome:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, then verify or prepare."""
-    # Worker processes import this module too, and without torch that takes 0.5 s instead of 2.
+    """Parse the command line, then verify or prepare."""
+    # Worker processes import this module too, and without torch, which `trainer.processes` and `support` load, that
+    # takes 0.5 s instead of 2.
     from ..trainer.processes import run_command
 
     options = make_parser().parse_args(argv)
@@ -74,7 +76,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
+    from .support import add_table_options
+
     parser = argparse.ArgumentParser(
         prog="cistron prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -82,15 +86,11 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("paths", nargs="*", help="files, globs or URLs; with --import megatron: prefixes of .bin and .idx")
     what.add_argument("--config", help="a job's TOML: its [tokenizer] and [[data.sources]] instead of paths and flags")
     what.add_argument("--source", action="append", default=[], metavar="NAME", help="only this source of it; may be repeated")
-    what.add_argument("--format", choices=FORMATS, help="of the files at PATHS")
-    what.add_argument("--field", default="text", help="jsonl, tsv, parquet: what holds the document (default: text)")
+    what.add_argument("--format", choices=raw_formats(), help="of the files at PATHS")
+    add_table_options(what, SourceFiles, "field")
     what.add_argument("--tokenizer", help="a tokenizer.json, the folder that holds one, byte, protein or dna")
-    what.add_argument("--eos-token", help="the token that ends a document (default: as tokenizer_config.json says)")
-    what.add_argument("--pad-token", help="the padding token (default: as tokenizer_config.json says)")
-    what.add_argument("--on-unknown", choices=POLICIES, help="protein, dna: letters that are none (default: error)")
-
-    what.add_argument("--cache-dir", help="folder for copies of remote files; --import needs it for them")
-    what.add_argument("--cache-gb", type=float, default=50.0, help="10^9 bytes that they may take together (default: 50)")
+    add_table_options(what, TokenizerConfig, "eos_token", "pad_token", "on_unknown")
+    add_table_options(what, FileStoreConfig, "cache_dir", "cache_gb")
 
     how = parser.add_argument_group("what to write")
     how.add_argument("--output", type=Path, metavar="DIR", help="folder for train/, validation/ and plan/")
@@ -102,19 +102,11 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     how.add_argument("--seed", type=int, default=0, help="of that hash (default: 0)")
     how.add_argument("--deduplicate", action="store_true", help="leave out documents equal to one before, byte by byte")
-    how.add_argument("--lowercase-weight", type=float, help="loss weight of lowercase letters (default: 1)")
-    how.add_argument(
-        "--exclude-tags", action="store_true", default=None, help="no loss on tags between two `|`, nor on `@` and `#`"
-    )
-    how.add_argument(
-        "--exclude-degenerate", action="store_true", default=None, help="no loss on letters that are none of ACGTU"
-    )
-    how.add_argument("--uppercase", action="store_true", default=None, help="write uppercase letters, weighed before")
-    how.add_argument("--on-bad-record", choices=["error", "skip"], help="default: the TOML's, else error")
+    add_table_options(how, DataConfig, *Letters.model_fields, "on_bad_record")
     how.add_argument("--report", type=Path, metavar="FILE.html", help="write what there is, and how it packs")
     how.add_argument("--seq-len", type=int, help="tokens of a row in the report (default: the TOML's, else 2048)")
 
-    tokens = parser.add_argument_group("token files of others")
+    tokens = parser.add_argument_group("token files of other programs")
     tokens.add_argument("--import", dest="kind", choices=["megatron", "tokens", "parquet"], help="what PATHS are")
     tokens.add_argument("--append-eos", action="store_true", help="end documents that come without an eos")
     tokens.add_argument("--eos-id", type=int, help="tokens: the id that ends documents")
@@ -127,7 +119,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prepare every source, then say what there is now."""
+    """Prepare every source, then report what there is now."""
+    from .support import progress_bar
+
     for name, smallest in (("processes", 1), ("shard_mb", 1), ("seq_len", 2), ("seed", 0)):
         if getattr(options, name) is not None and getattr(options, name) < smallest:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {smallest}")
@@ -141,7 +135,7 @@ def run(options: argparse.Namespace) -> None:
     outcomes = []
     for work in works_of(options):
         start = time.monotonic()
-        with make_monitor(work.name) as monitor:
+        with progress_bar(work.name) as monitor:
             result = prepare(
                 work.corpus, work.folder, shard_bytes=options.shard_mb * 10**6, processes=options.processes, monitor=monitor
             )
@@ -155,7 +149,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def works_of(options: argparse.Namespace) -> list[Work]:
-    """What the command line names, looked up on disk."""
+    """Return the sources that the command line names, looked up on disk."""
+    from .support import given, read_table
+
     if options.config is not None:
         return config_works(options)
     for name in ("tokenizer", *(() if options.kind else ("format",))):
@@ -165,20 +161,22 @@ def works_of(options: argparse.Namespace) -> list[Work]:
         raise ConfigError("--source names a source of --config, which is not set")
     if not options.paths:
         raise ConfigError("no files are named; give paths or globs, or a job's TOML by --config")
-    kind, path = (options.tokenizer, None) if options.tokenizer in KINDS[:-1] else ("hf", options.tokenizer)
-    tokenizer = build_tokenizer(kind, path, options.eos_token, options.pad_token, on_unknown=options.on_unknown)
-    storage = FileStore(cache_dir=options.cache_dir, cache_gb=options.cache_gb)
+    by_name = options.tokenizer in TOKENIZERS and "path" not in TOKENIZERS[options.tokenizer].options
+    kind, path = (options.tokenizer, None) if by_name else ("hf", options.tokenizer)
+    named = {**given(options, TokenizerConfig), "kind": kind, "path": path}
+    tokenizer = build_tokenizer(read_table(TokenizerConfig, "tokenizer", named))
+    storage = FileStore(read_table(FileStoreConfig, "data", given(options, FileStoreConfig)))
     if options.kind:
         return [Work(options.output.name, token_corpus(options, tokenizer, storage), options.output)]
-    given = {name: getattr(options, name) for name in LETTERS if getattr(options, name) is not None}
-    corpus = raw_corpus(options, tokenizer, storage, Letters(**given), options.format, options.field, options.paths)
+    files = read_table(SourceFiles, "data", {**given(options, SourceFiles), "name": "PATHS"})
+    corpus = raw_corpus(options, tokenizer, storage, read_table(Letters, "data", given(options, Letters)), files)
     return [Work(options.output.name, corpus, options.output)]
 
 
 def config_works(options: argparse.Namespace) -> list[Work]:
-    """The sources of a job's TOML, each with a folder of its own."""
+    """Return the sources of a job's TOML, each with a folder of its own."""
     for name in ("paths", "format", "tokenizer", "eos_token", "pad_token", "on_unknown", "cache_dir", "kind", *LETTERS):
-        if getattr(options, name) or (name in LETTERS and getattr(options, name) is not None):
+        if getattr(options, name) not in (None, []):
             flag = {"paths": "PATHS", "kind": "--import"}.get(name, f"--{name.replace('_', '-')}")
             raise ConfigError(f"{flag} and --config exclude each other: the TOML says what to read")
     config, _ = load_config(["--config", options.config], prog="cistron prepare")
@@ -194,8 +192,8 @@ def config_works(options: argparse.Namespace) -> list[Work]:
         options.on_bad_record = d.on_bad_record
     if options.seq_len is None:
         options.seq_len = config.training.seq_len
-    storage = FileStore(cache_dir=d.cache_dir, cache_gb=d.cache_gb, retries=d.retries)
-    tokenizer = build_tokenizer(**config.tokenizer.model_dump())
+    storage = FileStore(d)
+    tokenizer = build_tokenizer(config.tokenizer)
     works = []
     for name in options.source or sources:
         source = sources[name]
@@ -203,29 +201,22 @@ def config_works(options: argparse.Namespace) -> list[Work]:
             if options.source:
                 raise ConfigError(f"--source {name}: it holds token shards already")
             continue
-        letters = Letters(**{name: getattr(d, name) for name in LETTERS})
-        corpus = raw_corpus(options, tokenizer, storage, letters, source.format, source.field, source.paths)
+        corpus = raw_corpus(options, tokenizer, storage, d.letters, source)
         works.append(Work(name, corpus, options.output / name))
     return works
 
 
 def raw_corpus(
-    options: argparse.Namespace,
-    tokenizer: Tokenizer,
-    storage: FileStore,
-    letters: Letters,
-    format: str,
-    field: str,
-    paths: Sequence[str],
+    options: argparse.Namespace, tokenizer: Tokenizer, storage: FileStore, letters: Letters, source: SourceFiles
 ) -> Corpus:
-    """Raw files, and the tokenizer in its fastest proven form."""
-    letters.check(tokenizer)
+    """Return a corpus of raw files, with the fastest backend of the tokenizer that is known to give the same ids."""
+    refuse(letter_complaints(letters, tokenizer))
     corpus = RawCorpus(
-        files=storage.expand(paths),
-        reader=build_reader(format, field, storage),
+        files=storage.expand(source.paths),
+        reader=build_reader(source.format, source.field, storage),
         tokenizer=tokenizer,
-        format=format,
-        field=field,
+        format=source.format,
+        field=source.field,
         validation_share=options.validation_share,
         deduplicate=options.deduplicate,
         seed=options.seed,
@@ -238,7 +229,7 @@ def raw_corpus(
 
 
 def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: FileStore) -> Corpus:
-    """Token files, as `--import` says."""
+    """Return a corpus of token files of the kind that `--import` names."""
     for name in ("validation_share", "deduplicate", "on_bad_record", "format", *LETTERS):
         if getattr(options, name) or (name in LETTERS and getattr(options, name) is not None):
             raise ConfigError(f"--{name.replace('_', '-')} is for raw files; --import takes all documents as they are")
@@ -266,7 +257,7 @@ def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: Fil
 
 
 def summary(outcome: Outcome) -> str:
-    """What was read, written and left out."""
+    """Describe what was read, written and left out."""
     result = outcome.result
     validation = validation_shards(result)
     lines = [
@@ -289,7 +280,7 @@ def summary(outcome: Outcome) -> str:
 
 
 def toml_lines(outcomes: Sequence[Outcome]) -> str:
-    """The sources as a job names them."""
+    """Return the sources as tables of a job's TOML."""
     tables = []
     for outcome in outcomes:
         folder = outcome.work.folder.resolve() / "train"
@@ -299,13 +290,13 @@ def toml_lines(outcomes: Sequence[Outcome]) -> str:
 
 
 def validation_shards(result: PreparationResult) -> int:
-    """How many of the shards are for validation."""
+    """Return how many of the shards are for validation."""
     return sum(shard.startswith("validation/") for shard in result.shards)
 
 
 def report(path: Path, outcomes: Sequence[Outcome], seq_len: int) -> None:
-    """Write the page on all sources."""
-    from .support import Section, write_report  # matplotlib takes 0.3 s to import
+    """Write the HTML page about all sources."""
+    from .support import Section, write_report
 
     storage = FileStore()
     sections = []
@@ -318,12 +309,14 @@ def report(path: Path, outcomes: Sequence[Outcome], seq_len: int) -> None:
 
 
 def verify(folder: str, processes: int) -> None:
-    """Check every shard below a folder."""
+    """Check every shard below a folder, each byte of it. Raises DataError for the first that is not as written."""
+    from .support import progress_bar
+
     paths = [str(path) for path in sorted(Path(folder).rglob("*.json")) if path.parent.name != "plan"]
     if not paths:
         raise DataConfigError(f"--verify {folder}: there is no shard (no .json) in it")
     tokens = 0
-    with make_monitor("verify") as monitor:
+    with progress_bar("verify") as monitor:
         monitor.begin("shards", sum(map(size_of, paths)))
         for path, found in Pool(verify_one, str, processes, monitor).run(paths):
             tokens += found
@@ -332,12 +325,12 @@ def verify(folder: str, processes: int) -> None:
 
 
 def size_of(manifest: str) -> int:
-    """Bytes of a shard's files."""
+    """Return how many bytes the files of a shard have."""
     return sum(file.stat().st_size for file in Path(manifest).parent.glob(f"{Path(manifest).stem}.*"))
 
 
 def verify_one(path: str, _: Emit) -> int:
-    """Check one shard; return its tokens."""
+    """Check one shard; return how many tokens it has."""
     storage = FileStore()
     (shard,) = open_shards(storage.expand([path]), storage)
     verify_shard(shard)

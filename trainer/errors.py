@@ -1,4 +1,11 @@
-"""What goes wrong in training: three kinds of a user's mistake, and two that are nobody's."""
+"""Errors of the trainer: three kinds of mistakes that a user can correct, and two failures of a run.
+
+UserError
+    ConfigError         the TOML or the command line
+    EosMismatchError    who says where documents end
+    CheckpointError     a checkpoint
+NonFiniteError, PeerLostError
+"""
 
 from collections.abc import Sequence
 
@@ -16,16 +23,16 @@ def refuse(complaints: Sequence[str]) -> None:
 
 
 class EosMismatchError(UserError):
-    """Two parties disagree about where documents end; the message is a table of who says what, and where it is written."""
+    """Two parties disagree about where documents end; the message is a table of what each says, and where."""
 
 
 class NonFiniteError(ArithmeticError):
-    """Loss or gradient was infinite or NaN for too long; raised on every rank, none of those steps was taken (guard.py)."""
+    """Loss or gradient was not finite for too many steps, none of which was taken; raised on every rank."""
 
 
 class RankLostError(RuntimeError):
-    """A collective failed because of another process; raised on every rank that notices, after it has said so."""
+    """A collective failed because another rank is lost; raised on every rank that notices, after it printed so."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that was asked for is missing, damaged or of another model, or one could not be written."""
+    """A checkpoint is missing, damaged or of another model, or could not be written."""

@@ -26,7 +26,7 @@ class Evaluation(ABC):
 
     @abstractmethod
     def run(self, step: int, model: Decoder, heartbeat: Heartbeat) -> Record | None:
-        """Measure; every rank calls it.
+        """Measure the model. Every rank must call it.
 
         Args:
             step: optimizer steps done.

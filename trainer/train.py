@@ -4,20 +4,26 @@ torchrun --nproc_per_node 2 -m cistron.trainer.train --config x.toml [--section.
 """
 
 import gc
+import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pydantic import JsonValue
 from torch.nn.utils import clip_grads_with_norm_
 
 from ..base import UserError
 from ..datasets.errors import DataEnd
 from ..datasets.loading import Batch, DataShard, merge_states
-from .build import check_rows, contract_of, make_mask
+from .build import contract_of, make_mask
 from .checkpoints import Folder, Progress, RunState, Saver
 from .config import JobConfig, load_config
+from .errors import refuse
 from .evaluation import Evaluation
 from .extrapolation import LongEvaluation
 from .heartbeat import Heartbeat
@@ -83,7 +89,7 @@ class Trainer:
         self.heartbeat = Heartbeat(world, stop, self.saver)
 
     def train(self) -> None:
-        """Take steps until the job is done or a stop is asked for, save, and say what comes next."""
+        """Take steps until the job is done or a stop is requested; save, and say what comes next."""
         self.introduce()
         config, progress = self.config, self.progress
         if config.compile.enable and config.data.layout == "padded":
@@ -95,7 +101,7 @@ class Trainer:
                 started = time.perf_counter()
                 batches, error = self.fetch()
                 fetched = time.perf_counter()
-                counts = self.agree(batches, error)
+                counts = self.step_counts(batches, error)
                 if counts is None:
                     break
                 outcome = self.optimize(batches, counts)
@@ -122,12 +128,12 @@ class Trainer:
             while len(batches) < self.micro_batches and (batch := self.next_batch()) is not None:
                 batches.append(batch)
             if batches and (self.progress.step + 1) % self.config.metrics.log_freq == 0:
-                check_rows(batches[0], self.data.loader.packer.objective, self.mask, self.data.statements)
+                self.data.contract.check_rows(batches[0], self.data.loader.packer.objective, self.mask)
         except (UserError, DataEnd) as error:
             return batches, error
         return batches, None
 
-    def agree(self, batches: list[Batch], error: Exception | None) -> StepCounts | None:
+    def step_counts(self, batches: list[Batch], error: Exception | None) -> StepCounts | None:
         """Return what the step holds over all ranks, or None and why in `self.ending`. Raise a rank's error on all."""
         short = error is None and len(batches) < self.micro_batches
         # ranks that differ in cp or tp hold the same rows: only the first counts them
@@ -277,12 +283,55 @@ class Trainer:
         self.log.close()
 
 
+@dataclass(frozen=True)
+class TrainedRun:
+    """How a run in this process ended.
+
+    Attributes:
+        folder: of the run: its checkpoints and records.
+        step: optimizer steps done.
+        metrics: the last record of `metrics.jsonl`, by name; empty where none was due.
+    """
+
+    folder: Path
+    step: int
+    metrics: dict[str, JsonValue]
+
+
+def train(config: JobConfig | str | PathLike[str]) -> TrainedRun:
+    """Train a job in this process, as `cistron train` does, and return how it ended.
+
+        >>> run = train("words.toml")
+        >>> run.step
+        3
+        >>> run.metrics["loss"] > 0
+        True
+
+    Args:
+        config: of the job; or the path of its TOML, or the name of a shipped one: `debug`.
+
+    Raises:
+        UserError: the configuration, the data or a checkpoint is not what it must be; the message lists every mistake.
+        NonFiniteError: too many steps in a row had a loss or gradients that are not finite.
+    """
+    if isinstance(config, JobConfig):
+        refuse(launch_complaints(config))
+    else:
+        config, _ = load_config(["--config", str(config)], further=launch_complaints)
+    return train_job(config)
+
+
 def run(argv: Sequence[str]) -> None:
     """Train the job that `argv` describes."""
     config, options = load_config(argv, further=launch_complaints)
     if options.print_config:
         print(config.to_toml(), end="")
-        return
+    else:
+        train_job(config)
+
+
+def train_job(config: JobConfig) -> TrainedRun:
+    """Train a job whose configuration has passed its checks."""
     trainer: Trainer | None = None
     with (
         StopRequest() as stop,
@@ -299,14 +348,18 @@ def run(argv: Sequence[str]) -> None:
                 trainer.close()
         finally:
             dist.destroy_process_group()
-    # no process group is left: rank 0 takes as long as the weights need, and nobody waits for it in a collective
+    # no process group is left: rank 0 takes as long as the weights need, and no rank waits for it in a collective
     if world.is_first and config.checkpoint.last_save_in_hf and trainer.progress.step >= config.training.steps:
         for message in export_step(config, trainer.checkpoints / f"step-{trainer.progress.step}"):
             trainer.log.say(message)
+    folder = Path(config.job.dump_folder)
+    file = folder / "metrics.jsonl"
+    records = file.read_text().splitlines() if file.is_file() else []
+    return TrainedRun(folder, trainer.progress.step, json.loads(records[-1]) if records else {})
 
 
 def main(argv: Sequence[str]) -> None:
-    """`cistron train`, and what torchrun starts as `cistron.trainer.train`."""
+    """Run `cistron train`, which torchrun starts as `cistron.trainer.train`."""
     run_command(lambda: run(argv))
 
 

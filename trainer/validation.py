@@ -162,7 +162,7 @@ class Validation(Evaluation):
                 values["sources"][name] |= label_metrics(outputs[sources == number], truths[sources == number])
 
     def means_of_all(self, sums: list[list[float]], documents: list[int], text_bytes: list[int]) -> dict[str, Any]:
-        """Return the means over all documents, those of each source and those of each range, from sums over all ranks."""
+        """Return means over all documents, over those of each source and of each range, from sums over all ranks."""
         of_sources, of_ranges = sums[: len(self.names)], sums[len(self.names) :]
         values = self.means([sum(column) for column in zip(*of_sources, strict=True)], sum(documents), sum(text_bytes))
         if len(self.names) > 1:

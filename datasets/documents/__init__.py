@@ -1,11 +1,10 @@
 """datasets/documents."""
 
-from .letters import PLAIN, LetterEncoder, Letters, Weighed, Weights
+from .letters import LetterEncoder, Letters, Weighed, Weights, letter_complaints
 from .strands import Chosen, Strands, mirrored
-from .treatment import DocumentConfig, too_long
+from .treatment import DocumentConfig, document_complaints, too_long
 
 __all__ = [
-    "PLAIN",
     "Chosen",
     "DocumentConfig",
     "LetterEncoder",
@@ -13,6 +12,8 @@ __all__ = [
     "Strands",
     "Weighed",
     "Weights",
+    "document_complaints",
+    "letter_complaints",
     "mirrored",
     "too_long",
 ]

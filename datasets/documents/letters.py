@@ -13,14 +13,13 @@ pipe too many, and would turn the rest of a chromosome into a tag.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataConfigError
+from ...base import Table, Weight, changed
 from ..tokenizers import Encoded, TokenizeError, Tokenizer
 
 TAG_LETTERS = 2048
@@ -29,21 +28,17 @@ Weights = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Letters:
-    """What is done with letters before they are ids.
+class Letters(Table):
+    """The keys of `[data]` about letters: how much each counts in the loss, and in which case it is shown."""
 
-    Attributes:
-        lowercase_weight: Loss weight of lowercase letters.
-        exclude_tags: Tags and control characters are no targets.
-        exclude_degenerate: Letters of the sequence that are no base are no targets.
-        uppercase: The model is shown uppercase letters only.
-    """
-
-    lowercase_weight: float = 1.0
+    lowercase_weight: Weight = 1.0
+    """Loss weight of lowercase letters, soft-masked repeats (Evo 2: 0.1); byte and dna. Token shards: as they were prepared."""
     exclude_tags: bool = False
+    """Take no loss on tags between two `|`, nor on `@` and `#`."""
     exclude_degenerate: bool = False
+    """Take no loss on letters, outside of tags, that are none of ACGTU: N and the other IUPAC codes."""
     uppercase: bool = False
+    """Show the model uppercase letters only; weights are taken before."""
 
     @property
     def weighted(self) -> bool:
@@ -51,26 +46,29 @@ class Letters:
         return self.lowercase_weight != 1.0 or self.exclude_tags or self.exclude_degenerate
 
     @property
-    def changed(self) -> dict[str, float | bool]:
-        """The settings that are not the default."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+    def letters(self) -> "Letters":
+        """These keys alone, of a table that has more."""
+        return Letters(**{key: getattr(self, key) for key in Letters.model_fields})
 
-    def check(self, tokenizer: Tokenizer) -> None:
-        """Refuse what is no weight, and tokenizers whose letters these are not. Raises DataConfigError."""
-        if not 0 <= self.lowercase_weight < np.inf:
-            raise DataConfigError(f"data.lowercase_weight = {self.lowercase_weight}: must be finite and at least 0")
-        reasons = {
-            "hf": "a token of the hf tokenizer has many letters; kinds 'byte' and 'dna' have one token for each",
-            "protein": "is for genomes, and [tokenizer] is of proteins",
-        }
-        for key, value in self.changed.items():
-            if tokenizer.kind in reasons:
-                raise DataConfigError(f"data.{key} = {str(value).lower()}: {reasons[tokenizer.kind]}; leave it out")
-            if key == "uppercase" and tokenizer.kind == "dna":
-                raise DataConfigError("data.uppercase = true: the dna tokenizer has one id for both cases; leave it out")
+    @property
+    def changed_letters(self) -> dict[str, float | bool]:
+        """The keys that are not the default."""
+        return {key: getattr(self, key) for key in Letters.model_fields if changed(self, key)}
 
 
-PLAIN = Letters()
+def letter_complaints(letters: Letters, tokenizer: Tokenizer) -> list[str]:
+    """Name the keys that a tokenizer's ids cannot serve, a line for each."""
+    reasons = {
+        "hf": "a token of the hf tokenizer has many letters; kinds 'byte' and 'dna' have one token for each",
+        "protein": "is for genomes, and [tokenizer] is of proteins",
+    }
+    wrong = []
+    for key, value in letters.changed_letters.items():
+        if tokenizer.kind in reasons:
+            wrong.append(f"data.{key} = {str(value).lower()}: {reasons[tokenizer.kind]}; leave it out")
+        if key == "uppercase" and tokenizer.kind == "dna":
+            wrong.append("data.uppercase = true: the dna tokenizer has one id for both cases; leave it out")
+    return wrong
 
 
 class Weighed(NamedTuple):

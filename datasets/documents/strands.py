@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ..errors import DataConfigError
+from ..errors import refuse
 from ..nucleotides import CODES, NUCLEOTIDES, PAIRS
 from ..randomness import random_bits, scramble, uniform
 from ..tokenizers import Ids, TokenizeError, Tokenizer
@@ -24,17 +24,11 @@ class Strands:
         tokenizer: Gives each letter an id of its own.
 
     Raises:
-        DataConfigError: The share is none, or ids are no letters of DNA.
+        DataConfigError: Ids are no letters of DNA.
     """
 
     def __init__(self, share: float, seed: int, tokenizer: Tokenizer) -> None:
-        if not 0 <= share <= 1:
-            raise DataConfigError(f"data.reverse_complement = {share}: is a probability, from 0 to 1")
-        if share and tokenizer.kind not in NUCLEOTIDES:
-            raise DataConfigError(
-                f"data.reverse_complement = {share}: the {tokenizer.kind} tokenizer has no ids of single bases; "
-                "kinds 'byte' and 'dna' have"
-            )
+        refuse(strand_complaints(share, tokenizer))
         self.share = share
         self._seed = seed
         self._tokenizer = tokenizer
@@ -68,6 +62,16 @@ class Strands:
             raise TokenizeError(f"{letter!r} is no IUPAC code of DNA, so that data.reverse_complement cannot turn it", at, 0)
         body[:] = pairs
         return ids
+
+
+def strand_complaints(share: float, tokenizer: Tokenizer) -> list[str]:
+    """Return what is wrong with reading a share of the documents on their other strand."""
+    if not share or tokenizer.kind in NUCLEOTIDES:
+        return []
+    return [
+        f"data.reverse_complement = {share}: the {tokenizer.kind} tokenizer has no ids of single bases; "
+        "kinds 'byte' and 'dna' have"
+    ]
 
 
 def mirrored(document: npt.NDArray[Any], start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:

@@ -4,7 +4,7 @@ from .atomic import TEMPORARY, checksum, sync, temporary, write_atomically
 from .bgzip import BgzfFile
 from .find import DataFile, is_compressed, is_remote, plain_name
 from .inflate import ByteFile
-from .storage import FileStore, changes, fingerprint
+from .storage import FileStore, FileStoreConfig, changes, fingerprint
 
 __all__ = [
     "TEMPORARY",
@@ -12,6 +12,7 @@ __all__ = [
     "ByteFile",
     "DataFile",
     "FileStore",
+    "FileStoreConfig",
     "changes",
     "checksum",
     "fingerprint",

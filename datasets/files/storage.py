@@ -4,14 +4,16 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, cast
 
 import xxhash
 import zstandard
+from pydantic import Field
 
+from ...base import NonNegative, Table
 from ..errors import DataError
 from .bgzip import HEAD_BYTES, BgzfFile, BlockIndex, block_size, find_blocks
 from .cache import find_copy, make_copy
@@ -23,21 +25,28 @@ from .remote import Patience, RemoteFile
 LISTING_PATIENCE = 10
 
 
-@dataclass(frozen=True)
+class FileStoreConfig(Table):
+    """The keys of `[data]` about remote files."""
+
+    cache_dir: str | None = None
+    """Folder for copies of remote files; unset: they are read over the network each time."""
+    cache_gb: float = Field(default=50.0, gt=0.0)
+    """Size that the copies are kept below (10^9 bytes); what was used longest ago goes first."""
+    retries: NonNegative = 5
+    """Further attempts, at growing intervals, at a remote read that fails."""
+
+
+@dataclass(frozen=True, eq=False)
 class FileStore:
     """Where files are and how they are reached.
 
     Attributes:
-        cache_dir: Folder that keeps whole copies of remote files; None: they are read where they are.
-        cache_gb: 10^9 bytes that the copies may take together; those used longest ago go first.
-        retries: Times that a failed access to a remote file is tried again.
-        delay: Seconds before the first of them; each further one waits twice as long.
+        config: The cache of remote files, and how often a failed access is tried again.
+        delay: Seconds before the first of these tries; each further one waits twice as long.
         timeout: Seconds after which an access to a remote file without an answer has failed.
     """
 
-    cache_dir: str | None = None
-    cache_gb: float = 50.0
-    retries: int = 5
+    config: FileStoreConfig = field(default_factory=FileStoreConfig)
     delay: float = 0.5
     timeout: float = 60.0
 
@@ -69,8 +78,8 @@ class FileStore:
         """
         if (found := self._find_local(path)) is None:
             problem = "a remote file that must be whole on a local disk, and there is no data.cache_dir to keep it in"
-            if self.cache_dir is not None:
-                problem = f"does not fit into data.cache_gb = {self.cache_gb:g} GB, and must be whole on a local disk"
+            if self.config.cache_dir is not None:
+                problem = f"does not fit into data.cache_gb = {self.config.cache_gb:g} GB, and must be whole on a local disk"
             raise DataError(problem, file=path)
         return found
 
@@ -103,13 +112,13 @@ class FileStore:
             raise DataError(f"cannot be read: {error}", file=path) from error
 
     def _patience(self, factor: int = 1) -> Patience:
-        return Patience(self.retries, self.delay, self.timeout * factor)
+        return Patience(self.config.retries, self.delay, self.timeout * factor)
 
     def _find_local(self, path: str) -> str | None:
         """Return a local path to the stored bytes of `path`, None for a remote file that is not to be copied."""
-        if (local := local_path(path)) is not None or self.cache_dir is None:
+        if (local := local_path(path)) is not None or (cache_dir := self.config.cache_dir) is None:
             return local
-        folder, limit = Path(self.cache_dir).expanduser(), self.cache_gb * 1e9
+        folder, limit = Path(cache_dir).expanduser(), self.config.cache_gb * 1e9
         [file] = self.expand([path])
         if (copy := find_copy(folder, file)) is not None:
             return str(copy)

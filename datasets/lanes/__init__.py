@@ -1,8 +1,12 @@
-"""datasets/lanes."""
+"""Lanes: the fixed, deterministic streams of packed rows that each source is read in, and the mixture of sources.
+
+Read `lane` (rows of one lane, and its state), `blocks` (what is packed, shuffled and resumed as one), `raw_documents`
+and `shard_documents` (what a lane reads), then `mixer` (which source and which lane each row of the run comes from).
+"""
 
 from .lane import Documents, Lane, LaneState
-from .mixer import Mixer, Stage
+from .mixer import Mixer, RowWeights
 from .raw_documents import RawDocuments
 from .shard_documents import ShardCorpus, ShardDocuments
 
-__all__ = ["Documents", "Lane", "LaneState", "Mixer", "RawDocuments", "ShardCorpus", "ShardDocuments", "Stage"]
+__all__ = ["Documents", "Lane", "LaneState", "Mixer", "RawDocuments", "RowWeights", "ShardCorpus", "ShardDocuments"]

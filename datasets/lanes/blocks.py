@@ -1,9 +1,9 @@
-"""A lane's documents, cut into blocks: the stretches of a lane that are packed, shuffled and resumed as one.
+"""A lane's documents, cut into blocks: the parts of a lane that are packed, shuffled and resumed as one.
 
-A block closes after 4,096 documents or the tokens of `block_tokens`, or somewhat before (`_tight_end`). A document that is
-not over by then is cut, at a multiple of `seq_len` tokens, with the next token kept as lookahead; what lies behind the cut
-opens the next block. A block depends on the tokens from its address on and on nothing else, so it is the same when the lane
-is opened again there.
+A block closes after 4,096 documents or the tokens of `block_tokens`, or somewhat before (`_tight_end`). A document that
+continues there is cut at a multiple of `seq_len` tokens, with the next token kept as lookahead. What follows the cut
+opens the next block. A block depends only on the tokens from its address on, so it is the same when the lane is opened
+again there.
 """
 
 from collections import deque
@@ -109,7 +109,7 @@ class Stretch(NamedTuple):
 
     @property
     def address(self) -> Address:
-        """Where it begins."""
+        """Address of the first token of the run."""
         return Address(self.piece, self.offsets[0], int(self.first), self.skip, self.tag, self.context)
 
 
@@ -234,7 +234,9 @@ class BlockBuilder:
         return AddressedBlock(block, counts, self._ahead[0].address if self._ahead else None)
 
     def _cut(self, ends: npt.NDArray[np.int64], total: int) -> tuple[int, int]:
-        """Return the documents that end in the block and its tokens, of `total` at hand in which documents end at `ends`."""
+        """Return the documents that end in the block and its tokens, of `total` at hand in which documents end at
+        `ends`.
+        """
         if self._whole_rows:
             cut = min(total, self._tokens)
             return int(np.searchsorted(ends, cut, side="right")), cut
@@ -294,9 +296,11 @@ class BlockBuilder:
 def _tight_end(ends: npt.NDArray[np.int64], seq_len: int, overlap: int) -> int:
     """Return how many of the documents that end at `ends` make a block that best fit leaves the least room in.
 
-    Some room is left in every row that no document fits in, and a row is begun for what is over; that one is half empty on
-    average, 0.26 % of 192 rows. So a block ends with that one of its last documents, those behind three quarters of its
-    tokens, where the rows that are needed are nearly full: 99.84 % where the mere number of tokens gives 99.56 %, of text
+    Some room is left in every row that no document fits in, and a row is begun for what is over; that one is half empty
+    on average, 0.26 % of 192 rows. So a block ends with that one of its last documents, those behind three quarters of
+    its
+    tokens, where the rows that are needed are nearly full: 99.84 % where the mere number of tokens gives 99.56 %, of
+        text
     in rows of 2,048.
     """
     candidates = np.arange(int(np.searchsorted(ends, ends[-1] * 3 // 4, side="right")), len(ends))

@@ -1,8 +1,8 @@
 """A lane: one of a source's fixed, deterministic streams of packed rows, without end.
 
 What is read is encoded, cut into blocks and packed; the documents of a block are shuffled before, its rows after that.
-Everything follows from (seed, source, lane) and a state of fourteen integers, so a lane resumes by opening one block again:
-the cost is a block, however far the lane has come.
+Everything follows from (seed, source, lane) and a state of fourteen integers, so a lane resumes by opening one block
+again: the cost is a block, however far the lane has come.
 """
 
 from collections.abc import Iterator
@@ -22,18 +22,18 @@ class LaneState(NamedTuple):
     Attributes:
         epoch: Times that the lane has read all of its documents.
         block: Blocks read in this epoch.
-        piece: With `offset`, `first` and `skip`: address of the block; offset -1 is the beginning of the piece.
-        offset: See `piece`.
-        first: See `piece`.
-        skip: See `piece`.
+        piece: Part of the address of the block, see `Address`; with offset -1, the beginning of the piece.
+        offset: Part of the address of the block.
+        first: Part of the address of the block.
+        skip: Part of the address of the block.
         row: Rows taken of the block.
         documents: Documents finished, in all epochs.
         dropped: Documents without tokens met, in all epochs.
         skipped: Bad records passed over, in all epochs.
-        mapped: Letters taken for others, in all epochs.
+        mapped: Letters replaced by others, in all epochs.
         truncated: Documents of which the first row was used, in all epochs.
-        tag: Belongs to the address of the block.
-        context: Likewise.
+        tag: Part of the address of the block.
+        context: Part of the address of the block.
     """
 
     epoch: int = 0
@@ -53,7 +53,7 @@ class LaneState(NamedTuple):
 
     @property
     def address(self) -> Address:
-        """Of the block."""
+        """Address of the block that the lane stands in."""
         return Address(self.piece, self.offset, self.first, self.skip, self.tag, self.context)
 
     def behind(self, counts: Counts, following: Address | None) -> "LaneState":
@@ -80,7 +80,7 @@ class Lane:
         documents: What it reads.
         packer: Packs them.
         key: (seed, source, lane), from which all random choices follow.
-        state: Where to go on.
+        state: Where to continue.
         name: Of the source, for messages.
         max_epochs: Times to read all; None: for ever.
     """

@@ -1,12 +1,13 @@
 """Which source, and which lane, each global row is drawn from: at every row each source is within a row of its share.
 
-A share is the sum of a source's weights, normalised, over all rows so far; stages change the weights at given rows. The
-k-th row of a source may come when the share has reached k - 1 + s and must come before it exceeds k - s, s = 1 / (2n - 2) for
-n sources; such a schedule exists for any weights, and then the earliest deadline first finds one (R. Tijdeman, "The
-chairman assignment problem", Discrete Mathematics 32, 1980). It keeps every count within 1 - s of its share.
+A share is the sum of a source's weights, normalised, over all rows so far. Stages change the weights at given rows. For
+n sources, let s = 1 / (2n - 2). The k-th row of a source may come when the share has reached k - 1 + s, and must come
+before it exceeds k - s. Such a schedule exists for any weights, and to take the earliest deadline first finds it (R.
+Tijdeman, "The chairman assignment problem", Discrete Mathematics 32, 1980). It keeps every count within 1 - s of its
+share.
 
-A schedule is often periodic, and with row i from lane i mod `lanes` that would marry sources to lanes: two equal sources
-alternate, and the odd lanes of the first would never be read. So each round of `lanes` rows
+A schedule is often periodic. With row i from lane i mod `lanes`, some lanes of a source would then never be read: of
+two equal sources, which alternate, the first would only be read in its even lanes. So each round of `lanes` rows
 is rotated: its rows come from the lanes in order, beginning with a random one.
 """
 
@@ -16,7 +17,7 @@ from fractions import Fraction
 
 from ..randomness import random_bits
 
-Stage = tuple[int, Sequence[float]]
+RowWeights = tuple[int, Sequence[float]]  # first row, and the weights of all sources from there on
 _PURPOSE = 0x6D6978  # "mix": keeps these draws apart from the lanes'
 
 
@@ -29,12 +30,12 @@ class Mixer:
         lanes: Rows of a round.
         seed: Of the rotations.
         begin: Row at which the counting began.
-        row: First row that will be asked for.
+        row: First row that is needed.
         counts: Rows of each source in `begin`..`row`; zeros where they are the same.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], lanes: int, seed: int, begin: int = 0, row: int = 0, counts: Sequence[int] = ()
+        self, stages: Sequence[RowWeights], lanes: int, seed: int, begin: int = 0, row: int = 0, counts: Sequence[int] = ()
     ) -> None:
         self._lanes = lanes
         self._seed = seed
@@ -57,7 +58,7 @@ class Mixer:
         return self._rotation[1]
 
     def source(self, row: int) -> int:
-        """Return the source of global row `row`; rows are asked for in ascending order, each once."""
+        """Return the source of global row `row`; call it with ascending rows, each once."""
         assert row >= self._row, "rows are asked for in ascending order"
         chosen = 0
         while self._row <= row:
@@ -65,7 +66,7 @@ class Mixer:
         return chosen
 
     def counts(self, row: int) -> list[int]:
-        """Return the rows of each source before row `row`, which is the next to be asked for, or behind it."""
+        """Return how many rows of each source come before `row`, which no call of `source` has passed."""
         while self._row < row:
             self._next()
         return list(self._counts)
@@ -98,7 +99,7 @@ class _Shares:
         slack: s of the module's docstring, in the same unit.
     """
 
-    def __init__(self, stages: Sequence[Stage], begin: int) -> None:
+    def __init__(self, stages: Sequence[RowWeights], begin: int) -> None:
         exact = [[Fraction(str(weight)) for weight in weights] for _, weights in stages]
         rates = [[weight / sum(weights) for weight in weights] for weights in exact]
         self.slack = math.lcm(*(rate.denominator for rates_of_stage in rates for rate in rates_of_stage))

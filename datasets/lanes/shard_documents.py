@@ -1,10 +1,12 @@
 """Token shards as a lane reads them: every epoch all documents in a new random order, straight from the maps.
 
-The documents of a source are numbered through its shards, and the numbers permuted without a table (`order.Shuffle`); place
-p of an epoch belongs to lane p mod `lanes`. A document longer than `UNIT_TOKENS` is dealt in units of that size, whole rows or
-windows each, so that a chromosome is spread over all lanes: unit 0 has the document's own number, further ones follow behind
-all documents, and begin with the `window_overlap` tokens of the one before. Only documents with such units are listed in
-memory. A document that is read on its other strand is divided in the same way, after it was turned.
+The documents of a source are numbered through its shards, and the numbers permuted without a table
+(`randomness.Shuffle`); place p of an epoch belongs to lane p mod `lanes`. A document longer than `UNIT_TOKENS` is
+assigned in units of that size, whole rows or
+windows each, so that a chromosome is spread over all lanes: unit 0 has the document's own number, further ones follow
+    behind
+all documents, and begin with the `window_overlap` tokens of the one before. Only documents with such units are listed
+in memory. A document that is read as its reverse complement is divided in the same way.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,9 +26,9 @@ from .blocks import MAX_DOCUMENTS, Address, AddressedBlock, Counts
 
 # A lane's documents may be of any length, but its share of the tokens must not hang on one of them.
 UNIT_TOKENS = 2**20
-# A block has 4,096 documents; more where they are short and rows are long, since some 0.75 rows of a block stay empty and
-# 4,096 proteins (mean 350) are 175 rows of 8,192, used to 99.45 % where all of them at once are used to 99.93 %; fewer where
-# documents are long. Planning takes some 0.8 ms per 1,000 documents.
+# A block has 4,096 documents; more where they are short and rows are long, since some 0.75 rows of a block stay empty
+# and 4,096 proteins (mean 350) are 175 rows of 8,192, used to 99.45 % where all of them at once are used to 99.93 %;
+# fewer where documents are long. Planning takes some 0.8 ms per 1,000 documents.
 BLOCK_ROWS = 512
 MAX_BLOCK_DOCUMENTS = 16384
 BLOCK_TOKENS = 2**24
@@ -38,7 +40,7 @@ class Units(NamedTuple):
 
     Attributes:
         shards: Number of the shard.
-        documents: Number of the document in it.
+        documents: Number of the document in the shard.
         begins: First token of the document in the shard.
         ends: Behind its last.
         starts: First token of the unit in the shard.
@@ -58,7 +60,7 @@ class Units(NamedTuple):
         return self.starts + self.lengths < self.ends
 
     def chosen(self, places: Integers | slice | npt.NDArray[np.bool_]) -> "Units":
-        """Return some of them."""
+        """Return the units at `places`: indices, a slice, or a mask."""
         return Units(*(values[places] for values in self))
 
 
@@ -85,7 +87,7 @@ class ShardCorpus:
     _maps: dict[int, tuple[Ids, Integers, Weights | None]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        """Number documents and units."""
+        """Count documents and units, and list the documents of several units. Raises DataConfigError."""
         overlap = self.config.window_overlap
         # Tokens from the beginning of a unit to that of the next.
         self.unit = max((UNIT_TOKENS - overlap) // (self.seq_len - overlap), 1) * (self.seq_len - overlap)
@@ -152,8 +154,8 @@ class ShardDocuments:
         lane: Its number.
         key: (seed, source): all lanes share the permutation of an epoch.
         without_context_parallel: A block is cut where its last row is full, for `concat`.
-        strands: Which documents are turned; None: none.
-        pass_over: What becomes of a document that is too long or cannot be turned.
+        strands: Which documents are read as their reverse complement; None: none.
+        pass_over: What becomes of a document that is too long or has no reverse complement.
     """
 
     corpus: ShardCorpus

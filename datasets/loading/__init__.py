@@ -1,19 +1,19 @@
-"""Files to batches: opens the sources of a job, shares their lanes among ranks and workers, and keeps the state of the data.
+"""Files to batches: opens the sources of a job, shares their lanes among ranks and workers, and keeps the state of the
+data.
 
-Read `sources` (which files, in which lanes), `transport` (rows from workers), `loader` (endless batches, resumable), then
-`single_pass` (every document once, for validation) and `state` (what a checkpoint keeps of the data).
+Read `sources` (which files, in which lanes), `transport` (rows from workers), `loader` (endless batches, resumable),
+then `single_pass` (every document once, for validation) and `state` (what a checkpoint keeps of the data).
 """
 
 from .batch import Batch, RowSettings
-from .loader import DataConfig, Loader, Stage
+from .loader import Loader
 from .single_pass import SinglePass
-from .sources import Source, SourceConfig
+from .sources import Source
 from .state import ALL_DATA, DataShard, DataState, Inventory, merge_states
 
 __all__ = [
     "ALL_DATA",
     "Batch",
-    "DataConfig",
     "DataShard",
     "DataState",
     "Inventory",
@@ -21,7 +21,5 @@ __all__ = [
     "RowSettings",
     "SinglePass",
     "Source",
-    "SourceConfig",
-    "Stage",
     "merge_states",
 ]

@@ -17,9 +17,10 @@ class RowSettings:
         seed: Of all random choices of the data path.
         batch_size: Rows per batch of one rank.
         objective: Which tokens of a row are targets.
-        buckets: Number of batches that are made together. Their rows are sorted by length and then cut, so that padded rows
-            of about one length share a batch. 1: rows stay in order.
-        rows_per_step: Rows that all ranks together take in an optimizer step; a stage begins with the first row of its step.
+        buckets: Number of batches that are made together. Their rows are sorted by length and then cut, so that padded
+            rows of about one length share a batch. 1: rows stay in order.
+        rows_per_step: Rows that all ranks together take in an optimizer step; a stage begins with the first row of its
+            step.
     """
 
     seq_len: int
@@ -35,7 +36,8 @@ class Batch:
     """Rows of one rank.
 
     Attributes:
-        tokens: int64 [batch, seq_len]; in the padded layout as wide as the longest row needs, see `DataConfig.pad_multiple`.
+        tokens: int64 [batch, seq_len]; in the padded layout as wide as the longest row needs, see
+            `DataConfig.pad_multiple`.
         labels: int64, as `tokens`; -100 where no loss is taken.
         positions: int32, as `tokens`.
         sequence_ids: int32, as `tokens`; -1 on padding.

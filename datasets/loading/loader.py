@@ -9,20 +9,21 @@ the rows do not depend on R or W.
 """
 
 import atexit
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..documents import DocumentConfig
-from ..errors import DataConfigError
+from ..config import DataConfig
+from ..documents import document_complaints
+from ..errors import DataConfigError, refuse
 from ..files import FileStore, fingerprint
-from ..rows import PAD_MULTIPLE, Packer
+from ..rows import Packer
 from ..shards import verify_shard
 from ..tokenizers import HFTokenizer, Tokenizer
 from .batch import Batch, RowSettings
 from .read_ahead import ReadAhead
-from .sources import Source, SourceConfig, open_source
+from .sources import Source, open_source
 from .state import ALL_DATA, DataShard, DataState, check_state
 from .transport import RowStream, in_order
 
@@ -31,64 +32,6 @@ CLOSE_SECONDS = 10.0
 MAX_AHEAD = 8
 AHEAD_BYTES = 2**26
 BYTES_PER_TOKEN = 24
-
-
-class Stage(NamedTuple):
-    """Other weights from a step on.
-
-    Attributes:
-        step: First step of the stage.
-        weights: Of the sources by name; 0 for those that are not named.
-    """
-
-    step: int
-    weights: Mapping[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What determines the rows of a run, and from `num_workers` on what does not.
-
-    Attributes:
-        sources: At least one.
-        lanes: Streams per source; a multiple of data-parallel degree x workers.
-        packing: `best_fit` or `concat`, where `layout` is `packed`.
-        layout: `packed`, or `padded`: a document, or a fragment of a long one, per row.
-        pad_multiple: Padded batches are as wide as their longest row, rounded up to a multiple of this.
-        documents: What is done with documents before they are packed.
-        stages: Weights that replace the sources' own from some step on, ascending.
-        num_workers: Worker processes per rank; 0 reads in a thread of this process.
-        on_bad_record: `error`, or `skip`: pass over, log and count it.
-        verify: Compare token shards with their checksums before reading; ranks share the work.
-        storage: Where remote files are kept.
-    """
-
-    sources: tuple[SourceConfig, ...]
-    lanes: int
-    packing: str
-    layout: str = "packed"
-    pad_multiple: int = PAD_MULTIPLE
-    documents: DocumentConfig = field(default_factory=DocumentConfig)
-    stages: tuple[Stage, ...] = ()
-    num_workers: int = 0
-    on_bad_record: str = "error"
-    verify: bool = False
-    storage: FileStore = field(default_factory=FileStore)
-
-    @property
-    def policy(self) -> str:
-        """How documents become rows, one of `packing.POLICIES`."""
-        return "padded" if self.layout == "padded" else self.packing
-
-    def check(self, tokenizer: Tokenizer, seq_len: int) -> None:
-        """Refuse what can be told to be wrong without looking at a file. Raises DataConfigError."""
-        for key, value, known in (
-            ("layout", self.layout, ("packed", "padded")),
-            ("on_bad_record", self.on_bad_record, ("error", "skip")),
-        ):
-            if value not in known:
-                raise DataConfigError(f"data.{key}: {value!r} is not one of {', '.join(map(repr, known))}")
-        self.documents.check(tokenizer, self.policy, seq_len)
 
 
 class Loader:
@@ -107,41 +50,43 @@ class Loader:
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, rows: RowSettings, shard: DataShard = ALL_DATA) -> None:
         _check_degrees(config.lanes, shard.dp_degree, max(1, config.num_workers))
-        names = [source.name for source in config.sources]
-        if not names or len(set(names)) < len(names):
-            raise DataConfigError(f"data.sources: name at least one source, each by its own name; found {names}")
-        config.check(tokenizer, rows.seq_len)
-        policy, documents = config.policy, config.documents
+        if not config.sources:
+            raise DataConfigError("data.sources: name at least one source")
+        refuse([*config.complaints(), *document_complaints(config, tokenizer, config.policy, rows.seq_len)])
         self.packer = Packer(
             rows.seq_len,
             tokenizer.eos_id,
             tokenizer.pad_id,
-            policy,
+            config.policy,
             rows.objective,
             pad_multiple=config.pad_multiple,
-            overlap=documents.window_overlap,
+            overlap=config.window_overlap,
         )
         self._config, self._rows = config, rows
-        stages = row_stages(config, rows.rows_per_step)
-        self.sources = [open_source(source, config.lanes, rows.seq_len, config.storage, documents) for source in config.sources]
+        storage, classes = FileStore(config), rows.objective.classes
+        self.sources = [open_source(source, config.lanes, rows.seq_len, storage, config, classes) for source in config.sources]
         self.packer.weighted = any(source.weighted for source in self.sources)
 
+        names = [source.name for source in config.sources]
         identity = {
             "lanes": config.lanes,
-            "packing": policy,
+            "packing": config.policy,
             "objective": rows.objective.identity(),
-            **documents.identity(),
+            **config.identity(),
             "seq_len": rows.seq_len,
             "seed": rows.seed,
             "tokenizer": tokenizer.fingerprint,
             # Keys are strings, as JSON has no others.
-            "stages": {str(row): dict(zip(names, weights, strict=True)) for row, weights in stages},
+            "stages": {
+                str((step - 1) * rows.rows_per_step): dict(zip(names, weights, strict=True))
+                for step, weights in config.phases()
+            },
             "sources": [
                 {
                     "name": source.config.name,
                     "format": source.config.format,
                     "field": source.config.field,
-                    "label": "" if source.config.label is None else source.config.label.field,
+                    "label": source.config.label or "",
                     "files": fingerprint(source.files),
                 }
                 for source in self.sources
@@ -170,16 +115,7 @@ class Loader:
         lanes = {name: at for name, at in state.lanes.items() if name in own}
         self._state = state.model_copy(update={"config": identity, "lanes": lanes})
         self._degree = shard.dp_degree
-        self._stream = RowStream(
-            self.sources,
-            tokenizer,
-            self.packer,
-            stages,
-            rows.seed,
-            config.on_bad_record == "skip",
-            config.lanes,
-            replace(shard, state=self._state),
-        )
+        self._stream = RowStream(self.sources, tokenizer, self.packer, config, rows, replace(shard, state=self._state))
         batch_bytes = BYTES_PER_TOKEN * rows.batch_size * rows.seq_len
         self._depth = min(max(AHEAD_BYTES // batch_bytes, 2), MAX_AHEAD)
         self._ahead: ReadAhead[Batch] | None = None
@@ -266,20 +202,3 @@ def _check_degrees(lanes: int, degree: int, workers: int) -> None:
             f"data.lanes: {lanes} is not a multiple of data-parallel degree x workers = {degree} x {workers} = {owners}; "
             f"raise it to {-(-max(lanes, 1) // owners) * owners}"
         )
-
-
-def row_stages(config: DataConfig, rows_per_step: int) -> list[tuple[int, list[float]]]:
-    """Return first row and weights of each stage, the sources' own weights first."""
-    names = [source.name for source in config.sources]
-    stages: list[tuple[int, list[float]]] = [(0, [source.weight for source in config.sources])]
-    for stage in config.stages:
-        row = (stage.step - 1) * rows_per_step
-        if row <= stages[-1][0]:
-            raise DataConfigError(f"data.stages: a stage begins at row {row}, not after the one before it")
-        if unknown := [name for name in stage.weights if name not in names]:
-            raise DataConfigError(f"data.stages.weights: {unknown[0]!r} is none of the sources {names}")
-        stages.append((row, [stage.weights.get(name, 0.0) for name in names]))
-    for row, values in stages:
-        if min(values) < 0 or not sum(values) > 0:
-            raise DataConfigError(f"data.sources.weight: {values} from row {row} on; none may be below 0, one must be above")
-    return stages

@@ -1,6 +1,7 @@
 """A thread that works ahead of whoever takes its results.
 
-Each change of threads costs some 50 microseconds, as much as half a batch from token shards takes to make. So neither side
+Each change of threads costs some 50 microseconds, as much as half a batch from token shards takes to make. So neither
+side
 is woken for a single result where several are about to come: who finds none ready gives the other a millisecond to make
 some, and who is too far ahead rests until half of them are taken.
 """

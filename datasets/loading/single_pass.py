@@ -9,15 +9,18 @@ number of ranks shares any number of documents, one included. A row that belongs
 and encoding, so a large validation set is best given as token shards, whose rows are views (0.8 ms per 1,000 documents).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from ..config import DataConfig
 from ..errors import DataConfigError, DataEnd
+from ..files import FileStore
 from ..lanes import Lane, LaneState
+from ..readers import SourceFiles
 from ..rows import PackedRow, Packer
 from ..tokenizers import Tokenizer
 from .batch import Batch, RowSettings
-from .loader import DataConfig, verify_sources
+from .loader import verify_sources
 from .sources import Source, open_source
 from .state import ALL_DATA, DataShard
 
@@ -29,7 +32,9 @@ class SinglePass:
     in its row, and a document that fits in a row is never split.
 
     Args:
-        config: Of it, `sources`, `documents` without augmentation, `on_bad_record`, `verify` and `storage` are used.
+        sources: What to read.
+        config: How to read it: its keys about documents, but for augmentation, and about files are used, `on_bad_record`
+            and `verify`.
         tokenizer: Encodes documents.
         rows: How rows become batches; `buckets` is not used.
         shard: Which rank this is, of how many.
@@ -39,14 +44,22 @@ class SinglePass:
         DataError: A source's files cannot be used.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, rows: RowSettings, shard: DataShard = ALL_DATA) -> None:
-        if not config.sources:
+    def __init__(
+        self,
+        sources: Sequence[SourceFiles],
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        rows: RowSettings,
+        shard: DataShard = ALL_DATA,
+    ) -> None:
+        if not sources:
             raise DataConfigError("validation.sources: name at least one source")
-        documents = config.documents.as_read
+        documents = config.as_read
         documents.check(tokenizer, "best_fit", rows.seq_len)
         ids = tokenizer.eos_id, tokenizer.pad_id
         self.packer = Packer(rows.seq_len, *ids, "best_fit", rows.objective, overlap=documents.window_overlap)
-        self.sources = [open_source(source, 1, rows.seq_len, config.storage, documents) for source in config.sources]
+        storage, classes = FileStore(config), rows.objective.classes
+        self.sources = [open_source(source, 1, rows.seq_len, storage, documents, classes) for source in sources]
         self.packer.weighted = any(source.weighted for source in self.sources)
         self._config, self._tokenizer, self._settings, self._shard = config, tokenizer, rows, shard
         if config.verify:

@@ -1,40 +1,17 @@
-"""The corpora of a run as they are found: which files, cut into which pieces or shards, dealt to which lanes."""
+"""The corpora of a run as they are found: which files, cut into which pieces or shards, assigned to which lanes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 
 from ..documents import DocumentConfig, Letters, Strands
-from ..errors import BadRecords, DataConfigError
+from ..errors import BadRecords, DataConfigError, refuse
 from ..files import DataFile, FileStore
 from ..lanes import Documents, RawDocuments, ShardCorpus, ShardDocuments
-from ..readers import Label, Piece, Reader, build_reader, deal, target_size
+from ..readers import READERS, Label, Piece, Reader, SourceFiles, build_reader, deal, target_size
 from ..rows import Packer
 from ..shards import Shard, open_shards
 from ..tokenizers import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """Files of one kind.
-
-    Attributes:
-        name: Unique among sources.
-        format: `text` (a file is a document), `jsonl`, `tsv`, `parquet`, `fasta`, or `tokens` (shards of `cistron prepare`).
-        paths: Paths, globs or fsspec URLs; for `tokens` manifests, or folders of them.
-        field: For jsonl, tsv and parquet: the field or column that holds the document.
-        label: For the same: where and what labels of sequences are; None: they are not read.
-        weight: Share of rows, and so of tokens, relative to the other sources' weights; 0: none before a stage.
-        max_epochs: Times that a lane reads all of its documents before the data is over; None: it never is.
-    """
-
-    name: str
-    format: str
-    paths: tuple[str, ...]
-    field: str = "text"
-    label: Label | None = None
-    weight: float = 1.0
-    max_epochs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,28 +24,28 @@ class Source:
         lanes: Pieces of each lane; empty for token shards.
         reader: Of the format; None for token shards.
         corpus: Token shards; None for raw files.
-        treatment: What is done with documents.
+        document_config: What is done with documents.
     """
 
-    config: SourceConfig
+    config: SourceFiles
     files: list[DataFile]
     lanes: list[list[Piece]]
     reader: Reader | None
     corpus: ShardCorpus | None
-    treatment: DocumentConfig
+    document_config: DocumentConfig
 
     @property
     def weighted(self) -> bool:
         """Whether some of its targets may weigh other than 1."""
         of_shards = self.corpus is not None and any(shard.manifest.weights for shard in self.corpus.shards)
-        return of_shards or self.treatment.letters.weighted or self.treatment.window_overlap > 0
+        return of_shards or self.document_config.weighted or self.document_config.window_overlap > 0
 
     def remarks(self) -> list[str]:
         """Settings of letters that its shards were prepared with and keep, where the job's are others: a line, or none."""
         if self.corpus is None:
             return []
-        asked, found = self.treatment.letters, {shard.manifest.letters for shard in self.corpus.shards}
-        kept = {f.name: {str(getattr(made, f.name)).lower() for made in found} for f in fields(asked)}
+        asked, found = self.document_config.letters, {shard.manifest.letters for shard in self.corpus.shards}
+        kept = {key: {str(getattr(made, key)).lower() for made in found} for key in Letters.model_fields}
         job = {key: str(getattr(asked, key)).lower() for key in kept}
         others = [key for key in kept if kept[key] != {job[key]}]
         if not others:
@@ -84,10 +61,10 @@ class Source:
     def documents(self, lane: int, tokenizer: Tokenizer, packer: Packer, key: tuple[int, int], skip_bad: bool) -> Documents:
         """Return what a lane reads; `key` is (seed, number of the source)."""
         if self.corpus is not None:
-            strands = Strands(self.treatment.reverse_complement, key[0], tokenizer)
+            strands = Strands(self.document_config.reverse_complement, key[0], tokenizer)
             return ShardDocuments(self.corpus, lane, key, packer.policy == "concat", strands, BadRecords(skip=skip_bad))
         assert self.reader is not None
-        return RawDocuments(self.lanes[lane], self.reader, tokenizer, packer, (*key, lane), skip_bad, self.treatment)
+        return RawDocuments(self.lanes[lane], self.reader, tokenizer, packer, (*key, lane), skip_bad, self.document_config)
 
     def sample(self) -> list[bytes]:
         """Return the heads of some raw documents from some lanes: at most 64 of 16 KiB."""
@@ -101,34 +78,47 @@ class Source:
 
 
 def open_source(
-    config: SourceConfig, lanes: int, seq_len: int, storage: FileStore, treatment: DocumentConfig | None = None
+    config: SourceFiles,
+    lanes: int,
+    seq_len: int,
+    storage: FileStore,
+    document_config: DocumentConfig | None = None,
+    classes: Sequence[str] = (),
 ) -> Source:
-    """Look up a source's files and deal them to `lanes`; `treatment` is what is done with its documents, None: nothing.
+    """Look up a source's files and assign them to `lanes`.
+
+    Args:
+        config: Which files, and where their labels are.
+        lanes: Of the source.
+        seq_len: Tokens of a row.
+        storage: Opens files.
+        document_config: What is done with its documents; None: nothing.
+        classes: Names of the classes that labels are of; empty: labels are values.
 
     Raises:
         DataConfigError: A setting is wrong, or there are fewer pieces than lanes.
         DataError: A file is missing, or cannot be read.
     """
-    treatment = treatment or DocumentConfig()
-    if not config.weight >= 0:
-        raise DataConfigError(f"data.sources.weight: {config.weight} of source {config.name!r} must not be below 0")
-    if config.format == "tokens" and config.label is None:
+    document_config = document_config or DocumentConfig()
+    refuse([f"data.sources.{line}" for line in config.complaints()])
+    if READERS[config.format] is None:
         files = storage.expand(config.paths, "*.json")
-        corpus = ShardCorpus(open_shards(files, storage), seq_len, lanes, config.name, treatment)
-        _check_letters(corpus.shards, treatment.letters)
-        return Source(config=config, files=files, lanes=[], reader=None, corpus=corpus, treatment=treatment)
-    reader = build_reader(config.format, config.field, storage, config.label)
+        corpus = ShardCorpus(open_shards(files, storage), seq_len, lanes, config.name, document_config)
+        _check_letters(corpus.shards, document_config.letters)
+        return Source(config=config, files=files, lanes=[], reader=None, corpus=corpus, document_config=document_config)
+    label = None if config.label is None else Label(config.label, tuple(classes))
+    reader = build_reader(config.format, config.field, storage, label)
     files = storage.expand(config.paths)
     target = target_size(files, lanes)
     dealt = deal([piece for file in files for piece in reader.split(file, target)], lanes, config.name)
-    return Source(config=config, files=files, lanes=dealt, reader=reader, corpus=None, treatment=treatment)
+    return Source(config=config, files=files, lanes=dealt, reader=reader, corpus=None, document_config=document_config)
 
 
 def _check_letters(shards: Sequence[Shard], letters: Letters) -> None:
     """Refuse shards without the weights that the job asks for: their ids may no longer tell the letters."""
     for shard in shards:
         made = shard.manifest.letters
-        for key in letters.changed:
+        for key in letters.changed_letters:
             asked, found = getattr(letters, key), getattr(made, key)
             if asked != found:
                 raise DataConfigError(

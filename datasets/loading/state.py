@@ -3,10 +3,11 @@
 As JSON it is
 
     {"version": 2, "rows": global row at which the next batch begins, "begin": row at which this order of data began,
-     "counts": rows of each source since then, "lanes": {"<source>/<lane>": LaneState}, "config": what determines the order}
+     "counts": rows of each source since then, "lanes": {"<source>/<lane>": LaneState}, "config": what determines the
+     order}
 
-A lane that is not listed has not been read. The state of a rank lists the lanes of that rank. Merged over all ranks, it is the
-state of the run, from which any number of ranks and workers can continue.
+A lane that is not listed has not been read. The state of a rank lists the lanes of that rank. Merged over all ranks, it
+is the state of the run, from which any number of ranks and workers can continue.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,8 @@ class DataShard:
         dp_rank: Data-parallel rank.
         dp_degree: Number of data-parallel ranks.
         state: Of a loader with the same settings, merged over its ranks; None: begin at `row`.
-        inventory: What `Loader.inventory` returned when the state was saved; it lets a refusal name the file that changed.
+        inventory: What `Loader.inventory` returned when the state was saved; it lets a refusal name the file that
+            changed.
         row: Global row to begin at, where there is no state.
     """
 

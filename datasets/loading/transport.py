@@ -25,10 +25,12 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from ..config import DataConfig
 from ..errors import DataEnd, DataError, WorkerError
-from ..lanes import Lane, LaneState, Mixer, Stage
+from ..lanes import Lane, LaneState, Mixer
 from ..rows import PackedRow, Packer
 from ..tokenizers import Tokenizer
+from .batch import RowSettings
 from .sources import Source
 from .state import DataShard, DataState
 
@@ -109,20 +111,16 @@ class RowStream(IterableDataset[Message]):
         sources: Where rows are drawn from.
         tokenizer: Encodes documents.
         packer: Packs them.
-        stages: First row and weights of each stage.
-        seed: Of all random choices.
-        skip_bad: Pass over bad records.
-        lanes: Of each source.
+        config: What to read and how.
+        settings: How rows become batches.
         shard: The rank's part of the data, with the state from which it continues.
     """
 
     sources: Sequence[Source]
     tokenizer: Tokenizer
     packer: Packer
-    stages: Sequence[Stage]
-    seed: int
-    skip_bad: bool
-    lanes: int
+    config: DataConfig
+    settings: RowSettings
     shard: DataShard
 
     @property
@@ -133,7 +131,9 @@ class RowStream(IterableDataset[Message]):
 
     def mixer(self) -> Mixer:
         """Return the mixer at the state's row."""
-        return Mixer(self.stages, self.lanes, self.seed, self.state.begin, self.state.rows, self.state.counts)
+        weights = [((step - 1) * self.settings.rows_per_step, weights) for step, weights in self.config.phases()]
+        at = self.state
+        return Mixer(weights, self.config.lanes, self.settings.seed, at.begin, at.rows, at.counts)
 
     def origins(self, mixer: Mixer) -> Iterator[RowOrigin]:
         """Yield this rank's rows: of any `degree` rows that follow one another, the one whose lane is its own."""
@@ -145,18 +145,19 @@ class RowStream(IterableDataset[Message]):
     def rows(self, origins: Iterator[RowOrigin]) -> Iterator[Row]:
         """Yield the rows of some of this rank's origins."""
         lanes: dict[tuple[int, int], Iterator[tuple[PackedRow, LaneState]]] = {}
+        skip_bad = self.config.on_bad_record == "skip"
         for origin in origins:
             key = origin.source, origin.lane
             if key not in lanes:
                 source = self.sources[origin.source]
-                key_of_source = (self.seed, origin.source)
+                key_of_source = (self.settings.seed, origin.source)
                 lanes[key] = Lane(
-                    source.documents(origin.lane, self.tokenizer, self.packer, key_of_source, self.skip_bad),
+                    source.documents(origin.lane, self.tokenizer, self.packer, key_of_source, skip_bad),
                     self.packer,
                     (*key_of_source, origin.lane),
                     self.state.lanes.get(source.lane_name(origin.lane), LaneState()),
                     source.config.name,
-                    source.config.max_epochs,
+                    self.config.sources[origin.source].max_epochs,
                 ).rows()
             yield Row(origin, *next(lanes[key]))
 
@@ -214,9 +215,9 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
     if not workers:
         yield from stream.rows(origins)
         return
-    # No automatic collation, and no snapshots of a state that is never asked for. Workers are spawned: a forked child would
-    # hold the parent's CUDA context, gloo sockets and the locks of its threads, and a fork server would die of a SIGTERM to
-    # the process group, its children with it.
+    # No automatic collation, and no snapshots of a state that is never asked for. Workers are spawned: a forked child
+    # would hold the parent's CUDA context, gloo sockets and the locks of its threads, and a fork server would die of a
+    # SIGTERM to the process group, its children with it.
     loader = StatefulDataLoader(
         stream,
         batch_size=None,
@@ -243,8 +244,8 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
                 raise item
             yield Row(origin, *item)
     finally:
-        # torch ends workers when the iterator is collected, which the traceback of an exception would put off; they ignore
-        # signals, so an exit of this process would wait for them.
+        # torch ends workers when the iterator is collected, which the traceback of an exception would put off; they
+        # ignore signals, so an exit of this process would wait for them.
         messages._shutdown_workers()
 
 
@@ -252,8 +253,8 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
 def _no_main_module() -> Iterator[None]:
     """Start workers that do not import what the parent runs as its main module.
 
-    `multiprocessing` has every spawned process import it, for classes that were defined there. A worker needs none, and the
-    trainer takes 1.3 s and 200 MB; a script without `if __name__ == "__main__"` would run again.
+    `multiprocessing` has every spawned process import it, for classes that were defined there. A worker needs none, and
+    the trainer takes 1.3 s and 200 MB; a script without `if __name__ == "__main__"` would run again.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

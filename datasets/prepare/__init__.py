@@ -1,4 +1,9 @@
-"""datasets/prepare."""
+"""Files to token shards on all cores: raw text or the token files of other programs, restartable, the same bytes each
+time.
+
+Read `run` (the work list, and what is finished), `pool` (worker processes), `raw` (documents to tokens), then
+`imported` with `arrays`, `columns` and `megatron` (token files of others). `duplicates` and `statistics` stand alone.
+"""
 
 from .arrays import DumpReader
 from .columns import ListReader

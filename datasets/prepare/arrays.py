@@ -1,4 +1,4 @@
-"""Part of datasets/prepare."""
+"""Token files that are plain arrays of ids: one-dimensional `.npy` files, or raw dumps. An eos ends each document."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from ..errors import DataError
 from ..files import DataFile, FileStore
 from ..readers import Piece
 from ..tokenizers import Ids
-from .imported import CHUNK, Tokens
+from .imported import CHUNK, TokenReader, Tokens
 
 # Documents of fewer tokens, or more, on average: then what is taken for an eos is none.
 PLAUSIBLE = (2, 10**9)
 
 
 @dataclass(frozen=True)
-class DumpReader:
+class DumpReader(TokenReader):
     """One-dimensional `.npy` arrays, or raw `.bin` files; a piece's start and end are numbers of tokens.
 
     Attributes:
@@ -35,8 +36,8 @@ class DumpReader:
     dtype: str | None
     weighted = False
 
+    @override
     def settings(self) -> dict[str, Any]:
-        """See `TokenReader`."""
         return {"import": "tokens", "dtype": self.dtype, "eos_id": self.eos_id}
 
     def _ids(self, path: str) -> Ids:
@@ -59,7 +60,7 @@ class DumpReader:
         return ids
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
-        """Cut behind an eos, after a look at all of them."""
+        """Cut behind an eos, after counting all of them. Raises DataError where they cannot be ends of documents."""
         ids = self._ids(file.path)
         ends = sum(int(np.count_nonzero(ids[at : at + CHUNK] == self.eos_id)) for at in range(0, len(ids), CHUNK))
         low, high = PLAUSIBLE
@@ -84,8 +85,8 @@ class DumpReader:
                 return at + int(found.argmax()) + 1
         return len(ids)
 
+    @override
     def tokens(self, piece: Piece) -> Iterator[Tokens]:
-        """See `TokenReader`."""
         assert piece.end is not None
         ids = self._ids(piece.path)
         for start in range(piece.start, piece.end, CHUNK):
@@ -95,6 +96,6 @@ class DumpReader:
                 ends = np.append(ends, len(part))
             yield Tokens(part, ends, None, part.nbytes)
 
+    @override
     def first_document(self, piece: Piece) -> int | None:
-        """See `TokenReader`: the documents before are not counted."""
         return 0 if piece.start == 0 else None

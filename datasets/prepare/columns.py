@@ -1,4 +1,4 @@
-"""Part of datasets/prepare."""
+"""Token files that are parquet: a row is a document, a column holds its ids as a list, another one its loss weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet
+from typing_extensions import override
 
 from ..errors import DataError
 from ..files import DataFile, FileStore
 from ..readers import Piece
-from .imported import Tokens
+from .imported import TokenReader, Tokens
 
 BATCH_BYTES = 2**24  # of a parquet column decoded together
 
 
 @dataclass(frozen=True)
-class ListReader:
+class ListReader(TokenReader):
     """Parquet columns that hold a list of ids, and perhaps one of loss weights, per document; pieces count rows.
 
     Attributes:
@@ -31,20 +32,20 @@ class ListReader:
     weights_column: str | None
 
     @property
+    @override
     def weighted(self) -> bool:
-        """See `TokenReader`."""
         return self.weights_column is not None
 
     @property
     def _columns(self) -> list[str]:
         return [self.column, *([self.weights_column] if self.weights_column else [])]
 
+    @override
     def settings(self) -> dict[str, Any]:
-        """See `TokenReader`."""
         return {"import": "parquet", "column": self.column, "weights_column": self.weights_column}
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
-        """Cut at row groups."""
+        """Cut at the bounds of row groups, which are read whole. Raises DataError where a column is missing."""
         with self._open(file.path) as parquet:
             for column in self._columns:
                 self._check_type(file.path, parquet.schema_arrow, column)
@@ -61,8 +62,8 @@ class ListReader:
                 row += rows
         return pieces
 
+    @override
     def tokens(self, piece: Piece) -> Iterator[Tokens]:
-        """See `TokenReader`."""
         with self._open(piece.path) as parquet:
             row = 0
             for number in range(parquet.num_row_groups):
@@ -75,8 +76,8 @@ class ListReader:
                         at += batch.num_rows
                 row += group.num_rows
 
+    @override
     def first_document(self, piece: Piece) -> int | None:
-        """See `TokenReader`."""
         return piece.start
 
     def _tokens(self, batch: Any, path: str, row: int, stored: float) -> Tokens:

@@ -1,6 +1,7 @@
 """Exact duplicates among any number of documents, by 128-bit hashes, in bounded memory.
 
-Hashes are dealt to 256 files by their first byte, and each file is sorted alone: 10^9 documents take 24 GB of disk and
+Hashes are assigned to 256 files by their first byte, and each file is sorted alone: 10^9 documents take 24 GB of disk
+    and
 0.3 GB of memory.
 """
 
@@ -29,7 +30,7 @@ def mark_duplicates(hashes: Sequence[Path], marks: Path, scratch: Path) -> None:
     total = sum(path.stat().st_size for path in hashes) // DIGEST_BYTES
     scratch.mkdir(parents=True, exist_ok=True)
     partitions = [scratch / f"{number:03}" for number in range(_PARTITIONS)]
-    _deal(hashes, partitions)
+    _divide(hashes, partitions)
     with temporary(marks).open("wb") as file:
         file.truncate(total)
     marked = np.memmap(temporary(marks), dtype=np.uint8, mode="r+", shape=(total,)) if total else np.empty(0, np.uint8)
@@ -46,7 +47,7 @@ def mark_duplicates(hashes: Sequence[Path], marks: Path, scratch: Path) -> None:
     sync(marks.parent)
 
 
-def _deal(hashes: Sequence[Path], partitions: Sequence[Path]) -> None:
+def _divide(hashes: Sequence[Path], partitions: Sequence[Path]) -> None:
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in partitions]
         place = 0

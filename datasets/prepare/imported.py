@@ -1,4 +1,4 @@
-"""Somebody else's token files to token shards, held against the eos contract on the way in.
+"""Token files of other programs to token shards, with the eos contract checked on the way.
 
 Every document must end with its only eos. Where a source says that its documents carry none, one is appended to those
 without; nothing else is ever changed. Documents of nothing but an eos are left out and counted.
@@ -25,12 +25,12 @@ Weights = npt.NDArray[np.float32]
 
 
 class Tokens(NamedTuple):
-    """A stretch of a file of tokens.
+    """Consecutive tokens of a file.
 
     Attributes:
         ids: Integers, 1-d, at most some millions.
         ends: Places behind the last token of each document that ends in it, ascending; equal ones are empty documents.
-            A document that ends with the last token ends in this stretch, not in the next.
+            A document that ends with the last token ends here, not in the next part.
         weights: Loss weight of each token, None where the source states none.
         stored: Bytes that it took.
     """
@@ -85,15 +85,15 @@ class TokenCorpus:
     hasher: ClassVar[None] = None
 
     def settings(self) -> dict[str, Any]:
-        """See `prepare.Corpus`."""
+        """Return what decides the bytes of the shards, as JSON."""
         return {"append_eos": self.append_eos, **self.reader.settings()}
 
     def split(self, target: int) -> list[Piece]:
-        """See `prepare.Corpus`."""
+        """Cut the files into pieces of about `target` bytes of whole documents."""
         return [piece for file in self.files for piece in self.reader.split(file, target)]
 
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
-        """See `prepare.Corpus`."""
+        """Write the shard of a task into `folder`/train, and check the eos contract on the way. Raises DataError."""
         dtype = id_dtype(self.tokenizer.vocab_size - 1)
         writer = ShardWriter(folder / "train", f"{task.number:06}", self.tokenizer, dtype, weighted=self.reader.weighted)
         sizes = {file.path: file.size for file in self.files}
@@ -121,7 +121,7 @@ class TokenCorpus:
 
 
 class _Contract:
-    """The eos contract over the stretches of a piece.
+    """The eos contract over all tokens of a piece, which arrive in parts.
 
     Attributes:
         documents: Ended so far, dropped ones included.
@@ -138,13 +138,14 @@ class _Contract:
         self._append_eos = append_eos
         self._path = path
         self._first_document = first_document
-        self._open = 0  # tokens of the document that the stretch before left open
+        self._open = 0  # tokens of the document that the part before left open
 
     def hold(self, tokens: Tokens) -> tuple[Ids, Places, Weights | None]:
         """Return ids, ends and weights as a shard has them.
 
         Raises:
-            DataError: An id is outside the vocabulary, an eos is missing or inside of a document, or a weight is not one.
+            DataError: An id is outside the vocabulary, an eos is missing or inside of a document, or a weight is not
+                one.
         """
         ids, ends, weights, _ = tokens
         outside = (ids < 0) | (ids >= self._vocab_size)

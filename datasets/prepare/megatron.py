@@ -1,8 +1,9 @@
-"""The formats of token files that people have: Megatron's `.bin` with `.idx`, plain dumps, parquet columns of lists.
+"""Token files of Megatron-LM: ids in PREFIX.bin, and in PREFIX.idx where each document begins.
 
-Of a Megatron index (little-endian; Megatron-LM, megatron/core/datasets/indexed_dataset.py) is read: the magic number
-MMIDIDX and two zero bytes, uint64 version 1, uint8 code of the dtype, uint64 sequences, uint64 document bounds; then int32
-tokens and int64 first byte of each sequence, and int64 bounds of documents, counted in sequences.
+The format is that of megatron/core/datasets/indexed_dataset.py, little-endian. The index holds: the magic number
+MMIDIDX and two zero bytes, uint64 version 1, uint8 code of the dtype, uint64 number of sequences, uint64 number of
+document bounds; then int32 tokens and int64 first byte of each sequence, and int64 bounds of documents, counted in
+sequences.
 """
 
 from bisect import bisect_left
@@ -13,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from ..errors import DataError
 from ..files import DataFile, FileStore
 from ..readers import Piece
 from ..tokenizers import Ids
-from .imported import CHUNK, Places, Tokens
+from .imported import CHUNK, Places, TokenReader, Tokens
 
 MAGIC = b"MMIDIDX\x00\x00"
 INDEX_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 
 @dataclass(frozen=True)
-class MegatronReader:
+class MegatronReader(TokenReader):
     """PREFIX.bin and PREFIX.idx; a piece's start and end are numbers of documents.
 
     Attributes:
@@ -39,12 +41,12 @@ class MegatronReader:
     append_eos: bool
     weighted = False
 
+    @override
     def settings(self) -> dict[str, Any]:
-        """See `TokenReader`."""
         return {"import": "megatron"}
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
-        """Cut at documents. The index has no pieces of its own."""
+        """Cut where documents begin; the `.idx` file has no piece of its own. Raises DataError."""
         if file.path.endswith(".idx"):
             return []
         index = _MegatronIndex(file.path, self.storage)
@@ -58,8 +60,8 @@ class MegatronReader:
             for start, end in pairwise([*starts, index.documents])
         ]
 
+    @override
     def tokens(self, piece: Piece) -> Iterator[Tokens]:
-        """See `TokenReader`."""
         assert piece.end is not None
         index = _MegatronIndex(piece.path, self.storage)
         bounds = index.begins(piece.start, piece.end + 1)
@@ -71,8 +73,8 @@ class MegatronReader:
             ids = index.ids[start:stop]
             yield Tokens(ids, ends[low:high] - start, None, ids.nbytes)
 
+    @override
     def first_document(self, piece: Piece) -> int | None:
-        """See `TokenReader`."""
         return piece.start
 
 

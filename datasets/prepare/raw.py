@@ -6,7 +6,7 @@ long document streams into the training shard and is taken out again where its e
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ..documents import PLAIN, LetterEncoder, Letters, Weighed, Weights
+from ..documents import LetterEncoder, Letters, Weighed, Weights
 from ..errors import DataError
 from ..files import DataFile, sync, temporary
 from ..readers import Piece, Reader, Records, located, wrong_byte
@@ -72,12 +72,12 @@ class RawCorpus:
     deduplicate: bool
     seed: int
     skip_bad: bool
-    letters: Letters = PLAIN
+    letters: Letters
 
     def settings(self) -> dict[str, Any]:
         """See `prepare.Corpus`."""
         names = ("format", "field", "validation_share", "deduplicate", "seed", "skip_bad")
-        return {**{name: getattr(self, name) for name in names}, "letters": asdict(self.letters)}
+        return {**{name: getattr(self, name) for name in names}, "letters": self.letters.model_dump()}
 
     def split(self, target: int) -> list[Piece]:
         """Cut the files at record starts where their format allows."""

@@ -1,14 +1,15 @@
 """A corpus to token shards on all cores: restartable after any death, and the same bytes for any number of processes.
 
-The work list is the corpus cut into tasks, whatever the number of processes; a task becomes at most one shard for training
-and one for validation. The output folder holds
+The work list is the corpus cut into tasks, whatever the number of processes; a task becomes at most one shard for
+training and one for validation. The output folder holds
 
     train/NNNNNN.*       shards
     validation/NNNNNN.*  shards, where a share of the documents is put aside
     plan/plan.json       everything that decides the bytes: settings, tokenizer, files
     plan/NNNNNN.json     what became of a task, written when its shards are durable
 
-A rerun goes on under the same plan and refuses another. Where duplicates are removed, a first pass hashes all documents.
+A rerun goes on under the same plan and refuses another. Where duplicates are removed, a first pass hashes all
+documents.
 """
 
 import errno
@@ -52,13 +53,19 @@ class Task(NamedTuple):
     documents_before: int = 0
 
     def __str__(self) -> str:
-        """The first piece in words."""
+        """Describe the task by its first piece."""
         first = self.pieces[0]
         return f"{first.path} from {first.start} on" + (f" and {len(self.pieces) - 1} more pieces" * (len(self.pieces) > 1))
 
 
 class Event(NamedTuple):
-    """Progress of a task: bytes done as stored, bytes of text read, and a line about a record that was skipped."""
+    """Progress of a task.
+
+    Attributes:
+        stored: Bytes of files that are done.
+        text: Bytes of text that were read in them.
+        message: A line about a record that was skipped.
+    """
 
     stored: float = 0.0
     text: int = 0
@@ -66,7 +73,7 @@ class Event(NamedTuple):
 
 
 class PreparationResult(Record):
-    """What became of documents.
+    """What became of the documents of a task, or of all tasks.
 
     Attributes:
         documents: Written to shards.
@@ -96,7 +103,7 @@ class PreparationResult(Record):
 
 
 class Corpus(Protocol):
-    """Files that can be made into shards; picklable.
+    """Files that can be made into shards; picklable, since worker processes get it.
 
     Attributes:
         files: In order.
@@ -128,14 +135,14 @@ class Corpus(Protocol):
 
 
 class Monitor(Protocol):
-    """Who is told about progress."""
+    """Shows the progress of a preparation."""
 
     def begin(self, stage: str, stored: int) -> None:
-        """Hear that a stage begins which reads so many bytes as stored."""
+        """Begin a stage that reads `stored` bytes of files."""
         ...
 
     def __call__(self, event: Event) -> None:
-        """Hear of an event."""
+        """Count an event, and show its message if it has one."""
         ...
 
 

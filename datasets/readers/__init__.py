@@ -1,23 +1,27 @@
 """datasets/readers."""
 
-from .formats import build_reader
-from .labels import FORMATS, Label
+from .config import SourceConfig, SourceFiles
+from .formats import build_reader, raw_formats
+from .labels import Label
 from .pieces import Piece, deal, target_size
-from .records import Reader, Records, located, wrong_byte
-from .sequences import ENDINGS, NamedSequence, SequenceFiles
+from .records import READERS, FieldReader, Reader, Records, located, wrong_byte
+from .sequences import NamedSequence, SequenceFiles
 
 __all__ = [
-    "ENDINGS",
-    "FORMATS",
+    "READERS",
+    "FieldReader",
     "Label",
     "NamedSequence",
     "Piece",
     "Reader",
     "Records",
     "SequenceFiles",
+    "SourceConfig",
+    "SourceFiles",
     "build_reader",
     "deal",
     "located",
+    "raw_formats",
     "target_size",
     "wrong_byte",
 ]

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import DataError
-from ..files import ByteFile, DataFile, FileStore
+from ..files import ByteFile, DataFile
 from .pieces import Piece
-from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, Records, Window, split_records
+from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, READERS, Reader, Records, Window, split_records
 
 BOUNDARY = b"\n>"
 NO_RESIDUE = "the record has no residue; remove its header, or put the sequence behind it"
@@ -33,16 +33,17 @@ class Fault(NamedTuple):
     at: int
 
 
+@READERS.add("fasta", says="a record is a document")
 @dataclass(frozen=True)
-class FastaReader:
+class FastaReader(Reader):
     """Documents between headers; an address is that of the header's `>`, or lies within the record.
 
     Attributes:
-        storage: Opens files.
         group_bytes: Bytes of the file that become a group or a stretch; a header has fewer.
     """
 
-    storage: FileStore
+    endings = (".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas")
+    cut = "uncompressed, or in bgzip's blocks"
     group_bytes: int = GROUP_BYTES
 
     def split(self, file: DataFile, target: int) -> list[Piece]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-FORMATS = ("jsonl", "tsv", "parquet")  # whose records have more than a document
 SHOWN = 24  # letters of a sequence that a message quotes
 
 

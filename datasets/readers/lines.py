@@ -1,16 +1,15 @@
 """Formats of which each line is a record: how files are cut, read, reopened and named by line; blank lines are skipped."""
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import DataError
-from ..files import DataFile, FileStore
-from .labels import Label
+from ..files import DataFile
 from .pieces import Piece
-from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, Records, Window, split_records
+from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, READERS, FieldReader, Records, Window, split_records
 
 MAX_LINE_BYTES = 2**30
 # To name a bad record by its line, the lines before it are counted; so many bytes take 0.1 s, or 1 s to inflate.
@@ -20,24 +19,17 @@ ParseLine = Callable[[bytes], tuple[bytes, float]]
 
 
 @dataclass(frozen=True)
-class LineReader(ABC):
+class LineReader(FieldReader):
     """Documents in lines.
 
     Attributes:
-        storage: Opens files.
-        field: That holds the document.
-        group_bytes: Bytes of the file that become a group.
         max_line_bytes: What a line may have.
-        label: Where and what labels are; None: they are not read.
-        format_name: Of `data.sources.format`.
+        format_name: Of `data.sources.format`; class attribute.
     """
 
-    storage: FileStore
-    field: str
-    group_bytes: int = GROUP_BYTES
     max_line_bytes: int = MAX_LINE_BYTES
-    label: Label | None = None
     format_name: ClassVar[str]
+    cut: ClassVar[str] = "uncompressed, or in bgzip's blocks"
 
     @abstractmethod
     def parser(self, path: str) -> tuple[ParseLine, int]:
@@ -121,16 +113,12 @@ class LineReader(ABC):
 _parse = json.JSONDecoder().raw_decode
 
 
-@dataclass(frozen=True)
+@READERS.add("jsonl", says="a line is a document")
 class JsonlReader(LineReader):
-    """Documents in JSON objects.
+    """Documents in JSON objects."""
 
-    Attributes:
-        numbers: Whether whole numbers are documents too, as decimal text.
-    """
-
-    numbers: bool = False
     format_name = "jsonl"
+    endings = (".jsonl", ".ndjson", ".json")
 
     def parser(self, path: str) -> tuple[ParseLine, int]:
         """See `LineReader`; all files are alike."""
@@ -183,10 +171,12 @@ class JsonlReader(LineReader):
 HEADER_BYTES = 2**16
 
 
+@READERS.add("tsv", says="a line of a table is a document")
 class TsvReader(LineReader):
-    """Documents in one column of a table."""
+    """Documents in one column of a table, of which every cell is text."""
 
     format_name = "tsv"
+    endings = (".tsv", ".tab")
 
     def parser(self, path: str) -> tuple[ParseLine, int]:
         """See `LineReader`; reads the names of the file's columns."""

@@ -6,7 +6,6 @@ before are decoded again and dropped.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -15,33 +14,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import DataError
-from ..files import DataFile, FileStore
-from .labels import Label
+from ..files import DataFile
 from .pieces import Piece
-from .records import GROUP_BYTES, GROUP_DOCUMENTS, Records, whole_piece
+from .records import GROUP_DOCUMENTS, FieldReader, Records, whole_piece
 
 READ_BYTES = 2**20
 BATCH_ROWS = 16  # at least, where rows are large
 STRINGS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 
 
-@dataclass(frozen=True)
-class ParquetReader:
-    """Documents in rows.
+class ParquetReader(FieldReader):
+    """Documents in rows; `a.b` as the field is field b of column a."""
 
-    Attributes:
-        storage: Opens files.
-        column: That holds the document; `a.b` is field b of column a.
-        group_bytes: Bytes of documents that become a group.
-        label: Where and what labels are, `field` a column; None: they are not read.
-        numbers: Whether whole numbers are documents too, as decimal text.
-    """
-
-    storage: FileStore
-    column: str
-    group_bytes: int = GROUP_BYTES
-    label: Label | None = None
-    numbers: bool = False
+    endings = (".parquet",)
+    cut = "by row groups"
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
         """See `Reader`; pieces are row groups, several if they are small."""
@@ -107,7 +93,7 @@ class ParquetReader:
         for place, value in enumerate(values):
             try:
                 if value is None:
-                    raise ValueError(f"column {self.column!r} is null")
+                    raise ValueError(f"column {self.field!r} is null")
                 number = 0.0 if labels is None or self.label is None else self.label.number(labels[place], value)
             except ValueError as problem:
                 yield group(str(problem))
@@ -130,7 +116,7 @@ class ParquetReader:
             with self.storage.open_stored(path, whole) as raw:
                 parquet = pq.ParquetFile(raw, buffer_size=READ_BYTES, page_checksum_verification=True)
                 _check(parquet, path)
-                columns = [self._check_strings(*_find_column(parquet.schema_arrow, self.column, path), path)]
+                columns = [self._check_strings(*_find_column(parquet.schema_arrow, self.field, path), path)]
                 if self.label is not None:
                     columns.append(_find_column(parquet.schema_arrow, self.label.field, path)[0])
                 yield parquet, columns
@@ -145,7 +131,7 @@ class ParquetReader:
         if content in STRINGS or (self.numbers and pa.types.is_integer(content)):
             return names
         wanted = "strings or whole numbers" if self.numbers else "strings"
-        problem = f"column {self.column!r} must hold {wanted}, and holds {found}"
+        problem = f"column {self.field!r} must hold {wanted}, and holds {found}"
         if pa.types.is_list(found) or pa.types.is_large_list(found):
             problem += "; make token shards of lists of ids by `cistron prepare --import parquet`"
         raise DataError(problem, file=path)

@@ -4,12 +4,16 @@ A reader is a pure function of (piece, offset, first): opened at the address of 
 and all later ones, byte for byte, whatever was read before. Its memory does not grow with the length of a document.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
+from ...base import Registry
 from ..errors import DataError
 from ..files import BgzfFile, ByteFile, DataFile, FileStore, is_compressed
+from .labels import Label
 from .pieces import Piece, record_starts
 
 GROUP_BYTES = 2**20
@@ -47,27 +51,60 @@ class Records(NamedTuple):
         return self.error is not None and not self.first and not self.documents
 
 
-class Reader(Protocol):
-    """One file format, of files reached through a storage."""
+@dataclass(frozen=True)
+class Reader(ABC):
+    """One file format, of files reached through a storage; picklable, as it travels to worker processes.
+
+    Attributes:
+        storage: Opens files.
+        endings: Of the names of its files, compression aside; class attribute.
+        cut: Where a file can be cut into pieces for several lanes, as a message says it; class attribute.
+    """
+
+    storage: FileStore
+    endings: ClassVar[tuple[str, ...]] = ()
+    cut: ClassVar[str] = "never"
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
         """Cut a file at record starts into pieces of about `target` bytes as stored; into one where it cannot be cut."""
-        ...
+        return whole_piece(file)
 
+    @abstractmethod
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
         """Yield the documents of `piece` from an address on; its beginning is (`piece.start`, True).
 
         Raises:
             DataError: The file cannot be read, ends early, or is damaged in a way that hides where records begin.
         """
-        ...
 
     def locate(self, path: str, offset: int, index: int) -> tuple[int | str | None, int | None]:
         """Return (record, byte in the file) of byte `index` of the document data that begins at `offset`.
 
         Reads the file again: for error messages only.
         """
-        ...
+        return None, None
+
+
+@dataclass(frozen=True)
+class FieldReader(Reader):
+    """A format whose records have named fields or columns, so that a label may stand beside the document.
+
+    Attributes:
+        field: Holds the document.
+        group_bytes: Bytes of the file, or of documents, that become a group.
+        label: Where and what labels are; None: they are not read.
+        numbers: Whether whole numbers are documents too, as decimal text.
+    """
+
+    field: str
+    group_bytes: int = GROUP_BYTES
+    label: Label | None = None
+    numbers: bool = False
+
+
+# Each module of a format registers its class. None: token shards, which are mapped and not read.
+READERS: Registry[type[Reader] | None] = Registry("format")
+READERS.add("tokens", says="shards by `cistron prepare`")(None)
 
 
 def located(reader: Reader, error: DataError, address: int) -> DataError:

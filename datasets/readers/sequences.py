@@ -5,17 +5,9 @@ from typing import NamedTuple
 
 from ..errors import DataConfigError, DataError
 from ..files import DataFile, FileStore, plain_name
-from .formats import build_reader
+from .formats import build_reader, has_fields, raw_formats
 from .pieces import MAX_PIECE_BYTES, Piece
-from .records import Reader, located, wrong_byte
-
-ENDINGS = {
-    "fasta": (".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas"),
-    "jsonl": (".jsonl", ".ndjson", ".json"),
-    "tsv": (".tsv", ".tab"),
-    "parquet": (".parquet",),
-    "text": (".txt",),
-}
+from .records import READERS, Reader, located, wrong_byte
 
 
 class NamedSequence(NamedTuple):
@@ -62,7 +54,7 @@ class SequenceFiles:
         self._storage = FileStore()
         self.files = self._storage.expand(paths)
         self._format = format or format_of(self.files)
-        if id_field is not None and self._format not in ("jsonl", "tsv", "parquet"):
+        if id_field is not None and not has_fields(self._format):
             raise DataConfigError(f"--id-field {id_field}: a {self._format} file has no fields")
         self._reader = build_reader(self._format, field, self._storage)
         self._names = None if id_field is None else build_reader(self._format, id_field, self._storage, numbers=True)
@@ -102,14 +94,15 @@ class SequenceFiles:
 
 def format_of(files: Iterable[DataFile]) -> str:
     """Return the one format that the files' names end in, compression aside. Raises DataConfigError where there is none."""
+    endings = {name: reader.endings for name in READERS if (reader := READERS[name]) is not None}
     formats: dict[str, str] = {}
     for file in files:
         name = plain_name(file.path)
         for ending in (".gz", ".bgz", ".zst", ".zstd"):
             name = name.removesuffix(ending)
-        found = next((format for format, endings in ENDINGS.items() if name.endswith(endings)), None)
+        found = next((format for format in endings if name.endswith(endings[format])), None)
         if found is None:
-            raise DataConfigError(f"{file.path}: its ending tells no format; name it with --format {'|'.join(ENDINGS)}")
+            raise DataConfigError(f"{file.path}: its ending tells no format; name it with --format {'|'.join(raw_formats())}")
         formats[found] = file.path
     if len(formats) > 1:
         raise DataConfigError(f"files of several formats, {' and '.join(formats.values())}: ask for one at a time")

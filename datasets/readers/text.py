@@ -3,26 +3,21 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..files import DataFile, FileStore
 from .pieces import Piece
-from .records import GROUP_BYTES, Records, Window, whole_piece
+from .records import GROUP_BYTES, READERS, Reader, Records, Window
 
 
+@READERS.add("text", says="a file is a document")
 @dataclass(frozen=True)
-class TextReader:
+class TextReader(Reader):
     """The bytes of a file as they are.
 
     Attributes:
-        storage: Opens files.
         group_bytes: Bytes of a stretch.
     """
 
-    storage: FileStore
+    endings = (".txt",)
     group_bytes: int = GROUP_BYTES
-
-    def split(self, file: DataFile, target: int) -> list[Piece]:
-        """See `Reader`."""
-        return whole_piece(file)
 
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
         """See `Reader`."""

@@ -2,7 +2,7 @@
 
 from .masking import MaskedTokens, MaskingConfig
 from .objectives import DocumentLabels, NextToken, Objective, PackedRow, Weights
-from .packing import PAD_MULTIPLE, Block, Packer, Part, Planes, best_fit, row_violations, rows_of_best_fit
+from .packing import PAD_MULTIPLE, Block, Packer, Part, Planes, best_fit, lay_out, row_violations, rows_of_best_fit
 
 __all__ = [
     "PAD_MULTIPLE",
@@ -18,6 +18,7 @@ __all__ = [
     "Planes",
     "Weights",
     "best_fit",
+    "lay_out",
     "row_violations",
     "rows_of_best_fit",
 ]

@@ -8,18 +8,19 @@ the chosen ones of a row are dealt to mask, random and kept at even distances. S
 where coins would be within 0.8 %.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
+from typing_extensions import override
 
-from ..errors import DataConfigError
+from ...base import Fraction, Table, changed
+from ..errors import refuse
 from ..randomness import random_bits, uniform
 from ..tokenizers import Tokenizer
 from .objectives import IGNORE, Laid, Places, Targets
 
-SCHEDULES = ("constant", "esm3")
 # ESM-3 (Hayes et al. 2024, appendix A.2.3) masks a document at a rate from 80 % Beta(3, 9), mean 0.25, and 20 % uniform.
 # The third smallest of eleven uniform numbers is distributed as Beta(3, 9).
 BETA_SHARE, BETA_RANK, BETA_OF = 0.8, 2, 11
@@ -29,31 +30,26 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaskingConfig:
-    """How much is hidden, and how.
+class MaskingConfig(Table):
+    """Masked language modelling, for training.objective = "mlm"."""
 
-    Attributes:
-        rate: Share of a document's tokens that are chosen, with the schedule `constant`.
-        schedule: `constant`, or `esm3`: a rate of its own for every document of a row.
-        mask_share: Share of the chosen that is shown as the mask.
-        random_share: Share of the chosen that is shown as a random residue.
-    """
+    mask_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
+    """Share of each document's tokens that the model is asked for; special tokens never are."""
+    rate_schedule: Literal["constant", "esm3"] = "constant"
+    """esm3: a rate for every document, 80 % of them from Beta(3, 9) and 20 % uniform, in place of mask_rate."""
+    mask_share: Fraction = 0.8
+    """Share of these tokens that is shown as the mask token."""
+    random_share: Fraction = 0.1
+    """Share that is shown as a random letter of the alphabet; what is left is shown as it is."""
 
-    rate: float = 0.15
-    schedule: str = "constant"
-    mask_share: float = 0.8
-    random_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Refuse what is no share. Raises DataConfigError."""
-        if not 0 < self.rate <= 1:
-            raise DataConfigError(f"mlm.mask_rate = {self.rate}: must be above 0 and at most 1")
-        if self.schedule not in SCHEDULES:
-            raise DataConfigError(f"mlm.rate_schedule = {self.schedule!r}: is not one of {', '.join(map(repr, SCHEDULES))}")
-        if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1:
-            shares = f"mlm.mask_share = {self.mask_share} and mlm.random_share = {self.random_share}"
-            raise DataConfigError(f"{shares}: neither may be below 0, nor their sum above 1")
+    @override
+    def complaints(self) -> list[str]:
+        wrong = []
+        if self.mask_share + self.random_share > 1:
+            wrong.append(f"mlm.mask_share + mlm.random_share = {self.mask_share} + {self.random_share}: must be at most 1")
+        if self.rate_schedule == "esm3" and changed(self, "mask_rate"):
+            wrong.append(f'mlm.mask_rate = {self.mask_rate}: is not read with rate_schedule = "esm3"; leave it out')
+        return wrong
 
 
 class MaskedTokens:
@@ -69,13 +65,17 @@ class MaskedTokens:
     """
 
     shift = 0
+    classes: tuple[str, ...] = ()
 
     def __init__(self, config: MaskingConfig, tokenizer: Tokenizer, seed: int) -> None:
+        wrong = config.complaints()
         if tokenizer.mask_id is None:
-            raise DataConfigError(
+            wrong.append(
                 f'training.objective = "mlm": the {tokenizer.kind} tokenizer has no mask token; '
                 'kind = "protein" and kind = "dna" have one, and of kind = "hf" tokenizer.mask_token names it'
             )
+        refuse(wrong)
+        assert tokenizer.mask_id is not None
         self._config, self._seed, self._mask_id = config, seed, tokenizer.mask_id
         self._residues = np.array(tokenizer.residue_ids, dtype=np.int64)
         self._special = np.array(sorted(tokenizer.special_ids), dtype=np.int64)
@@ -85,7 +85,9 @@ class MaskedTokens:
 
     def identity(self) -> dict[str, Any]:
         """See `Objective`."""
-        return {"name": "mlm", **asdict(self._config)}
+        config = self._config
+        shares = {"mask_share": config.mask_share, "random_share": config.random_share}
+        return {"name": "mlm", "rate": config.mask_rate, "schedule": config.rate_schedule, **shares}
 
     def targets(self, laid: Laid) -> Targets:
         """See `Objective`. A row is without a target only where it holds nothing that may be asked for."""
@@ -135,8 +137,8 @@ class MaskedTokens:
         """Return for each document of a row the share to choose, and what rounds it: uniform in [0, 1)."""
         draws = uniform(random_bits(documents * (BETA_OF + 3), self._seed, MLM, DOCUMENTS, number)).reshape(documents, -1)
         spare, mixture, even, rest = draws[:, 0], draws[:, 1], draws[:, 2], draws[:, 3:]
-        if self._config.schedule == "constant":
-            return np.full(documents, self._config.rate), spare
+        if self._config.rate_schedule == "constant":
+            return np.full(documents, self._config.mask_rate), spare
         beta = np.sort(rest, axis=1)[:, BETA_RANK]
         return np.where(mixture < BETA_SHARE, beta, even), spare
 

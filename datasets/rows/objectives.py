@@ -89,9 +89,11 @@ class Objective(Protocol):
 
     Attributes:
         shift: How many places behind its position a label's token stands.
+        classes: Names of the classes that labels are of; empty where labels are values, or documents have none.
     """
 
     shift: int
+    classes: tuple[str, ...]
 
     def identity(self) -> dict[str, Any]:
         """What determines the targets, plain JSON: a part of the identity of a run's data."""
@@ -114,6 +116,7 @@ class NextToken:
     """
 
     shift = 1
+    classes: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """See `Objective`."""

@@ -311,6 +311,22 @@ class Packer:
         return Planes(asked.tokens, asked.labels, positions, sequence_ids, weights, asked.values)
 
 
+def lay_out(rows: Sequence[Sequence[Ids]], width: int, pad_id: int = 0, objective: Objective | None = None) -> Planes:
+    """Lay out rows whose documents are chosen by hand: the planes that a packer makes of the same rows.
+
+    Args:
+        rows: The documents of each row, int [tokens] with their eos; the last of a row may lack it.
+        width: Tokens of a row, at least those of its documents; what is left is padding.
+        pad_id: Fills it.
+        objective: Whose labels they get; None: `NextToken`.
+
+    Returns:
+        Planes of shape [rows, width] that keep all row invariants, also on padding.
+    """
+    packer = Packer(width, -1, pad_id, "best_fit", objective)  # an eos matters to plans alone
+    return packer.expand([PackedRow(list(row)) for row in rows], range(len(rows)))
+
+
 def row_violations(
     tokens: npt.NDArray[Any],
     labels: npt.NDArray[Any],

@@ -5,7 +5,7 @@ A shard is four files that share a name, all of them little-endian and without a
     NAME.json     the manifest, written last: a shard without one does not exist
     NAME.ids      uint8, uint16 or uint32 [tokens]: the documents one after another, each ended by its eos
     NAME.offsets  uint64 [documents + 1]: where each document begins, and at last the number of tokens
-    NAME.weights  float32 [tokens]: loss weight of each token as a target; only where the source states weights
+    NAME.weights  float32 [tokens]: loss weight of each token as a target; only where the source has weights
 
 `open_shards` makes the checks whose cost goes with the documents: 10^6 of them take 20 ms once the ids are in the page
 cache. What takes a pass over every token is left to `verify_shard`, at 5 GB/s from there.
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..documents import PLAIN, Letters
+from ..documents import Letters
 from ..errors import DataConfigError, DataError
 from ..files import DataFile, FileStore, checksum, is_remote
 
@@ -65,7 +65,7 @@ class SourceRecord(Record):
 
 
 class Manifest(Record):
-    """What a shard says of itself.
+    """What a shard says about itself.
 
     Attributes:
         version: Of this format.
@@ -101,7 +101,7 @@ class Manifest(Record):
     weights: bool
     checksums: dict[str, str]
     sources: tuple[SourceRecord, ...]
-    letters: Letters = PLAIN
+    letters: Letters = Letters()
 
     def sizes(self) -> dict[str, int]:
         """Bytes that each file must have, by its ending."""
@@ -176,10 +176,10 @@ def open_shards(files: Sequence[DataFile], storage: FileStore) -> list[Shard]:
     """
     shards = [_read(file, storage) for file in files]
     remote = [sum(shard.manifest.sizes().values()) for shard in shards if is_remote(shard.path)]
-    if sum(remote) > storage.cache_gb * 1e9:
+    if sum(remote) > storage.config.cache_gb * 1e9:
         raise DataConfigError(
-            f"data.cache_gb: {storage.cache_gb:g} GB do not hold the {len(remote)} remote shards of this source, which take "
-            f"{sum(remote):,} bytes and are all read in random order; raise data.cache_gb or name fewer shards"
+            f"data.cache_gb: {storage.config.cache_gb:g} GB do not hold the {len(remote)} remote shards of this source, which "
+            f"take {sum(remote):,} bytes and are all read in random order; raise data.cache_gb or name fewer shards"
         )
     for shard in shards:
         _check(shard)
@@ -297,6 +297,8 @@ def _document(offsets: Map, token: int) -> int:
 
 
 def _chunks(values: Map, overlap: int = 0) -> Iterator[tuple[int, Map]]:
-    """Yield stretches of a map with the place of their first element; each repeats the last `overlap` of the one before."""
+    """Yield parts of a map with the index of their first element; each repeats the last `overlap` elements of the one
+    before.
+    """
     for start in range(0, len(values) - overlap, CHUNK):
         yield start, values[start : start + CHUNK + overlap]

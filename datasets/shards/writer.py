@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..documents import PLAIN, Letters, Weights
+from ..documents import Letters, Weights
 from ..files import checksum, sync, temporary, write_atomically
 from ..tokenizers import Ids, Tokenizer
 from .format import CHUNK, DTYPES, OFFSET, VERSION, WEIGHT, Manifest, SourceRecord, TokenizerRecord
@@ -35,7 +35,7 @@ class ShardWriter:
         dtype: np.dtype[Any],
         *,
         weighted: bool = False,
-        letters: Letters = PLAIN,
+        letters: Letters | None = None,
     ) -> None:
         """Create temporary files beside `folder`/`name`.*, of names that no other process uses.
 
@@ -47,8 +47,8 @@ class ShardWriter:
             weighted: Whether weights are written.
             letters: What was done with letters, which decides that, where they were raw.
         """
-        self._letters = letters
-        weighted = weighted or letters.weighted
+        self._letters = letters or Letters()
+        weighted = weighted or self._letters.weighted
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.json"
         self.documents = 0

@@ -1,18 +1,18 @@
 """datasets/tokenizers."""
 
-from .build import KINDS, LETTERS, build_tokenizer
+from .build import build_tokenizer
+from .config import POLICIES, TOKENIZERS, TokenizerConfig
 from .hf import HFTokenizer
-from .letters import CLS, EOS, MAP, POLICIES, UNK, LetterTokenizer
+from .letters import CLS, EOS, MAP, UNK, LetterTokenizer
 from .protocol import Encoded, Ids, TokenizeError, Tokenizer
 from .token_bytes import token_bytes
 
 __all__ = [
     "CLS",
     "EOS",
-    "KINDS",
-    "LETTERS",
     "MAP",
     "POLICIES",
+    "TOKENIZERS",
     "UNK",
     "Encoded",
     "HFTokenizer",
@@ -20,6 +20,7 @@ __all__ = [
     "LetterTokenizer",
     "TokenizeError",
     "Tokenizer",
+    "TokenizerConfig",
     "build_tokenizer",
     "token_bytes",
 ]

@@ -1,16 +1,20 @@
 """Part of datasets/tokenizers."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from .config import TOKENIZERS, TokenizerConfig
 from .protocol import Encoded, Ids, TokenizeError
 
 
+@TOKENIZERS.add("byte", says="raw UTF-8 bytes, vocabulary 512")
 class ByteTokenizer:
-    """Raw bytes as ids."""
+    """Raw bytes as ids, after Evo 2's CharLevelTokenizer: EOD = EOS = 0, PAD = 1, vocabulary 512."""
+
+    options: ClassVar[tuple[str, ...]] = ()
 
     kind = "byte"
     dtype: npt.DTypeLike = np.uint8
@@ -26,6 +30,11 @@ class ByteTokenizer:
     fingerprint = "byte"
     streams = True
     hf_config: dict[str, Any] | None = None
+
+    @classmethod
+    def build(cls, config: TokenizerConfig) -> "ByteTokenizer":
+        """Return the tokenizer; the table has no key for it."""
+        return cls()
 
     def encode(self, data: bytes) -> Ids:
         """View `data` as uint8 ids; a NUL byte would be an eos and is refused."""

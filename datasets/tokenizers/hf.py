@@ -5,20 +5,23 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
 from ..errors import DataConfigError
+from .config import TOKENIZERS, TokenizerConfig
 from .protocol import Encoded, Ids, TokenizeError
 from .tiktoken_backend import NotEqualError, TiktokenBackend
 
 
+@TOKENIZERS.add("hf", says="any tokenizer.json")
 class HFTokenizer:
     """Any Hugging Face `tokenizer.json`, its special ids from arguments or from `tokenizer_config.json` beside it."""
 
+    options: ClassVar[tuple[str, ...]] = ("path", "eos_token", "pad_token", "mask_token")
     kind = "hf"
     dtype: npt.DTypeLike = np.int32
     streams = False
@@ -92,6 +95,13 @@ class HFTokenizer:
                     expected = "an integer, a list of integers" if key == "eos_token_id" else "an integer"
                     raise DataConfigError(f"{config_file}: {key} is {value!r}; it must be {expected} or null")
             self.hf_config = {"where": str(config_file), **stated}
+
+    @classmethod
+    def build(cls, config: TokenizerConfig) -> "HFTokenizer":
+        """Return the tokenizer of the table's path. Raises DataConfigError."""
+        if config.path is None:
+            raise DataConfigError("tokenizer.path is not set; kind 'hf' needs a tokenizer.json or the folder that holds it")
+        return cls(config.path, config.eos_token, config.pad_token, config.mask_token)
 
     def _special_id(self, key: str, token: str, file: Path) -> int:
         index = self._tokenizer.token_to_id(token)

@@ -17,11 +17,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataConfigError
+from .config import TOKENIZERS, TokenizerConfig, Unknown
 from .protocol import Encoded, Ids, TokenizeError
 
 CLS, PAD, EOS, UNK, MASK = "<cls>", "<pad>", "<eos>", "<unk>", "<mask>"
-POLICIES = ("error", "map")
 MAP = 'tokenizer.on_unknown = "map"'  # in messages: what to ask for, as a job writes it
 MAPPED, REFUSED = 0x80, 0xFF  # a table's entry: added to an id, and in place of one
 # Between two documents of a batch; no letter, so that one inside of a document is noticed by their number.
@@ -49,9 +48,9 @@ class LetterTokenizer:
     dtype: npt.DTypeLike = np.uint8
     hf_config: dict[str, Any] | None = None
 
-    def __init__(self, on_unknown: str = "error") -> None:
-        if on_unknown not in POLICIES:
-            raise DataConfigError(f"tokenizer.on_unknown: {on_unknown!r} is not one of {', '.join(map(repr, POLICIES))}")
+    options: ClassVar[tuple[str, ...]] = ("on_unknown",)
+
+    def __init__(self, on_unknown: Unknown = "error") -> None:
         self.on_unknown = on_unknown
         self.ids = {token: index for index, token in enumerate(self.tokens)}
         self.eos_id, self.pad_id = self.ids[EOS], self.ids[PAD]
@@ -75,6 +74,11 @@ class LetterTokenizer:
         if self.bos_id is not None:
             table[BEGIN[0]] = self.bos_id
         self._table = bytes(table)
+
+    @classmethod
+    def build(cls, config: TokenizerConfig) -> "LetterTokenizer":
+        """Return the tokenizer with the table's policy for unknown letters."""
+        return cls(config.on_unknown or "error")
 
     def encode(self, data: bytes) -> Ids:
         """Encode letters to uint8 ids, behind a `<cls>` where there is one."""
@@ -127,6 +131,7 @@ def _is_letter(token: str) -> bool:
     return len(token) == 1
 
 
+@TOKENIZERS.add("protein", says="ESM's 33 tokens")
 class ProteinTokenizer(LetterTokenizer):
     """ESM's 33 tokens in their published order (`|` breaks a chain); a document is `<cls>`, residues, `<eos>`.
 
@@ -141,6 +146,7 @@ class ProteinTokenizer(LetterTokenizer):
     residues = "LAGVSERTIDPKQNFYMHWC"
 
 
+@TOKENIZERS.add("dna", says="20 IUPAC codes")
 class DnaTokenizer(LetterTokenizer):
     """The IUPAC codes of NCBI's FASTA, without U; either case of a letter is one id, since case tells of repeats only.
 

@@ -3,8 +3,9 @@
 The two libraries read the same vocabulary by different rules. `tokenizers` merges the pairs that the file lists;
 `tiktoken` merges any two neighbours whose bytes together are a token, and takes a word whole where that is a token.
 They agree where every token is what its own bytes merge to: up to the merge that makes it, nothing outside of a token's
-bytes can have changed what happens inside of them. `TiktokenBackend` checks that, token by token, and refuses everything it does
-not know; whether the splitting into words agrees as well is for `HFTokenizer.use_tiktoken_if_equal` to show on real documents.
+bytes can have changed what happens inside of them. `TiktokenBackend` checks that, token by token, and refuses everything it
+does not know; whether the splitting into words agrees as well is for `HFTokenizer.use_tiktoken_if_equal` to show on real
+documents.
 """
 
 import json

@@ -1,4 +1,8 @@
-"""models/attention."""
+"""Attention within documents: the mask of a packed batch, and the kernels that compute under it.
+
+Read `masks.py` first: one rule in three forms. `block_mask.py` writes the form of FlexAttention from two ids per block;
+`kernels.py` chooses and calls the kernel of each form, and joins the two regions of a position map.
+"""
 
 from .block_mask import document_block_mask
 from .kernels import attend_in_regions, choose_executor, executor_complaints, has_flash_attention_3

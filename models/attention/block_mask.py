@@ -1,4 +1,9 @@
-"""Part of models/attention."""
+"""FlexAttention's `BlockMask` of packed documents, written from two document ids per block of tokens.
+
+`create_block_mask` compares every query with every key. Ids that never fall along a row allow one comparison per pair
+of blocks: `document_block_mask` for whole documents, `_within_reach` for windows and the regions of position maps. The
+rules that the kernel evaluates inside of partial blocks are at the end. Measured by benchmarks/block_mask.py.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,12 +17,12 @@ from ..positions import ALL_DISTANCES, DistanceRange
 
 
 def _rising(sequence_ids: Tensor) -> Tensor:
-    """The same with padding numbered after the last document, so that ids never fall along a row."""
+    """Return the same with padding numbered after the last document, so that ids never fall along a row."""
     return torch.where(sequence_ids < 0, sequence_ids.amax(1, keepdim=True) + 1, sequence_ids)
 
 
 def _positions(ids: Tensor) -> Tensor:
-    """Positions inside of documents, int64 [batch, seq_len], from ids that never fall along a row."""
+    """Return the positions inside of documents, int64 [batch, seq_len], from ids that never fall along a row."""
     return torch.arange(ids.shape[1], device=ids.device) - torch.searchsorted(ids, ids)
 
 
@@ -32,7 +37,7 @@ class _Blocks(NamedTuple):
 
     @classmethod
     def of(cls, ids: Tensor, positions: Tensor, size: int) -> "_Blocks":
-        """The blocks that `positions` [batch or 1, n] consist of, in rows with rising `ids` [batch, seq_len]."""
+        """Return the blocks that `positions` [batch or 1, n] consist of, in rows with rising `ids` [batch, seq_len]."""
         seq_len = ids.shape[1]
         start = positions[:, ::size]
         end = (start + size).clamp(max=seq_len) - 1
@@ -85,7 +90,8 @@ def document_block_mask(
         nonempty &= some
         full &= every
 
-    # `BlockMask.from_kv_blocks` would recover the query side from the tables, which takes 4 times as long as all of this.
+    # `BlockMask.from_kv_blocks` would recover the query side from the tables, which takes 4 times as long as all of
+    # this.
     partial = nonempty & ~full
     kv_num_blocks, kv_indices = _ordered(partial)
     full_kv_num_blocks, full_kv_indices = _ordered(full)
@@ -107,12 +113,13 @@ def document_block_mask(
 
 
 def _within_reach(ids: Tensor, blocks: _Blocks, reach: DistanceRange, size: int) -> tuple[Tensor, Tensor]:
-    """Which pairs of blocks hold some pair of tokens within reach, and which hold no other, where they share a document.
+    """Return which pairs of blocks hold some pair of tokens within reach, and which hold no other.
 
-    Two different blocks share one document at most, which runs on from the one with the keys into the other. So the tokens of
-    it are an interval in either, and their distances are all numbers from the shortest to the longest. The key with the
-    lowest position is the first of its interval, and has the longest distances. A block's own pairs are looked at from each
-    of its tokens: the farthest key of its document in the block, which is also the one with the lowest position.
+    Two different blocks share one document at most, which runs on from the one with the keys into the other. So the
+    tokens of it are an interval in either, and their distances are all numbers from the shortest to the longest. The
+    key with the lowest position is the first of its interval, and has the longest distances. A block's own pairs are
+    looked at from each of its tokens: the farthest key of its document in the block, which is also the one with the
+    lowest position.
 
     Args:
         ids: [batch, seq_len], rising along each row.
@@ -121,8 +128,8 @@ def _within_reach(ids: Tensor, blocks: _Blocks, reach: DistanceRange, size: int)
         size: tokens in a block.
 
     Returns:
-        bool [batch, blocks, blocks] each, by block of queries and block of keys; the first is true where a document is shared,
-        the second where both blocks lie in it.
+        bool [batch, blocks, blocks] each, by block of queries and block of keys; the first is true where a document is
+        shared, the second where both blocks lie in it.
     """
     least, below, sinks = reach
     begins = torch.searchsorted(ids, blocks.last)  # the document that a block of keys ends with
@@ -149,7 +156,10 @@ def _within_reach(ids: Tensor, blocks: _Blocks, reach: DistanceRange, size: int)
 
 
 def _reach_rule(ids: Tensor, reach: DistanceRange) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """As `_document_rule`, in order, causal, and within reach. Numbers are tensors, so that no code is compiled for others."""
+    """Return the rule of `_document_rule` for causal tokens in order that are within reach.
+
+    Numbers are tensors, so that no code is compiled for others.
+    """
     least = torch.full((), reach.least, device=ids.device)
     if reach.below is None:
 
@@ -169,7 +179,7 @@ def _reach_rule(ids: Tensor, reach: DistanceRange) -> Callable[[Tensor, Tensor, 
 def _document_rule(
     ids: Tensor, causal: bool, queries: Tensor | None, keys: Tensor | None
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The rule as FlexAttention asks for it, between places of the query and of the key in what the kernel is given."""
+    """Return the rule as FlexAttention calls it: with the places of a query and of a key in what the kernel is given."""
     if queries is None and keys is None:
 
         def in_order(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

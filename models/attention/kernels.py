@@ -7,9 +7,9 @@
 | varlen | `scaled_dot_product_attention`, document by document | CPU, not compiled |
 | sdpa | `scaled_dot_product_attention` with a dense mask: the reference | everywhere |
 
-A position map has two regions of pairs, each with queries and keys rotated in its own way. Flex takes a pass over each and
-joins them by their log-sum-exps; sdpa has one softmax over scores that are chosen pair by pair, in float32 or better. Varlen
-returns no log-sum-exp that is differentiable, and has neither maps nor windows.
+A position map has two regions of pairs, each with queries and keys rotated in its own way. Flex takes a pass over each
+and joins them by their log-sum-exps; sdpa has one softmax over scores that are chosen pair by pair, in float32 or
+better. Varlen returns no log-sum-exp that is differentiable, and has neither maps nor windows.
 """
 
 import inspect
@@ -36,12 +36,12 @@ _VARLEN_HAS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
-    """Softmax attention, scores scaled by 1/sqrt(head_dim), restricted to what `mask` allows.
+    """Return softmax attention, scores scaled by 1/sqrt(head_dim), restricted to what `mask` allows.
 
     Args:
         q: [batch, heads, queries, head_dim].
-        k: [batch, kv_heads, keys, head_dim]; each kv head serves heads / kv_heads consecutive query heads. There are as many
-            keys as queries, unless the mask was built for others.
+        k: [batch, kv_heads, keys, head_dim]; each kv head serves heads / kv_heads consecutive query heads. There are as
+            many keys as queries, unless the mask was built for others.
         v: like `k`.
         mask: what `DocumentMask.build` made of the batch's `sequence_ids`.
 
@@ -56,18 +56,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def attend_in_regions(turned: Sequence[tuple[Tensor, Tensor]], v: Tensor, mask: AttentionMask) -> Tensor:
+def attend_in_regions(rotated: Sequence[tuple[Tensor, Tensor]], v: Tensor, mask: AttentionMask) -> Tensor:
     """As `attend`, with queries and keys for each region of a position map.
 
     Args:
-        turned: queries and keys, rotated for each region.
+        rotated: queries and keys, rotated for each region.
         v: the values of all.
         mask: what `DocumentMask.build` made for the same map.
     """
     if not isinstance(mask, Regions):
-        ((q, k),) = turned
+        ((q, k),) = rotated
         return attend(q, k, v, mask)
-    near, far = turned
+    near, far = rotated
     if isinstance(mask.near, BlockMask):
         assert isinstance(mask.far, BlockMask)
         return join(*_flex_with_lse(*near, v, mask.near), *_flex_with_lse(*far, v, mask.far))
@@ -76,10 +76,13 @@ def attend_in_regions(turned: Sequence[tuple[Tensor, Tensor]], v: Tensor, mask: 
 
 
 def join(near: Tensor, near_lse: Tensor, far: Tensor, far_lse: Tensor) -> Tensor:
-    """One softmax over two sets of keys from a softmax over each: `near + (far - near) · sigmoid(far_lse - near_lse)`.
+    """Return one softmax over two sets of keys, from a softmax over each.
 
-    The log-sum-exps take part in the gradient: detached, those of queries and keys would be wrong. A query without far keys has
-    a far log-sum-exp of -inf, hence weight 0 and gradient 0; without near keys it cannot be, as every token sees itself.
+    It is `near + (far - near) · sigmoid(far_lse - near_lse)`.
+
+    The log-sum-exps take part in the gradient: detached, those of queries and keys would be wrong. A query without far
+    keys has a far log-sum-exp of -inf, hence weight 0 and gradient 0; without near keys it cannot be, as every token
+    sees itself.
 
     Args:
         near: attention over the near keys, [batch, heads, queries, head_dim].
@@ -97,7 +100,7 @@ def join(near: Tensor, near_lse: Tensor, far: Tensor, far_lse: Tensor) -> Tensor
 def choose_executor(
     device: torch.device, *, half: bool, compiled: bool, spread: bool, plain: bool = True
 ) -> tuple[Executor, str]:
-    """The executor that trains fastest here, and why.
+    """Return the executor that trains fastest here, and why.
 
     Args:
         device: to train on.
@@ -156,7 +159,7 @@ def executor_complaints(
 
 
 def has_flash_attention_3(device: torch.device) -> bool:
-    """Whether varlen can be FlashAttention 3 here: a Hopper GPU, and the package `flash_attn_interface` beside torch."""
+    """Return whether varlen can be FlashAttention 3 here: on a Hopper GPU, with the package `flash_attn_interface`."""
     there = device.type == "cuda" and torch.cuda.is_available()
     hopper = there and torch.cuda.get_device_capability(device)[0] == 9
     return hopper and find_spec("flash_attn_interface") is not None and "FA3" in list_flash_attention_impls()
@@ -186,7 +189,10 @@ def _compiled_flex() -> Callable[..., Any]:
 def _pair_by_pair(
     near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor], v: Tensor, is_near: Tensor, is_far: Tensor
 ) -> Tensor:
-    """One softmax over the scores of both regions, for some queries at a time: without gradients no more is in memory."""
+    """Return one softmax over the scores of both regions.
+
+    It is taken for some queries at a time: without gradients no more is in memory.
+    """
     some = v.shape[2] if torch.compiler.is_compiling() else QUERIES_AT_ONCE  # a compiler would write every part out
     parts = zip(*(x.split(some, dim=2) for x in (near[0], far[0], is_near, is_far)), strict=True)
     outs = []
@@ -199,7 +205,7 @@ def _pair_by_pair(
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """Scaled products [batch, heads, queries, keys], float32 or better; the heads of a group are rows of one product."""
+    """Return the scaled products [batch, heads, queries, keys], float32 or better; heads of a group are rows of one product."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     grouped = q.to(dtype).unflatten(1, (k.shape[1], -1)).flatten(2, 3)
     products = grouped @ k.to(dtype).mT / math.sqrt(q.shape[-1])
@@ -212,7 +218,10 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, mask: DocumentOffsets) -> Tensor:
 
 
 def _one_by_one(q: Tensor, k: Tensor, v: Tensor, mask: DocumentOffsets) -> Tensor:
-    """Each document by itself. On a CPU that takes half the time of a mask for 8 rows of 512, a third for 2 of 2,048."""
+    """Attend document by document.
+
+    On a CPU that takes half the time of a mask for 8 rows of 512, a third for 2 of 2,048.
+    """
     lengths = [length for length in mask.cu_seqlens.diff().tolist() if length]
     documents = zip(*(x.transpose(0, 1).flatten(1, 2)[None].split(lengths, dim=2) for x in (q, k, v)), strict=True)
     kernel = partial(scaled_dot_product_attention, is_causal=mask.causal, enable_gqa=q.shape[1] != k.shape[1])

@@ -11,11 +11,12 @@ just one more segment: padding sees padding, so no query is without a key and no
 | varlen | `DocumentOffsets`, where each document starts, see `document_offsets` | S |
 | sdpa | bool [batch, 1, S, S] | S^2 |
 
-Flex and sdpa masks can also be written for some of a row's queries, and for keys in another order: what one rank of a row that
-is spread over several needs. Offsets cannot, since a document's tokens are then no interval.
+Flex and sdpa masks can also be written for some of a row's queries, and for keys in another order: what one rank of a
+row that is spread over several needs. Offsets cannot, since a document's tokens are then no interval.
 
 Windows and position maps (`positions.DistanceRange`) take from a causal document pairs by their distance r = q - k, and
-leave those with the first tokens of the document where there are sinks. Each of a map's two regions is a mask, `Regions`.
+leave those with the first tokens of the document where there are sinks. Each of a map's two regions is a mask,
+`Regions`.
 """
 
 from dataclasses import dataclass
@@ -110,9 +111,9 @@ class DocumentMask:
             sequence_ids: int32 [batch, seq_len], rising along each row, -1 on padding at its end.
             device: where the mask is used; default: where `sequence_ids` are. For varlen, give CPU ids and name the
                 device here: the number of documents is read on the host, which would wait for a GPU.
-            queries: int64 [batch, n]: the positions in their rows that the mask's queries have, where they are not all of
-                them in order. For flex in whole blocks of 128: 128 consecutive positions, the first a multiple of 128.
-                Windows and maps need them all in order.
+            queries: int64 [batch, n]: the positions in their rows that the mask's queries have, where they are not all
+                of them in order. For flex in whole blocks of 128: 128 consecutive positions, the first a multiple of
+                128. Windows and maps need them all in order.
             keys: likewise for the keys.
         """
         device = device or sequence_ids.device
@@ -140,7 +141,7 @@ def document_dense_mask(
     keys: Tensor | None = None,
     reach: DistanceRange = ALL_DISTANCES,
 ) -> Tensor:
-    """The rule at every pair: bool [batch, 1, queries, keys], True where query (row) may see key (column).
+    """Return the rule at every pair: bool [batch, 1, queries, keys], True where query (row) may see key (column).
 
     Args:
         sequence_ids: int32 [batch, seq_len].
@@ -165,7 +166,7 @@ def document_dense_mask(
 
 
 def document_offsets(sequence_ids: Tensor, capacity: int) -> Tensor:
-    """Start of every segment in the flattened batch, in a tensor of fixed size.
+    """Return the start of every segment in the flattened batch, in a tensor of fixed size.
 
     A segment is a document or a run of padding; rows never share one.
 
@@ -185,7 +186,7 @@ def document_offsets(sequence_ids: Tensor, capacity: int) -> Tensor:
 
 
 def offsets_capacity(sequence_ids: Tensor) -> int:
-    """Room for the segments of this batch: batch·seq_len / 128, doubled until they fit.
+    """Return the room for the segments of this batch: batch·seq_len / 128, doubled until they fit.
 
     Read on the host. Constant as long as segments are 128 tokens long on average, so that compiled code sees one shape
     for ordinary text; batches of shorter documents double it, at most 7 times before each token is its own document.
@@ -198,7 +199,7 @@ def offsets_capacity(sequence_ids: Tensor) -> int:
 
 
 def _segment_starts(sequence_ids: Tensor) -> Tensor:
-    """Bool [batch·seq_len]: True where a document, a run of padding or a row begins."""
+    """Return bool [batch·seq_len]: True where a document, a run of padding or a row begins."""
     starts = torch.ones_like(sequence_ids, dtype=torch.bool)
     starts[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
     return starts.flatten()

@@ -1,4 +1,8 @@
-"""models.config."""
+"""The options of the model, and presets by name; loads no torch.
+
+Read `positions.py` ([model.rope], [model.attention]), then `decoder.py` (the shape of a decoder), `presets.py` (shapes
+by name), and `tables.py` ([model] and [head], as a TOML has them).
+"""
 
 from .decoder import HEAD_KEYS, DecoderConfig, Pool
 from .positions import (
@@ -9,7 +13,7 @@ from .positions import (
     RopeConfig,
     check_length,
     check_training,
-    untrained,
+    untrained_attention_warning,
 )
 from .presets import PRESETS
 from .tables import Executor, HeadConfig, ModelConfig
@@ -29,5 +33,5 @@ __all__ = [
     "RopeConfig",
     "check_length",
     "check_training",
-    "untrained",
+    "untrained_attention_warning",
 ]

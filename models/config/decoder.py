@@ -1,4 +1,4 @@
-"""The shape of a decoder, as numbers: what a preset fixes, and with a vocabulary and an objective all of a `Decoder`."""
+"""The shape of a decoder, as numbers: what a preset fixes, and what a vocabulary and an objective add to it."""
 
 from typing import Any, Literal, TypeAlias
 
@@ -79,10 +79,7 @@ class DecoderConfig(Shape):
     causal: bool = True
     """Whether a token sees only its past; False makes the same network bidirectional."""
     head_outputs: int = 0
-    """Numbers that the model gives for each document, in place of logits for each token: one for each class, or 1: a value.
-
-    0: it is a language model.
-    """
+    """Numbers that a head gives for each document: one for each class, or 1, a value; 0: it is a language model."""
     pool: Pool = "mean"
     """How a head makes one vector of a document's tokens."""
 
@@ -104,7 +101,7 @@ class DecoderConfig(Shape):
         return super().complaints() + ([] if self.causal else self.bidirectional_complaints())
 
     def table(self) -> dict[str, Any]:
-        """It as a TOML's `[model]`: all of its sizes, and of `[model.rope]` and `[model.attention]` what has not its default.
+        """Return it as a TOML's `[model]`: all sizes, and what is not default of `[model.rope]` and `[model.attention]`.
 
         Without what `[training]` and `[head]` choose.
         """
@@ -112,26 +109,14 @@ class DecoderConfig(Shape):
         return table | {"rope": {"theta": self.rope.theta} | table["rope"]}
 
     def parameter_count(self) -> int:
-        """Parameters of the decoder, exactly; a tied table counts once."""
+        """Return the number of parameters, exactly; a tied table counts once."""
         q_dim, kv_dim = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         attention = 2 * self.dim * q_dim + 2 * self.dim * kv_dim + (2 * self.head_dim if self.qk_norm else 0)
         block = attention + 3 * self.dim * self.hidden_dim + 2 * self.dim
         return self.vocab_size * self.dim + self.output_parameters() + self.n_layers * block + self.dim
 
     def output_parameters(self) -> int:
-        """Parameters behind the last norm: of the head or of the output projection, 0 where that is the embedding table."""
+        """Return the parameters behind the last norm: of a head or an output projection, 0 for a tied embedding table."""
         if self.head_outputs:
             return self.head_outputs * self.dim
         return 0 if self.tie_embeddings else self.vocab_size * self.dim
-
-    def flops_per_token(self, seq_len: int) -> int:
-        """Model FLOPs of forward and backward per token of a row of `seq_len`: `6N + 12·L·H·D·seq_len`.
-
-        The convention of PaLM (Chowdhery et al. 2022, appendix B). N counts every parameter that multiplies
-        activations: all but the embedding table, whose rows are looked up, and including the output projection, tied or
-        not. The attention term counts the full seq_len x seq_len products: halved neither for causality nor for the
-        blocks that a document mask skips, so that utilisation compares with published numbers.
-        """
-        looked_up = self.vocab_size * self.dim if self.output_parameters() else 0
-        multiplying = self.parameter_count() - looked_up
-        return 6 * multiplying + 12 * self.n_layers * self.n_heads * self.head_dim * seq_len

@@ -24,7 +24,8 @@ SCALING_OPTIONS = {
 }
 # options of `AttentionConfig` that some masks or position maps alone read
 ATTENTION_OPTIONS = {"sinks": ("lambda", "distance_cap"), "leak": ("leaky_rerope",), "group": ("self_extend",)}
-# scalings that are of use beyond `original_seq_len` only; the others are as trained up to there, or a property of the model
+# scalings that are of use beyond `original_seq_len` only; the others are as trained up to there, or a property of the
+# model
 EXTENSIONS = ("linear", "ntk", "ntk_mixed", "ntk_by_parts", "yarn")
 SLACK = 1 + 1e-9  # a product of decimals that just fit is off by 1e-16 of itself
 MEANT = ": tokens of the rows that the weights were first trained on"
@@ -46,7 +47,7 @@ class RopeConfig(Table):
     beta_slow: float = 1.0
     """ntk_by_parts, yarn: dimensions with fewer rotations have it divided by factor."""
     ramp: Literal["index", "paper"] = "index"
-    """ntk_by_parts, yarn: between the two by the dimension's index, as released code does, or by rotations, as the paper."""
+    """ntk_by_parts, yarn: between the two by the index of the dimension (released code), or by rotations (paper)."""
     low_freq_factor: float = 1.0
     """llama3: as beta_slow."""
     high_freq_factor: float = 4.0
@@ -66,7 +67,7 @@ class RopeConfig(Table):
 
     @property
     def covered(self) -> int | None:
-        """The longest documents that the angles are made for, tokens; None where nobody says."""
+        """The longest documents that the frequencies are made for, tokens; None where no original_seq_len is set."""
         return None if self.original_seq_len is None else math.floor(self.original_seq_len * self.factor)
 
     @property
@@ -75,10 +76,10 @@ class RopeConfig(Table):
         return self.scaling in ("dynamic_ntk", "longrope")
 
     def ramp_ends(self, head_dim: int) -> tuple[int, int]:
-        """The pairs between which the ramp `index` falls from 1 to 0; nothing falls where the second comes first."""
+        """Return the pairs between which the ramp `index` falls from 1 to 0; it falls nowhere if the second comes first."""
 
-        def pair_of(turns: float) -> float:
-            return head_dim * math.log(self.trained_length / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+        def pair_of(rotations: float) -> float:
+            return head_dim * math.log(self.trained_length / (rotations * 2 * math.pi)) / (2 * math.log(self.theta))
 
         return max(math.floor(pair_of(self.beta_fast)), 0), min(math.ceil(pair_of(self.beta_slow)), head_dim - 1)
 
@@ -123,7 +124,7 @@ class RopeConfig(Table):
                 low, high = self.ramp_ends(head_dim)
                 if low > high:
                     wrong.append(
-                        f"model.rope.original_seq_len is {self.original_seq_len}: with theta = {self.theta:g} no pair turns "
+                        f"model.rope.original_seq_len is {self.original_seq_len}: with theta = {self.theta:g} no pair rotates "
                         f"between beta_slow = {self.beta_slow:g} and beta_fast = {self.beta_fast:g} times in it, and a ramp "
                         f'from pair {low} to pair {high} would run backwards; set ramp = "paper"'
                     )
@@ -225,11 +226,12 @@ FULL_ATTENTION = AttentionConfig()
 
 
 def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int, learned: bool = False) -> list[str]:
-    """What is wrong with training on rows of `seq_len` tokens, a line each.
+    """Return what is wrong with training on rows of `seq_len` tokens, a line each.
 
-    Beyond `factor` times the trained length a scaling leaves angles that nobody chose. That of `llama3` is no such ratio: Llama
-    3.1 has factor 8 and rows of 16 times 8192 tokens. Nor is that of `dynamic_ntk`, whose angles follow the length. Up to the
-    trained length the other scalings squeeze what needs no room, unless it is what the weights know.
+    Beyond `factor` times the trained length a scaling has untrained frequencies. The factor of `llama3` is no such
+    ratio: Llama 3.1 has factor 8 and rows of 16 times 8192 tokens. Nor is that of `dynamic_ntk`, whose frequencies
+    follow the length. Up to the trained length the other scalings are of no use, unless the weights were trained with
+    them.
 
     Args:
         rope: the rotary embedding.
@@ -271,7 +273,7 @@ def check_training(rope: RopeConfig, attention: AttentionConfig, seq_len: int, l
 
 
 def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> list[str]:
-    """What is wrong with documents of up to `length` tokens, a line each."""
+    """Return what is wrong with documents of up to `length` tokens, a line each."""
     covered, window = rope.covered, attention.map_window
     if covered is None or window is None:
         return []
@@ -293,12 +295,12 @@ def check_length(rope: RopeConfig, attention: AttentionConfig, length: int) -> l
 
 
 def rounded_up(above: int, below: int) -> str:
-    """The least decimal of four places that is no smaller than a ratio."""
+    """Return the least decimal of four places that is no smaller than a ratio."""
     whole, places = divmod(-(-10_000 * above // below), 10_000)
     return f"{whole}.{places:04}".rstrip("0").rstrip(".")
 
 
-def untrained(trained: AttentionConfig, used: AttentionConfig) -> list[str]:
+def untrained_attention_warning(trained: AttentionConfig, used: AttentionConfig) -> list[str]:
     """A warning where a model is asked with another window or position map than it was trained with; else nothing."""
     told = [
         f"{name} = {getattr(used, name)!r} instead of {getattr(trained, name)!r}"

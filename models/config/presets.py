@@ -43,7 +43,10 @@ def _qwen3(dim: int, n_layers: int, n_heads: int, hidden_dim: int, tied: bool) -
 
 
 def _protein(dim: int, n_layers: int, hidden_dim: int) -> DecoderConfig:
-    """Depth and width of an ESM-2 (Lin et al. 2023), heads of 64; its two matrices of 4 dim are SwiGLU's three of 8/3 dim."""
+    """Return a shape as deep and wide as an ESM-2 (Lin et al. 2023), with heads of 64.
+
+    Its two matrices of 4 dim are SwiGLU's three of 8/3 dim.
+    """
     return DecoderConfig(
         vocab_size=33,
         dim=dim,

@@ -1,4 +1,4 @@
-"""`[model]` and `[head]` of a TOML: a preset with what the TOML changes in it, and what is predicted of whole documents."""
+"""`[model]` and `[head]` of a TOML: a preset and what to change in it, and what is predicted of documents."""
 
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -23,8 +23,8 @@ class ModelAttention(AttentionConfig):
 class ModelConfig(Shape):
     """The decoder: a preset and what to change in it. Unset keys keep the preset's value.
 
-    Every key has its value once the table is read; `model_fields_set`, here and in the tables within, holds those that the
-    TOML itself sets.
+    Every key has its value once the table is read; `model_fields_set`, here and in the tables within, holds those that
+    the TOML itself sets.
     """
 
     preset: Annotated[str, PRESETS.choice] = "debug"
@@ -32,9 +32,9 @@ class ModelConfig(Shape):
     vocab_size: int | None = None
     """Rows of the embedding table; unset: the tokenizer's vocabulary. May be larger, never smaller."""
     eos_id: NonNegative | None = None
-    """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Checked against every other party."""
+    """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Compared with every other party's."""
     causal: bool | None = None
-    """Whether a token sees only those before it; unset: as training.objective needs. Refused where the two do not fit."""
+    """Whether a token sees only those before it; unset: as training.objective needs, which refuses any other value."""
     attention: ModelAttention = ModelAttention()
     """Which pairs of a document attend, at which distance, and what computes it."""
 
@@ -79,7 +79,7 @@ class HeadConfig(Table):
     classes: list[str | int] = Field(default_factory=list)
     """classification: the labels that there are, as the data writes them; numbers are compared as text."""
     pool: Pool = "mean"
-    """mean: over all tokens of the document, its eos included. last: the eos alone, which causal models read it all by then."""
+    """mean: over all tokens of the document, its eos included. last: the eos alone; a causal model has read all by then."""
 
     @property
     def names(self) -> tuple[str, ...]:

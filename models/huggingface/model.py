@@ -35,7 +35,8 @@ _BLOCK = {
     "feed_forward.w3.weight": "mlp.up_proj.weight",
 }
 _QK_NORM = {"attention.q_norm.weight": "self_attn.q_norm.weight", "attention.k_norm.weight": "self_attn.k_norm.weight"}
-# What `config.json` may leave out, by the defaults of the classes in transformers 5; a key of no class here is not read.
+# What `config.json` may leave out, by the defaults of the classes in transformers 5; a key of no class here is not
+# read.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     LLAMA: {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
     QWEN3: {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768, "num_key_value_heads": 32, "head_dim": 128},
@@ -54,7 +55,7 @@ _OPTIONAL_SIZES = ("num_key_value_heads", "head_dim")
 
 
 def hf_names(config: DecoderConfig) -> dict[str, str]:
-    """The decoder's state-dict key to Hugging Face's, for every key of the decoder's state dict, one to one.
+    """Return the decoder's state-dict key to Hugging Face's, for every key of the decoder's state dict, one to one.
 
     A tied model has both `output.weight` and `tok_embeddings.weight` here, as it does in either state dict; a
     safetensors file stores the table once and leaves `lm_head.weight` out.
@@ -69,7 +70,7 @@ def hf_names(config: DecoderConfig) -> dict[str, str]:
 
 
 def architecture(config: DecoderConfig) -> str:
-    """Hugging Face's class that computes what this decoder does.
+    """Return Hugging Face's class that computes what this decoder does.
 
     Raises:
         ModelError: where there is none.
@@ -113,14 +114,15 @@ def to_hf(
     mask_id: int | None = None,
     dtype: str,
 ) -> dict[str, Any]:
-    """The content of `config.json`, for transformers 4 and 5 alike.
+    """Return the content of `config.json`, for transformers 4 and 5 alike.
 
     Args:
         config: the decoder.
-        max_positions: longest row in training, which `max_position_embeddings` tells the world unless a rotary scaling does.
+        max_positions: longest row in training, which `max_position_embeddings` tells the world unless a rotary scaling
+            does.
         eos_id: id that ends a document.
-        pad_id: id that fills rows. Left out where it is the eos: the classes freeze the embedding of their `pad_token_id`,
-            and whoever fine-tunes would never train the eos.
+        pad_id: id that fills rows. Left out where it is the eos: the classes freeze the embedding of their
+            `pad_token_id`, and whoever fine-tunes would never train the eos.
         bos_id: id that opens a document, None where nothing does.
         mask_id: id that hides a token from a bidirectional model, None where there is none.
         dtype: of the weights, in torch's words: `float32`, `bfloat16`.
@@ -159,7 +161,7 @@ def to_hf(
 
 
 def from_hf(stated: dict[str, Any]) -> DecoderConfig:
-    """The decoder that computes what a `config.json` describes.
+    """Return the decoder that computes what a `config.json` describes.
 
     Keys are read as transformers reads them: what is absent has the class's default, `rope_scaling` comes before
     `rope_parameters`, and keys that the class does not know mean nothing.
@@ -202,7 +204,7 @@ def from_hf(stated: dict[str, Any]) -> DecoderConfig:
 
 
 def _architecture_of(stated: dict[str, Any]) -> str:
-    """The class that `config.json` names, by `model_type` where it names none. Raises ModelError for any other."""
+    """Return the class that `config.json` names, or its `model_type` does. Raises ModelError for any other."""
     kind = stated.get("model_type")
     named: list[str] = stated.get("architectures") or [name for name in MODEL_TYPES if MODEL_TYPES[name] == kind]
     known = [name for name in named if name in MODEL_TYPES]
@@ -215,7 +217,7 @@ def _architecture_of(stated: dict[str, Any]) -> str:
 
 
 def _attention_of(name: str, values: dict[str, Any], complaints: list[str]) -> AttentionConfig:
-    """The window that all layers have, or none; appends to `complaints` where some have one or another class than Qwen3."""
+    """Return the window that all layers have, or none; add to `complaints` a window that the decoder cannot have."""
     types: set[str] = set(values.get("layer_types") or ())
     if values.get("use_sliding_window") and name == QWEN3:
         window, full = values.get("sliding_window", 4096), values.get("max_window_layers", 28)

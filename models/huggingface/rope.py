@@ -1,4 +1,4 @@
-"""Rotary scaling in Hugging Face's words, in both directions: `rope_parameters` (transformers 5) and `rope_scaling` (4).
+"""Rotary scaling as `config.json` has it, in both directions: `rope_parameters` (transformers 5), `rope_scaling` (4).
 
 With s = factor, L = original_seq_len and T = rows of training:
 
@@ -14,8 +14,8 @@ With s = factor, L = original_seq_len and T = rows of training:
 | `llama3` | the same | T where it is above L, else s·L: its factor is no ratio of lengths |
 
 `ntk_mixed` and `ramp = "paper"` have no rope_type. L is stated beside these, except for `ntk`, as
-`original_max_position_embeddings`, where Phi 3 has it and transformers 4 looks for longrope's; it is read there first, as
-transformers 5 does.
+`original_max_position_embeddings`, where Phi 3 has it and transformers 4 looks for longrope's; it is read there first,
+as transformers 5 does.
 """
 
 import math
@@ -37,7 +37,7 @@ _SCALINGS = {"linear": "linear", "dynamic": "dynamic_ntk", "yarn": "yarn", "llam
 
 
 def inexpressible(config: RopeConfig) -> str | None:
-    """Why no `rope_type` computes this, None where one does."""
+    """Return why no `rope_type` computes this, None where one does."""
     if config.scaling == "ntk_mixed":
         return 'model.rope.scaling is "ntk_mixed", for which there is no rope_type'
     if config.scaling in ("ntk_by_parts", "yarn") and config.ramp != "index":
@@ -46,7 +46,7 @@ def inexpressible(config: RopeConfig) -> str | None:
 
 
 def rope_to_hf(config: RopeConfig, head_dim: int, seq_len: int) -> dict[str, Any]:
-    """The keys of `config.json` that say how positions are told.
+    """Return the keys of `config.json` for the rotary embedding.
 
     Args:
         config: one that is not `inexpressible`.
@@ -88,7 +88,7 @@ def _max_positions(config: RopeConfig, seq_len: int) -> int:
 
 
 def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[str]) -> RopeConfig:
-    """The rotary embedding that a `config.json` describes.
+    """Return the rotary embedding that a `config.json` describes.
 
     Args:
         stated: the content of `config.json`.
@@ -129,7 +129,7 @@ def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[st
         factor = longest / trained
     found |= {"scaling": _SCALINGS[kind], "factor": number(f"{key}: factor", factor)}
     if factor == 1 and (kind in ("linear", "llama3") or (kind == "yarn" and rope.get("attention_factor") in (None, 1))):
-        return plain  # angles divided by 1 are what transformers has then too
+        return plain  # frequencies divided by 1 are what transformers has then too
     if factor == found["factor"] <= 1:
         complaints.append(f"{key}: factor is {factor} with rope_type {kind!r}; supported: above 1")
     if kind == "dynamic":
@@ -142,8 +142,8 @@ def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[st
         )
     found["original_seq_len"] = int(trained)
     if kind == "yarn":
-        turns = {"beta_fast": 32, "beta_slow": 1}  # 0 counts as absent there
-        found |= {name: number(f"{key}: {name}", rope.get(name) or default) for name, default in turns.items()}
+        rotations = {"beta_fast": 32, "beta_slow": 1}  # 0 counts as absent there
+        found |= {name: number(f"{key}: {name}", rope.get(name) or default) for name, default in rotations.items()}
     if kind == "llama3":
         found |= {name: number(f"{key}: {name}", rope.get(name)) for name in ("low_freq_factor", "high_freq_factor")}
     if kind == "longrope":

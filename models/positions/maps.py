@@ -9,8 +9,9 @@ Each map divides the pairs of a causal document by distance r = P_q - P_k, P bei
 | `self_extend` (Jin et al. 2024) | r < w | r >= w | floor(P_q/G) - floor(P_k/G) + w - floor(w/G) |
 | `distance_cap` (LM-Infinite, Han et al. 2023) | r < w | r >= w, P_k < sinks | w |
 
-w is `map_window`. A region is one pass of attention with its own rotations and its own mask (`masks.py`); `attention.py` joins
-the passes. The near region always holds the diagonal. Sliding and lambda masks, without a map, are one region that is smaller.
+w is `map_window`. A region is one pass of attention with its own rotations and its own mask (`masks.py`);
+`attention.py` joins the passes. The near region always holds the diagonal. Sliding and lambda masks, without a map, are
+one region that is smaller.
 """
 
 import math
@@ -22,7 +23,7 @@ from torch import Tensor
 from ..config import AttentionConfig, RopeConfig
 from .rope import rotation
 
-Turn: TypeAlias = tuple[Tensor, Tensor]  # cosines and sines, as `rope.rotation` returns them
+CosSin: TypeAlias = tuple[Tensor, Tensor]  # as `rope.rotation` returns them
 
 
 class DistanceRange(NamedTuple):
@@ -45,8 +46,8 @@ ALL_DISTANCES = DistanceRange()
 class RotaryTables(NamedTuple):
     """What a region's queries and keys are rotated by."""
 
-    q: Turn
-    k: Turn
+    q: CosSin
+    k: CosSin
 
 
 class Region(NamedTuple):
@@ -64,7 +65,7 @@ class Region(NamedTuple):
 
 
 def position_map(config: AttentionConfig, positions: Tensor) -> list[Region]:
-    """The regions of a batch: one without a map, else near and far.
+    """Return the regions of a batch: one without a map, else near and far.
 
     Args:
         config: which map.
@@ -87,7 +88,7 @@ def position_map(config: AttentionConfig, positions: Tensor) -> list[Region]:
 
 
 def reaches(config: AttentionConfig) -> tuple[DistanceRange, ...]:
-    """The pairs of every region that `position_map` gives, in its order; no two regions share one."""
+    """Return the pairs of every region that `position_map` gives, in its order; no two regions share one."""
     if config.mask == "full" and config.position_map == "none":
         return (ALL_DISTANCES,)
     if config.position_map == "none":
@@ -99,7 +100,7 @@ def reaches(config: AttentionConfig) -> tuple[DistanceRange, ...]:
 
 
 def keys_seen(config: AttentionConfig, positions: Tensor) -> Tensor:
-    """How many keys queries have: int64 of the shape of `positions`, which are those of causal documents."""
+    """Return how many keys queries have: int64 of the shape of `positions`, which are those of causal documents."""
     earlier = positions.long() + 1
     seen = torch.zeros_like(earlier)
     for least, below, sinks in reaches(config):
@@ -113,7 +114,7 @@ def keys_seen(config: AttentionConfig, positions: Tensor) -> Tensor:
 def rotary_tables(
     config: AttentionConfig, rope: RopeConfig, positions: Tensor, inv_freq: Tensor, attention_factor: float
 ) -> list[RotaryTables]:
-    """RotaryTables of every region, with the factor of `logn` in those of queries: a rotation is linear.
+    """Return the rotary tables of every region, with the factor of `logn` in those of queries: a rotation is linear.
 
     Args:
         config: the map, and whether there is such a factor.
@@ -122,7 +123,7 @@ def rotary_tables(
         inv_freq: as `rope.rope_table` returns it.
         attention_factor: likewise.
     """
-    turns = []
+    rotary = []
     for region in position_map(config, positions):
         q = k = rotation(region.k, inv_freq, attention_factor)
         if region.q is not region.k:
@@ -130,5 +131,5 @@ def rotary_tables(
         if config.logn:
             factor = (torch.log(positions.to(q[0].dtype) + 1) / math.log(rope.trained_length)).clamp(min=1)[:, None, :, None]
             q = q[0] * factor, q[1] * factor
-        turns.append(RotaryTables(q, k))
-    return turns
+        rotary.append(RotaryTables(q, k))
+    return rotary

@@ -3,8 +3,9 @@
 Element i of a head is paired with element i + head_dim/2, so Hugging Face weights load without a permutation. Angles
 and rotation are float32 whatever the model's dtype: in bfloat16, which has 8 bits of precision, position 257 is 256.
 
-A scaling changes the angle per token of each pair so that a model that was trained on `original_seq_len` = L tokens can be
-used, or trained on, at `factor` = s times as many. With d = head_dim, b = theta and θ = b^(-2m/d) for m = 0 .. d/2 - 1:
+A scaling changes the angle per token of each pair so that a model that was trained on `original_seq_len` = L tokens can
+be used, or trained on, at `factor` = s times as many. With d = head_dim, b = theta and θ = b^(-2m/d) for m = 0 .. d/2 -
+1:
 
 | scaling | angle per token of pair m | from |
 |---|---|---|
@@ -30,25 +31,25 @@ MIXED_POWER = 0.75
 
 
 def rope_table(config: RopeConfig, head_dim: int, length: int) -> tuple[Tensor, float]:
-    """Angle per token of each pair, and the factor that cosines and sines are multiplied with.
+    """Return the angle per token of each pair (its frequency), and the factor that cosines and sines are multiplied with.
 
     Args:
         config: base and scaling.
         head_dim: width of a head, d.
-        length: the longest document, or row, that the model is meant for: resolved once, never from a batch. `dynamic_ntk` and
-            `longrope` depend on it.
+        length: the longest document, or row, that the model is meant for: resolved once, never from a batch.
+            `dynamic_ntk` and `longrope` depend on it.
 
     Returns:
-        `inv_freq` float32 [head_dim / 2] on the CPU, also under a `torch.device("meta")` context, in radians per token; and
-        `attention_factor`.
+        `inv_freq` float32 [head_dim / 2] on the CPU, also under a `torch.device("meta")` context, in radians per token;
+        and `attention_factor`.
     """
-    inv_freq = _angles(config.theta, head_dim)
+    inv_freq = _frequencies(config.theta, head_dim)
     if config.scaling == "none":
         return inv_freq, 1.0
     return _SCALINGS[config.scaling](config, inv_freq, head_dim, length)
 
 
-def _angles(theta: float, head_dim: int) -> Tensor:
+def _frequencies(theta: float, head_dim: int) -> Tensor:
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
     return 1.0 / theta**exponents
 
@@ -58,11 +59,11 @@ def _linear(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) ->
 
 
 def _ntk(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
-    return _angles(ntk_theta(config, head_dim), head_dim), 1.0
+    return _frequencies(ntk_theta(config, head_dim), head_dim), 1.0
 
 
 def ntk_theta(config: RopeConfig, head_dim: int) -> float:
-    """The base that scaling `ntk` comes to."""
+    """Return the base that scaling `ntk` comes to."""
     stretched: float = config.factor ** (head_dim / (head_dim - 2))
     return config.theta * stretched
 
@@ -76,7 +77,7 @@ def _ntk_mixed(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int)
 def _dynamic_ntk(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
     trained = config.trained_length
     stretch = config.factor * max(length, trained) / trained - (config.factor - 1)
-    return _angles(config.theta * stretch ** (head_dim / (head_dim - 2)), head_dim), 1.0
+    return _frequencies(config.theta * stretch ** (head_dim / (head_dim - 2)), head_dim), 1.0
 
 
 def _ntk_by_parts(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
@@ -92,12 +93,13 @@ def _yarn(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> t
 def _kept(config: RopeConfig, inv_freq: Tensor, head_dim: int) -> Tensor:
     """`g`: 1 where a pair keeps its angle, 0 where it is divided by the factor; float32 [head_dim / 2].
 
-    `paper` is the definition of Peng et al.: a ramp over turns in the trained length, from `beta_slow` to `beta_fast`. `index`
-    is what its authors released and others use: a ramp over the number of the pair, between those two, rounded outwards.
+    `paper` is the definition of Peng et al.: a ramp over rotations in the trained length, from `beta_slow` to
+    `beta_fast`. `index` is what its authors released and others use: a ramp over the number of the pair, between those
+    two, rounded outwards.
     """
     if config.ramp == "paper":
-        turns = config.trained_length * inv_freq / (2 * math.pi)
-        return ((turns - config.beta_slow) / (config.beta_fast - config.beta_slow)).clamp(0, 1)
+        rotations = config.trained_length * inv_freq / (2 * math.pi)
+        return ((rotations - config.beta_slow) / (config.beta_fast - config.beta_slow)).clamp(0, 1)
     low, high = config.ramp_ends(head_dim)
     width = high - low or 0.001  # a step where both are one pair, as in the released code
     pair = torch.arange(head_dim // 2, dtype=torch.float32, device="cpu")
@@ -106,8 +108,8 @@ def _kept(config: RopeConfig, inv_freq: Tensor, head_dim: int) -> Tensor:
 
 def _llama3(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
     low, high = config.low_freq_factor, config.high_freq_factor
-    turns = config.trained_length * inv_freq / (2 * math.pi)
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    rotations = config.trained_length * inv_freq / (2 * math.pi)
+    kept = ((rotations - low) / (high - low)).clamp(0, 1)
     return (1 - kept) * inv_freq / config.factor + kept * inv_freq, 1.0
 
 
@@ -132,7 +134,7 @@ _SCALINGS: dict[str, Callable[[RopeConfig, Tensor, int, int], tuple[Tensor, floa
 
 
 def rotation(positions: Tensor, inv_freq: Tensor, attention_factor: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of `positions` [batch, seq_len]: two [batch, 1, seq_len, head_dim / 2] of the dtype of `inv_freq`.
+    """Return the cosines and sines of `positions` [batch, seq_len], each [batch, 1, seq_len, head_dim / 2].
 
     Computed once per forward and shared by all blocks and heads. Positions restart in every document, so they come with
     the batch and are not an arange.

@@ -18,8 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from cistron.datasets.loading import Batch, DataConfig, DataShard, Loader, RowSettings, SinglePass, SourceConfig, transport
+from cistron.datasets.config import DataConfig
+from cistron.datasets.documents import DocumentConfig
+from cistron.datasets.loading import Batch, DataShard, Loader, RowSettings, SinglePass, transport
 from cistron.datasets.loading.transport import Message, RowStream
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.rows import PackedRow
 from cistron.datasets.shards import ShardWriter
 from cistron.datasets.tokenizers import Encoded, Tokenizer
@@ -101,7 +104,7 @@ def write_shard(path: Path, documents: Sequence[Sequence[int]], weighted: bool =
 
 def text_source(path: str, name: str = "main", weight: float = 1.0) -> SourceConfig:
     """Return a source of text files."""
-    return SourceConfig(name=name, format="text", paths=(path,), weight=weight)
+    return SourceConfig(name=name, format="text", paths=[path], weight=weight)
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,11 @@ class Settings:
     data: DataConfig
     rows: RowSettings
 
-    def but(self, **changes: Any) -> "Settings":
-        """Return the same with other values of some fields of `data` and `rows`."""
-        of_rows = {field.name for field in fields(RowSettings)} & changes.keys()
-        of_data = {name: value for name, value in changes.items() if name not in of_rows}
-        return Settings(replace(self.data, **of_data), replace(self.rows, **{name: changes[name] for name in of_rows}))
+    def but(self, *, documents: DocumentConfig | None = None, **changes: Any) -> "Settings":
+        """Return the same with other values of some fields of `data`, of its keys about documents, and of `rows`."""
+        of_rows = {name: changes.pop(name) for name in {field.name for field in fields(RowSettings)} & changes.keys()}
+        data = dict(self.data) | ({} if documents is None else dict(documents)) | changes
+        return Settings(DataConfig(**data), replace(self.rows, **of_rows))
 
     def loader(self, tokenizer: Tokenizer | None = None, **shard: Any) -> Loader:
         """Open a loader, with the byte tokenizer unless another is given."""
@@ -123,12 +126,12 @@ class Settings:
 
     def single_pass(self, tokenizer: Tokenizer | None = None, **shard: Any) -> SinglePass:
         """Open a single pass, with the byte tokenizer unless another is given."""
-        return SinglePass(self.data, tokenizer or ByteTokenizer(), self.rows, DataShard(**shard))
+        return SinglePass(self.data.sources, self.data, tokenizer or ByteTokenizer(), self.rows, DataShard(**shard))
 
 
 def config(*sources: SourceConfig, **changes: Any) -> Settings:
     """Return settings of small rows over `sources`, 4 to a batch, unless `changes` says otherwise."""
-    data = DataConfig(sources=sources, lanes=4, packing="best_fit")
+    data = DataConfig(sources=list(sources), lanes=4)
     return Settings(data, RowSettings(seq_len=32, seed=0, batch_size=4)).but(**changes)
 
 

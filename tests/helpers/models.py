@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
+from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from cistron.models.config import DecoderConfig
 from cistron.tests.helpers.packed import LLAMA, random_decoder
 from cistron.trainer.build import contract_of, make_model
@@ -18,7 +18,7 @@ from cistron.trainer.inference import OpenedModel, inference_mask
 
 CAUSAL = LLAMA.replace(vocab_size=512)
 ENCODER = CAUSAL.replace(causal=False, head_dim=8)  # of EuroBERT's class: as many as dim / n_heads
-BYTE, PROTEIN = build_tokenizer("byte"), build_tokenizer("protein")
+BYTE, PROTEIN = build_tokenizer(TokenizerConfig(kind="byte")), build_tokenizer(TokenizerConfig(kind="protein"))
 
 
 def ready(config: DecoderConfig, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> OpenedModel:

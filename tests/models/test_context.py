@@ -14,8 +14,8 @@ from cistron.models.attention.masks import document_dense_mask
 from cistron.models.decoder import Decoder
 from cistron.tests.helpers.packed import EOS, LLAMA, PAD, Packed, mean_loss, pack, random_decoder
 from cistron.tests.helpers.ranks import run_on_ranks
-from cistron.trainer.parallel import block_size, spread_rows, without_context_parallel
-from cistron.trainer.parallel.context_parallel import apply_context_parallel, balance, mask_work, order_by_rank
+from cistron.trainer.parallel import block_size, without_context_parallel
+from cistron.trainer.parallel.context_parallel import apply_context_parallel, balance, mask_work, order_by_rank, spread_rows
 from cistron.trainer.parallel.tensor_parallel import apply_tensor_parallel
 from hypothesis import given, settings
 from hypothesis import strategies as st

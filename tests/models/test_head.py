@@ -11,6 +11,7 @@ from cistron.models.decoder import Decoder
 from cistron.models.errors import ModelError
 from cistron.models.huggingface import hf_names
 from cistron.tests.helpers.packed import EOS, LLAMA, PAD, Packed, pack, random_decoder
+from cistron.trainer.estimates import row_flops
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -104,6 +105,6 @@ def test_a_model_with_a_head_has_no_output_projection_and_counts_its_parameters(
     assert not hasattr(model, "output")
     assert config.parameter_count() == sum(p.numel() for p in model.parameters())
     blocks = sum(p.numel() for p in model.layers.parameters())
-    assert config.flops_per_token(0) == 6 * (blocks + config.dim + 3 * config.dim)
+    assert row_flops(config, 0, 1) == 6 * (blocks + config.dim + 3 * config.dim)
     with pytest.raises(ModelError, match="pool is 'max'"):
         config.replace(pool="max")

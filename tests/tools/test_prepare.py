@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from cistron.datasets.files import FileStore
 from cistron.datasets.shards import open_shards
-from cistron.datasets.tokenizers import build_tokenizer
+from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 from cistron.tests.helpers.corpora import write_fasta, write_jsonl
 from cistron.tools import prepare
 from cistron.trainer.config import load_config
@@ -215,7 +215,7 @@ def test_letters_are_prepared_and_their_policy_is_part_of_the_plan(
     assert f"{path}, record r1, byte {Path(path).read_text().index(record) + 3}: " in message
     prepare.main([*argv[:-1], str(tmp_path / "lenient"), "--on-unknown", "map"])
     (shard,) = open_shards(FileStore().expand([str(tmp_path / "lenient" / "train")], "*.json"), FileStore())
-    tokenizer, manifest = build_tokenizer(kind, on_unknown="map"), shard.manifest
+    tokenizer, manifest = build_tokenizer(TokenizerConfig(kind=kind, on_unknown="map")), shard.manifest
     assert shard.ids().tolist() == tokenizer.encode_batch([b"ACG", record.encode()]).ids.tolist()
     stated = ("eos_id", "bos_id", "pad_id", "mask_id", "vocab_size")
     assert [getattr(manifest, name) for name in stated] == [getattr(tokenizer, name) for name in stated]

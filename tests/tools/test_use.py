@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -24,13 +23,15 @@ from cistron.tests.helpers.models import CAUSAL, ENCODER, PROTEIN, random_sequen
 from cistron.tools import embed, evaluate, generate
 from cistron.tools.support import embedding_files
 from cistron.trainer.inference import OpenedModel, open_model
+from cistron.trainer.inference import embed as cistron_embed
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 LENGTHS = [3, 40, 1, 17, 64, 2] * 10
 SLOWLY = """
 import os, signal, sys
-from cistron.tools import embed, embedding_files
+from cistron.tools import embed
+from cistron.tools.support import embedding_files
 embedding_files.PART_SEQUENCES = 7
 add, calls = embedding_files.EmbeddingFile.add, []
 def killing(self, *args):
@@ -85,9 +86,9 @@ def test_every_output_holds_what_the_call_returns(
     def close(found: Any, expected: torch.Tensor) -> None:
         assert_close(torch.as_tensor(found, dtype=expected.dtype), expected, rtol=1e-5, atol=1e-5)
 
-    pooled = embed.embed(opened, sequences, layer=layers)
-    whole = embed.embed(opened, sequences, layer=layers, pool="none")
-    last = embed.embed(opened, sequences, layer="layers.1.feed_forward", pool="last")
+    pooled = cistron_embed(opened, sequences, layer=layers)
+    whole = cistron_embed(opened, sequences, layer=layers, pool="none")
+    last = cistron_embed(opened, sequences, layer="layers.1.feed_forward", pool="last")
 
     found = load_file(run("e.safetensors", "--layer", *layers))
     assert list(found) == list(pooled) == ["layers.0", "layers.1", "norm"]
@@ -99,8 +100,8 @@ def test_every_output_holds_what_the_call_returns(
         for number, expected in enumerate(rows):
             close(found[f"{name}/{number}"], expected)
 
-    close(np.load(run("e.npy", "--layer", "layers.1.feed_forward", "--pool", "last")), last)
-    assert (tmp_path / "e.npy.names.txt").read_text().split() == names
+    found = load_file(run("g.safetensors", "--layer", "layers.1.feed_forward", "--pool", "last"))
+    close(found["layers.1.feed_forward"], last)
 
     table = pq.read_table(run("e.parquet", "--layer", *layers))
     assert table["name"].to_pylist() == names
@@ -187,14 +188,12 @@ def test_what_cannot_be_embedded_is_refused(tmp_path: Path, checkpoint: Path, ca
     (tmp_path / "nul.fasta").write_bytes(b">a\nAC\n>b\nA\0\n")
     (tmp_path / "blank.fasta").write_text("\n\n")
     (tmp_path / "blank.fasta.gz").write_bytes(gzip.compress(b""))
-    (tmp_path / "there.npy").write_text("x")
-    output = tmp_path / "e.npy"
+    (tmp_path / "there.parquet").write_text("x")
+    output = tmp_path / "e.parquet"
     for path, layer, out, more, expected in (
         (source, "layer.1", output, (), "layer 'layer.1': the model has no such layer, did you mean 'layers.1'"),
-        (source, "layers.*", output, (), "a .npy file holds one layer, pooled"),
-        (source, "norm", output, ("--pool", "none"), "a .npy file holds one layer, pooled"),
-        (source, "norm", tmp_path / "e.csv", (), "its name must end in one of .safetensors, .parquet, .npy"),
-        (source, "norm", tmp_path / "there.npy", (), "exists already"),
+        (source, "norm", tmp_path / "e.npy", (), "its name must end in one of .safetensors, .parquet"),
+        (source, "norm", tmp_path / "there.parquet", (), "exists already"),
         (source, "norm", output, ("--device", "cuda:99"), "device = 'cuda:99'"),
         (source, "norm", output, ("--max-length", "50"), "x.fasta, record s1, byte 35: has 101 tokens with its eos"),
         (tmp_path / "empty.fasta", "norm", output, (), "empty.fasta, record b, byte 6: the record has no residue"),
@@ -209,23 +208,6 @@ def test_what_cannot_be_embedded_is_refused(tmp_path: Path, checkpoint: Path, ca
     assert "not a complete checkpoint" in refused(
         capsys, embed.main, tmp_path, "--input", tmp_path / "empty.fasta", "--layer", "norm", "--output", output
     )
-
-
-def test_more_tensors_than_a_header_names_are_refused_while_they_are_made(
-    tmp_path: Path, checkpoint: Path, sequences: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(embedding_files, "PART_SEQUENCES", 7)
-    source = write_fasta(tmp_path / "x.fasta", sequences)
-    options = ["--layer", "layers.*", "--pool", "none", "--batch-tokens", "100"]
-    command = [checkpoint, "--input", source, "--output", tmp_path / "e.safetensors", *options]
-    monkeypatch.setattr(embedding_files, "MAX_HEADER_BYTES", 40 * 70)  # of 120 tensors at 65 to 75 bytes each
-    assert "more tensors than a safetensors file can name; use .parquet" in refused(capsys, embed.main, *command)
-    parts = tmp_path / "e.safetensors.partial"
-    assert len(list(parts.glob("part-*"))) < 4
-    assert "use .parquet" in refused(capsys, embed.main, *command), "again, from the parts alone"
-    monkeypatch.setattr(embedding_files, "MAX_HEADER_BYTES", 10**8)
-    embed.main(list(map(str, command)))
-    assert len(load_file(tmp_path / "e.safetensors")) == 2 * len(sequences)
 
 
 def test_layers_are_listed_with_their_widths_and_meanings(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,7 +262,7 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path, checkpoint: Path, caps
         (checkpoint, ("--output", tmp_path / "s.npy"), "its name must end in one of .tsv, .jsonl, .parquet"),
         (checkpoint, ("--output", tmp_path / "no" / "s.tsv"), "cannot be written"),
         (protein, ("--reverse-complement",), "sequences of the protein tokenizer have no other strand"),
-        (protein, ("--with-eos",), "--with-eos: a bidirectional model"),
+        (protein, ("--with-eos",), "with_eos: a bidirectional model"),
         (encoder, (), "a pseudo-likelihood needs a mask token"),
     ):
         assert expected in refused(capsys, evaluate.main, model, "--score", source, *options)
@@ -301,8 +283,7 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path, checkpoint: Path, caps
     captured = capsys.readouterr()
     assert "1 letters are none of the vocabulary" in captured.err
     assert captured.out.splitlines()[1].startswith("s0\t4\t")
-    embed.main(
-        [str(protein), "--input", str(star), "--layer", "norm", "--on-unknown", "map", "--output", str(tmp_path / "e.npy")]
-    )
-    assert np.load(tmp_path / "e.npy").shape == (1, 32)
+    output = tmp_path / "e.safetensors"
+    embed.main([str(protein), "--input", str(star), "--layer", "norm", "--on-unknown", "map", "--output", str(output)])
+    assert load_file(output)["norm"].shape == (1, 32)
     assert "cannot generate" in refused(capsys, generate.main, encoder, "--prompt", "ACGT")

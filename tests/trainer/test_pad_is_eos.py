@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from cistron.datasets.loading import Batch, DataConfig, Loader, RowSettings, SourceConfig
+from cistron.datasets.config import DataConfig
+from cistron.datasets.loading import Batch, Loader, RowSettings
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.tokenizers import HFTokenizer
 from cistron.models.attention import DocumentMask
 from cistron.models.config import PRESETS
@@ -35,8 +37,8 @@ def learn(tokenizer: HFTokenizer, folder: Path, labels_of: Callable[[Batch], tor
     """Train on counting to four, a document to a row; returns what 20 samples go on with after "one", up to 12 tokens."""
     counts = " ".join(WORDS[:4])
     (folder / "counts.jsonl").write_text("".join(json.dumps({"text": counts}) + "\n" for _ in range(64)))
-    source = SourceConfig(name="counts", format="jsonl", paths=(str(folder / "counts.jsonl"),))
-    config = DataConfig(sources=(source,), lanes=4, packing="best_fit", layout="padded")
+    source = SourceConfig(name="counts", format="jsonl", paths=[str(folder / "counts.jsonl")])
+    config = DataConfig(sources=[source], lanes=4, layout="padded")
     shape = {"vocab_size": len(WORDS), "dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "hidden_dim": 32}
     model = Decoder(PRESETS["debug"].replace(**shape))
     init_weights(model, 0)

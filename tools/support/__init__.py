@@ -4,7 +4,8 @@ from .corpus import report_sources
 from .embedding_files import EmbeddingFile, check_output, writing
 from .model_input import add_input_arguments, add_model_arguments, open_as_asked, positive
 from .prepare_report import Section, write_report
-from .progress import make_monitor
+from .progress import progress_bar
+from .table_options import add_table_options, given, read_table
 from .targets import report_targets
 
 __all__ = [
@@ -12,10 +13,13 @@ __all__ = [
     "Section",
     "add_input_arguments",
     "add_model_arguments",
+    "add_table_options",
     "check_output",
-    "make_monitor",
+    "given",
     "open_as_asked",
     "positive",
+    "progress_bar",
+    "read_table",
     "report_sources",
     "report_targets",
     "write_report",

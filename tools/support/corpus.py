@@ -1,7 +1,8 @@
-"""What the sources of a job hold, as text: shared by `cistron check` and `cistron inspect`.
+"""Report what the sources of a job hold, for `cistron check` and `cistron inspect`.
 
-Token shards state all their lengths, so their numbers are exact. Of raw files a random sample of pieces is read and encoded,
-some seconds of work at most, and what follows from it for the whole is called estimated.
+Token shards list the lengths of all documents, so their numbers are exact. Of raw files, a random sample of pieces is
+read and encoded, which takes some seconds at most. What follows from the sample for the whole source is called
+estimated.
 """
 
 import random
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
 
 from ...datasets.loading import Loader, Source
 from ...datasets.prepare import Lengths, LengthStatistics, length_statistics, shard_lengths
@@ -28,9 +31,10 @@ class Holdings:
     """What a source holds.
 
     Attributes:
-        statistics: of all documents, or of the sampled ones.
-        scale: how many times the sample the whole is; 1 for all documents, None where it cannot be told.
-        cut: sampled documents that go on behind the sample: their number is a guess, and their lengths are too short.
+        statistics: Of all documents, or of the sampled ones.
+        scale: Size of the whole divided by that of the sample: 1 for all documents, None where it is unknown.
+        cut: Sampled documents that continue behind the sample. Their number is a guess, and their lengths are too
+            short.
     """
 
     statistics: LengthStatistics
@@ -38,7 +42,7 @@ class Holdings:
     cut: int = 0
 
     def rows(self, config: JobConfig) -> float:
-        """Rows of an epoch of the sample, as the job packs them."""
+        """Return how many rows the job packs the documents into."""
         s, seq_len = self.statistics, config.training.seq_len
         if config.data.layout == "padded":
             return s.documents - s.split + s.fragments
@@ -46,7 +50,15 @@ class Holdings:
 
 
 def report_sources(console: Console, config: JobConfig, loader: Loader, tokenizer: Tokenizer, rows_per_step: int) -> None:
-    """Print what encodes raw text, and what each source holds, how that packs, how far it reaches, how long documents are."""
+    """Print what encodes raw text and, for each source, its size, how it packs, its epochs and its lengths.
+
+    Args:
+        console: To print to.
+        config: Of the job.
+        loader: Of the job; its sources are looked into.
+        tokenizer: Of the job.
+        rows_per_step: Rows of an optimizer step over all ranks.
+    """
     console.print(f"encoding: {loader.encoding}", markup=False)
     for source in loader.sources:
         holdings = look_into(source, tokenizer, config.training.seq_len)
@@ -60,13 +72,14 @@ def report_sources(console: Console, config: JobConfig, loader: Loader, tokenize
                 f"  {in_rows(holdings, config)}",
                 f"  {in_steps(holdings, config, source.config.name, rows_per_step)}",
                 f"  tokens of a document: median {holdings.statistics.median:,}, longest {holdings.statistics.longest:,}",
-                *(f"    {bar}" for bar in bars(holdings.statistics.histogram)),
             ]
         console.print("\n".join(lines), markup=False)
+        if holdings is not None:
+            console.print(Padding(histogram_table(holdings.statistics.histogram), (0, 0, 0, 4), expand=False))
 
 
 def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | None:
-    """All lengths of token shards, those of a sample of raw files; None without a document."""
+    """Return all lengths of token shards, or those of a sample of raw files; None where there is no document."""
     if source.corpus is not None:
         return Holdings(length_statistics(shard_lengths(source.corpus.shards), seq_len), scale=1.0)
     assert source.reader is not None
@@ -88,7 +101,10 @@ def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | 
 
 
 def head_of(reader: Reader, piece: Piece) -> tuple[list[bytes], float, bool]:
-    """The first documents of a piece, their share of it (nan: it is compressed, and goes on), and whether the last goes on."""
+    """Return the first documents of a piece, the share of it that they are, and whether the last document continues.
+
+    The share is NaN for a compressed piece of which a part is left: its size in text is unknown.
+    """
     documents: list[bytes] = []
     size = 0
     for group in reader.groups(piece, piece.start, True):
@@ -107,7 +123,10 @@ def head_of(reader: Reader, piece: Piece) -> tuple[list[bytes], float, bool]:
 
 
 def lengths_of(documents: list[bytes], tokenizer: Tokenizer) -> Lengths:
-    """Tokens of each document, its eos included; those that cannot be encoded are left out, since training tells of them."""
+    """Return how many tokens each document has, its eos included.
+
+    Documents that cannot be encoded are left out: training names them.
+    """
     while True:
         try:
             return np.array(tokenizer.encode_batch(documents).lengths, dtype=np.int64)
@@ -116,11 +135,11 @@ def lengths_of(documents: list[bytes], tokenizer: Tokenizer) -> Lengths:
 
 
 def on_disk(source: Source, lanes: int) -> str:
-    """Files, their size, and how they are dealt to lanes."""
+    """Describe the files, their size, and how they are assigned to lanes."""
     if source.corpus is not None:
         shards = source.corpus.shards
         size = sum(sum(shard.manifest.sizes().values()) for shard in shards)
-        return f"{len(shards):,} shards, {size / 1e6:,.2f} MB; documents dealt one by one to {lanes} lanes"
+        return f"{len(shards):,} shards, {size / 1e6:,.2f} MB; documents assigned one by one to {lanes} lanes"
     size, empty = sum(file.size for file in source.files), sum(file.size == 0 for file in source.files)
     pieces = [len(lane) for lane in source.lanes]
     return (
@@ -130,7 +149,7 @@ def on_disk(source: Source, lanes: int) -> str:
 
 
 def in_tokens(holdings: Holdings) -> str:
-    """Documents and tokens of the source."""
+    """Describe how many documents and tokens the source has."""
     s, scale = holdings.statistics, holdings.scale
     if scale == 1.0:
         return f"{s.documents:,} documents, {s.tokens:,} tokens"
@@ -142,7 +161,7 @@ def in_tokens(holdings: Holdings) -> str:
 
 
 def in_rows(holdings: Holdings, config: JobConfig) -> str:
-    """How the documents fill rows."""
+    """Describe how the documents fill rows."""
     s, d, seq_len = holdings.statistics, config.data, config.training.seq_len
     split = f"{s.split:,} documents are longer than a row and make {s.fragments:,} fragments"
     of = "" if holdings.scale == 1.0 else "of the sample "
@@ -154,7 +173,7 @@ def in_rows(holdings: Holdings, config: JobConfig) -> str:
 
 
 def in_steps(holdings: Holdings, config: JobConfig, name: str, rows_per_step: int) -> str:
-    """How many steps an epoch takes at the source's share, and how many epochs the job makes."""
+    """Describe how many steps an epoch takes at the source's share, and how many epochs the job makes."""
     phases = list(weight_phases(config))
     shares = ", then ".join(
         f"{of[name]:.1%} of the rows" + (f" from step {first}" if first > 1 else "") for first, _, of in phases
@@ -174,18 +193,22 @@ def in_steps(holdings: Holdings, config: JobConfig, name: str, rows_per_step: in
 
 
 def weight_phases(config: JobConfig) -> Iterator[tuple[int, int, dict[str, float]]]:
-    """First step, number of steps and shares of the sources by name, for each stretch of the job with weights of its own."""
-    steps = config.training.steps
-    weights = [(1, {source.name: source.weight for source in config.data.sources})]
-    weights += [(stage.step, stage.weights) for stage in config.data.stages if stage.step <= steps]
-    ends = [first for first, _ in weights[1:]] + [steps + 1]
-    for (first, of), end in zip(weights, ends, strict=True):
-        total = sum(of.values())
-        yield first, end - first, {source.name: of.get(source.name, 0.0) / total for source in config.data.sources}
+    """Yield first step, number of steps and shares of the sources by name, for each part of the job with its own
+    weights.
+    """
+    steps, names = config.training.steps, [source.name for source in config.data.sources]
+    phases = [(first, weights) for first, weights in config.data.phases() if first <= steps]
+    ends = [first for first, _ in phases[1:]] + [steps + 1]
+    for (first, weights), end in zip(phases, ends, strict=True):
+        total = sum(weights)
+        yield first, end - first, {name: weight / total for name, weight in zip(names, weights, strict=True)}
 
 
-def bars(histogram: list[tuple[int, int]]) -> list[str]:
-    """One line per length class: the shortest length in it, a bar, and how many documents."""
+def histogram_table(histogram: list[tuple[int, int]]) -> Table:
+    """Return a line for each class of lengths: the shortest length in it, a bar, and how many documents it has."""
     most = max(count for _, count in histogram)
-    width = len(f"{histogram[-1][0]:,}")
-    return [f"{low:>{width},} {'█' * round(BAR * count / most):{BAR}} {count:,}".rstrip() for low, count in histogram]
+    grid = Table.grid("length", "bar", "documents", padding=(0, 1))
+    grid.columns[0].justify = "right"
+    for low, count in histogram:
+        grid.add_row(f"{low:,}", "█" * round(BAR * count / most), f"{count:,}")
+    return grid

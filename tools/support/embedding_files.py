@@ -9,9 +9,9 @@ layer of one is in memory at a time, and moved into place when it is whole.
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,6 @@ from ...trainer.errors import ConfigError
 PART_BYTES = 2**26
 PART_SEQUENCES = 4096
 LENGTHS = "lengths"  # no name of a module
-MAX_HEADER_BYTES = 10**8  # that the safetensors library reads
 
 
 class Part(NamedTuple):
@@ -66,7 +65,7 @@ class EmbeddingFile:
     """The output of a command that may be killed.
 
     Args:
-        output: a `.safetensors`, `.parquet` or `.npy` file that is not there yet.
+        output: a `.safetensors` or `.parquet` file that is not there yet.
         plan: JSON values that decide the numbers; those of a half-done output must be the same.
         layers: names, in order.
         pooled: whether a sequence has one row or one per residue.
@@ -80,17 +79,14 @@ class EmbeddingFile:
     def __init__(
         self, output: Path, plan: dict[str, Any], layers: Sequence[str], pooled: bool, metadata: dict[str, str]
     ) -> None:
-        check_output(output, len(layers), pooled)
+        check_output(output)
         self.output, self.layers, self.pooled, self.metadata = output, layers, pooled, metadata
         self.partial = output.with_name(f"{output.name}.partial")
         with writing(output):
             self.partial.mkdir(parents=True, exist_ok=True)
             found = [Part.find(path) for path in sorted(self.partial.glob("part-*.safetensors"))]
             _agree(self.partial, plan, begun=bool(found))
-        self.parts: list[Part] = []
-        self._head = 0
-        for part in found:
-            self._keep(part)
+        self.parts = found
         self._names: list[str] = []
         self._lengths: list[int] = []
         self._rows: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -110,7 +106,7 @@ class EmbeddingFile:
             rows: of each layer float32 [rows, width], sequence after sequence.
 
         Raises:
-            ConfigError: a part cannot be written, or there are more tensors than a safetensors file can name.
+            ConfigError: a part cannot be written.
         """
         self._names += names
         self._lengths += lengths
@@ -124,7 +120,7 @@ class EmbeddingFile:
         """Write the output.
 
         Raises:
-            ConfigError: the output cannot be written, or is a safetensors file of too many tensors.
+            ConfigError: the output cannot be written.
         """
         self._flush()
         assert self.parts, "files of sequences hold one at the least"
@@ -148,16 +144,6 @@ class EmbeddingFile:
         with safe_open(self.parts[0].path, framework="pt") as file:
             return {name: file.get_slice(name).get_shape()[1] for name in self.layers}
 
-    def _keep(self, part: Part) -> None:
-        """Count a part in, and what it adds to a safetensors header: its own offsets are shorter than those to come."""
-        first = self.done
-        self.parts.append(part)
-        if self.output.suffix == ".safetensors" and not self.pooled:
-            lengths = part.lengths()
-            for layer, width in self.widths().items():
-                self._head += len(header(_unpooled(layer, lengths, width, first), {})) - len(header({}, {}))
-            _refuse_header(self.output, self._head)
-
     def _flush(self) -> None:
         if not self._names:
             return
@@ -168,29 +154,17 @@ class EmbeddingFile:
             head = header(specs, {"names": json.dumps(self._names)})
             Folder(self.partial).write("unfinished", (head, *map(as_bytes, tensors.values())))
             (self.partial / "unfinished").replace(path)
-        self._keep(Part(path, len(self._names)))
+        self.parts.append(Part(path, len(self._names)))
         self._names, self._lengths, self._bytes = [], [], 0
         self._rows = {name: [] for name in self.layers}
 
 
-def _refuse_header(output: Path, size: int) -> None:
-    if size > MAX_HEADER_BYTES:
-        raise ConfigError(f"--output {output}: there are more tensors than a safetensors file can name; use .parquet")
-
-
-def check_output(output: Path, layers: int, pooled: bool) -> None:
+def check_output(output: Path) -> None:
     """Raise ConfigError where an output cannot become what is asked for, before anything expensive is done."""
     if output.suffix not in WRITERS:
         raise ConfigError(f"--output {output}: its name must end in one of {', '.join(WRITERS)}")
-    if output.suffix == ".npy" and (layers > 1 or not pooled):
-        raise ConfigError(f"--output {output}: a .npy file holds one layer, pooled; .safetensors and .parquet hold any")
     if output.exists():
         raise ConfigError(f"--output {output}: exists already; name another file, or remove it")
-
-
-def _unpooled(layer: str, lengths: Iterable[int], width: int, first: int) -> dict[str, Spec]:
-    """A tensor [residues, width] for each sequence from number `first` on."""
-    return {f"{layer}/{n}": (torch.float32, (length, width)) for n, length in enumerate(lengths, first)}
 
 
 def _write_safetensors(file: EmbeddingFile, path: Path) -> None:
@@ -202,24 +176,9 @@ def _write_safetensors(file: EmbeddingFile, path: Path) -> None:
             specs[layer] = torch.float32, (file.done, widths[layer])
         else:
             lengths = (length for part in file.parts for length in part.lengths())
-            specs |= _unpooled(layer, lengths, widths[layer], 0)
-    head = header(specs, file.metadata)
-    _refuse_header(file.output, len(head))
-    Folder(path.parent).write(path.name, _chain(head, file))
-
-
-def _chain(head: bytes, file: EmbeddingFile) -> Iterator[bytes | memoryview]:
-    yield head
-    for layer in file.layers:
-        yield from file.stream(layer)
-
-
-def _write_npy(file: EmbeddingFile, path: Path) -> None:
-    """Float32 [sequences, width]."""
-    head = BytesIO()
-    shape = (file.done, *file.widths().values())
-    np.lib.format.write_array_header_2_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    Folder(path.parent).write(path.name, _chain(head.getvalue(), file))
+            specs |= {f"{layer}/{n}": (torch.float32, (length, widths[layer])) for n, length in enumerate(lengths)}
+    streams = (file.stream(layer) for layer in file.layers)
+    Folder(path.parent).write(path.name, chain([header(specs, file.metadata)], *streams))
 
 
 def _write_parquet(file: EmbeddingFile, path: Path) -> None:
@@ -243,11 +202,7 @@ def _write_parquet(file: EmbeddingFile, path: Path) -> None:
             writer.write_table(pa.table([pa.array(part.names()), pa.array(part.lengths()), *columns], schema=schema))
 
 
-WRITERS: dict[str, Callable[[EmbeddingFile, Path], None]] = {
-    ".safetensors": _write_safetensors,
-    ".parquet": _write_parquet,
-    ".npy": _write_npy,
-}
+WRITERS: dict[str, Callable[[EmbeddingFile, Path], None]] = {".safetensors": _write_safetensors, ".parquet": _write_parquet}
 
 
 def _agree(partial: Path, plan: dict[str, Any], begun: bool) -> None:

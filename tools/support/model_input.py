@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ...datasets.readers import ENDINGS
+from ...datasets.readers import raw_formats
 from ...datasets.tokenizers import POLICIES
 from ...trainer.inference import BATCH_TOKENS, DTYPES, OpenedModel, open_model
 
@@ -13,7 +13,7 @@ def add_input_arguments(parser: argparse.ArgumentParser, name: str, *, required:
     parser.add_argument(
         name, nargs="+", metavar="FILE", required=required, help="files, globs or URLs; .gz and .zst are inflated"
     )
-    parser.add_argument("--format", choices=ENDINGS, help="of the files (default: by their endings)")
+    parser.add_argument("--format", choices=raw_formats(), help="of the files (default: by their endings)")
     parser.add_argument("--field", default="text", help="of jsonl, tsv and parquet: holds the sequence (default: text)")
     parser.add_argument("--id-field", help="of jsonl, tsv and parquet: holds the name (default: records are numbered from 0)")
     parser.add_argument(

@@ -1,4 +1,6 @@
-"""Which tokens carry loss: counted over the first rows of a job, and shown position by position in one of them."""
+"""Report which tokens carry loss: counted over the first rows of a job, and shown position by position in one of
+them.
+"""
 
 import torch
 from rich.console import Console
@@ -10,12 +12,13 @@ from ...datasets.rows import DocumentLabels, MaskedTokens, Objective
 from ...datasets.tokenizers import Tokenizer
 
 SHOWN = 10  # positions at the head of the example row, and about the end of its first document
-ROLES = ("eos", "bos", "pad", "mask", "unk")
+SPECIAL = ("eos", "bos", "pad", "mask", "unk")
 KINDS = ("eos", "bos", "other special tokens", "lowercase letters", "all others")
 
 
 def report_targets(console: Console, batch: Batch, objective: Objective, tokenizer: Tokenizer) -> None:
-    """Print how many tokens of each kind there are, how many of them are targets and at which weight, and an example row.
+    """Print how many tokens of each kind there are, how many of them are targets and at which weight, and an example
+    row.
 
     Args:
         console: To print to.
@@ -46,14 +49,14 @@ def report_targets(console: Console, batch: Batch, objective: Objective, tokeniz
 
 
 def values_range(batch: Batch, wanted: torch.Tensor) -> list[str]:
-    """The least and the greatest value that documents are labelled with."""
+    """Return the least and the greatest value that documents are labelled with, as text."""
     assert batch.values is not None
     values = batch.values[wanted]
     return [f"{values.min():.4g}", "to", f"{values.max():.4g}"]
 
 
 def of_kinds(ids: torch.Tensor, tokenizer: Tokenizer) -> list[torch.Tensor]:
-    """For each of KINDS whether a token is of it: bool, of the shape of `ids`."""
+    """Return for each of KINDS which tokens are of it: bool, of the shape of `ids`."""
     eos = ids == tokenizer.eos_id
     bos = torch.zeros_like(eos) if tokenizer.bos_id is None else ids == tokenizer.bos_id
     special = torch.isin(ids, torch.tensor(sorted(tokenizer.special_ids))) & ~eos & ~bos
@@ -62,8 +65,10 @@ def of_kinds(ids: torch.Tensor, tokenizer: Tokenizer) -> list[torch.Tensor]:
 
 
 def example(batch: Batch, row: int, tokenizer: Tokenizer) -> Table:
-    """Position by position what the model is shown and asked: the head of a row, and the end of its first document."""
-    grid = Table("position", "document", "is shown", "is asked for", "weight", box=None)
+    """Return a table of what the model is shown and its targets: the head of a row, and the end of its first
+    document.
+    """
+    grid = Table("position", "document", "is shown", "target", "weight", box=None)
     ids = batch.sequence_ids[row]
     end = int((ids == 0).sum())
     width = len(ids)
@@ -82,9 +87,9 @@ def example(batch: Batch, row: int, tokenizer: Tokenizer) -> Table:
 
 
 def name(index: int, tokenizer: Tokenizer) -> str:
-    """A token for people: its text, or its role."""
+    """Return a token as text for people: its letters, or its role."""
     roles = (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id, tokenizer.mask_id, tokenizer.unk_id)
-    for role, special in zip(ROLES, roles, strict=True):
+    for role, special in zip(SPECIAL, roles, strict=True):
         if index == special:
             return f"{role} ({index})"
     return escape(repr(tokenizer.decode([index])))  # "[INST]" is a token, and no style of the table

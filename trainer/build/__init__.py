@@ -1,17 +1,10 @@
-"""trainer/build."""
+"""From the configuration to the parts that datasets and models provide, and the contract that they must agree on.
 
-from .contract import (
-    Statement,
-    check_rows,
-    check_statements,
-    checkpoint_statement,
-    contract_of,
-    gather_statements,
-    ids,
-    other_roles,
-    table,
-    tokenizer_statement,
-)
+Read `contract` (who states which special ids, and how the statements are compared), `parts` (tokenizer, decoder, mask),
+then `fine_tuning` (what is frozen, and adapters).
+"""
+
+from .contract import Contract, Statement, contract_of
 from .fine_tuning import differences, fine_tune, fine_tuning_complaints, fresh_parameters
 from .parts import (
     attention_complaints,
@@ -20,31 +13,22 @@ from .parts import (
     make_mask,
     make_model,
     make_tokenizer,
-    open_tokenizer,
     rows_complaints,
 )
 
 __all__ = [
+    "Contract",
     "Statement",
     "attention_complaints",
     "attention_of",
-    "check_rows",
-    "check_statements",
-    "checkpoint_statement",
     "contract_of",
     "differences",
     "fine_tune",
     "fine_tuning_complaints",
     "fresh_parameters",
-    "gather_statements",
-    "ids",
     "make_decoder_config",
     "make_mask",
     "make_model",
     "make_tokenizer",
-    "open_tokenizer",
-    "other_roles",
     "rows_complaints",
-    "table",
-    "tokenizer_statement",
 ]

@@ -35,7 +35,7 @@ def fine_tune(model: Decoder, table: FineTuning) -> None:
 
 
 def fine_tuning_complaints(model: Decoder, table: FineTuning) -> list[str]:
-    """Return why `table` cannot be applied to a plain decoder: a line for each entry that matches nothing, and so on."""
+    """Return why `table` cannot be applied to a plain decoder, such as a line for each entry that matches nothing."""
     if table.lora.rank:
         layers = linear_layers(model)
         return [

@@ -7,7 +7,7 @@ from ...datasets.tokenizers import Tokenizer, build_tokenizer
 from ...models.attention import DocumentMask, choose_executor, executor_complaints, has_flash_attention_3
 from ...models.config import DecoderConfig, Executor, check_training
 from ...models.decoder import Decoder
-from ..config import JobConfig, TokenizerTable
+from ..config import JobConfig
 from ..errors import refuse
 from ..parallel import context_complaints
 from .fine_tuning import fine_tune
@@ -15,12 +15,7 @@ from .fine_tuning import fine_tune
 
 def make_tokenizer(config: JobConfig) -> Tokenizer:
     """Return the tokenizer of `[tokenizer]`."""
-    return open_tokenizer(config.tokenizer)
-
-
-def open_tokenizer(table: TokenizerTable) -> Tokenizer:
-    """The tokenizer that a table describes. Raises DataConfigError where there is none."""
-    return build_tokenizer(**table.model_dump())
+    return build_tokenizer(config.tokenizer)
 
 
 def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfig:
@@ -45,7 +40,7 @@ def rows_complaints(config: JobConfig) -> list[str]:
 
 
 def make_model(config: JobConfig, decoder: DecoderConfig) -> Decoder:
-    """Return the decoder of a job with its adapters, frozen where `[fine_tuning]` says so: plain, on torch's present device.
+    """Return the decoder of a job with its adapters, frozen where `[fine_tuning]` says so, on torch's present device.
 
     Raises:
         ConfigError: `[fine_tuning]` does not fit the decoder.

@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 from torch import Tensor
 
+from ...base import aligned
 from ..errors import CheckpointError
 from ..processes import World
 from .dcp import CheckpointReader
@@ -204,7 +205,5 @@ def commit(folder: Folder, files: dict[str, tuple[int, str]], texts: dict[str, s
 
 def differences(found: Found, what: str, rows: Sequence[tuple[str, str, str]]) -> str:
     """A message with a table of what differs."""
-    rows = [("", "checkpoint", "this job"), *rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned([("", "checkpoint", "this job"), *rows])
     return "\n  ".join([f"{found.path}: the checkpoint {what}:", *lines])

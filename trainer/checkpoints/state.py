@@ -209,7 +209,8 @@ def _explain(problem: ErrorDetails) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing{version}"
     if problem["type"] == "value_error":
-        return f"{key}: {problem['ctx']['error']}"
+        text = str(problem["ctx"]["error"])
+        return text if text.startswith(f"{key}.") else f"{key}: {text}"
     return f"{key} = {problem['input']!r:.60}: {problem['msg'][0].lower()}{problem['msg'][1:]}{version}"
 
 

@@ -1,20 +1,14 @@
-"""trainer/config."""
+"""The configuration of a job: its tables, their contradictions, and how they are read from files and a command line.
+
+Read `job` (the tables of all rooms, nested), `tables` (those of the trainer itself), `mistakes` (what is wrong in a TOML, as
+lines), then `load` (from a command line to a `JobConfig`). `registries` names the optimizers and metric sinks.
+"""
 
 from .job import JobConfig
-from .load import describe, load_config
+from .load import load_config
+from .mistakes import describe, validate
 from .registries import OPTIMIZERS, SINKS
-from .tables import (
-    ActivationCheckpoint,
-    Checkpoint,
-    Continuation,
-    Data,
-    Extrapolation,
-    Files,
-    FineTuning,
-    Lora,
-    Passkey,
-    TokenizerTable,
-)
+from .tables import ActivationCheckpoint, Checkpoint, Continuation, Extrapolation, FineTuning, Lora, Passkey
 
 __all__ = [
     "OPTIMIZERS",
@@ -22,14 +16,12 @@ __all__ = [
     "ActivationCheckpoint",
     "Checkpoint",
     "Continuation",
-    "Data",
     "Extrapolation",
-    "Files",
     "FineTuning",
     "JobConfig",
     "Lora",
     "Passkey",
-    "TokenizerTable",
     "describe",
     "load_config",
+    "validate",
 ]

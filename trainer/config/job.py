@@ -1,7 +1,7 @@
 """The configuration of a job: all tables of a TOML, what does not fit together in them, and what to say about the job.
 
-A mistake that a type can tell is pydantic's; all others are lines of `complaints`, collected over every table and raised as one
-error. `load.py` joins both kinds into one message.
+pydantic refuses wrong types and unknown keys. All other mistakes are lines of `complaints`, collected over every table and
+raised as one error. `load.py` joins both kinds into one message.
 """
 
 from pathlib import Path
@@ -11,42 +11,41 @@ import tomli_w
 from pydantic import ValidationInfo, model_validator
 
 from ...base import Table, changed
-from ...datasets.readers import FORMATS as LABEL_FORMATS
+from ...datasets.config import DataConfig
+from ...datasets.rows import MaskingConfig
+from ...datasets.tokenizers import TokenizerConfig
 from ...models.config import HeadConfig, ModelConfig
 from .tables import (
     ActivationCheckpoint,
     Checkpoint,
     Comm,
     Compile,
-    Data,
     Eval,
     FineTuning,
     Float8,
     Job,
     LrScheduler,
     Metrics,
-    Mlm,
     Optimizer,
     Parallelism,
     Profiling,
     SkipStep,
-    TokenizerTable,
     Training,
     Validation,
 )
 
 
 class JobConfig(Table):
-    """Train a decoder on eos-delimited packed rows. Every key is a TOML key too: --training.steps is [training] steps."""
+    """Train a decoder on eos-delimited packed rows. An option is a TOML key: --training.steps is [training] steps."""
 
     extends: str | None = None
     """Another TOML, relative to this one, whose keys this one starts from."""
     job: Job = Job()
     model: ModelConfig = ModelConfig.model_validate({})
-    tokenizer: TokenizerTable = TokenizerTable()
-    data: Data = Data()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
     training: Training = Training()
-    mlm: Mlm = Mlm()
+    mlm: MaskingConfig = MaskingConfig()
     head: HeadConfig = HeadConfig()
     optimizer: Optimizer = Optimizer()
     skip_step: SkipStep = SkipStep()
@@ -74,30 +73,30 @@ class JobConfig(Table):
         return self
 
     def complaints(self) -> list[str]:
-        """Return what two tables say differently, and tables that nothing reads."""
+        """Return the contradictions between tables, and the tables that nothing reads."""
         bidirectional = [] if self.causal else self.model.bidirectional_complaints()
         return [*training_complaints(self), *bidirectional, *label_complaints(self), *extrapolation_complaints(self)]
 
     @property
     def has_head(self) -> bool:
-        """Whether whole documents are what is asked about."""
+        """Whether the model predicts labels of whole documents."""
         return self.training.objective in ("classification", "regression")
 
     @property
     def causal(self) -> bool:
-        """Whether a token sees only those before it."""
+        """Whether a token attends only to those before it."""
         return self.training.objective != "mlm" if self.model.causal is None else self.model.causal
 
     def to_dict(self) -> dict[str, Any]:
-        """The resolved configuration as plain values; unset keys are left out, as TOML has no null."""
+        """Return the resolved configuration as plain values, without unset keys, as TOML has no null."""
         return self.model_dump(exclude_none=True, exclude={"extends"})
 
     def to_toml(self) -> str:
-        """The resolved configuration as TOML that reads back to the same job."""
+        """Return the resolved configuration as TOML that reads back to the same job."""
         return tomli_w.dumps(self.to_dict())
 
     def remarks(self, step: int) -> list[str]:
-        """What a person who starts the job at `step` may not have meant."""
+        """Return notes and warnings about a job that starts at `step`."""
         steps, warmup = self.training.steps, self.lr_scheduler.warmup_steps
         remarks = []
         if warmup > steps:
@@ -111,7 +110,7 @@ class JobConfig(Table):
         return remarks
 
     def hints(self, step: int, checkpoints: str) -> list[str]:
-        """What can be done with a run that has ended after `step`."""
+        """Return what can be done with a run that has ended after `step`."""
         folder = Path(self.job.dump_folder)
         hints = [f"run         {folder}", f"watch       tensorboard --logdir {folder}/tensorboard"]
         if self.checkpoint.enable and step:
@@ -142,13 +141,13 @@ def complaints_of(table: Table, key: str = "") -> list[str]:
 
 
 def training_complaints(config: JobConfig) -> list[str]:
-    """Return what tables of the model and of training say differently, labels aside."""
+    """Return the contradictions between tables of the model and of training, labels aside."""
     objective, causal = config.training.objective, config.model.causal
     lines = []
     if causal is not None and not config.has_head and causal != (objective == "causal"):
         why = "a token would see the one it is asked for" if objective == "causal" else "what is hidden is told from both sides"
         lines.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
-    if objective != "mlm" and config.mlm != Mlm():
+    if objective != "mlm" and config.mlm != MaskingConfig():
         lines.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')
     if config.fine_tuning.lora.rank and config.float8.enable:
         lines.append("float8.enable = true: its layers have no adapters; leave it out, or fine_tuning.lora.rank")
@@ -165,9 +164,6 @@ def label_complaints(config: JobConfig) -> list[str]:
                 lines.append(f'{key}.{index}.label: missing; training.objective = "{objective}" reads labels')
             if source.label is not None and not config.has_head:
                 lines.append(f'{key}.{index}.label = {source.label!r}: training.objective = "{objective}" reads no labels')
-            if source.label is not None and source.format not in LABEL_FORMATS:
-                have = ", ".join(LABEL_FORMATS)
-                lines.append(f'{key}.{index}.label = {source.label!r}: format = "{source.format}" has no labels; {have} have')
     if not config.has_head and config.head != HeadConfig():
         lines.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
     if objective == "classification" and len(classes) < 2:

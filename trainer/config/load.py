@@ -1,55 +1,36 @@
-"""From a command line to a `JobConfig`: a TOML, the files it extends, overrides and plug-ins; every mistake in one message.
+"""From a command line to a `JobConfig`: files, overrides and plug-ins; all mistakes in one message.
 
-`load_config` reads top to bottom: words of the command line, files, plug-ins, types, what the tables refuse, and what the
-command itself refuses (`further`: layout, tokenizer, device). A mistake does not hide the others: what cannot be used is taken
-out, reading goes on without it, and later complaints that name it are left out, as they may be its consequence.
+`load_config` goes through the words of the command line, the files, the plug-ins, the types, the complaints of the tables,
+and those of the command (`further`: layout, tokenizer, device). A mistake does not hide the others: what cannot be used is
+taken out, and reading goes on without it.
 """
 
 import argparse
-import difflib
 import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin
+from typing import Any, NoReturn
 
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from ...base import Registry, UserError, load_plugins, nearest
+from ...base import UserError, load_plugins, nearest
 from ..errors import ConfigError
 from .job import JobConfig
+from .mistakes import Values, keys_that_take, names_any, registries, table_at, validate
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-Values: TypeAlias = dict[str, Any]  # a TOML as plain values
-Place: TypeAlias = tuple[str | int, ...]  # of a value in them: ("data", "sources", 0, "name")
 SHIPPED = Path(__file__).resolve().parents[2] / "train_configs"
-SHAPE = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim")
-# A key that may be taken out, and the keys whose limits follow from it.
-DECIDES = {
-    "data.sources": ("data.stages",),
-    "model.preset": (
-        "fine_tuning.freeze",
-        "fine_tuning.lora.targets",
-        "float8.filter_fqns",
-        *(f"model.{key}" for key in ("rope", *SHAPE)),
-    ),
-    "tokenizer": ("model.vocab_size",),
-    "tokenizer.kind": ("tokenizer", "model.vocab_size"),
-    "training.objective": ("head", "mlm"),
-}
 
 
 class CommandLine(JobConfig, BaseSettings):
-    """Train a decoder on eos-delimited packed rows. Every key is a TOML key too: --training.steps is [training] steps."""
+    """The keys of a `JobConfig` as options: --training.steps is [training] steps."""
 
     model_config = SettingsConfigDict(cli_use_class_docs_for_groups=True)
 
@@ -57,12 +38,12 @@ class CommandLine(JobConfig, BaseSettings):
 def load_config(
     argv: Sequence[str], prog: str = "cistron train", further: Callable[[JobConfig], Iterable[str]] | None = None
 ) -> tuple[JobConfig, Namespace]:
-    """Read `--config FILE` (or just `FILE`, before or after the options), the files it extends and the overrides in `argv`.
+    """Read `--config FILE` (or `FILE`, before or after the options), the files it extends and the overrides in `argv`.
 
     Args:
         argv: words of the command line. FILE is a path, or the bare name of a shipped configuration.
         prog: the command, as its help names it.
-        further: returns what the command refuses of a configuration whose types are right; not called with --print-config.
+        further: returns what else the command refuses, as lines; not called with --print-config.
 
     Returns:
         The validated configuration and the namespace of the non-config options (`config`, `print_config`).
@@ -88,23 +69,24 @@ def load_config(
     if options.help:
         parser.print_help()
         sys.exit(0)
-    config, mistakes, removed, complaints = validate(merged, names_are_known=not unusable)
-    lines += [*unusable, *mistakes]
+    valid = validate(merged, names_are_known=not unusable)
+    lines += [*unusable, *valid.mistakes]
     if not unread:
+        complaints = list(valid.complaints)
         if further and not options.print_config:
-            complaints += [line for line in further(config) if not any(told in line for told in complaints)]
-        lines += [line for line in complaints if not names_any(line, removed)]
+            complaints += [line for line in further(valid.config) if not any(told in line for told in complaints)]
+        lines += [line for line in complaints if not names_any(line, valid.removed)]
     if lines:
         where = ", ".join(map(str, files)) or "command line"
         raise ConfigError("\n  ".join([f"{where}: {len(lines)} mistake(s)", *lines]))
-    return config, options
+    return valid.config, options
 
 
 class OverrideParser(argparse.ArgumentParser):
-    """The parser of a command line: no abbreviations, mistakes collected, the nearest known name for an unknown option."""
+    """argparse without abbreviations that collects mistakes, and names the nearest option for an unknown one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Declare the options that are not keys. `--training.step` is a misspelling, not short for `--training.steps`."""
+        """Declare the options that are not keys; `--training.step` is a misspelling of `--training.steps`."""
         super().__init__(*args, **{**kwargs, "allow_abbrev": False, "add_help": False})
         self.add_argument("file", metavar="FILE", nargs="?", help="TOML of the job, or the name of a shipped one: debug")
         self.add_argument("--config", metavar="FILE", help="the same, as an option")
@@ -112,7 +94,7 @@ class OverrideParser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action="store_true", help="show this and exit")
 
     def read(self, argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-        """Return the options, `config` being the TOML, and a line for each mistake; what cannot be parsed is left out."""
+        """Return the options, without those that cannot be parsed, and a line for each mistake."""
         words, lines = list(argv), []
         for word in [word for word in words if word.startswith("--") and len(word) > 2]:
             name = word.split("=")[0]
@@ -140,7 +122,7 @@ class OverrideParser(argparse.ArgumentParser):
         raise ConfigError(f"command line: {message}")
 
     def format_help(self) -> str:
-        """Return the help text, where a key that takes registered names tells them all, those of plug-ins too."""
+        """Return the help text, in which a key lists the registered names that it takes."""
         for action in self._actions:
             *parents, name = action.dest.split(".")
             if parents and action.help and name in table_at(parents).model_fields:
@@ -185,7 +167,7 @@ def read_overrides(cli: CliSettingsSource[Any], options: Namespace) -> tuple[Val
 
 
 def table_as_word(key: str, word: str) -> str:
-    """Return what is wrong where a table was given a word, of which pydantic-settings names the table alone; else nothing."""
+    """Return what is wrong where a table was given a word; otherwise an empty text."""
     path = key.split(".")
     fields = table_at(path[:-1]).model_fields
     is_table = path[-1] in fields and isinstance(fields[path[-1]].annotation, type(BaseModel))
@@ -231,7 +213,7 @@ def extends_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, V
 
 
 def deep_merge(base: Values, over: Values) -> Values:
-    """Tables merge key by key; anything else in `over` replaces what `base` has."""
+    """Return `base` with the values of `over`: tables merge key by key, anything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -240,7 +222,7 @@ def deep_merge(base: Values, over: Values) -> Values:
 
 
 def load_job_plugins(values: Values) -> list[str]:
-    """Import installed plug-ins and those of `job.plugins`, before types are looked at; return a line for each that fails."""
+    """Import installed plug-ins and those of `job.plugins`; return a line for each that cannot be imported."""
     job = values.get("job")
     modules = job.get("plugins") if isinstance(job, dict) else None
     lines = []
@@ -250,140 +232,3 @@ def load_job_plugins(values: Values) -> list[str]:
         except UserError as error:
             lines.append(str(error))
     return list(dict.fromkeys(lines))
-
-
-def validate(values: Values, names_are_known: bool) -> tuple[JobConfig, list[str], set[str], list[str]]:
-    """Validate the values of a TOML without those that have a wrong type or an unknown name.
-
-    Args:
-        values: of the files and overrides.
-        names_are_known: False where a plug-in is missing, which would have added those that no registry has: no mistakes.
-
-    Returns:
-        The configuration of what is left; the mistakes in what was taken out; its keys and those that they decide; and the
-        complaints of the tables that are left.
-    """
-    values = deepcopy(values)
-    lines: list[str] = []
-    removed: set[str] = set()
-    while True:
-        complaints: list[str] = []
-        try:
-            return JobConfig.model_validate(values, context=complaints), lines, removed, complaints
-        except ValidationError as error:
-            problems: dict[Place, list[ErrorDetails]] = {}
-            for problem in error.errors():
-                problems.setdefault(place_of(problem, values), []).append(problem)
-        lines += [
-            line
-            for place, found in problems.items()
-            if not names_any(dotted(place), removed) and (names_are_known or found[0]["type"] != "unknown_name")
-            for line in describe(place, found)
-        ]
-        for place, found in problems.items():
-            removed |= decided_by(place, found[0])
-        wrong = {place[:-1] if found[0]["type"] == "missing" else place for place, found in problems.items()}
-        for place in sorted(wrong, reverse=True):  # elements of a list from its end, so that the others stay in their places
-            if not any(place[:length] in wrong for length in range(1, len(place))):
-                take_out(values, place)
-
-
-def place_of(problem: ErrorDetails, values: Any) -> Place:
-    """Return where a problem is, without what pydantic adds for the members of a union."""
-    place: list[str | int] = []
-    for part in problem["loc"]:
-        if not (isinstance(values, list) if isinstance(part, int) else isinstance(values, dict) and part in values):
-            return (*place, part) if problem["type"] == "missing" else tuple(place)
-        values = values[part]
-        place.append(part)
-    return tuple(place)
-
-
-def dotted(place: Place) -> str:
-    """Return the key as messages name it: `data.sources.0.name`."""
-    return ".".join(map(str, place))
-
-
-def decided_by(place: Place, problem: ErrorDetails) -> set[str]:
-    """Return the keys that complaints may name as a consequence of what is taken out at `place`."""
-    keys = {dotted(place)}
-    if problem["type"] == "missing" or isinstance(place[-1], int):  # an element goes, and those after it move
-        keys.add(dotted(place[: max(index for index, part in enumerate(place) if isinstance(part, int))]))
-    if problem["type"] == "extra_forbidden":
-        meant = difflib.get_close_matches(str(place[-1]), table_at(place[:-1]).model_fields, n=1)
-        keys |= {dotted((*place[:-1], name)) for name in meant}
-    return keys | {decided for key in keys for decided in DECIDES.get(key, ())}
-
-
-def take_out(values: Any, place: Place) -> None:
-    """Remove a key, or an element of a list, in place."""
-    for part in place[:-1]:
-        values = values[part]
-    del values[place[-1]]
-
-
-def names_any(line: str, keys: Iterable[str]) -> bool:
-    """Return whether a line names one of the keys or a key in one of them; the bare name of a table counts at its beginning."""
-    inside = [rf"(?<![\w.]){re.escape(key)}{'' if '.' in key else '[.]'}(?!\w)" for key in keys]
-    return any(re.search(pattern, line) for pattern in (*inside, *(rf"^{re.escape(key)}\b" for key in keys)))
-
-
-def describe(place: Place, problems: Sequence[ErrorDetails]) -> list[str]:
-    """Return what was found at `place` and what would be right: one line, or those of a check that names its keys itself."""
-    problem, key = problems[0], dotted(place)
-    kind, found = problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        return [f"{key}: unknown key{nearest(str(place[-1]), table_at(place[:-1]).model_fields)}"]
-    if kind == "missing":
-        return [f"{key}: missing, and it has no default"]
-    if kind == "value_error":
-        text = str(problem["ctx"]["error"])
-        return text.split("\n") if text.startswith(key) else [f"{key} = {found!r}: {text}"]
-    if kind == "model_type":
-        taking = keys_that_take(place, found)
-        what = f'{taking[0]} = "{found}"' if len(taking) == 1 else f"and its keys: {', '.join(taking)}"
-        return [f"{key} = {found!r}: it is a table; write [{key}] {what}"]
-    hint = ""
-    if kind == "literal_error" and isinstance(found, str):
-        close = difflib.get_close_matches(found, re.findall(r"'([^']*)'", problem["ctx"]["expected"]), n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-    if kind == "list_type":
-        hint = f": write [[{key}]]" if isinstance(found, dict) else f": write [{found!r}]"
-    if kind == "unknown_name":
-        return [f"{key} = {found!r}: {problem['msg']}"]
-    messages = dict.fromkeys(problem["msg"][0].lower() + problem["msg"][1:] for problem in problems)
-    return [f"{key} = {found!r}: {', or '.join(messages)}{hint}"]
-
-
-def keys_that_take(path: Sequence[str | int], value: Any) -> list[str]:
-    """The key of the table at `path` that has the word `value` among its choices; all keys where none or several have."""
-    fields = table_at(path).model_fields
-    taking = [name for name, field in fields.items() if isinstance(value, str) and value in choices(field)]
-    return taking if len(taking) == 1 else list(fields)
-
-
-def choices(field: FieldInfo) -> list[Any]:
-    """The values that a key can take by its `Literal` or its registry, also where it may be left out."""
-    literals = [part for part in (field.annotation, *get_args(field.annotation)) if get_origin(part) is Literal]
-    return [value for part in literals for value in get_args(part)] + [name for part in registries(field) for name in part]
-
-
-def registries(field: Any) -> list[Registry[Any]]:
-    """The registries whose names a key takes: `Annotated[str, READERS.choice]`, a list of these, or one that may be unset."""
-    metadata = field.metadata if isinstance(field, FieldInfo) else getattr(field, "__metadata__", ())
-    inner = [field.annotation] if isinstance(field, FieldInfo) else get_args(field)
-    owners = [getattr(getattr(part, "func", None), "__self__", None) for part in metadata]
-    own = [owner for owner in owners if isinstance(owner, Registry)]
-    return own or [registry for part in inner for registry in registries(part)]
-
-
-def table_at(path: Sequence[str | int]) -> type[BaseModel]:
-    """The table at `path`, of which numbers are places in a list."""
-    table: Any = JobConfig
-    for part in path:
-        if isinstance(part, str):
-            table = table.model_fields[part].annotation
-        if getattr(table, "__args__", None):
-            table = table.__args__[0]
-    found: type[BaseModel] = table
-    return found

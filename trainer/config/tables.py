@@ -1,13 +1,14 @@
-"""The TOML's tables: one class each, every key documented where it is declared. These docstrings are the `--help` text."""
+"""The trainer's own tables of a TOML: one class each. The docstrings of the keys are the `--help` text."""
 
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
 from typing_extensions import override
 
-from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight, changed
+from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, changed
+from ...datasets.readers import SourceFiles
 from .registries import OPTIMIZERS, SINKS
 
 
@@ -19,7 +20,7 @@ class Job(Table):
     description: str = ""
     """One line about the job, for people."""
     plugins: list[Name] = Field(default_factory=list)
-    """Modules to import first, which add readers, presets, ... (docs/extending.md); installed packages need no entry here."""
+    """Modules that add readers, presets, ... (docs/extending.md); those of installed packages need no entry here."""
 
     @field_validator("dump_folder")
     @classmethod
@@ -28,142 +29,11 @@ class Job(Table):
         return str(Path(folder).expanduser())
 
 
-class TokenizerTable(Table):
-    """From text or bytes to ids."""
-
-    kind: Literal["byte", "protein", "dna", "hf"] = "byte"
-    """byte: raw UTF-8 bytes, vocabulary 512. protein: ESM's 33 tokens. dna: 20 IUPAC codes. hf: any tokenizer.json."""
-    path: str | None = None
-    """hf: the tokenizer.json or the folder that holds it."""
-    eos_token: str | None = None
-    """hf: the token that ends a document; unset: tokenizer_config.json's."""
-    pad_token: str | None = None
-    """hf: the padding token; unset: tokenizer_config.json's, else the eos (safe: labels go by position)."""
-    mask_token: str | None = None
-    """hf: the token that hides another from training.objective mlm; unset: tokenizer_config.json's."""
-    on_unknown: Literal["error", "map"] | None = None
-    """protein, dna: error (unset): refuse letters of no vocabulary; map: k to K, U to T, else <unk>, and count them."""
-
-
-class Files(Table):
-    """Files of documents."""
-
-    name: Name
-    """Name in logs, in metrics.jsonl and in the checkpointed data state."""
-    format: Literal["text", "jsonl", "tsv", "fasta", "parquet", "tokens"]
-    """text: a file is a document. jsonl, tsv: a line. fasta: a record. parquet: a row. tokens: shards by `cistron prepare`."""
-    paths: list[str] = Field(min_length=1)
-    """Files, globs or URLs; tokens: manifests (*.json) or folders. {stdlib}: Python's library; {synthetic}: a made genome."""
-    field: str = "text"
-    """jsonl, tsv and parquet: the key or column that holds the document."""
-    label: Name | None = None
-    """The same formats: the key or column of the document's label, for training.objective = "classification", "regression"."""
-
-
-class Source(Files):
-    """One source of documents."""
-
-    weight: Weight = 1.0
-    """Relative share of packed rows, hence of tokens; 0: none before a stage gives it one."""
-    max_epochs: Positive | None = None
-    """End training, saved, before this source would be read for one more time than this; unset: it is read for ever."""
-
-
-class Stage(Table):
-    """Other weights from a step on."""
-
-    step: Annotated[int, Field(ge=2)]
-    """First step whose rows are drawn by these weights."""
-    weights: dict[str, Weight]
-    """The weight of each source that is used from then on, as { name = weight, ... }; a source left out has none."""
-
-
-class Data(Table):
-    """From files to packed rows."""
-
-    sources: list[Source] = Field(default_factory=list)
-    """The [[data.sources]] tables."""
-    stages: list[Stage] = Field(default_factory=list)
-    """The [[data.stages]] tables: weights that replace those of the sources, in ascending order of steps."""
-    lanes: Positive = 16
-    """Independent row streams; a multiple of data-parallel ranks x workers. Row i comes from a lane that i alone decides."""
-    packing: Literal["best_fit", "concat"] = "best_fit"
-    """best_fit: whole documents, least padding. concat: classic concatenate-and-chunk."""
-    layout: Literal["packed", "padded"] = "packed"
-    """packed: many documents in a row. padded: one, in rows as long as the longest of the micro-batch needs."""
-    pad_multiple: Positive = 128
-    """padded: rows are a multiple of this long, or training.seq_len."""
-    length_buckets: bool = False
-    """padded: deal a step's rows to its micro-batches by length, which takes less padding; a step's rows stay the same."""
-    lowercase_weight: Weight = 1.0
-    """Loss weight of lowercase letters, soft-masked repeats (Evo 2: 0.1); byte and dna. Token shards: as they were prepared."""
-    exclude_tags: bool = False
-    """Take no loss on tags between two `|`, nor on `@` and `#`."""
-    exclude_degenerate: bool = False
-    """Take no loss on letters, outside of tags, that are none of ACGTU: N and the other IUPAC codes."""
-    uppercase: bool = False
-    """Show the model uppercase letters only; weights are taken before."""
-    normalize_weights: bool = True
-    """Divide a step's loss by the sum of its targets' weights; false: by the number of targets that have one."""
-    reverse_complement: Fraction = 0.0
-    """Probability that a document is read on its other strand, drawn per document and epoch; byte and dna, in training only."""
-    long_documents: Literal["split", "window", "truncate", "error"] = "split"
-    """Longer than a row. split: rows and a rest. window: overlapping rows. truncate: the first row. error: a bad record."""
-    window_overlap: NonNegative = 0
-    """long_documents window: tokens that a row repeats from the one before, as context without loss."""
-    num_workers: NonNegative = 0
-    """Loader processes per rank; 0 reads ahead in a thread. Any value gives the same rows."""
-    on_bad_record: Literal["error", "skip"] = "error"
-    """error: a record that cannot be used ends the run. skip: it is left out, logged and counted."""
-    on_change: Literal["refuse", "restart"] = "refuse"
-    """When a resume finds data or settings other than the checkpoint's. restart: go on with the weights, the data anew."""
-    verify: bool = False
-    """Read token shards whole before the first step, to compare checksums, eos counts and largest ids."""
-    cache_dir: str | None = None
-    """Folder for copies of remote files; unset: they are read over the network each time."""
-    cache_gb: float = Field(default=50.0, gt=0.0)
-    """Size that the copies are kept below (10^9 bytes); what was used longest ago goes first."""
-    retries: NonNegative = 5
-    """Further attempts, at growing intervals, at a remote read that fails."""
-
-    @model_validator(mode="after")
-    def fits_together(self) -> "Data":
-        """Refuse names that are not unique, stages out of order or of unknown names, and weights that name no source."""
-        names = [source.name for source in self.sources]
-        wrong = [f"data.sources: names must differ, found {names}"] if len(set(names)) < len(names) else []
-        if names and not any(source.weight for source in self.sources):
-            wrong.append("data.sources.weight: all are 0, so that there is nothing to begin with; give one more than 0")
-        used = {name for stage in self.stages for name, weight in stage.weights.items() if weight}
-        wrong += [
-            f"data.sources.{index}.weight = 0.0: no stage gives {source.name!r} another one, so it is never read; remove it"
-            for index, source in enumerate(self.sources)
-            if not source.weight and source.name not in used and any(s.weight for s in self.sources)
-        ]
-        if self.layout == "padded" and self.packing == "concat":
-            wrong.append('data.packing = "concat": a padded row holds one document (data.layout); leave packing out')
-        for key, found, default in (("pad_multiple", self.pad_multiple, 128), ("length_buckets", self.length_buckets, False)):
-            if self.layout == "packed" and found != default:
-                wrong.append(f'data.{key} = {str(found).lower()}: is of data.layout = "padded", and the layout is "packed"')
-        before = 1
-        for index, stage in enumerate(self.stages):
-            key = f"data.stages.{index}"
-            if stage.step <= before and index:
-                wrong.append(f"{key}.step = {stage.step}: must come after step {before} of the stage before it")
-            before = stage.step
-            unknown = [name for name in stage.weights if name not in names]
-            wrong += [f"{key}.weights.{name}: no source of this name; there are: {', '.join(names)}" for name in unknown]
-            if not any(stage.weights.values()):
-                wrong.append(f"{key}.weights: name at least one source with a weight above 0")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
-
-
 class Training(Table):
     """The optimisation loop."""
 
     objective: Literal["causal", "mlm", "classification", "regression"] = "causal"
-    """causal: the next token. mlm: hidden tokens, from both sides. classification, regression: what a document's label says."""
+    """causal: the next token. mlm: hidden tokens, from both sides. classification, regression: a document's label."""
     seq_len: Annotated[int, Field(ge=2)] = 2048
     """Tokens per row."""
     local_batch_size: Positive = 8
@@ -179,38 +49,13 @@ class Training(Table):
     seed: NonNegative = 0
     """Decides initial weights and the order of the data."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type that parameters and gradients are kept in; bfloat16 saves 4 bytes a parameter, and updates round stochastically."""
+    """Type of parameters and gradients; bfloat16 saves 4 bytes a parameter, and updates are rounded stochastically."""
     mixed_precision_param: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of parameters and activations in forward and backward."""
     mixed_precision_reduce: Literal["float32", "bfloat16"] = "float32"
     """Type in which gradients are summed over ranks."""
     gc_freq: Positive = 50
     """Steps between runs of Python's garbage collector, which would otherwise stall ranks at different moments."""
-
-
-class Mlm(Table):
-    """Masked language modelling, for training.objective = "mlm"."""
-
-    mask_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
-    """Share of each document's tokens that the model is asked for; special tokens never are."""
-    rate_schedule: Literal["constant", "esm3"] = "constant"
-    """esm3: a rate for every document, 80 % of them from Beta(3, 9) and 20 % uniform, in place of mask_rate."""
-    mask_share: Fraction = 0.8
-    """Share of these tokens that is shown as the mask token."""
-    random_share: Fraction = 0.1
-    """Share that is shown as a random letter of the alphabet; what is left is shown as it is."""
-
-    @model_validator(mode="after")
-    def fits_together(self) -> "Mlm":
-        """Refuse shares of more than all, and a rate that nothing reads."""
-        wrong = []
-        if self.mask_share + self.random_share > 1:
-            wrong.append(f"mlm.mask_share + mlm.random_share = {self.mask_share} + {self.random_share}: must be at most 1")
-        if self.rate_schedule == "esm3" and self.mask_rate != 0.15:
-            wrong.append(f'mlm.mask_rate = {self.mask_rate}: is not read with rate_schedule = "esm3"; leave it out')
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
 
 
 class Optimizer(Table):
@@ -266,29 +111,29 @@ class Parallelism(Table):
     tensor_parallel_degree: Degree = 1
     """Ranks that split every matrix and, between the norms, the sequence."""
     context_parallel_degree: Degree = 1
-    """Ranks that share the tokens of every row, dealt out so that each computes as much of the document mask."""
+    """Ranks that share the tokens of every row, assigned so that each computes as much of the document mask."""
     fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
-    """Free gathered parameters after the forward pass. default: a block's. always: the tables' too. never: more memory."""
+    """Free gathered parameters after the forward pass. default: of blocks. always: of tables too. never: of none."""
     enable_async_tensor_parallel: bool = False
-    """Overlap the communication of tensor parallelism with its matmuls: GPUs with symmetric memory, with compile.enable."""
+    """Overlap tensor parallelism's communication with products; needs compile.enable and GPUs with symmetric memory."""
 
 
 class Compile(Table):
     """torch.compile."""
 
     enable: bool = False
-    """Compile every transformer block and the loss. Nothing is compiled again after the first step, whatever the documents."""
+    """Compile every transformer block and the loss. No later step compiles again, whatever the documents."""
 
 
 class ActivationCheckpoint(Table):
     """Activation checkpointing: what is kept for the backward pass, and what is computed again in it."""
 
     mode: Literal["none", "full", "selective", "memory_budget"] = "none"
-    """none: keep all. full: only the input of each block. selective: some. memory_budget: a share, chosen by the compiler."""
+    """none: keep all. full: the input of each block. selective: some. memory_budget: a share chosen by the compiler."""
     selective_ac_option: Literal["op"] | Positive = "op"
-    """selective: op keeps attention, sums over ranks and every second matrix product; n is "full" for every n-th block."""
+    """selective: op keeps attention, sums over ranks, every second matrix product; n is "full" for every n-th block."""
     memory_budget: Fraction = 0.5
-    """memory_budget: share of activations kept; 0: only the input of each block, 1: all that the backward pass reads."""
+    """memory_budget: share of activations kept; 0: the input of each block, 1: all that the backward pass reads."""
 
     @property
     def by_operator(self) -> bool:
@@ -333,7 +178,7 @@ class FineTuning(Table):
     """What is trained of a model that has been trained before; checkpoint.initial_load_path says which."""
 
     freeze: list[Name] = Field(default_factory=list)
-    """Globs over names of parameters, or of modules around them ("layers.*", "tok_embeddings"): these are not trained."""
+    """Globs over names of parameters or of modules ("layers.*", "tok_embeddings") that are not trained."""
     lora: Lora = Lora()
     """Low-rank adapters."""
 
@@ -356,11 +201,11 @@ class Checkpoint(Table):
     enable: bool = True
     """Save and resume."""
     folder: str = "checkpoint"
-    """Folder inside job.dump_folder, or an absolute path or fsspec URL (s3://bucket/run); checkpoints are step-<N> in it."""
+    """Folder of the step-<N> inside job.dump_folder, or an absolute path or fsspec URL (s3://bucket/run)."""
     interval: Positive = 500
     """Steps between checkpoints; the last step is always saved."""
     async_mode: Literal["disabled", "async"] = "async"
-    """`async`: copy to (pinned) host memory and write beside training; `disabled`: training waits for the disk."""
+    """async: copy to (pinned) host memory and write while training goes on. disabled: training waits for the disk."""
     keep_latest_k: NonNegative = 3
     """Newest checkpoints to keep; 0 keeps all."""
     keep_every_n: NonNegative = 0
@@ -370,9 +215,9 @@ class Checkpoint(Table):
     load_step: Annotated[int, Field(ge=-1)] = -1
     """Step to resume from; -1: the newest good one, 0: none, start afresh."""
     initial_load_path: str | None = None
-    """A checkpoint (…/step-N, a path or URL) or Hugging Face folder to start from; ignored once this run has its own."""
+    """Checkpoint (…/step-N, a path or URL) or Hugging Face folder to start from; unused once this run has its own."""
     initial_load_model_only: bool = True
-    """Take only the weights of initial_load_path; false: go on from its step, with its optimizer and place in the data."""
+    """Take only the weights of initial_load_path; false: also its step, its optimizer and its place in the data."""
 
     @override
     def complaints(self) -> list[str]:
@@ -391,7 +236,7 @@ class Checkpoint(Table):
         return lines
 
     last_save_in_hf: bool = False
-    """After the last step, export its checkpoint to <job.dump_folder>/huggingface/step-<N>, as `cistron export` does."""
+    """After the last step, export to <job.dump_folder>/huggingface/step-<N>, as `cistron export` does."""
 
 
 class Validation(Table):
@@ -405,7 +250,7 @@ class Validation(Table):
     """Read at most this many times training.global_batch_size rows; -1: every document once."""
     local_batch_size: Positive | None = None
     """Rows in one forward pass of one rank; unset: as many as in training."""
-    sources: list[Files] = Field(default_factory=list)
+    sources: list[SourceFiles] = Field(default_factory=list)
     """The [[validation.sources]] tables, as those of [[data.sources]] without weight and max_epochs."""
 
     @override
@@ -429,7 +274,7 @@ class Metrics(Table):
     enable_wandb: bool = False
     """Report to Weights & Biases as well (pip install 'cistron[wandb]'), which its WANDB_* variables steer."""
     sinks: list[Annotated[str, SINKS.choice]] = Field(default_factory=list)
-    """Where records go besides: names of metric sinks, most often a plug-in's (docs/extending.md)."""
+    """Further metric sinks by name, most often a plug-in's (docs/extending.md)."""
     peak_flops: float | None = Field(default=None, gt=0.0)
     """Peak FLOP/s of one device, for MFU on devices Cistron does not know."""
 
@@ -440,7 +285,7 @@ class Profiling(Table):
     enable_profiling: bool = False
     """Record one step in every `profile_freq` with torch.profiler, on every rank."""
     profile_freq: Annotated[int, Field(ge=2)] = 10
-    """Steps from one recorded step, or memory snapshot, to the next; recorded steps are counted from the first of a process."""
+    """Steps from one recorded step or memory snapshot to the next, counted from the first step of a process."""
     save_traces_folder: str = "profile_traces"
     """Folder inside job.dump_folder; traces are step-<N>/rank<R>.json.gz in it, for Perfetto or chrome://tracing."""
     enable_memory_snapshot: bool = False
@@ -466,20 +311,20 @@ LENGTH = re.compile(r"([1-9]\d*)(x?)")  # the command line has numbers as text t
 
 
 class Passkey(Table):
-    """A number that a long document says once, and is asked for at its end."""
+    """A number that stands once in a long document, and is to be repeated at its end."""
 
     samples: NonNegative = 10
     """Documents for each depth and length; 0: no pass keys."""
     digits: Positive = 5
     """Letters of a key."""
     depths: Annotated[list[Fraction], ONCE] = Field(default=[0.0, 0.25, 0.5, 0.75, 1.0], min_length=1)
-    """Where the key is said: 0 at the document's beginning, 1 right before it is asked for."""
+    """Where the key stands: 0 at the document's beginning, 1 right before the query."""
     alphabet: Name | None = None
     """Letters that keys are drawn from; unset: 0123456789, and letters of the sequences for dna and protein."""
     needle: Name | None = None
-    """What is said, with {key} for the key; unset: a sentence, or for dna and protein a marker before the key."""
+    """Text that holds the key, as {key}; unset: a sentence, or for dna and protein a marker before the key."""
     query: Name | None = None
-    """What stands at the end, before the key; unset: a question, or the marker."""
+    """Text at the end, before the answer; unset: a question, or the marker."""
 
     @override
     def complaints(self) -> list[str]:

@@ -1,4 +1,7 @@
-"""trainer/estimates."""
+"""What a job costs, from shapes alone: parameters, FLOPs of a step, memory of one device.
+
+Read `sizes.py` first (how many parameters there are, and are trained), then `flops.py` and `memory.py`.
+"""
 
 from .flops import document_flops, document_pairs, frozen_flops, peak_flops, row_flops
 from .memory import HOW, checkpoint_bytes, estimate

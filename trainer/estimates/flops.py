@@ -5,8 +5,8 @@
 | `row_flops` | every pair of a row of `seq_len`, as PaLM's MFU does | comparing with published numbers |
 | `document_flops` | pairs that document mask and window leave | what the model truly asks for: less if documents are short |
 
-Both count 6 FLOPs per multiplying parameter and token, forward and backward, padding and recomputation left out. Of frozen
-parts `frozen_flops` says what is never computed.
+Both count 6 FLOPs per multiplying parameter and token, forward and backward, padding and recomputation left out. Of
+frozen parts `frozen_flops` says what is never computed.
 """
 
 import re
@@ -16,9 +16,9 @@ import torch
 from ...models.config import DecoderConfig
 from .sizes import Sizes
 
-# Dense FLOP/s in bf16 and float8 (None: no such units) by the vendors' datasheets, which often print twice as much, "with
-# sparsity"; by torch's name of the whole device. Slices of one (MIG) and what is not listed have no MFU: a wrong number is
-# worse than none.
+# Dense FLOP/s in bf16 and float8 (None: no such units) by the vendors' datasheets, which often print twice as much,
+# "with sparsity"; by torch's name of the whole device. Slices of one (MIG) and what is not listed have no MFU: a wrong
+# number is worse than none.
 PEAKS: tuple[tuple[str, float, float | None], ...] = (
     (r"NVIDIA A100-(SXM4|PCIE)-\d+GB|NVIDIA A100 80GB PCIe", 312e12, None),
     (r"NVIDIA H100 80GB HBM3|NVIDIA GH200 \d+GB|NVIDIA H800", 989e12, 1979e12),
@@ -34,36 +34,43 @@ PEAKS: tuple[tuple[str, float, float | None], ...] = (
 
 
 def row_flops(decoder: DecoderConfig, seq_len: int, tokens: int) -> int:
-    """Model FLOPs of so many tokens, each attending to a whole row of `seq_len`: `DecoderConfig.flops_per_token`."""
-    return decoder.flops_per_token(seq_len) * tokens
+    """Return model FLOPs of forward and backward for tokens of rows of `seq_len`: `6N + 12·L·H·D·seq_len` for each.
+
+    The convention of PaLM (Chowdhery et al. 2022, appendix B). N counts every parameter that multiplies activations:
+    all but the embedding table, whose rows are looked up, and including the output projection, tied or not. The
+    attention term counts the full seq_len x seq_len products: halved neither for causality nor for the blocks that a
+    document mask skips, so that utilisation compares with published numbers.
+    """
+    looked_up = decoder.vocab_size * decoder.dim if decoder.output_parameters() else 0
+    return (6 * (decoder.parameter_count() - looked_up) + flops_per_pair(decoder) * seq_len) * tokens
 
 
 def document_flops(decoder: DecoderConfig, tokens: int, causal_pairs: int) -> int:
-    """Model FLOPs of so many tokens that attend within their documents.
+    """Return model FLOPs of so many tokens that attend within their documents.
 
     Args:
         decoder: the shape.
         tokens: without padding.
         causal_pairs: (query, key) pairs, key <= query, of one document and in reach; `StepCounts.causal_pairs`.
     """
-    return decoder.flops_per_token(0) * tokens + flops_per_pair(decoder) * document_pairs(decoder, tokens, causal_pairs)
+    return row_flops(decoder, 0, tokens) + flops_per_pair(decoder) * document_pairs(decoder, tokens, causal_pairs)
 
 
 def document_pairs(decoder: DecoderConfig, tokens: int, causal_pairs: int) -> int:
-    """Pairs that the mask leaves: n (n + 1) / 2 of a document of n tokens, and n^2, twice that less n, where not causal."""
+    """Return the pairs that the mask leaves of a document of n tokens: n (n + 1) / 2 where causal, else n^2."""
     return causal_pairs if decoder.causal else 2 * causal_pairs - tokens
 
 
 def flops_per_pair(decoder: DecoderConfig) -> int:
-    """Of attention, for each (query, key) pair, over all blocks."""
-    return decoder.flops_per_token(1) - decoder.flops_per_token(0)
+    """Return the FLOPs of attention for each (query, key) pair, over all blocks, forward and backward."""
+    return 12 * decoder.n_layers * decoder.n_heads * decoder.head_dim
 
 
 def frozen_flops(decoder: DecoderConfig, sizes: Sizes, tokens: int, pairs: int) -> float:
-    """What `[fine_tuning]` saves of the FLOPs of the whole model, less what its adapters add.
+    """Return what `[fine_tuning]` saves of the FLOPs of the whole model, less what its adapters add.
 
-    A frozen matrix has no gradient, a third of its products. Blocks before the first that trains anything have no backward
-    pass: two thirds.
+    A frozen matrix has no gradient, a third of its products. Blocks before the first that trains anything have no
+    backward pass: two thirds.
 
     Args:
         decoder: the shape.
@@ -85,7 +92,7 @@ def peak_flops(override: float | None, device: torch.device, *, float8: bool = F
 
 
 def named_peak(name: str, *, float8: bool) -> float | None:
-    """The datasheet's peak of a device that torch calls `name`; None where it is not known."""
+    """Return the datasheet's peak of a device that torch calls `name`; None where it is not known."""
     for pattern, bf16, fp8 in PEAKS:
         if re.fullmatch(pattern, name):
             return fp8 if float8 else bf16

@@ -1,10 +1,10 @@
 """The memory of one device, estimated from shapes alone, at the moments of a step that can be its peak.
 
-What lasts: parameters, gradients and optimizer state, divided among the ranks that share them, which differ in shard, cp or tp.
-FSDP2 adds what it gathers: the root group (both tables, the last norm) from the first forward on, and the block at work; on
-one rank too, as a cast copy. The rest follows from what autograd keeps. Per token of a block, in bytes, w being the width of
-the compute type, D the model's width, Q and K the widths of all query and of all key heads, F the hidden width, S the row's
-length:
+What lasts: parameters, gradients and optimizer state, divided among the ranks that share them, which differ in shard,
+cp or tp. FSDP2 adds what it gathers: the root group (both tables, the last norm) from the first forward on, and the
+block at work; on one rank too, as a cast copy. The rest follows from what autograd keeps. Per token of a block, in
+bytes, w being the width of the compute type, D the model's width, Q and K the widths of all query and of all key heads,
+F the hidden width, S the row's length:
 
 | kept | for the gradient of | eager, CPU | eager, CUDA | compiled |
 |---|---|---|---|---|
@@ -21,17 +21,18 @@ length:
 
 A position map has two of what attention keeps, or scores written out: `two_regions`.
 
-On a CPU, nn.RMSNorm is a handful of operators on float32 copies; CUDA has one kernel. Inductor computes silu again in the
-backward pass and keeps the rest. Tensor parallelism divides all of it but the outputs of the norms, which are gathered along
-the sequence for the matrices; context parallelism divides the tokens. Rotation keeps the cosines and sines alone, once for all
-blocks. Checkpointing keeps what `activations.py` says and has the table's rest for the one block that is at work.
+On a CPU, nn.RMSNorm is a handful of operators on float32 copies; CUDA has one kernel. Inductor computes silu again in
+the backward pass and keeps the rest. Tensor parallelism divides all of it but the outputs of the norms, which are
+gathered along the sequence for the matrices; context parallelism divides the tokens. Rotation keeps the cosines and
+sines alone, once for all blocks. Checkpointing keeps what `activations.py` says and has the table's rest for the one
+block that is at work.
 
-What is frozen has neither gradient nor moments, and blocks below everything that is trained keep nothing. Between trained parts
-frozen matrices would keep less than the table says, which is not taken off.
+What is frozen has neither gradient nor moments, and blocks below everything that is trained keep nothing. Between
+trained parts frozen matrices would keep less than the table says, which is not taken off.
 
-Not counted: the allocator's slack (some percent), workspaces of libraries and kernels, NCCL's buffers, the CUDA context;
-float8's copies of what one product multiplies; validation, which keeps nothing and is below the peak unless its micro-batches
-are far larger.
+Not counted: the allocator's slack (some percent), workspaces of libraries and kernels, NCCL's buffers, the CUDA
+context; float8's copies of what one product multiplies; validation, which keeps nothing and is below the peak unless
+its micro-batches are far larger.
 """
 
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ class Moment:
 
     @property
     def size(self) -> float:
-        """Bytes in all."""
+        """Bytes of all parts together."""
         return sum(self.parts.values())
 
 
@@ -118,7 +119,7 @@ class Job:
 
     @property
     def micro_batches(self) -> int:
-        """Of a step, on one rank."""
+        """Micro-batches of a step on one rank."""
         return max(1, self.rows_per_step // self.config.training.local_batch_size)
 
     @property
@@ -134,7 +135,7 @@ class Job:
 
     @cached_property
     def sizes(self) -> Sizes:
-        """Of the parameters."""
+        """Numbers of parameters, and of those that are trained."""
         return sizes_of(self.config, self.decoder)
 
     @property
@@ -149,12 +150,12 @@ class Job:
 
     @property
     def trained_block(self) -> float:
-        """Those that are trained, of an average block."""
+        """Trained parameters of an average block."""
         return self.sizes.trained_blocks / self.decoder.n_layers
 
 
 def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str) -> list[Moment]:
-    """The moments that can be the peak of a step after the first; the peak is the largest of them.
+    """Return the moments that can be the peak of a step after the first; the peak is the largest of them.
 
     Args:
         config: of the job.
@@ -189,8 +190,8 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     # gradients of both inputs of the gate's product, of the block's output and of its feed-forward's
     gradient_flow = tokens * width * 2 * (d.hidden_dim + d.dim) / tp
     of_weight, of_hidden = FLOAT32 * sizes.trained_output / tp, tokens * width * d.dim
-    # The gradients of both tables beside what was gathered; where they are one, autograd adds them into a third. Or those
-    # gradients copied into FSDP2's buffer, and then that buffer beside its sum over ranks.
+    # The gradients of both tables beside what was gathered; where they are one, autograd adds them into a third. Or
+    # those gradients copied into FSDP2's buffer, and then that buffer beside its sum over ranks.
     computed = tables, (of_tables if d.output_parameters() else 3 * of_output) + reduced_block
     summed = 0.0, reduced * sizes.trained_tables / tp + max(tables, reduced * sizes.trained_tables / shared)
     gathered_at_end, unreduced_at_end = max(computed, summed, key=sum)
@@ -239,19 +240,19 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
 
 
 def checkpoint_bytes(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str) -> float:
-    """Bytes of a checkpoint's tensors, as `estimate` is asked; each of the ranks that write it writes about as much."""
+    """Return the bytes of a checkpoint's tensors, of which each rank that writes any writes about as many."""
     job = Job(config, decoder, layout, executor, device)
     moments = moments_per_step(job) * DTYPES[config.optimizer.state_dtype].itemsize
     return DTYPES[config.training.dtype].itemsize * job.sizes.all + moments
 
 
 def moments_per_step(job: Job) -> float:
-    """Elements of the optimizer's state over all ranks."""
+    """Return the elements of the optimizer's state over all ranks."""
     return 2 * job.sizes.trained_tables + (1 if job.config.optimizer.name == "Muon" else 2) * job.sizes.trained_blocks
 
 
 def inputs(job: Job) -> float:
-    """Bytes of micro-batches on the device: tokens, labels, positions, documents, weights, mask; and of one its rotations."""
+    """Return the bytes of micro-batches on the device, mask included, and of the rotary tables of one."""
     seq_len = job.config.training.seq_len
     mask = {"sdpa": seq_len, "flex": 16 * seq_len / 128**2, "varlen": 0.0}[job.executor]  # four int32 tables of block pairs
     mask, rotary_tables = (2 * mask, 3) if job.mapped else (mask, 1)  # far queries and far keys have rotary_tables of their own
@@ -261,7 +262,7 @@ def inputs(job: Job) -> float:
 
 
 def checkpointed(job: Job) -> tuple[list[float], float, float]:
-    """Bytes that each block keeps between the passes, and what the last and the first compute again."""
+    """Return the bytes that each block keeps between the passes, and what the last and the first compute again."""
     a, d, layers = job.config.activation_checkpoint, job.decoder, job.decoder.n_layers
     whole = job.tokens * block_activations(job)
     entrance = job.tokens * job.width * d.dim / job.layout.tp
@@ -280,7 +281,7 @@ def checkpointed(job: Job) -> tuple[list[float], float, float]:
 
 
 def block_activations(job: Job) -> float:
-    """Bytes per token that the backward pass of one block reads: the table at the head of the file."""
+    """Return the bytes per token that the backward pass of one block reads: the table at the head of the file."""
     d, width = job.decoder, job.width
     queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
     per_norm = FLOAT32 + FLOAT32 if job.eager_cpu else width
@@ -295,7 +296,7 @@ def block_activations(job: Job) -> float:
 
 
 def two_regions(job: Job) -> tuple[float, float]:
-    """Bytes per token that attention keeps for a position map, and those of what no tensor parallelism divides."""
+    """Return the bytes per token that attention keeps for a position map; second: what tensor parallelism does not divide."""
     d, width, seq_len = job.decoder, job.width, job.config.training.seq_len
     queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
     if job.executor == "flex":  # two passes, and their outputs in float32 to be joined
@@ -307,7 +308,7 @@ def two_regions(job: Job) -> tuple[float, float]:
 
 
 def products_and_attention(job: Job) -> tuple[float, float]:
-    """Bytes per token that checkpointing by operator keeps: what `block_activations` has not, and what it has."""
+    """Return the bytes per token that checkpointing by operator keeps: not in `block_activations`, and in it."""
     d, tp, width = job.decoder, job.layout.tp, job.width
     wk, w3 = width * d.n_kv_heads * d.head_dim / tp, width * d.hidden_dim / tp
     wo = width * d.dim * (1 if tp == 1 else 1 + 2 / tp)  # whole sums of a rank, and the scattered ones of wo and w2
@@ -316,7 +317,7 @@ def products_and_attention(job: Job) -> tuple[float, float]:
 
 
 def chunk_of_logits(job: Job) -> float:
-    """Bytes at the peak of a chunk of `models.loss`, beyond the gradients that it adds to."""
+    """Return the bytes at the peak of a chunk of `models.loss`, beyond the gradients that it adds to."""
     d, width, compiled = job.decoder, job.width, job.config.compile.enable
     columns = job.outputs // (1 if d.head_outputs else job.layout.tp)
     logits = -(-job.tokens // -(-job.tokens * columns // CHUNK_LOGITS[job.device])) * columns
@@ -329,7 +330,7 @@ def chunk_of_logits(job: Job) -> float:
 
 
 def optimizer_copies(job: Job, shared: int) -> float:
-    """Bytes that the optimizer's arithmetic takes for a while beside what it reads and writes."""
+    """Return the bytes that the optimizer's arithmetic takes for a while beside what it reads and writes."""
     d, o = job.decoder, job.config.optimizer
     at_rest, state = DTYPES[job.config.training.dtype].itemsize, DTYPES[o.state_dtype].itemsize
     largest = job.sizes.largest / shared
@@ -340,6 +341,7 @@ def optimizer_copies(job: Job, shared: int) -> float:
         return adamw
     sides = sorted((d.dim, d.hidden_dim))
     matrix, gram = sides[0] * sides[1], sides[0] ** 2
-    # bfloat16: the matrix, of norm 1 and iterated, three products of its gram; on several ranks sent, received, put together
+    # bfloat16: the matrix, of norm 1 and iterated, three products of its gram; on several ranks sent, received, put
+    # together
     whole = 2 * (3 if shared == 1 else 6) * matrix + 2 * 3 * gram
     return max(adamw, whole + FLOAT32 * matrix / shared)

@@ -21,7 +21,8 @@ class Sizes:
         trained_tables: of those outside of the blocks.
         trained_blocks: of those of the blocks.
         trained_output: of the output table, or of the head, 0 where it is frozen.
-        frozen_products: of those that are frozen and multiply activations: all but an embedding table that is no output.
+        frozen_products: of those that are frozen and multiply activations: all but an embedding table that is no
+            output.
         largest: of the largest parameter that is trained.
         first: block that the backward pass ends with: blocks before it, and the embedding table, train nothing.
     """
@@ -37,12 +38,12 @@ class Sizes:
 
     @property
     def all(self) -> int:
-        """Every parameter."""
+        """Number of all parameters."""
         return self.tables + self.blocks
 
     @property
     def trained(self) -> int:
-        """Every trained one."""
+        """Number of parameters that are trained."""
         return self.trained_tables + self.trained_blocks
 
     def __str__(self) -> str:
@@ -52,7 +53,7 @@ class Sizes:
 
 
 def sizes_of(config: JobConfig, decoder: DecoderConfig) -> Sizes:
-    """Those of a job's model."""
+    """Return the numbers of parameters of a job's model."""
     with torch.device("meta"):
         model = make_model(config, decoder)
     tables = [p for name, p in model.named_parameters() if not name.startswith("layers.")]
@@ -72,10 +73,10 @@ def sizes_of(config: JobConfig, decoder: DecoderConfig) -> Sizes:
 
 
 def trained(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Those that are trained."""
+    """Return the parameters that are trained."""
     return [p for p in parameters if p.requires_grad]
 
 
 def count(parameters: Iterable[Tensor]) -> int:
-    """Numbers in all of them."""
+    """Return how many numbers the parameters hold together."""
     return sum(p.numel() for p in parameters)

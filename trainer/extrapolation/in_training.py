@@ -1,4 +1,4 @@
-"""`[eval.extrapolation]` in training: every `freq` steps and after the last one, on all ranks, of the present weights."""
+"""`[eval.extrapolation]` in training: every `freq` steps and after the last one, on all ranks."""
 
 import json
 import sys
@@ -67,7 +67,7 @@ class LongEvaluation(Evaluation):
 
     @override
     def run(self, step: int, model: Decoder, heartbeat: Heartbeat) -> Record | None:
-        """Measure; whether to stop is found out after every batch. Rank 0 leaves table and picture in the run's folder."""
+        """Measure the model, and stop after any batch. Rank 0 leaves table and picture in the run's folder."""
         started = time.perf_counter()
 
         def between(_: int) -> None:

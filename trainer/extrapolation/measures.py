@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...datasets.documents import DocumentConfig
-from ...datasets.loading import DataConfig, RowSettings, SinglePass
+from ...datasets.config import DataConfig
+from ...datasets.loading import RowSettings, SinglePass
 from ...datasets.tokenizers import Ids, Tokenizer
 from ...models.config import DecoderConfig
 from ..config import Extrapolation, JobConfig
 from ..errors import ConfigError
 from ..metrics import finite
-from ..start import letters_of, source_configs
 from .continuation import check_packages, quality
 from .methods import WINDOWED, Trained, Way, choose, settings, way
 from .passkey import prompts, retrieved
@@ -119,16 +118,10 @@ def read_sources(config: JobConfig, tokenizer: Tokenizer, longest: int) -> Itera
     Raises:
         DataConfigError, DataError: a source cannot be used.
     """
-    d = config.data
-    data = DataConfig(
-        sources=source_configs(config.validation.sources, ()),
-        lanes=1,
-        packing="best_fit",
-        documents=DocumentConfig(letters=letters_of(d), long_documents="truncate"),
-        on_bad_record=d.on_bad_record,
-    )
+    letters = {**config.data.letters.model_dump(), "long_documents": "truncate"}
+    data = DataConfig(**letters, on_bad_record=config.data.on_bad_record)
     rows = RowSettings(seq_len=longest, seed=config.training.seed, batch_size=1)
-    for batch in SinglePass(data, tokenizer, rows).batches():
+    for batch in SinglePass(config.validation.sources, data, tokenizer, rows).batches():
         tokens, ids = batch.tokens[0].numpy(), batch.sequence_ids[0].numpy()
         for document in range(int(ids.max(initial=-1)) + 1):
             yield tokens[ids == document]
@@ -219,7 +212,7 @@ def evaluate(runner: Runner, table: Extrapolation, asked: Plan) -> list[Result]:
         table: what to measure.
         asked: of which documents, and by which methods.
     """
-    model, decoder, length_before = runner.model, asked.trained.decoder, runner.model.length
+    model, decoder, length_before = runner.model, asked.trained.decoder, runner.model.max_document_length
     known: dict[tuple[Way, int], Result] = {}
     results = []
     try:
@@ -227,13 +220,13 @@ def evaluate(runner: Runner, table: Extrapolation, asked: Plan) -> list[Result]:
             for length in asked.documents.qualified:
                 found = way(method, asked.trained, length)
                 if (found, length) not in known:
-                    model.extrapolate(*found)
+                    model.set_positions(*found)
                     told = settings(found, asked.trained)
                     known[found, length] = measure(runner, table, asked.documents, method, length, told)
                 results.append(replace(known[found, length], method=method))
         return results
     finally:
-        model.extrapolate(decoder.rope, decoder.attention, length_before)
+        model.set_positions(decoder.rope, decoder.attention, length_before)
 
 
 def measure(runner: Runner, table: Extrapolation, documents: LongDocuments, method: str, length: int, told: str) -> Result:

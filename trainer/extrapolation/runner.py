@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...datasets.rows import PAD_MULTIPLE
+from ...datasets.rows import PAD_MULTIPLE, lay_out
 from ...datasets.tokenizers import Ids, Tokenizer
 from ...models.attention import AttentionMask
 from ...models.decoder import Decoder
@@ -30,7 +30,7 @@ class Runner:
     """A model that is asked about long documents.
 
     Attributes:
-        model: in any layout; its rotary embedding and attention are as `Decoder.extrapolate` was last told.
+        model: in any layout; its rotary embedding and attention are as `Decoder.set_positions` was last told.
         tokenizer: of its training.
         device: where it is.
         dtype: that attention computes in.
@@ -91,12 +91,9 @@ class Runner:
     def _batch(self, documents: Sequence[Ids]) -> tuple[Tensor, Tensor, AttentionMask]:
         """Tokens, positions and mask of documents, a row each, on the device."""
         length = len(documents[0])
-        width = length + -length % PAD_MULTIPLE
-        tokens = torch.full((len(documents), width), self.tokenizer.pad_id)
-        tokens[:, :length] = torch.from_numpy(np.stack(documents).astype(np.int64))
-        places = torch.arange(width, dtype=torch.int32)
-        positions = torch.where(places < length, places, places - length).expand(len(documents), -1)
-        sequence_ids = torch.where(places < length, 0, -1).int().expand(len(documents), -1).contiguous()
+        rows = [[document] for document in documents]
+        planes = lay_out(rows, length + -length % PAD_MULTIPLE, self.tokenizer.pad_id)
+        tokens, positions, sequence_ids = map(torch.from_numpy, (planes.tokens, planes.positions, planes.sequence_ids))
         mask = inference_mask(self.tokenizer, self.model.config, self.device, self.dtype, self.executor)
         return tokens.to(self.device), positions.to(self.device), mask.build(sequence_ids, self.device)
 

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from ...datasets.errors import DataConfigError
+from ...datasets.tokenizers import TokenizerConfig, build_tokenizer
 from ...models.config import DecoderConfig
 from ...models.huggingface import architecture, to_hf
 from ...models.lora import ADAPTERS, merge
-from ..build import Statement, check_statements, checkpoint_statement, open_tokenizer, tokenizer_statement
+from ..build import Contract
 from ..checkpoints import Folder, Found, SavedContract, Spec, WholeTensors, as_bytes, atomic_folder, data_bytes, header, read
-from ..config import JobConfig, Lora, TokenizerTable
+from ..config import JobConfig, Lora
 from ..errors import CheckpointError, ConfigError
 from .folder import CONFIG, GENERATION, INDEX, WEIGHTS, stored_names
 from .tokenizer_files import TOKENIZER, TOKENIZER_FILES, added_around, tokenizer_files
@@ -36,7 +37,7 @@ def export(
     found: Found,
     out: Path,
     *,
-    tokenizer: TokenizerTable | None,
+    tokenizer: TokenizerConfig | None,
     dtype: torch.dtype | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     replace: bool = False,
@@ -100,9 +101,9 @@ def export(
     return messages
 
 
-def added_token_notes(added: list[str], table: TokenizerTable, decoder: DecoderConfig) -> list[str]:
+def added_token_notes(added: list[str], table: TokenizerConfig, decoder: DecoderConfig) -> list[str]:
     """What to know of the tokens that the tokenizer puts around every text by itself."""
-    if open_tokenizer(table).bos_id is None:
+    if build_tokenizer(table).bos_id is None:
         what = "which training never saw: call it with add_special_tokens=False"
     elif decoder.causal:
         what = "as a document has them: to have a text continued, take the last one off"
@@ -158,19 +159,13 @@ def torch_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def read_tokenizer(found: Found, table: TokenizerTable, decoder: DecoderConfig) -> dict[str, bytes]:
+def read_tokenizer(found: Found, table: TokenizerConfig, decoder: DecoderConfig) -> dict[str, bytes]:
     """Files of the tokenizer of training. Raises ConfigError, or EosMismatchError where it is another one."""
     try:
-        tokenizer = open_tokenizer(table)
+        tokenizer = build_tokenizer(table)
     except DataConfigError as error:
         raise ConfigError(f"{error}; --tokenizer PATH says where it is now, --no-tokenizer leaves it out") from None
-    check_statements(
-        [
-            tokenizer_statement(tokenizer),
-            checkpoint_statement(found),
-            Statement(party="model", where=found.where, vocab=decoder.vocab_size),
-        ]
-    )
+    Contract.of_checkpoint(found, tokenizer).check()
     return tokenizer_files(table, tokenizer)
 
 

@@ -14,13 +14,13 @@ import xxhash
 from torch import Tensor
 
 from ...datasets.errors import DataConfigError
-from ...datasets.tokenizers import Tokenizer
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from ...models.config import PRESETS, DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import from_hf, hf_names
-from ..build import Statement, check_statements, contract_of, ids, open_tokenizer, tokenizer_statement
+from ..build import Contract, Statement, contract_of
 from ..checkpoints import MANIFEST, Folder, Found, Index, RunState, SafetensorsFile, SavedContract, Spec
-from ..config import JobConfig, TokenizerTable
+from ..config import JobConfig
 from ..errors import CheckpointError, ConfigError
 from .tokenizer_files import TOKENIZER, own_kind
 
@@ -51,7 +51,7 @@ class HuggingFaceFolder:
     seq_len: int | None
     files: dict[str, SafetensorsFile]
     names: dict[str, str]
-    table: TokenizerTable
+    table: TokenizerConfig
     tokenizer: Tokenizer | None
     contract: SavedContract
     fingerprint: str
@@ -104,7 +104,7 @@ class HuggingFaceFolder:
         """Return a parameter by our name, on the CPU."""
         return self.files[name].read(self.names[name])
 
-    def tables(self, table: TokenizerTable) -> dict[str, dict[str, Any]]:
+    def tables(self, table: TokenizerConfig) -> dict[str, dict[str, Any]]:
         """Return `[model]`, `[tokenizer]` and, of a bidirectional model, `[training]` of a job that starts from it."""
         shape, rows = self.decoder.table(), self.decoder.vocab_size
         named = [name for name in PRESETS if PRESETS[name].replace(vocab_size=rows) == self.decoder]
@@ -112,7 +112,7 @@ class HuggingFaceFolder:
         tables = {"model": {**preset, **shape}, "tokenizer": table.model_dump(exclude_none=True)}
         return tables if self.decoder.causal else {**tables, "training": {"objective": "mlm"}}
 
-    def job(self, table: TokenizerTable | None = None) -> JobConfig:
+    def job(self, table: TokenizerConfig | None = None) -> JobConfig:
         """Return the job that starts from it, with the rows of its training where they are known.
 
         Args:
@@ -139,7 +139,7 @@ def is_hugging_face(folder: Folder) -> bool:
     return folder.size(CONFIG) is not None and folder.size(MANIFEST) is None
 
 
-def open_for_job(folder: Folder, table: TokenizerTable) -> Found:
+def open_for_job(folder: Folder, table: TokenizerConfig) -> Found:
     """Return the weights of a Hugging Face folder that a job begins from.
 
     Args:
@@ -149,7 +149,7 @@ def open_for_job(folder: Folder, table: TokenizerTable) -> Found:
     Raises:
         ConfigError, ModelError, CheckpointError, EosMismatchError: as `HuggingFaceFolder.open`.
     """
-    named = table if table.kind == "hf" and folder.size(TOKENIZER) is not None else TokenizerTable()
+    named = table if table.kind == "hf" and folder.size(TOKENIZER) is not None else TokenizerConfig()
     return HuggingFaceFolder.open(folder, named.eos_token, named.pad_token).found()
 
 
@@ -205,7 +205,7 @@ def find_tensors(source: Path, decoder: DecoderConfig) -> dict[str, SafetensorsF
     return found
 
 
-def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -> tuple[TokenizerTable, Tokenizer | None]:
+def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -> tuple[TokenizerConfig, Tokenizer | None]:
     """Return the `[tokenizer]` table that reads this folder's tokenizer, and the tokenizer, None where there is none.
 
     Raises:
@@ -215,12 +215,12 @@ def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -
     if not file.is_file():
         if eos_token or pad_token:
             raise ConfigError(f"{source}: there is no {TOKENIZER} to look up --eos-token or --pad-token in")
-        return TokenizerTable(kind="hf"), None
-    table = TokenizerTable(kind="hf", path=str(source), eos_token=eos_token, pad_token=pad_token)
+        return TokenizerConfig(kind="hf"), None
+    table = TokenizerConfig(kind="hf", path=str(source), eos_token=eos_token, pad_token=pad_token)
     if eos_token is None and pad_token is None and (kind := own_kind(file)):
-        table = TokenizerTable.model_validate({"kind": kind})
+        table = TokenizerConfig.model_validate({"kind": kind})
     try:
-        return table, open_tokenizer(table)
+        return table, build_tokenizer(table)
     except DataConfigError as error:
         raise ConfigError(f"{error}; `cistron import` takes them by --eos-token and --pad-token") from None
 
@@ -233,7 +233,7 @@ def agreed_contract(source: Path, config: Json, decoder: DecoderConfig, tokenize
         ConfigError: there is no tokenizer, and the files do not name one id that ends a document.
     """
     said = [(CONFIG, config), (GENERATION, read_json(source / GENERATION) or {})]
-    statements = [tokenizer_statement(tokenizer)] if tokenizer else []
+    statements = [Statement.of_tokenizer(tokenizer)] if tokenizer else []
     statements.append(Statement(party="model", where=f"{source / CONFIG} (vocab_size)", vocab=decoder.vocab_size))
     for file, content in said:
         eos, pad = content.get("eos_token_id"), content.get("pad_token_id")
@@ -241,10 +241,10 @@ def agreed_contract(source: Path, config: Json, decoder: DecoderConfig, tokenize
         mask = content.get("mask_token_id")
         where = str(source / file)
         statements.append(Statement(party=file.removesuffix(".json"), where=where, eos=several, pad=pad, mask=mask))
-    check_statements(statements)
+    Contract(statements).check()
     if tokenizer:
         return contract_of(tokenizer, decoder)
-    ends = [ids(statement.eos) for statement in statements if statement.eos]
+    ends = [set(statement.eos) for statement in statements if statement.eos]
     common = set.intersection(*ends) if ends else set()
     if len(common) != 1:
         raise ConfigError(

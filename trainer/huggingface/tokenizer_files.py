@@ -21,8 +21,7 @@ from typing import Any
 
 import tokenizers
 
-from ...datasets.tokenizers import CLS, EOS, LETTERS, UNK, LetterTokenizer, Tokenizer
-from ..config import TokenizerTable
+from ...datasets.tokenizers import CLS, EOS, TOKENIZERS, UNK, LetterTokenizer, Tokenizer, TokenizerConfig
 
 TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 BESIDE = ("added_tokens.json", "chat_template.jinja", "merges.txt", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -37,7 +36,7 @@ PLAIN = {
 }
 
 
-def tokenizer_files(table: TokenizerTable, tokenizer: Tokenizer) -> dict[str, bytes]:
+def tokenizer_files(table: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, bytes]:
     """Name and content of each file.
 
     Args:
@@ -104,7 +103,8 @@ def letter_tokenizer(tokenizer: LetterTokenizer) -> bytes:
 
 def own_kind(file: Path) -> str | None:
     """Which tokenizer of this package a `tokenizer.json` is, also after transformers has written it anew; None: another."""
-    own = {"byte": byte_tokenizer(), **{kind: letter_tokenizer(letters()) for kind, letters in LETTERS.items()}}
+    letters = {kind: found for kind in TOKENIZERS if issubclass(found := TOKENIZERS[kind], LetterTokenizer)}
+    own = {"byte": byte_tokenizer(), **{kind: letter_tokenizer(found()) for kind, found in letters.items()}}
     vocabulary = _read(file).get("model", {}).get("vocab")
     return next((kind for kind, source in own.items() if vocabulary == json.loads(source)["model"]["vocab"]), None)
 

@@ -4,7 +4,7 @@ Read `open` first, then `documents`: how sequences become a row. `embeddings` (w
 stand beside each other: each has the function for a list in memory and the one for a stream, which the commands use.
 """
 
-from .documents import BATCH_TOKENS, Document, opening_tokens, read_documents
+from .documents import BATCH_TOKENS, Document, opening_tokens, read_documents, with_positions
 from .embeddings import Pool, embed, embeddings
 from .layers import choose_layers, meaning, widths
 from .likelihood import Score, log_likelihoods, score
@@ -33,4 +33,5 @@ __all__ = [
     "sample_tokens",
     "score",
     "widths",
+    "with_positions",
 ]

@@ -8,18 +8,18 @@ so nothing depends on what it shares a row with, and nothing has to be sorted by
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...datasets.errors import DataConfigError
 from ...datasets.readers import NamedSequence, SequenceFiles
-from ...datasets.rows import PAD_MULTIPLE
+from ...datasets.rows import PAD_MULTIPLE, lay_out
 from ...datasets.tokenizers import MAP, Ids, TokenizeError, Tokenizer
 from ...models.attention import AttentionMask
-from ...models.config import AttentionConfig, RopeConfig, untrained
+from ...models.config import AttentionConfig, RopeConfig, untrained_attention_warning
 from .open import OpenedModel, inference_mask
 
 BATCH_TOKENS = 16_384
@@ -64,7 +64,7 @@ def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionCo
     Args:
         opened: its model is changed in place; `opened.trained.rope`, `opened.trained.attention` and the length that it had give
             it back.
-        rope: see `Decoder.extrapolate`.
+        rope: see `Decoder.set_positions`.
         attention: likewise.
         length: likewise.
 
@@ -72,9 +72,10 @@ def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionCo
         ModelError: what does not fit together, or `length`.
     """
     model = opened.model
-    model.extrapolate(rope, attention, length)
+    model.set_positions(rope, attention, length)
     mask = inference_mask(opened.tokenizer, model.config, opened.device, model.tok_embeddings.weight.dtype)
-    return replace(opened, mask=mask, messages=(*opened.messages, *untrained(opened.trained.attention, attention)))
+    warning = untrained_attention_warning(opened.trained.attention, attention)
+    return replace(opened, mask=mask, messages=(*opened.messages, *warning))
 
 
 def read_documents(
@@ -162,18 +163,13 @@ def batches(items: Iterable[T], length: Callable[[T], int], budget: int) -> Iter
 
 
 def make_row(opened: OpenedModel, documents: Sequence[Ids]) -> Row:
-    """Documents one after another, filled up with padding to a multiple of 128: few shapes for kernels that are compiled."""
-    lengths = np.array([len(ids) for ids in documents])
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    padding = -starts[-1] % PAD_MULTIPLE
-    spans = np.append(lengths, padding)
-    tokens = np.concatenate([*documents, np.full(padding, opened.tokenizer.pad_id)]).astype(np.int64)
-    positions = np.arange(len(tokens)) - np.repeat(np.append(starts[:-1], starts[-1]), spans)
-    sequence_ids = np.repeat(np.append(np.arange(len(lengths)), -1), spans)
+    """Lay out documents one after another, padded to a multiple of 128: few shapes for kernels that are compiled."""
+    starts = list(accumulate(map(len, documents), initial=0))
+    planes = lay_out([documents], starts[-1] + -starts[-1] % PAD_MULTIPLE, opened.tokenizer.pad_id)
     device = opened.device
     return Row(
-        torch.from_numpy(tokens)[None].to(device),
-        torch.from_numpy(positions.astype(np.int32))[None].to(device),
-        opened.mask.build(torch.from_numpy(sequence_ids.astype(np.int32))[None], device),
-        starts.tolist(),
+        torch.from_numpy(planes.tokens).to(device),
+        torch.from_numpy(planes.positions).to(device),
+        opened.mask.build(torch.from_numpy(planes.sequence_ids), device),
+        starts,
     )

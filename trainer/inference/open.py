@@ -6,14 +6,14 @@ from typing import cast
 
 import torch
 
-from ...datasets.tokenizers import Tokenizer, build_tokenizer
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from ...models.attention import DocumentMask
 from ...models.config import DecoderConfig, Executor
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
-from ..build import Statement, check_statements, checkpoint_statement, make_model, make_tokenizer, tokenizer_statement
+from ..build import Contract, make_model, make_tokenizer
 from ..checkpoints import Folder, Found, load, read_newest
-from ..config import JobConfig, TokenizerTable
+from ..config import JobConfig
 from ..errors import ConfigError
 from ..huggingface import TOKENIZER, HuggingFaceFolder, is_hugging_face
 from ..processes import pick_device
@@ -101,13 +101,7 @@ def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on
     found, skipped = read_newest(folder)
     config, decoder = found.state.config, found.state.model
     tokenizer = with_unknown_policy(config.tokenizer, make_tokenizer(config), on_unknown)
-    check_statements(
-        [
-            tokenizer_statement(tokenizer),
-            checkpoint_statement(found),
-            Statement(party="model", where=found.where, vocab=decoder.vocab_size),
-        ]
-    )
+    Contract.of_checkpoint(found, tokenizer).check()
     with torch.device("meta"):
         model = make_model(config, decoder)
     load_weights(model, found, device, dtype)
@@ -150,18 +144,18 @@ def length_dependent_rope_note(model: Decoder) -> tuple[str, ...]:
     rope = model.config.rope
     if not rope.by_length:
         return ()
-    length = max(model.length, rope.trained_length)
+    length = max(model.max_document_length, rope.trained_length)
     return (
         f'model.rope.scaling is "{rope.scaling}": texts of every length have the rotary angles of {length:,} tokens here '
         "(longer ones their own with --extrapolate), where transformers has those of the length of each text",
     )
 
 
-def with_unknown_policy(table: TokenizerTable, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
+def with_unknown_policy(table: TokenizerConfig, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
     """The tokenizer of a table, or where a policy is given the same with it. Raises DataConfigError where it knows none."""
     if on_unknown is None:
         return tokenizer
-    return build_tokenizer(**{**table.model_dump(), "on_unknown": on_unknown})
+    return build_tokenizer(table.model_copy(update={"on_unknown": on_unknown}))
 
 
 def load_weights(model: Decoder, found: Found, device: torch.device, dtype: torch.dtype) -> None:

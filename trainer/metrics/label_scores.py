@@ -59,7 +59,7 @@ def matthews(guesses: Integers, classes: Integers) -> float:
 
 
 def auroc(scores: Floats, classes: Integers) -> float | None:
-    """Return the area under the ROC curve of class 1 against class 0, ties counting half: the Mann-Whitney statistic."""
+    """Return the area under the ROC curve of class 1 against class 0, ties count half: the Mann-Whitney statistic."""
     positive = classes == 1
     ones, zeros = int(positive.sum()), int((~positive).sum())
     if not ones or not zeros:

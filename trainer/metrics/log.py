@@ -125,7 +125,7 @@ class MetricsLog:
         self.start_window()
 
     def by_source(self, progress: Progress) -> dict[str, Any]:
-        """Return loss since the last record (None: no target) and tokens so far of each source, if there are several."""
+        """Return loss since the last record (None: no target) and tokens so far of each of several sources."""
         if len(self.sources) == 1:
             return {}
         sums = zip(self.nats.tolist(), self.sums.targets, strict=True)
@@ -138,7 +138,7 @@ class MetricsLog:
         }
 
     def utilisation(self) -> dict[str, float | None]:
-        """Return TFLOP/s of a device, and the shares of its peak by both conventions of `estimates`; None: no known peak."""
+        """Return TFLOP/s of a device, and parts of its peak by both conventions of `estimates`; None: unknown."""
         tokens = sum(self.sums.tokens)
         device_seconds = self.seconds * self.world.layout.world_size
         decoder, seq_len, causal_pairs = self.decoder, self.config.training.seq_len, self.sums.causal_pairs
@@ -164,7 +164,7 @@ class MetricsLog:
         self.write(Record("metrics", values, line))
 
     def close(self) -> None:
-        """Close every sink."""
+        """Close every sink; nothing may be written afterwards."""
         for sink in self.sinks.values():
             sink.close()
 

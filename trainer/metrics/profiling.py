@@ -18,7 +18,7 @@ StepHook = Callable[[int], None]
 
 
 def profiling_complaints(config: JobConfig, device: torch.device) -> list[str]:
-    """Return what `[profiling]` and `[comm]` ask of a device that does not have it, a line that begins with its key each."""
+    """Return what `[profiling]` and `[comm]` need and the device does not have, a line for each key."""
     if device.type == "cuda":
         return []
     needs, buffer = "needs CUDA, and this run is on the CPU; leave it out", config.comm.trace_buf_size

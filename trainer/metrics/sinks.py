@@ -68,8 +68,7 @@ class Record:
 
 
 class Sink(ABC):
-    """One place that records go to. A plug-in derives its own, adds it to `SINKS`, and a job names it in
-    `metrics.sinks`.
+    """One place that records go to. A plug-in adds its own to `SINKS`, and a job names it in `metrics.sinks`.
 
     Args:
         folder: of the run.
@@ -87,14 +86,14 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, record: Record) -> None:
-        """Write one record. An OSError, a full disk for instance, becomes a warning: it is no reason to end a run."""
+        """Write one record. An OSError, such as a full disk, becomes a warning: it is no reason to end a run."""
 
     def close(self) -> None:  # noqa: B027  # many sinks hold nothing back
         """Write what is still held back."""
 
 
 class JsonLines(Sink):
-    """`metrics.jsonl`, `validation.jsonl` and `extrapolation.jsonl`: a line per record, in which floats keep all digits."""
+    """`metrics.jsonl`, `validation.jsonl`, `extrapolation.jsonl`: a line per record; floats keep all digits."""
 
     @override
     def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None:
@@ -194,7 +193,7 @@ class ConsoleLines(Sink):
             self.bar.start()
 
     def say(self, message: str) -> None:
-        """Print a message."""
+        """Print a message above the bar."""
         self.console.print(message, markup=False)
 
     def advance(self, step: int) -> None:
@@ -222,7 +221,7 @@ def finite(value: Any) -> Any:
 
 
 def forget_after(file: Path, step: int) -> None:
-    """Drop the records of steps after `step`, and a last line that a crash cut in half; at step 0 set the file aside."""
+    """Drop records of steps after `step`, and a last line that a crash cut in half; at step 0 set the file aside."""
     if not file.exists():
         return
     if step == 0:
@@ -239,7 +238,7 @@ def forget_after(file: Path, step: int) -> None:
 
 
 def forget_files_after(folder: Path, step: int) -> None:
-    """Delete the files of steps after `step` in a folder, named `step-<N>` with any suffix; at step 0 set the folder aside."""
+    """Delete the files `step-<N>.*` of steps after `step` in a folder; at step 0 set the folder aside."""
     if step == 0 and folder.exists():
         Folder(folder.parent).set_aside(folder.name)
     for file in folder.glob("step-*"):

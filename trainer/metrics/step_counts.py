@@ -90,8 +90,7 @@ def target_weights(labels: torch.Tensor, weights: torch.Tensor | None, *, normal
 
 
 def row_hash(batch: Batch, index: int) -> int:
-    """48 bits of one row's number, tokens, labels, weights and values. Sums over rows tell any difference, on any
-    layout.
+    """Hash one row's number, tokens, labels, weights and values to 48 bits, whose sum over rows is that of any layout.
 
     Padding is left out: a padded row has as much of it as its neighbours need. 48 bits leave room for a step of 32,768
     rows in an int64 sum. Hashing 2,048 tokens takes about 40 microseconds.

@@ -1,5 +1,4 @@
-"""How parameters change: optimizers that work on this rank's shards, the learning rate, and steps that must not be
-taken.
+"""How parameters change: optimizers on this rank's shards, the learning rate, and steps that must not be taken.
 
 Read `optimizer` (what all optimizers share), `adamw`, `muon`, `build`, then `step_guard` and `spikes`, which decide on
 the device whether a step is taken.

@@ -21,7 +21,7 @@ class AdamW(Optimizer):
 
     @override
     def initial_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the state that torch.optim.AdamW has, by its names; the count of steps is where the kernel reads it."""
+        """Return the state of torch.optim.AdamW, by its names; the kernel reads the count of steps on the device."""
         moments = {key: torch.zeros_like(p, dtype=self.state_dtype) for key in ("exp_avg", "exp_avg_sq")}
         return {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
 

@@ -52,7 +52,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     @classmethod
     def groups_of(cls, model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-        """Divide what is trained into what decays (matrices) and what does not (norms, biases). A group may be empty."""
+        """Divide what is trained into what decays (matrices) and what does not (norms, biases); both may be empty."""
         trained = [(p, kind.decays) for _, p, kind in parameters_with_kinds(model) if p.requires_grad]
         return [
             {"params": [p for p, decays in trained if decays], "weight_decay": weight_decay},
@@ -95,8 +95,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
 
 class Rounding:
-    """Stores float32 values; where the place is bfloat16, by draws that are a function of the seed and what they are
-    for.
+    """Stores float32 values; in bfloat16 by draws that are a function of the seed and of their purpose.
 
     Args:
         seed: of all draws.

@@ -1,4 +1,4 @@
-"""Steps that must not be taken, and nobody waits to find out: those with non-finite numbers and, if asked for, spikes.
+"""Steps that must not be taken: those with non-finite numbers and, by `[skip_step]`, spikes. The host does not wait.
 
 Whether the loss and the gradients' norm are finite, and whether they are spikes (`spikes.py`), is decided on the device
 from numbers that all ranks have alike; where a step is called off, the optimizer changes nothing. The host learns of it
@@ -81,7 +81,7 @@ class StepGuard:
         """Wait for the device, and say which steps were not taken since the last time, the same on every rank.
 
         Args:
-            world: whose ranks are asked for the part they had in it.
+            world: whose ranks report their part in it.
             checkpoints: what to go on from when the run ends.
 
         Returns:
@@ -110,7 +110,7 @@ class StepGuard:
         return "\n  ".join([f"{sum(new)} step(s) not taken, the last of them step {last}: {', '.join(kinds)}", *lines])
 
     def explain(self, world: World) -> list[str]:
-        """Describe the first of the last non-finite steps in a row, and which ranks caused it. Every rank must call it."""
+        """Describe the first of the last non-finite steps in a row, and the ranks that caused it; all must call it."""
         step, loss, norm, local_loss, *gradients = self.evidence.tolist()
         finite = torch.tensor(gradients).isfinite().tolist()
         reports = world.gather((local_loss, [name for name, fine in zip(self.names, finite, strict=True) if not fine]))
@@ -140,8 +140,7 @@ class StepGuard:
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
-    """Return the 2-norm of all gradients over all ranks, float32 [], and that of this rank's part of each, float32 []
-    each.
+    """Return the 2-norm of all gradients over all ranks, float32 [], and of this rank's part of each, float32 [] each.
 
     In float32 whatever the gradients are: in bfloat16, which `torch.nn.utils.get_total_norm` would return, it has 3
     digits.

@@ -5,7 +5,7 @@ Read `parallelize` (what is applied, in which order), then `tensor_parallel`, `c
 """
 
 from .compile import compile_for_all_widths
-from .context_parallel import block_size, context_complaints, spread_rows, without_context_parallel
+from .context_parallel import block_size, context_complaints, without_context_parallel
 from .float8 import float8_complaints
 from .inputs import Inputs, stage
 from .parallelize import parallelize
@@ -17,7 +17,6 @@ __all__ = [
     "context_complaints",
     "float8_complaints",
     "parallelize",
-    "spread_rows",
     "stage",
     "without_context_parallel",
 ]

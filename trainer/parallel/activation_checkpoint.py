@@ -6,8 +6,7 @@
 | full | nothing |
 | selective, "op" | attention, every second matrix product, and what was summed over ranks |
 | selective, n | everything, except that every n-th block keeps nothing |
-| memory_budget | as much as the compiler's partitioner may: the results that are dearest to recompute, up to a share of
-all |
+| memory_budget | up to a share of all: what costs most to recompute, as the compiler's partitioner finds |
 
 Applied after tensor parallelism, so that what is recomputed is sharded: by operator inside a compiled block, else
 around it.
@@ -35,7 +34,7 @@ _SAVED = frozenset(
 
 
 def apply_activation_checkpointing(model: Decoder, table: ActivationCheckpoint) -> None:
-    """Wrap the blocks of `model`, in place, in what the mode asks for."""
+    """Wrap the blocks of `model`, in place, as the mode says."""
     if table.mode == "memory_budget":
         # read when a block is compiled; there are no arguments for them
         settings = torch._functorch.config
@@ -58,7 +57,7 @@ def apply_activation_checkpointing(model: Decoder, table: ActivationCheckpoint) 
 
 
 def _selective_contexts() -> object:
-    """A policy for one call of one block; it counts matrix products in the forward pass and again when recomputing."""
+    """Make the policy of one call of one block, which counts matrix products, and again when recomputing."""
     products = {False: 0, True: 0}
 
     def policy(context: SelectiveCheckpointContext, operator: object, *_: object, **__: object) -> CheckpointPolicy:

@@ -1,5 +1,4 @@
-"""torch.compile of the blocks and of the loss, and what has to happen before the first step so that none is compiled
-later.
+"""torch.compile of the blocks and of the loss, all before the first step, so that none is compiled later.
 
 Blocks are compiled one by one: they are alike, so that one compilation serves all, and FSDP2's hooks stay between them.
 In the packed layout every batch has one shape. In the padded layout widths differ, and the compiler learns which sizes
@@ -17,7 +16,7 @@ from .inputs import Inputs
 
 
 def apply_compile(model: Decoder, *, one_width: bool) -> None:
-    """Compile every block of `model`, and its loss between matrix products. `one_width`: rows never differ in length."""
+    """Compile every block of `model`, and its loss between matrix products. `one_width`: all rows are as long."""
     for block in model.layers.children():
         block.compile(dynamic=False if one_width else None, fullgraph=True)
     model.compile_loss = True

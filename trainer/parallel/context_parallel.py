@@ -34,7 +34,7 @@ BLOCKS_PER_RANK = 8  # at least, where blocks may be smaller: enough for every r
 
 
 def block_size(seq_len: int, degree: int, executor: Executor) -> int:
-    """Tokens in each of the blocks that rows of `seq_len` are cut into for `degree` ranks.
+    """Return the tokens in each of the blocks that rows of `seq_len` are cut into for `degree` ranks.
 
     FlexAttention's 128, and for sdpa the largest power of two, at most 128, that leaves every rank at least 8 blocks.
     """
@@ -86,8 +86,7 @@ def context_complaints(config: JobConfig, executor: Executor, attention: Attenti
 
 
 def mask_work(sequence_ids: Tensor, causal: bool, block: int) -> Tensor:
-    """Unmasked query-key pairs of each block of queries, exactly. Padding is a segment like any other: kernels compute
-    it.
+    """Count the unmasked query-key pairs of each block of queries. Padding counts as a document: kernels compute it.
 
     Args:
         sequence_ids: int32 [batch, seq_len], 0, 1, 2, ... along each row, -1 on padding at its end.
@@ -109,8 +108,7 @@ def mask_work(sequence_ids: Tensor, causal: bool, block: int) -> Tensor:
 
 
 def balance(work: Sequence[int], degree: int) -> list[list[int]]:
-    """Deal blocks to ranks: the same number to each, the most expensive first, always to the rank with the least work
-    so far.
+    """Assign blocks to ranks, the same number to each: the most expensive first, to the rank with the least work.
 
     Longest processing time first (Graham 1969) under the constraint of equal counts. No two ranks then differ by more
     than the
@@ -133,8 +131,7 @@ def balance(work: Sequence[int], degree: int) -> list[list[int]]:
 
 
 def order_by_rank(sequence_ids: Tensor, causal: bool, degree: int, block: int) -> Tensor:
-    """The positions of each row in the order of the ranks that have them: a function of the row alone, alike on all
-    ranks.
+    """Return the positions of each row in the order of the ranks that have them, the same on all ranks.
 
     Args:
         sequence_ids: int32 [batch, seq_len], on the CPU.
@@ -153,7 +150,7 @@ def order_by_rank(sequence_ids: Tensor, causal: bool, degree: int, block: int) -
 def spread_rows(
     planes: Sequence[Tensor], sequence_ids: Tensor, mask: DocumentMask, mesh: DeviceMesh
 ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-    """This rank's part of some rows, and what its mask is built for.
+    """Take this rank's part of some rows, and find what its mask is built for.
 
     Args:
         planes: each [batch, seq_len], on the CPU.
@@ -187,7 +184,7 @@ class GatherContext(nn.Module):
         self.enabled = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [batch, kv_heads, seq_len / ranks, head_dim] to [batch, kv_heads, seq_len, head_dim], rank after rank."""
+        """Gather `x`, [batch, kv_heads, seq_len / ranks, head_dim], to [batch, kv_heads, seq_len, head_dim]."""
         if not self.enabled:
             return x
         # sequence first: gathered that way, the ranks' parts already lie as they should and are not copied again
@@ -204,7 +201,7 @@ def apply_context_parallel(model: Decoder, mesh: DeviceMesh) -> None:
 
 @contextmanager
 def without_context_parallel(model: nn.Module) -> Iterator[None]:
-    """Within it every rank computes whole rows by itself: for short ones, such as a sample's."""
+    """Let every rank compute whole rows by itself, within the block: for short ones, such as a sample's."""
     gathers = [module for module in model.modules() if isinstance(module, GatherContext)]
     for gather in gathers:
         gather.enabled = False

@@ -66,17 +66,17 @@ def float8_complaints(config: JobConfig, model: DecoderConfig, layout: Layout, d
 
 
 def has_float8(device: torch.device) -> bool:
-    """Whether the device multiplies float8 matrices."""
+    """Return whether the device multiplies float8 matrices."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
 
 
 def excluded(name: str, filters: list[str]) -> bool:
-    """Whether the layer called `name` stays as it is."""
+    """Return whether the layer called `name` stays as it is."""
     return any(part in name for part in filters)
 
 
 def convert(model: nn.Module, config: JobConfig) -> None:
-    """Make float8 layers of the linear ones that `float8.filter_fqns` does not name, in place; before any parallelism."""
+    """Replace linear layers that `float8.filter_fqns` does not name by float8 ones, before any parallelism."""
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # optional, and slow to import
 
     f = config.float8

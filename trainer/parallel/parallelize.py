@@ -1,5 +1,4 @@
-"""Parallelism applied to a plain decoder from outside: float8 -> TP, CP -> compile -> activation checkpointing ->
-FSDP2.
+"""Parallelism applied to a plain decoder: float8 -> TP, CP -> compile -> activation checkpointing -> FSDP2.
 
 Each step wraps what the one before left: compile sees sharded matmuls, checkpointing runs compiled blocks again, FSDP2
 gathers parameters around them. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
@@ -43,7 +42,7 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
 
 
 def apply_fsdp(model: Decoder, config: JobConfig, mesh: DeviceMesh) -> None:
-    """FSDP2 per block and for the rest. Also on one rank, where it is what casts to the compute type."""
+    """Apply FSDP2 per block and to the rest, also on one rank, where it casts to the compute type."""
     param, reduce = DTYPES[config.training.mixed_precision_param], DTYPES[config.training.mixed_precision_reduce]
     # inputs are not cast: the residual stream has its type already, and cosines or loss weights in bfloat16 would blur
     of_block = MixedPrecisionPolicy(param, reduce, cast_forward_inputs=False)

@@ -1,4 +1,4 @@
-"""Part of trainer/parallel."""
+"""Tensor parallelism: matrices split over ranks, and the sequence between them; and its overlap with communication."""
 
 import torch
 from torch import nn
@@ -18,7 +18,10 @@ from ...models.lora import LoraLinear
 
 
 def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
-    """Megatron's column/row split of every matrix with sequence-parallel norms (Korthikanti et al. 2022, arXiv:2205.05198)."""
+    """Split every matrix by columns or rows, as Megatron, with sequence-parallel norms.
+
+    Korthikanti et al. 2022, arXiv:2205.05198.
+    """
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     output = ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate())
     parallelize_module(
@@ -76,7 +79,7 @@ def split_adapters(block: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def split(parameter: nn.Parameter, mesh: DeviceMesh, placement: Placement) -> nn.Parameter:
-    """A parameter of the same shape and type, on the meta device, laid out over `mesh`."""
+    """Return a parameter of the same shape and type, on the meta device, laid out over `mesh`."""
     blank = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
     return nn.Parameter(distribute_tensor(blank, mesh, [placement], src_data_rank=None))
 

@@ -1,4 +1,8 @@
-"""trainer/processes."""
+"""The processes of a run: how they divide into a layout, join, talk to each other, and end with one message and status.
+
+Read `layout` (degrees of parallelism), `join` (device, process group, mesh) and `world` (what this process is among the
+others, and their small CPU collectives), then `signals` and `exit`.
+"""
 
 from .exit import lost_ranks_named, run_command
 from .join import join, limit_collectives, pick_device, symmetric_memory_complaints

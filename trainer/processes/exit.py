@@ -1,4 +1,4 @@
-"""How a run ends when it cannot go on: one message, once, and an exit status that says whose move it is.
+"""How a run ends when it cannot go on: one message, once, and an exit status that says who can help.
 
 Status 2: the user's (configuration, data, contract, checkpoint). Status 1: the numbers went wrong, a loader process was
 killed, another rank was lost, or a bug (with traceback). Status 130: Ctrl-C before there was anything to save.
@@ -21,7 +21,7 @@ from ..errors import NonFiniteError, RankLostError
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Run a command line's body; end the process with one message instead of a traceback where the error is expected."""
+    """Run a command line's body; end the process with one message, no traceback, where an error is expected."""
     ending: tuple[str, int] | None = None
     lost = False
     try:
@@ -64,7 +64,7 @@ NCCL = re.compile(r"ncclRemoteError|ncclSystemError|communicator was aborted|[Tt
 
 @contextmanager
 def lost_ranks_named(when: Callable[[], str], timeout_seconds: int) -> Iterator[None]:
-    """Turn what torch raises when a peer is lost into a message on stderr and a RankLostError; everything else passes.
+    """Turn what torch raises when a rank is lost into a message on stderr and a RankLostError; let the rest pass.
 
     Each rank speaks, since none knows which others are left, and at once, while SIGTERM still only asks for a stop:
     torchrun sends it 0.1 s after the first rank is gone.
@@ -74,7 +74,7 @@ def lost_ranks_named(when: Callable[[], str], timeout_seconds: int) -> Iterator[
         timeout_seconds: after which a collective counts as hanging.
 
     Raises:
-        RankLostError: names the collective and what the transport says of the peer.
+        RankLostError: names the collective and what the transport says of the lost rank.
     """
     try:
         yield
@@ -93,7 +93,7 @@ def lost_ranks_named(when: Callable[[], str], timeout_seconds: int) -> Iterator[
 
 
 def why_lost(error: RuntimeError) -> str | None:
-    """What the transport says of a lost peer, in one sentence; None where the error is something else."""
+    """Return what the transport says of a lost rank, in one sentence; None where the error is something else."""
     text = str(error)
     if found := GLOO.search(text):
         return found[1].split(". This is typically")[0]
@@ -104,7 +104,7 @@ def why_lost(error: RuntimeError) -> str | None:
 
 
 def collective(error: BaseException) -> str:
-    """The innermost function of torch.distributed that the error came through."""
+    """Return the innermost function of torch.distributed that the error came through."""
     frames = traceback.extract_tb(error.__traceback__)
     called = [frame.name for frame in frames if frame.filename.endswith(("distributed_c10d.py", "rendezvous.py"))]
     return called[-1] if called else "a collective"

@@ -19,7 +19,7 @@ from .world import World
 
 
 def pick_device() -> torch.device:
-    """This process's GPU by torchrun's LOCAL_RANK where CUDA is there, else the CPU."""
+    """Return this process's GPU by torchrun's LOCAL_RANK where CUDA is there, else the CPU. Raises ConfigError."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -73,7 +73,7 @@ def join(config: JobConfig) -> World:
 
 
 def launcher_store(timeout: timedelta) -> tuple[Any, int, int]:
-    """Where ranks leave their addresses for each other, this rank, and their number.
+    """Return the store in which ranks find each other's addresses, this rank, and the number of ranks.
 
     torchrun keeps one store over the lives of its ranks, in which those of `--max-restarts` would find the addresses of
     the dead (github.com/pytorch/pytorch/issues/135712). On one machine its count of restarts tells lives apart;
@@ -87,7 +87,7 @@ def launcher_store(timeout: timedelta) -> tuple[Any, int, int]:
 
 
 def limit_collectives(config: JobConfig) -> None:
-    """Give all process groups there are `comm.timeout_seconds`: those of a mesh have their backend's 10 or 30 minutes."""
+    """Give all process groups `comm.timeout_seconds`: those of a mesh have their backend's 10 or 30 minutes."""
     for group in list(distributed_c10d._world.pg_map):  # `torch.distributed.set_timeout` is not in torch 2.13
         distributed_c10d._set_pg_timeout(timedelta(seconds=config.comm.timeout_seconds), group)
 

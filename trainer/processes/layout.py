@@ -23,12 +23,12 @@ class Layout:
 
     @property
     def data_parallel(self) -> int:
-        """Ranks with rows of their own."""
+        """Number of ranks with rows of their own."""
         return self.replicate * self.shard
 
     @property
     def world_size(self) -> int:
-        """Processes in all."""
+        """Number of processes in all."""
         return self.data_parallel * self.cp * self.tp
 
     @property

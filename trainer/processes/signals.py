@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask for a stop; whoever waits for something polls the request. A rank does not outlive its launcher."""
+"""SIGTERM and SIGINT request a stop, which every wait polls. A rank does not outlive its launcher."""
 
 import ctypes
 import signal
@@ -15,23 +15,23 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        """No signal yet."""
+        """Begin without a signal."""
         self.signal_name: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        """Install the handlers."""
+        """Install the handlers of SIGTERM and SIGINT."""
         for sig in (signal.SIGTERM, signal.SIGINT):
             self._previous[sig] = signal.signal(sig, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Put the former handlers back; after a stop none, so that a signal repeated during the last second changes nothing."""
+        """Put the former handlers back; after a stop, ignore signals, so that a repeated one changes nothing."""
         for sig, handler in self._previous.items():
             signal.signal(sig, signal.SIG_IGN if self() else handler)
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for."""
+        """Return whether a stop was requested."""
         return self.signal_name is not None
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:

@@ -9,19 +9,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's shard."""
+    """Return this rank's shard of a tensor, or the tensor itself where it is whole."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gradient(p: Tensor) -> Tensor:
-    """This rank's shard of the gradient of `p`, which is split as `p` itself is."""
+    """Return this rank's shard of the gradient of `p`, which is split as `p` itself is."""
     assert p.grad is not None
     assert not isinstance(p, DTensor) or (isinstance(p.grad, DTensor) and p.grad.placements == p.placements)
     return local(p.grad)
 
 
 def offset(p: Tensor) -> tuple[int, ...]:
-    """Where in the whole parameter this rank's shard begins: the same for copies, different for shards."""
+    """Return where in the whole parameter this rank's shard begins: the same for copies, different for shards."""
     if not isinstance(p, DTensor):
         return (0,) * p.ndim
     return tuple(compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)[1])

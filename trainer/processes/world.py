@@ -1,4 +1,4 @@
-"""Processes and the device mesh: how many ranks there are, what each one is, and what they must agree on.
+"""Processes and the device mesh: how many ranks there are, what each one is, and what all must know.
 
 The mesh has the dimensions (replicate, shard, cp, tp). Ranks that differ only in cp or tp see the same rows, cp ranks
 different tokens of them; replicate x shard is the data-parallel degree. Parameters are sharded over shard x cp.
@@ -43,7 +43,7 @@ class Task(Generic[T]):
         self.thread.start()
 
     def run(self) -> None:
-        """Body of the thread."""
+        """Do the work, and keep its result or its error; the body of the thread."""
         try:
             self.result = self.work()
         except (OSError, CheckpointError) as e:
@@ -53,11 +53,11 @@ class Task(Generic[T]):
             self.result = OSError(f"{type(e).__name__}: {e}")
 
     def done(self) -> bool:
-        """Whether there is an outcome."""
+        """Return whether the work has ended."""
         return not self.thread.is_alive()
 
     def outcome(self) -> T | OSError | CheckpointError:
-        """What the work returned, or the exception in which it ended, once it has."""
+        """Wait for the end of the work; return what it returned, or the exception in which it ended."""
         self.thread.join()
         return self.result
 
@@ -73,7 +73,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """The rank that talks to people."""
+        """Whether this is rank 0, which alone prints and writes reports."""
         return self.rank == 0
 
     @property
@@ -98,13 +98,13 @@ class World:
         return self.mesh["replicate", shard] if self.layout.replicate > 1 else self.mesh[shard]
 
     def sum(self, values: list[Number]) -> list[Number]:
-        """Element-wise sum over all ranks, through CPU memory: of integers, which wrap at 2^63, or of floats, in float64."""
+        """Sum by element over all ranks, through CPU memory: integers, which wrap at 2^63, or floats, in float64."""
         total = torch.tensor(values, dtype=torch.float64 if isinstance(values[0], float) else torch.int64)
         dist.all_reduce(total)
         return cast("list[Number]", total.tolist())
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in rank order, on every rank. For small plain objects."""
+        """Return every rank's value, in rank order, on every rank. For small plain objects."""
         values = [value] * self.layout.world_size
         dist.all_gather_object(values, value)
         return values
@@ -115,7 +115,7 @@ class World:
             time.sleep(POLL_SECONDS)
 
     def in_thread_on_every_rank(self, work: Callable[[], T]) -> list[T]:
-        """Every rank's result of work that a disk may slow down. Raises one rank's OSError or CheckpointError on all."""
+        """Return all ranks' results of work that a disk may slow down. Raises OSError, CheckpointError: on all ranks."""
         task = Task(work)
         self.wait_for(task.done)
         results = self.gather(task.outcome())
@@ -135,7 +135,7 @@ class World:
         return cast(T, result)
 
     def raise_together(self, error: Exception | None) -> None:
-        """Raise the first rank's error on all ranks, if any rank has one, so that none waits for a rank that has left."""
+        """Raise the first rank's error on all ranks, if there is one, so that none waits for a rank that has left."""
         first = next((e for e in self.gather(error) if e is not None), None)
         if first is not None:
             raise first

@@ -4,24 +4,21 @@ Read `verify` (everything that is checked before data or model are touched), `or
 `data` and `resume` (rows, checked against the eos contract), `model`, then `run_folder`.
 """
 
-from .data import TrainData, letters_of, open_data, source_configs
+from .data import TrainData, open_data
 from .model import open_model
-from .origin import StartingPoint, starting_point
+from .origin import starting_point
 from .resume import resume_data
 from .run_folder import open_run_folder
 from .verify import job_complaints, launch_complaints, verify
 
 __all__ = [
-    "StartingPoint",
     "TrainData",
     "job_complaints",
     "launch_complaints",
-    "letters_of",
     "open_data",
     "open_model",
     "open_run_folder",
     "resume_data",
-    "source_configs",
     "starting_point",
     "verify",
 ]

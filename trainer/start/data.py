@@ -1,19 +1,17 @@
 """From `[data]` to a loader whose first rows have been held against the eos contract: what train, check and inspect open."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from ...datasets.documents import DocumentConfig, Letters
+from ...datasets.config import DataConfig
 from ...datasets.errors import DataConfigError, DataEnd
-from ...datasets.files import FileStore
-from ...datasets.loading import ALL_DATA, Batch, DataConfig, DataShard, Loader, RowSettings, SinglePass, SourceConfig, Stage
-from ...datasets.readers import Label
-from ...datasets.rows import DocumentLabels, MaskedTokens, MaskingConfig, NextToken, Objective
+from ...datasets.loading import ALL_DATA, Batch, DataShard, Loader, RowSettings, SinglePass
+from ...datasets.rows import DocumentLabels, MaskedTokens, NextToken, Objective
 from ...datasets.tokenizers import Tokenizer
 from ...models.attention import DocumentMask
-from ..build import Statement, check_rows, check_statements, gather_statements
+from ..build import Contract
 from ..checkpoints import Found
-from ..config import Data, Files, JobConfig
+from ..config import JobConfig
 from ..processes import Layout, global_batch_size
 
 
@@ -24,28 +22,14 @@ class TrainData:
     Attributes:
         loader: stands behind the first batch.
         first: that batch; None when the wait for it was interrupted.
-        statements: what every party of the contract says.
+        contract: what every party says about special ids.
         validation: what to validate on; None where `[validation]` is not enabled.
     """
 
     loader: Loader
     first: Batch | None
-    statements: list[Statement]
+    contract: Contract
     validation: SinglePass | None
-
-
-def source_configs(tables: Sequence[Files], classes: tuple[str, ...]) -> tuple[SourceConfig, ...]:
-    """The sources of `[[data.sources]]` or `[[validation.sources]]`, whose labels are of `classes`, or values."""
-    return tuple(
-        SourceConfig(
-            **{
-                **table.model_dump(),
-                "paths": tuple(table.paths),
-                "label": None if table.label is None else Label(table.label, classes),
-            }
-        )
-        for table in tables
-    )
 
 
 def make_objective(config: JobConfig, tokenizer: Tokenizer) -> Objective:
@@ -54,14 +38,7 @@ def make_objective(config: JobConfig, tokenizer: Tokenizer) -> Objective:
         return NextToken()
     if config.has_head:
         return DocumentLabels(config.head.names)
-    m = config.mlm
-    masking = MaskingConfig(rate=m.mask_rate, schedule=m.rate_schedule, mask_share=m.mask_share, random_share=m.random_share)
-    return MaskedTokens(masking, tokenizer, config.training.seed)
-
-
-def letters_of(data: Data) -> Letters:
-    """What `[data]` says about letters."""
-    return Letters(**{field.name: getattr(data, field.name) for field in fields(Letters)})
+    return MaskedTokens(config.mlm, tokenizer, config.training.seed)
 
 
 def row_settings(config: JobConfig, layout: Layout, tokenizer: Tokenizer, *, batch_size: int, buckets: int = 1) -> RowSettings:
@@ -76,27 +53,9 @@ def row_settings(config: JobConfig, layout: Layout, tokenizer: Tokenizer, *, bat
     )
 
 
-def make_data_config(config: JobConfig) -> DataConfig:
-    """The data path's share of the configuration."""
-    d = config.data
-    return DataConfig(
-        sources=source_configs(d.sources, config.head.names),
-        stages=tuple(Stage(stage.step, stage.weights) for stage in d.stages),
-        lanes=d.lanes,
-        packing=d.packing,
-        layout=d.layout,
-        documents=DocumentConfig(
-            letters=letters_of(d),
-            reverse_complement=d.reverse_complement,
-            long_documents="error" if config.has_head else d.long_documents,  # a label is of the whole document
-            window_overlap=d.window_overlap,
-        ),
-        pad_multiple=d.pad_multiple,
-        num_workers=d.num_workers,
-        on_bad_record=d.on_bad_record,
-        verify=d.verify,
-        storage=FileStore(cache_dir=d.cache_dir, cache_gb=d.cache_gb, retries=d.retries),
-    )
+def data_config(config: JobConfig) -> DataConfig:
+    """Return `[data]`; where labels are of whole documents, those that are too long are bad records."""
+    return config.data.model_copy(update={"long_documents": "error"}) if config.has_head else config.data
 
 
 def open_data(
@@ -130,24 +89,24 @@ def open_data(
         DataConfigError, DataError, EosMismatchError: the loader is closed again.
     """
     rows = row_settings(config, layout, tokenizer, batch_size=batch_size, buckets=buckets)
-    loader = Loader(make_data_config(config), tokenizer, rows, shard)
+    loader = Loader(data_config(config), tokenizer, rows, shard)
     try:
         validation = open_validation(config, tokenizer, rows, shard)
         sources = [*loader.sources, *(validation.sources if validation else ())]
-        statements = gather_statements(config, tokenizer, loader.packer, mask, vocab_size, sources, checkpoint)
-        check_statements(statements)
+        contract = Contract.of_job(config, tokenizer, loader.packer, mask, vocab_size, sources, checkpoint)
+        contract.check()
         try:
             first = loader.next(interrupted)
         except DataEnd:  # said again when the first step asks for its rows
             first = None
         if first is not None:
-            check_rows(first, loader.packer.objective, mask, statements)
+            contract.check_rows(first, loader.packer.objective, mask)
         if validation is not None:
-            check_rows(validation.first_row(), loader.packer.objective, mask, statements)
+            contract.check_rows(validation.first_row(), loader.packer.objective, mask)
     except BaseException:
         loader.close()
         raise
-    return TrainData(loader, first, statements, validation)
+    return TrainData(loader, first, contract, validation)
 
 
 def open_validation(
@@ -166,9 +125,8 @@ def open_validation(
     """
     if not config.validation.enable:
         return None
-    data = replace(make_data_config(config), sources=source_configs(config.validation.sources, config.head.names), stages=())
     rows = replace(rows, batch_size=config.validation.local_batch_size or rows.batch_size)
     try:
-        return SinglePass(data, tokenizer, rows, shard)
+        return SinglePass(config.validation.sources, data_config(config), tokenizer, rows, shard)
     except DataConfigError as error:
         raise DataConfigError(f"validation.sources: {error}") from None

@@ -18,7 +18,7 @@ from ..errors import CheckpointError
 from ..huggingface import is_hugging_face, open_for_job
 from ..processes import World
 
-# options that mean nothing without another, so that whoever chooses that one chooses them
+# options that mean nothing without another: a TOML that chooses that one chooses them
 BELONGS_TO = {
     **{f"rope.{key}": ("scaling",) for key in ("factor", *SCALING_OPTIONS)},
     "attention.window": ("mask",),
@@ -122,7 +122,7 @@ def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resum
 
 
 def check_angles(found: Found, seq_len: int) -> None:
-    """Raise CheckpointError where a run would go on with other rotary angles, since those of its scaling follow its rows."""
+    """Raise CheckpointError where a run would continue with other rotary angles: some scalings follow the rows."""
     saved, decoder = found.seq_len or seq_len, found.state.model
     (then, factor_then), (now, factor_now) = (rope_table(decoder.rope, decoder.head_dim, rows) for rows in (saved, seq_len))
     if then.equal(now) and factor_then == factor_now:
@@ -146,7 +146,7 @@ def flat(shape: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_chosen(config: JobConfig, key: str) -> bool:
-    """Whether the TOML chooses a value of `[model.rope]` or `[model.attention]`: itself, or with what it belongs to."""
+    """Return whether the TOML chooses a value of `[model.rope]` or `[model.attention]`, or what it belongs to."""
     table, _, name = key.partition(".")
     if table not in ("rope", "attention"):
         return False

@@ -1,4 +1,4 @@
-"""The data of a run where its checkpoint left it or, if the data changed and the job says so, from its first document on."""
+"""The data of a run where its checkpoint left it or, if the data changed and the job accepts that, anew."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """What a job is refused for before data or model are touched: every room's complaints, gathered and raised once.
 
-What depends on a part that cannot be built is not looked at; but where the tokenizer is missing, the decoder is looked at with
-the vocabulary of another one.
+What depends on a part that cannot be built is not examined. Where it is the tokenizer, the decoder is examined with the
+vocabulary of another one.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 
 from ...base import UserError
-from ...datasets.tokenizers import Tokenizer, build_tokenizer
+from ...datasets.documents import document_complaints
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import architecture
@@ -28,7 +29,7 @@ from ..metrics import profiling_complaints, sink_complaints
 from ..optim import optimizer_complaints
 from ..parallel import float8_complaints
 from ..processes import Layout, degree_complaints, layout_complaints, pick_device, symmetric_memory_complaints, world_size
-from .data import make_data_config, make_objective
+from .data import data_config, make_objective
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ def job_complaints(config: JobConfig, processes: int | None, device: torch.devic
 
 
 def launch_complaints(config: JobConfig) -> list[str]:
-    """Return what is wrong with a job that is to run here: on this process's device, and as many processes as were started."""
+    """Return what is wrong with a job that is to run on this process's device and the processes that were started."""
     job = Examination(config)
     device = job.attempt(pick_device)
     job.examine(job.layout(world_size()), device)
@@ -91,7 +92,7 @@ class Examination:
         self.complaints: list[str] = []
         self.tokenizer: Tokenizer | None = None
         self.tokenizer = self.attempt(lambda: make_tokenizer(config))
-        self.some_tokenizer = self.tokenizer or build_tokenizer("byte")
+        self.some_tokenizer = self.tokenizer or build_tokenizer(TokenizerConfig())
         self.decoder = self.attempt(lambda: make_decoder_config(config, self.some_tokenizer))
 
     def attempt(self, step: Callable[[], T]) -> T | None:
@@ -124,6 +125,7 @@ class Examination:
         if layout and decoder:
             self.add(layout_complaints(config, decoder, layout))
             self.add(float8_complaints(config, decoder, layout, device))
+        self.add(rows_complaints(config))
         self.add(sink_complaints(config))
         if device is not None:
             self.add(profiling_complaints(config, device))
@@ -134,7 +136,8 @@ class Examination:
             self.add(training_complaints(config, decoder))
         if tokenizer:
             self.attempt(lambda: make_objective(config, tokenizer))
-            self.attempt(lambda: make_data_config(config).check(tokenizer, config.training.seq_len))
+            data = data_config(config)
+            self.add(document_complaints(data, tokenizer, data.policy, config.training.seq_len))
 
 
 def training_complaints(config: JobConfig, decoder: DecoderConfig) -> list[str]:

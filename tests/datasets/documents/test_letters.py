@@ -10,23 +10,25 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from cistron.datasets.documents import DocumentConfig, LetterEncoder, Letters
+from cistron.datasets.documents import DocumentConfig, LetterEncoder, Letters, letter_complaints
 from cistron.datasets.documents import letters as genome
-from cistron.datasets.errors import DataConfigError, DataError
+from cistron.datasets.errors import DataConfigError, DataError, refuse
 from cistron.datasets.files import FileStore
 from cistron.datasets.lanes import Lane, LaneState, RawDocuments, blocks
-from cistron.datasets.loading import Loader, SourceConfig
+from cistron.datasets.loading import Loader
 from cistron.datasets.prepare import RawCorpus
 from cistron.datasets.prepare.run import Task
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.rows import MaskedTokens, MaskingConfig, PackedRow, Packer
-from cistron.datasets.tokenizers import TokenizeError, build_tokenizer
+from cistron.datasets.tokenizers import TokenizeError, TokenizerConfig, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.helpers.corpora import Settings, write_fasta
 from cistron.tests.helpers.corpora import config as settings_of
 from cistron.trainer.metrics import target_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 EOS, TAG = 0, 6
 ALL = Letters(lowercase_weight=0.1, exclude_tags=True, exclude_degenerate=True)
@@ -131,7 +133,7 @@ def naive(letters: Letters) -> dict[bytes, list[float]]:
 def make_config(paths: list[str], documents: DocumentConfig, **changes: Any) -> Settings:
     """Rows of 32 bytes from FASTA files and folders of token shards."""
     formats = ["fasta" if path.endswith("fasta") else "tokens" for path in paths]
-    sources = [SourceConfig(name=path[-9:], format=of, paths=(path,)) for path, of in zip(paths, formats, strict=True)]
+    sources = [SourceConfig(name=path[-9:], format=of, paths=[path]) for path, of in zip(paths, formats, strict=True)]
     return settings_of(*sources, documents=documents, **{"lanes": 1} | changes)
 
 
@@ -145,7 +147,7 @@ def loader(paths: list[str], documents: DocumentConfig) -> Loader:
 )
 @pytest.mark.parametrize("long", ["split", "window"])
 def test_targets_weigh_what_their_letters_do_and_every_eos_is_one(tmp_path: Path, letters: Letters, long: str) -> None:
-    config = DocumentConfig(letters=letters, long_documents=long, window_overlap=5 if long == "window" else 0)
+    config = DocumentConfig(**letters.model_dump(), long_documents=long, window_overlap=5 if long == "window" else 0)
     path = write_fasta(tmp_path / "genome.fasta", RECORDS)
     found: Counter[tuple[int, float]] = Counter()
     for batch in make_config([path], config).single_pass().batches():
@@ -161,10 +163,10 @@ def test_targets_weigh_what_their_letters_do_and_every_eos_is_one(tmp_path: Path
 
 
 def test_masks_fall_on_letters_that_weigh_something(tmp_path: Path) -> None:
-    objective = MaskedTokens(MaskingConfig(rate=0.5), build_tokenizer("dna"), 0)
+    objective = MaskedTokens(MaskingConfig(mask_rate=0.5), build_tokenizer(TokenizerConfig(kind="dna")), 0)
     path = write_fasta(tmp_path / "g.fasta", ["ACGTNNNNacgtRRRR" * 3] * 20)
-    config = make_config([path], DocumentConfig(letters=ALL), objective=objective, batch_size=8)
-    tokenizer = build_tokenizer("dna")
+    config = make_config([path], DocumentConfig(**ALL.model_dump()), objective=objective, batch_size=8)
+    tokenizer = build_tokenizer(TokenizerConfig(kind="dna"))
     with config.loader(tokenizer) as data:
         batch = data.next()
     assert batch is not None
@@ -196,7 +198,7 @@ def test_shards_hold_the_weights_of_the_letters_they_were_made_of(tmp_path: Path
     # a job that asks for other weights than those of its shards
     folder = str(tmp_path / "whole" / "train")
     with pytest.raises(DataConfigError, match=r"data\.lowercase_weight = 0\.1: .*000000\.json was prepared with 0\.25"):
-        loader([folder], DocumentConfig(letters=Letters(lowercase_weight=0.1)))
+        loader([folder], DocumentConfig(lowercase_weight=0.1))
     # weights as they are, beside a source that has none
     with loader([folder, path], DocumentConfig()) as data:
         batch = data.next()
@@ -205,7 +207,7 @@ def test_shards_hold_the_weights_of_the_letters_they_were_made_of(tmp_path: Path
     assert "prepared with lowercase_weight = 0.25, exclude_tags = true, uppercase = true" in said[0][0]
     assert "[data] has lowercase_weight = 1.0, exclude_tags = false, uppercase = false" in said[0][0]
     assert said[1] == []
-    with loader([folder], DocumentConfig(letters=letters)) as data:
+    with loader([folder], DocumentConfig(**letters.model_dump())) as data:
         assert data.sources[0].remarks() == []
     assert batch is not None
     assert batch.weights is not None
@@ -238,7 +240,7 @@ def lane(path: str, config: DocumentConfig, state: LaneState | None = None) -> I
 
 @pytest.mark.parametrize("overlap", [0, 7, 20])
 def test_a_lane_that_is_resumed_inside_of_a_tag_weighs_the_same(tagged: str, overlap: int) -> None:
-    config = DocumentConfig(letters=ALL, long_documents="window" if overlap else "split", window_overlap=overlap)
+    config = DocumentConfig(**ALL.model_dump(), long_documents="window" if overlap else "split", window_overlap=overlap)
     with patch.object(blocks, "block_tokens", lambda seq_len: 3 * seq_len):
         straight = list(islice(lane(tagged, config), 150))
         assert {state.tag > 0 for _, state in straight} == {True, False}, "blocks begin inside of tags and outside of them"
@@ -260,7 +262,10 @@ def test_a_lane_that_is_resumed_inside_of_a_tag_weighs_the_same(tagged: str, ove
 
 def test_a_tag_without_an_end_is_a_bad_record(tmp_path: Path) -> None:
     path = write_fasta(tmp_path / "genome.fasta", ["ACGT", "AC|" + "A" * 3000], width=10000)
-    with loader([path], DocumentConfig(letters=ALL)) as data, pytest.raises(DataError, match=r"record r1, byte 35: a tag that"):
+    with (
+        loader([path], DocumentConfig(**ALL.model_dump())) as data,
+        pytest.raises(DataError, match=r"record r1, byte 35: a tag that"),
+    ):
         data.next()
 
 
@@ -271,10 +276,15 @@ def test_a_tag_without_an_end_is_a_bad_record(tmp_path: Path) -> None:
         ("protein", Letters(exclude_degenerate=True), r"data\.exclude_degenerate = true: is for genomes"),
         ("hf", Letters(exclude_tags=True), r"data\.exclude_tags = true: a token of the hf tokenizer has many letters"),
         ("dna", Letters(uppercase=True), r"data\.uppercase = true: the dna tokenizer has one id for both cases"),
-        ("byte", Letters(lowercase_weight=-1.0), r"data\.lowercase_weight = -1\.0: must be finite and at least 0"),
     ],
 )
 def test_settings_that_mean_nothing_to_a_tokenizer_are_refused(kind: str, letters: Letters, message: str) -> None:
-    tokenizer = build_tokenizer("byte" if kind == "hf" else kind)
+    tokenizer = build_tokenizer(TokenizerConfig(kind="byte" if kind == "hf" else kind))
     with patch.object(tokenizer, "kind", kind), pytest.raises(DataConfigError, match=message):
-        letters.check(tokenizer)
+        refuse(letter_complaints(letters, tokenizer))
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
+def test_what_is_no_weight_is_refused(weight: float) -> None:
+    with pytest.raises(ValidationError, match="lowercase_weight"):
+        Letters(lowercase_weight=weight)

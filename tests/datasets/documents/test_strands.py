@@ -1,7 +1,6 @@
 """The other strand."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
@@ -13,11 +12,12 @@ from cistron.datasets.errors import DataError
 from cistron.datasets.files import FileStore
 from cistron.datasets.lanes import Lane, LaneState, blocks
 from cistron.datasets.lanes.blocks import Address
-from cistron.datasets.loading import Source, SourceConfig
+from cistron.datasets.loading import Source
 from cistron.datasets.loading.sources import open_source
 from cistron.datasets.nucleotides import reverse_complement
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.rows import PackedRow, Packer
-from cistron.datasets.tokenizers import build_tokenizer
+from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.helpers.corpora import write_fasta
 from hypothesis import given
@@ -55,7 +55,7 @@ TURNING = DocumentConfig(reverse_complement=0.5)
 
 
 def source(path: str, lanes: int, config: DocumentConfig = TURNING) -> Source:
-    return open_source(SourceConfig(name="g", format="fasta", paths=(path,)), lanes, 64, FileStore(), config)
+    return open_source(SourceConfig(name="g", format="fasta", paths=[path]), lanes, 64, FileStore(), config)
 
 
 def read(path: str, lanes: int, epoch: int = 0) -> list[str]:
@@ -95,7 +95,7 @@ def test_a_lane_of_turned_documents_resumes_to_the_bit(tmp_path: Path, long: str
     path = write_fasta(tmp_path / "genome.fasta", [*SEQUENCES[:60], "ACGTTn" * 200])
     overlap = 9 if long == "window" else 0
     letters = Letters(lowercase_weight=0.5)
-    config = replace(TURNING, letters=letters, long_documents=long, window_overlap=overlap)
+    config = DocumentConfig(**letters.model_dump(), reverse_complement=0.5, long_documents=long, window_overlap=overlap)
     packer = Packer(64, 0, 1, "best_fit", overlap=overlap)
 
     def rows(state: LaneState) -> Iterator[tuple[PackedRow, LaneState]]:
@@ -129,7 +129,7 @@ def test_a_letter_without_complement_is_a_bad_record(tmp_path: Path) -> None:
 
 
 def test_ids_of_the_dna_tokenizer_are_turned_as_letters_are() -> None:
-    tokenizer = build_tokenizer("dna")
+    tokenizer = build_tokenizer(TokenizerConfig(kind="dna"))
     text = b"ACGTNRYSWKMBDHV-"
     strands = Strands(1.0, 0, tokenizer)
     document = tokenizer.encode_batch([text]).ids

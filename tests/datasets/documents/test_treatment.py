@@ -9,8 +9,9 @@ import pytest
 from cistron.datasets.documents import DocumentConfig, Letters
 from cistron.datasets.errors import DataConfigError, DataError, DataOrderError
 from cistron.datasets.lanes import raw_documents
-from cistron.datasets.loading import SourceConfig, merge_states, transport
-from cistron.datasets.tokenizers import Encoded, build_tokenizer
+from cistron.datasets.loading import merge_states, transport
+from cistron.datasets.readers import SourceConfig
+from cistron.datasets.tokenizers import Encoded, TokenizerConfig, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.helpers.corpora import (
     TakingTurns,
@@ -23,18 +24,17 @@ from cistron.tests.helpers.corpora import (
     write_shard,
     write_text,
 )
+from pydantic import ValidationError
 
 
 @pytest.mark.parametrize(
     ("asked", "policy", "kind", "message"),
     [
         ({"reverse_complement": 0.5}, "best_fit", "protein", r"data\.reverse_complement = 0\.5: the protein tokenizer"),
-        ({"reverse_complement": 1.5}, "best_fit", "byte", r"data\.reverse_complement = 1\.5: is a probability"),
         (
-            {"reverse_complement": 0.5, "letters": Letters(exclude_tags=True)}, "best_fit", "byte",
+            {"reverse_complement": 0.5, "exclude_tags": True}, "best_fit", "byte",
             r"data\.reverse_complement = 0\.5: tags \(data\.exclude_tags\) have no other strand",
         ),
-        ({"long_documents": "cut"}, "best_fit", "byte", r"data\.long_documents = 'cut': is not one of 'split'"),
         ({"long_documents": "truncate"}, "concat", "byte", r'long_documents = "truncate": data\.packing = "concat" cuts'),
         ({"long_documents": "window"}, "best_fit", "byte", r"data\.window_overlap = 0: .*shares from 1 to 31"),
         ({"long_documents": "window", "window_overlap": 32}, "best_fit", "byte", r"window_overlap = 32: .*from 1 to 31"),
@@ -43,7 +43,24 @@ from cistron.tests.helpers.corpora import (
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_by_its_key(asked: dict[str, Any], policy: str, kind: str, message: str) -> None:
     with pytest.raises(DataConfigError, match=message):
-        DocumentConfig(**asked).check(build_tokenizer(kind), policy, 32)
+        DocumentConfig(**asked).check(build_tokenizer(TokenizerConfig(kind=kind)), policy, 32)
+
+
+def test_all_that_does_not_fit_is_told_at_once() -> None:
+    asked = DocumentConfig(reverse_complement=0.5, exclude_tags=True, long_documents="truncate", window_overlap=3)
+    with pytest.raises(DataConfigError) as caught:
+        asked.check(build_tokenizer(TokenizerConfig(kind="protein")), "concat", 32)
+    keys = [line.split(" = ")[0] for line in str(caught.value).splitlines()]
+    assert keys == [
+        *("data.reverse_complement", "data.window_overlap", "data.exclude_tags"),
+        *("data.reverse_complement", "data.long_documents"),
+    ]
+
+
+@pytest.mark.parametrize("asked", [{"reverse_complement": 1.5}, {"long_documents": "cut"}, {"window_overlap": -1}])
+def test_what_no_key_may_be_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(asked))):
+        DocumentConfig(**asked)
 
 
 def test_a_resume_under_other_settings_is_refused_by_key(tmp_path: Path) -> None:
@@ -51,7 +68,7 @@ def test_a_resume_under_other_settings_is_refused_by_key(tmp_path: Path) -> None
     with byte_loader(config(source)) as loader:
         take(loader, 1)
         state = loader.state()
-    changed = DocumentConfig(letters=Letters(lowercase_weight=0.1), long_documents="window", window_overlap=3)
+    changed = DocumentConfig(lowercase_weight=0.1, long_documents="window", window_overlap=3)
     with pytest.raises(DataOrderError) as refusal, byte_loader(config(source, documents=changed), state=state):
         pass
     differences = (("lowercase_weight", 1.0, 0.1), ("long_documents", "'split'", "'window'"), ("window_overlap", 0, 3))
@@ -63,8 +80,8 @@ def test_a_resume_under_other_settings_is_refused_by_key(tmp_path: Path) -> None
 def test_any_ranks_and_workers_read_the_same_strands_windows_and_weights(tmp_path: Path) -> None:
     texts = ["ACGTacgtN" * (1 + number * 5 % 17) for number in range(160)]
     sources = [
-        SourceConfig(name="genome", format="fasta", paths=(write_fasta(tmp_path / "g.fasta", texts),)),
-        SourceConfig(name="shards", format="tokens", paths=(str(tmp_path / "shards"),)),
+        SourceConfig(name="genome", format="fasta", paths=[write_fasta(tmp_path / "g.fasta", texts)]),
+        SourceConfig(name="shards", format="tokens", paths=[str(tmp_path / "shards")]),
     ]
     for number in range(2):
         write_shard(tmp_path / "shards" / f"{number}", [[*text.encode(), 0] for text in texts], weighted=number == 0)
@@ -113,7 +130,7 @@ def test_only_the_head_of_a_document_that_is_cut_is_encoded(tmp_path: Path, lett
         return encode(self, documents)
 
     def rows(long: str) -> tuple[dict[int, Any], str]:
-        data = config(source, documents=DocumentConfig(letters=letters, long_documents=long), lanes=1)
+        data = config(source, documents=DocumentConfig(**letters.model_dump(), long_documents=long), lanes=1)
         with byte_loader(data) as loader:
             return numbered_rows(take(loader, 5)), loader.state().left_out()
 

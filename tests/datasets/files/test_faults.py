@@ -3,12 +3,13 @@
 import json
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cistron.datasets.config import Stage
 from cistron.datasets.errors import DataConfigError, DataEnd, DataError, DataOrderError
-from cistron.datasets.loading import DataState, Loader, SourceConfig, Stage, merge_states, transport
+from cistron.datasets.loading import DataState, Loader, merge_states, transport
+from cistron.datasets.readers import SourceConfig
 from cistron.tests.helpers.corpora import (
     Settings,
     TakingTurns,
@@ -23,6 +24,7 @@ from cistron.tests.helpers.corpora import (
     write_shard,
     write_text,
 )
+from pydantic import ValidationError
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +62,7 @@ def with_bad_records(tmp_path: Path) -> Settings:
     lines[400] = b'{"text": "a\\u0000b"}'
     lines[500] = b"[]"
     path = write_bytes(tmp_path / "x.jsonl", b"\n".join(lines) + b"\n")
-    return config(SourceConfig(name="lines", format="jsonl", paths=(path,)), on_bad_record="skip")
+    return config(SourceConfig(name="lines", format="jsonl", paths=[path]), on_bad_record="skip")
 
 
 def test_skipped_records_are_counted_logged_and_the_same_everywhere(
@@ -102,7 +104,7 @@ def test_a_bad_record_is_raised_at_the_same_row_everywhere(with_bad_records: Set
 
 def test_the_data_ends_at_the_same_row_everywhere(tmp_path: Path) -> None:
     source = text_source(write_text(tmp_path, words(60)))
-    data = config(replace(source, max_epochs=2))
+    data = config(source.model_copy(update={"max_epochs": 2}))
     straight = _until(DataEnd, data, 1, 0)
     assert straight[1] == "source 'main' was read data.sources.max_epochs = 2 times"
     assert len(straight[0]) > 60
@@ -111,7 +113,7 @@ def test_the_data_ends_at_the_same_row_everywhere(tmp_path: Path) -> None:
 
 def test_more_epochs_may_be_asked_for_on_resume(tmp_path: Path) -> None:
     source = text_source(write_text(tmp_path, words(60)))
-    with byte_loader(config(replace(source, max_epochs=1))) as loader:
+    with byte_loader(config(source.model_copy(update={"max_epochs": 1}))) as loader:
         take(loader, 3)
         state = loader.state()
     with byte_loader(config(source), state=state) as loader:
@@ -148,20 +150,20 @@ def test_a_changed_file_is_refused_by_name(change: str, tmp_path: Path) -> None:
 
 def test_stages_that_have_not_begun_may_change_and_others_may_not(tmp_path: Path) -> None:
     sources = [text_source(write_text(tmp_path / name, words(20)), name) for name in "ab"]
-    staged = config(*sources, stages=(Stage(9, {"a": 3.0, "b": 1.0}), Stage(41, {"b": 1.0})))
+    staged = config(*sources, stages=[Stage(step=9, weights={"a": 3.0, "b": 1.0}), Stage(step=41, weights={"b": 1.0})])
     with byte_loader(staged) as loader:
         take(loader, 4)
-        later = staged.but(stages=(staged.data.stages[0], Stage(21, {"a": 1.0})))
+        later = staged.but(stages=[staged.data.stages[0], Stage(step=21, weights={"a": 1.0})])
         with _resumed(later, loader) as resumed:
             assert [source for batch in take(resumed, 3) for source in batch.sources][4:] == [0] * 8
-        earlier = staged.but(stages=(Stage(13, {"b": 1.0}),))
+        earlier = staged.but(stages=[Stage(step=13, weights={"b": 1.0})])
         with pytest.raises(DataOrderError, match=r"data\.stages\.12\.a: checkpoint 'none', now 0\.0"):
             _resumed(earlier, loader)
 
 
 def test_data_begun_anew_counts_on_from_its_row(tmp_path: Path) -> None:
     sources = [text_source(write_text(tmp_path / name, words(20)), name) for name in "ab"]
-    data = config(*sources, stages=(Stage(105, {"b": 1.0}),))
+    data = config(*sources, stages=[Stage(step=105, weights={"b": 1.0})])
     with byte_loader(data, row=96) as loader:
         batches = take(loader, 4)
         with _resumed(data, loader) as resumed:
@@ -174,7 +176,7 @@ def test_data_begun_anew_counts_on_from_its_row(tmp_path: Path) -> None:
 
 def test_a_flipped_byte_of_a_shard_is_found_where_that_is_asked_for(tmp_path: Path) -> None:
     write_shard(tmp_path / "x", [[5, 6, 0], [7, 0], [8, 0], [9, 9, 0]])
-    data = config(SourceConfig(name="shards", format="tokens", paths=(str(tmp_path),)))
+    data = config(SourceConfig(name="shards", format="tokens", paths=[str(tmp_path)]))
     ids = tmp_path / "x.ids"
     content = bytearray(ids.read_bytes())
     content[2] ^= 1
@@ -190,7 +192,7 @@ def test_ranks_share_the_work_of_verifying(tmp_path: Path, monkeypatch: pytest.M
         write_shard(tmp_path / f"{number}", [[5, 0], [6, 0]])
     checked: list[str] = []
     monkeypatch.setattr("cistron.datasets.loading.loader.verify_shard", lambda shard: checked.append(Path(shard.path).stem))
-    data = config(SourceConfig(name="shards", format="tokens", paths=(str(tmp_path),)), verify=True)
+    data = config(SourceConfig(name="shards", format="tokens", paths=[str(tmp_path)]), verify=True)
     for rank in range(2):
         byte_loader(data, dp_rank=rank, dp_degree=2)
     assert sorted(checked) == list("01234")
@@ -199,22 +201,23 @@ def test_ranks_share_the_work_of_verifying(tmp_path: Path, monkeypatch: pytest.M
 def test_a_folder_without_files_is_refused_by_name(tmp_path: Path) -> None:
     for format in ("tokens", "jsonl"):
         with pytest.raises((DataError, DataConfigError), match=str(tmp_path)):
-            byte_loader(config(SourceConfig(name="x", format=format, paths=(str(tmp_path),))))
+            byte_loader(config(SourceConfig(name="x", format=format, paths=[str(tmp_path)])))
 
 
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ((Stage(1, {"main": 1.0}),), "row 0, not after"),
-        ((Stage(9, {"main": 1.0}), Stage(9, {"main": 1.0})), "row 8, not after"),
-        ((Stage(9, {"other": 1.0}),), "'other' is none of the sources"),
-        ((Stage(9, {}),), r"\[0\.0\] from row 8 on"),
+        ([Stage(step=9, weights={"main": 1.0})] * 2, r"data\.stages\.1\.step = 9: must come after step 9"),
+        ([Stage(step=9, weights={"other": 1.0})], r"data\.stages\.0\.weights\.other: no source of this name; .*: main"),
+        ([Stage(step=9, weights={})], r"data\.stages\.0\.weights: name at least one source with a weight above 0"),
     ],
 )
-def test_a_stage_that_makes_no_sense_is_refused(stages: tuple[Stage, ...], message: str, tmp_path: Path) -> None:
-    source = SourceConfig(name="main", format="jsonl", paths=(write_jsonl(tmp_path / "x.jsonl", words(50)),))
+def test_a_stage_that_makes_no_sense_is_refused(stages: list[Stage], message: str, tmp_path: Path) -> None:
+    source = SourceConfig(name="main", format="jsonl", paths=[write_jsonl(tmp_path / "x.jsonl", words(50))])
     with pytest.raises(DataConfigError, match=message):
         byte_loader(config(source, stages=stages))
+    with pytest.raises(ValidationError, match=r"step\n.*greater than or equal to 2"):
+        Stage(step=1, weights={"main": 1.0})
 
 
 def test_rows_that_are_no_multiple_of_the_ranks_are_refused_for_a_mixture(tmp_path: Path) -> None:

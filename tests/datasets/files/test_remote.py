@@ -14,11 +14,11 @@ from urllib.parse import unquote
 import fsspec
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import FileStore, remote
+from cistron.datasets.files import FileStore, FileStoreConfig, remote
 from cistron.datasets.readers import build_reader
 from cistron.tests.helpers.corpora import compress, write_parquet
 
-HASTY = FileStore(retries=3, delay=0.01, timeout=10.0)
+HASTY = FileStore(FileStoreConfig(retries=3), delay=0.01, timeout=10.0)
 LINES = [b'{"text": "%d"}\n' % number for number in range(3000)]
 NUMBERS = [b"%d" % number for number in range(3000)]
 
@@ -141,7 +141,7 @@ def test_a_url_with_a_query_is_read_through_failures(
 def test_a_hanging_server_is_asked_again(server: Server) -> None:
     server.files["x.jsonl"] = b"".join(LINES)
     server.faults = ["hang", "hang"]
-    assert _read(FileStore(retries=3, delay=0.01, timeout=0.2), server.url("x.jsonl")) == NUMBERS
+    assert _read(FileStore(FileStoreConfig(retries=3), delay=0.01, timeout=0.2), server.url("x.jsonl")) == NUMBERS
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_hanging_server_is_asked_again(server: Server) -> None:
 )
 def test_a_server_that_goes_on_failing_is_given_up(fault: str, message: str, server: Server) -> None:
     server.files["x.jsonl"] = b"".join(LINES)
-    storage = FileStore(retries=2, delay=0.01, timeout=0.2)
+    storage = FileStore(FileStoreConfig(retries=2), delay=0.01, timeout=0.2)
     [file] = storage.expand([server.url("x.jsonl")])
     [piece] = build_reader("jsonl", "text", storage).split(file, 2**30)
     server.faults = [fault] * 99
@@ -160,11 +160,11 @@ def test_a_server_that_goes_on_failing_is_given_up(fault: str, message: str, ser
 
 
 def test_what_is_not_there_is_refused_at_once_and_a_server_that_is_not_there_after_tries(server: Server) -> None:
-    patient = FileStore(retries=3, delay=1000.0, timeout=10.0)
+    patient = FileStore(FileStoreConfig(retries=3), delay=1000.0, timeout=10.0)
     with pytest.raises(DataError, match="there is no such file"):
         patient.expand([server.url("absent.jsonl")])
     with pytest.raises(DataError, match=r"cannot be read, after 2 tries: .*Cannot connect"):
-        FileStore(retries=1, delay=0.01).expand(["http://127.0.0.1:1/x.jsonl"])
+        FileStore(FileStoreConfig(retries=1), delay=0.01).expand(["http://127.0.0.1:1/x.jsonl"])
 
 
 def test_a_stamp_changes_with_the_version_that_the_server_tells(server: Server) -> None:
@@ -176,7 +176,7 @@ def test_a_stamp_changes_with_the_version_that_the_server_tells(server: Server) 
 
 
 def test_a_cached_file_is_fetched_once_and_again_when_it_changed(server: Server, tmp_path: Path) -> None:
-    storage = FileStore(cache_dir=str(tmp_path / "cache"), retries=0)
+    storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path / "cache"), retries=0))
     server.files["x.jsonl.gz"] = gzip.compress(b"".join(LINES))
     url = server.url("x.jsonl.gz?key=1")
     for _ in range(3):
@@ -191,7 +191,7 @@ def test_the_copy_used_longest_ago_goes_first(tmp_path: Path) -> None:
     store = fsspec.filesystem("memory")
     for name in "abcd":
         store.pipe(f"/lru/{name}", name.encode() * 400)
-    storage = FileStore(cache_dir=str(tmp_path), cache_gb=1200e-9)
+    storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path), cache_gb=1200e-9))
     copies = {}
     for age, name in enumerate("abc"):
         copies[name] = Path(storage.local(f"memory://lru/{name}"))
@@ -204,7 +204,7 @@ def test_the_copy_used_longest_ago_goes_first(tmp_path: Path) -> None:
 
 def test_a_file_beyond_the_cache_is_read_where_it_is_but_not_given_a_local_path(tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe("/big/x.jsonl", b"".join(LINES))
-    storage = FileStore(cache_dir=str(tmp_path), cache_gb=1e-6)
+    storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path), cache_gb=1e-6))
     assert _read(storage, "memory://big/x.jsonl") == NUMBERS
     assert not list(tmp_path.iterdir())
     with pytest.raises(DataError, match=r"does not fit into data\.cache_gb"):
@@ -215,7 +215,7 @@ def test_a_file_beyond_the_cache_is_read_where_it_is_but_not_given_a_local_path(
 
 
 def test_a_failed_copy_leaves_nothing_behind_and_dead_ones_are_removed(server: Server, tmp_path: Path) -> None:
-    storage = FileStore(cache_dir=str(tmp_path), retries=1, delay=0.01)
+    storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path), retries=1), delay=0.01)
     server.files["x.txt"] = b"x" * 1000
     server.faults = ["refuse"] * 9
     with pytest.raises(DataError, match="after 2 tries"):
@@ -230,7 +230,7 @@ def test_a_failed_copy_leaves_nothing_behind_and_dead_ones_are_removed(server: S
 
 
 def _fetch_all(folder: str, urls: list[str]) -> bool:
-    storage = FileStore(cache_dir=folder, cache_gb=250e-6, retries=0)
+    storage = FileStore(FileStoreConfig(cache_dir=folder, cache_gb=250e-6, retries=0))
     return all(len(_read(storage, url, "text")[0]) == 100_000 for url in urls * 5)
 
 

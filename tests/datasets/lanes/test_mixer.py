@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from cistron.datasets.lanes import Mixer, Stage
+from cistron.datasets.lanes import Mixer, RowWeights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +12,7 @@ ROWS = 400
 
 
 @st.composite
-def schedules(draw: st.DrawFn) -> list[Stage]:
+def schedules(draw: st.DrawFn) -> list[RowWeights]:
     """Up to three stages of up to six sources, some of which rest in some."""
     sources = draw(st.integers(1, 6))
     weights = st.lists(st.sampled_from([0.0, 0.001, 0.1, 1 / 3, 1.0, 2.0, 7.5]), min_size=sources, max_size=sources)
@@ -20,7 +20,7 @@ def schedules(draw: st.DrawFn) -> list[Stage]:
     return [(row, draw(weights.filter(any))) for row in [0, *begins]]
 
 
-def _shares(stages: list[Stage], rows: int) -> list[list[Fraction]]:
+def _shares(stages: list[RowWeights], rows: int) -> list[list[Fraction]]:
     """Each source's exact share of the first 1, 2, ... rows, by adding up row after row."""
     share = [Fraction(0)] * len(stages[0][1])
     shares = []
@@ -33,7 +33,7 @@ def _shares(stages: list[Stage], rows: int) -> list[list[Fraction]]:
 
 @settings(max_examples=60, deadline=None)
 @given(schedules())
-def test_every_prefix_is_within_a_row_of_its_shares(stages: list[Stage]) -> None:
+def test_every_prefix_is_within_a_row_of_its_shares(stages: list[RowWeights]) -> None:
     mixer = Mixer(stages, 8, 0)
     counts = [0] * len(stages[0][1])
     for row, shares in enumerate(_shares(stages, ROWS)):
@@ -70,7 +70,7 @@ def test_consecutive_rows_come_from_a_lane_of_each_rank(sources: int, lanes: int
 
 @given(schedules(), st.integers(0, ROWS))
 @settings(max_examples=60, deadline=None)
-def test_a_resumed_mixer_goes_on_identically(stages: list[Stage], row: int) -> None:
+def test_a_resumed_mixer_goes_on_identically(stages: list[RowWeights], row: int) -> None:
     straight = Mixer(stages, 8, 3)
     resumed = Mixer(stages, 8, 3, 0, row, straight.counts(row))
     rows = range(row, row + 50)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cistron.datasets.loading import DataState, SourceConfig, merge_states, transport
+from cistron.datasets.loading import DataState, merge_states, transport
+from cistron.datasets.readers import SourceConfig
 from cistron.tests.helpers.corpora import (
     Settings,
     TakingTurns,
@@ -55,7 +56,7 @@ def _write(folder: Path, format: str) -> SourceConfig:
             else:
                 write_fasta(folder / f"{number}.fa.gz", [document.replace(" ", "_") for document in part])
         pattern = f"{folder}/*"
-    return SourceConfig(name=format, format=format.split(".")[0], paths=(pattern,), field=field)
+    return SourceConfig(name=format, format=format.split(".")[0], paths=[pattern], field=field)
 
 
 @pytest.fixture(scope="module", params=[(f, p) for f in FORMATS for p in ("best_fit", "concat")], ids="-".join)

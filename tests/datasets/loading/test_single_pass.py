@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.loading import Batch, SourceConfig
+from cistron.datasets.loading import Batch
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.shards import ShardWriter, id_dtype
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.helpers.corpora import Settings
@@ -22,7 +23,7 @@ def write(folder: Path, counts: dict[str, int]) -> Settings:
     for name, count in counts.items():
         path = folder / f"{name}.jsonl"
         path.write_text("".join(json.dumps({"text": f"{name}{n}" * (1 + n % 11)}) + "\n" for n in range(count)))
-        sources.append(SourceConfig(name=name, format="jsonl", paths=(str(path),), max_epochs=7, weight=0.0))
+        sources.append(SourceConfig(name=name, format="jsonl", paths=[str(path)], max_epochs=7, weight=0.0))
     return make_config(*sources, lanes=16, packing="concat", layout="padded", seq_len=SEQ_LEN)
 
 
@@ -98,7 +99,7 @@ def test_token_shards_with_weights_come_whole_too(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "part", ByteTokenizer(), id_dtype(255), weighted=True)
     writer.write(ids, np.cumsum(lengths), weights)
     writer.finish([])
-    source = SourceConfig(name="shards", format="tokens", paths=(str(tmp_path),))
+    source = SourceConfig(name="shards", format="tokens", paths=[str(tmp_path)])
     config = make_config(source, seq_len=SEQ_LEN, verify=True)
     batches = [b for of_rank in ranks(config, 3, 2) for b in of_rank]
     taken = torch.cat([b.weights[b.labels >= 0] for b in batches if b.weights is not None])
@@ -107,7 +108,7 @@ def test_token_shards_with_weights_come_whole_too(tmp_path: Path) -> None:
 
 
 def test_sources_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    missing = SourceConfig(name="a", format="text", paths=(str(tmp_path / "none.txt"),))
+    missing = SourceConfig(name="a", format="text", paths=[str(tmp_path / "none.txt")])
     for sources, error in (((), DataConfigError), ((missing,), (DataConfigError, DataError))):
         with pytest.raises(error):
             make_config(*sources, lanes=1, seq_len=8).single_pass()

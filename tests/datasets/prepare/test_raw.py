@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
+from cistron.datasets.documents import Letters
 from cistron.datasets.errors import DataError
 from cistron.datasets.files import FileStore
 from cistron.datasets.prepare import Event, PreparationResult, RawCorpus
@@ -30,7 +31,8 @@ JSONL = JsonlReader(FileStore(), "text")
 
 
 def make_corpus(pattern: str, reader: Reader = JSONL, tokenizer: Tokenizer | None = None, **changes: Any) -> RawCorpus:
-    arguments = {"format": "any", "field": "text", "validation_share": 0.0, "deduplicate": False, "seed": 0, "skip_bad": False}
+    arguments: dict[str, Any] = {"format": "any", "field": "text", "validation_share": 0.0, "deduplicate": False}
+    arguments |= {"seed": 0, "skip_bad": False, "letters": Letters()}
     files = FileStore().expand([pattern])
     return RawCorpus(files=files, reader=reader, tokenizer=tokenizer or ByteTokenizer(), **arguments | changes)
 

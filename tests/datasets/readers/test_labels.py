@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from cistron.datasets.errors import DataConfigError, DataError
 from cistron.datasets.files import FileStore
-from cistron.datasets.loading import SourceConfig
-from cistron.datasets.readers import Label, Piece, build_reader, located
+from cistron.datasets.readers import Label, Piece, SourceConfig, build_reader, located
 from cistron.datasets.rows import DocumentLabels, row_violations
 from cistron.tests.helpers.corpora import config
 
@@ -76,7 +75,7 @@ def test_each_document_comes_with_its_label_from_wherever_the_file_is_opened(for
 def test_the_target_at_a_documents_eos_is_its_label(format: str, layout: str, workers: int, tmp_path: Path) -> None:
     path = WRITERS[format](tmp_path / "x")
     for field, names in (("kind", CLASSES), ("value", ())):
-        source = SourceConfig(name="x", format=format, paths=(path,), field="seq", label=LABELS[field])
+        source = SourceConfig(name="x", format=format, paths=[path], field="seq", label=field)
         asked = DocumentLabels(names)
         rows = {"layout": layout, "objective": asked, "seq_len": 64}
         settings = config(source, lanes=2, seed=3, num_workers=workers, **rows)
@@ -166,5 +165,5 @@ def test_a_table_that_is_none_is_refused(content: bytes, message: str, tmp_path:
 
 def test_a_format_without_columns_has_no_labels() -> None:
     for format in ("text", "fasta", "tokens"):
-        with pytest.raises(DataConfigError, match=f"format '{format}' has no labels; 'jsonl', 'tsv', 'parquet' have"):
+        with pytest.raises(DataConfigError, match=f'format = "{format}" has no labels; jsonl, tsv, parquet have'):
             build_reader(format, "text", STORAGE, LABELS["value"])

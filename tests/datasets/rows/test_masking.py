@@ -5,12 +5,13 @@ import pytest
 from cistron.datasets.errors import DataConfigError
 from cistron.datasets.rows import MaskedTokens, MaskingConfig, PackedRow, Packer, Planes, row_violations
 from cistron.datasets.rows.objectives import IGNORE
-from cistron.datasets.tokenizers import build_tokenizer
+from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-PROTEIN = build_tokenizer("protein")
+PROTEIN = build_tokenizer(TokenizerConfig(kind="protein"))
 EOS, PAD, MASK = PROTEIN.eos_id, PROTEIN.pad_id, 32
 RESIDUES = range(4, 24)
 SEQ_LEN = 512
@@ -58,7 +59,7 @@ def test_of_a_million_tokens_15_percent_are_asked_for_and_shown_as_80_10_10() ->
 
 
 def test_the_schedule_of_esm3_has_its_mean_and_its_spread() -> None:
-    planes = expand([PackedRow(proteins([498], seed)) for seed in range(4_000)], objective(schedule="esm3"))
+    planes = expand([PackedRow(proteins([498], seed)) for seed in range(4_000)], objective(rate_schedule="esm3"))
     rates = (planes.labels != IGNORE).sum(1) / 498
     # 80 % Beta(3, 9) and 20 % uniform, from their formulas
     mean = 0.8 * 0.25 + 0.2 * 0.5
@@ -72,7 +73,7 @@ def test_every_row_is_asked_something_and_never_a_special_token(
     lengths: list[int], rate: float, number: int, seed: int
 ) -> None:
     row = PackedRow(proteins(lengths))
-    planes = expand([row], objective(seed, rate=rate), [number])
+    planes = expand([row], objective(seed, mask_rate=rate), [number])
     asked = planes.labels[0] != IGNORE
     assert asked.any()
     assert np.isin(planes.labels[0][asked], RESIDUES).all()
@@ -99,7 +100,7 @@ def test_what_has_no_weight_is_not_asked_for() -> None:
     weights = np.ones(402, dtype=np.float32)
     weights[1:301] = 0.0
     weights[301:401] = 0.5
-    planes = expand([PackedRow(parts, None, weights)], objective(rate=0.5))
+    planes = expand([PackedRow(parts, None, weights)], objective(mask_rate=0.5))
     asked = planes.labels[0] != IGNORE
     assert not asked[:301].any()
     assert asked.sum() == 50
@@ -114,9 +115,11 @@ def test_a_tokenizer_without_a_mask_is_refused() -> None:
 
 
 def test_shares_that_are_none_are_refused() -> None:
-    for wrong in ({"rate": 0.0}, {"schedule": "linear"}, {"mask_share": 0.9, "random_share": 0.2}):
-        with pytest.raises(DataConfigError, match="mlm"):
+    for wrong in ({"mask_rate": 0.0}, {"rate_schedule": "linear"}, {"mask_share": -0.1}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
             MaskingConfig(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(DataConfigError, match=r"mlm\.mask_share \+ mlm\.random_share = 0\.9 \+ 0\.2: must be at most 1"):
+        MaskedTokens(MaskingConfig(mask_share=0.9, random_share=0.2), PROTEIN, 0)
 
 
 def test_violations_are_seen() -> None:

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from cistron.datasets.errors import DataConfigError
 from cistron.datasets.lanes.blocks import BlockBuilder, Stretch, block_tokens
-from cistron.datasets.rows import PAD_MULTIPLE, Block, Packer, Part, Planes, best_fit, row_violations, rows_of_best_fit
+from cistron.datasets.rows import (
+    PAD_MULTIPLE,
+    Block,
+    PackedRow,
+    Packer,
+    Part,
+    Planes,
+    best_fit,
+    lay_out,
+    row_violations,
+    rows_of_best_fit,
+)
 from cistron.datasets.rows.objectives import IGNORE
 from cistron.datasets.rows.packing import concat, padded
 from hypothesis import given, settings
@@ -166,6 +177,21 @@ def test_a_weight_stays_with_the_label_that_it_belongs_to(lengths: list[int], se
     inside = planes.labels >= 2
     assert np.allclose(planes.weights[inside], planes.labels[inside] / 10)
     assert (planes.weights[planes.labels == IGNORE] == 0).all()
+
+
+@given(rows=st.lists(st.lists(st.integers(0, 20), min_size=1, max_size=6), min_size=1, max_size=4), padding=st.integers(0, 9))
+def test_rows_laid_out_by_hand_keep_all_invariants_and_are_those_of_a_packer(rows: list[list[int]], padding: int) -> None:
+    random = np.random.default_rng(len(rows))
+    documents = [[np.append(random.integers(2, 9, size), EOS).astype(np.uint8) for size in row] for row in rows]
+    width = max(sum(map(len, row)) for row in documents) + padding
+    planes = lay_out(documents, width, PAD)
+    assert row_violations(*planes[:4], eos_id=EOS) == []
+    packer = Packer(width, EOS, PAD, "padded", pad_multiple=width)
+    packed = packer.expand([PackedRow(row) for row in documents], range(len(rows)))
+    assert all(np.array_equal(a, b) for a, b in zip(planes[:4], packed[:4], strict=True))
+    for tokens, ids, row in zip(planes.tokens, planes.sequence_ids, documents, strict=True):
+        assert [tokens[ids == number].tolist() for number in range(len(row))] == [ids_.tolist() for ids_ in row]
+        assert (tokens[ids < 0] == PAD).all()
 
 
 VIOLATIONS: dict[str, Callable[[Planes], object]] = {

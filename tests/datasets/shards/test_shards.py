@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xxhash
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.files import FileStore
+from cistron.datasets.files import FileStore, FileStoreConfig
 from cistron.datasets.shards import Shard, ShardWriter, id_dtype, open_shards, verify_shard
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from hypothesis import given, settings
@@ -232,7 +232,7 @@ def put_remote(folder: Path) -> str:
 
 
 def test_a_remote_shard_is_fetched_and_again_when_it_has_left_the_cache(tmp_path: Path) -> None:
-    storage = FileStore(cache_dir=str(tmp_path / "cache"))
+    storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path / "cache")))
     url = put_remote(write_by_hand(tmp_path / "fetched").parent)
     (shard,) = open_shards(storage.expand([url]), storage)
     assert shard.offsets().tolist() == [0, 3, 5, 10, 12]
@@ -244,6 +244,6 @@ def test_remote_shards_that_the_cache_cannot_hold_are_refused_with_the_arithmeti
     writer = ShardWriter(tmp_path / "large", "a", ByteTokenizer(), id_dtype(255))
     writer.write(np.tile([3, 0], 5_000), np.arange(2, 10_001, 2))
     writer.finish([])
-    storage = FileStore(cache_dir=str(tmp_path / "cache"), cache_gb=5e-6)
+    storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path / "cache"), cache_gb=5e-6))
     with pytest.raises(DataConfigError, match=r"data\.cache_gb: 5e-06 GB do not hold the 1 remote shards .* 50,008 bytes"):
         open_shards(storage.expand([put_remote(tmp_path / "large")]), storage)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from cistron.datasets.errors import DataConfigError
-from cistron.datasets.tokenizers import HFTokenizer, TokenizeError, build_tokenizer
+from cistron.datasets.tokenizers import HFTokenizer, TokenizeError, TokenizerConfig, build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 EOS = "<|endoftext|>"
@@ -43,7 +44,7 @@ def _copy(folder: Path, target: Path, settings: dict[str, Any] | None) -> Path:
 
 
 def test_byte_ids_are_the_bytes() -> None:
-    tokenizer = build_tokenizer("byte")
+    tokenizer = build_tokenizer(TokenizerConfig(kind="byte"))
     assert tokenizer.encode("aé".encode()).tolist() == [97, 0xC3, 0xA9]
     assert tokenizer.decode([97, 0xC3, 0xA9, 0, 98, 300]) == "aé\x00b\ufffd"
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (0, 1, 512)
@@ -51,14 +52,14 @@ def test_byte_ids_are_the_bytes() -> None:
 
 def test_a_nul_byte_is_refused_where_it_stands() -> None:
     with pytest.raises(TokenizeError, match="NUL") as caught:
-        build_tokenizer("byte").encode(b"ab\0c")
+        build_tokenizer(TokenizerConfig(kind="byte")).encode(b"ab\0c")
     assert caught.value.offset == 2
 
 
 @pytest.mark.parametrize("kind", ["byte", "hf"])
 @given(texts=st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=5))
 def test_a_batch_is_its_documents_each_with_its_eos(folder: Path, kind: str, texts: list[str]) -> None:
-    tokenizer = build_tokenizer(kind, str(folder) if kind == "hf" else None)
+    tokenizer = build_tokenizer(TokenizerConfig(kind=kind, path=str(folder) if kind == "hf" else None))
     assert tokenizer.kind == kind
     documents = [text.encode() for text in texts]
     alone = [[*tokenizer.encode(document).tolist(), tokenizer.eos_id] for document in documents]
@@ -73,13 +74,13 @@ def test_a_batch_is_its_documents_each_with_its_eos(folder: Path, kind: str, tex
 )
 def test_the_first_document_with_a_nul_byte_is_named(documents: list[bytes], index: int, offset: int) -> None:
     with pytest.raises(TokenizeError, match="NUL") as caught:
-        build_tokenizer("byte").encode_batch(documents)
+        build_tokenizer(TokenizerConfig(kind="byte")).encode_batch(documents)
     assert (caught.value.index, caught.value.offset) == (index, offset)
 
 
 @pytest.mark.parametrize("travelled", [False, True], ids=["here", "in-a-worker"])
 def test_special_token_text_in_a_document_stays_text(folder: Path, travelled: bool) -> None:
-    tokenizer = build_tokenizer("hf", str(folder))
+    tokenizer = build_tokenizer(TokenizerConfig(kind="hf", path=str(folder)))
     if travelled:
         tokenizer = pickle.loads(pickle.dumps(tokenizer))
     text = f"the {EOS} cat<pad>"
@@ -89,22 +90,22 @@ def test_special_token_text_in_a_document_stays_text(folder: Path, travelled: bo
 
 
 def test_a_document_is_neither_truncated_nor_padded(folder: Path) -> None:
-    tokenizer = build_tokenizer("hf", str(folder))
+    tokenizer = build_tokenizer(TokenizerConfig(kind="hf", path=str(folder)))
     assert tokenizer.decode(tokenizer.encode(b"a")) == "a"
     assert tokenizer.decode(tokenizer.encode(b"dog " * 40)) == "dog " * 40
 
 
 def test_special_ids_come_with_the_place_they_are_written(folder: Path) -> None:
-    tokenizer = build_tokenizer("hf", str(folder))
+    tokenizer = build_tokenizer(TokenizerConfig(kind="hf", path=str(folder)))
     assert (tokenizer.eos_id, tokenizer.pad_id) == (0, 0)
     assert tokenizer.where == f"{folder}/tokenizer.json + {folder}/tokenizer_config.json"
     assert tokenizer.hf_config == {"where": f"{folder}/config.json", "eos_token_id": [0, 7], "vocab_size": 320}
-    assert build_tokenizer("hf", str(folder / "tokenizer.json"), pad_token="<pad>").pad_id == 1
+    assert build_tokenizer(TokenizerConfig(kind="hf", path=str(folder / "tokenizer.json"), pad_token="<pad>")).pad_id == 1
 
 
 def test_a_special_token_may_be_written_as_an_object(folder: Path, tmp_path: Path) -> None:
     settings = {"eos_token": {"content": EOS, "special": True}, "pad_token": "<pad>"}
-    tokenizer = build_tokenizer("hf", str(_copy(folder, tmp_path, settings)))
+    tokenizer = build_tokenizer(TokenizerConfig(kind="hf", path=str(_copy(folder, tmp_path, settings))))
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.hf_config) == (0, 1, None)
 
 
@@ -116,7 +117,7 @@ def test_a_pad_that_a_document_could_hold_is_refused(folder: Path, tmp_path: Pat
     inner.save(str(tmp_path / "tokenizer.json"))
     for argument in (None, pad):
         with pytest.raises(DataConfigError, match=rf"tokenizer\.pad_token: '{pad}' is not marked as special"):
-            build_tokenizer("hf", str(tmp_path), pad_token=argument)
+            build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path), pad_token=argument))
 
 
 @pytest.mark.parametrize(
@@ -127,13 +128,13 @@ def test_a_config_whose_ids_are_no_integers_is_refused(folder: Path, tmp_path: P
     _copy(folder, tmp_path, {"eos_token": EOS})
     (tmp_path / "config.json").write_text(json.dumps({key: value}))
     with pytest.raises(DataConfigError, match=re.escape(f"{tmp_path}/config.json: {key} is {value!r}; it must be an integer")):
-        build_tokenizer("hf", str(tmp_path))
+        build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path)))
 
 
 def test_a_config_may_state_null(folder: Path, tmp_path: Path) -> None:
     _copy(folder, tmp_path, {"eos_token": EOS})
     (tmp_path / "config.json").write_text('{"pad_token_id": null, "eos_token_id": 0}')
-    stated = build_tokenizer("hf", str(tmp_path)).hf_config
+    stated = build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path))).hf_config
     assert stated == {"where": f"{tmp_path}/config.json", "pad_token_id": None, "eos_token_id": 0}
 
 
@@ -143,32 +144,36 @@ def test_no_bos_is_added_to_a_document(folder: Path, tmp_path: Path) -> None:
     assert inner.encode("the cat").ids[0] == 1
     _copy(folder, tmp_path, {"eos_token": EOS, "bos_token": "<pad>", "add_bos_token": True})
     inner.save(str(tmp_path / "tokenizer.json"))
-    assert 1 not in build_tokenizer("hf", str(tmp_path)).encode(b"the cat")
+    assert 1 not in build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path))).encode(b"the cat")
 
 
 @pytest.mark.parametrize("settings", [None, {}, {"eos_token": None}])
 def test_an_eos_that_nobody_states_is_refused(folder: Path, tmp_path: Path, settings: dict[str, Any] | None) -> None:
     with pytest.raises(DataConfigError, match=r"tokenizer\.eos_token is not set"):
-        build_tokenizer("hf", str(_copy(folder, tmp_path, settings)))
+        build_tokenizer(TokenizerConfig(kind="hf", path=str(_copy(folder, tmp_path, settings))))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("wordpiece",), r"tokenizer\.kind: 'wordpiece'"),
-        (("hf",), r"tokenizer\.path is not set"),
-        (("hf", "/absent"), r"tokenizer\.path: there is no tokenizer\.json at /absent"),
-        (("byte", "/absent"), r"tokenizer\.path: '/absent' means nothing"),
+        ({"kind": "hf"}, r"tokenizer\.path is not set"),
+        ({"kind": "hf", "path": "/absent"}, r"tokenizer\.path: there is no tokenizer\.json at /absent"),
+        ({"kind": "byte", "path": "/absent"}, r"tokenizer\.path: '/absent' means nothing"),
     ],
 )
-def test_a_wrong_setting_is_named(arguments: tuple[str, ...], message: str) -> None:
+def test_a_wrong_setting_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(DataConfigError, match=message):
-        build_tokenizer(*arguments)
+        build_tokenizer(TokenizerConfig(**arguments))
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ValidationError, match=r"no such tokenizer, did you mean 'protein'\?"):
+        TokenizerConfig(kind="proteins")
 
 
 def test_an_unknown_special_token_is_refused(folder: Path) -> None:
     with pytest.raises(DataConfigError, match=r"tokenizer\.pad_token: '<no>' is not a token of"):
-        build_tokenizer("hf", str(folder), pad_token="<no>")
+        build_tokenizer(TokenizerConfig(kind="hf", path=str(folder), pad_token="<no>"))
 
 
 def test_a_mask_and_what_is_lacking_are_stated_by_the_settings_or_an_argument(folder: Path, tmp_path: Path) -> None:
@@ -178,25 +183,27 @@ def test_a_mask_and_what_is_lacking_are_stated_by_the_settings_or_an_argument(fo
     settings = {"eos_token": EOS, "mask_token": {"content": "<mask>"}, "unk_token": "<unk>"}
     _copy(folder, tmp_path, settings)
     inner.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = build_tokenizer("hf", str(tmp_path))
+    tokenizer = build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path)))
     ids = {name: inner.token_to_id(name) for name in ("<mask>", "<unk>", "<pad>", EOS, "cat")}
     assert (tokenizer.mask_id, tokenizer.unk_id, tokenizer.bos_id) == (ids["<mask>"], ids["<unk>"], None)
     assert {ids["<mask>"], ids["<unk>"], ids["<pad>"], ids[EOS]} <= tokenizer.special_ids
     assert ids["cat"] in tokenizer.residue_ids
     assert sorted([*tokenizer.residue_ids, *tokenizer.special_ids]) == sorted(inner.get_vocab().values())
     assert tokenizer.mask_id not in tokenizer.encode(b"the <mask>"), "in a document it is text"
-    assert build_tokenizer("hf", str(tmp_path), mask_token="<unk>").mask_id == ids["<unk>"]
+    assert build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path), mask_token="<unk>")).mask_id == ids["<unk>"]
     with pytest.raises(DataConfigError, match=r"tokenizer\.mask_token: 'cat' is not marked as special"):
-        build_tokenizer("hf", str(tmp_path), mask_token="cat")
+        build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path), mask_token="cat"))
 
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS, "unk_token": EOS}))
-    assert build_tokenizer("hf", str(tmp_path)).unk_id is None, "a document with an eos is refused: it never stands there"
+    assert build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path))).unk_id is None, (
+        "a document with an eos is refused: it never stands there"
+    )
 
 
 def test_a_damaged_tokenizer_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataConfigError, match=r"tokenizer\.path: .* is not a tokenizer\.json"):
-        build_tokenizer("hf", str(tmp_path))
+        build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path)))
 
 
 def test_an_eos_not_marked_special_is_refused_in_a_document(folder: Path, tmp_path: Path) -> None:
@@ -213,7 +220,7 @@ def test_an_eos_not_marked_special_is_refused_in_a_document(folder: Path, tmp_pa
 
 def test_bad_utf8_is_refused_where_it_stands(folder: Path) -> None:
     with pytest.raises(TokenizeError, match="UTF-8") as caught:
-        build_tokenizer("hf", str(folder)).encode_batch([b"the cat", b"", b"abc\xff", b"\xff"])
+        build_tokenizer(TokenizerConfig(kind="hf", path=str(folder))).encode_batch([b"the cat", b"", b"abc\xff", b"\xff"])
     assert (caught.value.index, caught.value.offset) == (2, 3)
 
 
@@ -224,15 +231,18 @@ def test_vocabulary_size_follows_the_largest_id(tmp_path: Path) -> None:
 
 
 def test_a_fingerprint_follows_the_file(folder: Path, tmp_path: Path) -> None:
-    same = build_tokenizer("hf", str(_copy(folder, tmp_path, {"eos_token": EOS}))).fingerprint
-    assert same == build_tokenizer("hf", str(folder)).fingerprint
+    same = build_tokenizer(TokenizerConfig(kind="hf", path=str(_copy(folder, tmp_path, {"eos_token": EOS})))).fingerprint
+    assert same == build_tokenizer(TokenizerConfig(kind="hf", path=str(folder))).fingerprint
     file = tmp_path / "tokenizer.json"
     file.write_bytes(file.read_bytes() + b"\n")
-    assert build_tokenizer("hf", str(tmp_path)).fingerprint != same
+    assert build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path))).fingerprint != same
 
 
 def test_byte_and_hf_ids_are_integers(folder: Path) -> None:
-    for tokenizer in (build_tokenizer("byte"), build_tokenizer("hf", str(folder))):
+    for tokenizer in (
+        build_tokenizer(TokenizerConfig(kind="byte")),
+        build_tokenizer(TokenizerConfig(kind="hf", path=str(folder))),
+    ):
         ids = tokenizer.encode(b"the cat")
         assert np.issubdtype(ids.dtype, np.integer)
         assert ids.ndim == 1

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cistron.datasets.tokenizers import HFTokenizer, build_tokenizer, token_bytes
+from cistron.datasets.tokenizers import HFTokenizer, TokenizerConfig, build_tokenizer, token_bytes
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -35,7 +35,7 @@ def test_the_ids_of_a_text_stand_for_its_bytes(tmp_path: Path, text: str) -> Non
 
 def test_a_letter_is_a_byte_whatever_it_was_mapped_to() -> None:
     for kind, text in (("protein", b"MKVjk*"), ("dna", b"acgtUN-!")):
-        tokenizer = build_tokenizer(kind, on_unknown="map")
+        tokenizer = build_tokenizer(TokenizerConfig(kind=kind, on_unknown="map"))
         sizes = token_bytes(tokenizer)
         assert sizes is not None
         assert sizes[tokenizer.encode_batch([text]).ids].sum() == len(text)

@@ -217,7 +217,7 @@ def test_another_window_recompiles_nothing(option: str) -> None:
     def run(width: int) -> Tensor:
         sliding = AttentionConfig(mask="sliding", window=width)
         attention = sliding if option == "mask" else AttentionConfig(position_map="rerope", map_window=width)
-        model.extrapolate(RopeConfig(original_seq_len=64), attention, 0)
+        model.set_positions(RopeConfig(original_seq_len=64), attention, 0)
         mask = DocumentMask(EOS, PAD, executor="flex", attention=attention).build(batch.sequence_ids)
         return model(batch.tokens, batch.positions, mask)
 

@@ -95,17 +95,17 @@ def _ours(method: str, executor: str, qkv: list[Tensor]) -> Tensor:
     q, k, v = qkv
     ids, positions = _rows()
     inv_freq, factor = rope_table(ROPE, HEAD_DIM, 0)
-    turns = rotary_tables(config, ROPE, positions, inv_freq.to(q.dtype), factor)
-    turned = [(rotate(q, *turn.q), rotate(k, *turn.k)) for turn in turns]
+    rotary = rotary_tables(config, ROPE, positions, inv_freq.to(q.dtype), factor)
+    rotated = [(rotate(q, *tables.q), rotate(k, *tables.k)) for tables in rotary]
     mask = DocumentMask(EOS, PAD, executor=executor, attention=config).build(ids)
-    return attend_in_regions(turned, v, mask) * (ids >= 0)[:, None, :, None]
+    return attend_in_regions(rotated, v, mask) * (ids >= 0)[:, None, :, None]
 
 
 @cache
 def _truth(method: str, kv_heads: int) -> list[Tensor]:
     """Output and gradients of inputs, float64, from a loop over the pairs of every document: a pair's score is its distance's.
 
-    Pairs of elements are complex numbers, and the product of q turned by a with k turned by b is that of q turned by a - b
+    Pairs of elements are complex numbers, and the product of q rotated by a with k rotated by b is that of q rotated by a - b
     with k.
     """
     config, distance = METHODS[method]
@@ -270,14 +270,14 @@ def test_a_decoder_is_asked_otherwise_in_place_and_back() -> None:
 
     plain = logits()
     config = _decoder_config("self_extend", LLAMA)
-    model.extrapolate(config.rope, config.attention, 40)
-    assert (model.length, model.config) == (40, config)
+    model.set_positions(config.rope, config.attention, 40)
+    assert (model.max_document_length, model.config) == (40, config)
     assert torch.equal(logits(), _logits_of(config, batch))
-    model.extrapolate(LLAMA.rope, LLAMA.attention, 0)
+    model.set_positions(LLAMA.rope, LLAMA.attention, 0)
     assert torch.equal(logits(), plain)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     with pytest.raises(ModelError, match=r"model\.attention\.group is 4, too little for 300 tokens"):
-        model.extrapolate(config.rope, config.attention, 300)
+        model.set_positions(config.rope, config.attention, 300)
 
 
 def _logits_of(config: DecoderConfig, batch: object) -> Tensor:

@@ -145,8 +145,8 @@ def ntk_mixed(dim: int, theta: float, trained: int, factor: float, pair: int) ->
 
 
 def by_parts(dim: int, theta: float, trained: int, factor: float, pair: int) -> float:
-    """The ramp of the released code: over pairs, between those that turn 32 times and once in the trained length."""
-    first, last = (dim * math.log(trained / (2 * math.pi * turns)) / (2 * math.log(theta)) for turns in (32.0, 1.0))
+    """The ramp of the released code: over pairs, between those with 32 rotations and one in the trained length."""
+    first, last = (dim * math.log(trained / (2 * math.pi * rotations)) / (2 * math.log(theta)) for rotations in (32.0, 1.0))
     low, high = max(math.floor(first), 0), min(math.ceil(last), dim - 1)
     divided = min(max((pair - low) / (high - low), 0.0), 1.0)
     angle = theta ** (-2 * pair / dim)
@@ -156,8 +156,8 @@ def by_parts(dim: int, theta: float, trained: int, factor: float, pair: int) -> 
 def by_parts_of_the_paper(dim: int, theta: float, trained: int, factor: float, pair: int) -> float:
     """Peng et al. 2023, equations 17 to 21: r(d) = L / wavelength, with alpha = 1 and beta = 32."""
     angle = theta ** (-2 * pair / dim)
-    turns = trained / (2 * math.pi / angle)
-    kept = 0.0 if turns < 1 else 1.0 if turns > 32 else (turns - 1) / (32 - 1)
+    rotations = trained / (2 * math.pi / angle)
+    kept = 0.0 if rotations < 1 else 1.0 if rotations > 32 else (rotations - 1) / (32 - 1)
     return (1 - kept) * angle / factor + kept * angle
 
 

@@ -11,7 +11,7 @@ from cistron.datasets.rows import Packer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.attention import DocumentMask
 from cistron.tests.helpers.jobs import forge, metrics, refusal, train_here, write_job, write_mixture, write_shards
-from cistron.trainer.build import Statement, check_statements
+from cistron.trainer.build import Contract, Statement
 from cistron.trainer.build import parts as components
 from cistron.trainer.errors import EosMismatchError
 from hypothesis import given
@@ -236,22 +236,22 @@ def test_one_id_has_two_roles_only_where_padding_is_the_eos(stated: dict[str, in
     taken = [index for role, index in stated.items() if index is not None and role != "pad"]
     unsafe = len(set(taken)) < len(taken) or stated["pad"] in [index for index in taken if index != stated["eos"]]
     if not unsafe:
-        check_statements(statements)
+        Contract(statements).check()
     else:
         with pytest.raises(EosMismatchError, match=r"p's \w+ and \w+ are both \d: a model cannot tell them apart"):
-            check_statements(statements)
+            Contract(statements).check()
 
 
 @pytest.mark.parametrize("role", ["bos", "mask", "unk"])
 def test_parties_that_state_a_role_must_agree_on_it(role: str) -> None:
     rows = Statement(party="model", where="m", vocab=9)
     here, there = (Statement(party=party, where="w", **{role: index}) for party, index in (("here", 3), ("there", 4)))
-    check_statements([rows, here, Statement(party="old", where="w")])
+    Contract([rows, here, Statement(party="old", where="w")]).check()
     with pytest.raises(EosMismatchError, match=f"here says {role} is 3, there says 4") as caught:
-        check_statements([rows, here, there])
+        Contract([rows, here, there]).check()
     assert f"| {role} 3" in str(caught.value)
     with pytest.raises(EosMismatchError, match=f"here's {role} 3 is outside the embedding, which has 3 rows"):
-        check_statements([Statement(party="model", where="m", vocab=3), here])
+        Contract([Statement(party="model", where="m", vocab=3), here]).check()
 
 
 @given(
@@ -264,8 +264,8 @@ def test_agreement_is_accepted_and_anything_else_is_not(eos: list[int], pad: lis
     statements += [Statement(party=f"e{i}", where="w", eos=(value,)) for i, value in enumerate(eos)]
     statements += [Statement(party=f"p{i}", where="w", pad=value) for i, value in enumerate(pad)]
     if len(set(eos)) == 1 and len(set(pad)) == 1 and max(eos + pad) < rows:
-        check_statements(statements)
+        Contract(statements).check()
     else:
         with pytest.raises(EosMismatchError) as caught:
-            check_statements(statements)
+            Contract(statements).check()
         assert all(s.party in str(caught.value) for s in statements), "the table lists every party"

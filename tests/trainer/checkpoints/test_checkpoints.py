@@ -298,7 +298,7 @@ def test_a_folder_that_vanishes_is_said_and_not_made_anew(tmp_path: Path, capsys
     config_path = write_job(tmp_path, steps=8)
     config, _ = load_config(["--config", str(config_path), "--checkpoint.max_failures", "9"])
     trainer = Trainer(config, join(config), StopRequest())
-    agree = trainer.agree
+    step_counts = trainer.step_counts
 
     def vanish(*args: Any) -> Any:
         if trainer.progress.step == 2:
@@ -306,9 +306,9 @@ def test_a_folder_that_vanishes_is_said_and_not_made_anew(tmp_path: Path, capsys
         if trainer.progress.step == 6:
             assert not checkpoints(config_path).exists()
             checkpoints(config_path).mkdir()
-        return agree(*args)
+        return step_counts(*args)
 
-    trainer.agree = vanish  # type: ignore[method-assign]
+    trainer.step_counts = vanish  # type: ignore[method-assign]
     trainer.train()
     trainer.close()
     assert "the folder of the checkpoints is gone; is its disk still mounted?" in capsys.readouterr().out

@@ -107,8 +107,8 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "misspelt": (lambda s: s["progress"].update(stepp=1), "progress.stepp: unknown key, did you mean 'step'?"),
     "mistyped": (lambda s: s["contract"].update(eos="0"), "contract.eos = '0': input should be a valid integer"),
     "no table": (lambda s: s.update(guard=3), "guard = 3: input should be an object"),
-    "deep": (lambda s: s["model"]["rope"].update(thetta=1.0), "model.rope.thetta: unknown key, did you mean 'theta'?"),
-    "inconsistent": (lambda s: s["model"].update(n_heads=3), "model: model.n_heads is 3 and model.n_kv_heads 2"),
+    "deep": (lambda s: s["model"]["rope"].update(thetta=1.0), "model.rope.thetta is 1.0: extra inputs are not permitted"),
+    "inconsistent": (lambda s: s["model"].update(n_heads=3), "model.n_heads is 3 and model.n_kv_heads 2"),
     "of a later version": (lambda s: s["config"]["training"].update(stepps=1), "config.training.stepps: unknown key"),
 }
 
@@ -145,7 +145,7 @@ def test_all_mistakes_of_a_state_are_told_at_once() -> None:
     state["model"]["dimm"] = 3
     with pytest.raises(CheckpointError) as caught:
         RunState.read(json.dumps(state).encode(), WHERE)
-    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == ["progress", "model.dimm", "versions"]
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == ["progress", "model.dimm is 3", "versions"]
 
 
 def test_what_training_does_next_does_not_change_a_state() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
+from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from cistron.models.attention import DocumentMask
 from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig, check_length
 from cistron.models.errors import ModelError
@@ -64,7 +64,7 @@ def dense(asked: Runner, ids: Any) -> torch.Tensor:
 @pytest.mark.parametrize("method", ["trained", "yarn", "lambda", "rerope"])
 def test_losses_and_likeliest_tokens_are_those_of_each_document_alone(method: str) -> None:
     asked, documents = runner(), texts(100, 100, 100, 100)  # rows of three, padded to 128
-    asked.model.extrapolate(*way(method, KNOWN, 100))
+    asked.model.set_positions(*way(method, KNOWN, 100))
     alone = [dense(asked, ids) for ids in documents]
     expected = [
         F.cross_entropy(x[:-1], torch.from_numpy(ids)[1:], reduction="none") for x, ids in zip(alone, documents, strict=True)
@@ -181,7 +181,7 @@ def test_a_table_of_training_that_depends_on_the_length_is_resolved_anew_beyond_
     model = ready(dynamic, BYTE).model
     tables = []
     for length in (32, 64, 128):
-        model.extrapolate(*way(method, known, length))
+        model.set_positions(*way(method, known, length))
         tables.append(model.inv_freq)
     assert torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[1], tables[2])
@@ -233,7 +233,7 @@ def test_what_is_named_twice_is_measured_once() -> None:
 
 @pytest.mark.parametrize("kind", ["byte", "dna", "protein"])
 def test_a_key_is_hidden_at_its_depth_and_stands_at_the_end(kind: str) -> None:
-    tokenizer: Tokenizer = build_tokenizer(kind)
+    tokenizer: Tokenizer = build_tokenizer(TokenizerConfig(kind=kind))
     hay = [tokenizer.encode_batch([b"A" * 999]).ids]
     words = SEQUENCES.get(kind, PROSE)
     places = []
@@ -372,7 +372,7 @@ def test_a_stop_ends_an_evaluation_after_a_batch_and_leaves_no_record(
 @pytest.mark.parametrize(("executor", "method", "used"), [("sdpa", "trained", "sdpa"), ("varlen", "rerope", "sdpa")])
 def test_an_executor_that_the_job_names_is_used_where_it_can(executor: str, method: str, used: str) -> None:
     asked = replace(runner(), executor=executor)
-    asked.model.extrapolate(*way(method, KNOWN, 64))
+    asked.model.set_positions(*way(method, KNOWN, 64))
     assert inference_mask(BYTE, asked.model.config, asked.device, asked.dtype, executor).executor == used
     assert inference_mask(BYTE, CAUSAL, asked.device, asked.dtype).executor == "varlen"
 

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.datasets.tokenizers import build_tokenizer
+from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.tests.helpers.jobs import refusal, save_in_layouts, train_here, write_job
 from cistron.tests.helpers.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer import checkpoints as checkpoint
-from cistron.trainer.build import make_decoder_config, other_roles
+from cistron.trainer.build import make_decoder_config
 from cistron.trainer.checkpoints import Found, RunState, SavedContract, WholeTensors, write_whole
-from cistron.trainer.config import JobConfig, TokenizerTable, load_config
+from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
 from cistron.trainer.huggingface import export, import_folder
 from cistron.trainer.huggingface.tokenizer_files import own_kind, tokenizer_files
@@ -58,13 +58,13 @@ TEXT = "the cat sat on the mat <|endoftext|> and \x01 the døg, too ."
 def save(
     folder: Path,
     model: Decoder,
-    table: TokenizerTable | None = None,
+    table: TokenizerConfig | None = None,
     eos: int = EOS,
     pad: int = PAD,
     roles: dict[str, int | None] | None = None,
 ) -> Found:
     """A checkpoint that holds these weights and nothing else."""
-    job = JobConfig(tokenizer=table or TokenizerTable())
+    job = JobConfig(tokenizer=table or TokenizerConfig())
     contract = SavedContract(eos=eos, pad=pad, vocab=model.config.vocab_size, tokenizer=None, **(roles or {}))
     state = RunState.of(config=job, model=model.config, contract=contract)
     weights = model.state_dict()
@@ -124,7 +124,7 @@ def test_weights_that_leave_and_come_back_are_the_same_bits(tmp_path: Path, shap
     back = restore(checkpoint.read(tmp_path / "back" / "step-0"))
     assert back.config == shape
     job, _ = load_config([str(tmp_path / "back" / "model.toml")])
-    assert make_decoder_config(job, build_tokenizer("byte")) == shape
+    assert make_decoder_config(job, build_tokenizer(TokenizerConfig(kind="byte"))) == shape
     assert all(torch.equal(a, b) for a, b in zip(back.parameters(), ours.parameters(), strict=True))
 
 
@@ -162,7 +162,7 @@ def test_an_export_does_not_depend_on_the_layout_that_saved(tmp_path: Path, caps
 
     # text as the job read it, and a run that goes on from the imported weights
     ids = AutoTokenizer.from_pretrained(alone)(TEXT)["input_ids"]
-    assert ids == build_tokenizer("byte").encode(TEXT.encode()).tolist()
+    assert ids == build_tokenizer(TokenizerConfig(kind="byte")).encode(TEXT.encode()).tolist()
     import_module("cistron.tools.import").main([str(alone), str(tmp_path / "back")])
     toml = tmp_path / "again.toml"
     text = config.read_text().replace("[job]", f'extends = "{tmp_path}/back/model.toml"\n[job]', 1)
@@ -191,8 +191,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: Path, tokenizer: Path) -> None:
-    table = TokenizerTable(kind="hf", path=str(tokenizer), eos_token="<|endoftext|>", pad_token="<pad>")
-    trained = build_tokenizer("hf", str(tokenizer), "<|endoftext|>", "<pad>")
+    table = TokenizerConfig(kind="hf", path=str(tokenizer), eos_token="<|endoftext|>", pad_token="<pad>")
+    trained = build_tokenizer(table)
     model = random_decoder(LLAMA.replace(vocab_size=320))
     out = tmp_path / "out"
     messages = export(save(tmp_path / "step-1", model, table, eos=1, pad=2), out, tokenizer=table)
@@ -206,14 +206,14 @@ def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: 
     import_folder(out, tmp_path / "back")
     found = checkpoint.read(tmp_path / "back" / "step-0")
     assert found.state.contract == SavedContract(eos=1, pad=2, vocab=320, tokenizer=trained.fingerprint)
-    back = build_tokenizer(**found.state.config.tokenizer.model_dump())
+    back = build_tokenizer(found.state.config.tokenizer)
     assert (back.fingerprint, back.eos_id, back.pad_id) == (trained.fingerprint, 1, 2)
     export(found, tmp_path / "again", tokenizer=found.state.config.tokenizer)
     told = json.loads((out / "config.json").read_text()), json.loads((tmp_path / "again" / "config.json").read_text())
     assert {key for key in told[0] if told[0][key] != told[1][key]} <= {"max_position_embeddings"}
 
     with pytest.raises(EosMismatchError, match="tokenizer says eos is 0, checkpoint says 1"):
-        export(found, tmp_path / "wrong", tokenizer=TokenizerTable(kind="hf", path=str(tokenizer)))
+        export(found, tmp_path / "wrong", tokenizer=TokenizerConfig(kind="hf", path=str(tokenizer)))
     (out / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
     with pytest.raises(EosMismatchError, match="tokenizer says eos is 1, generation_config says 7 or 9"):
         import_folder(out, tmp_path / "wrong")
@@ -314,7 +314,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(tmp_path: Path) -> None:
 def test_the_command_takes_the_newest_good_checkpoint_and_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tokenizer: Path
 ) -> None:
-    table = TokenizerTable(kind="hf", path="/gone", eos_token="<|endoftext|>", pad_token="<pad>")
+    table = TokenizerConfig(kind="hf", path="/gone", eos_token="<|endoftext|>", pad_token="<pad>")
     command = import_module("cistron.tools.export").main
     for step in (1, 20):
         save(tmp_path / f"step-{step}", random_decoder(LLAMA.replace(vocab_size=320), seed=step), table, eos=1, pad=2)
@@ -357,8 +357,8 @@ STRINGS = {
 
 @pytest.mark.parametrize("kind", STRINGS)
 def test_a_tokenizer_of_ours_gives_the_ids_of_training_in_transformers(tmp_path: Path, kind: str, esm: EsmTokenizer) -> None:
-    ours = build_tokenizer(kind)
-    table = TokenizerTable.model_validate({"kind": kind})
+    ours = build_tokenizer(TokenizerConfig(kind=kind))
+    table = TokenizerConfig.model_validate({"kind": kind})
     for name, content in tokenizer_files(table, ours).items():
         (tmp_path / name).write_bytes(content)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
@@ -385,8 +385,8 @@ def test_a_tokenizer_of_ours_gives_the_ids_of_training_in_transformers(tmp_path:
 
 @pytest.mark.parametrize("kind", ["protein", "dna"])
 def test_mapped_letters_have_the_same_ids_in_transformers(tmp_path: Path, kind: str) -> None:
-    table = TokenizerTable.model_validate({"kind": kind, "on_unknown": "map"})
-    ours = build_tokenizer(**table.model_dump())
+    table = TokenizerConfig.model_validate({"kind": kind, "on_unknown": "map"})
+    ours = build_tokenizer(TokenizerConfig(**table.model_dump()))
     for name, content in tokenizer_files(table, ours).items():
         (tmp_path / name).write_bytes(content)
     random = Random(8)
@@ -400,8 +400,10 @@ def test_mapped_letters_have_the_same_ids_in_transformers(tmp_path: Path, kind: 
 def test_an_encoder_leaves_as_eurobert_and_comes_back_as_the_same_bits(tmp_path: Path, tied: bool) -> None:
     shape = LLAMA.replace(vocab_size=33, causal=False, tie_embeddings=tied)
     ours = random_decoder(shape)
-    table = TokenizerTable(kind="protein")
-    found = save(tmp_path / "step-7", ours, table, eos=2, pad=1, roles=other_roles(build_tokenizer("protein")))
+    table = TokenizerConfig(kind="protein")
+    letters = build_tokenizer(table)
+    roles = {role: getattr(letters, f"{role}_id") for role in ("bos", "mask", "unk")}
+    found = save(tmp_path / "step-7", ours, table, eos=2, pad=1, roles=roles)
     messages = export(found, tmp_path / "out", tokenizer=table)
     assert not any("by itself" in message for message in messages), "training has <cls> and <eos> too"
 

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from cistron.datasets.readers import NamedSequence, SequenceFiles
-from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
+from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig
 from cistron.models.errors import ModelError
 from cistron.tests.helpers.jobs import forge
 from cistron.tests.helpers.models import BYTE, CAUSAL, ENCODER, PROTEIN, random_sequences, ready, write_checkpoint, write_fasta
 from cistron.trainer import checkpoints as checkpoint
-from cistron.trainer.config import TokenizerTable
 from cistron.trainer.errors import ConfigError, EosMismatchError
 from cistron.trainer.huggingface import export, import_folder
 from cistron.trainer.inference import (
@@ -155,7 +154,7 @@ def test_what_has_no_likelihood_is_refused() -> None:
 def test_embeddings_are_those_of_the_exported_model(tmp_path: Path, config: DecoderConfig) -> None:
     step = write_checkpoint(tmp_path / "checkpoint" / "step-3", config)
     folder = tmp_path / "hf"
-    export(checkpoint.read(step), folder, tokenizer=TokenizerTable(kind="byte"))
+    export(checkpoint.read(step), folder, tokenizer=TokenizerConfig(kind="byte"))
     theirs = (AutoModelForCausalLM if config.causal else EuroBertForMaskedLM).from_pretrained(folder).eval()
     seen: list[Tensor] = []
     theirs.model.layers[1].mlp.register_forward_hook(lambda module, args, output: seen.append(output[0]))
@@ -187,7 +186,7 @@ BY_LENGTH = {
 def test_angles_that_depend_on_a_length_are_those_of_transformers_up_to_the_trained_one(tmp_path: Path, scaling: str) -> None:
     step = write_checkpoint(tmp_path / "step-1", CAUSAL.replace(rope=BY_LENGTH[scaling]))
     folder = tmp_path / "hf"
-    told = export(checkpoint.read(step), folder, tokenizer=TokenizerTable(kind="byte"))
+    told = export(checkpoint.read(step), folder, tokenizer=TokenizerConfig(kind="byte"))
     assert "rotary angles there are those of the length of each text; training had those of 64 tokens for all" in told
     import_folder(folder, tmp_path / "imported")
     theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -233,7 +232,7 @@ def test_a_checkpoint_that_names_a_kernel_where_there_is_a_table_now_is_opened(t
 def test_adapters_and_frozen_weights_are_opened_as_they_were_trained(tmp_path: Path) -> None:
     lora = {"rank": 4, "alpha": 8.0, "targets": ["*.wq", "*.w2"]}
     step = write_checkpoint(tmp_path / "step-1", CAUSAL, fine_tuning={"lora": lora})
-    export(checkpoint.read(step), tmp_path / "merged", tokenizer=TokenizerTable(kind="byte"))
+    export(checkpoint.read(step), tmp_path / "merged", tokenizer=TokenizerConfig(kind="byte"))
     opened = open_model(step)
     rows = embed(opened, ["ACGT"], layer="norm", gradients=True)
     close(rows.detach(), embed(tmp_path / "merged", ["ACGT"], layer="norm"))
@@ -286,7 +285,7 @@ def test_layers_are_chosen_by_name_or_glob(opened: OpenedModel) -> None:
 
 def test_a_person_is_told_of_long_sequences_and_mapped_letters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = SequenceFiles([str(write_fasta(tmp_path / "x.fasta", ["MkVj", "A" * 70, "A" * 80]))])
-    opened = ready(ENCODER, build_tokenizer("protein", on_unknown="map"))
+    opened = ready(ENCODER, build_tokenizer(TokenizerConfig(kind="protein", on_unknown="map")))
     assert [len(document.ids) for document in read_documents(opened, files, files)] == [6, 72, 82]
     said = capsys.readouterr().err
     assert "s1 has 72 tokens, and the model was trained on rows of 64" in said

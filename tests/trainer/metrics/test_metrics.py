@@ -17,7 +17,7 @@ from cistron.models.positions import reaches
 from cistron.tests.helpers.jobs import metrics, refusal, train_here, write_job
 from cistron.trainer.build import make_model
 from cistron.trainer.checkpoints import Progress
-from cistron.trainer.config import JobConfig, load_config
+from cistron.trainer.config import SINKS, JobConfig, load_config
 from cistron.trainer.estimates import document_flops, frozen_flops, peak_flops, row_flops, sizes_of
 from cistron.trainer.estimates.flops import named_peak
 from cistron.trainer.metrics import MetricsLog, Outcome, Record, StepCounts
@@ -54,7 +54,7 @@ def test_attention_is_counted_as_the_mask_leaves_it(causal: bool, seed: int) -> 
     mask = document_dense_mask(rows.sequence_ids, causal, reach=reach)[:, 0] & real[:, :, None] & real[:, None, :]
     per_pair = 12 * DEBUG.n_layers * DEBUG.n_heads * DEBUG.head_dim
     counted = document_flops(DEBUG.replace(causal=causal), sum(totals.tokens), totals.causal_pairs)
-    assert counted == DEBUG.flops_per_token(0) * int(real.sum()) + per_pair * int(mask.sum())
+    assert counted == row_flops(DEBUG, 0, int(real.sum())) + per_pair * int(mask.sum())
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_utilisation_follows_from_the_steps_of_the_window(tmp_path: Path) -> Non
     assert [record["step"] for record in records] == [1, 2, 4]
     window = totals[2].plus(totals[3])
     tokens = sum(window.tokens)
-    assert records[2]["tflops"] == pytest.approx(tokens * DEBUG.flops_per_token(64) / 2 / 1e12)
+    assert records[2]["tflops"] == pytest.approx(row_flops(DEBUG, 64, 1) * tokens / 2 / 1e12)
     assert records[2]["mfu"] == pytest.approx(records[2]["tflops"])
     assert records[2]["mfu_documents"] == pytest.approx(document_flops(DEBUG, tokens, window.causal_pairs) / 2 / 1e12)
     assert records[2]["data_wait"] == 0.25
@@ -230,3 +230,40 @@ def test_the_numbers_of_a_record_are_curves_and_what_is_unknown_is_left_out() ->
         "validation/loss_at/0": 4.5,
         "validation/loss_at/2-3": 3.5,
     }
+
+
+PLUGIN = """
+from pathlib import Path
+
+from cistron.trainer.config import SINKS
+from cistron.trainer.metrics import Record, Sink
+
+
+@SINKS.add("losses_of_a_test", says="a line per record with its kind and loss, in losses.txt")
+class Losses(Sink):
+    def __init__(self, folder, config, start_step):
+        self.file = folder / "losses.txt"
+
+    def write(self, record):
+        if record.step == 3:
+            raise OSError("no room")
+        with self.file.open("a") as lines:
+            lines.write(f"{record.kind} {record.step} {record.curves['loss']!r}\\n")
+
+    def close(self):
+        self.file.rename(self.file.with_suffix(".closed"))
+"""
+
+
+def test_a_sink_of_a_plug_in_has_every_record_and_its_full_disk_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sink_of_a_test.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    for registered in ("_says", "_parts"):
+        monkeypatch.setattr(SINKS, registered, dict(getattr(SINKS, registered)))
+    config = write_job(tmp_path, steps=4)
+    train_here(config, "--job.plugins", '["sink_of_a_test"]', "--metrics.sinks", '["losses_of_a_test"]')
+    lines = [f"metrics {record['step']} {record['loss']!r}" for record in metrics(config) if record["step"] != 3]
+    assert (tmp_path / "run" / "losses.closed").read_text().splitlines() == lines
+    assert "warning: step 3 is not in Losses: no room" in capsys.readouterr().err

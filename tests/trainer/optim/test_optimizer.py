@@ -13,15 +13,16 @@ from cistron.models.config import PRESETS
 from cistron.tests.helpers.jobs import column, metrics, refusal, train, train_here, write_job
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.build import make_model
-from cistron.trainer.config import JobConfig, load_config
-from cistron.trainer.optim import build_optimizer
+from cistron.trainer.config import OPTIMIZERS, JobConfig, load_config
+from cistron.trainer.optim import Optimizer, build_optimizer
 from cistron.trainer.optim.adamw import AdamW
 from cistron.trainer.optim.muon import Muon, muon_matrices, orthogonalize
-from cistron.trainer.processes import StopRequest, join
+from cistron.trainer.processes import StopRequest, gradient, join, local
 from cistron.trainer.train import Trainer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from typing_extensions import override
 
 SHAPES = [(6, 10), (10, 6), (8, 8), (5, 7), (6, 10)]
 SETTINGS: dict[str, Any] = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-8, "state_dtype": torch.float32, "seed": 0}
@@ -224,3 +225,32 @@ def test_a_resume_with_another_optimizer_is_refused(tmp_path: Path, capsys: pyte
     message = refusal(capsys, config, *MUON, "--training.steps", "4")
     assert "optimizer.name: checkpoint 'AdamW', this job 'Muon'" in message
     assert "checkpoint.initial_load_path" in message
+
+
+class Descent(Optimizer):
+    """What a plug-in might add: gradient descent."""
+
+    @override
+    def initial_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {}
+
+    @override
+    def update(self, group: dict[str, Any], number: int, skip: Tensor | None) -> None:
+        for p in group["params"]:
+            moved = local(p) - group["lr"] * gradient(p)
+            local(p).copy_(moved if skip is None else torch.where(skip.bool(), local(p), moved))
+
+
+def test_an_optimizer_of_a_plug_in_trains_and_only_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for registered in ("_says", "_parts"):
+        monkeypatch.setattr(OPTIMIZERS, registered, dict(getattr(OPTIMIZERS, registered)))
+    OPTIMIZERS.add("Descent", says="gradient descent")(Descent)
+    config = write_job(tmp_path, steps=8)
+    train_here(config, "--optimizer.name", "Descent", "--optimizer.lr", "0.5", "--training.steps", "4")
+    train_here(config, "--optimizer.name", "Descent", "--optimizer.lr", "0.5")
+    losses = column(metrics(config), "loss")
+    assert losses[8] < 0.9 * losses[1]
+    message = refusal(capsys, config, "--training.steps", "9")
+    assert "optimizer.name: checkpoint 'Descent', this job 'AdamW'" in message

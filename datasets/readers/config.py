@@ -1,0 +1,40 @@
+"""The tables `[[data.sources]]` and `[[validation.sources]]`: which files hold documents, and where their labels are."""
+
+from typing import Annotated
+
+from pydantic import Field
+from typing_extensions import override
+
+from ...base import Name, Positive, Table, Weight
+from .formats import has_fields, no_labels
+from .records import READERS
+
+
+class SourceFiles(Table):
+    """Files of documents."""
+
+    name: Name
+    """Name in logs, in metrics.jsonl and in the checkpointed data state."""
+    format: Annotated[str, READERS.choice]
+    """What a document is in these files."""
+    paths: list[str] = Field(min_length=1)
+    """Files, globs or URLs; tokens: manifests (*.json) or folders. {stdlib}: Python's library; {synthetic}: a made genome."""
+    field: str = "text"
+    """jsonl, tsv and parquet: the key or column that holds the document."""
+    label: Name | None = None
+    """The same formats: the key or column of the document's label, for training.objective = "classification", "regression"."""
+
+    @override
+    def complaints(self) -> list[str]:
+        if self.label is None or has_fields(self.format):
+            return []
+        return [f"label = {self.label!r}: {no_labels(self.format)}"]
+
+
+class SourceConfig(SourceFiles):
+    """One source of documents."""
+
+    weight: Weight = 1.0
+    """Relative share of packed rows, hence of tokens; 0: none before a stage gives it one."""
+    max_epochs: Positive | None = None
+    """End training, saved, before this source would be read for one more time than this; unset: it is read for ever."""

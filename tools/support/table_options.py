@@ -1,0 +1,59 @@
+"""Options of a command that are keys of a TOML table: their type, choices and help text are those of the table."""
+
+import argparse
+from types import NoneType, UnionType
+from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+
+from pydantic import ValidationError
+
+from ...base import Table
+from ...trainer.config import describe
+from ...trainer.errors import ConfigError
+
+T = TypeVar("T", bound=Table)
+
+
+class OptionGroup(Protocol):
+    """A parser, or a group of its options."""
+
+    def add_argument(self, *flags: str, **options: Any) -> argparse.Action:
+        """Add an option."""
+        ...
+
+
+def add_table_options(group: OptionGroup, table: type[Table], *keys: str) -> None:
+    """Add an option `--some-key` for each key; one that is left out is None, so that the default stays the table's.
+
+    Args:
+        group: Takes the options.
+        table: Declares the keys.
+        keys: Whose values are text, numbers, truth values or one of some names.
+    """
+    for key in keys:
+        field = table.model_fields[key]
+        kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+        kind = next(kind for kind in kinds if kind is not NoneType)
+        default = "" if field.default is None else f" (default: {field.default})"
+        help = f"{field.description}{default}".replace("%", "%%")
+        flag = f"--{key.replace('_', '-')}"
+        if kind is bool:
+            group.add_argument(flag, action="store_true", default=None, help=help)
+        elif get_origin(kind) is Literal:
+            group.add_argument(flag, choices=get_args(kind), help=help)
+        else:
+            group.add_argument(flag, type=kind, help=help)
+
+
+def given(options: argparse.Namespace, table: type[Table]) -> dict[str, Any]:
+    """Return the keys of a table that the command line sets, with their values."""
+    values = {key: getattr(options, key, None) for key in table.model_fields}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def read_table(table: type[T], section: str, values: dict[str, Any]) -> T:
+    """Return the table that `section` of a TOML would hold. Raises ConfigError with each value that the table refuses."""
+    try:
+        return table(**values)
+    except ValidationError as error:
+        wrong = [line for problem in error.errors() for line in describe((section, *problem["loc"]), [problem])]
+        raise ConfigError("\n".join(wrong)) from None
