@@ -1,6 +1,80 @@
-"""One thread per process, in pytest's own and in all that the tests start: two test workers and their ranks share two cores."""
+"""One thread per process; markers by what a test calls; the longest files first.
+
+Two test workers and their ranks share two cores, so that every process takes one thread, pytest's own included. A worker takes
+whole files (`--dist loadfile`) in the order given here, so that none is left alone with a long one at the end.
+"""
 
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of compilers imports torch once more, 3 s, in every process
+
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+
+import pytest
+
+# Names that a test, its fixtures or helpers of theirs mention, and what that makes of the test.
+MARKS = {
+    "ranks": {"run_on_ranks", "start_on_ranks", "Command", "subprocess"},
+    "compiled": {"graphs_alone", "CompileCounter", "compile"},
+    "slow": {"train_here", "Trainer", "transformers"},
+}
+NOT_FOLLOWED = {"refusal"}  # ends before its first step
+# By CPU time: the first takes two minutes, the last twenty seconds.
+LONGEST = [
+    "parallel/test_layouts.py",
+    "checkpoints/test_resume.py",
+    "processes/test_signals.py",
+    "parallel/test_compile.py",
+    "checkpoints/test_checkpoints.py",
+    "build/test_fine_tuning.py",
+    "estimates/test_memory.py",
+    "extrapolation/test_context_extension.py",
+    "huggingface/test_huggingface.py",
+    "extrapolation/test_extrapolation.py",
+    "tools/test_prepare.py",
+    "tools/test_tools.py",
+    "tools/test_use.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they call, and put the longest files first."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        fixtures = [fixture.func for found in item._fixtureinfo.name2fixturedefs.values() for fixture in found]
+        named = set().union(*(names_in(function) for function in [item.function, *fixtures]))
+        for mark, names in MARKS.items():
+            if named & names:
+                item.add_marker(mark)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))
+
+
+_known: dict[FunctionType, set[str]] = {}
+
+
+def names_in(function: object) -> set[str]:
+    """Global names and attributes that a function of the tests mentions, with those of the functions that it calls."""
+    if not isinstance(function, FunctionType) or "tests" not in function.__module__.split("."):
+        return set()
+    if function not in _known:
+        _known[function] = found = set(mentioned(function.__code__))  # already there where functions call each other
+        if "re" in found:
+            found.discard("compile")  # of a pattern
+        for name in found - NOT_FOLLOWED:
+            called = function.__globals__.get(name)
+            if str(getattr(called, "__module__", None)).startswith("transformers"):
+                found.add("transformers")
+            for inner in vars(called).values() if isinstance(called, type) else [called]:
+                found |= names_in(inner)
+    return _known[function]
+
+
+def mentioned(code: CodeType) -> Iterator[str]:
+    """Names that a code object reads, those of its inner functions included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from mentioned(constant)

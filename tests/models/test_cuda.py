@@ -11,9 +11,10 @@ from cistron.models.loss import linear_cross_entropy
 from cistron.tests.helpers.packed import EOS, LLAMA, PAD, QWEN, mean_loss, random_decoder
 from torch import Tensor
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA device: flex and varlen can be trained nowhere else"
-)
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: flex and varlen can be trained nowhere else"),
+]
 SEQ_LEN = 640
 
 

@@ -16,6 +16,7 @@ from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from torch._dynamo.utils import counters
 
+pytestmark = pytest.mark.compiled
 COMPILED = ("--compile.enable", "true")
 
 
