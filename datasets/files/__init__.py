@@ -1,4 +1,8 @@
-"""datasets/files."""
+"""Files wherever they are and however compressed: found by pattern, known again by their stamps, written whole or not at all.
+
+Read `find` (names to files), `storage` (opening them), then `inflate` and `bgzip` (compression), `remote` and `cache` (URLs),
+and `atomic` (writing, checksums).
+"""
 
 from .atomic import TEMPORARY, checksum, sync, temporary, write_atomically
 from .bgzip import BgzfFile

@@ -16,7 +16,7 @@ else:
     from backports import zstd
 
 # Windows of up to 2^31 bytes, the largest, as `zstd --long=31` writes them.
-ZSTD_OPTIONS = {zstd.DecompressionParameter.window_log_max: 31}
+ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
 
 
 class DamagedError(Exception):
@@ -43,7 +43,7 @@ class InflatedFile:
         unit: What the format's parts are called, for messages: "gzip member".
     """
 
-    def __init__(self, file: IO[bytes], unit: str) -> None:
+    def __init__(self, file: ByteFile, unit: str) -> None:
         self._file = file
         self._unit = unit
 

@@ -1,10 +1,16 @@
-"""datasets/rows."""
+"""Documents of token ids to rows, and rows to batches: plans, planes of one shape, and the targets of a job's objective.
 
-from .masking import MaskedTokens, MaskingConfig
+Read `packing` (plans, the layout of a batch, the row invariants), then `objectives` and `masking` (which tokens are targets);
+`config` has the table `[mlm]` and the registry of objectives.
+"""
+
+from .config import OBJECTIVES, MaskingConfig, ObjectiveSettings
+from .masking import MaskedTokens
 from .objectives import DocumentLabels, NextToken, Objective, PackedRow, Weights
 from .packing import PAD_MULTIPLE, Block, Packer, Part, Planes, best_fit, lay_out, row_violations, rows_of_best_fit
 
 __all__ = [
+    "OBJECTIVES",
     "PAD_MULTIPLE",
     "Block",
     "DocumentLabels",
@@ -12,6 +18,7 @@ __all__ = [
     "MaskingConfig",
     "NextToken",
     "Objective",
+    "ObjectiveSettings",
     "PackedRow",
     "Packer",
     "Part",

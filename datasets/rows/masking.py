@@ -8,17 +8,15 @@ the chosen ones of a row are dealt to mask, random and kept at even distances. S
 where coins would be within 0.8 %.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
-from typing_extensions import override
 
-from ...base import Fraction, Table, changed
 from ..errors import refuse
 from ..randomness import random_bits, uniform
 from ..tokenizers import Tokenizer
+from .config import OBJECTIVES, MaskingConfig, ObjectiveSettings
 from .objectives import IGNORE, Laid, Places, Targets
 
 # ESM-3 (Hayes et al. 2024, appendix A.2.3) masks a document at a rate from 80 % Beta(3, 9), mean 0.25, and 20 % uniform.
@@ -30,28 +28,7 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-class MaskingConfig(Table):
-    """Masked language modelling, for training.objective = "mlm"."""
-
-    mask_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
-    """Share of each document's tokens that the model is asked for; special tokens never are."""
-    rate_schedule: Literal["constant", "esm3"] = "constant"
-    """esm3: a rate for every document, 80 % of them from Beta(3, 9) and 20 % uniform, in place of mask_rate."""
-    mask_share: Fraction = 0.8
-    """Share of these tokens that is shown as the mask token."""
-    random_share: Fraction = 0.1
-    """Share that is shown as a random letter of the alphabet; what is left is shown as it is."""
-
-    @override
-    def complaints(self) -> list[str]:
-        wrong = []
-        if self.mask_share + self.random_share > 1:
-            wrong.append(f"mlm.mask_share + mlm.random_share = {self.mask_share} + {self.random_share}: must be at most 1")
-        if self.rate_schedule == "esm3" and changed(self, "mask_rate"):
-            wrong.append(f'mlm.mask_rate = {self.mask_rate}: is not read with rate_schedule = "esm3"; leave it out')
-        return wrong
-
-
+@OBJECTIVES.add("mlm", says="hidden tokens, from both sides")
 class MaskedTokens:
     """The objective.
 
@@ -64,6 +41,8 @@ class MaskedTokens:
         DataConfigError: The tokenizer has no mask.
     """
 
+    causal: ClassVar[bool | None] = False
+    labels: ClassVar[bool] = False
     shift = 0
     classes: tuple[str, ...] = ()
 
@@ -82,6 +61,11 @@ class MaskedTokens:
         size = max(tokenizer.vocab_size, int(self._special.max()) + 1)
         self._never = np.zeros(size, dtype=bool)
         self._never[self._special] = True
+
+    @classmethod
+    def build(cls, settings: ObjectiveSettings) -> "MaskedTokens":
+        """Return the objective of a job. Raises DataConfigError, see above."""
+        return cls(settings.masking, settings.tokenizer, settings.seed)
 
     def identity(self) -> dict[str, Any]:
         """See `Objective`."""

@@ -8,12 +8,13 @@
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..tokenizers import Ids
+from .config import OBJECTIVES, ObjectiveSettings
 
 IGNORE = -100
 Weights = npt.NDArray[np.float32]
@@ -108,6 +109,7 @@ class Objective(Protocol):
         ...
 
 
+@OBJECTIVES.add("causal", says="the next token")
 class NextToken:
     """Causal language modelling.
 
@@ -115,8 +117,15 @@ class NextToken:
     both are one id. The last token of a fragment is labelled with the token that opens the next one.
     """
 
+    causal: ClassVar[bool | None] = True
+    labels: ClassVar[bool] = False
     shift = 1
     classes: tuple[str, ...] = ()
+
+    @classmethod
+    def build(cls, settings: ObjectiveSettings) -> "NextToken":
+        """Return the objective, which depends on nothing else."""
+        return cls()
 
     def identity(self) -> dict[str, Any]:
         """See `Objective`."""
@@ -153,6 +162,8 @@ class NextToken:
         }
 
 
+@OBJECTIVES.add("regression", says="a document's label, a value")
+@OBJECTIVES.add("classification", says="a document's label, one of head.classes")
 class DocumentLabels:
     """One target per document, at its eos.
 
@@ -160,10 +171,17 @@ class DocumentLabels:
         classes: Their names; none: labels are values, which `Targets.values` has, beside the label 0.
     """
 
+    causal: ClassVar[bool | None] = None
+    labels: ClassVar[bool] = True
     shift = 0
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
+
+    @classmethod
+    def build(cls, settings: ObjectiveSettings) -> "DocumentLabels":
+        """Return the objective of a job's classes."""
+        return cls(settings.classes)
 
     def identity(self) -> dict[str, Any]:
         """See `Objective`."""

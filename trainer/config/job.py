@@ -12,7 +12,7 @@ from pydantic import ValidationInfo, model_validator
 
 from ...base import Table, changed
 from ...datasets.config import DataConfig
-from ...datasets.rows import MaskingConfig
+from ...datasets.rows import OBJECTIVES, MaskingConfig
 from ...datasets.tokenizers import TokenizerConfig
 from ...models.config import HeadConfig, ModelConfig
 from .tables import (
@@ -80,12 +80,13 @@ class JobConfig(Table):
     @property
     def has_head(self) -> bool:
         """Whether the model predicts labels of whole documents."""
-        return self.training.objective in ("classification", "regression")
+        return OBJECTIVES[self.training.objective].labels
 
     @property
     def causal(self) -> bool:
         """Whether a token attends only to those before it."""
-        return self.training.objective != "mlm" if self.model.causal is None else self.model.causal
+        needed = OBJECTIVES[self.training.objective].causal is not False
+        return needed if self.model.causal is None else self.model.causal
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved configuration as plain values, without unset keys, as TOML has no null."""
@@ -144,8 +145,9 @@ def training_complaints(config: JobConfig) -> list[str]:
     """Return the contradictions between tables of the model and of training, labels aside."""
     objective, causal = config.training.objective, config.model.causal
     lines = []
-    if causal is not None and not config.has_head and causal != (objective == "causal"):
-        why = "a token would see the one it is asked for" if objective == "causal" else "what is hidden is told from both sides"
+    needed = OBJECTIVES[objective].causal
+    if causal is not None and needed is not None and causal != needed:
+        why = "a token would see the one it is asked for" if needed else "what is hidden is told from both sides"
         lines.append(f'model.causal = {str(causal).lower()}: training.objective = "{objective}" needs the other; {why}')
     if objective != "mlm" and config.mlm != MaskingConfig():
         lines.append(f'mlm: is not read with training.objective = "{objective}"; leave the table out, or set "mlm"')

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, changed
 from ...datasets.readers import SourceFiles
+from ...datasets.rows import OBJECTIVES
 from .registries import OPTIMIZERS, SINKS
 
 
@@ -32,8 +33,8 @@ class Job(Table):
 class Training(Table):
     """The optimisation loop."""
 
-    objective: Literal["causal", "mlm", "classification", "regression"] = "causal"
-    """causal: the next token. mlm: hidden tokens, from both sides. classification, regression: a document's label."""
+    objective: Annotated[str, OBJECTIVES.choice] = "causal"
+    """What a model learns to predict."""
     seq_len: Annotated[int, Field(ge=2)] = 2048
     """Tokens per row."""
     local_batch_size: Positive = 8

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ...datasets.config import DataConfig
 from ...datasets.errors import DataConfigError, DataEnd
 from ...datasets.loading import ALL_DATA, Batch, DataShard, Loader, RowSettings, SinglePass
-from ...datasets.rows import DocumentLabels, MaskedTokens, NextToken, Objective
+from ...datasets.rows import OBJECTIVES, Objective, ObjectiveSettings
 from ...datasets.tokenizers import Tokenizer
 from ...models.attention import DocumentMask
 from ..build import Contract
@@ -34,11 +34,8 @@ class TrainData:
 
 def make_objective(config: JobConfig, tokenizer: Tokenizer) -> Objective:
     """What `training.objective` asks of rows. Raises DataConfigError where the tokenizer cannot serve it."""
-    if config.training.objective == "causal":
-        return NextToken()
-    if config.has_head:
-        return DocumentLabels(config.head.names)
-    return MaskedTokens(config.mlm, tokenizer, config.training.seed)
+    settings = ObjectiveSettings(tokenizer=tokenizer, seed=config.training.seed, masking=config.mlm, classes=config.head.names)
+    return OBJECTIVES[config.training.objective].build(settings)
 
 
 def row_settings(config: JobConfig, layout: Layout, tokenizer: Tokenizer, *, batch_size: int, buckets: int = 1) -> RowSettings:
