@@ -14,7 +14,7 @@ from typing import Any
 
 import cistron
 import pytest
-from cistron.datasets.tokenizers import build_tokenizer
+from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 from cistron.tests.helpers.jobs import write_job
 from cistron.tests.helpers.models import CAUSAL, ENCODER, PROTEIN, write_checkpoint
 from cistron.trainer.inference import OpenedModel
@@ -31,7 +31,7 @@ FUNCTIONS = ("open_model", "embed", "score", "sample", "train")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the examples have it: a checkpoint of a tiny model of DNA, and the TOML of a job of three steps."""
     folder = tmp_path_factory.mktemp("notebook")
-    dna = build_tokenizer("dna")
+    dna = build_tokenizer(TokenizerConfig(kind="dna"))
     write_checkpoint(folder / "outputs" / "dna" / "checkpoint" / "step-1", CAUSAL.replace(vocab_size=dna.vocab_size), dna)
     write_job(folder, steps=3).rename(folder / "words.toml")
     return folder

@@ -1,4 +1,8 @@
-"""tools/support."""
+"""What several commands share: options, progress, reports, and files that a killed command can continue.
+
+Read `model_input` first: how a command opens a model. `embedding_files` writes what `cistron embed` computes; `corpus`,
+`targets` and `prepare_report` print what `check` and `prepare` found; `progress` shows a bar.
+"""
 
 from .corpus import report_sources
 from .embedding_files import EmbeddingFile, check_output, writing
