@@ -29,7 +29,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from cistron.datasets.loading import Batch, DataConfig, DataShard, DataState, Loader, RowSettings, SourceConfig
+from cistron.datasets.config import DataConfig
+from cistron.datasets.loading import Batch, DataShard, DataState, Loader, RowSettings
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 from cistron.models.attention import DocumentMask
 from cistron.models.config import PRESETS, DecoderConfig, RopeConfig
@@ -193,8 +195,8 @@ def read_tokens(folder: Path, case: str, tokens: int, workers: int) -> None:
     hf = case != "bytes"
     form, paths = ("tokens", "shards") if case == "tokens" else ("jsonl", "text/*.jsonl")
     tokenizer = build_tokenizer("hf", str(folder / "tokenizer")) if hf else build_tokenizer("byte")
-    source = SourceConfig(name="source", format=form, paths=(str(folder / paths),))
-    config = DataConfig(sources=(source,), lanes=16, packing="best_fit", num_workers=workers)
+    source = SourceConfig(name="source", format=form, paths=[str(folder / paths)])
+    config = DataConfig(sources=[source], lanes=16, packing="best_fit", num_workers=workers)
     batches = tokens // (BATCH * SEQ_LEN)
     with Loader(config, tokenizer, RowSettings(seq_len=SEQ_LEN, seed=0, batch_size=BATCH)) as loader:
         begun, seen = time.perf_counter(), []
@@ -369,8 +371,8 @@ CORPORA = {
 def open_loader(folder: Path, case: str, tokenizer: Tokenizer, state: DataState | None) -> Loader:
     """Open a case's loader."""
     form = "tokens" if case == "tokens" else "jsonl"
-    source = SourceConfig(name="source", format=form, paths=(str(folder / CORPORA[case][0]),))
-    config = DataConfig(sources=(source,), lanes=16, packing="best_fit")
+    source = SourceConfig(name="source", format=form, paths=[str(folder / CORPORA[case][0])])
+    config = DataConfig(sources=[source], lanes=16, packing="best_fit")
     return Loader(config, tokenizer, RowSettings(seq_len=2048, seed=0, batch_size=BATCH), DataShard(state=state))
 
 
