@@ -29,15 +29,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from cistron.datasets.loading import Batch, DataConfig, DataShard, DataState, Loader, RowSettings, SourceConfig
-from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
+from cistron.datasets.config import DataConfig
+from cistron.datasets.loading import Batch, DataShard, DataState, Loader, RowSettings
+from cistron.datasets.readers import SourceConfig
+from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from cistron.models.attention import DocumentMask
 from cistron.models.config import PRESETS, DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
 from cistron.models.init import init_weights
 from cistron.tools import embed
 from cistron.trainer.checkpoints import RunState, SavedContract, Saver, Spec, WholeTensors, read, write_whole
-from cistron.trainer.config import JobConfig, TokenizerTable, load_config
+from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.estimates import estimate
 from cistron.trainer.huggingface import export, import_folder
 from cistron.trainer.processes import StopRequest, join
@@ -192,9 +194,11 @@ def read_tokens(folder: Path, case: str, tokens: int, workers: int) -> None:
     """Read `tokens` and print memory after the warm-up and at the end."""
     hf = case != "bytes"
     form, paths = ("tokens", "shards") if case == "tokens" else ("jsonl", "text/*.jsonl")
-    tokenizer = build_tokenizer("hf", str(folder / "tokenizer")) if hf else build_tokenizer("byte")
-    source = SourceConfig(name="source", format=form, paths=(str(folder / paths),))
-    config = DataConfig(sources=(source,), lanes=16, packing="best_fit", num_workers=workers)
+    tokenizer = build_tokenizer(
+        TokenizerConfig(kind="hf", path=str(folder / "tokenizer")) if hf else TokenizerConfig(kind="byte")
+    )
+    source = SourceConfig(name="source", format=form, paths=[str(folder / paths)])
+    config = DataConfig(sources=[source], lanes=16, packing="best_fit", num_workers=workers)
     batches = tokens // (BATCH * SEQ_LEN)
     with Loader(config, tokenizer, RowSettings(seq_len=SEQ_LEN, seed=0, batch_size=BATCH)) as loader:
         begun, seen = time.perf_counter(), []
@@ -308,7 +312,7 @@ def write(folder: Path, layers: int) -> None:
     """A checkpoint of random weights."""
     shape = describe(layers)
     specs = specs_of(shape)
-    job = JobConfig(tokenizer=TokenizerTable(kind="hf"))
+    job = JobConfig(tokenizer=TokenizerConfig(kind="hf"))
     contract = SavedContract(eos=0, pad=1, vocab=shape.vocab_size, tokenizer=None)
     state = RunState.of(config=job, model=shape, contract=contract)
     torch.manual_seed(0)
@@ -369,8 +373,8 @@ CORPORA = {
 def open_loader(folder: Path, case: str, tokenizer: Tokenizer, state: DataState | None) -> Loader:
     """Open a case's loader."""
     form = "tokens" if case == "tokens" else "jsonl"
-    source = SourceConfig(name="source", format=form, paths=(str(folder / CORPORA[case][0]),))
-    config = DataConfig(sources=(source,), lanes=16, packing="best_fit")
+    source = SourceConfig(name="source", format=form, paths=[str(folder / CORPORA[case][0])])
+    config = DataConfig(sources=[source], lanes=16, packing="best_fit")
     return Loader(config, tokenizer, RowSettings(seq_len=2048, seed=0, batch_size=BATCH), DataShard(state=state))
 
 
@@ -402,7 +406,7 @@ def resume(options: argparse.Namespace) -> None:
     """
     folder = prepared(options)
     for case, (_, kind, _) in CORPORA.items():
-        tokenizer = build_tokenizer(kind, str(folder / "tokenizer") if kind == "hf" else None)
+        tokenizer = build_tokenizer(TokenizerConfig(kind=kind, path=str(folder / "tokenizer") if kind == "hf" else None))
         kept = states(folder, case, tokenizer)
         seconds: dict[int, list[float]] = {rows: [] for rows in kept}
         for _ in range(options.repeats):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from .continuation import ROUGE
@@ -46,6 +45,8 @@ def make_tables(results: Sequence[LengthResult], trained: int, score_last: int) 
 
 def draw(results: Sequence[LengthResult], trained: int, score_last: int, output: Path) -> None:
     """Write the picture: loss of the same last tokens by length, loss by position, pass keys by length and depth."""
+    from matplotlib.figure import Figure  # takes 0.3 s to import
+
     methods = methods_of(results)
     lengths = sorted({result.length for result in results})
     depths = sorted({depth for result in results for depth in result.passkey})

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch._functorch.config
-from cistron.tests.helpers.jobs import column, metrics, train_here, write_job
+from cistron.tests.helpers.jobs import column, graphs_alone, metrics, train_here, write_job
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
@@ -63,7 +64,8 @@ def compilations(config: Path, *overrides: str) -> tuple[list[int], set[int]]:
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_nothing_is_compiled_after_the_second_step_whatever_the_documents(job: Path, layout: str) -> None:
     train_here(job, "--data.layout", layout)
-    graphs, widths = compilations(job, "--data.layout", layout, "--job.dump_folder", str(job.parent / "compiled"))
+    with graphs_alone() if layout == "packed" else nullcontext():  # padded goes on to machine code, which takes a minute
+        graphs, widths = compilations(job, "--data.layout", layout, "--job.dump_folder", str(job.parent / "compiled"))
     assert len(graphs) == 12
     assert graphs[1] > 0
     assert set(graphs[1:]) == {graphs[1]}
