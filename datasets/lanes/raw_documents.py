@@ -13,7 +13,7 @@ import numpy as np
 from ..documents import DocumentConfig, LetterEncoder, Strands, Weighed, mirrored, too_long
 from ..errors import BadRecords
 from ..randomness import permutation
-from ..readers import Piece, Reader, Records, located, wrong_byte
+from ..readers import DocumentJoiner, Piece, Reader, Records, located, wrong_byte
 from ..rows import Packer
 from ..tokenizers import Encoded, TokenizeError, Tokenizer
 from .blocks import Address, AddressedBlock, BlockBuilder, DocumentOutcome, TokenRun
@@ -70,7 +70,7 @@ class RawDocuments:
             piece = pieces[place]
             groups = self.reader.groups(piece, piece.start if offset < 0 else offset, bool(first))
             if self.config.whole or not self.tokenizer.streams:
-                groups = _whole_documents(groups, self._head)
+                groups = map(DocumentJoiner(self._head), groups)
             for run in self._encoded(place, piece, groups, tag, epoch):
                 yield run.behind(0, skip)._replace(context=context) if skip or context else run
                 skip = context = 0
@@ -84,7 +84,7 @@ class RawDocuments:
         tokens = True  # whether the document that a group continues has had any
         abandoned = False  # whether it turned out bad
         for group in groups:
-            documents, offsets, first, last, error, bad_offset, stated, _ = group
+            documents, offsets, first, last, error, bad_offset, label_values, _ = group
             begin = 0
             if abandoned and not first and documents:
                 begin, abandoned = 1, len(documents) == 1 and not last
@@ -95,16 +95,16 @@ class RawDocuments:
                 end = begin + len(weighed.encoded.lengths)
                 if end > begin:
                     whole = last or bad is not None
-                    of_records = None if stated is None else np.array(stated[begin:end])
+                    values = None if label_values is None else np.array(label_values[begin:end])
                     run = self._run(place, offsets[begin:end], weighed, opens, whole, tokens)
-                    run = run._replace(label_values=of_records, tag=arrived.tag)
+                    run = run._replace(label_values=values, tag=arrived.tag)
                     tokens = whole or bool(run.lengths[-1]) or (tokens and not opens and end - begin == 1)
                     yield run
                 tag = weighed.tag
                 if bad is not None:
                     self._pass_over(partial(wrong_byte, self.reader, piece.path, offsets[end], bad.offset or 0, bad.problem))
                     continued = end == 0 and not first
-                    yield self._bad(place, offsets[end], not continued, continued and tokens, stated is not None)
+                    yield self._bad(place, offsets[end], not continued, continued and tokens, label_values is not None)
                     abandoned = end == len(documents) - 1 and not last
                     tokens = True
                     end += 1
@@ -112,7 +112,7 @@ class RawDocuments:
             if error is not None and not (group.continues_bad and abandoned):
                 self._pass_over(partial(located, self.reader, error, bad_offset))
                 ended = group.continues_bad and tokens
-                yield self._bad(place, bad_offset, not group.continues_bad, ended, stated is not None)
+                yield self._bad(place, bad_offset, not group.continues_bad, ended, label_values is not None)
             if error is not None:
                 abandoned, tokens = False, True
 
@@ -208,24 +208,3 @@ class Arrived(NamedTuple):
     def until(self, index: int) -> "Arrived":
         """Return those before a document."""
         return self._replace(documents=self.documents[:index], offsets=self.offsets[:index], goes_on=False)
-
-
-def _whole_documents(groups: Iterator[Records], head: int | None) -> Iterator[Records]:
-    """Join the parts of each document, of which only the first `head` bytes are kept, if that is not None."""
-    parts: list[bytes] = []
-    begun, opened = 0, True
-    for group in groups:
-        assert group.last or group.stated is None, "records with labels come whole"
-        documents, offsets, first = [data[:head] for data in group.documents], list(group.offsets), group.first
-        if parts and documents:
-            if head is None or sum(map(len, parts)) < head:
-                parts.append(documents[0])
-            if len(documents) == 1 and not group.last:
-                continue
-            documents[0], offsets[0], first, parts = b"".join(parts)[:head], begun, opened, []
-        if group.continues_bad and parts:
-            group, first, parts = group._replace(bad_offset=begun), opened, []
-        if documents and not group.last:
-            opened = bool(documents[1:]) or first
-            parts, begun = [documents.pop()], offsets.pop()
-        yield Records(documents, offsets, first, True, group.error, group.bad_offset, group.stated)

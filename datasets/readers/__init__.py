@@ -8,11 +8,12 @@ from .config import SourceConfig, SourceFiles
 from .formats import build_reader, raw_formats
 from .labels import Label
 from .pieces import Piece, deal, target_size
-from .records import READERS, FieldReader, Reader, Records, located, wrong_byte
+from .records import READERS, DocumentJoiner, FieldReader, Reader, Records, located, wrong_byte
 from .sequences import NamedSequence, SequenceFiles
 
 __all__ = [
     "READERS",
+    "DocumentJoiner",
     "FieldReader",
     "Label",
     "NamedSequence",

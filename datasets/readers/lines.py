@@ -72,7 +72,7 @@ class LineReader(FieldReader):
         """Yield the documents of lines that begin at `offset`, of which the first is line `number` of the file."""
         documents: list[bytes] = []
         offsets: list[int] = []
-        stated: list[float] | None = None if self.label is None else []
+        label_values: list[float] | None = None if self.label is None else []
         for place, line in enumerate(lines):
             if not line or line.isspace():
                 offset += len(line) + 1
@@ -81,19 +81,19 @@ class LineReader(FieldReader):
                 document, value = parse(line)
             except ValueError as problem:
                 error = DataError(str(problem), file=path, record=number and number + place, offset=offset)
-                yield Records(documents, offsets, error=error, bad_offset=offset, stated=stated)
-                documents, offsets, stated = [], [], None if stated is None else []
+                yield Records(documents, offsets, error=error, bad_offset=offset, label_values=label_values)
+                documents, offsets, label_values = [], [], None if label_values is None else []
             else:
                 documents.append(document)
                 offsets.append(offset)
-                if stated is not None:
-                    stated.append(value)
+                if label_values is not None:
+                    label_values.append(value)
                 if len(documents) == GROUP_DOCUMENTS:
-                    yield Records(documents, offsets, stated=stated)
-                    documents, offsets, stated = [], [], None if stated is None else []
+                    yield Records(documents, offsets, label_values=label_values)
+                    documents, offsets, label_values = [], [], None if label_values is None else []
             offset += len(line) + 1
         if documents:
-            yield Records(documents, offsets, stated=stated)
+            yield Records(documents, offsets, label_values=label_values)
 
     def locate(self, path: str, offset: int, index: int) -> tuple[int | None, int]:
         """Count lines from 1, if not too many; the byte is the line's first, as a document may begin anywhere in it."""

@@ -73,19 +73,21 @@ class ParquetReader(FieldReader):
                 values, *labels = (_leaves(batch, names)[skipped:] for names in columns)
                 if pa.types.is_integer(values.type):
                     values = values.cast(pa.string())
-                stated = labels[0].to_pylist() if labels else None
-                yield from self._records(values.cast(pa.large_binary()).to_pylist(), stated, row + skipped, path)
+                label_values = labels[0].to_pylist() if labels else None
+                yield from self._records(values.cast(pa.large_binary()).to_pylist(), label_values, row + skipped, path)
             row += batch.num_rows
         if row != end:
             raise DataError(f"row group {number} ends at row {row} of {end}: the file is damaged", file=path)
 
     def _records(self, values: list[bytes | None], labels: list[Any] | None, row: int, path: str) -> Iterator[Records]:
         documents: list[bytes] = []
-        stated: list[float] = []
+        label_values: list[float] = []
         size = 0
 
         def group(problem: str | None = None) -> Records:
-            records = Records(documents, [*range(row - len(documents), row)], stated=None if labels is None else stated)
+            records = Records(
+                documents, [*range(row - len(documents), row)], label_values=None if labels is None else label_values
+            )
             if problem is None:
                 return records
             return records._replace(error=DataError(problem, file=path, record=row), bad_offset=row)
@@ -97,13 +99,13 @@ class ParquetReader(FieldReader):
                 number = 0.0 if labels is None or self.label is None else self.label.number(labels[place], value)
             except ValueError as problem:
                 yield group(str(problem))
-                documents, stated, size = [], [], 0
+                documents, label_values, size = [], [], 0
             else:
                 if documents and size + len(value) > self.group_bytes:
                     yield group()
-                    documents, stated, size = [], [], 0
+                    documents, label_values, size = [], [], 0
                 documents.append(value)
-                stated.append(number)
+                label_values.append(number)
                 size += len(value)
             row += 1
         if documents:

@@ -29,14 +29,14 @@ class PackedRow(NamedTuple):
         following: The token after the last part where its document goes on, else None.
         weights: float32 per token of `parts` and, where there is one, for `following`, in one array; None: all 1. A token
             of weight 0 is no target.
-        stated: What the record of each part's document states (class or value), NaN where the document goes on behind the
-            part; None: nothing is stated.
+        label_values: Label of each part's document (number of a class, or a value), NaN where the document goes on behind
+            the part; None: documents have no labels.
     """
 
     parts: list[Ids]
     following: int | None = None
     weights: Weights | None = None
-    stated: list[float] | None = None
+    label_values: list[float] | None = None
 
 
 class Laid(NamedTuple):
@@ -76,7 +76,7 @@ class Targets(NamedTuple):
         tokens: int64 [batch, width], as the model is shown them.
         labels: int64 [batch, width], -100 where no loss is taken.
         weights: float32 [batch, width]: of each label, 0 where there is none; None: 1 for each label.
-        values: float32 [batch, width]: what is stated at each label, where that is no class.
+        values: float32 [batch, width]: the value at each label; None where labels are classes.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -194,10 +194,10 @@ class DocumentLabels:
         width = laid.tokens.shape[1]
         for place, row in enumerate(laid.rows):
             lasts = place * width + np.cumsum([len(part) for part in row.parts], dtype=np.int64) - 1
-            stated = np.full(len(lasts), np.nan) if row.stated is None else np.array(row.stated)
-            whole = ~np.isnan(stated)
-            labels[lasts[whole]] = stated[whole] if self.classes else 0
-            values[lasts[whole]] = stated[whole]
+            found = np.full(len(lasts), np.nan) if row.label_values is None else np.array(row.label_values)
+            whole = ~np.isnan(found)
+            labels[lasts[whole]] = found[whole] if self.classes else 0
+            values[lasts[whole]] = found[whole]
         shape = laid.tokens.shape
         return Targets(laid.tokens, labels.reshape(shape), None, None if self.classes else values.reshape(shape))
 

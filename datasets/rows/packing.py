@@ -35,7 +35,7 @@ class Block(NamedTuple):
         lengths: int64 [segments]: its tokens, the eos included.
         open: bool [segments]: it goes on behind its last token, so has no eos. It is full rows or windows, except under
             `concat`, where the last segment of the block may end anywhere.
-        stated: float64 [segments]: what the record of each document states, NaN of one that goes on; None: nothing.
+        label_values: float64 [segments]: label of each document, NaN of one that goes on; None: there are no labels.
         continued: bool [segments]: its first `overlap` tokens are context, from the end of a segment elsewhere; None: of none.
     """
 
@@ -45,7 +45,7 @@ class Block(NamedTuple):
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     open: npt.NDArray[np.bool_]
-    stated: npt.NDArray[np.float64] | None = None
+    label_values: npt.NDArray[np.float64] | None = None
     continued: npt.NDArray[np.bool_] | None = None
 
     def in_order(self, order: Sequence[int]) -> "Block":
@@ -56,7 +56,7 @@ class Block(NamedTuple):
             starts=self.starts[places],
             lengths=self.lengths[places],
             open=self.open[places],
-            stated=None if self.stated is None else self.stated[places],
+            label_values=None if self.label_values is None else self.label_values[places],
             continued=None if self.continued is None else self.continued[places],
         )
 
@@ -238,11 +238,13 @@ class Packer:
             assert unfinished or views[-1][-1] == self.eos_id, "a segment that does not go on ends with eos"
             following = int(arrays[array[last]][starts[last] + start + length]) if unfinished else None
             weights = self._weights(block, parts, unfinished) if weighted is not None or self.overlap else None
-            stated = None
-            if block.stated is not None:
+            label_values = None
+            if block.label_values is not None:
                 ended = (start + length == lengths[at] and not goes_on[at] for at, start, length in parts)
-                stated = [float(block.stated[at]) if end else np.nan for (at, _, _), end in zip(parts, ended, strict=True)]
-            yield PackedRow(views, following, weights, stated)
+                label_values = [
+                    float(block.label_values[at]) if end else np.nan for (at, _, _), end in zip(parts, ended, strict=True)
+                ]
+            yield PackedRow(views, following, weights, label_values)
 
     def _weights(self, block: Block, parts: Sequence[Part], unfinished: bool) -> Weights | None:
         """Return the weights of a row's tokens, and of the one behind where there is one; None where all are 1.

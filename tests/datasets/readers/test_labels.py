@@ -60,11 +60,13 @@ def test_each_document_comes_with_its_label_from_wherever_the_file_is_opened(for
     pieces = reader.split(file, 700)
     assert len(pieces) > 3
     groups = [group for piece in pieces for group in reader.groups(piece, piece.start, True)]
-    read = [pair for group in groups for pair in zip(group.documents, group.stated or [], strict=True)]
+    read = [pair for group in groups for pair in zip(group.documents, group.label_values or [], strict=True)]
     assert read == EXPECTED[field]
     whole = Piece(path, 0, None if format == "parquet" else file.size, file.size)
     for place, offset in [(0, 0), *((at, groups[0].offsets[at]) for at in (1, 7))]:
-        again = [pair for g in reader.groups(whole, offset, True) for pair in zip(g.documents, g.stated or [], strict=True)]
+        again = [
+            pair for g in reader.groups(whole, offset, True) for pair in zip(g.documents, g.label_values or [], strict=True)
+        ]
         assert again == EXPECTED[field][place:]
 
 
@@ -131,7 +133,7 @@ def test_a_bad_label_is_a_bad_record_named_by_place(what: str, format: str, tmp_
     reader = build_reader(format, "seq", STORAGE, label)
     [piece] = reader.split(STORAGE.expand([str(path)])[0], 2**30)
     groups = list(reader.groups(piece, piece.start, True))
-    assert [(group.documents, group.stated) for group in groups] == [([b"CCCC"], [0.0 if label.classes else 1.0])] * 2
+    assert [(group.documents, group.label_values) for group in groups] == [([b"CCCC"], [0.0 if label.classes else 1.0])] * 2
     assert groups[0].error is not None
     error = located(reader, groups[0].error, groups[0].bad_offset)
     assert (error.record, error.offset) == (place, offset)
