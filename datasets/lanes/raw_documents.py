@@ -117,7 +117,7 @@ class RawDocuments:
                 abandoned, tokens = False, True
 
     def _treated(self, arrived: "Arrived", epoch: int) -> tuple[Weighed, TokenizeError | None]:
-        """Encode documents up to the first bad one, and treat them as asked for."""
+        """Encode documents up to the first bad one, and treat them as `[data]` says."""
         try:
             weighed = self._encode(arrived.documents, arrived.tag, goes_on=arrived.goes_on)
             if self.config.whole:
@@ -130,21 +130,21 @@ class RawDocuments:
             return sound, earlier or bad
 
     def _treated_whole(self, weighed: Weighed, arrived: "Arrived", epoch: int) -> Weighed:
-        """Refuse documents that are too long, and turn those whose other strand was drawn."""
+        """Refuse documents that are too long, and read the other strand of those for which it was drawn."""
         (ids, lengths, mapped), weights, tag = weighed
         seq_len = self.packer.seq_len
         if self.config.long_documents == "error" and max(lengths, default=0) > seq_len:
             index = next(index for index, length in enumerate(lengths) if length > seq_len)
             cut = self._head is not None and lengths[index] > self._head
             raise TokenizeError(too_long(lengths[index], seq_len, at_least=cut), None, index)
-        turned = np.flatnonzero(self._strands.turned(arrived.file, np.array(arrived.offsets, dtype=np.int64), epoch))
-        if len(turned):
+        chosen = np.flatnonzero(self._strands.chosen(arrived.file, np.array(arrived.offsets, dtype=np.int64), epoch))
+        if len(chosen):
             ids, weights = ids.copy(), None if weights is None else weights.copy()
             ends = np.cumsum(lengths)
-            for index in turned.tolist():
+            for index in chosen.tolist():
                 document = slice(ends[index] - lengths[index], ends[index])
                 try:
-                    ids[document] = self._strands.other(ids[document])
+                    ids[document] = self._strands.reverse_complement(ids[document])
                 except TokenizeError as bad:
                     raise TokenizeError(bad.problem, bad.offset, index) from None
                 if weights is not None:

@@ -130,7 +130,7 @@ class Loader:
             WorkerError: A worker died.
         """
         if self._ahead is None:
-            # Runs before multiprocessing's own exit handler, which would wait for workers that do not know that they must stop.
+            # Before multiprocessing's own exit handler, which would wait for workers that nothing tells to stop.
             atexit.register(self.close)
             self._ahead = ReadAhead(self._batches, self._depth)
         batch = self._ahead.next(interrupted)

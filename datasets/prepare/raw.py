@@ -1,8 +1,8 @@
 """Raw files to token shards: documents are read, checked, encoded, and divided into training and validation.
 
-Memory is bounded by a group of documents, and by a document where a tokenizer must see all of it. With other tokenizers,
-a long document streams into the training shard. It is taken out again if its end decides so: a bad record, or a document
-for validation.
+Memory is bounded by a group of documents, and by a document where a tokenizer must see all of it. With other
+tokenizers, a long document streams into the training shard. It is taken out again if its end decides so: a bad record,
+or a document for validation.
 """
 
 import sys

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from typing_extensions import override
 
 from ..errors import DataError
 from ..files import DataFile
@@ -29,8 +30,8 @@ class ParquetReader(FieldReader):
     endings = (".parquet",)
     cut = "by row groups"
 
+    @override
     def split(self, file: DataFile, target: int) -> list[Piece]:
-        """See `Reader`; pieces are row groups, several if they are small."""
         if file.size <= target:
             return [piece._replace(end=None) for piece in whole_piece(file)]
         with self._open(file.path, whole=False) as (parquet, _):
@@ -46,8 +47,8 @@ class ParquetReader(FieldReader):
         pieces = [Piece(file.path, rows[start], rows[end], places[end] - places[start]) for start, end in pairwise(cuts)]
         return [piece for piece in pieces if piece.end != piece.start]
 
+    @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
-        """See `Reader`."""
         with self._open(piece.path, whole=True) as (parquet, columns):
             row = 0
             for number in range(parquet.num_row_groups):
@@ -60,7 +61,7 @@ class ParquetReader(FieldReader):
     def _row_group(
         self, parquet: pq.ParquetFile, number: int, columns: list[list[str]], row: int, offset: int, path: str
     ) -> Iterator[Records]:
-        """Yield the documents of a row group that begins at `row`, from `offset` on; `columns` are as `_open` finds them."""
+        """Yield documents of a row group that begins at `row`, from `offset` on; `columns` come from `_open`."""
         metadata = parquet.metadata.row_group(number)
         end = row + metadata.num_rows
         # By the size of all columns: to ask for that of one aborts the process where a footer is damaged (Arrow 26).

@@ -1,7 +1,7 @@
 """What readers give: documents in groups of up to a MiB, each with an address from which it can be read again.
 
-A reader is a pure function of (piece, offset, first): opened at the address of any document or stretch it yields that one
-and all later ones, byte for byte, whatever was read before. Its memory does not grow with the length of a document.
+A reader is a pure function of (piece, offset, first): opened at the address of any document or stretch it yields that
+one and all later ones, byte for byte, whatever was read before. Its memory does not grow with the length of a document.
 """
 
 from abc import ABC, abstractmethod
@@ -29,8 +29,9 @@ class Records(NamedTuple):
         offsets: Where each begins; for a document that continues, where this stretch of it does.
         first: Whether documents[0] opens its document, or continues that of the group before.
         last: Whether documents[-1] ends its document, or goes on in the next group.
-        error: A bad record right behind the documents, unnamed where its name is costly: see `located`. The reader goes on
-            behind it. Where nothing opens and there are no documents, it is what the document that goes on turned out to be.
+        error: A bad record right behind the documents, unnamed where its name is costly: see `located`. The reader goes
+            on behind it. Where nothing opens and there are no documents, it is what the document that goes on turned
+            out to be.
         bad_offset: Its address.
         label_values: Label of each document: the number of its class, or a value; None where labels are not read.
         headers: Of FASTA, the header line of each document, without a line end; empty for one that continues.
@@ -108,7 +109,7 @@ class Reader(ABC):
     cut: ClassVar[str] = "never"
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
-        """Cut a file at record starts into pieces of about `target` bytes as stored; into one where it cannot be cut."""
+        """Cut a file at record starts into pieces of about `target` stored bytes; into one where it cannot be cut."""
         return whole_piece(file)
 
     @abstractmethod
@@ -150,13 +151,13 @@ READERS.add("tokens", says="shards by `cistron prepare`")(None)
 
 
 def located(reader: Reader, error: DataError, address: int) -> DataError:
-    """Return an error of `Records` with its record's name, which may take reading much of the file: for what is said."""
+    """Return an error of `Records` with its record's name, for a message: it may have to read much of the file."""
     record = reader.locate(error.file, address, 0)[0] if error.record is None else error.record
     return DataError(error.problem, file=error.file, record=record, offset=error.offset)
 
 
 def wrong_byte(reader: Reader, path: str, address: int, index: int, problem: str) -> DataError:
-    """Return a problem with byte `index` of the document data that begin at `address`, with its record and its place."""
+    """Return an error about byte `index` of the document data at `address`, with its record and its place."""
     record, offset = reader.locate(path, address, index)
     return DataError(problem, file=path, record=record, offset=offset)
 

@@ -1,4 +1,4 @@
-"""Sequences of raw files one by one, each whole and with its name: what a trained model is asked about."""
+"""Sequences of raw files one by one, each whole and with its name: the input of a trained model."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -31,8 +31,8 @@ class NamedSequence(NamedTuple):
 class SequenceFiles:
     """The records of some files, in order of the paths and within a file in its own.
 
-    A record's name is the first word of a FASTA header, what `id_field` holds, or the path of a text; without any, its number
-    among all records, from 0.
+    A record's name is the first word of a FASTA header, what `id_field` holds, or the path of a text; without any, its
+    number among all records, from 0.
 
     Args:
         paths: Paths, globs or fsspec URLs; files may be compressed.
@@ -93,7 +93,7 @@ class SequenceFiles:
 
 
 def format_of(files: Iterable[DataFile]) -> str:
-    """Return the one format that the files' names end in, compression aside. Raises DataConfigError where there is none."""
+    """Return the one format that the files' names end in, compression aside. Raises DataConfigError."""
     endings = {name: reader.endings for name in READERS if (reader := READERS[name]) is not None}
     formats: dict[str, str] = {}
     for file in files:

@@ -1,7 +1,7 @@
 """Bytes to token ids and back. A tokenizer states its special ids, and none of them can come out of a document.
 
-Read `protocol` (what the data path needs of a tokenizer), `config` (the table `[tokenizer]`, the registry of kinds), then the
-kinds: `bytes`, `letters` (proteins and DNA) and `hf`, which `tiktoken_backend` makes faster.
+Read `protocol` (what the data path needs of a tokenizer), `config` (the table `[tokenizer]`, the registry of kinds),
+then the kinds: `bytes`, `letters` (proteins and DNA) and `hf`, which `tiktoken_backend` makes faster.
 """
 
 from .build import build_tokenizer

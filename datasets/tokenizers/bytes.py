@@ -1,4 +1,4 @@
-"""Part of datasets/tokenizers."""
+"""Raw bytes as token ids: the tokenizer of byte-level models, and the default."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar

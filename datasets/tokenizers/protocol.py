@@ -1,4 +1,4 @@
-"""What a tokenizer is to the data path: bytes to ids, its special ids, and how it says that a document cannot be encoded."""
+"""What the data path needs of a tokenizer: bytes to ids, special ids, and errors about what cannot be encoded."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol

@@ -193,8 +193,8 @@ def test_shards_hold_the_weights_of_the_letters_they_were_made_of(tmp_path: Path
     expected = naive(letters)
     for weights in tmp_path.glob("whole/*/*.weights"):
         ids = np.fromfile(weights.with_suffix(".ids"), np.uint8).tobytes()
-        stated = [weight for document in ids.split(b"\0")[:-1] for weight in expected[document]]
-        assert np.fromfile(weights, np.float32).tolist() == pytest.approx(stated)
+        of_ids = [weight for document in ids.split(b"\0")[:-1] for weight in expected[document]]
+        assert np.fromfile(weights, np.float32).tolist() == pytest.approx(of_ids)
     # a job that asks for other weights than those of its shards
     folder = str(tmp_path / "whole" / "train")
     with pytest.raises(DataConfigError, match=r"data\.lowercase_weight = 0\.1: .*000000\.json was prepared with 0\.25"):

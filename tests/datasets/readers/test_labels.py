@@ -1,4 +1,4 @@
-"""Labels stay with their documents from the file to the eos that they are the target at; bad ones are refused by place."""
+"""Labels stay with their documents from file to eos, where they are the target; bad ones are refused by place."""
 
 import json
 from collections.abc import Callable
@@ -78,8 +78,8 @@ def test_the_target_at_a_documents_eos_is_its_label(format: str, layout: str, wo
     path = WRITERS[format](tmp_path / "x")
     for field, names in (("kind", CLASSES), ("value", ())):
         source = SourceConfig(name="x", format=format, paths=[path], field="seq", label=field)
-        asked = DocumentLabels(names)
-        rows = {"layout": layout, "objective": asked, "seq_len": 64}
+        objective = DocumentLabels(names)
+        rows = {"layout": layout, "objective": objective, "seq_len": 64}
         settings = config(source, lanes=2, seed=3, num_workers=workers, **rows)
         finite = settings.but(batch_size=5).single_pass()
         with settings.loader() as loader:
@@ -89,7 +89,7 @@ def test_the_target_at_a_documents_eos_is_its_label(format: str, layout: str, wo
             assert batch is not None
             planes = batch.tokens, batch.labels, batch.positions, batch.sequence_ids
             if -1 not in batch.rows:
-                assert row_violations(*(plane.numpy() for plane in planes), 0, asked) == []
+                assert row_violations(*(plane.numpy() for plane in planes), 0, objective) == []
             for row, end in np.argwhere(batch.labels.numpy() >= 0).tolist():
                 begin = end - int(batch.positions[row, end])
                 assert int(batch.tokens[row, end]) == 0

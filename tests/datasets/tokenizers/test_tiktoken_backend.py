@@ -1,4 +1,4 @@
-"""Where tiktoken encodes, it gives the ids that the tokenizers library gives; where it would not, it does not encode."""
+"""Where tiktoken encodes, its ids are those of the tokenizers library; where they would not be, it does not."""
 
 import json
 import pickle
@@ -60,12 +60,12 @@ def _open(tokenizer: Tokenizer, folder: Path, changes: dict[str, Any] | None = N
 
 @pytest.fixture(scope="module", params=STYLES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[HFTokenizer, HFTokenizer]:
-    """A tokenizer with its twin and the same without."""
-    folder = tmp_path_factory.mktemp("twin")
+    """A tokenizer with the tiktoken backend and the same without."""
+    folder = tmp_path_factory.mktemp("tiktoken")
     trained = _train(request.param, CORPUS * 3)
-    twin, plain = _open(trained, folder), _open(trained, folder)
-    assert twin.use_tiktoken_if_equal([text.encode() for text in CORPUS]).startswith("tiktoken encodes: its ")
-    return twin, plain
+    fast, plain = _open(trained, folder), _open(trained, folder)
+    assert fast.use_tiktoken_if_equal([text.encode() for text in CORPUS]).startswith("tiktoken encodes: its ")
+    return fast, plain
 
 
 def _assert_equal(pair: tuple[HFTokenizer, HFTokenizer], texts: list[str]) -> None:
@@ -108,10 +108,10 @@ def test_spaces_beyond_tiktoken_s_stack_are_encoded_by_the_library(pair: tuple[H
     _assert_equal(pair, ["x", " " * 10**6 + "x", "y"])
 
 
-def test_a_worker_keeps_the_twin(pair: tuple[HFTokenizer, HFTokenizer]) -> None:
+def test_a_worker_keeps_the_backend(pair: tuple[HFTokenizer, HFTokenizer]) -> None:
     for tokenizer, proven in zip(pair, (True, False), strict=True):
         travelled = pickle.loads(pickle.dumps(tokenizer))
-        assert (travelled._twin is not None) == proven
+        assert (travelled._backend is not None) == proven
         _assert_equal((travelled, tokenizer), CORPUS)
 
 
@@ -129,12 +129,12 @@ def test_what_is_no_text_in_the_sample_is_passed_over(pair: tuple[HFTokenizer, H
         ({"pre_tokenizer": None}, "split into words"),
     ],
 )
-def test_a_tokenizer_of_another_kind_has_no_twin(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+def test_a_tokenizer_of_another_kind_has_no_tiktoken_backend(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     tokenizer = _open(_train("gpt2", CORPUS), tmp_path, changes)
     assert re.match(f"tokenizers encodes: .*{reason}", tokenizer.use_tiktoken_if_equal([b"the cat"]))
 
 
-def test_added_tokens_that_documents_may_hold_leave_no_twin(tmp_path: Path) -> None:
+def test_added_tokens_that_documents_may_hold_leave_no_tiktoken_backend(tmp_path: Path) -> None:
     trained = _train("gpt2", CORPUS)
     trained.add_tokens([AddedToken("<think>", special=False)])
     assert "added tokens that are not special" in _open(trained, tmp_path).use_tiktoken_if_equal([b"the cat"])
@@ -161,7 +161,9 @@ def _small(merges: list[tuple[str, str]], tokens: list[str], ignore_merges: bool
     ],
     ids=["unreachable", "unreachable-but-whole", "scattered", "orphan"],
 )
-def test_a_vocabulary_that_tiktoken_would_read_otherwise_has_no_twin(tmp_path: Path, tokenizer: Tokenizer, reason: str) -> None:
+def test_a_vocabulary_that_tiktoken_would_read_otherwise_has_no_tiktoken_backend(
+    tmp_path: Path, tokenizer: Tokenizer, reason: str
+) -> None:
     assert reason in _open(tokenizer, tmp_path).use_tiktoken_if_equal([b"the cat"])
 
 
