@@ -50,7 +50,7 @@ def cistron(
     from cistron.datasets.tokenizers import HFTokenizer, TokenizerConfig, build_tokenizer
 
     if not tiktoken:
-        HFTokenizer.use_tiktoken_if_equal = lambda self, sample: "tokenizers encodes"  # type: ignore[method-assign]
+        HFTokenizer.choose_backend = lambda self, sample: "tokenizers encodes"  # type: ignore[method-assign]
     hf = kind in ("tokens", "hf")
     source = SourceConfig(name="source", format={"hf": "jsonl", "byte": "jsonl"}.get(kind, kind), paths=[str(folder / paths)])
     tokenizer = (

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base import Table, Weight, changed
-from ..tokenizers import Encoded, TokenizeError, Tokenizer
+from ..tokenizers import Encoded, TokenizeError, Tokenizer, has_bases
 
 TAG_LETTERS = 2048
 PIPE, CONTROLS, BASES, END = ord("|"), b"@#", b"ACGTUacgtu", b"\0"
@@ -58,16 +58,16 @@ class Letters(Table):
 
 def letter_complaints(letters: Letters, tokenizer: Tokenizer) -> list[str]:
     """Name the keys that a tokenizer's ids cannot serve, a line for each."""
-    reasons = {
-        "hf": "a token of the hf tokenizer has many letters; kinds 'byte' and 'dna' have one token for each",
-        "protein": "is for genomes, and [tokenizer] is of proteins",
-    }
+    if tokenizer.alphabet == "protein":
+        reason = "is for genomes, and [tokenizer] is of proteins"
+    else:
+        reason = f"a token of the {tokenizer.kind} tokenizer has many letters; kinds 'byte' and 'dna' have one token for each"
     wrong = []
     for key, value in letters.changed_letters.items():
-        if tokenizer.kind in reasons:
-            wrong.append(f"data.{key} = {str(value).lower()}: {reasons[tokenizer.kind]}; leave it out")
-        if key == "uppercase" and tokenizer.kind == "dna":
-            wrong.append("data.uppercase = true: the dna tokenizer has one id for both cases; leave it out")
+        if not has_bases(tokenizer):
+            wrong.append(f"data.{key} = {str(value).lower()}: {reason}; leave it out")
+        if key == "uppercase" and tokenizer.alphabet == "dna":
+            wrong.append(f"data.uppercase = true: the {tokenizer.kind} tokenizer has one id for both cases; leave it out")
     return wrong
 
 

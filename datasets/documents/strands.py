@@ -7,9 +7,9 @@ import numpy.typing as npt
 import xxhash
 
 from ..errors import refuse
-from ..nucleotides import CODES, NUCLEOTIDES, PAIRS
+from ..nucleotides import CODES, PAIRS
 from ..randomness import random_bits, scramble, uniform
-from ..tokenizers import Ids, TokenizeError, Tokenizer
+from ..tokenizers import Ids, TokenizeError, Tokenizer, has_bases
 
 Addresses = npt.NDArray[np.int64]
 Chosen = npt.NDArray[np.bool_]
@@ -66,7 +66,7 @@ class Strands:
 
 def strand_complaints(share: float, tokenizer: Tokenizer) -> list[str]:
     """Return what is wrong with reading a share of the documents on their other strand."""
-    if not share or tokenizer.kind in NUCLEOTIDES:
+    if not share or has_bases(tokenizer):
         return []
     return [
         f"data.reverse_complement = {share}: the {tokenizer.kind} tokenizer has no ids of single bases; "

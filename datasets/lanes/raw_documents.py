@@ -15,10 +15,9 @@ from ..errors import BadRecords
 from ..randomness import permutation
 from ..readers import DocumentJoiner, Piece, Reader, Records, located, wrong_byte
 from ..rows import Packer
-from ..tokenizers import Encoded, TokenizeError, Tokenizer
+from ..tokenizers import Encoded, TokenizeError, Tokenizer, has_bases
 from .blocks import Address, AddressedBlock, BlockBuilder, DocumentOutcome, TokenRun
 
-BYTE_TOKENS = ("byte", "dna")  # kinds of tokenizers to which a byte is a token
 ROWS, DOCUMENTS, PIECES = range(3)  # what a permutation is of
 
 
@@ -52,7 +51,7 @@ class RawDocuments:
         # Of a document that is cut or refused, the first row and two bytes tell all, where a byte is a token and
         # neither the other strand nor the end of a tag is looked for behind them.
         letters = self.config.letters
-        heads = self.config.long_documents in ("truncate", "error") and self.tokenizer.kind in BYTE_TOKENS
+        heads = self.config.long_documents in ("truncate", "error") and has_bases(self.tokenizer)
         whole = self.config.reverse_complement > 0 or letters.exclude_tags or letters.exclude_degenerate
         self._head = self.packer.seq_len + 2 if heads and not whole else None
 

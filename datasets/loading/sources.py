@@ -110,8 +110,9 @@ def open_source(
     reader = build_reader(config.format, config.field, storage, label)
     files = storage.expand(config.paths)
     target = target_size(files, lanes)
-    pieces = assign([piece for file in files for piece in reader.split(file, target)], lanes, config.name)
-    return Source(config=config, files=files, lanes=pieces, reader=reader, corpus=None, document_config=document_config)
+    pieces = [piece for file in files for piece in reader.split(file, target)]
+    assigned = assign(pieces, lanes, config.name, f"format {config.format!r} is split {reader.cut}")
+    return Source(config=config, files=files, lanes=assigned, reader=reader, corpus=None, document_config=document_config)
 
 
 def _check_letters(shards: Sequence[Shard], letters: Letters) -> None:

@@ -44,7 +44,7 @@ class FastaReader(Reader):
     """
 
     endings = (".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas")
-    cut = "uncompressed, or in bgzip's blocks"
+    cut = "where it is uncompressed or in bgzip's blocks"
     group_bytes: int = GROUP_BYTES
 
     @override

@@ -31,7 +31,7 @@ class LineReader(FieldReader):
 
     max_line_bytes: int = MAX_LINE_BYTES
     format_name: ClassVar[str]
-    cut: ClassVar[str] = "uncompressed, or in bgzip's blocks"
+    cut: ClassVar[str] = "where it is uncompressed or in bgzip's blocks"
 
     @abstractmethod
     def parser(self, path: str) -> tuple[ParseLine, int]:

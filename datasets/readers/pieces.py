@@ -61,8 +61,14 @@ def record_starts(file: ByteFile, size: int, boundary: bytes, target: int) -> li
     return starts
 
 
-def assign(pieces: list[Piece], lanes: int, source: str) -> list[list[Piece]]:
+def assign(pieces: list[Piece], lanes: int, source: str, split: str) -> list[list[Piece]]:
     """Assign `pieces` to lanes, longest first and each to the lane with the fewest bytes so far.
+
+    Args:
+        pieces: Of all files of a source.
+        lanes: How many there are.
+        source: Name of the source, for messages.
+        split: Which files of its format can be split, for messages.
 
     Raises:
         DataConfigError: There are fewer pieces than lanes.
@@ -73,7 +79,7 @@ def assign(pieces: list[Piece], lanes: int, source: str) -> list[list[Piece]]:
         raise DataConfigError(
             f"data.lanes: {lanes} lanes need as many files, or parts of files that can be split, and source {source!r} "
             f"has {len(pieces)}; lower data.lanes, give it more files, or make token shards of them by `cistron prepare` "
-            "(jsonl and FASTA split when uncompressed or in bgzip's blocks, parquet by row groups, text never)"
+            f"({split})"
         )
     assigned: list[list[Piece]] = [[] for _ in range(lanes)]
     loads = [(0, lane) for lane in range(lanes)]

@@ -101,7 +101,7 @@ class Reader(ABC):
     Attributes:
         storage: Opens files.
         endings: Of the names of its files, compression aside; class attribute.
-        cut: Where a file can be cut into pieces for several lanes, as a message says it; class attribute.
+        cut: Where a file can be cut into pieces for several lanes, as a message ends: "is split ..."; class attribute.
     """
 
     storage: FileStore

@@ -9,7 +9,7 @@ from .bytes import ByteTokenizer
 from .config import POLICIES, TOKENIZERS, TokenizerConfig
 from .hf import HFTokenizer
 from .letters import CLS, EOS, MAP, UNK, LetterTokenizer
-from .protocol import Encoded, Ids, TokenizeError, Tokenizer
+from .protocol import Encoded, Ids, TokenizeError, Tokenizer, has_bases
 from .token_bytes import token_bytes
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "build_tokenizer",
+    "has_bases",
     "token_bytes",
 ]

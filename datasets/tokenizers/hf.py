@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,15 +10,16 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+from typing_extensions import override
 
 from ..errors import DataConfigError
 from .config import TOKENIZERS, TokenizerConfig
-from .protocol import Encoded, Ids, TokenizeError
+from .protocol import Encoded, Ids, TokenizeError, Tokenizer
 from .tiktoken_backend import NotEqualError, TiktokenBackend
 
 
 @TOKENIZERS.add("hf", says="any tokenizer.json")
-class HFTokenizer:
+class HFTokenizer(Tokenizer):
     """Any Hugging Face `tokenizer.json`, its special ids from arguments or from `tokenizer_config.json` beside it."""
 
     options: ClassVar[tuple[str, ...]] = ("path", "eos_token", "pad_token", "mask_token")
@@ -132,17 +133,11 @@ class HFTokenizer:
             raise self._eos_found(documents, texts)
         return Encoded(ids, np.diff(ends, prepend=-1).tolist())
 
-    def use_tiktoken_if_equal(self, sample: Sequence[bytes]) -> str:
-        """Encode by `tiktoken` from now on, if that gives the same ids for all documents of the sample.
-
-        Args:
-            sample: Documents of the corpus, or parts of them; bytes that are not UTF-8 are passed over.
-
-        Returns:
-            What encodes from now on, and why.
-        """
+    @override
+    def choose_backend(self, sample: Callable[[], Sequence[bytes]]) -> str:
+        # tiktoken, if it gives the same ids for all documents of the sample; bytes that are not UTF-8 are passed over.
         proven, self._backend = self._backend, None
-        texts = [data.decode("utf-8", errors="ignore") for data in sample]
+        texts = [data.decode("utf-8", errors="ignore") for data in sample()]
         try:
             backend = proven or TiktokenBackend(self._tokenizer, self.eos_id)
             if not any(texts):

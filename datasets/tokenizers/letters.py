@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import TOKENIZERS, TokenizerConfig, Unknown
-from .protocol import Encoded, Ids, TokenizeError
+from .protocol import Alphabet, Encoded, Ids, TokenizeError, Tokenizer
 
 CLS, PAD, EOS, UNK, MASK = "<cls>", "<pad>", "<eos>", "<unk>", "<mask>"
 MAP = 'tokenizer.on_unknown = "map"'  # in messages: the remedy, as a job writes it
@@ -30,7 +30,7 @@ END, BEGIN = b"\0", b"\1"
 NAMES = {"\0": "a NUL byte", "\t": "a tab", "\n": "a line feed", "\r": "a carriage return", " ": "a blank"}
 
 
-class LetterTokenizer:
+class LetterTokenizer(Tokenizer):
     """Letters as ids.
 
     Attributes:
@@ -141,6 +141,7 @@ class ProteinTokenizer(LetterTokenizer):
     """
 
     kind = "protein"
+    alphabet: Alphabet | None = "protein"
     where = "protein tokenizer: ESM's vocabulary"
     tokens = (CLS, PAD, EOS, UNK, *"LAGVSERTIDPKQNFYMHWCXBUZO.-|", MASK)
     same: ClassVar[Mapping[str, str]] = {}
@@ -156,6 +157,7 @@ class DnaTokenizer(LetterTokenizer):
     """
 
     kind = "dna"
+    alphabet: Alphabet | None = "dna"
     where = "dna tokenizer: IUPAC nucleotide codes"
     tokens = (EOS, PAD, UNK, MASK, *"ACGTNRYSWKMBDHV-")
     same: ClassVar[Mapping[str, str]] = {letter.lower(): letter for letter in "ACGTNRYSWKMBDHV"}

@@ -280,7 +280,8 @@ def test_a_tag_without_an_end_is_a_bad_record(tmp_path: Path) -> None:
 )
 def test_settings_that_mean_nothing_to_a_tokenizer_are_refused(kind: str, letters: Letters, message: str) -> None:
     tokenizer = build_tokenizer(TokenizerConfig(kind="byte" if kind == "hf" else kind))
-    with patch.object(tokenizer, "kind", kind), pytest.raises(DataConfigError, match=message):
+    alphabet = None if kind == "hf" else tokenizer.alphabet
+    with patch.multiple(tokenizer, kind=kind, alphabet=alphabet), pytest.raises(DataConfigError, match=message):
         refuse(letter_complaints(letters, tokenizer))
 
 

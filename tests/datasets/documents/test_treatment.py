@@ -132,7 +132,7 @@ def test_only_the_head_of_a_document_that_is_cut_is_encoded(tmp_path: Path, lett
     with patch.object(ByteTokenizer, "encode_batch", measured):
         found = rows("truncate")
     assert max(seen) == longest
-    with patch.object(raw_documents, "BYTE_TOKENS", ()):
+    with patch.object(raw_documents, "has_bases", lambda tokenizer: False):
         assert rows("truncate") == found
     (tmp_path / "0000.txt").write_text("A" * 40)
     counted = "41" if letters.weighted else "at least 35"

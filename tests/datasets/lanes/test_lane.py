@@ -97,6 +97,7 @@ class Plain:
     streams: bool
     poison: frozenset[int] = frozenset()
     kind = "plain"
+    alphabet = None
     dtype: npt.DTypeLike = np.int32
     eos_id = EOS
     pad_id = PAD
