@@ -8,11 +8,11 @@ from, `load` fills a model. `tensors` and `folder` are the ground: safetensors f
 from .dcp import CheckpointReader
 from .find import NEWEST, find, on_rank_zero, verified
 from .folder import Folder, atomic_folder
-from .format import MANIFEST, Found, differences, manifest_text, read, read_newest, write_whole
+from .format import MANIFEST, Found, difference_table, manifest_text, read, read_newest, write_whole
 from .load import load
 from .saver import Saver, remember_going_back, set_aside_after
 from .state import GuardState, Progress, RunState, SavedContract, SpikeWindowState
-from .tensors import Index, Piece, SafetensorsFile, Spec, WholeTensors, as_bytes, data_bytes, header
+from .tensors import Index, SafetensorsFile, Spec, TensorPiece, WholeTensors, as_bytes, data_bytes, header
 
 __all__ = [
     "MANIFEST",
@@ -22,7 +22,6 @@ __all__ = [
     "Found",
     "GuardState",
     "Index",
-    "Piece",
     "Progress",
     "RunState",
     "SafetensorsFile",
@@ -30,11 +29,12 @@ __all__ = [
     "Saver",
     "Spec",
     "SpikeWindowState",
+    "TensorPiece",
     "WholeTensors",
     "as_bytes",
     "atomic_folder",
     "data_bytes",
-    "differences",
+    "difference_table",
     "find",
     "header",
     "load",

@@ -23,7 +23,7 @@ from torch.futures import Future
 from typing_extensions import override
 
 from .folder import Folder
-from .tensors import FileSet, Index, Piece, Spec, as_bytes, data_bytes, header, index_text, read_index
+from .tensors import FileSet, Index, Spec, TensorPiece, as_bytes, data_bytes, header, index_text, read_index
 
 
 class RankFile(StorageWriter):
@@ -63,7 +63,7 @@ class RankFile(StorageWriter):
         self.head = header(self.specs, {"format": "pt"})
         results, begin = [], len(self.head)
         for name, data, item in items:
-            piece = Piece(self.name, begin, tuple(data.chunk.offsets), tuple(data.chunk.sizes))
+            piece = TensorPiece(self.name, begin, tuple(data.chunk.offsets), tuple(data.chunk.sizes))
             size = data_bytes(self.specs[name])
             results.append(WriteResult(index=item.index, size_in_bytes=size, storage_data=piece))
             begin += size

@@ -224,7 +224,7 @@ def commit(folder: Folder, files: dict[str, tuple[int, str]], texts: dict[str, s
     folder.write_atomically(MANIFEST, manifest_text(files))
 
 
-def differences(found: Found, what: str, rows: Sequence[tuple[str, str, str]]) -> str:
+def difference_table(found: Found, what: str, rows: Sequence[tuple[str, str, str]]) -> str:
     """Return a message with a table of what differs."""
     lines = aligned([("", "checkpoint", "this job"), *rows])
     return "\n  ".join([f"{found.path}: the checkpoint {what}:", *lines])

@@ -18,7 +18,7 @@ from torch import nn
 from ...base import UserError
 from ..config import Checkpoint
 from ..errors import CheckpointError, NonFiniteError
-from ..processes import Task, World
+from ..processes import ThreadTask, World
 from .dcp import HostBuffer, RankFile
 from .find import NEWEST, WENT_BACK
 from .folder import Folder
@@ -51,7 +51,7 @@ class Saving:
     state: RunState
     inventory: Any
     note: str
-    task: Task[Any]
+    task: ThreadTask[Any]
     began: float
     stall: float
     size: int = 0
@@ -124,7 +124,7 @@ class Saver:
             self.fail(path, errors)
             return
         self.step = step
-        task = Task(lambda: self.file.write(path))
+        task = ThreadTask(lambda: self.file.write(path))
         stall = time.perf_counter() - began
         self.running = Saving(path=path, state=state, inventory=inventory, note=note, task=task, began=began, stall=stall)
         if self.waits:
@@ -178,7 +178,7 @@ class Saver:
         elif not saving.size:
             files = {name: entry for part in cast("list[dict[str, Any]]", parts) for name, entry in part.items()}
             saving.size = sum(size for size, _ in files.values())
-            saving.task = Task(lambda: self.commit(saving, files) if self.world.is_first else "")
+            saving.task = ThreadTask(lambda: self.commit(saving, files) if self.world.is_first else "")
             saving.stall += time.perf_counter() - started
         else:
             self.running = None

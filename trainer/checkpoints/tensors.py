@@ -63,7 +63,7 @@ def as_bytes(tensor: Tensor) -> memoryview:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorPiece:
     """Where the data of one piece of a tensor is: the file, its first byte, and where in the tensor it begins and how
     far.
     """
@@ -74,7 +74,7 @@ class Piece:
     sizes: tuple[int, ...]
 
 
-Index = dict[str, tuple[Spec, list[Piece]]]
+Index = dict[str, tuple[Spec, list[TensorPiece]]]
 
 
 def index_text(tensors: Index) -> str:
@@ -96,7 +96,7 @@ def read_index(folder: Folder) -> Index:
         return {
             name: (
                 (DTYPES[entry["dtype"]], tuple(entry["shape"])),
-                [Piece(file, begin, tuple(offsets), tuple(sizes)) for file, begin, offsets, sizes in entry["pieces"]],
+                [TensorPiece(file, begin, tuple(offsets), tuple(sizes)) for file, begin, offsets, sizes in entry["pieces"]],
             )
             for name, entry in folder.read_json(INDEX).items()
         }
@@ -129,7 +129,7 @@ class FileSet:
             file.close()
         self.files.clear()
 
-    def read(self, dtype: torch.dtype, piece: Piece, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    def read(self, dtype: torch.dtype, piece: TensorPiece, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
         """Return the part of a piece that begins at `offsets` within it; rows before and behind it are not read.
 
         Raises:
@@ -215,7 +215,7 @@ def write_tensors(
     tensors: Index = {}
     begin = len(head)
     for name, spec in specs.items():
-        tensors[f"model.{name}"] = (spec, [Piece(file, begin, (0,) * len(spec[1]), spec[1])])
+        tensors[f"model.{name}"] = (spec, [TensorPiece(file, begin, (0,) * len(spec[1]), spec[1])])
         begin += data_bytes(spec)
     return {file: folder.write(file, stream())}, index_text(tensors)
 
@@ -252,10 +252,10 @@ class SafetensorsFile:
             header = json.loads(raw.read(length))
         self.begins: dict[str, int] = {name: 8 + length + header[name]["data_offsets"][0] for name in self.specs}
 
-    def piece(self, name: str) -> Piece:
+    def piece(self, name: str) -> TensorPiece:
         """Return where the data of a tensor are, as the index of a checkpoint says it."""
         shape = self.specs[name][1]
-        return Piece(self.path.name, self.begins[name], (0,) * len(shape), shape)
+        return TensorPiece(self.path.name, self.begins[name], (0,) * len(shape), shape)
 
     def read(self, name: str) -> Tensor:
         """Return a tensor, on the CPU."""

@@ -73,10 +73,10 @@ def export(
         saved, shape = weights.spec(name)
         specs[theirs] = dtype or saved, shape
     written_as = next(iter(specs.values()))[0]
-    files = describe(decoder, found.state.contract, config.training.seq_len, written_as)
+    files = hf_configs(decoder, found.state.contract, config.training.seq_len, written_as)
     extra = read_tokenizer(found, tokenizer, decoder) if tokenizer else {}
 
-    parts = split(specs, max_shard_size)
+    parts = divide_by_size(specs, max_shard_size)
     with atomic_folder(out) as folder:
         for file, names in parts.items():
             stream = (as_bytes(read_merged(weights, ours[name], config.fine_tuning.lora).to(specs[name][0])) for name in names)
@@ -128,7 +128,7 @@ def read_merged(weights: WholeTensors, name: str, lora: Lora) -> Tensor:
     return merge(weight, a, b, lora.alpha / lora.rank)
 
 
-def split(specs: Mapping[str, Spec], max_shard_size: int) -> dict[str, list[str]]:
+def divide_by_size(specs: Mapping[str, Spec], max_shard_size: int) -> dict[str, list[str]]:
     """Return the names of the tensors of each file, by its name: in order, as many to a file as fit."""
     shards: list[list[str]] = [[]]
     room = max_shard_size
@@ -143,7 +143,7 @@ def split(specs: Mapping[str, Spec], max_shard_size: int) -> dict[str, list[str]
     return {f"model-{number:05}-of-{len(shards):05}.safetensors": names for number, names in enumerate(shards, start=1)}
 
 
-def describe(decoder: DecoderConfig, contract: SavedContract, seq_len: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+def hf_configs(decoder: DecoderConfig, contract: SavedContract, seq_len: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
     """Return the content of `config.json` and, of a model that generates, `generation_config.json`."""
     eos, pad, bos = contract.eos, contract.pad, contract.bos
     config = to_hf(

@@ -115,7 +115,7 @@ def sample_tokens(
             used = (planes.tokens, planes.positions, planes.sequence_ids)
             tokens, positions, sequence_ids = (torch.from_numpy(plane).to(device) for plane in used)
             logits = model(tokens, positions, mask.build(sequence_ids))[0, len(row) - 1, : tokenizer.vocab_size]
-            token = draw(logits.float().cpu(), temperature, top_k, generator)
+            token = draw_token(logits.float().cpu(), temperature, top_k, generator)
             if dist.is_initialized():
                 dist.broadcast(token, src=0)
             if int(token) == tokenizer.eos_id:
@@ -124,7 +124,7 @@ def sample_tokens(
     return new
 
 
-def draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> torch.Tensor:
+def draw_token(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> torch.Tensor:
     """One token id, int64 [], from logits float32 [vocab]."""
     if temperature == 0.0:
         return logits.argmax()

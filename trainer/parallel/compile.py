@@ -2,8 +2,7 @@
 
 Blocks are compiled one by one: they are alike, so that one compilation serves all, and FSDP2's hooks stay between them.
 In the packed layout every batch has one shape. In the padded layout widths differ, and the compiler learns which sizes
-vary by meeting
-a second one: it is shown some before training, since otherwise that might happen at any later step.
+vary when it meets a second one. It is shown some before training: otherwise that might happen at any later step.
 """
 
 from collections.abc import Callable
