@@ -6,22 +6,20 @@ from, `load` fills a model. `tensors` and `folder` are the ground: safetensors f
 """
 
 from .dcp import CheckpointReader
-from .find import NEWEST, find, on_rank_zero, verified
+from .find import find, on_rank_zero, verified
 from .folder import Folder, atomic_folder
-from .format import MANIFEST, Found, difference_table, manifest_text, read, read_newest, write_whole
+from .format import MANIFEST, Found, difference_table, read, read_newest, write_whole
 from .load import load
-from .saver import Saver, remember_going_back, set_aside_after
+from .saver import Saver, prepare_folders
 from .state import GuardState, Progress, RunState, SavedContract, SpikeWindowState
-from .tensors import Index, SafetensorsFile, Spec, TensorPiece, WholeTensors, as_bytes, data_bytes, header
+from .tensors import SafetensorsFile, Spec, WholeTensors, safetensors_bytes
 
 __all__ = [
     "MANIFEST",
-    "NEWEST",
     "CheckpointReader",
     "Folder",
     "Found",
     "GuardState",
-    "Index",
     "Progress",
     "RunState",
     "SafetensorsFile",
@@ -29,21 +27,16 @@ __all__ = [
     "Saver",
     "Spec",
     "SpikeWindowState",
-    "TensorPiece",
     "WholeTensors",
-    "as_bytes",
     "atomic_folder",
-    "data_bytes",
     "difference_table",
     "find",
-    "header",
     "load",
-    "manifest_text",
     "on_rank_zero",
+    "prepare_folders",
     "read",
     "read_newest",
-    "remember_going_back",
-    "set_aside_after",
+    "safetensors_bytes",
     "verified",
     "write_whole",
 ]

@@ -229,11 +229,30 @@ class Saver:
         self.say(f"warning: {message}")
 
 
-def remember_going_back(folder: Folder, config: Checkpoint) -> None:
-    """Where a launcher may restart a run by itself, note that this life of it has heeded `checkpoint.load_step`."""
+def prepare_folders(config: Checkpoint, run: Folder, folder: Folder, step: int) -> list[Folder]:
+    """Make the folder of a run and that of its checkpoints fit a run that goes on after `step`.
+
+    Later checkpoints are renamed: none must be resumed from. One without a manifest cannot be, and is overwritten when
+    its step comes round again. Where a launcher may restart the run by itself, `folder` notes that
+    `checkpoint.load_step` was heeded.
+
+    Args:
+        config: `load_step` of it, which the job names.
+        run: the run's folder.
+        folder: of the step folders.
+        step: the last whose checkpoint and records are this run's own; 0: none.
+
+    Returns:
+        The new names of the checkpoints that were renamed.
+    """
+    later = [path for number, path in step_folders(folder) if number > step and path.size(MANIFEST) is not None]
+    aside = [folder.set_aside(path.name) for path in later]
     folder.delete(WENT_BACK)
     if config.load_step >= 0 and {"TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID"} & os.environ.keys():
         folder.write_atomically(WENT_BACK, str(config.load_step))
+    if not step:
+        run.delete(NEWEST)
+    return aside
 
 
 def prune(folder: Folder, latest: int, every: int) -> None:
@@ -254,12 +273,3 @@ def prune(folder: Folder, latest: int, every: int) -> None:
         if path not in kept:
             path.delete(MANIFEST)
             path.remove()
-
-
-def set_aside_after(folder: Folder, step: int) -> list[Folder]:
-    """Rename checkpoints of later steps, which a run that goes back to `step` leaves behind: none must be resumed from.
-
-    One without a manifest cannot be, and is overwritten when its step comes round again.
-    """
-    later = [path for number, path in step_folders(folder) if number > step and path.size(MANIFEST) is not None]
-    return [folder.set_aside(path.name) for path in later]
