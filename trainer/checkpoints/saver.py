@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ...base import UserError
+from ...datasets.loading import Inventory
 from ..config import Checkpoint
 from ..errors import CheckpointError, NonFiniteError
 from ..processes import ThreadTask, World
@@ -49,7 +50,7 @@ class Saving:
 
     path: Folder
     state: RunState
-    inventory: Any
+    inventory: Inventory
     note: str
     task: ThreadTask[Any]
     began: float
@@ -97,7 +98,7 @@ class Saver:
         return self.running is not None and self.running.task.done()
 
     def begin(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, inventory: Any, note: str
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, inventory: Inventory, note: str
     ) -> None:
         """Begin to save; with `async_mode = "disabled"` also end. What training changes from now on is not saved.
 
