@@ -32,7 +32,7 @@ from ..trainer.extrapolation import (
     total_tokens,
     trained_as,
 )
-from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
+from ..trainer.inference import OpenedModel, read_documents
 from ..trainer.processes import run_command
 from .support import add_input_arguments, add_model_arguments, open_as_asked, positive, progress_bar
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
 def run(options: argparse.Namespace) -> None:
     """Evaluate as the command line says."""
     opened = open_as_asked(options)
-    refuse_encoder(opened, "be asked for longer documents")
+    opened.refuse_encoder("be asked for longer documents")
     table = table_of(options, opened)
     if opened.seq_len is None and opened.trained.rope.original_seq_len is None:
         raise ConfigError(f"{opened.where}: nobody says how long its rows were in training (max_position_embeddings)")

@@ -28,8 +28,7 @@ from .evaluation import Evaluation
 from .extrapolation import LongEvaluation
 from .heartbeat import Heartbeat
 from .huggingface import export_step
-from .inference import opening
-from .messages import introduction, sample_text
+from .messages import introduction, prompt_of, sample_text
 from .metrics import Outcome, StepCounts, profiling
 from .optim import StepGuard, gradient_norm, learning_rate, reduce_losses, set_learning_rate
 from .parallel import Inputs, compile_for_all_widths, stage
@@ -78,7 +77,7 @@ class Trainer:
         resumed = resume_data(config, world, self.start, self.progress.step, self.open_shard)
         self.data, self.data_state = resumed.data, resumed.state
         self.first_batch = self.data.first
-        self.prompt = world.gather(opening(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
+        self.prompt = world.gather(prompt_of(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
         self.evaluations, planned = world.on_every_rank(self.open_evaluations)
 
         self.model, self.optimizer = build_model_and_optimizer(config, self.decoder_config, world, self.start)

@@ -7,19 +7,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ...datasets.loading import Batch
 from ...datasets.rows import lay_out
 from ...datasets.tokenizers import TokenizeError, Tokenizer
 from ...models.attention import DocumentMask
 from ...models.decoder import Decoder
 from ..errors import ConfigError
-from .open import OpenedModel, opened_model, refuse_encoder
-
-
-def opening(batch: Batch, eos_id: int) -> list[int]:
-    """Return how the first document of a batch's first row begins, which a sample continues."""
-    first = batch.tokens[0, :16][batch.sequence_ids[0, :16] == 0].tolist()
-    return [token for token in first if token != eos_id]
+from .open import OpenedModel, opened_model
 
 
 def sample(
@@ -54,7 +47,7 @@ def sample(
         if not smallest <= value < float("inf"):
             raise ConfigError(f"{name} = {value}: must be finite and at least {smallest}")
     opened = opened_model(model)
-    refuse_encoder(opened, "generate")
+    opened.refuse_encoder("generate")
     try:
         ids = opened.tokenizer.encode(prompt.encode(errors="surrogateescape") if isinstance(prompt, str) else prompt)
     except TokenizeError as error:

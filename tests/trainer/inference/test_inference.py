@@ -25,7 +25,6 @@ from cistron.trainer.inference import (
     meaning,
     open_model,
     read_documents,
-    refuse_encoder,
     sample_tokens,
     widths,
 )
@@ -147,7 +146,7 @@ def test_what_has_no_likelihood_is_refused() -> None:
     with pytest.raises(ModelError, match="predicts no tokens, so it cannot score sequences"):
         scores(ready(CAUSAL.replace(head_outputs=2), BYTE), ["A"])
     with pytest.raises(ModelError, match="cannot generate"):
-        refuse_encoder(ready(ENCODER, PROTEIN), "generate")
+        ready(ENCODER, PROTEIN).refuse_encoder("generate")
 
 
 @pytest.mark.parametrize("config", [CAUSAL, ENCODER], ids=["causal", "encoder"])
