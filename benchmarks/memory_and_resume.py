@@ -305,7 +305,7 @@ def describe(layers: int) -> DecoderConfig:
 def specs_of(shape: DecoderConfig) -> dict[str, Spec]:
     """Type and shape of every parameter."""
     with torch.device("meta"):
-        return {name: (torch.float32, tuple(tensor.shape)) for name, tensor in Decoder(shape).state_dict().items()}
+        return {name: Spec(torch.float32, tuple(tensor.shape)) for name, tensor in Decoder(shape).state_dict().items()}
 
 
 def write(folder: Path, layers: int) -> None:
@@ -316,7 +316,7 @@ def write(folder: Path, layers: int) -> None:
     contract = SavedContract(eos=0, pad=1, vocab=shape.vocab_size, tokenizer=None)
     state = RunState.of(config=job, model=shape, contract=contract)
     torch.manual_seed(0)
-    write_whole(folder / "step-1", specs, lambda name: torch.randn(specs[name][1]), state)
+    write_whole(folder / "step-1", specs, lambda name: torch.randn(specs[name].shape), state)
 
 
 def export_it(folder: Path) -> None:

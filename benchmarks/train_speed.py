@@ -36,7 +36,7 @@ from cistron.models.config import DecoderConfig
 from cistron.models.decoder import Decoder
 from cistron.models.huggingface import hf_names
 from cistron.models.init import init_weights
-from cistron.trainer.build import make_mask
+from cistron.trainer.build import training_mask
 from cistron.trainer.config import load_config
 from cistron.trainer.estimates import row_flops
 from cistron.trainer.processes import Layout
@@ -153,7 +153,7 @@ def write_job(folder: Path, options: argparse.Namespace) -> DecoderConfig:
     config, _ = load_config(["--config", str(folder / "job.toml")])
     layout = Layout.resolve(config)
     tokenizer, shape = verify(config, layout)
-    mask = make_mask(config, tokenizer, torch.device("cpu"))
+    mask = training_mask(config, tokenizer, torch.device("cpu"))
     feed = open_data(config, layout, tokenizer, mask, shape.vocab_size, batch_size=options.rows)
     assert feed.first
     batches = [feed.first, *(feed.loader.next() for _ in range(steps - 1))]

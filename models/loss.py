@@ -42,7 +42,7 @@ IGNORE = -100  # label of a position without a target
 CHUNK_LOGITS = {"cuda": 2**28, "cpu": 2**23}
 
 
-class Shard(NamedTuple):
+class VocabularyShard(NamedTuple):
     """A rank's columns of the vocabulary: `first` and as many as its weight has; `group` holds all of them."""
 
     first: int
@@ -75,7 +75,7 @@ def linear_cross_entropy(
     Returns:
         float32 [batch, seq_len], 0 where there is no target (float64 for float64 inputs).
     """
-    shard = Shard(0, None)
+    shard = VocabularyShard(0, None)
     if isinstance(weight, DTensor):
         assert isinstance(hidden, DTensor)
         mesh = weight.device_mesh
@@ -83,7 +83,7 @@ def linear_cross_entropy(
         # layout
         hidden = hidden.redistribute(mesh, [Replicate()]).to_local(grad_placements=[Partial()])
         weight = weight.to_local()
-        shard = Shard(mesh.get_local_rank() * len(weight), mesh.get_group())
+        shard = VocabularyShard(mesh.get_local_rank() * len(weight), mesh.get_group())
     target_weights = (labels != IGNORE).to(_accumulator(hidden))
     if weights is not None:
         target_weights *= weights
@@ -125,7 +125,7 @@ def _run(
     labels: Tensor,
     weights: Tensor,
     *,
-    shard: Shard,
+    shard: VocabularyShard,
     kernels: Kernels,
     gradients: bool = True,
     of_weight: bool = True,

@@ -16,11 +16,11 @@ from ..datasets.loading import Batch
 from ..models.attention import DocumentMask
 from ..models.config import DecoderConfig, Executor
 from ..models.positions import keys_seen
-from ..trainer.build import attention_of, make_mask
+from ..trainer.build import attention_of, training_mask
 from ..trainer.config import JobConfig, load_config
 from ..trainer.estimates import HOW, checkpoint_bytes, estimate, frozen_flops, row_flops, sizes_of
 from ..trainer.extrapolation import plan_of
-from ..trainer.parallel import block_size
+from ..trainer.parallel import context_block_size
 from ..trainer.processes import Layout, global_batch_size, run_command
 from ..trainer.start import job_complaints, open_data, verify
 from .support import report_sources, report_targets
@@ -46,7 +46,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     config, _ = load_config(argv, "cistron check", lambda config: job_complaints(config, world_size, kernels))
     layout = Layout.resolve(config, world_size)
     tokenizer, decoder = verify(config, layout)
-    mask = make_mask(config, tokenizer, kernels)
+    mask = training_mask(config, tokenizer, kernels)
     console = Console(highlight=False, soft_wrap=True)
     console.rule("configuration")
     console.print(config.to_toml(), markup=False)
@@ -84,7 +84,7 @@ def report_layout(console: Console, config: JobConfig, layout: Layout, mask: Doc
     seq_len = config.training.seq_len
     console.print(f"{layout} process(es), parameters over shard x context = {layout.shard * layout.cp}")
     if layout.cp > 1:
-        block = block_size(seq_len, layout.cp, mask.executor)
+        block = context_block_size(seq_len, layout.cp, mask.executor)
         console.print(
             f"a row's {seq_len:,} tokens in {seq_len // block} blocks of {block}, dealt out by mask work: "
             f"{seq_len // layout.cp // block} to each of {layout.cp} ranks"

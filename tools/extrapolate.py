@@ -32,7 +32,7 @@ from ..trainer.extrapolation import (
     total_tokens,
     trained_as,
 )
-from ..trainer.inference import OpenedModel, read_documents, refuse_encoder
+from ..trainer.inference import OpenedModel, read_documents
 from ..trainer.processes import run_command
 from .support import add_input_arguments, add_model_arguments, open_as_asked, positive, progress_bar
 
@@ -76,14 +76,14 @@ def main(argv: Sequence[str]) -> None:
 def run(options: argparse.Namespace) -> None:
     """Evaluate as the command line says."""
     opened = open_as_asked(options)
-    refuse_encoder(opened, "be asked for longer documents")
+    opened.refuse_encoder("be asked for longer documents")
     table = table_of(options, opened)
     if opened.seq_len is None and opened.trained.rope.original_seq_len is None:
         raise ConfigError(f"{opened.where}: nobody says how long its rows were in training (max_position_embeddings)")
     key = "training.seq_len of its job" if opened.config else "max_position_embeddings"
     trained, said = trained_as(opened.trained, opened.seq_len or opened.model.max_document_length, key)
-    asked = plan(table, trained, opened.tokenizer, lambda longest: read(options, opened, longest))
-    check_output(options.output)
+    asked = plan(table, trained, opened.tokenizer, lambda longest: long_documents(options, opened, longest))
+    make_output_folder(options.output)
     console = Console(highlight=False, soft_wrap=True)
     for line in (said, *asked.messages):
         console.print(line, markup=False)
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
         )
         results = evaluate(long_model, table, asked)
     found = {"checkpoint": opened.where, **report(results, table, asked)}
-    write(options.output, found, results, trained.length, table.score_last, console)
+    write_results(options.output, found, results, trained.length, table.score_last, console)
 
 
 def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
@@ -121,7 +121,7 @@ def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
     return valid.config.eval.extrapolation
 
 
-def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:
+def long_documents(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iterator[Ids]:
     """Return the documents of --input, or of the job's [[validation.sources]].
 
     Raises ConfigError where there are neither.
@@ -135,7 +135,7 @@ def read(options: argparse.Namespace, opened: OpenedModel, longest: int) -> Iter
     return read_sources(opened.config, opened.tokenizer, longest)
 
 
-def check_output(folder: Path) -> None:
+def make_output_folder(folder: Path) -> None:
     """Make the folder, and a file in it that is gone again. Raises ConfigError where that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,16 +145,16 @@ def check_output(folder: Path) -> None:
         raise ConfigError(f"--output {folder}: cannot be written: {error}") from None
 
 
-def write(
+def write_results(
     folder: Path, found: dict[str, Any], results: list[LengthResult], trained: int, score_last: int, console: Console
 ) -> None:
     """Tables, JSON, picture and TensorBoard, in place of those of an earlier evaluation."""
-    from ..trainer.extrapolation import draw, make_tables  # matplotlib takes 0.3 s to import
+    from ..trainer.extrapolation import draw_curves, make_tables  # matplotlib takes 0.3 s to import
 
     for each in make_tables(results, trained, score_last):
         console.print(each)
     (folder / "extrapolation.json").write_text(json.dumps(found, indent=1) + "\n")
-    draw(results, trained, score_last, folder / "extrapolation.png")
+    draw_curves(results, trained, score_last, folder / "extrapolation.png")
     for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
         events.unlink()
     with SummaryWriter(str(folder / "tensorboard")) as board:

@@ -15,7 +15,7 @@ from ..datasets.loading import Batch
 from ..datasets.tokenizers import Tokenizer
 from ..models.attention import DocumentMask, document_block_mask
 from ..models.positions import reaches
-from ..trainer.build import make_mask
+from ..trainer.build import training_mask
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
 from ..trainer.processes import Layout, global_batch_size, run_command
@@ -34,10 +34,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rows", type=int, default=16, help="rows of the batch in the picture (default: 16)")
     parser.add_argument("--decode", type=int, default=2, help="rows to decode in the terminal (default: 2)")
     options, others = parser.parse_known_args(argv)
-    run_command(lambda: inspect(others, options))
+    run_command(lambda: run(others, options))
 
 
-def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
+def run(argv: Sequence[str], options: argparse.Namespace) -> None:
     """Pack the first rows as training would, hold the contract against them, and show them."""
     if options.rows < 1 or options.decode < 0:
         raise ConfigError(f"--rows {options.rows} --decode {options.decode}: must be at least 1 and 0")
@@ -47,7 +47,7 @@ def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
     config, _ = load_config(argv, "cistron inspect", lambda config: job_complaints(config, None, cpu))
     layout = Layout.resolve(config)
     tokenizer, decoder = verify(config, layout)
-    mask = make_mask(config, tokenizer, cpu)
+    mask = training_mask(config, tokenizer, cpu)
     feed = open_data(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=options.rows)
     feed.loader.close()
     console = Console(highlight=False, soft_wrap=True)
@@ -58,7 +58,7 @@ def inspect(argv: Sequence[str], options: argparse.Namespace) -> None:
     for row in range(min(options.decode, options.rows)):
         console.rule(f"row {batch.rows[row]}")
         console.print(decoded(batch, row, tokenizer))
-    draw(batch, mask, options.output)
+    draw_rows(batch, mask, options.output)
     console.print(f"\nwrote {options.output}: {options.rows} rows, and the mask of the row with most documents")
 
 
@@ -79,7 +79,7 @@ def decoded(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
     return text
 
 
-def draw(batch: Batch, mask: DocumentMask, output: Path) -> None:
+def draw_rows(batch: Batch, mask: DocumentMask, output: Path) -> None:
     """Write the picture: documents coloured along the rows, beside the mask of one row by blocks, of each region of a
     map.
     """

@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     from ..trainer.processes import run_command
 
     options = make_parser().parse_args(argv)
-    run_command(lambda: verify(options.verify, options.processes) if options.verify else run(options))
+    run_command(lambda: verify_shards(options.verify, options.processes) if options.verify else run(options))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -144,7 +144,7 @@ def run(options: argparse.Namespace) -> None:
         print(summary(one))
     print(f"\n{toml_lines(prepared)}", end="")
     if options.report is not None:
-        report(options.report, prepared, options.seq_len or 2048)
+        write_page(options.report, prepared, options.seq_len or 2048)
         print(f"\nreport: {options.report}")
 
 
@@ -294,7 +294,7 @@ def validation_shards(result: PreparationResult) -> int:
     return sum(shard.startswith("validation/") for shard in result.shards)
 
 
-def report(path: Path, prepared: Sequence[Prepared], seq_len: int) -> None:
+def write_page(path: Path, prepared: Sequence[Prepared], seq_len: int) -> None:
     """Write the HTML page about all sources."""
     from .support import Section, write_report
 
@@ -308,7 +308,7 @@ def report(path: Path, prepared: Sequence[Prepared], seq_len: int) -> None:
     write_report(path, sections, seq_len)
 
 
-def verify(folder: str, processes: int) -> None:
+def verify_shards(folder: str, processes: int) -> None:
     """Check every shard below a folder, each byte of it. Raises DataError for the first that is not as written."""
     from .support import progress_bar
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from ..models.decoder import Decoder
 from .heartbeat import Heartbeat
-from .metrics import Record
+from .metrics import MetricsRecord
 
 
 class Evaluation(ABC):
@@ -25,7 +25,7 @@ class Evaluation(ABC):
         """Return whether to evaluate after `step`. After the last step every evaluation is due."""
 
     @abstractmethod
-    def run(self, step: int, model: Decoder, heartbeat: Heartbeat) -> Record | None:
+    def run(self, step: int, model: Decoder, heartbeat: Heartbeat) -> MetricsRecord | None:
         """Measure the model. Every rank must call it.
 
         Args:

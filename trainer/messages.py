@@ -1,6 +1,6 @@
 """What a run says to people before its first step and after its last one, on rank 0."""
 
-from ..datasets.loading import Loader
+from ..datasets.loading import Batch, Loader
 from ..datasets.tokenizers import Tokenizer
 from ..models.config import DecoderConfig
 from ..models.decoder import Decoder
@@ -38,6 +38,12 @@ def introduction(
         f"eos {eos_id}; {rows} rows x {config.training.seq_len} tokens a step on {layout.world_size} process(es) "
         f"({world.device.type}): {layout}, {micro_batches} micro-batch(es) of {micro_batch_size} rows",
     ]
+
+
+def prompt_of(batch: Batch, eos_id: int) -> list[int]:
+    """Return how the first document of a batch's first row begins, which a sample continues."""
+    first = batch.tokens[0, :16][batch.sequence_ids[0, :16] == 0].tolist()
+    return [token for token in first if token != eos_id]
 
 
 def sample_text(model: Decoder, tokenizer: Tokenizer, prompt: list[int], world: World) -> str:

@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from ..base import UserError
 from ..datasets.errors import DataEnd
 from ..datasets.loading import Batch, DataShard, merge_states
-from .build import contract_of, make_mask
+from .build import contract_of, training_mask
 from .checkpoints import Folder, Progress, RunState, Saver
 from .config import JobConfig, load_config
 from .errors import refuse
@@ -28,14 +28,22 @@ from .evaluation import Evaluation
 from .extrapolation import LongEvaluation
 from .heartbeat import Heartbeat
 from .huggingface import export_step
-from .inference import opening
-from .messages import introduction, sample_text
+from .messages import introduction, prompt_of, sample_text
 from .metrics import Outcome, StepCounts, profiling
 from .optim import StepGuard, gradient_norm, learning_rate, reduce_losses, set_learning_rate
 from .parallel import Inputs, compile_for_all_widths, stage
 from .prefetch import Prefetcher
 from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command
-from .start import TrainData, launch_complaints, open_data, open_model, open_run_folder, resume_data, starting_point, verify
+from .start import (
+    TrainData,
+    build_model_and_optimizer,
+    launch_complaints,
+    open_data,
+    open_run_folder,
+    resume_data,
+    starting_point,
+    verify,
+)
 from .validation import Validation
 
 
@@ -58,7 +66,7 @@ class Trainer:
         self.run_folder = Folder(config.job.dump_folder)
         self.checkpoints = self.run_folder / config.checkpoint.folder
         self.tokenizer, self.decoder_config = world.on_every_rank(lambda: verify(config, world.layout, world.device))
-        self.mask = make_mask(config, self.tokenizer, world.device)
+        self.mask = training_mask(config, self.tokenizer, world.device)
         rows_per_rank = global_batch_size(config, world.layout) // world.layout.data_parallel
         self.micro_batch_size = min(config.training.local_batch_size, rows_per_rank)
         self.micro_batches = rows_per_rank // self.micro_batch_size
@@ -69,10 +77,10 @@ class Trainer:
         resumed = resume_data(config, world, self.start, self.progress.step, self.open_shard)
         self.data, self.data_state = resumed.data, resumed.state
         self.first_batch = self.data.first
-        self.prompt = world.gather(opening(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
+        self.prompt = world.gather(prompt_of(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
         self.evaluations, planned = world.on_every_rank(self.open_evaluations)
 
-        self.model, self.optimizer = open_model(config, self.decoder_config, world, self.start)
+        self.model, self.optimizer = build_model_and_optimizer(config, self.decoder_config, world, self.start)
         self.guard = StepGuard(self.model, config, world.device)
         if state and state.guard:
             self.guard.load(state.guard)

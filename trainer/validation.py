@@ -24,7 +24,7 @@ from .config import JobConfig
 from .errors import NonFiniteError
 from .evaluation import Evaluation
 from .heartbeat import Heartbeat
-from .metrics import SCORES, Record, label_metrics, target_weights
+from .metrics import SCORES, MetricsRecord, label_metrics, target_weights
 from .parallel import Inputs
 from .processes import World, global_batch_size
 
@@ -72,7 +72,7 @@ class Validation(Evaluation):
 
     @override
     @torch.no_grad()
-    def run(self, step: int, model: Decoder, heartbeat: Heartbeat) -> Record | None:
+    def run(self, step: int, model: Decoder, heartbeat: Heartbeat) -> MetricsRecord | None:
         """Read every document once.
 
         The model stays in training mode, which has no part in its mathematics; compiled blocks are compiled once more
@@ -117,7 +117,7 @@ class Validation(Evaluation):
             self.add_scores(values, predictions)
         if values["loss"] is None or not math.isfinite(values["loss"]):
             raise NonFiniteError(f"validation after step {step}: loss {values['loss']} (None: no target has a weight)")
-        return report({"step": step, **values, "seconds": time.perf_counter() - started})
+        return validation_record({"step": step, **values, "seconds": time.perf_counter() - started})
 
     def add(self, sums: torch.Tensor, losses: torch.Tensor, inputs: Inputs) -> None:
         """Add a batch to `sums`.
@@ -190,14 +190,14 @@ class Validation(Evaluation):
         }
 
 
-def report(values: dict[str, Any]) -> Record:
+def validation_record(values: dict[str, Any]) -> MetricsRecord:
     """Return the record of a validation, with its line."""
     words = [f"step {values['step']:>6}  validation loss {values['loss']!r}"]
     words += [] if values.get("perplexity") is None else [f"perplexity {values['perplexity']:.3f}"]
     words += [] if values.get("bits_per_byte") is None else [f"{values['bits_per_byte']:.4f} bits per byte"]
     words += [f"{name} {values[name]:.4f}" for name in SCORES if values.get(name) is not None]
     words += [f"{values['documents']:,} documents in {values['seconds']:.1f} s"]
-    return Record("validation", values, "  ".join(words))
+    return MetricsRecord("validation", values, "  ".join(words))
 
 
 def fetch(batches: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:

@@ -8,6 +8,17 @@ from .batch import Batch, RowSettings
 from .loader import Loader
 from .single_pass import SinglePass
 from .sources import Source
-from .state import ALL_DATA, DataShard, DataState, merge_states
+from .state import ALL_DATA, DataShard, DataState, Inventory, merge_states
 
-__all__ = ["ALL_DATA", "Batch", "DataShard", "DataState", "Loader", "RowSettings", "SinglePass", "Source", "merge_states"]
+__all__ = [
+    "ALL_DATA",
+    "Batch",
+    "DataShard",
+    "DataState",
+    "Inventory",
+    "Loader",
+    "RowSettings",
+    "SinglePass",
+    "Source",
+    "merge_states",
+]

@@ -70,12 +70,12 @@ def attend_in_regions(rotated: Sequence[tuple[Tensor, Tensor]], v: Tensor, mask:
     near, far = rotated
     if isinstance(mask.near, BlockMask):
         assert isinstance(mask.far, BlockMask)
-        return join(*_flex_with_lse(*near, v, mask.near), *_flex_with_lse(*far, v, mask.far))
+        return join_regions(*_flex_with_lse(*near, v, mask.near), *_flex_with_lse(*far, v, mask.far))
     assert isinstance(mask.far, Tensor)
     return _pair_by_pair(near, far, v, mask.near, mask.far)
 
 
-def join(near: Tensor, near_lse: Tensor, far: Tensor, far_lse: Tensor) -> Tensor:
+def join_regions(near: Tensor, near_lse: Tensor, far: Tensor, far_lse: Tensor) -> Tensor:
     """Return one softmax over two sets of keys, from a softmax over each.
 
     It is `near + (far - near) · sigmoid(far_lse - near_lse)`.

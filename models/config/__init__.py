@@ -4,7 +4,7 @@ Read `positions.py` ([model.rope], [model.attention]), then `decoder.py` (the sh
 by name), and `tables.py` ([model] and [head], as a TOML has them).
 """
 
-from .decoder import HEAD_KEYS, DecoderConfig, Pool
+from .decoder import HEAD_KEYS, DecoderConfig
 from .positions import (
     ATTENTION_OPTIONS,
     FULL_ATTENTION,
@@ -29,7 +29,6 @@ __all__ = [
     "Executor",
     "HeadConfig",
     "ModelConfig",
-    "Pool",
     "RopeConfig",
     "check_length",
     "check_training",

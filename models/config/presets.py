@@ -10,7 +10,7 @@ from .positions import RopeConfig
 PRESETS: Registry[DecoderConfig] = Registry("preset")
 
 
-def _llama3(dim: int, n_layers: int, n_heads: int, head_dim: int, hidden_dim: int, tied: bool = False) -> DecoderConfig:
+def _llama(dim: int, n_layers: int, n_heads: int, head_dim: int, hidden_dim: int, tied: bool = False) -> DecoderConfig:
     return DecoderConfig(
         vocab_size=128_256,
         dim=dim,
@@ -93,9 +93,9 @@ PRESETS.add("llama_7b", says="Llama 1 and 2 of 6.7B")(
         rope=RopeConfig(),
     )
 )
-PRESETS.add("llama3_1b", says="Llama 3.2")(_llama3(2048, n_layers=16, n_heads=32, head_dim=64, hidden_dim=8192, tied=True))
-PRESETS.add("llama3_8b", says="Llama 3")(_llama3(4096, n_layers=32, n_heads=32, head_dim=128, hidden_dim=14_336))
-PRESETS.add("llama3_70b", says="Llama 3")(_llama3(8192, n_layers=80, n_heads=64, head_dim=128, hidden_dim=28_672))
+PRESETS.add("llama3_1b", says="Llama 3.2")(_llama(2048, n_layers=16, n_heads=32, head_dim=64, hidden_dim=8192, tied=True))
+PRESETS.add("llama3_8b", says="Llama 3")(_llama(4096, n_layers=32, n_heads=32, head_dim=128, hidden_dim=14_336))
+PRESETS.add("llama3_70b", says="Llama 3")(_llama(8192, n_layers=80, n_heads=64, head_dim=128, hidden_dim=28_672))
 PRESETS.add("qwen3_0.6b", says="Qwen3")(_qwen3(1024, n_layers=28, n_heads=16, hidden_dim=3072, tied=True))
 PRESETS.add("qwen3_8b", says="Qwen3")(_qwen3(4096, n_layers=36, n_heads=32, hidden_dim=12_288, tied=False))
 PRESETS.add("protein_650m", says="as deep and wide as ESM-2")(_protein(1280, n_layers=33, hidden_dim=3584))

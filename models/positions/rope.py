@@ -106,7 +106,7 @@ def _kept(config: RopeConfig, inv_freq: Tensor, head_dim: int) -> Tensor:
     return 1 - ((pair - low) / width).clamp(0, 1)
 
 
-def _llama3(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
+def _llama3_frequencies(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
     low, high = config.low_freq_factor, config.high_freq_factor
     rotations = config.trained_length * inv_freq / (2 * math.pi)
     kept = ((rotations - low) / (high - low)).clamp(0, 1)
@@ -128,7 +128,7 @@ _SCALINGS: dict[str, Callable[[RopeConfig, Tensor, int, int], tuple[Tensor, floa
     "dynamic_ntk": _dynamic_ntk,
     "ntk_by_parts": _ntk_by_parts,
     "yarn": _yarn,
-    "llama3": _llama3,
+    "llama3": _llama3_frequencies,
     "longrope": _longrope,
 }
 

@@ -12,7 +12,7 @@ from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokeni
 from cistron.models.config import DecoderConfig
 from cistron.tests.helpers.packed import LLAMA, random_decoder
 from cistron.trainer.build import contract_of, make_model
-from cistron.trainer.checkpoints import RunState, write_whole
+from cistron.trainer.checkpoints import RunState, Spec, write_whole
 from cistron.trainer.config import JobConfig
 from cistron.trainer.inference import OpenedModel, inference_mask
 
@@ -44,7 +44,7 @@ def write_checkpoint(folder: Path, config: DecoderConfig, tokenizer: Tokenizer =
     for name, weight in weights.items():
         weight.normal_(1.0 if "norm" in name else 0.0, 0.2, generator=generator)
     state = RunState.of(config=job, model=config, contract=contract_of(tokenizer, config))
-    write_whole(folder, {k: (v.dtype, tuple(v.shape)) for k, v in weights.items()}, weights.__getitem__, state)
+    write_whole(folder, {k: Spec.of(v) for k, v in weights.items()}, weights.__getitem__, state)
     return folder
 
 

@@ -14,7 +14,7 @@ from cistron.models.attention.masks import document_dense_mask
 from cistron.models.decoder import Decoder
 from cistron.tests.helpers.packed import EOS, LLAMA, PAD, Packed, mean_loss, pack, random_decoder
 from cistron.tests.helpers.ranks import run_on_ranks
-from cistron.trainer.parallel import block_size, without_context_parallel
+from cistron.trainer.parallel import context_block_size, without_context_parallel
 from cistron.trainer.parallel.context_parallel import apply_context_parallel, balance, mask_work, order_by_rank, spread_rows
 from cistron.trainer.parallel.tensor_parallel import apply_tensor_parallel
 from hypothesis import given, settings
@@ -120,7 +120,7 @@ def test_the_rows_of_these_tests_have_documents_across_every_border_between_rank
     ids = pack().sequence_ids
     for degree in (2, 4):
         for causal in (True, False):
-            block = block_size(64, degree, "sdpa")
+            block = context_block_size(64, degree, "sdpa")
             order = order_by_rank(ids, causal, degree, block)
             owner = torch.empty_like(order).scatter_(1, order, torch.arange(64).expand(4, -1) // (64 // degree))
             borders = owner[:, 1:] != owner[:, :-1]
@@ -231,5 +231,5 @@ def test_no_two_ranks_differ_by_more_than_the_most_expensive_block(degree: int, 
 
 
 def test_blocks_are_128_for_flex_and_as_many_as_ranks_need_for_sdpa() -> None:
-    assert block_size(8192, 8, "flex") == block_size(8192, 8, "sdpa") == 128
-    assert [block_size(seq_len, 2, "sdpa") for seq_len in (4096, 1024, 64, 60, 6)] == [128, 64, 4, 2, 1]
+    assert context_block_size(8192, 8, "flex") == context_block_size(8192, 8, "sdpa") == 128
+    assert [context_block_size(seq_len, 2, "sdpa") for seq_len in (4096, 1024, 64, 60, 6)] == [128, 64, 4, 2, 1]

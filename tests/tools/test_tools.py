@@ -16,7 +16,7 @@ from cistron.models.attention.masks import document_dense_mask
 from cistron.tests.helpers.jobs import train_here, write_job, write_mixture
 from cistron.tools import check, generate, inspect
 from cistron.tools.support import targets
-from cistron.trainer.build import make_mask
+from cistron.trainer.build import training_mask
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import Layout
 from cistron.trainer.start import open_data, verify
@@ -195,7 +195,7 @@ def test_inspect_draws_a_picture_and_marks_every_boundary(tmp_path: Path, capsys
     assert "600 documents, " in output, "the sources"
     layout = Layout.resolve(config)
     tokenizer, shape = verify(config, layout)
-    mask = make_mask(config, tokenizer, torch.device("cpu"))
+    mask = training_mask(config, tokenizer, torch.device("cpu"))
     feed = open_data(config, layout, tokenizer, mask, shape.vocab_size, batch_size=3)
     feed.loader.close()
     assert feed.first is not None

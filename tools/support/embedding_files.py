@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ...trainer.checkpoints import Folder, Spec, as_bytes, header
+from ...trainer.checkpoints import Folder, Spec, safetensors_bytes
 from ...trainer.errors import ConfigError
 
 PART_BYTES = 2**26
@@ -135,11 +134,6 @@ class EmbeddingFile:
             whole.replace(self.output)
             shutil.rmtree(self.partial)
 
-    def stream(self, layer: str) -> Iterator[memoryview]:
-        """Yield the numbers of a layer, all sequences one after another."""
-        for part in self.parts:
-            yield as_bytes(part.tensor(layer))
-
     def widths(self) -> dict[str, int]:
         """Numbers per row of each layer."""
         with safe_open(self.parts[0].path, framework="pt") as file:
@@ -149,11 +143,11 @@ class EmbeddingFile:
         if not self._names:
             return
         tensors = {LENGTHS: torch.tensor(self._lengths)} | {name: torch.cat(rows) for name, rows in self._rows.items()}
-        specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        specs = {name: Spec.of(tensor) for name, tensor in tensors.items()}
         path = self.partial / f"part-{len(self.parts):06}.safetensors"
         with writing(self.output):
-            head = header(specs, {"names": json.dumps(self._names)})
-            Folder(self.partial).write("unfinished", (head, *map(as_bytes, tensors.values())))
+            content = safetensors_bytes(specs, tensors.values(), {"names": json.dumps(self._names)})
+            Folder(self.partial).write("unfinished", content)
             (self.partial / "unfinished").replace(path)
         self.parts.append(Part(path, len(self._names)))
         self._names, self._lengths, self._bytes = [], [], 0
@@ -174,12 +168,12 @@ def _write_safetensors(file: EmbeddingFile, path: Path) -> None:
     specs: dict[str, Spec] = {}
     for layer in file.layers:
         if file.pooled:
-            specs[layer] = torch.float32, (file.done, widths[layer])
+            specs[layer] = Spec(torch.float32, (file.done, widths[layer]))
         else:
             lengths = (length for part in file.parts for length in part.lengths())
-            specs |= {f"{layer}/{n}": (torch.float32, (length, widths[layer])) for n, length in enumerate(lengths)}
-    streams = (file.stream(layer) for layer in file.layers)
-    Folder(path.parent).write(path.name, chain([header(specs, file.metadata)], *streams))
+            specs |= {f"{layer}/{n}": Spec(torch.float32, (length, widths[layer])) for n, length in enumerate(lengths)}
+    tensors = (part.tensor(layer) for layer in file.layers for part in file.parts)  # sequence after sequence
+    Folder(path.parent).write(path.name, safetensors_bytes(specs, tensors, file.metadata))
 
 
 def _write_parquet(file: EmbeddingFile, path: Path) -> None:

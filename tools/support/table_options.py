@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 
 from ...base import Table
-from ...trainer.config import describe
+from ...trainer.config import describe_problems
 from ...trainer.errors import ConfigError
 
 T = TypeVar("T", bound=Table)
@@ -57,5 +57,5 @@ def read_table(table: type[T], section: str, values: dict[str, Any]) -> T:
     try:
         return table(**values)
     except ValidationError as error:
-        wrong = [line for problem in error.errors() for line in describe((section, *problem["loc"]), [problem])]
+        wrong = [line for problem in error.errors() for line in describe_problems((section, *problem["loc"]), [problem])]
         raise ConfigError("\n".join(wrong)) from None

@@ -5,15 +5,15 @@ then `fine_tuning` (what is frozen, and adapters).
 """
 
 from .contract import Contract, Statement, contract_of
-from .fine_tuning import differences, fine_tune, fine_tuning_complaints, fresh_parameters
+from .fine_tuning import dotted_keys, fine_tune, fine_tuning_complaints, fine_tuning_differences, fresh_parameters
 from .parts import (
     attention_complaints,
     attention_of,
     make_decoder_config,
-    make_mask,
     make_model,
     make_tokenizer,
     rows_complaints,
+    training_mask,
 )
 
 __all__ = [
@@ -22,13 +22,14 @@ __all__ = [
     "attention_complaints",
     "attention_of",
     "contract_of",
-    "differences",
+    "dotted_keys",
     "fine_tune",
     "fine_tuning_complaints",
+    "fine_tuning_differences",
     "fresh_parameters",
     "make_decoder_config",
-    "make_mask",
     "make_model",
     "make_tokenizer",
     "rows_complaints",
+    "training_mask",
 ]

@@ -145,11 +145,10 @@ class Contract:
         """Compare what the parties say.
 
         Raises:
-            EosMismatchError: with the whole table, when two parties disagree on a role, when one gives two roles to an
-            id
-                (the pad may be the eos, as labels go by position; no others may), when an id lies outside the
-                embedding, when the tokenizer or the checkpoint needs more (another number of) ids than the embedding
-                has, or when token shards hold the ids of another tokenizer.
+            EosMismatchError: with the whole table, when two parties disagree on a role, when one gives two
+                roles to an id (the pad may be the eos, as labels go by position; no others may), when an id lies
+                outside the embedding, when the tokenizer or the checkpoint needs more (another number of) ids than the
+                embedding has, or when token shards hold the ids of another tokenizer.
         """
         complaints: list[str] = []
         for role in ROLES:

@@ -90,16 +90,16 @@ def fresh_parameters(model: nn.Module, saved: Container[str]) -> set[str]:
     return {name for name in model.state_dict() if is_added(name) and f"model.{name}" not in saved}
 
 
-def differences(saved: FineTuning, table: FineTuning) -> list[tuple[str, str, str]]:
+def fine_tuning_differences(saved: FineTuning, table: FineTuning) -> list[tuple[str, str, str]]:
     """Return key, saved value and present value where a checkpoint's `[fine_tuning]` is not `table`."""
-    before, now = flat(saved.model_dump()), flat(table.model_dump())
+    before, now = dotted_keys(saved.model_dump()), dotted_keys(table.model_dump())
     return [(f"fine_tuning.{key}", repr(before[key]), repr(now[key])) for key in sorted(now) if before[key] != now[key]]
 
 
-def flat(table: dict[str, object]) -> dict[str, object]:
+def dotted_keys(table: dict[str, object]) -> dict[str, object]:
     """Return nested tables as one with dotted keys: `{"lora": {"rank": 8}}` as `{"lora.rank": 8}`."""
     keys: dict[str, object] = {}
     for key, value in table.items():
-        inner = flat(value) if isinstance(value, dict) else {"": value}
+        inner = dotted_keys(value) if isinstance(value, dict) else {"": value}
         keys |= {f"{key}.{name}".rstrip("."): content for name, content in inner.items()}
     return keys

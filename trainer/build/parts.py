@@ -70,7 +70,7 @@ def attention_complaints(config: JobConfig, device: torch.device) -> list[str]:
     return wrong + context_complaints(config, executor, attention)
 
 
-def make_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> DocumentMask:
+def training_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> DocumentMask:
     """Return the document mask, with the model's own statement of its ids: `model.eos_id` where the TOML gives one.
 
     Raises:

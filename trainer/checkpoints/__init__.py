@@ -6,23 +6,20 @@ from, `load` fills a model. `tensors` and `folder` are the ground: safetensors f
 """
 
 from .dcp import CheckpointReader
-from .find import NEWEST, find, on_rank_zero, verified
+from .find import find, on_rank_zero, verified
 from .folder import Folder, atomic_folder
-from .format import MANIFEST, Found, differences, manifest_text, read, read_newest, write_whole
+from .format import MANIFEST, Found, difference_table, read, read_newest, write_whole
 from .load import load
-from .saver import Saver, remember_going_back, set_aside_after
+from .saver import Saver, prepare_folders
 from .state import GuardState, Progress, RunState, SavedContract, SpikeWindowState
-from .tensors import Index, Piece, SafetensorsFile, Spec, WholeTensors, as_bytes, data_bytes, header
+from .tensors import SafetensorsFile, Spec, WholeTensors, safetensors_bytes
 
 __all__ = [
     "MANIFEST",
-    "NEWEST",
     "CheckpointReader",
     "Folder",
     "Found",
     "GuardState",
-    "Index",
-    "Piece",
     "Progress",
     "RunState",
     "SafetensorsFile",
@@ -31,19 +28,15 @@ __all__ = [
     "Spec",
     "SpikeWindowState",
     "WholeTensors",
-    "as_bytes",
     "atomic_folder",
-    "data_bytes",
-    "differences",
+    "difference_table",
     "find",
-    "header",
     "load",
-    "manifest_text",
     "on_rank_zero",
+    "prepare_folders",
     "read",
     "read_newest",
-    "remember_going_back",
-    "set_aside_after",
+    "safetensors_bytes",
     "verified",
     "write_whole",
 ]

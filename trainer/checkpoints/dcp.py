@@ -3,7 +3,7 @@
 Its own files are pickles; these are safetensors (tensors.py), and reading them executes nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -23,7 +23,7 @@ from torch.futures import Future
 from typing_extensions import override
 
 from .folder import Folder
-from .tensors import FileSet, Index, Piece, Spec, as_bytes, data_bytes, header, index_text, read_index
+from .tensors import METADATA, FileSet, Index, Spec, TensorPiece, header, index_text, read_index, safetensors_bytes
 
 
 class RankFile(StorageWriter):
@@ -44,7 +44,6 @@ class RankFile(StorageWriter):
         self.planned = False
         self.items: dict[str, WriteItem] = {}
         self.specs: dict[str, Spec] = {}
-        self.head = b""
         self.index = ""  # on the coordinator, text of tensors.json
         self.pieces: dict[str, Tensor] = {}
 
@@ -58,13 +57,12 @@ class RankFile(StorageWriter):
         items = [(label(item.index), cast("TensorWriteData", item.tensor_data), item) for item in plan.items]
         items.sort(key=lambda entry: -entry[1].properties.dtype.itemsize)  # so that each is aligned in the staging memory
         self.items = {name: item for name, _, item in items}
-        self.specs = {name: (data.properties.dtype, tuple(data.chunk.sizes)) for name, data, _ in items}
+        self.specs = {name: Spec(data.properties.dtype, tuple(data.chunk.sizes)) for name, data, _ in items}
         assert len(self.specs) == len(items), "two pieces of one name"
-        self.head = header(self.specs, {"format": "pt"})
-        results, begin = [], len(self.head)
+        results, begin = [], len(header(self.specs, METADATA))
         for name, data, item in items:
-            piece = Piece(self.name, begin, tuple(data.chunk.offsets), tuple(data.chunk.sizes))
-            size = data_bytes(self.specs[name])
+            piece = TensorPiece(self.name, begin, tuple(data.chunk.offsets), tuple(data.chunk.sizes))
+            size = self.specs[name].size
             results.append(WriteResult(index=item.index, size_in_bytes=size, storage_data=piece))
             begin += size
         done: Future[list[WriteResult]] = Future()
@@ -76,7 +74,7 @@ class RankFile(StorageWriter):
         index: Index = {}
         for name, stored in metadata.state_dict_metadata.items():
             assert isinstance(stored, TensorStorageMetadata)
-            index[name] = ((stored.properties.dtype, tuple(stored.size)), [])
+            index[name] = (Spec(stored.properties.dtype, tuple(stored.size)), [])
         for result in (result for by_rank in results for result in by_rank):
             index[result.index.fqn][1].append(result.storage_data)
         self.index = index_text(index)
@@ -89,13 +87,9 @@ class RankFile(StorageWriter):
 
     def write(self, folder: Folder) -> dict[str, tuple[int, str]]:
         """Write the file; returns its bytes and checksum by name, nothing if this rank has no pieces."""
-        return {self.name: folder.write(self.name, self.stream())} if self.pieces else {}
-
-    def stream(self) -> Iterator[bytes | memoryview]:
-        """Yield the file's bytes: header, then data."""
-        yield self.head
-        for tensor in self.pieces.values():
-            yield as_bytes(tensor)
+        if not self.pieces:
+            return {}
+        return {self.name: folder.write(self.name, safetensors_bytes(self.specs, self.pieces.values(), METADATA))}
 
     @override
     def reset(self, checkpoint_id: Any = None) -> None:
@@ -128,14 +122,14 @@ class HostBuffer:
 
     def copy(self, tensors: Mapping[str, Tensor], specs: Mapping[str, Spec]) -> dict[str, Tensor]:
         """Copies of the tensors; they last until the next call."""
-        size = sum(data_bytes(spec) for spec in specs.values())
+        size = sum(spec.size for spec in specs.values())
         if len(self.memory) < size:
             self.memory = torch.empty(0, dtype=torch.uint8)  # the old memory goes before the new one comes
             self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=self.pinned)
         copies, begin = {}, 0
-        for name, (dtype, shape) in specs.items():
-            end = begin + data_bytes((dtype, shape))
-            copies[name] = self.memory[begin:end].view(dtype).view(shape)
+        for name, spec in specs.items():
+            end = begin + spec.size
+            copies[name] = self.memory[begin:end].view(spec.dtype).view(spec.shape)
             copies[name].copy_(tensors[name].detach(), non_blocking=self.pinned)
             begin = end
         if self.pinned:

@@ -23,6 +23,7 @@ import xxhash
 from torch import Tensor
 
 from ...base import aligned
+from ...datasets.loading import Inventory
 from ..errors import CheckpointError
 from ..processes import World
 from .dcp import CheckpointReader
@@ -62,9 +63,10 @@ class Found:
         """Return what changes with any of its files."""
         return xxhash.xxh3_128_hexdigest(manifest_text(self.files).encode())
 
-    def inventory(self) -> Any:
+    def inventory(self) -> Inventory:
         """Return the files that its data state is about, as the loader listed them."""
-        return self.path.read_json(INVENTORY)
+        inventory: Inventory = self.path.read_json(INVENTORY)
+        return inventory
 
     def damage(self, share: Callable[[list[str]], Sequence[str]] = list) -> list[str]:
         """Return what is wrong with those of its files that `share` picks: none is as it was written."""
@@ -224,7 +226,7 @@ def commit(folder: Folder, files: dict[str, tuple[int, str]], texts: dict[str, s
     folder.write_atomically(MANIFEST, manifest_text(files))
 
 
-def differences(found: Found, what: str, rows: Sequence[tuple[str, str, str]]) -> str:
+def difference_table(found: Found, what: str, rows: Sequence[tuple[str, str, str]]) -> str:
     """Return a message with a table of what differs."""
     lines = aligned([("", "checkpoint", "this job"), *rows])
     return "\n  ".join([f"{found.path}: the checkpoint {what}:", *lines])

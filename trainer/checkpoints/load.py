@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from ..errors import CheckpointError
 from ..processes import local
 from .dcp import CheckpointReader
-from .format import Found, differences
+from .format import Found, difference_table
 
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # keyed by parameter name, so that it can be resharded
 
@@ -66,7 +66,7 @@ def load(
     saved = {name: shape for name, ((_, shape), _) in reader.index.items()}
     if missing := {name: shape for name, shape in shapes.items() if saved.get(name) != shape}:
         rows = [(name, str(saved.get(name, "-")), str(shape)) for name, shape in missing.items()]
-        raise CheckpointError(differences(found, "has other tensors", rows))
+        raise CheckpointError(difference_table(found, "has other tensors", rows))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process, which is what is meant
         planner = DefaultLoadPlanner(flatten_state_dict=False)

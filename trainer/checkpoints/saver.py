@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from ...base import UserError
+from ...datasets.loading import Inventory
 from ..config import Checkpoint
 from ..errors import CheckpointError, NonFiniteError
-from ..processes import Task, World
+from ..processes import ThreadTask, World
 from .dcp import HostBuffer, RankFile
 from .find import NEWEST, WENT_BACK
 from .folder import Folder
@@ -49,9 +50,9 @@ class Saving:
 
     path: Folder
     state: RunState
-    inventory: Any
+    inventory: Inventory
     note: str
-    task: Task[Any]
+    task: ThreadTask[Any]
     began: float
     stall: float
     size: int = 0
@@ -97,7 +98,7 @@ class Saver:
         return self.running is not None and self.running.task.done()
 
     def begin(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, inventory: Any, note: str
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, inventory: Inventory, note: str
     ) -> None:
         """Begin to save; with `async_mode = "disabled"` also end. What training changes from now on is not saved.
 
@@ -124,7 +125,7 @@ class Saver:
             self.fail(path, errors)
             return
         self.step = step
-        task = Task(lambda: self.file.write(path))
+        task = ThreadTask(lambda: self.file.write(path))
         stall = time.perf_counter() - began
         self.running = Saving(path=path, state=state, inventory=inventory, note=note, task=task, began=began, stall=stall)
         if self.waits:
@@ -178,7 +179,7 @@ class Saver:
         elif not saving.size:
             files = {name: entry for part in cast("list[dict[str, Any]]", parts) for name, entry in part.items()}
             saving.size = sum(size for size, _ in files.values())
-            saving.task = Task(lambda: self.commit(saving, files) if self.world.is_first else "")
+            saving.task = ThreadTask(lambda: self.commit(saving, files) if self.world.is_first else "")
             saving.stall += time.perf_counter() - started
         else:
             self.running = None
@@ -229,11 +230,30 @@ class Saver:
         self.say(f"warning: {message}")
 
 
-def remember_going_back(folder: Folder, config: Checkpoint) -> None:
-    """Where a launcher may restart a run by itself, note that this life of it has heeded `checkpoint.load_step`."""
+def prepare_folders(config: Checkpoint, run: Folder, folder: Folder, step: int) -> list[Folder]:
+    """Make the folder of a run and that of its checkpoints fit a run that goes on after `step`.
+
+    Later checkpoints are renamed: none must be resumed from. One without a manifest cannot be, and is overwritten when
+    its step comes round again. Where a launcher may restart the run by itself, `folder` notes that
+    `checkpoint.load_step` was heeded.
+
+    Args:
+        config: `load_step` of it, which the job names.
+        run: the run's folder.
+        folder: of the step folders.
+        step: the last whose checkpoint and records are this run's own; 0: none.
+
+    Returns:
+        The new names of the checkpoints that were renamed.
+    """
+    later = [path for number, path in step_folders(folder) if number > step and path.size(MANIFEST) is not None]
+    aside = [folder.set_aside(path.name) for path in later]
     folder.delete(WENT_BACK)
     if config.load_step >= 0 and {"TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID"} & os.environ.keys():
         folder.write_atomically(WENT_BACK, str(config.load_step))
+    if not step:
+        run.delete(NEWEST)
+    return aside
 
 
 def prune(folder: Folder, latest: int, every: int) -> None:
@@ -254,12 +274,3 @@ def prune(folder: Folder, latest: int, every: int) -> None:
         if path not in kept:
             path.delete(MANIFEST)
             path.remove()
-
-
-def set_aside_after(folder: Folder, step: int) -> list[Folder]:
-    """Rename checkpoints of later steps, which a run that goes back to `step` leaves behind: none must be resumed from.
-
-    One without a manifest cannot be, and is overwritten when its step comes round again.
-    """
-    later = [path for number, path in step_folders(folder) if number > step and path.size(MANIFEST) is not None]
-    return [folder.set_aside(path.name) for path in later]

@@ -6,10 +6,10 @@ shows.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,13 +35,25 @@ NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+METADATA = {"format": "pt"}  # of a file: the library whose tensors it holds
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
-Spec = tuple[torch.dtype, tuple[int, ...]]
 
 
-def data_bytes(spec: Spec) -> int:
-    """Return the bytes of a tensor of this type and shape."""
-    return math.prod(spec[1]) * spec[0].itemsize
+class Spec(NamedTuple):
+    """Type and shape of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Spec":
+        """Return those of a tensor."""
+        return cls(tensor.dtype, tuple(tensor.shape))
 
 
 def header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> bytes:
@@ -49,8 +61,8 @@ def header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, spec in specs.items():
-        begin, end = end, end + data_bytes(spec)
-        entries[name] = {"dtype": NAMES[spec[0]], "shape": spec[1], "data_offsets": [begin, end]}
+        begin, end = end, end + spec.size
+        entries[name] = {"dtype": NAMES[spec.dtype], "shape": spec.shape, "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -62,8 +74,22 @@ def as_bytes(tensor: Tensor) -> memoryview:
     return memoryview(cast("Any", array))
 
 
+def safetensors_bytes(
+    specs: Mapping[str, Spec], tensors: Iterable[Tensor], metadata: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a safetensors file.
+
+    Args:
+        specs: type and shape of every tensor, by name.
+        tensors: their data in the same order; one may hold several, or a part of one.
+        metadata: texts that the header holds.
+    """
+    yield header(specs, metadata)
+    yield from map(as_bytes, tensors)
+
+
 @dataclass(frozen=True)
-class Piece:
+class TensorPiece:
     """Where the data of one piece of a tensor is: the file, its first byte, and where in the tensor it begins and how
     far.
     """
@@ -74,7 +100,7 @@ class Piece:
     sizes: tuple[int, ...]
 
 
-Index = dict[str, tuple[Spec, list[Piece]]]
+Index = dict[str, tuple[Spec, list[TensorPiece]]]
 
 
 def index_text(tensors: Index) -> str:
@@ -95,8 +121,8 @@ def read_index(folder: Folder) -> Index:
     try:
         return {
             name: (
-                (DTYPES[entry["dtype"]], tuple(entry["shape"])),
-                [Piece(file, begin, tuple(offsets), tuple(sizes)) for file, begin, offsets, sizes in entry["pieces"]],
+                Spec(DTYPES[entry["dtype"]], tuple(entry["shape"])),
+                [TensorPiece(file, begin, tuple(offsets), tuple(sizes)) for file, begin, offsets, sizes in entry["pieces"]],
             )
             for name, entry in folder.read_json(INDEX).items()
         }
@@ -129,7 +155,7 @@ class FileSet:
             file.close()
         self.files.clear()
 
-    def read(self, dtype: torch.dtype, piece: Piece, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    def read(self, dtype: torch.dtype, piece: TensorPiece, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
         """Return the part of a piece that begins at `offsets` within it; rows before and behind it are not read.
 
         Raises:
@@ -202,22 +228,20 @@ def write_tensors(
         Bytes and checksum of the file by its name, and the text of `tensors.json`.
     """
     file = "rank-00000.safetensors"
-    labels = {f"model.{name}@{','.join('0' for _ in shape)}": (dtype, shape) for name, (dtype, shape) in specs.items()}
-    head = header(labels, {"format": "pt"})
+    labels = {f"model.{name}@{','.join('0' for _ in spec.shape)}": spec for name, spec in specs.items()}
 
-    def stream() -> Iterator[bytes | memoryview]:
-        yield head
+    def converted() -> Iterator[Tensor]:
         for name, (dtype, shape) in specs.items():
             tensor = read(name)
             assert tuple(tensor.shape) == shape
-            yield as_bytes(tensor.to(dtype))
+            yield tensor.to(dtype)
 
-    tensors: Index = {}
-    begin = len(head)
+    index: Index = {}
+    begin = len(header(labels, METADATA))
     for name, spec in specs.items():
-        tensors[f"model.{name}"] = (spec, [Piece(file, begin, (0,) * len(spec[1]), spec[1])])
-        begin += data_bytes(spec)
-    return {file: folder.write(file, stream())}, index_text(tensors)
+        index[f"model.{name}"] = (spec, [TensorPiece(file, begin, (0,) * len(spec.shape), spec.shape)])
+        begin += spec.size
+    return {file: folder.write(file, safetensors_bytes(labels, converted(), METADATA))}, index_text(index)
 
 
 class SafetensorsFile:
@@ -244,7 +268,7 @@ class SafetensorsFile:
             with safe_open(path, framework="pt") as file:
                 for name in sorted(file.keys()):
                     part = file.get_slice(name)
-                    self.specs[name] = DTYPES[part.get_dtype()], tuple(part.get_shape())
+                    self.specs[name] = Spec(DTYPES[part.get_dtype()], tuple(part.get_shape()))
         except (OSError, SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path}: not a whole safetensors file that can be read: {error}") from None
         with path.open("rb") as raw:  # the library, which has found the header sound, does not tell where data are
@@ -252,10 +276,10 @@ class SafetensorsFile:
             header = json.loads(raw.read(length))
         self.begins: dict[str, int] = {name: 8 + length + header[name]["data_offsets"][0] for name in self.specs}
 
-    def piece(self, name: str) -> Piece:
+    def piece(self, name: str) -> TensorPiece:
         """Return where the data of a tensor are, as the index of a checkpoint says it."""
-        shape = self.specs[name][1]
-        return Piece(self.path.name, self.begins[name], (0,) * len(shape), shape)
+        shape = self.specs[name].shape
+        return TensorPiece(self.path.name, self.begins[name], (0,) * len(shape), shape)
 
     def read(self, name: str) -> Tensor:
         """Return a tensor, on the CPU."""

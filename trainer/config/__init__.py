@@ -6,7 +6,7 @@ lines), then `load` (from a command line to a `JobConfig`). `registries` names t
 
 from .job import JobConfig
 from .load import load_config
-from .mistakes import describe, validate
+from .mistakes import describe_problems, validate
 from .registries import OPTIMIZERS, SINKS
 from .tables import ActivationCheckpoint, Checkpoint, Continuation, Extrapolation, FineTuning, Lora, Passkey
 
@@ -21,7 +21,7 @@ __all__ = [
     "JobConfig",
     "Lora",
     "Passkey",
-    "describe",
+    "describe_problems",
     "load_config",
     "validate",
 ]

@@ -26,12 +26,12 @@ from .tables import (
     Job,
     LrScheduler,
     Metrics,
-    Optimizer,
+    OptimizerConfig,
     Parallelism,
     Profiling,
     SkipStep,
     Training,
-    Validation,
+    ValidationConfig,
 )
 
 
@@ -47,7 +47,7 @@ class JobConfig(Table):
     training: Training = Training()
     mlm: MaskingConfig = MaskingConfig()
     head: HeadConfig = HeadConfig()
-    optimizer: Optimizer = Optimizer()
+    optimizer: OptimizerConfig = OptimizerConfig()
     skip_step: SkipStep = SkipStep()
     lr_scheduler: LrScheduler = LrScheduler()
     parallelism: Parallelism = Parallelism()
@@ -56,7 +56,7 @@ class JobConfig(Table):
     float8: Float8 = Float8()
     fine_tuning: FineTuning = FineTuning()
     checkpoint: Checkpoint = Checkpoint()
-    validation: Validation = Validation()
+    validation: ValidationConfig = ValidationConfig()
     eval: Eval = Eval()
     metrics: Metrics = Metrics()
     profiling: Profiling = Profiling()

@@ -73,7 +73,7 @@ def validate(values: Values, names_are_known: bool = True) -> Validated:
             line
             for place, found in problems.items()
             if not names_any(dotted(place), removed) and (names_are_known or found[0]["type"] != "unknown_name")
-            for line in describe(place, found)
+            for line in describe_problems(place, found)
         ]
         for place, found in problems.items():
             removed |= decided_by(place, found[0])
@@ -123,7 +123,7 @@ def names_any(line: str, keys: Iterable[str]) -> bool:
     return any(re.search(pattern, line) for pattern in (*inside, *(rf"^{re.escape(key)}\b" for key in keys)))
 
 
-def describe(place: Place, problems: Sequence[ErrorDetails]) -> list[str]:
+def describe_problems(place: Place, problems: Sequence[ErrorDetails]) -> list[str]:
     """Return one line: key, value found, what would be right; or the lines of a check that names its keys itself."""
     problem, key = problems[0], dotted(place)
     kind, found = problem["type"], problem["input"]

@@ -59,7 +59,7 @@ class Training(Table):
     """Steps between runs of Python's garbage collector, which would otherwise stall ranks at different moments."""
 
 
-class Optimizer(Table):
+class OptimizerConfig(Table):
     """AdamW, or Muon for the blocks' matrices. Weight decay applies to matrices, not to norms."""
 
     name: Annotated[str, OPTIMIZERS.choice] = "AdamW"
@@ -240,7 +240,7 @@ class Checkpoint(Table):
     """After the last step, export to <job.dump_folder>/huggingface/step-<N>, as `cistron export` does."""
 
 
-class Validation(Table):
+class ValidationConfig(Table):
     """Loss on documents that training does not see."""
 
     enable: bool = False

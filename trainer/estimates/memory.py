@@ -80,7 +80,7 @@ HOW = {
 
 
 @dataclass(frozen=True)
-class Job:
+class JobOnDevice:
     """A job's sizes on one device.
 
     Attributes:
@@ -164,7 +164,7 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
         executor: of attention.
         device: "cpu" or "cuda".
     """
-    job = Job(config, decoder, layout, executor, device)
+    job = JobOnDevice(config, decoder, layout, executor, device)
     d, t, width, tokens, tp, sizes = decoder, config.training, job.width, job.tokens, layout.tp, job.sizes
     shared = job.shards * tp
     at_rest, reduced = DTYPES[t.dtype].itemsize, DTYPES[t.mixed_precision_reduce].itemsize
@@ -241,17 +241,17 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
 
 def checkpoint_bytes(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str) -> float:
     """Return the bytes of a checkpoint's tensors, of which each rank that writes any writes about as many."""
-    job = Job(config, decoder, layout, executor, device)
+    job = JobOnDevice(config, decoder, layout, executor, device)
     moments = moments_per_step(job) * DTYPES[config.optimizer.state_dtype].itemsize
     return DTYPES[config.training.dtype].itemsize * job.sizes.all + moments
 
 
-def moments_per_step(job: Job) -> float:
+def moments_per_step(job: JobOnDevice) -> float:
     """Return the elements of the optimizer's state over all ranks."""
     return 2 * job.sizes.trained_tables + (1 if job.config.optimizer.name == "Muon" else 2) * job.sizes.trained_blocks
 
 
-def inputs(job: Job) -> float:
+def inputs(job: JobOnDevice) -> float:
     """Return the bytes of micro-batches on the device, mask included, and of the rotary tables of one."""
     seq_len = job.config.training.seq_len
     mask = {"sdpa": seq_len, "flex": 16 * seq_len / 128**2, "varlen": 0.0}[job.executor]  # four int32 tables of block pairs
@@ -261,7 +261,7 @@ def inputs(job: Job) -> float:
     return job.tokens * (present * (8 + 8 + 4 + 4 + 4 + mask) + rotary_tables * FLOAT32 * job.decoder.head_dim)
 
 
-def checkpointed(job: Job) -> tuple[list[float], float, float]:
+def checkpointed(job: JobOnDevice) -> tuple[list[float], float, float]:
     """Return the bytes that each block keeps between the passes, and what the last and the first compute again."""
     a, d, layers = job.config.activation_checkpoint, job.decoder, job.decoder.n_layers
     whole = job.tokens * block_activations(job)
@@ -280,7 +280,7 @@ def checkpointed(job: Job) -> tuple[list[float], float, float]:
     return by_block, 0.0 if (layers - 1) % every else whole, whole
 
 
-def block_activations(job: Job) -> float:
+def block_activations(job: JobOnDevice) -> float:
     """Return the bytes per token that the backward pass of one block reads: the table at the head of the file."""
     d, width = job.decoder, job.width
     queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
@@ -295,7 +295,7 @@ def block_activations(job: Job) -> float:
     return (norms + attention + feed_forward) / job.layout.tp + mask + 2 * width * d.dim
 
 
-def two_regions(job: Job) -> tuple[float, float]:
+def two_regions(job: JobOnDevice) -> tuple[float, float]:
     """Return the bytes per token that attention keeps for a position map; second: what tensor parallelism does not divide."""
     d, width, seq_len = job.decoder, job.width, job.config.training.seq_len
     queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
@@ -307,7 +307,7 @@ def two_regions(job: Job) -> tuple[float, float]:
     return 2 * FLOAT32 * (queries + keys) + width * (keys + 2 * queries) + weights, seq_len
 
 
-def products_and_attention(job: Job) -> tuple[float, float]:
+def products_and_attention(job: JobOnDevice) -> tuple[float, float]:
     """Return the bytes per token that checkpointing by operator keeps: not in `block_activations`, and in it."""
     d, tp, width = job.decoder, job.layout.tp, job.width
     wk, w3 = width * d.n_kv_heads * d.head_dim / tp, width * d.hidden_dim / tp
@@ -316,7 +316,7 @@ def products_and_attention(job: Job) -> tuple[float, float]:
     return wk + wo, attention + w3
 
 
-def chunk_of_logits(job: Job) -> float:
+def chunk_of_logits(job: JobOnDevice) -> float:
     """Return the bytes at the peak of a chunk of `models.loss`, beyond the gradients that it adds to."""
     d, width, compiled = job.decoder, job.width, job.config.compile.enable
     columns = job.outputs // (1 if d.head_outputs else job.layout.tp)
@@ -329,7 +329,7 @@ def chunk_of_logits(job: Job) -> float:
     return max(at_once, 2 * width * logits + product)
 
 
-def optimizer_copies(job: Job, shared: int) -> float:
+def optimizer_copies(job: JobOnDevice, shared: int) -> float:
     """Return the bytes that the optimizer's arithmetic takes for a while beside what it reads and writes."""
     d, o = job.decoder, job.config.optimizer
     at_rest, state = DTYPES[job.config.training.dtype].itemsize, DTYPES[o.state_dtype].itemsize

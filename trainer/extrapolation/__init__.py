@@ -9,14 +9,14 @@ from .in_training import LongEvaluation, plan_of
 from .long_rows import LongRowModel
 from .measures import LengthResult, evaluate, plan, read_sources, report, total_tokens, trained_as
 from .methods import METHODS
-from .report import draw, make_tables
+from .report import draw_curves, make_tables
 
 __all__ = [
     "METHODS",
     "LengthResult",
     "LongEvaluation",
     "LongRowModel",
-    "draw",
+    "draw_curves",
     "evaluate",
     "make_tables",
     "plan",

@@ -35,7 +35,7 @@ def quality(long_model: LongRowModel, table: Continuation, documents: Sequence[I
     decode = long_model.tokenizer.decode
     prompts, references = [ids[: -table.tokens] for ids in documents], [ids[-table.tokens :] for ids in documents]
     continued = continue_greedily(long_model, prompts, table.tokens)
-    return measure(table, [decode(ids.tolist()) for ids in continued], [decode(ids.tolist()) for ids in references])
+    return continuation_scores(table, [decode(ids.tolist()) for ids in continued], [decode(ids.tolist()) for ids in references])
 
 
 def continue_greedily(long_model: LongRowModel, prompts: Sequence[Ids], tokens: int) -> list[Ids]:
@@ -49,7 +49,7 @@ def continue_greedily(long_model: LongRowModel, prompts: Sequence[Ids], tokens: 
     return [ids[: end[0]] if len(end) else ids for ids, end in zip(new, ends, strict=True)]
 
 
-def measure(table: Continuation, texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def continuation_scores(table: Continuation, texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """BLEU of the whole corpus, means of ROUGE over documents."""
     found = {}
     if "BLEU" in table.metrics:

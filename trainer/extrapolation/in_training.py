@@ -15,7 +15,7 @@ from ..config import JobConfig
 from ..evaluation import Evaluation
 from ..heartbeat import Heartbeat
 from ..inference import BATCH_TOKENS
-from ..metrics import Record
+from ..metrics import MetricsRecord
 from ..parallel import without_context_parallel
 from ..processes import DTYPES, World
 from .long_rows import LongRowModel
@@ -66,7 +66,7 @@ class LongEvaluation(Evaluation):
         return step % self.table.freq == 0
 
     @override
-    def run(self, step: int, model: Decoder, heartbeat: Heartbeat) -> Record | None:
+    def run(self, step: int, model: Decoder, heartbeat: Heartbeat) -> MetricsRecord | None:
         """Measure the model, and stop after any batch. Rank 0 leaves table and picture in the run's folder."""
         started = time.perf_counter()
 
@@ -95,17 +95,17 @@ class LongEvaluation(Evaluation):
         curves = {name: value for result in results for name, value in result.curves().items()}
         seconds = time.perf_counter() - started
         line = f"step {step:>6}  extrapolation/step-{step}.png in {seconds:.1f} s"
-        return Record("extrapolation", {"step": step, **curves, "seconds": seconds}, line)
+        return MetricsRecord("extrapolation", {"step": step, **curves, "seconds": seconds}, line)
 
     def keep(self, step: int, results: list[LengthResult]) -> None:
         """Write table and picture into the run's folder. A failure is a warning: a full disk is no reason to stop."""
-        from .report import draw  # matplotlib takes 0.3 s to import
+        from .report import draw_curves  # matplotlib takes 0.3 s to import
 
         folder = Path(self.config.job.dump_folder) / FOLDER
         found = {"step": step, **report(results, self.table, self.plan)}
         try:
             folder.mkdir(exist_ok=True)
             (folder / f"step-{step}.json").write_text(json.dumps(found, indent=1) + "\n")
-            draw(results, self.plan.trained.length, self.table.score_last, folder / f"step-{step}.png")
+            draw_curves(results, self.plan.trained.length, self.table.score_last, folder / f"step-{step}.png")
         except OSError as error:
             print(f"warning: step {step} is not whole in {folder}: {error}", file=sys.stderr, flush=True)

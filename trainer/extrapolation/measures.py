@@ -222,14 +222,14 @@ def evaluate(long_model: LongRowModel, table: Extrapolation, asked: Plan) -> lis
                 if (found, length) not in known:
                     model.set_positions(*found)
                     told = settings_text(found, asked.trained)
-                    known[found, length] = measure(long_model, table, asked.documents, method, length, told)
+                    known[found, length] = measure_length(long_model, table, asked.documents, method, length, told)
                 results.append(replace(known[found, length], method=method))
         return results
     finally:
         model.set_positions(decoder.rope, decoder.attention, length_before)
 
 
-def measure(
+def measure_length(
     long_model: LongRowModel, table: Extrapolation, documents: LongDocuments, method: str, length: int, told: str
 ) -> LengthResult:
     """Return all measures of a model as it is now, at one length."""

@@ -71,8 +71,8 @@ def prompts(table: Passkey, tokenizer: Tokenizer, hay: Sequence[Ids], length: in
     for sample in range(table.samples):
         draw = np.random.default_rng([seed, sample])
         key = "".join(draw.choice(list(words.alphabet), size=table.digits))
-        needle = encode(tokenizer, words.needle.replace("{key}", key))
-        query, answer = encode(tokenizer, words.query), encode(tokenizer, key)
+        needle = encode_piece(tokenizer, words.needle.replace("{key}", key))
+        query, answer = encode_piece(tokenizer, words.query), encode_piece(tokenizer, key)
         first = opening_tokens(tokenizer)
         room = length - len(needle) - len(query) - len(answer)
         if room < first:
@@ -87,7 +87,7 @@ def prompts(table: Passkey, tokenizer: Tokenizer, hay: Sequence[Ids], length: in
     return found
 
 
-def encode(tokenizer: Tokenizer, text: str) -> Ids:
+def encode_piece(tokenizer: Tokenizer, text: str) -> Ids:
     """Return the ids of a piece of text, without what opens and ends a document.
 
     Raises ConfigError for a letter that has no id.

@@ -43,7 +43,7 @@ def make_tables(results: Sequence[LengthResult], trained: int, score_last: int) 
     return [*tables, table]
 
 
-def draw(results: Sequence[LengthResult], trained: int, score_last: int, output: Path) -> None:
+def draw_curves(results: Sequence[LengthResult], trained: int, score_last: int, output: Path) -> None:
     """Write the picture: loss of the same last tokens by length, loss by position, pass keys by length and depth."""
     from matplotlib.figure import Figure  # takes 0.3 s to import
 

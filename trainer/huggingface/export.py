@@ -11,7 +11,6 @@ weights, configuration and options alone.
 import json
 import re
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from ...models.config import DecoderConfig
 from ...models.huggingface import architecture, to_hf
 from ...models.lora import ADAPTERS, merge
 from ..build import Contract
-from ..checkpoints import Folder, Found, SavedContract, Spec, WholeTensors, as_bytes, atomic_folder, data_bytes, header, read
+from ..checkpoints import Folder, Found, SavedContract, Spec, WholeTensors, atomic_folder, read, safetensors_bytes
 from ..config import JobConfig, Lora
 from ..errors import CheckpointError, ConfigError
 from .folder import CONFIG, GENERATION, INDEX, WEIGHTS, stored_names
@@ -71,19 +70,20 @@ def export(
     specs: dict[str, Spec] = {}
     for theirs, name in ours.items():
         saved, shape = weights.spec(name)
-        specs[theirs] = dtype or saved, shape
-    written_as = next(iter(specs.values()))[0]
-    files = describe(decoder, found.state.contract, config.training.seq_len, written_as)
+        specs[theirs] = Spec(dtype or saved, shape)
+    written_as = next(iter(specs.values())).dtype
+    files = hf_configs(decoder, found.state.contract, config.training.seq_len, written_as)
     extra = read_tokenizer(found, tokenizer, decoder) if tokenizer else {}
 
-    parts = split(specs, max_shard_size)
+    parts = divide_by_size(specs, max_shard_size)
     with atomic_folder(out) as folder:
         for file, names in parts.items():
-            stream = (as_bytes(read_merged(weights, ours[name], config.fine_tuning.lora).to(specs[name][0])) for name in names)
-            Folder(folder).write(file, chain([header({name: specs[name] for name in names}, {"format": "pt"})], stream))
+            tensors = (read_merged(weights, ours[name], config.fine_tuning.lora).to(specs[name].dtype) for name in names)
+            stream = safetensors_bytes({name: specs[name] for name in names}, tensors, {"format": "pt"})
+            Folder(folder).write(file, stream)
         if len(parts) > 1:
             weight_map = {name: file for file, names in parts.items() for name in names}
-            files[INDEX] = {"metadata": {"total_size": sum(map(data_bytes, specs.values()))}, "weight_map": weight_map}
+            files[INDEX] = {"metadata": {"total_size": sum(spec.size for spec in specs.values())}, "weight_map": weight_map}
         for file, content in files.items():
             (folder / file).write_text(json.dumps(content, indent=2) + "\n")
         for file, raw in extra.items():
@@ -128,22 +128,22 @@ def read_merged(weights: WholeTensors, name: str, lora: Lora) -> Tensor:
     return merge(weight, a, b, lora.alpha / lora.rank)
 
 
-def split(specs: Mapping[str, Spec], max_shard_size: int) -> dict[str, list[str]]:
+def divide_by_size(specs: Mapping[str, Spec], max_shard_size: int) -> dict[str, list[str]]:
     """Return the names of the tensors of each file, by its name: in order, as many to a file as fit."""
     shards: list[list[str]] = [[]]
     room = max_shard_size
     for name, spec in specs.items():
-        if data_bytes(spec) > room and shards[-1]:
+        if spec.size > room and shards[-1]:
             shards.append([])
             room = max_shard_size
         shards[-1].append(name)
-        room -= data_bytes(spec)
+        room -= spec.size
     if len(shards) == 1:
         return {WEIGHTS: shards[0]}
     return {f"model-{number:05}-of-{len(shards):05}.safetensors": names for number, names in enumerate(shards, start=1)}
 
 
-def describe(decoder: DecoderConfig, contract: SavedContract, seq_len: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+def hf_configs(decoder: DecoderConfig, contract: SavedContract, seq_len: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
     """Return the content of `config.json` and, of a model that generates, `generation_config.json`."""
     eos, pad, bos = contract.eos, contract.pad, contract.bos
     config = to_hf(

@@ -19,7 +19,7 @@ from ...models.config import PRESETS, DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import from_hf, hf_names
 from ..build import Contract, Statement, contract_of
-from ..checkpoints import MANIFEST, Folder, Found, Index, RunState, SafetensorsFile, SavedContract, Spec
+from ..checkpoints import MANIFEST, Folder, Found, RunState, SafetensorsFile, SavedContract, Spec
 from ..config import JobConfig
 from ..errors import CheckpointError, ConfigError
 from .tokenizer_files import TOKENIZER, own_kind
@@ -125,10 +125,11 @@ class HuggingFaceFolder:
     def found(self) -> Found:
         """Return the weights as if they were those of a checkpoint, to begin a run or to use a model."""
         ours = {theirs: f"model.{name}" for name, theirs in self.names.items()}
-        index: Index = {}
-        for file in dict.fromkeys(self.files.values()):
-            # those that the decoder has not are listed too: with them, a file's first tensor is where its data begin
-            index |= {ours.get(theirs, theirs): (spec, [file.piece(theirs)]) for theirs, spec in file.specs.items()}
+        index = {  # those that the decoder has not too: with them, a file's first tensor is where its data begin
+            ours.get(theirs, theirs): (spec, [file.piece(theirs)])
+            for file in dict.fromkeys(self.files.values())
+            for theirs, spec in file.specs.items()
+        }
         state = RunState.of(config=self.job(), model=self.decoder, contract=self.contract)
         where = str(self.path / CONFIG)
         return Found(Folder(self.path), state, where=where, seq_len=self.seq_len, files={}, index=index)

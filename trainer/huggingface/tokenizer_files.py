@@ -57,7 +57,7 @@ def tokenizer_files(table: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, b
         folder = given if given.is_dir() else given.parent
         source = (given / TOKENIZER if given.is_dir() else given).read_bytes()
         beside = {name: (folder / name).read_bytes() for name in BESIDE if (folder / name).is_file()}
-        settings, special = _read(folder / SETTINGS) or dict(PLAIN), _read(folder / SPECIAL)
+        settings, special = _read_object(folder / SETTINGS) or dict(PLAIN), _read_object(folder / SPECIAL)
     library = tokenizers.Tokenizer.from_str(source.decode())
     for role, key in ROLES.items():
         index = getattr(tokenizer, f"{role}_id")
@@ -109,7 +109,7 @@ def own_kind(file: Path) -> str | None:
     """
     letters = {kind: found for kind in TOKENIZERS if issubclass(found := TOKENIZERS[kind], LetterTokenizer)}
     own = {"byte": byte_tokenizer(), **{kind: letter_tokenizer(found()) for kind, found in letters.items()}}
-    vocabulary = _read(file).get("model", {}).get("vocab")
+    vocabulary = _read_object(file).get("model", {}).get("vocab")
     return next((kind for kind, source in own.items() if vocabulary == json.loads(source)["model"]["vocab"]), None)
 
 
@@ -120,7 +120,7 @@ def added_around(source: bytes) -> list[str]:
     return list(tokenizers.Tokenizer.from_str(source.decode()).encode("").tokens)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
     return content
 

@@ -1,17 +1,16 @@
-"""A trained model in use: open it, and ask it for embeddings, likelihoods or text. What `import cistron` offers is
-here.
+"""A trained model in use: open it, and ask it for embeddings, likelihoods or text. `import cistron` offers this.
 
 Read `open` first, then `documents`: how sequences become a row. `embeddings` (with `layers`), `likelihood` and
 `sampling` stand beside each other: each has the function for a list in memory and the one for a stream, which the
 commands use.
 """
 
-from .documents import BATCH_TOKENS, Document, opening_tokens, read_documents, with_positions
+from .documents import BATCH_TOKENS, Document, opening_tokens, read_documents
 from .embeddings import Pool, embed, embeddings
 from .layers import choose_layers, meaning, widths
 from .likelihood import Score, log_likelihoods, score
-from .open import DTYPES, OpenedModel, inference_mask, open_model, refuse_encoder
-from .sampling import opening, sample, sample_tokens
+from .open import DTYPES, OpenedModel, inference_mask, open_model
+from .sampling import sample, sample_tokens
 
 __all__ = [
     "BATCH_TOKENS",
@@ -27,13 +26,10 @@ __all__ = [
     "log_likelihoods",
     "meaning",
     "open_model",
-    "opening",
     "opening_tokens",
     "read_documents",
-    "refuse_encoder",
     "sample",
     "sample_tokens",
     "score",
     "widths",
-    "with_positions",
 ]

@@ -42,7 +42,7 @@ class Document(NamedTuple):
     mapped: int = 0
 
 
-class Row(NamedTuple):
+class DocumentsRow(NamedTuple):
     """Documents in one row, on the model's device.
 
     Attributes:
@@ -97,7 +97,7 @@ def read_documents(
     mapped = 0
     for sequence in sequences:
         try:
-            document = encode(opened.tokenizer, sequence)
+            document = encode_sequence(opened.tokenizer, sequence)
         except TokenizeError as error:
             problem = error.problem.replace(MAP, "--on-unknown map")
             raise files.located(sequence, problem, error.offset or 0) from None
@@ -117,7 +117,7 @@ def read_documents(
         print(f"{mapped:,} letters are none of the vocabulary and were read as others: on_unknown is map", file=sys.stderr)
 
 
-def encode(tokenizer: Tokenizer, sequence: NamedSequence) -> Document:
+def encode_sequence(tokenizer: Tokenizer, sequence: NamedSequence) -> Document:
     """Return the document of a sequence. Raises TokenizeError where it cannot be one, or has no residue."""
     encoded = tokenizer.encode_batch([sequence.data])
     if len(encoded.ids) <= opening_tokens(tokenizer) + 1:
@@ -136,7 +136,7 @@ def encoded(opened: OpenedModel, sequences: Iterable[str | bytes]) -> Iterator[D
     for number, sequence in enumerate(sequences):
         data = sequence.encode(errors="surrogateescape") if isinstance(sequence, str) else sequence
         try:
-            yield encode(opened.tokenizer, NamedSequence(str(number), data))
+            yield encode_sequence(opened.tokenizer, NamedSequence(str(number), data))
         except TokenizeError as error:
             place = "" if error.offset is None else f", byte {error.offset}"
             problem = error.problem.replace(MAP, 'open_model(..., on_unknown="map")')
@@ -163,12 +163,12 @@ def batches(items: Iterable[T], length: Callable[[T], int], budget: int) -> Iter
         yield batch
 
 
-def make_row(opened: OpenedModel, documents: Sequence[Ids]) -> Row:
+def make_row(opened: OpenedModel, documents: Sequence[Ids]) -> DocumentsRow:
     """Lay out documents one after another, padded to a multiple of 128: few shapes for kernels that are compiled."""
     starts = list(accumulate(map(len, documents), initial=0))
     planes = lay_out([documents], starts[-1] + -starts[-1] % PAD_MULTIPLE, opened.tokenizer.pad_id)
     device = opened.device
-    return Row(
+    return DocumentsRow(
         torch.from_numpy(planes.tokens).to(device),
         torch.from_numpy(planes.positions).to(device),
         opened.mask.build(torch.from_numpy(planes.sequence_ids), device),

@@ -19,7 +19,7 @@ from ...datasets.tokenizers import Ids
 from ...models.loss import IGNORE
 from ..errors import ConfigError
 from .documents import BATCH_TOKENS, Document, batches, encoded, make_row, opening_tokens
-from .open import OpenedModel, opened_model, refuse_head
+from .open import OpenedModel, opened_model
 
 
 class Score(NamedTuple):
@@ -93,7 +93,7 @@ def log_likelihoods(
         ModelError: a model with a head for labels.
         ConfigError: a bidirectional model whose tokenizer has no mask token, or is asked for the eos.
     """
-    refuse_head(opened, "score sequences")
+    opened.refuse_head("score sequences")
     if opened.mask.causal:
         return _causal(opened, documents, with_eos, batch_tokens)
     if with_eos:

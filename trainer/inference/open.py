@@ -52,6 +52,17 @@ class OpenedModel:
         """The device of the weights."""
         return self.model.tok_embeddings.weight.device
 
+    def refuse_head(self, command: str) -> None:
+        """Raise ModelError where a head for labels stands in place of the token probabilities."""
+        if self.model.config.head_outputs:
+            raise ModelError(f"{self.where}: a model with a head for labels predicts no tokens, so it cannot {command}")
+
+    def refuse_encoder(self, command: str) -> None:
+        """Raise ModelError where the model is bidirectional and so has no next token, or predicts none."""
+        self.refuse_head(command)
+        if not self.mask.causal:
+            raise ModelError(f"{self.where}: a bidirectional model, trained by mlm, cannot {command}")
+
 
 def open_model(
     path: str | os.PathLike[str],
@@ -193,16 +204,3 @@ def inference_mask(
         executor=cast(Executor, executor),
         attention=decoder.attention,
     )
-
-
-def refuse_head(opened: OpenedModel, command: str) -> None:
-    """Raise ModelError where a head for labels stands in place of the token probabilities."""
-    if opened.model.config.head_outputs:
-        raise ModelError(f"{opened.where}: a model with a head for labels predicts no tokens, so it cannot {command}")
-
-
-def refuse_encoder(opened: OpenedModel, command: str) -> None:
-    """Raise ModelError where the model sees both ways and so has no next token, or predicts none."""
-    refuse_head(opened, command)
-    if not opened.mask.causal:
-        raise ModelError(f"{opened.where}: a bidirectional model, trained by mlm, cannot {command}")

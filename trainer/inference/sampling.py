@@ -7,19 +7,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ...datasets.loading import Batch
 from ...datasets.rows import lay_out
 from ...datasets.tokenizers import TokenizeError, Tokenizer
 from ...models.attention import DocumentMask
 from ...models.decoder import Decoder
 from ..errors import ConfigError
-from .open import OpenedModel, opened_model, refuse_encoder
-
-
-def opening(batch: Batch, eos_id: int) -> list[int]:
-    """Return how the first document of a batch's first row begins, which a sample continues."""
-    first = batch.tokens[0, :16][batch.sequence_ids[0, :16] == 0].tolist()
-    return [token for token in first if token != eos_id]
+from .open import OpenedModel, opened_model
 
 
 def sample(
@@ -54,7 +47,7 @@ def sample(
         if not smallest <= value < float("inf"):
             raise ConfigError(f"{name} = {value}: must be finite and at least {smallest}")
     opened = opened_model(model)
-    refuse_encoder(opened, "generate")
+    opened.refuse_encoder("generate")
     try:
         ids = opened.tokenizer.encode(prompt.encode(errors="surrogateescape") if isinstance(prompt, str) else prompt)
     except TokenizeError as error:
@@ -115,7 +108,7 @@ def sample_tokens(
             used = (planes.tokens, planes.positions, planes.sequence_ids)
             tokens, positions, sequence_ids = (torch.from_numpy(plane).to(device) for plane in used)
             logits = model(tokens, positions, mask.build(sequence_ids))[0, len(row) - 1, : tokenizer.vocab_size]
-            token = draw(logits.float().cpu(), temperature, top_k, generator)
+            token = draw_token(logits.float().cpu(), temperature, top_k, generator)
             if dist.is_initialized():
                 dist.broadcast(token, src=0)
             if int(token) == tokenizer.eos_id:
@@ -124,7 +117,7 @@ def sample_tokens(
     return new
 
 
-def draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> torch.Tensor:
+def draw_token(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> torch.Tensor:
     """One token id, int64 [], from logits float32 [vocab]."""
     if temperature == 0.0:
         return logits.argmax()

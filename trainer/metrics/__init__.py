@@ -7,14 +7,14 @@ stand alone.
 from .label_scores import SCORES, label_metrics
 from .log import MetricsLog, Outcome, sink_complaints
 from .profiling import profiling, profiling_complaints
-from .sinks import Record, Sink, finite
+from .sinks import MetricsRecord, Sink, finite
 from .step_counts import StepCounts, target_weights
 
 __all__ = [
     "SCORES",
     "MetricsLog",
+    "MetricsRecord",
     "Outcome",
-    "Record",
     "Sink",
     "StepCounts",
     "finite",

@@ -12,7 +12,7 @@ from ..config import SINKS, JobConfig
 from ..estimates import document_flops, document_pairs, frozen_flops, peak_flops, row_flops, sizes_of
 from ..optim import learning_rate
 from ..processes import World
-from .sinks import ConsoleLines, Record, Sink
+from .sinks import ConsoleLines, MetricsRecord, Sink
 from .step_counts import StepCounts
 
 
@@ -76,7 +76,7 @@ class MetricsLog:
         if isinstance(self.console, ConsoleLines):
             self.console.say(message)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: MetricsRecord) -> None:
         """Write a record to every sink."""
         for sink in self.sinks.values():
             try:
@@ -161,7 +161,7 @@ class MetricsLog:
             f"{values['tokens_per_second']:,.0f} tok/s{mfu}  data wait {values['data_wait']:.1%}  packed "
             f"{values['packing_use']:.1%}  {values['memory_gib']:.2f} GiB"
         )
-        self.write(Record("metrics", values, line))
+        self.write(MetricsRecord("metrics", values, line))
 
     def close(self) -> None:
         """Close every sink; nothing may be written afterwards."""

@@ -27,7 +27,7 @@ FILES = ("metrics", "validation", "extrapolation")  # kinds of records that a ru
 
 
 @dataclass(frozen=True)
-class Record:
+class MetricsRecord:
     """What is reported of one step.
 
     Attributes:
@@ -85,7 +85,7 @@ class Sink(ABC):
         return []
 
     @abstractmethod
-    def write(self, record: Record) -> None:
+    def write(self, record: MetricsRecord) -> None:
         """Write one record. An OSError, such as a full disk, becomes a warning: it is no reason to end a run."""
 
     def close(self) -> None:  # noqa: B027  # many sinks hold nothing back
@@ -103,7 +103,7 @@ class JsonLines(Sink):
         forget_files_after(folder / "extrapolation", start_step)
 
     @override
-    def write(self, record: Record) -> None:
+    def write(self, record: MetricsRecord) -> None:
         file = self.files[record.kind]
         size = file.stat().st_size if file.exists() else 0
         try:
@@ -125,7 +125,7 @@ class TensorBoard(Sink):
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
     @override
-    def write(self, record: Record) -> None:
+    def write(self, record: MetricsRecord) -> None:
         for name, value in record.curves.items():
             self.writer.add_scalar(name, value, record.step)
 
@@ -171,7 +171,7 @@ class WeightsAndBiases(Sink):
         return ["metrics.enable_wandb = true: the package wandb is not installed; pip install 'cistron[wandb]'"]
 
     @override
-    def write(self, record: Record) -> None:
+    def write(self, record: MetricsRecord) -> None:
         self.run.log(record.curves, step=record.step)
 
     @override
@@ -202,7 +202,7 @@ class ConsoleLines(Sink):
             self.bar.update(self.task, completed=step)
 
     @override
-    def write(self, record: Record) -> None:
+    def write(self, record: MetricsRecord) -> None:
         self.say(record.line)
 
     @override

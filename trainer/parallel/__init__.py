@@ -5,15 +5,15 @@ Read `parallelize` (what is applied, in which order), then `tensor_parallel`, `c
 """
 
 from .compile import compile_for_all_widths
-from .context_parallel import block_size, context_complaints, without_context_parallel
+from .context_parallel import context_block_size, context_complaints, without_context_parallel
 from .float8 import float8_complaints
 from .inputs import Inputs, stage
 from .parallelize import parallelize
 
 __all__ = [
     "Inputs",
-    "block_size",
     "compile_for_all_widths",
+    "context_block_size",
     "context_complaints",
     "float8_complaints",
     "parallelize",

@@ -2,15 +2,15 @@
 
 Blocks are compiled one by one: they are alike, so that one compilation serves all, and FSDP2's hooks stay between them.
 In the packed layout every batch has one shape. In the padded layout widths differ, and the compiler learns which sizes
-vary by meeting
-a second one: it is shown some before training, since otherwise that might happen at any later step.
+vary when it meets a second one. It is shown some before training: otherwise that might happen at any later step.
 """
 
 from collections.abc import Callable
 
-import torch
+import numpy as np
 
 from ...datasets.loading import Batch
+from ...datasets.rows import lay_out
 from ...models.decoder import Decoder
 from .inputs import Inputs
 
@@ -36,9 +36,7 @@ def compile_for_all_widths(model: Decoder, stage: Callable[[Batch], Inputs], *, 
         seq_len: the largest width.
     """
     for width in sorted({min(width, seq_len) for width in (step, 2 * step, seq_len)}):
-        tokens = torch.zeros(rows, width, dtype=torch.int64)
-        positions = torch.arange(width, dtype=torch.int32).expand(rows, width)
-        ids = torch.zeros(rows, width, dtype=torch.int32)
-        batch = Batch(tokens, tokens, positions, ids, rows=[], sources=[], state=None, weights=None, values=ids.float())
-        stage(batch).losses(model).sum().backward()
+        planes = lay_out([[np.zeros(width, dtype=np.int64)]] * rows, width)
+        planes = planes._replace(labels=planes.tokens, values=planes.tokens.astype(np.float32))  # a head reads values
+        stage(Batch.of(planes, rows=[], sources=[], state=None)).losses(model).sum().backward()
     model.zero_grad()

@@ -33,7 +33,7 @@ FLEX_BLOCK = 128  # of FlexAttention's block masks: a block of theirs never mixe
 BLOCKS_PER_RANK = 8  # at least, where blocks may be smaller: enough for every rank to have some of the expensive ones
 
 
-def block_size(seq_len: int, degree: int, executor: Executor) -> int:
+def context_block_size(seq_len: int, degree: int, executor: Executor) -> int:
     """Return the tokens in each of the blocks that rows of `seq_len` are cut into for `degree` ranks.
 
     FlexAttention's 128, and for sdpa the largest power of two, at most 128, that leaves every rank at least 8 blocks.
@@ -165,7 +165,7 @@ def spread_rows(
     degree = mesh.size()
     if degree == 1:
         return list(planes), None, None
-    block = block_size(sequence_ids.shape[1], degree, mask.executor)
+    block = context_block_size(sequence_ids.shape[1], degree, mask.executor)
     keys = order_by_rank(sequence_ids, mask.causal, degree, block)
     queries = keys.chunk(degree, 1)[mesh.get_local_rank()]
     return [plane.gather(1, queries) for plane in planes], queries, keys

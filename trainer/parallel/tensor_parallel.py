@@ -74,11 +74,11 @@ def split_adapters(block: nn.Module, mesh: DeviceMesh) -> None:
         if isinstance(module, LoraLinear):
             assert isinstance(module.weight, DTensor)
             by_rows = module.weight.placements == (rows,)
-            module.lora_a = split(module.lora_a, mesh, whole if by_rows else columns)
-            module.lora_b = split(module.lora_b, mesh, rows if by_rows else whole)
+            module.lora_a = split_parameter(module.lora_a, mesh, whole if by_rows else columns)
+            module.lora_b = split_parameter(module.lora_b, mesh, rows if by_rows else whole)
 
 
-def split(parameter: nn.Parameter, mesh: DeviceMesh, placement: Placement) -> nn.Parameter:
+def split_parameter(parameter: nn.Parameter, mesh: DeviceMesh, placement: Placement) -> nn.Parameter:
     """Return a parameter of the same shape and type, on the meta device, laid out over `mesh`."""
     blank = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
     return nn.Parameter(distribute_tensor(blank, mesh, [placement], src_data_rank=None))

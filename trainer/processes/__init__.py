@@ -9,13 +9,13 @@ from .join import join, limit_collectives, pick_device, symmetric_memory_complai
 from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, split_complaints, world_size
 from .signals import StopRequest
 from .tensors import DTYPES, gradient, local, offset
-from .world import Task, World
+from .world import ThreadTask, World
 
 __all__ = [
     "DTYPES",
     "Layout",
     "StopRequest",
-    "Task",
+    "ThreadTask",
     "World",
     "degree_complaints",
     "global_batch_size",

@@ -29,7 +29,7 @@ T = TypeVar("T")
 Number = TypeVar("Number", int, float)
 
 
-class Task(Generic[T]):
+class ThreadTask(Generic[T]):
     """Work in a thread of its own, so that a rank whose disk is slow still answers the others.
 
     Args:
@@ -116,7 +116,7 @@ class World:
 
     def in_thread_on_every_rank(self, work: Callable[[], T]) -> list[T]:
         """Return all ranks' results of work that a disk may slow down. Raises OSError, CheckpointError: on all ranks."""
-        task = Task(work)
+        task = ThreadTask(work)
         self.wait_for(task.done)
         results = self.gather(task.outcome())
         for result in results:

@@ -5,7 +5,7 @@ Read `verify` (everything that is checked before data or model are touched), `or
 """
 
 from .data import TrainData, open_data
-from .model import open_model
+from .model import build_model_and_optimizer
 from .origin import starting_point
 from .resume import resume_data
 from .run_folder import open_run_folder
@@ -13,10 +13,10 @@ from .verify import job_complaints, launch_complaints, verify
 
 __all__ = [
     "TrainData",
+    "build_model_and_optimizer",
     "job_complaints",
     "launch_complaints",
     "open_data",
-    "open_model",
     "open_run_folder",
     "resume_data",
     "starting_point",

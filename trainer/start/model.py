@@ -14,7 +14,9 @@ from ..processes import DTYPES, World, limit_collectives
 from .origin import StartingPoint
 
 
-def open_model(config: JobConfig, decoder: DecoderConfig, world: World, start: StartingPoint) -> tuple[Decoder, Optimizer]:
+def build_model_and_optimizer(
+    config: JobConfig, decoder: DecoderConfig, world: World, start: StartingPoint
+) -> tuple[Decoder, Optimizer]:
     """Lay the model out on the meta device, and make this rank's part of it real; every rank must call it.
 
     Args:

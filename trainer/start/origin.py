@@ -1,18 +1,16 @@
 """Where a run's weights come from: a checkpoint to resume or to start from, a Hugging Face folder, or nowhere."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import tomli_w
 
 from ...models.config import HEAD_KEYS, SCALING_OPTIONS, DecoderConfig, check_training
 from ...models.errors import ModelError
 from ...models.positions import rope_table
-from ..build import differences as fine_tuning_differences
-from ..checkpoints import Folder, Found, differences, find, on_rank_zero, verified
+from ..build import dotted_keys, fine_tuning_differences
+from ..checkpoints import Folder, Found, difference_table, find, on_rank_zero, verified
 from ..config import JobConfig
 from ..errors import CheckpointError
 from ..huggingface import is_hugging_face, open_for_job
@@ -74,13 +72,12 @@ def starting_point(config: JobConfig, run: Folder, folder: Folder, decoder: Deco
             found = verified(path, world)
     if found is None:
         return StartingPoint(None, False, messages)
-    shape = decoder.model_dump()
-    check_shape(found, shape, config, resuming)
+    check_shape(found, decoder, config, resuming)
     if resuming:
         check_angles(found, config.training.seq_len)
     else:
-        check_scaling(found, shape, config.training.seq_len)
-        messages = [*messages, *check_trained_length(found, shape)]
+        check_scaling(found, decoder, config.training.seq_len)
+        messages = [*messages, *check_trained_length(found, decoder)]
     if resuming and found.state.guard is None:
         raise CheckpointError(f"{found.path}: holds weights alone: checkpoint.initial_load_model_only must be true")
     if resuming:
@@ -99,14 +96,14 @@ def check_optimizer(found: Found, name: str) -> None:
         raise CheckpointError(f"{found.path}: optimizer.name: checkpoint {saved!r}, this job {name!r}; {FROM_WEIGHTS}")
 
 
-def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resuming: bool) -> None:
+def check_shape(found: Found, decoder: DecoderConfig, config: JobConfig, resuming: bool) -> None:
     """Raise CheckpointError with a table of every key of the model shape in which the checkpoint and this job differ.
 
     A run may begin with a head that the checkpoint's model has not; its output projection is left out then. It may also
     begin with other rotary angles, windows or position maps, for which the weights are the same, where the TOML itself
     says so.
     """
-    saved, ours = flat(found.state.model.model_dump()), flat(shape)
+    saved, ours = dotted_keys(found.state.model.model_dump()), dotted_keys(decoder.model_dump())
     if not resuming and not saved["head_outputs"]:
         saved |= {key: ours[key] for key in HEAD_KEYS}
     keys = [key for key in sorted(saved.keys() | ours.keys()) if saved.get(key) != ours.get(key)]
@@ -118,7 +115,7 @@ def check_shape(found: Found, shape: Mapping[str, Any], config: JobConfig, resum
         advice = f"\n\nthe table that fits is\n\n{tomli_w.dumps(fits)}" if not found.files else ""
         if resuming and all(is_chosen(config, key) for key in keys):
             advice = f"\n  {FROM_WEIGHTS} with checkpoint.initial_load_model_only = true: weights alone may begin with these"
-        raise CheckpointError(differences(found, "is of another model", rows) + advice)
+        raise CheckpointError(difference_table(found, "is of another model", rows) + advice)
 
 
 def check_angles(found: Found, seq_len: int) -> None:
@@ -128,21 +125,15 @@ def check_angles(found: Found, seq_len: int) -> None:
     if then.equal(now) and factor_then == factor_now:
         return
     what = f'has other angles: those of model.rope.scaling "{decoder.rope.scaling}" follow the length of rows'
-    table = differences(found, what, [("training.seq_len", repr(saved), repr(seq_len))])
+    table = difference_table(found, what, [("training.seq_len", repr(saved), repr(seq_len))])
     raise CheckpointError(f"{table}\n  set training.seq_len = {saved}; {FROM_WEIGHTS}")
 
 
-def check_scaling(found: Found, shape: dict[str, Any], seq_len: int) -> None:
+def check_scaling(found: Found, decoder: DecoderConfig, seq_len: int) -> None:
     """Raise ModelError where a scaling that the weights do not know begins on rows for which it is of no use."""
-    ours, learned = DecoderConfig(**shape), found.state.model
-    if complaints := check_training(ours.rope, ours.attention, seq_len, learned=ours.rope == learned.rope):
+    learned = decoder.rope == found.state.model.rope
+    if complaints := check_training(decoder.rope, decoder.attention, seq_len, learned=learned):
         raise ModelError("; ".join(complaints))
-
-
-def flat(shape: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model shape with keys as `rope.theta`."""
-    inner = {f"{table}.{key}": value for table in ("rope", "attention") for key, value in shape[table].items()}
-    return {key: value for key, value in shape.items() if key not in ("rope", "attention")} | inner
 
 
 def is_chosen(config: JobConfig, key: str) -> bool:
@@ -154,17 +145,17 @@ def is_chosen(config: JobConfig, key: str) -> bool:
     return any(option in stated for option in (name, *BELONGS_TO.get(key, ())))
 
 
-def check_trained_length(found: Found, shape: Mapping[str, Any]) -> list[str]:
+def check_trained_length(found: Found, decoder: DecoderConfig) -> list[str]:
     """Warn where a job that begins from a checkpoint takes its rows for shorter or longer than they were.
 
     Raises:
         CheckpointError: the checkpoint states another `original_seq_len`.
     """
-    ours, saved = shape["rope"]["original_seq_len"], found.state.model.rope.original_seq_len
+    ours, saved = decoder.rope.original_seq_len, found.state.model.rope.original_seq_len
     rows = found.seq_len
     if saved is not None and ours != saved:
         what = "was first trained on rows of another length"
-        raise CheckpointError(differences(found, what, [("model.rope.original_seq_len", repr(saved), repr(ours))]))
+        raise CheckpointError(difference_table(found, what, [("model.rope.original_seq_len", repr(saved), repr(ours))]))
     if saved is None and ours is not None and rows is not None and rows != ours:
         key = "training.seq_len" if found.files else "max_position_embeddings"  # of a Hugging Face folder there are no files
         return [
@@ -184,8 +175,8 @@ def check_fine_tuning(found: Found, config: JobConfig, resuming: bool) -> None:
     saved = found.state.config.fine_tuning
     rows = fine_tuning_differences(saved, config.fine_tuning)
     if resuming and rows:
-        raise CheckpointError(f"{differences(found, 'was trained with another [fine_tuning]', rows)}\n  {FROM_WEIGHTS}")
+        raise CheckpointError(f"{difference_table(found, 'was trained with another [fine_tuning]', rows)}\n  {FROM_WEIGHTS}")
     rows = [row for row in rows if row[0].startswith("fine_tuning.lora.")]
     if rows and saved.lora.rank:
         advice = "cistron export merges its adapters into weights, and checkpoint.initial_load_path takes the folder it writes"
-        raise CheckpointError(f"{differences(found, 'has other adapters', rows)}\n  {advice}")
+        raise CheckpointError(f"{difference_table(found, 'has other adapters', rows)}\n  {advice}")

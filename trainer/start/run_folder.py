@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...models.config import DecoderConfig
-from ..checkpoints import NEWEST, Folder, remember_going_back, set_aside_after
+from ..checkpoints import Folder, prepare_folders
 from ..config import JobConfig
 from ..errors import ConfigError
 from ..metrics import MetricsLog
@@ -36,11 +36,8 @@ def open_run_folder(
             checkpoints.make(parents=True)
             run.write_atomically("config.toml", config.to_toml())
             if config.checkpoint.enable:
-                aside = set_aside_after(checkpoints, history)
+                aside = prepare_folders(config.checkpoint, run, checkpoints, history)
                 messages += [f"set aside {path}: this run goes on from an earlier step" for path in aside]
-                remember_going_back(checkpoints, config.checkpoint)
-                if not history:
-                    run.delete(NEWEST)
         return MetricsLog(Path(config.job.dump_folder), config, world, history, decoder), messages
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}"

@@ -142,14 +142,14 @@ class Examination:
         if decoder:
             if config.checkpoint.last_save_in_hf:
                 self.attempt(lambda: architecture(decoder))
-            self.add(training_complaints(config, decoder))
+            self.add(parameter_complaints(config, decoder))
         if tokenizer:
             self.attempt(lambda: make_objective(config, tokenizer))
             data = data_config(config)
             self.add(document_complaints(data, tokenizer, data.policy, config.training.seq_len))
 
 
-def training_complaints(config: JobConfig, decoder: DecoderConfig) -> list[str]:
+def parameter_complaints(config: JobConfig, decoder: DecoderConfig) -> list[str]:
     """Return where `[fine_tuning]` does not fit the decoder or `[optimizer]`."""
     with torch.device("meta"):
         model = Decoder(decoder, config.training.seq_len)

@@ -25,7 +25,7 @@ from cistron.trainer.config import Continuation, Extrapolation, Passkey, load_co
 from cistron.trainer.errors import ConfigError
 from cistron.trainer.extrapolation import METHODS, LongRowModel, evaluate, trained_as
 from cistron.trainer.extrapolation.continuation import ROUGE, continue_greedily
-from cistron.trainer.extrapolation.continuation import measure as compare
+from cistron.trainer.extrapolation.continuation import continuation_scores as compare
 from cistron.trainer.extrapolation.measures import LongDocuments, Plan, by_position
 from cistron.trainer.extrapolation.methods import STRETCHED, Trained, choose, settings_of, settings_text
 from cistron.trainer.extrapolation.passkey import PROSE, SEQUENCES, prompts, retrieved

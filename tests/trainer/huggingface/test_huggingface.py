@@ -22,7 +22,7 @@ from cistron.tests.helpers.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.build import make_decoder_config
-from cistron.trainer.checkpoints import Found, RunState, SavedContract, WholeTensors, write_whole
+from cistron.trainer.checkpoints import Found, RunState, SavedContract, Spec, WholeTensors, write_whole
 from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
 from cistron.trainer.huggingface import export, import_folder
@@ -68,7 +68,7 @@ def save(
     contract = SavedContract(eos=eos, pad=pad, vocab=model.config.vocab_size, tokenizer=None, **(roles or {}))
     state = RunState.of(config=job, model=model.config, contract=contract)
     weights = model.state_dict()
-    write_whole(folder, {k: (v.dtype, tuple(v.shape)) for k, v in weights.items()}, weights.__getitem__, state)
+    write_whole(folder, {k: Spec.of(v) for k, v in weights.items()}, weights.__getitem__, state)
     return checkpoint.read(folder)
 
 

@@ -25,11 +25,10 @@ from cistron.trainer.inference import (
     meaning,
     open_model,
     read_documents,
-    refuse_encoder,
     sample_tokens,
     widths,
 )
-from cistron.trainer.inference.documents import encode, make_row, with_positions
+from cistron.trainer.inference.documents import encode_sequence, make_row, with_positions
 from cistron.trainer.inference.embeddings import embed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -56,13 +55,13 @@ def close(one: Any, other: Any) -> None:
 
 
 def scores(opened: OpenedModel, sequences: list[str], **options: Any) -> list[tuple[int, float]]:
-    documents = (encode(opened.tokenizer, NamedSequence("", text.encode())) for text in sequences)
+    documents = (encode_sequence(opened.tokenizer, NamedSequence("", text.encode())) for text in sequences)
     return [(one.tokens, one.log_likelihood) for _, one in log_likelihoods(opened, documents, **options)]
 
 
 def test_a_model_is_asked_otherwise_says_so_and_is_had_back() -> None:
     opened = ready(CAUSAL, BYTE)
-    text = encode(BYTE, NamedSequence("", random_sequences(0, [40])[0].encode())).ids
+    text = encode_sequence(BYTE, NamedSequence("", random_sequences(0, [40])[0].encode())).ids
 
     def logits(model: OpenedModel) -> Tensor:
         row = make_row(model, [text, text[-12:]])
@@ -147,7 +146,7 @@ def test_what_has_no_likelihood_is_refused() -> None:
     with pytest.raises(ModelError, match="predicts no tokens, so it cannot score sequences"):
         scores(ready(CAUSAL.replace(head_outputs=2), BYTE), ["A"])
     with pytest.raises(ModelError, match="cannot generate"):
-        refuse_encoder(ready(ENCODER, PROTEIN), "generate")
+        ready(ENCODER, PROTEIN).refuse_encoder("generate")
 
 
 @pytest.mark.parametrize("config", [CAUSAL, ENCODER], ids=["causal", "encoder"])

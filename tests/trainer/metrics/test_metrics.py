@@ -20,7 +20,7 @@ from cistron.trainer.checkpoints import Progress
 from cistron.trainer.config import SINKS, JobConfig, load_config
 from cistron.trainer.estimates import document_flops, frozen_flops, peak_flops, row_flops, sizes_of
 from cistron.trainer.estimates.flops import named_peak
-from cistron.trainer.metrics import MetricsLog, Outcome, Record, StepCounts
+from cistron.trainer.metrics import MetricsLog, MetricsRecord, Outcome, StepCounts
 from cistron.trainer.processes import join
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -189,7 +189,7 @@ def test_weights_and_biases_has_every_number_of_every_record_and_a_resume_goes_o
     logged = first.logged | second.logged
     assert list(logged) == [1, 2, 3, 4, 5, 6]
     for record in metrics(config):
-        assert logged[record["step"]] == Record("metrics", record, "").curves
+        assert logged[record["step"]] == MetricsRecord("metrics", record, "").curves
         assert logged[record["step"]]["loss"] == record["loss"]
     train_here(config, "--metrics.enable_wandb", "true", "--checkpoint.load_step", "0", "--training.steps", "1")
     assert wandb[2].options["id"] != first.options["id"], "a run from the start is another one"
@@ -222,7 +222,7 @@ def test_the_numbers_of_a_record_are_curves_and_what_is_unknown_is_left_out() ->
         '{"step": 3, "loss": 2.0, "mfu": null, "rows_hash": "a1", "positions": {"0": 4.5, "2-3": 3.5},'
         ' "sources": {"dna": {"loss": 1.5, "tokens": 7}, "text": {"loss": null, "tokens": 0}}}'
     )
-    assert Record("validation", record, "").curves == {
+    assert MetricsRecord("validation", record, "").curves == {
         "validation/loss": 2.0,
         "validation/loss/dna": 1.5,
         "validation/tokens/dna": 7,
@@ -236,7 +236,7 @@ PLUGIN = """
 from pathlib import Path
 
 from cistron.trainer.config import SINKS
-from cistron.trainer.metrics import Record, Sink
+from cistron.trainer.metrics import MetricsRecord, Sink
 
 
 @SINKS.add("losses_of_a_test", says="a line per record with its kind and loss, in losses.txt")
