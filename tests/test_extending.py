@@ -33,8 +33,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(folder: Path, modules: Path, *overrides: str) -> str:
     """Run the job of the page with plug-ins from a folder; returns what it printed."""
+    return run(folder, modules, "cistron.trainer.train", "--config", "job.toml", *overrides)
+
+
+def run(folder: Path, modules: Path, *arguments: str) -> str:
+    """Run a module of this package with plug-ins from a folder; returns what it printed."""
     path = os.pathsep.join(filter(None, [str(modules), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "cistron.trainer.train", "--config", "job.toml", *overrides]
+    command = [sys.executable, "-m", *arguments]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder / "work", env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -56,12 +61,21 @@ def test_a_plug_in_is_installed_from_outside_and_trains(folder: Path, tmp_path: 
     installed = losses(folder, "outputs/extras")
     assert [step for step, _ in installed] == [1, 2, 3]
 
-    # from the folder itself, which no package manager knows, by the TOML
+    # from the folder itself, which no package manager knows, by the TOML; read and encoded by worker processes
     named = ["--job.plugins", '["cistron_extras"]', "--job.dump_folder", "outputs/named"]
-    train(folder, folder / "plugin", *named)
+    train(folder, folder / "plugin", *named, "--data.num_workers", "2")
     assert losses(folder, "outputs/named") == installed
     train(folder, folder / "plugin", *named, "--training.steps", "4")
     assert [step for step, _ in losses(folder, "outputs/named")] == [1, 2, 3, 4], "resumed at a paragraph's address"
+
+
+def test_worker_processes_of_prepare_read_and_encode_by_a_plug_in(folder: Path, tmp_path: Path) -> None:
+    job = (folder / "work" / "job.toml").read_text().replace("[job]", '[job]\nplugins = ["cistron_extras"]')
+    (tmp_path / "job.toml").write_text(job)
+    arguments = ["--config", str(tmp_path / "job.toml"), "--output", str(tmp_path / "out"), "--processes", "2"]
+    run(folder, folder / "plugin", "cistron.tools.prepare", *arguments)
+    ids = [path.read_bytes() for path in sorted((tmp_path / "out").rglob("*.ids"))]
+    assert b"".join(ids) == (b"pack rows\0" + b"of eos\nlines\0" * 200) * 2
 
 
 def test_a_part_of_no_plug_in_is_refused_with_those_that_there_are(folder: Path) -> None:

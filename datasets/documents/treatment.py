@@ -71,7 +71,7 @@ def document_complaints(config: DocumentConfig, tokenizer: Tokenizer, policy: st
 
 
 def too_long(length: int, seq_len: int, at_least: bool = False) -> str:
-    """What is wrong with a document under `long_documents = "error"`; `at_least`: of which no more was counted."""
+    """Return what is wrong with a long document; `at_least`: no more of it was counted."""
     counted = f"{'at least ' if at_least else ''}{length:,} tokens, its eos included, and training.seq_len = {seq_len:,}"
     return (
         f'the document has {counted} with data.long_documents = "error"; raise it, or, unless labels are of whole documents, '

@@ -199,7 +199,7 @@ def verify_sources(sources: Sequence[Source], shard: DataShard) -> None:
 
 
 def _check_degrees(lanes: int, degree: int, workers: int) -> None:
-    """A lane is read by one worker of one rank."""
+    """Refuse degrees by which lanes cannot be divided: a lane is read by one worker of one rank."""
     owners = degree * workers
     if lanes < 1 or lanes % owners:
         raise DataConfigError(

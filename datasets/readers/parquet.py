@@ -140,7 +140,7 @@ class ParquetReader(FieldReader):
         raise DataError(problem, file=path)
 
     def locate(self, path: str, offset: int, index: int) -> tuple[int, None]:
-        """The address is the record, counted from 0; a byte of a compressed page has no place in the file."""
+        """Return the address, which is the record, from 0; a byte of a compressed page has no place in the file."""
         return offset, None
 
 

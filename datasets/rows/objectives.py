@@ -98,7 +98,7 @@ class Objective(Protocol):
     classes: tuple[str, ...]
 
     def identity(self) -> dict[str, Any]:
-        """What determines the targets, plain JSON: a part of the identity of a run's data."""
+        """Return what determines the targets, as plain JSON: a part of the identity of a run's data."""
         ...
 
     def targets(self, laid: LaidOutRows) -> Targets:

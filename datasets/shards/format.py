@@ -104,7 +104,7 @@ class Manifest(Record):
     letters: Letters = Letters()
 
     def sizes(self) -> dict[str, int]:
-        """Bytes that each file must have, by its ending."""
+        """Return the bytes that each file must have, by its ending."""
         sizes = {"ids": self.tokens * DTYPES[self.dtype].itemsize, "offsets": (self.documents + 1) * OFFSET.itemsize}
         return sizes | {"weights": self.tokens * WEIGHT.itemsize} if self.weights else sizes
 

@@ -163,7 +163,7 @@ class HFTokenizer(Tokenizer):
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
     def _eos_found(self, documents: Sequence[bytes], texts: list[str]) -> TokenizeError:
-        """The error for the first document from whose own text an eos came."""
+        """Return the error for the first document from whose own text an eos came."""
         index = next(i for i, text in enumerate(texts) if self.eos_id in self._encode_library([text])[:-1])
         offset = documents[index].find(self._eos.encode())
         return TokenizeError(
@@ -196,7 +196,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _token_text(value: object) -> str | None:
-    """A token is written as a string or as an object with its `content`."""
+    """Return the text of a token, which is written as a string or as an object with its `content`."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None

@@ -101,7 +101,7 @@ class LetterTokenizer(Tokenizer):
         return Encoded(ids & ~np.uint8(MAPPED), lengths, np.add.reduceat(ids >= MAPPED, starts, dtype=np.int64).tolist())
 
     def replaced(self) -> dict[str, str]:
-        """Letters that get the id of another letter, to that letter."""
+        """Return the letters that get the id of another letter, each with that letter."""
         return {**self.same, **(self.near if self.on_unknown == "map" else {})}
 
     def _refusal(self, documents: Sequence[bytes]) -> TokenizeError:

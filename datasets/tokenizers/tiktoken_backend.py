@@ -83,7 +83,7 @@ class TiktokenBackend:
 
 
 def _words(pre_tokenizer: dict[str, Any] | None) -> str:
-    """The regular expression that a word matches."""
+    """Return the regular expression that a word matches."""
     match pre_tokenizer:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
             return GPT2_WORDS

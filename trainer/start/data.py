@@ -33,7 +33,7 @@ class TrainData:
 
 
 def make_objective(config: JobConfig, tokenizer: Tokenizer) -> Objective:
-    """What `training.objective` asks of rows. Raises DataConfigError where the tokenizer cannot serve it."""
+    """Return the objective of a job. Raises DataConfigError where the tokenizer cannot serve it."""
     settings = ObjectiveSettings(tokenizer=tokenizer, seed=config.training.seed, masking=config.mlm, classes=config.head.names)
     return OBJECTIVES[config.training.objective].build(settings)
 
