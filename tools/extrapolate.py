@@ -128,7 +128,7 @@ def long_documents(options: argparse.Namespace, opened: OpenedModel, longest: in
     """
     if options.input:
         files = SequenceFiles(options.input, options.format, options.field, options.id_field)
-        unlimited = replace(opened, seq_len=None)  # nobody need be told that these are longer than rows of training
+        unlimited = replace(opened, seq_len=None)  # no warning that these are longer than rows of training
         return (document.ids[:longest] for document in read_documents(unlimited, files, files, options.max_length))
     if opened.config is None or not opened.config.validation.sources:
         raise ConfigError("--extrapolate: the model's job has no [[validation.sources]]; name files with --input")

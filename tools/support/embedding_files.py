@@ -69,7 +69,7 @@ class EmbeddingFile:
         plan: JSON values that decide the numbers; those of a half-done output must be the same.
         layers: names, in order.
         pooled: whether a sequence has one row or one per residue.
-        metadata: texts for whoever opens the output.
+        metadata: texts that the output holds.
 
     Raises:
         ConfigError: the output is there, is of an unknown kind, cannot be written or hold what there is of it, or is

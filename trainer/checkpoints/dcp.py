@@ -35,7 +35,7 @@ class RankFile(StorageWriter):
 
     Args:
         rank: this one.
-        staging: memory for copies of the pieces; None: they are written from where they are, while nobody changes them.
+        staging: memory for copies of the pieces; None: they are written from where they are, and training waits.
     """
 
     def __init__(self, rank: int, staging: "HostBuffer | None") -> None:

@@ -154,7 +154,7 @@ class Folder:
     def write(self, name: str, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
         """Write a file and flush it to the disk; returns its bytes and xxh3_128.
 
-        Whoever finds it may find half of it.
+        A reader may find half of it.
         """
         digest, size = xxhash.xxh3_128(), 0
         with self.open(name, "wb") as file:

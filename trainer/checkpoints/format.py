@@ -43,7 +43,7 @@ class Found:
         path: its folder.
         state: what it states of its run.
         where: the file that states it, for messages.
-        seq_len: tokens of the rows that it was trained on; None where nobody says.
+        seq_len: tokens of the rows that it was trained on; None: unknown.
         files: bytes and xxh3_128 of its files by name, as the manifest states them; none of a Hugging Face folder.
         index: where its tensors are; None: `tensors.json` says so.
     """

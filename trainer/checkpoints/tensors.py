@@ -261,7 +261,7 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the header."""
+        """Read the header, and find where the data of each tensor begin."""
         self.path = path
         self.specs: dict[str, Spec] = {}
         try:

@@ -1,7 +1,7 @@
 """The configuration of a job: all tables of a TOML, what does not fit together in them, and what to say about the job.
 
-pydantic refuses wrong types and unknown keys. All other mistakes are lines of `complaints`, collected over every table and
-raised as one error. `load.py` joins both kinds into one message.
+pydantic refuses wrong types and unknown keys. All other mistakes are lines of `complaints`, collected over every table
+and raised as one error. `load.py` joins both kinds into one message.
 """
 
 from pathlib import Path

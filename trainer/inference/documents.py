@@ -144,7 +144,7 @@ def encoded(opened: OpenedModel, sequences: Iterable[str | bytes]) -> Iterator[D
 
 
 def opening_tokens(tokenizer: Tokenizer) -> int:
-    """Return how many tokens of a document come before its first residue: 1 where documents open with a token, else 0."""
+    """Return how many tokens come before a document's first residue: 1 where documents open with a token, else 0."""
     return 0 if tokenizer.bos_id is None else 1
 
 
