@@ -1,8 +1,8 @@
 """What all TOML tables share. Each room declares the tables that it reads; `trainer.config` nests them.
 
 A table is declared once: its fields are the TOML's keys, their docstrings the `--help` text, their types and limits
-what is refused. What a single type cannot tell, `complaints` does, as lines that are collected over all tables and
-raised together.
+what is refused. `complaints` reports what the type of a single field cannot check, as lines that are collected over all
+tables and raised together.
 """
 
 from typing import Annotated, Any

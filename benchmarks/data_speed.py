@@ -42,7 +42,7 @@ def bare_map(folder: Path) -> Iterator[object]:
 
 
 def cistron(
-    folder: Path, kind: str, paths: str, workers: int = 0, packing: str = "best_fit", twin: bool = True
+    folder: Path, kind: str, paths: str, workers: int = 0, packing: str = "best_fit", tiktoken: bool = True
 ) -> Iterator[object]:
     """The whole of `Loader`: `tokens` are shards, `hf` and `byte` the same jsonl files by another tokenizer."""
     from cistron.datasets.config import DataConfig
@@ -50,8 +50,8 @@ def cistron(
     from cistron.datasets.readers import SourceConfig
     from cistron.datasets.tokenizers import HFTokenizer, TokenizerConfig, build_tokenizer
 
-    if not twin:
-        HFTokenizer.use_tiktoken_if_equal = lambda self, sample: "tokenizers encodes"  # type: ignore[method-assign]
+    if not tiktoken:
+        HFTokenizer.choose_backend = lambda self, sample: "tokenizers encodes"  # type: ignore[method-assign]
     hf = kind in ("tokens", "hf")
     source = SourceConfig(name="source", format={"hf": "jsonl", "byte": "jsonl"}.get(kind, kind), paths=[str(folder / paths)])
     tokenizer = (
@@ -145,7 +145,7 @@ GROUPS = {
     "text": {
         "torchtitan": torchtitan,
         "jsonl": lambda folder: cistron(folder, "hf", "text/*.jsonl"),
-        "jsonl, without tiktoken": lambda folder: cistron(folder, "hf", "text/*.jsonl", twin=False),
+        "jsonl, without tiktoken": lambda folder: cistron(folder, "hf", "text/*.jsonl", tiktoken=False),
         "jsonl, 1 worker": lambda folder: cistron(folder, "hf", "text/*.jsonl", workers=1),
         "jsonl, 2 workers": lambda folder: cistron(folder, "hf", "text/*.jsonl", workers=2),
     },

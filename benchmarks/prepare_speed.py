@@ -16,7 +16,7 @@ from pathlib import Path
 from cistron.datasets.files import FileStore
 from cistron.datasets.prepare import RawCorpus, prepare
 from cistron.datasets.readers import build_reader
-from cistron.datasets.tokenizers import HFTokenizer, Tokenizer, build_tokenizer
+from cistron.datasets.tokenizers import Tokenizer, build_tokenizer
 from cistron.tools.support import progress_bar
 from corpora import python_documents, write_text
 
@@ -87,8 +87,7 @@ def main() -> None:
                 seed=0,
                 skip_bad=False,
             )
-            if isinstance(tokenizer, HFTokenizer):
-                print(tokenizer.use_tiktoken_if_equal(corpus.sample()))
+            print(tokenizer.choose_backend(corpus.sample) or kind)
             documents = list(groups(folder / "text" / "0.jsonl"))
             alone = [tokenizer_speed(tokenizer, documents)]
             whole = []

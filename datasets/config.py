@@ -1,7 +1,7 @@
 """The table `[data]`: which documents are read, how rows are made of them, and how the sources are mixed.
 
-Its keys about remote files are those of `FileStoreConfig`, its keys about documents those of `DocumentConfig`. What else
-decides rows (`seq_len`, objective, batch size) is `loading.RowSettings`.
+Its keys about remote files are those of `FileStoreConfig`, its keys about documents those of `DocumentConfig`. What
+else decides rows (`seq_len`, objective, batch size) is `loading.RowSettings`.
 """
 
 from typing import Annotated, Literal
@@ -48,7 +48,7 @@ class DataConfig(FileStoreConfig, DocumentConfig):
     on_bad_record: Literal["error", "skip"] = "error"
     """error: a record that cannot be used ends the run. skip: it is left out, logged and counted."""
     on_change: Literal["refuse", "restart"] = "refuse"
-    """If a resume finds other data or settings than the checkpoint's. restart: keep the weights, begin the data anew."""
+    """If a resume finds other data or settings than the checkpoint's. restart: keep weights, begin the data anew."""
     verify: bool = False
     """Read token shards whole before the first step, to compare checksums, eos counts and largest ids."""
 

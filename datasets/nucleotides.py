@@ -4,7 +4,6 @@
 CODES, PAIRS = b"ACGTRYSWKMBDHVN-.", b"TGCAYRSWMKVHDBN-."
 CODES, PAIRS = CODES + CODES[:15].lower(), PAIRS + PAIRS[:15].lower()
 TABLE = bytes.maketrans(CODES, PAIRS)
-NUCLEOTIDES = ("byte", "dna")  # kinds of tokenizers with an id for each base
 
 
 def reverse_complement(data: bytes) -> bytes:

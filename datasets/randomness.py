@@ -34,9 +34,9 @@ def scramble(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 class Shuffle:
     """A permutation of 0..count-1 that is computed, not stored: any part of it costs its own length only.
 
-    A Feistel network of six rounds on the smallest even number of bits that holds `count`, walked in circles until a value
-    falls below it (J. Black, P. Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002): at most four values are
-    drawn for one that is kept, on average. The round function is the finaliser of SplitMix64.
+    A Feistel network of six rounds on the smallest even number of bits that holds `count`, walked in circles until a
+    value falls below it (J. Black, P. Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002): at most four
+    values are drawn for one that is kept, on average. The round function is the finaliser of SplitMix64.
     """
 
     def __init__(self, count: int, *key: int) -> None:

@@ -9,19 +9,21 @@
 | `promoters_train.jsonl`, `promoters_valid.jsonl` | windows of 200 bases: `name`, `sequence`, `label`, `strength` |
 | `promoters_train.tsv`, `promoters_valid.tsv` | the same as tables |
 
-A gene is made as bacteria have them (`upstream`, `coding`): 20 bases of mostly A and T (the UP element), the boxes TTGACA and
-TATAAT 16 to 18 bases apart, the start of the transcript, a ribosome-binding site AGGAGG, and 5 to 9 bases on ATG, codons, a
-stop codon. Codons follow the propensities of helix, strand and loop, whose stretches take turns, and synonymous ones prefer G
-and C. Any letter of a box is another one now and then. Half of all genes are dormant: they have no UP element, and of their
-boxes one is kept at most and the other is shuffled.
+A gene is made as bacteria have them (`upstream`, `coding`): 20 bases of mostly A and T (the UP element), the boxes
+TTGACA and TATAAT 16 to 18 bases apart, the start of the transcript, a ribosome-binding site AGGAGG, and 5 to 9 bases on
+ATG, codons, a stop codon. Codons follow the propensities of helix, strand and loop, whose stretches take turns, and
+synonymous ones prefer G and C. Any letter of a box is another one now and then. Half of all genes are dormant: they
+have no UP element, and of their boxes one is kept at most and the other is shuffled.
 
-The task of the promoter files is to tell windows upstream of living genes (label 1) from those of dormant ones (0). Counting
-A and T goes some of the way (an area under the ROC curve of 0.73), the two boxes go further: one alone is no promoter.
-`strength` is the share of the boxes' twelve letters that are as they should be, less 0.1 for a spacer other than 17; it is
-0 where the label is. These genes are not in `genome.fa`: a model trained on the one has not seen the others.
+The task of the promoter files is to tell windows upstream of living genes (label 1) from those of dormant ones (0).
+Counting A and T goes some of the way (an area under the ROC curve of 0.73), the two boxes go further: one alone is no
+promoter. `strength` is the share of the boxes' twelve letters that are as they should be, less 0.1 for a spacer other
+than 17; it is 0 where the label is. These genes are not in `genome.fa`: a model trained on the one has not seen the
+others.
 
-Everything is drawn from raw Philox bits, as in `order.py`, so that files of the same seed and size are the same on each
-machine. `{synthetic}` in a path of a source stands for the folder of seed 0, made in the user's cache on first use.
+Everything is drawn from raw Philox bits, as in `randomness.py`, so that files of the same seed and size are the same on
+each machine. `{synthetic}` in a path of a source stands for the folder of seed 0, made in the user's cache on first
+use.
 """
 
 import argparse
@@ -84,7 +86,7 @@ class Draws:
         return bool(self.uniform(1)[0] < chance)
 
     def bases(self, count: int) -> bytes:
-        """Return intergenic DNA."""
+        """Return `count` bases of intergenic DNA."""
         cumulative = np.cumsum([(1 - GC) / 2, GC / 2, (1 - GC) / 2])
         return bytes(BASES[np.searchsorted(cumulative, self.uniform(count), side="right")])
 
@@ -220,7 +222,7 @@ def make_windows(seed: int, first: int, count: int) -> Iterator[dict[str, str | 
 
 
 def fasta(name: str, sequence: str) -> str:
-    """Return a FASTA record."""
+    """Return a FASTA record of lines of `LINE` letters."""
     lines = (sequence[at : at + LINE] for at in range(0, len(sequence), LINE))
     return f">{name}\n" + "".join(f"{line}\n" for line in lines)
 
@@ -259,8 +261,8 @@ def write(folder: Path, seed: int = 0, size: int = SIZE) -> None:
 def cached() -> Path:
     """Return the folder that `{synthetic}` stands for; made on first use.
 
-    Any number of processes may ask at once: each that finds nothing makes the files beside, and the first to be done moves
-    them into place.
+    Any number of processes may call it at once: each that finds nothing makes the files beside, and the first to be
+    done moves them into place.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cistron"
     folder = home / f"synthetic-{VERSION}"
@@ -281,7 +283,7 @@ def cached() -> Path:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the files."""
+    """Parse the command line and write all files into its folder."""
     parser = argparse.ArgumentParser(prog="python -m cistron.datasets.synthetic", description="Write a made-up genome.")
     parser.add_argument("folder", type=Path, help="where to; made if it is not there, and else it must be empty")
     parser.add_argument("--seed", type=int, default=0, help="of everything (default: 0)")

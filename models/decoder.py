@@ -6,7 +6,7 @@ Plain modules and nothing else: parallelism, compilation and checkpointing are a
                    -> norm -> output, or given labels straight to their losses
                            -> score instead of output, where the model is asked about whole documents (`head.py`)
 
-State-dict keys correspond one to one to Hugging Face's Llama and Qwen3 (`huggingface.py`).
+State-dict keys correspond one to one to Hugging Face's Llama and Qwen3 (`huggingface/model.py`).
 """
 
 from collections.abc import Sequence

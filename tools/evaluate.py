@@ -15,8 +15,9 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
-from ..datasets.nucleotides import CODES, NUCLEOTIDES, reverse_complement
+from ..datasets.nucleotides import CODES, reverse_complement
 from ..datasets.readers import NamedSequence, SequenceFiles
+from ..datasets.tokenizers import has_bases
 from ..trainer.errors import ConfigError
 from ..trainer.inference import Document, Score, log_likelihoods, read_documents
 from ..trainer.processes import run_command
@@ -71,10 +72,10 @@ def run(options: argparse.Namespace) -> None:
     opened = open_as_asked(options)
     sequences: Iterable[NamedSequence] = files
     if options.reverse_complement:
-        if opened.tokenizer.kind not in NUCLEOTIDES:
+        if not has_bases(opened.tokenizer):
             raise ConfigError(
                 f"--reverse-complement: sequences of the {opened.tokenizer.kind} tokenizer have no other strand, "
-                f"those of {' and '.join(NUCLEOTIDES)} may have"
+                "those of byte and dna may have"
             )
         sequences = both_strands(files)
     documents = read_documents(opened, files, sequences, options.max_length)

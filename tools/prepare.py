@@ -40,7 +40,7 @@ from ..datasets.prepare import (
 )
 from ..datasets.readers import SourceFiles, build_reader, raw_formats
 from ..datasets.shards import open_shards, verify_shard
-from ..datasets.tokenizers import TOKENIZERS, HFTokenizer, Tokenizer, TokenizerConfig, build_tokenizer
+from ..datasets.tokenizers import TOKENIZERS, Tokenizer, TokenizerConfig, build_tokenizer
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
 
@@ -223,8 +223,8 @@ def raw_corpus(
         skip_bad=options.on_bad_record == "skip",
         letters=letters,
     )
-    if isinstance(tokenizer, HFTokenizer):
-        print(tokenizer.use_tiktoken_if_equal(corpus.sample()))
+    if backend := tokenizer.choose_backend(corpus.sample):
+        print(backend)
     return corpus
 
 

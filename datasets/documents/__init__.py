@@ -1,7 +1,7 @@
-"""What is done with documents between their files and the rows: letters weighed, strands chosen, long ones cut or refused.
+"""What is done with documents between files and rows: letters weighed, strands chosen, long ones cut or refused.
 
-Read `treatment` (the keys of `[data]` about documents, and what they mean together), then `letters` (loss weights and case of
-letters) and `strands` (reverse complements).
+Read `treatment` (the keys of `[data]` about documents, and what they mean together), then `letters` (loss weights and
+case of letters) and `strands` (reverse complements).
 """
 
 from .letters import LetterEncoder, Letters, Weighed, Weights, letter_complaints

@@ -4,12 +4,12 @@
 |---|---|
 | `a` to `z`, soft-masked repeats | `lowercase_weight` (Evo 2: 0.1) |
 | a tag `|...|`, its pipes included, and the control characters `@` and `#` | 0 with `exclude_tags` |
-| outside of tags whatever is none of ACGTU in either case, as N and the other IUPAC codes | 0 with `exclude_degenerate` |
+| outside of tags all but ACGTU in either case, as N and the other IUPAC codes | 0 with `exclude_degenerate` |
 | all others, and the eos of a document | 1 |
 
-Weights are taken of the letters as they stand; with `uppercase` the model is shown all of them in upper case, those of tags
-too, as Savanna's `to_upper` does it. A tag has at most `TAG_LETTERS` letters and ends in its document: what is longer is a
-pipe too many, and would turn the rest of a chromosome into a tag.
+Weights are taken of the letters as they stand; with `uppercase` the model is shown all of them in upper case, those of
+tags too, as Savanna's `to_upper` does it. A tag has at most `TAG_LETTERS` letters and ends in its document: what is
+longer is a pipe too many, and would turn the rest of a chromosome into a tag.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base import Table, Weight, changed
-from ..tokenizers import Encoded, TokenizeError, Tokenizer
+from ..tokenizers import Encoded, TokenizeError, Tokenizer, has_bases
 
 TAG_LETTERS = 2048
 PIPE, CONTROLS, BASES, END = ord("|"), b"@#", b"ACGTUacgtu", b"\0"
@@ -32,11 +32,11 @@ class Letters(Table):
     """The keys of `[data]` about letters: how much each counts in the loss, and in which case it is shown."""
 
     lowercase_weight: Weight = 1.0
-    """Loss weight of lowercase letters, soft-masked repeats (Evo 2: 0.1); byte and dna. Token shards: as they were prepared."""
+    """Loss weight of lowercase letters, soft-masked repeats (Evo 2: 0.1); byte and dna. Token shards: as prepared."""
     exclude_tags: bool = False
     """Take no loss on tags between two `|`, nor on `@` and `#`."""
     exclude_degenerate: bool = False
-    """Take no loss on letters, outside of tags, that are none of ACGTU: N and the other IUPAC codes."""
+    """Take no loss on letters, outside of tags, other than ACGTU: N and the other IUPAC codes."""
     uppercase: bool = False
     """Show the model uppercase letters only; weights are taken before."""
 
@@ -58,16 +58,16 @@ class Letters(Table):
 
 def letter_complaints(letters: Letters, tokenizer: Tokenizer) -> list[str]:
     """Name the keys that a tokenizer's ids cannot serve, a line for each."""
-    reasons = {
-        "hf": "a token of the hf tokenizer has many letters; kinds 'byte' and 'dna' have one token for each",
-        "protein": "is for genomes, and [tokenizer] is of proteins",
-    }
+    if tokenizer.alphabet == "protein":
+        reason = "is for genomes, and [tokenizer] is of proteins"
+    else:
+        reason = f"a token of the {tokenizer.kind} tokenizer has many letters; kinds 'byte' and 'dna' have one token for each"
     wrong = []
     for key, value in letters.changed_letters.items():
-        if tokenizer.kind in reasons:
-            wrong.append(f"data.{key} = {str(value).lower()}: {reasons[tokenizer.kind]}; leave it out")
-        if key == "uppercase" and tokenizer.kind == "dna":
-            wrong.append("data.uppercase = true: the dna tokenizer has one id for both cases; leave it out")
+        if not has_bases(tokenizer):
+            wrong.append(f"data.{key} = {str(value).lower()}: {reason}; leave it out")
+        if key == "uppercase" and tokenizer.alphabet == "dna":
+            wrong.append(f"data.uppercase = true: the {tokenizer.kind} tokenizer has one id for both cases; leave it out")
     return wrong
 
 
@@ -123,7 +123,7 @@ class LetterEncoder:
         return Weighed(encoded, weights, tag)
 
     def _weigh(self, documents: Sequence[bytes], tag: int, *, goes_on: bool) -> tuple[Weights, int]:
-        """Return the weight of each letter, and of the end of each document, and the letters of a tag that stays open."""
+        """Return the weight of each letter and of each document's end, and the letters of a tag that stays open."""
         data = np.frombuffer(END.join((*documents, b"")), dtype=np.uint8)
         in_sequence, in_tag = self._tables
         weights = in_sequence[data]
@@ -157,15 +157,15 @@ class LetterEncoder:
         return in_sequence, in_tag
 
 
-Places = npt.NDArray[np.int64]
+LetterIndices = npt.NDArray[np.int64]
 
 
-def _tags(pipes: Places, ends: Places, tag: int, *, goes_on: bool) -> tuple[Places, Places, int]:
+def _tags(pipes: LetterIndices, ends: LetterIndices, tag: int, *, goes_on: bool) -> tuple[LetterIndices, LetterIndices, int]:
     """Pair the pipes of documents that end at `ends`.
 
     Returns:
-        Where each tag opens, below 0 for one that was open before; the place behind each; and the letters of the last one,
-        where it may stay open.
+        Where each tag opens, below 0 for one that was open before; the place behind each; and the letters of the last
+        one, where it may stay open.
 
     Raises:
         TokenizeError: A tag is not closed in its document, or within `TAG_LETTERS`.

@@ -7,11 +7,11 @@ import numpy.typing as npt
 import xxhash
 
 from ..errors import refuse
-from ..nucleotides import CODES, NUCLEOTIDES, PAIRS
+from ..nucleotides import CODES, PAIRS
 from ..randomness import random_bits, scramble, uniform
-from ..tokenizers import Ids, TokenizeError, Tokenizer
+from ..tokenizers import Ids, TokenizeError, Tokenizer, has_bases
 
-Places = npt.NDArray[np.int64]
+Addresses = npt.NDArray[np.int64]
 Chosen = npt.NDArray[np.bool_]
 
 
@@ -34,7 +34,7 @@ class Strands:
         self._tokenizer = tokenizer
         self._pairs = _pairs(tokenizer) if share else np.empty(0, dtype=np.int16)
 
-    def turned(self, file: str, documents: Places, epoch: int) -> Chosen:
+    def chosen(self, file: str, documents: Addresses, epoch: int) -> Chosen:
         """Tell which documents of a file are read on the other strand: a function of the arguments and the seed alone.
 
         Args:
@@ -47,8 +47,8 @@ class Strands:
         drawn = scramble(documents.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key)
         return np.asarray(uniform(drawn) < self.share)
 
-    def other(self, document: Ids, start: int = 0, stop: int | None = None) -> Ids:
-        """Return tokens `start` to `stop` of the other strand of a document, whose eos stays at its end.
+    def reverse_complement(self, document: Ids, start: int = 0, stop: int | None = None) -> Ids:
+        """Return tokens `start` to `stop` of the reverse complement of a document, whose eos stays at its end.
 
         Raises:
             TokenizeError: A letter has no complement; its `offset` is the letter's.
@@ -66,7 +66,7 @@ class Strands:
 
 def strand_complaints(share: float, tokenizer: Tokenizer) -> list[str]:
     """Return what is wrong with reading a share of the documents on their other strand."""
-    if not share or tokenizer.kind in NUCLEOTIDES:
+    if not share or has_bases(tokenizer):
         return []
     return [
         f"data.reverse_complement = {share}: the {tokenizer.kind} tokenizer has no ids of single bases; "

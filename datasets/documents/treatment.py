@@ -1,4 +1,4 @@
-"""What is done with documents between their files and the rows: letters weighed, strands turned, long ones cut."""
+"""What is done with documents between their files and the rows: letters weighed, strands chosen, long ones cut."""
 
 from typing import Any, Literal
 
@@ -15,9 +15,9 @@ class DocumentConfig(Letters):
     """The keys of `[data]` about what is done with documents."""
 
     reverse_complement: Fraction = 0.0
-    """Probability that a document is read on its other strand, drawn per document and epoch; byte and dna, in training only."""
+    """Probability that a document is read on its other strand, drawn per document and epoch; byte, dna; in training."""
     long_documents: Literal["split", "window", "truncate", "error"] = "split"
-    """Longer than a row. split: rows and a rest. window: overlapping rows. truncate: the first row. error: a bad record."""
+    """Longer than a row. split: rows and a rest. window: overlapping rows. truncate: first row. error: a bad record."""
     window_overlap: NonNegative = 0
     """long_documents window: tokens that a row repeats from the one before, as context without loss."""
 
@@ -55,7 +55,7 @@ class DocumentConfig(Letters):
 
 
 def document_complaints(config: DocumentConfig, tokenizer: Tokenizer, policy: str, seq_len: int) -> list[str]:
-    """Name the keys that do not fit the tokenizer, the packing `policy` or rows of `seq_len` tokens, a line for each."""
+    """Name the keys that do not fit the tokenizer, the packing `policy` or rows of `seq_len`, a line for each."""
     wrong = [*letter_complaints(config, tokenizer), *strand_complaints(config.reverse_complement, tokenizer)]
     if config.long_documents != "split" and policy == "concat":
         wrong.append(

@@ -1,7 +1,7 @@
-"""Files wherever they are and however compressed: found by pattern, known again by their stamps, written whole or not at all.
+"""Files anywhere and however compressed: found by pattern, known again by stamps, written whole or not at all.
 
-Read `find` (names to files), `storage` (opening them), then `inflate` and `bgzip` (compression), `remote` and `cache` (URLs),
-and `atomic` (writing, checksums).
+Read `find` (names to files), `storage` (opening them), then `inflate` and `bgzip` (compression), `remote` and `cache`
+(URLs), and `atomic` (writing, checksums).
 """
 
 from .atomic import TEMPORARY, checksum, sync, temporary, write_atomically

@@ -1,8 +1,9 @@
-"""bgzip: gzip in members ("blocks") of at most 64 KiB that state their own size, so that one can go to any byte.
+"""bgzip: gzip in members ("blocks") of at most 64 KiB that hold their own size, so that one can go to any byte.
 
-A block is a gzip member whose extra field BC holds the block's size less one; its last four bytes are the size of what it
-holds. An empty block ends the file. Where the blocks begin is read from the `.gzi` file beside it, or found by hopping from
-block to block without inflating them. Format: section 4.1 of the SAM specification; `.gzi`: manual of bgzip.
+A block is a gzip member whose extra field BC holds the block's size less one; its last four bytes are the size of what
+it holds. An empty block ends the file. Where the blocks begin is read from the `.gzi` file beside it, or found by
+hopping from block to block without inflating them. Format: section 4.1 of the SAM specification; `.gzi`: manual of
+bgzip.
 """
 
 import zlib
@@ -32,7 +33,7 @@ class BlockIndex(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes, uncompressed."""
+        """Number of bytes when uncompressed."""
         return int(self.offsets[-1])
 
 
@@ -139,7 +140,7 @@ def bgzf_blocks(raw: ByteFile) -> Iterator[bytes]:
 
 
 class BgzfFile:
-    """A bgzip file as its uncompressed bytes; the index is asked for when first one goes to another place."""
+    """A bgzip file as its uncompressed bytes; the index is read when first one goes to another place."""
 
     def __init__(self, raw: ByteFile, find_index: Callable[[], BlockIndex]) -> None:
         self._raw = raw
@@ -150,7 +151,7 @@ class BgzfFile:
 
     @property
     def size(self) -> int:
-        """Bytes, uncompressed."""
+        """Number of bytes when uncompressed."""
         return self._find_index().size
 
     def read(self, size: int, /) -> bytes:

@@ -1,7 +1,7 @@
 """Whole copies of remote files in a folder of limited size: those used longest ago go first.
 
-Any number of processes share the folder without locks: a copy gets its name only when it is complete, by a rename, and what
-another process deletes stays readable for those that have it open. A copy's mtime is the time of its last use.
+Any number of processes share the folder without locks: a copy gets its name only when it is complete, by a rename, and
+what another process deletes stays readable for those that have it open. A copy's mtime is the time of its last use.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Names to files: globs, `{stdlib}`, `{synthetic}`, `~` and URLs become a sorted list of files with their sizes and stamps."""
+"""Names to files: globs, `{stdlib}`, `{synthetic}`, `~` and URLs become a sorted list with sizes and stamps."""
 
 import sysconfig
 from collections.abc import Mapping
@@ -28,7 +28,8 @@ class DataFile(NamedTuple):
         path: Path or URL.
         size: Bytes as stored (before decompression).
         stamp: Another one means that the content changed: of a local file the time of its last change and a hash of
-            its first and last 64 KiB, of a remote one what its store tells of the version. Empty where it tells nothing.
+            its first and last 64 KiB, of a remote one what its store tells of the version. Empty where it tells
+            nothing.
     """
 
     path: str
@@ -58,7 +59,7 @@ def local_path(path: str) -> str | None:
     return str(url_to_fs(path)[1]) if path.startswith(("file://", "local://")) else None
 
 
-def match(pattern: str, folder_glob: str | None) -> list[DataFile]:
+def find_files(pattern: str, folder_glob: str | None) -> list[DataFile]:
     """Return the files that one pattern names; see `files.FileStore.expand`."""
     target = pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
     if "{synthetic}" in target:
@@ -104,7 +105,7 @@ def match(pattern: str, folder_glob: str | None) -> list[DataFile]:
 
 
 def _synthetic() -> str:
-    from ..synthetic import cached  # few jobs ask for it
+    from ..synthetic import cached  # few jobs need it
 
     try:
         return str(cached())

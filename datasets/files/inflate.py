@@ -1,6 +1,7 @@
 """gzip and zstd as plain bytes, by Python's own readers: whole members or frames, one after another, or an error.
 
-What they raise about damaged data becomes `DamagedError`. Python has zstd from 3.14 on; `backports.zstd` is the same module.
+What they raise about damaged data becomes `DamagedError`. Python has zstd from 3.14 on; `backports.zstd` is the same
+module.
 """
 
 import gzip

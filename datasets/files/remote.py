@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
+from typing_extensions import override
 
 from ..errors import DataError
 
@@ -153,16 +154,16 @@ class RemoteFile(io.RawIOBase):
         """Return the place of the next byte."""
         return self._at
 
+    @override
     def readable(self) -> bool:
-        """Say yes."""
         return True
 
+    @override
     def seekable(self) -> bool:
-        """Say yes."""
         return True
 
+    @override
     def close(self) -> None:
-        """Let the connection go."""
         handle, self._handle = self._handle, None
         with suppress(Exception):
             if handle is not None:

@@ -16,7 +16,7 @@ from ...base import NonNegative, Table
 from ..errors import DataError
 from .bgzip import HEAD_BYTES, BgzfFile, BlockIndex, block_size, find_blocks
 from .cache import find_copy, make_copy
-from .find import DataFile, is_compressed, local_path, match, plain_name
+from .find import DataFile, find_files, is_compressed, local_path, plain_name
 from .inflate import ByteFile, DamagedError, open_gzip, open_zstd
 from .remote import Patience, RemoteFile
 
@@ -53,18 +53,18 @@ class FileStore:
         """Return the files that `patterns` name, sorted by path, each once.
 
         Args:
-            patterns: Paths, globs (`*`, `?`, `[...]`, `**`) or fsspec URLs; `{stdlib}` stands for the folder of Python's
-                standard library, `{synthetic}` for that of `synthetic.py`, and a leading `~` for the home folder. What exists
-                by that very name is no glob.
+            patterns: Paths, globs (`*`, `?`, `[...]`, `**`) or fsspec URLs; `{stdlib}` stands for the folder of
+                Python's standard library, `{synthetic}` for that of `synthetic.py`, and a leading `~` for the home
+                folder. What exists by that very name is no glob.
             folder_glob: Which of its files a folder stands for; None: a folder is refused.
 
         Raises:
-            DataError: A file is missing, is a folder, has no bytes or is compressed by means that are not undone; a glob
-                matches nothing; a URL's driver is missing or unknown, or its store does not answer.
+            DataError: A file is missing, is a folder, has no bytes or is compressed by means that are not undone; a
+                glob matches nothing; a URL's driver is missing or unknown, or its store does not answer.
         """
         found = {}
         for pattern in patterns:
-            listing = partial(match, pattern, folder_glob)
+            listing = partial(find_files, pattern, folder_glob)
             files = listing() if local_path(pattern) else self._patience(LISTING_PATIENCE)(listing, pattern)
             found.update({file.path: file for file in files})
         return [found[path] for path in sorted(found)]
@@ -91,7 +91,8 @@ class FileStore:
             whole: Whether so much will be read that a remote file is worth a copy in the cache.
 
         Raises:
-            DataError: The file cannot be opened or read, or its compression is damaged, here or while reading in the block.
+            DataError: The file cannot be opened or read, or its compression is damaged, here or while reading in the
+                block.
         """
         try:
             with self.open_stored(path, whole) as raw:

@@ -37,7 +37,7 @@ class Address(NamedTuple):
         piece: Place of the piece in its lane's order of this epoch.
         offset: Where a document, or a run of one, begins in the piece.
         first: 1 where that run opens its document.
-        skip: Tokens of that run that lie before.
+        skip: Number of tokens of that run to skip.
         tag: Letters that a tag has, up to that run, which is open where it begins; 0: none is.
         context: Tokens behind the address that were in rows before, and are context only.
     """

@@ -13,12 +13,11 @@ import numpy as np
 from ..documents import DocumentConfig, LetterEncoder, Strands, Weighed, mirrored, too_long
 from ..errors import BadRecords
 from ..randomness import permutation
-from ..readers import Piece, Reader, Records, located, wrong_byte
+from ..readers import DocumentJoiner, Piece, Reader, Records, located, wrong_byte
 from ..rows import Packer
-from ..tokenizers import Encoded, TokenizeError, Tokenizer
+from ..tokenizers import Encoded, TokenizeError, Tokenizer, has_bases
 from .blocks import Address, AddressedBlock, BlockBuilder, DocumentOutcome, TokenRun
 
-BYTE_TOKENS = ("byte", "dna")  # kinds of tokenizers to which a byte is a token
 ROWS, DOCUMENTS, PIECES = range(3)  # what a permutation is of
 
 
@@ -52,7 +51,7 @@ class RawDocuments:
         # Of a document that is cut or refused, the first row and two bytes tell all, where a byte is a token and
         # neither the other strand nor the end of a tag is looked for behind them.
         letters = self.config.letters
-        heads = self.config.long_documents in ("truncate", "error") and self.tokenizer.kind in BYTE_TOKENS
+        heads = self.config.long_documents in ("truncate", "error") and has_bases(self.tokenizer)
         whole = self.config.reverse_complement > 0 or letters.exclude_tags or letters.exclude_degenerate
         self._head = self.packer.seq_len + 2 if heads and not whole else None
 
@@ -70,7 +69,7 @@ class RawDocuments:
             piece = pieces[place]
             groups = self.reader.groups(piece, piece.start if offset < 0 else offset, bool(first))
             if self.config.whole or not self.tokenizer.streams:
-                groups = _whole_documents(groups, self._head)
+                groups = map(DocumentJoiner(self._head), groups)
             for run in self._encoded(place, piece, groups, tag, epoch):
                 yield run.behind(0, skip)._replace(context=context) if skip or context else run
                 skip = context = 0
@@ -84,7 +83,7 @@ class RawDocuments:
         tokens = True  # whether the document that a group continues has had any
         abandoned = False  # whether it turned out bad
         for group in groups:
-            documents, offsets, first, last, error, bad_offset, stated, _ = group
+            documents, offsets, first, last, error, bad_offset, label_values, _ = group
             begin = 0
             if abandoned and not first and documents:
                 begin, abandoned = 1, len(documents) == 1 and not last
@@ -95,16 +94,16 @@ class RawDocuments:
                 end = begin + len(weighed.encoded.lengths)
                 if end > begin:
                     whole = last or bad is not None
-                    of_records = None if stated is None else np.array(stated[begin:end])
+                    values = None if label_values is None else np.array(label_values[begin:end])
                     run = self._run(place, offsets[begin:end], weighed, opens, whole, tokens)
-                    run = run._replace(label_values=of_records, tag=arrived.tag)
+                    run = run._replace(label_values=values, tag=arrived.tag)
                     tokens = whole or bool(run.lengths[-1]) or (tokens and not opens and end - begin == 1)
                     yield run
                 tag = weighed.tag
                 if bad is not None:
                     self._pass_over(partial(wrong_byte, self.reader, piece.path, offsets[end], bad.offset or 0, bad.problem))
                     continued = end == 0 and not first
-                    yield self._bad(place, offsets[end], not continued, continued and tokens, stated is not None)
+                    yield self._bad(place, offsets[end], not continued, continued and tokens, label_values is not None)
                     abandoned = end == len(documents) - 1 and not last
                     tokens = True
                     end += 1
@@ -112,12 +111,12 @@ class RawDocuments:
             if error is not None and not (group.continues_bad and abandoned):
                 self._pass_over(partial(located, self.reader, error, bad_offset))
                 ended = group.continues_bad and tokens
-                yield self._bad(place, bad_offset, not group.continues_bad, ended, stated is not None)
+                yield self._bad(place, bad_offset, not group.continues_bad, ended, label_values is not None)
             if error is not None:
                 abandoned, tokens = False, True
 
     def _treated(self, arrived: "Arrived", epoch: int) -> tuple[Weighed, TokenizeError | None]:
-        """Encode documents up to the first bad one, and treat them as asked for."""
+        """Encode documents up to the first bad one, and treat them as `[data]` says."""
         try:
             weighed = self._encode(arrived.documents, arrived.tag, goes_on=arrived.goes_on)
             if self.config.whole:
@@ -130,21 +129,21 @@ class RawDocuments:
             return sound, earlier or bad
 
     def _treated_whole(self, weighed: Weighed, arrived: "Arrived", epoch: int) -> Weighed:
-        """Refuse documents that are too long, and turn those whose other strand was drawn."""
+        """Refuse documents that are too long, and read the other strand of those for which it was drawn."""
         (ids, lengths, mapped), weights, tag = weighed
         seq_len = self.packer.seq_len
         if self.config.long_documents == "error" and max(lengths, default=0) > seq_len:
             index = next(index for index, length in enumerate(lengths) if length > seq_len)
             cut = self._head is not None and lengths[index] > self._head
             raise TokenizeError(too_long(lengths[index], seq_len, at_least=cut), None, index)
-        turned = np.flatnonzero(self._strands.turned(arrived.file, np.array(arrived.offsets, dtype=np.int64), epoch))
-        if len(turned):
+        chosen = np.flatnonzero(self._strands.chosen(arrived.file, np.array(arrived.offsets, dtype=np.int64), epoch))
+        if len(chosen):
             ids, weights = ids.copy(), None if weights is None else weights.copy()
             ends = np.cumsum(lengths)
-            for index in turned.tolist():
+            for index in chosen.tolist():
                 document = slice(ends[index] - lengths[index], ends[index])
                 try:
-                    ids[document] = self._strands.other(ids[document])
+                    ids[document] = self._strands.reverse_complement(ids[document])
                 except TokenizeError as bad:
                     raise TokenizeError(bad.problem, bad.offset, index) from None
                 if weights is not None:
@@ -208,24 +207,3 @@ class Arrived(NamedTuple):
     def until(self, index: int) -> "Arrived":
         """Return those before a document."""
         return self._replace(documents=self.documents[:index], offsets=self.offsets[:index], goes_on=False)
-
-
-def _whole_documents(groups: Iterator[Records], head: int | None) -> Iterator[Records]:
-    """Join the parts of each document, of which only the first `head` bytes are kept, if that is not None."""
-    parts: list[bytes] = []
-    begun, opened = 0, True
-    for group in groups:
-        assert group.last or group.stated is None, "records with labels come whole"
-        documents, offsets, first = [data[:head] for data in group.documents], list(group.offsets), group.first
-        if parts and documents:
-            if head is None or sum(map(len, parts)) < head:
-                parts.append(documents[0])
-            if len(documents) == 1 and not group.last:
-                continue
-            documents[0], offsets[0], first, parts = b"".join(parts)[:head], begun, opened, []
-        if group.continues_bad and parts:
-            group, first, parts = group._replace(bad_offset=begun), opened, []
-        if documents and not group.last:
-            opened = bool(documents[1:]) or first
-            parts, begun = [documents.pop()], offsets.pop()
-        yield Records(documents, offsets, first, True, group.error, group.bad_offset, group.stated)

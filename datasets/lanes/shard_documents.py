@@ -217,7 +217,7 @@ class ShardDocuments:
                 _, _, begin, end, start, length = (int(values[place]) for values in units)
                 part = (start - begin, min(start + length + 1, end) - begin)  # with the token behind
                 try:
-                    arrays.append(self.strands.other(arrays[array[place]][begin:end], *part))
+                    arrays.append(self.strands.reverse_complement(arrays[array[place]][begin:end], *part))
                 except TokenizeError as problem:
                     bad[place] = True
                     self._refuse(units, place, problem.problem)
@@ -249,7 +249,7 @@ class ShardDocuments:
         chosen = np.zeros(len(units.shards), dtype=bool)
         for shard in np.unique(units.shards).tolist():
             here = units.shards == shard
-            chosen[here] = self.strands.turned(self.corpus.shards[shard].path, units.documents[here], epoch)
+            chosen[here] = self.strands.chosen(self.corpus.shards[shard].path, units.documents[here], epoch)
         return chosen
 
     def _refuse(self, units: Units, place: int, problem: str) -> None:

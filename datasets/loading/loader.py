@@ -20,7 +20,7 @@ from ..errors import DataConfigError, refuse
 from ..files import FileStore, fingerprint
 from ..rows import Packer
 from ..shards import verify_shard
-from ..tokenizers import HFTokenizer, Tokenizer
+from ..tokenizers import Tokenizer
 from .batch import Batch, RowSettings
 from .read_ahead import ReadAhead
 from .sources import Source, open_source
@@ -105,10 +105,8 @@ class Loader:
             verify_sources(self.sources, shard)
         # Reported by `cistron check`: what turns text into ids.
         self.encoding = tokenizer.kind
-        if isinstance(tokenizer, HFTokenizer) and any(source.lanes for source in self.sources):
-            self.encoding = tokenizer.use_tiktoken_if_equal(
-                [document for source in self.sources for document in source.sample()]
-            )
+        if any(source.lanes for source in self.sources):
+            self.encoding = tokenizer.choose_backend(self._sample) or tokenizer.kind
         own = {
             source.lane_name(lane) for source in self.sources for lane in range(shard.dp_rank, config.lanes, shard.dp_degree)
         }
@@ -121,6 +119,9 @@ class Loader:
         self._ahead: ReadAhead[Batch] | None = None
         self._processes: list[Any] = []  # workers
 
+    def _sample(self) -> list[bytes]:
+        return [document for source in self.sources for document in source.sample()]
+
     def next(self, interrupted: Callable[[], bool] = lambda: False) -> Batch | None:
         """Return the next batch, or None when `interrupted()` turns true while waiting for it.
 
@@ -130,7 +131,7 @@ class Loader:
             WorkerError: A worker died.
         """
         if self._ahead is None:
-            # Runs before multiprocessing's own exit handler, which would wait for workers that do not know that they must stop.
+            # Before multiprocessing's own exit handler, which would wait for workers that nothing tells to stop.
             atexit.register(self.close)
             self._ahead = ReadAhead(self._batches, self._depth)
         batch = self._ahead.next(interrupted)

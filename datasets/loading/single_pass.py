@@ -5,8 +5,9 @@
     ...              ─┘
 
 Each source is one lane, and each rank reads all of it. So a rank finds the end of the data without asking another rank,
-and any number of ranks can share any number of documents, even one. A row of another rank costs the reading and encoding
-of its documents. A large validation set is best given as token shards, whose rows are views (0.8 ms per 1,000 documents).
+and any number of ranks can share any number of documents, even one. A row of another rank costs the reading and
+encoding of its documents. A large validation set is best given as token shards, whose rows are views (0.8 ms per 1,000
+documents).
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,7 +8,7 @@ from ..documents import DocumentConfig, Letters, Strands
 from ..errors import BadRecords, DataConfigError, refuse
 from ..files import DataFile, FileStore
 from ..lanes import Documents, RawDocuments, ShardCorpus, ShardDocuments
-from ..readers import READERS, Label, Piece, Reader, SourceFiles, build_reader, deal, target_size
+from ..readers import READERS, Label, Piece, Reader, SourceFiles, assign, build_reader, target_size
 from ..rows import Packer
 from ..shards import Shard, open_shards
 from ..tokenizers import Tokenizer
@@ -41,7 +41,7 @@ class Source:
         return of_shards or self.document_config.weighted or self.document_config.window_overlap > 0
 
     def remarks(self) -> list[str]:
-        """Return a line where the shards were prepared with other settings of letters than the job's, which they keep."""
+        """Return a line where the shards were prepared with other letter settings than the job's; theirs hold."""
         if self.corpus is None:
             return []
         wanted, found = self.document_config.letters, {shard.manifest.letters for shard in self.corpus.shards}
@@ -110,12 +110,13 @@ def open_source(
     reader = build_reader(config.format, config.field, storage, label)
     files = storage.expand(config.paths)
     target = target_size(files, lanes)
-    pieces = deal([piece for file in files for piece in reader.split(file, target)], lanes, config.name)
-    return Source(config=config, files=files, lanes=pieces, reader=reader, corpus=None, document_config=document_config)
+    pieces = [piece for file in files for piece in reader.split(file, target)]
+    assigned = assign(pieces, lanes, config.name, f"format {config.format!r} is split {reader.cut}")
+    return Source(config=config, files=files, lanes=assigned, reader=reader, corpus=None, document_config=document_config)
 
 
 def _check_letters(shards: Sequence[Shard], letters: Letters) -> None:
-    """Refuse shards without the weights that the job asks for: their ids may no longer tell the letters."""
+    """Refuse shards without the weights that the job wants: their ids may no longer tell the letters."""
     for shard in shards:
         made = shard.manifest.letters
         for key in letters.changed_letters:

@@ -191,7 +191,7 @@ class RowStream(IterableDataset[Message]):
                 [row.following for row in packed],
                 torch.from_numpy(np.concatenate([np.empty(0, dtype=np.float32), *weights])),
                 [0 if row.weights is None else len(row.weights) for row in packed],
-                [row.stated for row in packed],
+                [row.label_values for row in packed],
                 [list(row.state) for row in taken],
                 error,
             )

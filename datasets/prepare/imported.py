@@ -20,7 +20,7 @@ from ..tokenizers import Ids, Tokenizer
 from .pool import Emit
 from .run import Event, PreparationResult, Task
 
-Places = npt.NDArray[np.int64]
+TokenIndices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
 
 
@@ -36,7 +36,7 @@ class Tokens(NamedTuple):
     """
 
     ids: Ids
-    ends: Places
+    ends: TokenIndices
     weights: Weights | None
     stored: float
 
@@ -140,7 +140,7 @@ class _Contract:
         self._first_document = first_document
         self._open = 0  # tokens of the document that the part before left open
 
-    def hold(self, tokens: Tokens) -> tuple[Ids, Places, Weights | None]:
+    def hold(self, tokens: Tokens) -> tuple[Ids, TokenIndices, Weights | None]:
         """Return ids, ends and weights as a shard has them.
 
         Raises:
@@ -189,7 +189,7 @@ class _Contract:
             ends = ends + np.cumsum(~closed)
         return ids, ends, weights
 
-    def _error(self, problem: str, ends: Places, at: int) -> DataError:
+    def _error(self, problem: str, ends: TokenIndices, at: int) -> DataError:
         number: int | None = None
         if self._first_document is not None:
             number = self._first_document + self.documents + int(np.searchsorted(ends, at, side="right"))

@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..files import DataFile, FileStore
 from ..readers import Piece
 from ..tokenizers import Ids
-from .imported import CHUNK, Places, TokenReader, Tokens
+from .imported import CHUNK, TokenIndices, TokenReader, Tokens
 
 MAGIC = b"MMIDIDX\x00\x00"
 INDEX_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
@@ -114,7 +114,7 @@ class _MegatronIndex:
         """Return a document's first token; behind the last one, the number of tokens."""
         return int(self.begins(document, document + 1)[0])
 
-    def begins(self, start: int, stop: int) -> Places:
+    def begins(self, start: int, stop: int) -> TokenIndices:
         """Return the first token of documents `start` to `stop` - 1, of which the last may be the end."""
         sequences = self._bounds[start:stop]
         pointers = np.full(len(sequences), self.ids.nbytes, dtype=np.int64)

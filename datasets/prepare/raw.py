@@ -1,8 +1,8 @@
 """Raw files to token shards: documents are read, checked, encoded, and divided into training and validation.
 
-Memory is bounded by a group of documents, and by a document where a tokenizer must see all of it. With other tokenizers,
-a long document streams into the training shard. It is taken out again if its end decides so: a bad record, or a document
-for validation.
+Memory is bounded by a group of documents, and by a document where a tokenizer must see all of it. With other
+tokenizers, a long document streams into the training shard. It is taken out again if its end decides so: a bad record,
+or a document for validation.
 """
 
 import sys
@@ -20,7 +20,7 @@ import xxhash
 from ..documents import LetterEncoder, Letters, Weighed, Weights
 from ..errors import DataError
 from ..files import DataFile, sync, temporary
-from ..readers import Piece, Reader, Records, located, wrong_byte
+from ..readers import DocumentJoiner, Piece, Reader, Records, located, wrong_byte
 from ..shards import ShardWriter, SourceRecord, id_dtype
 from ..tokenizers import Ids, TokenizeError, Tokenizer
 from .pool import Emit
@@ -200,8 +200,6 @@ class _Conversion:
         self._digester = Digester(corpus.seed)
         self._records = 0  # documents met
         self._piece = task.pieces[0]
-        self._whole: list[bytes] = []  # parts of a document that the tokenizer must see at once
-        self._began = 0  # where that document began
         self._out = False  # the open document is a duplicate or bad
         self._open_bytes = self._open_mapped = 0
         self._tag = 0  # letters of the tag that is open in the open document
@@ -223,15 +221,13 @@ class _Conversion:
         self._piece = piece
         before = self._records
         progress = Progress(piece, self._emit)
-        streams = self._corpus.tokenizer.streams
+        streams, join = self._corpus.tokenizer.streams, DocumentJoiner()
         for records in self._corpus.reader.groups(piece, piece.start, True):
-            for run in runs(records):
+            for run in runs(records if streams else join(records)):
                 if run.opens and run.closes:
                     self._take(run)
-                elif streams:
-                    self._take_part(run)
                 else:
-                    self._join(run)
+                    self._take_part(run)
             if records.error is not None and not (records.continues_bad and self._out):
                 self._bad(partial(located, self._corpus.reader, records.error, records.bad_offset))
             if records.continues_bad:
@@ -278,15 +274,6 @@ class _Conversion:
             kept &= ~aside
         _write_chosen(self._train, ids, lengths, kept, weights)
 
-    def _join(self, part: RawRun) -> None:
-        """Keep a part of a document that must be encoded as a whole; with its last part, take the document."""
-        if part.opens:
-            self._whole, self._began = [], part.offsets[0]
-        self._whole += part.documents
-        if part.closes:
-            self._take(RawRun([b"".join(self._whole)], [self._began]))
-            self._whole = []
-
     def _take_part(self, part: RawRun) -> None:
         """Encode a part of a document that streams; its last part decides what becomes of it."""
         (data,) = part.documents
@@ -326,7 +313,6 @@ class _Conversion:
     def _break_off(self) -> None:
         """Leave out the open document, of which a part could not be read."""
         self._records += 1
-        self._whole = []
         if not self._out:
             self._train.take_back()
         self._out = False

@@ -1,18 +1,20 @@
 """Raw files to documents: one reader per format, each of which reads on from any address that it has given.
 
-Read `records` (what a reader is and gives, and the registry of formats), `text` (the smallest reader), `pieces` (files cut and
-assigned to lanes), then `lines`, `fasta` and `parquet`; `config` has the tables of sources, `sequences` reads whole records.
+Read `records` (what a reader is and gives, and the registry of formats), `text` (the smallest reader), `pieces` (files
+cut and assigned to lanes), then `lines`, `fasta` and `parquet`; `config` has the tables of sources, `sequences` reads
+whole records.
 """
 
 from .config import SourceConfig, SourceFiles
 from .formats import build_reader, raw_formats
 from .labels import Label
-from .pieces import Piece, deal, target_size
-from .records import READERS, FieldReader, Reader, Records, located, wrong_byte
+from .pieces import Piece, assign, target_size
+from .records import READERS, DocumentJoiner, FieldReader, Reader, Records, located, wrong_byte
 from .sequences import NamedSequence, SequenceFiles
 
 __all__ = [
     "READERS",
+    "DocumentJoiner",
     "FieldReader",
     "Label",
     "NamedSequence",
@@ -22,8 +24,8 @@ __all__ = [
     "SequenceFiles",
     "SourceConfig",
     "SourceFiles",
+    "assign",
     "build_reader",
-    "deal",
     "located",
     "raw_formats",
     "target_size",

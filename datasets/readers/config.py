@@ -1,4 +1,4 @@
-"""The tables `[[data.sources]]` and `[[validation.sources]]`: which files hold documents, and where their labels are."""
+"""Tables `[[data.sources]]` and `[[validation.sources]]`: which files hold documents, and where labels are."""
 
 from typing import Annotated
 
@@ -11,18 +11,18 @@ from .records import READERS
 
 
 class SourceFiles(Table):
-    """Files of documents."""
+    """Which files hold documents, and in which of their fields."""
 
     name: Name
     """Name in logs, in metrics.jsonl and in the checkpointed data state."""
     format: Annotated[str, READERS.choice]
     """What a document is in these files."""
     paths: list[str] = Field(min_length=1)
-    """Files, globs or URLs; tokens: manifests (*.json) or folders. {stdlib}: Python's library; {synthetic}: a made genome."""
+    """Files, globs, URLs; tokens: manifests (*.json), folders. {stdlib}: Python's library; {synthetic}: a genome."""
     field: str = "text"
     """jsonl, tsv and parquet: the key or column that holds the document."""
     label: Name | None = None
-    """The same formats: the key or column of the document's label, for training.objective = "classification", "regression"."""
+    """The same formats: key or column of the document's label, for training.objective classification, regression."""
 
     @override
     def complaints(self) -> list[str]:
@@ -32,7 +32,7 @@ class SourceFiles(Table):
 
 
 class SourceConfig(SourceFiles):
-    """One source of documents."""
+    """One source of documents, and how much of it is read."""
 
     weight: Weight = 1.0
     """Relative share of packed rows, hence of tokens; 0: none before a stage gives it one."""

@@ -1,10 +1,10 @@
 r"""FASTA: a record is a document, everything between two header lines, line ends removed and case kept.
 
-A record without a residue is bad, and so is one with a blank or a tab in its sequence or with a line that begins with `;`, an
-old form of comment. One pass over a group tells whether there is any, in 3 % of the time that reading takes.
+A record without a residue is bad, and so is one with a blank or a tab in its sequence or with a line that begins with
+`;`, an old form of comment. One pass over a group tells whether there is any, in 3 % of the time that reading takes.
 
-A long record comes in stretches of `group_bytes`, cut before a line feed rather than after one. So `\n>` always lies within
-a stretch, and what a stretch begins with is never a header.
+A long record comes in stretches of `group_bytes`, cut before a line feed rather than after one. So `\n>` always lies
+within a stretch, and what a stretch begins with is never a header.
 """
 
 import re
@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 from ..errors import DataError
 from ..files import ByteFile, DataFile
@@ -43,15 +44,15 @@ class FastaReader(Reader):
     """
 
     endings = (".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas")
-    cut = "uncompressed, or in bgzip's blocks"
+    cut = "where it is uncompressed or in bgzip's blocks"
     group_bytes: int = GROUP_BYTES
 
+    @override
     def split(self, file: DataFile, target: int) -> list[Piece]:
-        """See `Reader`."""
         return split_records(self.storage, file, BOUNDARY, target)
 
+    @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
-        """See `Reader`."""
         with self.storage.open(piece.path) as file:
             window = Window(file, piece, offset)
             if first:
@@ -159,7 +160,7 @@ def _portions(documents: list[bytes], offsets: list[int], headers: list[bytes], 
 
 
 def _bad(fault: Fault, path: str, start: int, address: int, opens: bool) -> Records:
-    """The bad record whose part begins at byte `start`; or of which stretches were yielded before, where nothing opens."""
+    """Return the bad record whose part begins at byte `start`, or that continues where it does not open."""
     return Records([], [], opens, error=DataError(fault.problem, file=path, offset=start + fault.at), bad_offset=address)
 
 

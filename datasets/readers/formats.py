@@ -6,7 +6,7 @@ from . import fasta, lines, text  # noqa: F401 (they register)
 from .labels import Label
 from .records import READERS, FieldReader, Reader
 
-# Known by name, and imported where it is asked for: pyarrow takes 0.13 s and 60 MB.
+# Known by name, and imported where it is used: pyarrow takes 0.13 s and 60 MB.
 READERS.announce("parquet", says="a row is a document", where="cistron.datasets.readers.parquet:ParquetReader")
 
 

@@ -1,10 +1,12 @@
-"""Formats of which each line is a record: how files are cut, read, reopened and named by line; blank lines are skipped."""
+"""Formats whose lines are records: how files are cut, read, reopened and named by line; blank lines are skipped."""
 
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from typing_extensions import override
 
 from ..errors import DataError
 from ..files import DataFile
@@ -14,7 +16,7 @@ from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, READERS, FieldReader, Re
 MAX_LINE_BYTES = 2**30
 # To name a bad record by its line, the lines before it are counted; so many bytes take 0.1 s, or 1 s to inflate.
 COUNTED_BYTES = 2**28
-# From a line, without its end, to its document and what it states. Raises ValueError saying what is wrong with it.
+# From a line, without its end, to its document and its label. Raises ValueError saying what is wrong with it.
 ParseLine = Callable[[bytes], tuple[bytes, float]]
 
 
@@ -29,18 +31,18 @@ class LineReader(FieldReader):
 
     max_line_bytes: int = MAX_LINE_BYTES
     format_name: ClassVar[str]
-    cut: ClassVar[str] = "uncompressed, or in bgzip's blocks"
+    cut: ClassVar[str] = "where it is uncompressed or in bgzip's blocks"
 
     @abstractmethod
     def parser(self, path: str) -> tuple[ParseLine, int]:
         """Return what parses the lines of a file, and the byte at which its records begin. Raises DataError."""
 
+    @override
     def split(self, file: DataFile, target: int) -> list[Piece]:
-        """See `Reader`."""
         return split_records(self.storage, file, b"\n", target)
 
+    @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
-        """See `Reader`."""
         parse, begin = self.parser(piece.path)
         number = 1 if offset == 0 else None  # of the line, where it is known for nothing
         if offset < begin:
@@ -72,7 +74,7 @@ class LineReader(FieldReader):
         """Yield the documents of lines that begin at `offset`, of which the first is line `number` of the file."""
         documents: list[bytes] = []
         offsets: list[int] = []
-        stated: list[float] | None = None if self.label is None else []
+        label_values: list[float] | None = None if self.label is None else []
         for place, line in enumerate(lines):
             if not line or line.isspace():
                 offset += len(line) + 1
@@ -81,19 +83,19 @@ class LineReader(FieldReader):
                 document, value = parse(line)
             except ValueError as problem:
                 error = DataError(str(problem), file=path, record=number and number + place, offset=offset)
-                yield Records(documents, offsets, error=error, bad_offset=offset, stated=stated)
-                documents, offsets, stated = [], [], None if stated is None else []
+                yield Records(documents, offsets, error=error, bad_offset=offset, label_values=label_values)
+                documents, offsets, label_values = [], [], None if label_values is None else []
             else:
                 documents.append(document)
                 offsets.append(offset)
-                if stated is not None:
-                    stated.append(value)
+                if label_values is not None:
+                    label_values.append(value)
                 if len(documents) == GROUP_DOCUMENTS:
-                    yield Records(documents, offsets, stated=stated)
-                    documents, offsets, stated = [], [], None if stated is None else []
+                    yield Records(documents, offsets, label_values=label_values)
+                    documents, offsets, label_values = [], [], None if label_values is None else []
             offset += len(line) + 1
         if documents:
-            yield Records(documents, offsets, stated=stated)
+            yield Records(documents, offsets, label_values=label_values)
 
     def locate(self, path: str, offset: int, index: int) -> tuple[int | None, int]:
         """Count lines from 1, if not too many; the byte is the line's first, as a document may begin anywhere in it."""
@@ -115,13 +117,13 @@ _parse = json.JSONDecoder().raw_decode
 
 @READERS.add("jsonl", says="a line is a document")
 class JsonlReader(LineReader):
-    """Documents in JSON objects."""
+    """Documents in one field of JSON objects, an object per line."""
 
     format_name = "jsonl"
     endings = (".jsonl", ".ndjson", ".json")
 
+    @override
     def parser(self, path: str) -> tuple[ParseLine, int]:
-        """See `LineReader`; all files are alike."""
         return self._record, 0
 
     def _record(self, line: bytes) -> tuple[bytes, float]:
@@ -178,8 +180,8 @@ class TsvReader(LineReader):
     format_name = "tsv"
     endings = (".tsv", ".tab")
 
+    @override
     def parser(self, path: str) -> tuple[ParseLine, int]:
-        """See `LineReader`; reads the names of the file's columns."""
         with self.storage.open(path, whole=False) as file:
             line, newline, _ = file.read(HEADER_BYTES).partition(b"\n")
         if not newline:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from typing_extensions import override
 
 from ..errors import DataError
 from ..files import DataFile
@@ -29,8 +30,8 @@ class ParquetReader(FieldReader):
     endings = (".parquet",)
     cut = "by row groups"
 
+    @override
     def split(self, file: DataFile, target: int) -> list[Piece]:
-        """See `Reader`; pieces are row groups, several if they are small."""
         if file.size <= target:
             return [piece._replace(end=None) for piece in whole_piece(file)]
         with self._open(file.path, whole=False) as (parquet, _):
@@ -46,8 +47,8 @@ class ParquetReader(FieldReader):
         pieces = [Piece(file.path, rows[start], rows[end], places[end] - places[start]) for start, end in pairwise(cuts)]
         return [piece for piece in pieces if piece.end != piece.start]
 
+    @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
-        """See `Reader`."""
         with self._open(piece.path, whole=True) as (parquet, columns):
             row = 0
             for number in range(parquet.num_row_groups):
@@ -60,7 +61,7 @@ class ParquetReader(FieldReader):
     def _row_group(
         self, parquet: pq.ParquetFile, number: int, columns: list[list[str]], row: int, offset: int, path: str
     ) -> Iterator[Records]:
-        """Yield the documents of a row group that begins at `row`, from `offset` on; `columns` are as `_open` finds them."""
+        """Yield documents of a row group that begins at `row`, from `offset` on; `columns` come from `_open`."""
         metadata = parquet.metadata.row_group(number)
         end = row + metadata.num_rows
         # By the size of all columns: to ask for that of one aborts the process where a footer is damaged (Arrow 26).
@@ -73,19 +74,21 @@ class ParquetReader(FieldReader):
                 values, *labels = (_leaves(batch, names)[skipped:] for names in columns)
                 if pa.types.is_integer(values.type):
                     values = values.cast(pa.string())
-                stated = labels[0].to_pylist() if labels else None
-                yield from self._records(values.cast(pa.large_binary()).to_pylist(), stated, row + skipped, path)
+                label_values = labels[0].to_pylist() if labels else None
+                yield from self._records(values.cast(pa.large_binary()).to_pylist(), label_values, row + skipped, path)
             row += batch.num_rows
         if row != end:
             raise DataError(f"row group {number} ends at row {row} of {end}: the file is damaged", file=path)
 
     def _records(self, values: list[bytes | None], labels: list[Any] | None, row: int, path: str) -> Iterator[Records]:
         documents: list[bytes] = []
-        stated: list[float] = []
+        label_values: list[float] = []
         size = 0
 
         def group(problem: str | None = None) -> Records:
-            records = Records(documents, [*range(row - len(documents), row)], stated=None if labels is None else stated)
+            records = Records(
+                documents, [*range(row - len(documents), row)], label_values=None if labels is None else label_values
+            )
             if problem is None:
                 return records
             return records._replace(error=DataError(problem, file=path, record=row), bad_offset=row)
@@ -97,13 +100,13 @@ class ParquetReader(FieldReader):
                 number = 0.0 if labels is None or self.label is None else self.label.number(labels[place], value)
             except ValueError as problem:
                 yield group(str(problem))
-                documents, stated, size = [], [], 0
+                documents, label_values, size = [], [], 0
             else:
                 if documents and size + len(value) > self.group_bytes:
                     yield group()
-                    documents, stated, size = [], [], 0
+                    documents, label_values, size = [], [], 0
                 documents.append(value)
-                stated.append(number)
+                label_values.append(number)
                 size += len(value)
             row += 1
         if documents:

@@ -1,4 +1,4 @@
-"""A corpus dealt to lanes: files are cut into pieces at record starts, and lanes get equal shares of bytes.
+"""A corpus assigned to lanes: files are cut into pieces at record starts, and lanes get equal shares of bytes.
 
 Both steps are deterministic in (files, lanes), so every process that looks at the same files makes the same plan.
 """
@@ -61,8 +61,14 @@ def record_starts(file: ByteFile, size: int, boundary: bytes, target: int) -> li
     return starts
 
 
-def deal(pieces: list[Piece], lanes: int, source: str) -> list[list[Piece]]:
-    """Deal `pieces` to lanes, longest first and each to the lane with the fewest bytes so far.
+def assign(pieces: list[Piece], lanes: int, source: str, split: str) -> list[list[Piece]]:
+    """Assign `pieces` to lanes, longest first and each to the lane with the fewest bytes so far.
+
+    Args:
+        pieces: Of all files of a source.
+        lanes: How many there are.
+        source: Name of the source, for messages.
+        split: Which files of its format can be split, for messages.
 
     Raises:
         DataConfigError: There are fewer pieces than lanes.
@@ -73,12 +79,12 @@ def deal(pieces: list[Piece], lanes: int, source: str) -> list[list[Piece]]:
         raise DataConfigError(
             f"data.lanes: {lanes} lanes need as many files, or parts of files that can be split, and source {source!r} "
             f"has {len(pieces)}; lower data.lanes, give it more files, or make token shards of them by `cistron prepare` "
-            "(jsonl and FASTA split when uncompressed or in bgzip's blocks, parquet by row groups, text never)"
+            f"({split})"
         )
-    dealt: list[list[Piece]] = [[] for _ in range(lanes)]
+    assigned: list[list[Piece]] = [[] for _ in range(lanes)]
     loads = [(0, lane) for lane in range(lanes)]
     for piece in sorted(pieces, key=lambda piece: (-piece.size, piece.path, piece.start)):
         load, lane = heapq.heappop(loads)
-        dealt[lane].append(piece)
+        assigned[lane].append(piece)
         heapq.heappush(loads, (load + piece.size, lane))
-    return [sorted(lane, key=lambda piece: (piece.path, piece.start)) for lane in dealt]
+    return [sorted(lane, key=lambda piece: (piece.path, piece.start)) for lane in assigned]

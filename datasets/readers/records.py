@@ -1,7 +1,7 @@
 """What readers give: documents in groups of up to a MiB, each with an address from which it can be read again.
 
-A reader is a pure function of (piece, offset, first): opened at the address of any document or stretch it yields that one
-and all later ones, byte for byte, whatever was read before. Its memory does not grow with the length of a document.
+A reader is a pure function of (piece, offset, first): opened at the address of any document or stretch it yields that
+one and all later ones, byte for byte, whatever was read before. Its memory does not grow with the length of a document.
 """
 
 from abc import ABC, abstractmethod
@@ -29,10 +29,11 @@ class Records(NamedTuple):
         offsets: Where each begins; for a document that continues, where this stretch of it does.
         first: Whether documents[0] opens its document, or continues that of the group before.
         last: Whether documents[-1] ends its document, or goes on in the next group.
-        error: A bad record right behind the documents, unnamed where its name is costly: see `located`. The reader goes on
-            behind it. Where nothing opens and there are no documents, it is what the document that goes on turned out to be.
+        error: A bad record right behind the documents, unnamed where its name is costly: see `located`. The reader goes
+            on behind it. Where nothing opens and there are no documents, it is what the document that goes on turned
+            out to be.
         bad_offset: Its address.
-        stated: What the record of each document states: number of a class, or a value; None where labels are not read.
+        label_values: Label of each document: the number of its class, or a value; None where labels are not read.
         headers: Of FASTA, the header line of each document, without a line end; empty for one that continues.
     """
 
@@ -42,13 +43,55 @@ class Records(NamedTuple):
     last: bool = True
     error: DataError | None = None
     bad_offset: int = -1
-    stated: list[float] | None = None
+    label_values: list[float] | None = None
     headers: Sequence[bytes] = ()
 
     @property
     def continues_bad(self) -> bool:
         """Whether the document that the group before left open turned out bad, and goes no further."""
         return self.error is not None and not self.first and not self.documents
+
+
+class DocumentJoiner:
+    """Joins the stretches that a long document comes in.
+
+    Called with all groups of a piece, one after the other, it returns each with whole documents only. A document stands
+    in the group that ends it, with the address and the header of its first stretch. One that turned out bad has this
+    address too.
+
+    Args:
+        head: Bytes of a document that are kept; None: all.
+    """
+
+    def __init__(self, head: int | None = None) -> None:
+        self._head = head
+        self._parts: list[bytes] = []  # of the document that is open
+        self._start = 0  # address of the first
+        self._header = b""
+        self._first = True  # whether the first opens the document
+
+    def __call__(self, group: Records) -> Records:
+        """Return the documents that end in a group, and the bad record behind them."""
+        assert group.last or group.label_values is None, "records with labels come whole"
+        head = self._head
+        documents, offsets, first = [data[:head] for data in group.documents], list(group.offsets), group.first
+        headers = list(group.headers)
+        if self._parts and documents:
+            if head is None or sum(map(len, self._parts)) < head:
+                self._parts.append(documents[0])
+            if len(documents) == 1 and not group.last:
+                return Records([], [])
+            documents[0], offsets[0], first = b"".join(self._parts)[:head], self._start, self._first
+            if headers:
+                headers[0] = self._header
+            self._parts = []
+        if group.continues_bad and self._parts:
+            group, first, self._parts = group._replace(bad_offset=self._start), self._first, []
+        if documents and not group.last:
+            self._first = len(documents) > 1 or first
+            self._parts, self._start = [documents.pop()], offsets.pop()
+            self._header = headers.pop() if headers else b""
+        return Records(documents, offsets, first, True, group.error, group.bad_offset, group.label_values, headers)
 
 
 @dataclass(frozen=True)
@@ -58,7 +101,7 @@ class Reader(ABC):
     Attributes:
         storage: Opens files.
         endings: Of the names of its files, compression aside; class attribute.
-        cut: Where a file can be cut into pieces for several lanes, as a message says it; class attribute.
+        cut: Where a file can be cut into pieces for several lanes, as a message ends: "is split ..."; class attribute.
     """
 
     storage: FileStore
@@ -66,7 +109,7 @@ class Reader(ABC):
     cut: ClassVar[str] = "never"
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
-        """Cut a file at record starts into pieces of about `target` bytes as stored; into one where it cannot be cut."""
+        """Cut a file at record starts into pieces of about `target` stored bytes; into one where it cannot be cut."""
         return whole_piece(file)
 
     @abstractmethod
@@ -108,13 +151,13 @@ READERS.add("tokens", says="shards by `cistron prepare`")(None)
 
 
 def located(reader: Reader, error: DataError, address: int) -> DataError:
-    """Return an error of `Records` with its record's name, which may take reading much of the file: for what is said."""
+    """Return an error of `Records` with its record's name, for a message: it may have to read much of the file."""
     record = reader.locate(error.file, address, 0)[0] if error.record is None else error.record
     return DataError(error.problem, file=error.file, record=record, offset=error.offset)
 
 
 def wrong_byte(reader: Reader, path: str, address: int, index: int, problem: str) -> DataError:
-    """Return a problem with byte `index` of the document data that begin at `address`, with its record and its place."""
+    """Return an error about byte `index` of the document data at `address`, with its record and its place."""
     record, offset = reader.locate(path, address, index)
     return DataError(problem, file=path, record=record, offset=offset)
 

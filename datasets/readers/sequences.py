@@ -1,4 +1,4 @@
-"""Sequences of raw files one by one, each whole and with its name: what a trained model is asked about."""
+"""Sequences of raw files one by one, each whole and with its name: the input of a trained model."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from ..errors import DataConfigError, DataError
 from ..files import DataFile, FileStore, plain_name
 from .formats import build_reader, has_fields, raw_formats
 from .pieces import MAX_PIECE_BYTES, Piece
-from .records import READERS, Reader, located, wrong_byte
+from .records import READERS, DocumentJoiner, Reader, located, wrong_byte
 
 
 class NamedSequence(NamedTuple):
@@ -31,8 +31,8 @@ class NamedSequence(NamedTuple):
 class SequenceFiles:
     """The records of some files, in order of the paths and within a file in its own.
 
-    A record's name is the first word of a FASTA header, what `id_field` holds, or the path of a text; without any, its number
-    among all records, from 0.
+    A record's name is the first word of a FASTA header, what `id_field` holds, or the path of a text; without any, its
+    number among all records, from 0.
 
     Args:
         paths: Paths, globs or fsspec URLs; files may be compressed.
@@ -93,7 +93,7 @@ class SequenceFiles:
 
 
 def format_of(files: Iterable[DataFile]) -> str:
-    """Return the one format that the files' names end in, compression aside. Raises DataConfigError where there is none."""
+    """Return the one format that the files' names end in, compression aside. Raises DataConfigError."""
     endings = {name: reader.endings for name in READERS if (reader := READERS[name]) is not None}
     formats: dict[str, str] = {}
     for file in files:
@@ -110,15 +110,11 @@ def format_of(files: Iterable[DataFile]) -> str:
 
 
 def _whole(reader: Reader, piece: Piece) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield address, data and header of each record; the stretches that a long one comes in are joined."""
-    parts: list[bytes] = []
-    begun, head = 0, b""
-    for records in reader.groups(piece, piece.start, True):
-        for number, (data, offset) in enumerate(zip(records.documents, records.offsets, strict=True)):
-            if number or records.first:
-                parts, begun, head = [], offset, records.headers[number] if records.headers else b""
-            parts.append(data)
-            if number < len(records.documents) - 1 or records.last:
-                yield begun, b"".join(parts), head
-        if records.error is not None:
-            raise located(reader, records.error, records.bad_offset)
+    """Yield address, data and header of each record, whole; the header is empty where the format has none."""
+    join = DocumentJoiner()
+    for group in reader.groups(piece, piece.start, True):
+        records = join(group)
+        headers = records.headers or [b""] * len(records.documents)
+        yield from zip(records.offsets, records.documents, headers, strict=True)
+        if group.error is not None:
+            raise located(reader, group.error, group.bad_offset)

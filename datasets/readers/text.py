@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from .pieces import Piece
 from .records import GROUP_BYTES, READERS, Reader, Records, Window
 
@@ -19,8 +21,8 @@ class TextReader(Reader):
     endings = (".txt",)
     group_bytes: int = GROUP_BYTES
 
+    @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
-        """See `Reader`."""
         with self.storage.open(piece.path) as file:
             window = Window(file, piece, offset)
             last = False

@@ -1,7 +1,7 @@
-"""Documents of token ids to rows, and rows to batches: plans, planes of one shape, and the targets of a job's objective.
+"""Documents of token ids to rows, and rows to batches: plans, planes of one shape, and an objective's targets.
 
-Read `packing` (plans, the layout of a batch, the row invariants), then `objectives` and `masking` (which tokens are targets);
-`config` has the table `[mlm]` and the registry of objectives.
+Read `packing` (plans, the layout of a batch, the row invariants), then `objectives` and `masking` (which tokens are
+targets); `config` has the table `[mlm]` and the registry of objectives.
 """
 
 from .config import OBJECTIVES, MaskingConfig, ObjectiveSettings

@@ -1,4 +1,4 @@
-"""The table `[mlm]`, and the registry of objectives: what each needs of the model and the data, and what it is built from."""
+"""The table `[mlm]`, and the registry of objectives: what each needs of model and data, and is built from."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
@@ -17,7 +17,7 @@ class MaskingConfig(Table):
     """Masked language modelling, for training.objective = "mlm"."""
 
     mask_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
-    """Share of each document's tokens that the model is asked for; special tokens never are."""
+    """Share of each document's tokens that are targets; special tokens never are."""
     rate_schedule: Literal["constant", "esm3"] = "constant"
     """esm3: a rate for every document, 80 % of them from Beta(3, 9) and 20 % uniform, in place of mask_rate."""
     mask_share: Fraction = 0.8
@@ -57,8 +57,8 @@ class ObjectiveKind(Protocol):
 
     Attributes:
         causal: Whether the model must be causal (True) or bidirectional (False); None: either will do.
-        labels: Whether targets are labels of whole documents: a head predicts them, each source names where they are, and no
-            document is cut.
+        labels: Whether targets are labels of whole documents: a head predicts them, each source names where they are,
+            and no document is cut.
     """
 
     causal: ClassVar[bool | None]

@@ -1,25 +1,27 @@
-"""Masked language modelling (Devlin et al. 2019): hide some tokens of each document, and ask for them.
+"""Masked language modelling (Devlin et al. 2019): hide some tokens of each document, which are the targets.
 
-Of the tokens that may be asked for, a share is chosen; of these 80 % are shown as the mask, 10 % as a random residue, and
-10 % as they are. All of it is a pure function of (seed, number of the row), whatever ranks, workers and resumes there are.
+Of the tokens that may be targets, a share is chosen; of these 80 % are shown as the mask, 10 % as a random residue, and
+10 % as they are. All of it is a pure function of (seed, number of the row), whatever ranks, workers and resumes there
+are.
 
-Shares are drawn without the noise of independent coins: a document of n tokens has floor(n * rate + u) chosen, u uniform, and
-the chosen ones of a row are dealt to mask, random and kept at even distances. So 150,000 choices are within 0.1 % of 80/10/10
-where coins would be within 0.8 %.
+Shares are drawn without the noise of independent coins: a document of n tokens has floor(n * rate + u) chosen, u
+uniform, and the chosen ones of a row are assigned to mask, random and kept at even distances. So 150,000 choices are
+within 0.1 % of 80/10/10 where coins would be within 0.8 %.
 """
 
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from ..errors import refuse
 from ..randomness import random_bits, uniform
 from ..tokenizers import Tokenizer
 from .config import OBJECTIVES, MaskingConfig, ObjectiveSettings
-from .objectives import IGNORE, Laid, Places, Targets
+from .objectives import IGNORE, LaidOutRows, Objective, Targets, TokenMask
 
-# ESM-3 (Hayes et al. 2024, appendix A.2.3) masks a document at a rate from 80 % Beta(3, 9), mean 0.25, and 20 % uniform.
+# ESM-3 (Hayes et al. 2024, appendix A.2.3) draws masking rates from 80 % Beta(3, 9), mean 0.25, and 20 % uniform.
 # The third smallest of eleven uniform numbers is distributed as Beta(3, 9).
 BETA_SHARE, BETA_RANK, BETA_OF = 0.8, 2, 11
 MLM = 0x6D6C6D  # in the place of a source's number, so that no lane draws the same bits
@@ -29,8 +31,8 @@ Integers = npt.NDArray[np.int64]
 
 
 @OBJECTIVES.add("mlm", says="hidden tokens, from both sides")
-class MaskedTokens:
-    """The objective.
+class MaskedTokens(Objective):
+    """Targets are hidden tokens, which the model predicts from both sides.
 
     Args:
         config: Shares.
@@ -67,14 +69,15 @@ class MaskedTokens:
         """Return the objective of a job. Raises DataConfigError, see above."""
         return cls(settings.masking, settings.tokenizer, settings.seed)
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """See `Objective`."""
         config = self._config
         shares = {"mask_share": config.mask_share, "random_share": config.random_share}
         return {"name": "mlm", "rate": config.mask_rate, "schedule": config.rate_schedule, **shares}
 
-    def targets(self, laid: Laid) -> Targets:
-        """See `Objective`. A row is without a target only where it holds nothing that may be asked for."""
+    @override
+    def targets(self, laid: LaidOutRows) -> Targets:
+        # A row is without a target only where no token of it may be one.
         tokens, labels = laid.tokens.copy(), np.full_like(laid.tokens, IGNORE)
         weights = laid.own_weights()
         for place, (number, used) in enumerate(zip(laid.numbers, laid.used, strict=True)):
@@ -91,8 +94,10 @@ class MaskedTokens:
             weights[labels == IGNORE] = 0.0
         return Targets(tokens, labels, weights)
 
-    def violations(self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], used: Places, ends: Places) -> dict[str, Places]:
-        """See `Objective`."""
+    @override
+    def violations(
+        self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], used: TokenMask, ends: TokenMask
+    ) -> dict[str, TokenMask]:
         return {
             "the label at an eos is not -100": ends & (labels != IGNORE),
             "a special token is a target": np.isin(labels, self._special),

@@ -1,10 +1,10 @@
-"""What rows ask of a model: the tokens it is shown, those it has to name, and how much each of them counts.
+"""The targets of rows: the tokens that a model is shown, those it has to predict, and how much each counts.
 
 | objective | label of a position |
 |---|---|
 | `NextToken` | the token behind it, of the same document |
 | `masking.MaskedTokens` | the token itself, where it was chosen; the model is mostly shown the mask instead |
-| `DocumentLabels` | at a document's eos: what the document's record states, a class or a value |
+| `DocumentLabels` | at a document's eos: the label of the document, a class or a value |
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,14 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from ..tokenizers import Ids
 from .config import OBJECTIVES, ObjectiveSettings
 
 IGNORE = -100
 Weights = npt.NDArray[np.float32]
-Places = npt.NDArray[np.bool_]
+TokenMask = npt.NDArray[np.bool_]
 
 
 class PackedRow(NamedTuple):
@@ -27,19 +28,19 @@ class PackedRow(NamedTuple):
     Attributes:
         parts: Ids of each document or fragment, views; together at most `seq_len`.
         following: The token after the last part where its document goes on, else None.
-        weights: float32 per token of `parts` and, where there is one, for `following`, in one array; None: all 1. A token
-            of weight 0 is no target.
-        stated: What the record of each part's document states (class or value), NaN where the document goes on behind the
-            part; None: nothing is stated.
+        weights: float32 per token of `parts` and, where there is one, for `following`, in one array; None: all 1. A
+            token of weight 0 is no target.
+        label_values: Label of each part's document (number of a class, or a value), NaN where the document goes on
+            behind the part; None: documents have no labels.
     """
 
     parts: list[Ids]
     following: int | None = None
     weights: Weights | None = None
-    stated: list[float] | None = None
+    label_values: list[float] | None = None
 
 
-class Laid(NamedTuple):
+class LaidOutRows(NamedTuple):
     """Rows side by side, without targets yet.
 
     Attributes:
@@ -59,7 +60,7 @@ class Laid(NamedTuple):
     used: Sequence[int]
 
     def own_weights(self) -> Weights | None:
-        """Return float32 [batch, width], the weight of each token; None where no row states any."""
+        """Return float32 [batch, width], the weight of each token; None where no row has any."""
         if all(row.weights is None for row in self.rows):
             return None
         weights = np.ones(self.tokens.shape, dtype=np.float32)
@@ -70,13 +71,13 @@ class Laid(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What is asked of a batch.
+    """The targets of a batch.
 
     Attributes:
         tokens: int64 [batch, width], as the model is shown them.
         labels: int64 [batch, width], -100 where no loss is taken.
         weights: float32 [batch, width]: of each label, 0 where there is none; None: 1 for each label.
-        values: float32 [batch, width]: what is stated at each label, where that is no class.
+        values: float32 [batch, width]: the value at each label; None where labels are classes.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -100,21 +101,23 @@ class Objective(Protocol):
         """What determines the targets, plain JSON: a part of the identity of a run's data."""
         ...
 
-    def targets(self, laid: Laid) -> Targets:
-        """Ask."""
+    def targets(self, laid: LaidOutRows) -> Targets:
+        """Return what the model is shown of some rows, and its targets."""
         ...
 
-    def violations(self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], used: Places, ends: Places) -> dict[str, Places]:
-        """Return what can be wrong with labels [batch, width], and where it is: `used` tokens, of which `ends` are an eos."""
+    def violations(
+        self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], used: TokenMask, ends: TokenMask
+    ) -> dict[str, TokenMask]:
+        """Return what can be wrong with labels [batch, width], and where; `used` is not padding, `ends` is eos."""
         ...
 
 
 @OBJECTIVES.add("causal", says="the next token")
-class NextToken:
+class NextToken(Objective):
     """Causal language modelling.
 
-    Decided by position: -100 where a document ends and on padding, so that an eos is a target and padding is none even where
-    both are one id. The last token of a fragment is labelled with the token that opens the next one.
+    Decided by position: -100 where a document ends and on padding, so that an eos is a target and padding is none even
+    where both are one id. The last token of a fragment is labelled with the token that opens the next one.
     """
 
     causal: ClassVar[bool | None] = True
@@ -127,12 +130,12 @@ class NextToken:
         """Return the objective, which depends on nothing else."""
         return cls()
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """See `Objective`."""
         return {"name": "causal"}
 
-    def targets(self, laid: Laid) -> Targets:
-        """See `Objective`."""
+    @override
+    def targets(self, laid: LaidOutRows) -> Targets:
         rows, shape = laid.rows, laid.tokens.shape
         tokens = laid.tokens.reshape(-1)
         flat = np.empty_like(tokens)
@@ -152,8 +155,10 @@ class NextToken:
         weights[labels == IGNORE] = 0.0
         return Targets(laid.tokens, labels, weights)
 
-    def violations(self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], used: Places, ends: Places) -> dict[str, Places]:
-        """See `Objective`."""
+    @override
+    def violations(
+        self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], used: TokenMask, ends: TokenMask
+    ) -> dict[str, TokenMask]:
         goes_on = used & ~ends
         return {
             "the label at an eos is not -100": ends & (labels != IGNORE),
@@ -164,7 +169,7 @@ class NextToken:
 
 @OBJECTIVES.add("regression", says="a document's label, a value")
 @OBJECTIVES.add("classification", says="a document's label, one of head.classes")
-class DocumentLabels:
+class DocumentLabels(Objective):
     """One target per document, at its eos.
 
     Args:
@@ -183,26 +188,28 @@ class DocumentLabels:
         """Return the objective of a job's classes."""
         return cls(settings.classes)
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """See `Objective`."""
         return {"name": "classification" if self.classes else "regression", "classes": " ".join(map(repr, self.classes))}
 
-    def targets(self, laid: Laid) -> Targets:
-        """See `Objective`."""
+    @override
+    def targets(self, laid: LaidOutRows) -> Targets:
         labels = np.full(laid.tokens.size, IGNORE)
         values = np.zeros(laid.tokens.size, dtype=np.float32)
         width = laid.tokens.shape[1]
         for place, row in enumerate(laid.rows):
             lasts = place * width + np.cumsum([len(part) for part in row.parts], dtype=np.int64) - 1
-            stated = np.full(len(lasts), np.nan) if row.stated is None else np.array(row.stated)
-            whole = ~np.isnan(stated)
-            labels[lasts[whole]] = stated[whole] if self.classes else 0
-            values[lasts[whole]] = stated[whole]
+            found = np.full(len(lasts), np.nan) if row.label_values is None else np.array(row.label_values)
+            whole = ~np.isnan(found)
+            labels[lasts[whole]] = found[whole] if self.classes else 0
+            values[lasts[whole]] = found[whole]
         shape = laid.tokens.shape
         return Targets(laid.tokens, labels.reshape(shape), None, None if self.classes else values.reshape(shape))
 
-    def violations(self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], used: Places, ends: Places) -> dict[str, Places]:
-        """See `Objective`."""
+    @override
+    def violations(
+        self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], used: TokenMask, ends: TokenMask
+    ) -> dict[str, TokenMask]:
         return {
             "a document has no label": ends & (labels == IGNORE),
             "a label is not at an eos": ~ends & (labels != IGNORE),

@@ -1,10 +1,10 @@
 """Documents of a block into rows: plans on lengths alone, and batches from rows.
 
-`best_fit` is best-fit decreasing: the longest segment first, into the open row that it leaves the least room in, found by
-bisection among the amounts of room that are open: 0.8 ms per 1,000 documents in rows of 2^11 as of 2^20 tokens, where a
-bit-set of the amounts, quick to search, would take 42 ms to copy. `concat` cuts the concatenated documents every `seq_len`
-tokens. `padded` gives each document rows of its own. With an `overlap` the rows of a long document are windows: each begins
-with the last `overlap` tokens of the one before, which are context there and no targets.
+`best_fit` is best-fit decreasing: the longest segment first, into the open row that it leaves the least room in, found
+by bisection among the amounts of room that are open: 0.8 ms per 1,000 documents in rows of 2^11 as of 2^20 tokens,
+where a bit-set of the amounts, quick to search, would take 42 ms to copy. `concat` cuts the concatenated documents
+every `seq_len` tokens. `padded` gives each document rows of its own. With an `overlap` the rows of a long document are
+windows: each begins with the last `overlap` tokens of the one before, which are context there and no targets.
 """
 
 from bisect import bisect_left, insort
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import DataConfigError
 from ..tokenizers import Ids
-from .objectives import IGNORE, Laid, NextToken, Objective, PackedRow, Weights
+from .objectives import IGNORE, LaidOutRows, NextToken, Objective, PackedRow, Weights
 
 POLICIES = ("best_fit", "concat", "padded")
 PAD_MULTIPLE = 128  # of the width of a padded batch: few shapes for compilers, whole blocks for masks
@@ -35,8 +35,9 @@ class Block(NamedTuple):
         lengths: int64 [segments]: its tokens, the eos included.
         open: bool [segments]: it goes on behind its last token, so has no eos. It is full rows or windows, except under
             `concat`, where the last segment of the block may end anywhere.
-        stated: float64 [segments]: what the record of each document states, NaN of one that goes on; None: nothing.
-        continued: bool [segments]: its first `overlap` tokens are context, from the end of a segment elsewhere; None: of none.
+        label_values: float64 [segments]: label of each document, NaN of one that goes on; None: there are no labels.
+        continued: bool [segments]: its first `overlap` tokens are context, from the end of another segment; None: of
+            none.
     """
 
     arrays: Sequence[Ids]
@@ -45,7 +46,7 @@ class Block(NamedTuple):
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     open: npt.NDArray[np.bool_]
-    stated: npt.NDArray[np.float64] | None = None
+    label_values: npt.NDArray[np.float64] | None = None
     continued: npt.NDArray[np.bool_] | None = None
 
     def in_order(self, order: Sequence[int]) -> "Block":
@@ -56,7 +57,7 @@ class Block(NamedTuple):
             starts=self.starts[places],
             lengths=self.lengths[places],
             open=self.open[places],
-            stated=None if self.stated is None else self.stated[places],
+            label_values=None if self.label_values is None else self.label_values[places],
             continued=None if self.continued is None else self.continued[places],
         )
 
@@ -70,7 +71,7 @@ class Planes(NamedTuple):
         positions: int32 [batch, width].
         sequence_ids: int32 [batch, width], -1 on padding.
         weights: float32 [batch, width]: of each label, 0 where there is none; None: 1 for each label.
-        values: float32 [batch, width]: of each label, where what is asked for is no class.
+        values: float32 [batch, width]: of each label; None where labels are classes.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -179,8 +180,8 @@ class Packer:
     """Blocks to rows to batches. States the ids that it writes, for the eos contract.
 
     Attributes:
-        weighted: Every batch has weights, also one whose rows have none: what a row is and what is compiled for it must not
-            depend on its neighbours in the batch.
+        weighted: Every batch has weights, also one whose rows have none: what a row is and what is compiled for it must
+            not depend on its neighbours in the batch.
     """
 
     def __init__(
@@ -238,11 +239,13 @@ class Packer:
             assert unfinished or views[-1][-1] == self.eos_id, "a segment that does not go on ends with eos"
             following = int(arrays[array[last]][starts[last] + start + length]) if unfinished else None
             weights = self._weights(block, parts, unfinished) if weighted is not None or self.overlap else None
-            stated = None
-            if block.stated is not None:
+            label_values = None
+            if block.label_values is not None:
                 ended = (start + length == lengths[at] and not goes_on[at] for at, start, length in parts)
-                stated = [float(block.stated[at]) if end else np.nan for (at, _, _), end in zip(parts, ended, strict=True)]
-            yield PackedRow(views, following, weights, stated)
+                label_values = [
+                    float(block.label_values[at]) if end else np.nan for (at, _, _), end in zip(parts, ended, strict=True)
+                ]
+            yield PackedRow(views, following, weights, label_values)
 
     def _weights(self, block: Block, parts: Sequence[Part], unfinished: bool) -> Weights | None:
         """Return the weights of a row's tokens, and of the one behind where there is one; None where all are 1.
@@ -304,11 +307,11 @@ class Packer:
             positions[int(ends[place]) - lengths[place] : int(ends[place])] = 0
         shape = (len(rows), width)
         tokens, positions, sequence_ids = tokens.reshape(shape), positions.reshape(shape), sequence_ids.reshape(shape)
-        asked = self.objective.targets(Laid(rows, numbers, tokens, sequence_ids, ends, used))
-        weights = asked.weights
+        targets = self.objective.targets(LaidOutRows(rows, numbers, tokens, sequence_ids, ends, used))
+        weights = targets.weights
         if weights is None and self.weighted:
-            weights = (asked.labels != IGNORE).astype(np.float32)
-        return Planes(asked.tokens, asked.labels, positions, sequence_ids, weights, asked.values)
+            weights = (targets.labels != IGNORE).astype(np.float32)
+        return Planes(targets.tokens, targets.labels, positions, sequence_ids, weights, targets.values)
 
 
 def lay_out(rows: Sequence[Sequence[Ids]], width: int, pad_id: int = 0, objective: Objective | None = None) -> Planes:

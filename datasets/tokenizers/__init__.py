@@ -1,7 +1,7 @@
 """Bytes to token ids and back. A tokenizer states its special ids, and none of them can come out of a document.
 
-Read `protocol` (what the data path needs of a tokenizer), `config` (the table `[tokenizer]`, the registry of kinds), then the
-kinds: `bytes`, `letters` (proteins and DNA) and `hf`, which `tiktoken_backend` makes faster.
+Read `protocol` (what the data path needs of a tokenizer), `config` (the table `[tokenizer]`, the registry of kinds),
+then the kinds: `bytes`, `letters` (proteins and DNA) and `hf`, which `tiktoken_backend` makes faster.
 """
 
 from .build import build_tokenizer
@@ -9,7 +9,7 @@ from .bytes import ByteTokenizer
 from .config import POLICIES, TOKENIZERS, TokenizerConfig
 from .hf import HFTokenizer
 from .letters import CLS, EOS, MAP, UNK, LetterTokenizer
-from .protocol import Encoded, Ids, TokenizeError, Tokenizer
+from .protocol import Encoded, Ids, TokenizeError, Tokenizer, has_bases
 from .token_bytes import token_bytes
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "build_tokenizer",
+    "has_bases",
     "token_bytes",
 ]

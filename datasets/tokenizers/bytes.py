@@ -1,4 +1,4 @@
-"""Part of datasets/tokenizers."""
+"""Raw bytes as token ids: the tokenizer of byte-level models, and the default."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -7,17 +7,18 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import TOKENIZERS, TokenizerConfig
-from .protocol import Encoded, Ids, TokenizeError
+from .protocol import Alphabet, Encoded, Ids, TokenizeError, Tokenizer
 
 
 @TOKENIZERS.add("byte", says="raw UTF-8 bytes, vocabulary 512")
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """Raw bytes as ids, after Evo 2's CharLevelTokenizer: EOD = EOS = 0, PAD = 1, vocabulary 512."""
 
     options: ClassVar[tuple[str, ...]] = ()
 
     kind = "byte"
     dtype: npt.DTypeLike = np.uint8
+    alphabet: Alphabet | None = "bytes"
     eos_id = 0
     pad_id = 1
     bos_id: int | None = None

@@ -1,8 +1,8 @@
-"""Part of datasets/tokenizers."""
+"""Tokenizers of the Hugging Face library: special ids, `config.json` beside them, and the faster tiktoken backend."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,15 +10,16 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+from typing_extensions import override
 
 from ..errors import DataConfigError
 from .config import TOKENIZERS, TokenizerConfig
-from .protocol import Encoded, Ids, TokenizeError
+from .protocol import Encoded, Ids, TokenizeError, Tokenizer
 from .tiktoken_backend import NotEqualError, TiktokenBackend
 
 
 @TOKENIZERS.add("hf", says="any tokenizer.json")
-class HFTokenizer:
+class HFTokenizer(Tokenizer):
     """Any Hugging Face `tokenizer.json`, its special ids from arguments or from `tokenizer_config.json` beside it."""
 
     options: ClassVar[tuple[str, ...]] = ("path", "eos_token", "pad_token", "mask_token")
@@ -72,7 +73,7 @@ class HFTokenizer:
                 f"tokenizer.mask_token: {mask!r} is not marked as special in {file}, so that a document's own token could be "
                 "taken for a masked one; name a special token"
             )
-        # GPT-2's kin name their eos here, which never stands for an unknown token: a document that has an eos is refused.
+        # GPT-2's kin name their eos here. It stands for no unknown token: a document that has an eos is refused.
         unk_id = None if unknown is None else self._tokenizer.token_to_id(unknown)
         self.unk_id: int | None = None if unk_id == self.eos_id else unk_id
         roles = (self.eos_id, self.pad_id, self.mask_id, self.unk_id)
@@ -80,21 +81,21 @@ class HFTokenizer:
         self.residue_ids = tuple(sorted(set(known) - self.special_ids))
         self.where = str(file) if eos_token else f"{file} + {settings_file}"
         self._eos = eos
-        self._twin: TiktokenBackend | None = None
+        self._backend: TiktokenBackend | None = None
 
         config_file = file.with_name("config.json")
         self.hf_config: dict[str, Any] | None = None
         if config_file.is_file():
             config = _read_json(config_file)
-            stated: dict[str, Any] = {
+            written: dict[str, Any] = {
                 key: config[key] for key in ("eos_token_id", "pad_token_id", "mask_token_id", "vocab_size") if key in config
             }
-            for key, value in stated.items():
+            for key, value in written.items():
                 ids = value if key == "eos_token_id" and isinstance(value, list) else [value]
                 if value is not None and not all(type(item) is int for item in ids):
                     expected = "an integer, a list of integers" if key == "eos_token_id" else "an integer"
                     raise DataConfigError(f"{config_file}: {key} is {value!r}; it must be {expected} or null")
-            self.hf_config = {"where": str(config_file), **stated}
+            self.hf_config = {"where": str(config_file), **written}
 
     @classmethod
     def build(cls, config: TokenizerConfig) -> "HFTokenizer":
@@ -111,7 +112,7 @@ class HFTokenizer:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Travel to a worker as arguments: pickling the inner tokenizer would lose `encode_special_tokens`."""
-        return _open, (self._arguments, self._twin is not None)
+        return _open, (self._arguments, self._backend is not None)
 
     def encode(self, data: bytes) -> Ids:
         """Encode UTF-8 text to int32 ids, the text of special tokens as text."""
@@ -126,33 +127,27 @@ class HFTokenizer:
             except UnicodeDecodeError as error:
                 self.encode_batch(documents[:index])  # what is wrong further ahead comes first
                 raise TokenizeError(f"not valid UTF-8 ({error.reason})", error.start, index) from None
-        ids = self._encode_library(texts) if self._twin is None else self._encode_twin(self._twin, texts)
+        ids = self._encode_library(texts) if self._backend is None else self._encode_tiktoken(self._backend, texts)
         ends = np.flatnonzero(ids == self.eos_id)
         if len(ends) != len(texts):
             raise self._eos_found(documents, texts)
         return Encoded(ids, np.diff(ends, prepend=-1).tolist())
 
-    def use_tiktoken_if_equal(self, sample: Sequence[bytes]) -> str:
-        """Encode by `tiktoken` from now on, if that gives the same ids for all documents of the sample.
-
-        Args:
-            sample: Documents of the corpus, or parts of them; bytes that are not UTF-8 are passed over.
-
-        Returns:
-            What encodes from now on, and why.
-        """
-        proven, self._twin = self._twin, None
-        texts = [data.decode("utf-8", errors="ignore") for data in sample]
+    @override
+    def choose_backend(self, sample: Callable[[], Sequence[bytes]]) -> str:
+        # tiktoken, if it gives the same ids for all documents of the sample; bytes that are not UTF-8 are passed over.
+        proven, self._backend = self._backend, None
+        texts = [data.decode("utf-8", errors="ignore") for data in sample()]
         try:
-            twin = proven or TiktokenBackend(self._tokenizer, self.eos_id)
+            backend = proven or TiktokenBackend(self._tokenizer, self.eos_id)
             if not any(texts):
                 raise NotEqualError("there is no text to compare tiktoken's ids on")
             ids = self._encode_library(texts)
-            if not np.array_equal(ids, self._encode_twin(twin, texts)):
+            if not np.array_equal(ids, self._encode_tiktoken(backend, texts)):
                 raise NotEqualError("tiktoken gives other ids")
         except NotEqualError as reason:
             return f"tokenizers encodes: {reason}"
-        self._twin = twin
+        self._backend = backend
         return f"tiktoken encodes: its {len(ids):,} ids of {len(texts):,} documents are those of tokenizers"
 
     def _encode_library(self, texts: list[str]) -> npt.NDArray[np.int32]:
@@ -163,8 +158,8 @@ class HFTokenizer:
             row.append(self.eos_id)
         return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=sum(map(len, rows)))
 
-    def _encode_twin(self, twin: TiktokenBackend, texts: list[str]) -> npt.NDArray[np.int32]:
-        parts = [self._encode_library(part) if ids is None else ids for part, ids in twin.encode(texts)]
+    def _encode_tiktoken(self, backend: TiktokenBackend, texts: list[str]) -> npt.NDArray[np.int32]:
+        parts = [self._encode_library(part) if ids is None else ids for part, ids in backend.encode(texts)]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
     def _eos_found(self, documents: Sequence[bytes], texts: list[str]) -> TokenizeError:
@@ -186,7 +181,7 @@ class HFTokenizer:
 def _open(arguments: tuple[str, str | None, str | None, str | None], proven: bool) -> HFTokenizer:
     tokenizer = HFTokenizer(*arguments)
     if proven:
-        tokenizer._twin = TiktokenBackend(tokenizer._tokenizer, tokenizer.eos_id)
+        tokenizer._backend = TiktokenBackend(tokenizer._tokenizer, tokenizer.eos_id)
     return tokenizer
 
 

@@ -3,12 +3,14 @@
     protein   <cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - | <mask>       ids 0 to 32
     dna       <eos> <pad> <unk> <mask> A C G T N R Y S W K M B D H V -                                     ids 0 to 19
 
-A batch of documents is joined and looked up in one table of 256 entries by `bytes.translate`, at some 1.5 GB/s. Ids stay below
-64, so that two bits of a table's entry are free to say that a letter was mapped to another's id, or is none.
+A batch of documents is joined and looked up in one table of 256 entries by `bytes.translate`, at some 1.5 GB/s. Ids
+stay below 64, so that two bits of a table's entry are free to say that a letter was mapped to another's id, or is
+unknown.
 
-What is not in a vocabulary is an error, or with `on_unknown = "map"` another letter, unless it is no printable ASCII: then no
-sequence was read, and the library of an exported tokenizer would count characters, not bytes. The fingerprint is the same for
-both, as no document that `error` accepts has other ids under `map`: shards made with one are read with the other.
+What is not in a vocabulary is an error, or with `on_unknown = "map"` another letter, unless it is no printable ASCII:
+then no sequence was read, and the library of an exported tokenizer would count characters, not bytes. The fingerprint
+is the same for both, as no document that `error` accepts has other ids under `map`: shards made with one are read with
+the other.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,17 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import TOKENIZERS, TokenizerConfig, Unknown
-from .protocol import Encoded, Ids, TokenizeError
+from .protocol import Alphabet, Encoded, Ids, TokenizeError, Tokenizer
 
 CLS, PAD, EOS, UNK, MASK = "<cls>", "<pad>", "<eos>", "<unk>", "<mask>"
-MAP = 'tokenizer.on_unknown = "map"'  # in messages: what to ask for, as a job writes it
+MAP = 'tokenizer.on_unknown = "map"'  # in messages: the remedy, as a job writes it
 MAPPED, REFUSED = 0x80, 0xFF  # a table's entry: added to an id, and in place of one
 # Between two documents of a batch; no letter, so that one inside of a document is noticed by their number.
 END, BEGIN = b"\0", b"\1"
 NAMES = {"\0": "a NUL byte", "\t": "a tab", "\n": "a line feed", "\r": "a carriage return", " ": "a blank"}
 
 
-class LetterTokenizer:
+class LetterTokenizer(Tokenizer):
     """Letters as ids.
 
     Attributes:
@@ -103,7 +105,7 @@ class LetterTokenizer:
         return {**self.same, **(self.near if self.on_unknown == "map" else {})}
 
     def _refusal(self, documents: Sequence[bytes]) -> TokenizeError:
-        """The error for the first letter that is none."""
+        """Return the error for the first unknown character."""
         index, letter = next((i, bad[:1]) for i, data in enumerate(documents) if (bad := data.translate(None, self._accepted)))
         return TokenizeError(self._problem(letter.decode("latin-1")), documents[index].find(letter), index)
 
@@ -139,6 +141,7 @@ class ProteinTokenizer(LetterTokenizer):
     """
 
     kind = "protein"
+    alphabet: Alphabet | None = "protein"
     where = "protein tokenizer: ESM's vocabulary"
     tokens = (CLS, PAD, EOS, UNK, *"LAGVSERTIDPKQNFYMHWCXBUZO.-|", MASK)
     same: ClassVar[Mapping[str, str]] = {}
@@ -154,6 +157,7 @@ class DnaTokenizer(LetterTokenizer):
     """
 
     kind = "dna"
+    alphabet: Alphabet | None = "dna"
     where = "dna tokenizer: IUPAC nucleotide codes"
     tokens = (EOS, PAD, UNK, MASK, *"ACGTNRYSWKMBDHV-")
     same: ClassVar[Mapping[str, str]] = {letter.lower(): letter for letter in "ACGTNRYSWKMBDHV"}

@@ -1,12 +1,14 @@
-"""What a tokenizer is to the data path: bytes to ids, its special ids, and how it says that a document cannot be encoded."""
+"""What the data path needs of a tokenizer: bytes to ids, special ids, and errors about what cannot be encoded."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.integer[Any]]
+# Letters that ids stand for, each for one.
+Alphabet: TypeAlias = Literal["bytes", "dna", "protein"]
 
 
 class TokenizeError(ValueError):
@@ -40,11 +42,13 @@ class Encoded(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What the data path and the eos contract need of a tokenizer.
+    """What the data path and the eos contract need of a tokenizer; a class that derives from it has its defaults.
 
     Attributes:
         kind: As in `[tokenizer]`.
         dtype: Of the ids.
+        alphabet: Which letters have an id each: all bytes, or those of DNA or of proteins; None where a token may have
+            many letters.
         eos_id: Id that ends every document.
         pad_id: Id that fills the end of a row.
         bos_id: Id that `encode` opens every document with (`<cls>` of a protein model), None where there is none.
@@ -62,6 +66,7 @@ class Tokenizer(Protocol):
 
     kind: str
     dtype: npt.DTypeLike
+    alphabet: Alphabet | None = None
     eos_id: int
     pad_id: int
     bos_id: int | None
@@ -90,3 +95,19 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids to text, special ones included."""
         ...
+
+    def choose_backend(self, sample: Callable[[], Sequence[bytes]]) -> str | None:
+        """Encode from now on in the fastest way that gives the same ids.
+
+        Args:
+            sample: Returns documents of the corpus, or parts of them, to compare ids on. Reading them takes time.
+
+        Returns:
+            What encodes from now on, and why; None where there is one way only.
+        """
+        return None
+
+
+def has_bases(tokenizer: Tokenizer) -> bool:
+    """Tell whether each base of DNA is one token, and a document has no other tokens but its eos."""
+    return tokenizer.alphabet in ("bytes", "dna") and tokenizer.bos_id is None

@@ -3,9 +3,9 @@
 The two libraries read the same vocabulary by different rules. `tokenizers` merges the pairs that the file lists;
 `tiktoken` merges any two neighbours whose bytes together are a token, and takes a word whole where that is a token.
 They agree where every token is what its own bytes merge to: up to the merge that makes it, nothing outside of a token's
-bytes can have changed what happens inside of them. `TiktokenBackend` checks that, token by token, and refuses everything it
-does not know; whether the splitting into words agrees as well is for `HFTokenizer.use_tiktoken_if_equal` to show on real
-documents.
+bytes can have changed what happens inside of them. `TiktokenBackend` checks that, token by token, and refuses
+everything it does not know. Whether both split a text into the same words, `HFTokenizer.choose_backend` compares on
+real documents.
 """
 
 import json
@@ -39,7 +39,7 @@ class TiktokenBackend:
         eos_id: Ends every document.
 
     Raises:
-        NotEqualError: There is no twin.
+        NotEqualError: tiktoken may give other ids.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, eos_id: int) -> None:
@@ -61,12 +61,12 @@ class TiktokenBackend:
         pattern = rf"{words}|(?:(?!{words})[\s\S])+"
         self._end = len(ids)
         self._ids: npt.NDArray[np.int32] = np.array([*ids, eos_id], dtype=np.int32)
-        self._encoding = tiktoken.Encoding("twin", pat_str=pattern, mergeable_ranks=ranks, special_tokens={END: self._end})
+        self._encoding = tiktoken.Encoding("cistron", pat_str=pattern, mergeable_ranks=ranks, special_tokens={END: self._end})
         # tiktoken is out of the interpreter lock while it encodes.
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "cistron-tokenize")
 
     def encode(self, texts: list[str]) -> Iterator[tuple[list[str], npt.NDArray[np.int32] | None]]:
-        """Yield texts in parts, each with its ids, 1-d, an eos after every text; None where only the library can tell."""
+        """Yield texts in parts, each with its ids, 1-d, an eos after every text; None where the library must encode."""
         parts = list(_parts(texts))
         return zip(parts, self._pool.map(self._encode, parts), strict=True)
 
@@ -99,7 +99,7 @@ def _words(pre_tokenizer: dict[str, Any] | None) -> str:
 
 
 def _ranks(model: dict[str, Any]) -> tuple[dict[str, bytes], list[int]]:
-    """Token -> its bytes, in the order of ranks: the 256 bytes, then what is merged, in this order; and the id of each rank."""
+    """Return token -> its bytes in order of rank (the 256 bytes, then the merges), and the id of each rank."""
     vocabulary: dict[str, int] = model["vocab"]
     if not vocabulary.keys() >= BYTE_OF.keys():
         raise NotEqualError("its vocabulary lacks some of the 256 bytes")
@@ -155,7 +155,7 @@ def _parts(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _byte_of() -> dict[str, int]:
-    """GPT-2's alphabet: a character for each byte; printable Latin-1 stands for itself, the others follow from U+0100."""
+    """Return GPT-2's alphabet, a character for each byte: printable Latin-1 is itself, others follow from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others: Iterable[int] = (byte for byte in range(256) if byte not in printable)
     return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}

@@ -17,8 +17,8 @@ def token_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.int64] | None:
 
     They do for the byte tokenizer, for letters (one that was mapped to `<unk>` is a byte too), and for byte-level BPE
     (GPT-2, Llama 3, Qwen), in whose tokens each character is a byte: there the sum over a document's ids is the
-    length of its text in UTF-8 to the byte, normalised where the tokenizer does so, wherever rows cut it. Other vocabularies
-    add or drop spaces, or leave out what they do not know.
+    length of its text in UTF-8 to the byte, normalised where the tokenizer does so, wherever rows cut it. Other
+    vocabularies add or drop spaces, or leave out what they do not know.
 
     Returns:
         int64 [vocab_size], 0 for the eos and for ids without a token.

@@ -7,7 +7,7 @@
 | bidirectional | `EuroBertForMaskedLM` |
 
 All three lay out every matrix as the decoder does, rotary halves included, so that a name is all that changes. Rotary
-embeddings are those of `huggingface_rope.py`. What one side cannot say is refused, all of it at once.
+embeddings are those of `rope.py`. What one side cannot say is refused, all of it at once.
 """
 
 from typing import Any

@@ -111,8 +111,8 @@ def test_a_path_names_the_cached_files_which_many_may_ask_for_at_once(tmp_path: 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(synthetic, "write", partial(synthetic.write, size=20_000))
     with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(FileStore().expand, ["{synthetic}/*.fa"]) for _ in range(2)]
-    found = [[Path(file.path) for file in future.result()] for future in asked]
+        futures = [pool.submit(FileStore().expand, ["{synthetic}/*.fa"]) for _ in range(2)]
+    found = [[Path(file.path) for file in future.result()] for future in futures]
     home = tmp_path / "cistron" / f"synthetic-{synthetic.VERSION}"
     assert found == [[home / "genome.fa", home / "proteins.fa"]] * 2
     assert [path.name for path in home.parent.iterdir()] == [home.name], "nothing is left beside"

@@ -60,7 +60,7 @@ def of_kinds(ids: torch.Tensor, tokenizer: Tokenizer) -> list[torch.Tensor]:
     eos = ids == tokenizer.eos_id
     bos = torch.zeros_like(eos) if tokenizer.bos_id is None else ids == tokenizer.bos_id
     special = torch.isin(ids, torch.tensor(sorted(tokenizer.special_ids))) & ~eos & ~bos
-    lowercase = (ids >= ord("a")) & (ids <= ord("z")) & (tokenizer.kind == "byte")
+    lowercase = (ids >= ord("a")) & (ids <= ord("z")) & (tokenizer.alphabet == "bytes")
     return [eos, bos, special, lowercase, ~(eos | bos | special | lowercase)]
 
 

@@ -110,8 +110,8 @@ class Contract:
         """
         statements = [
             Statement.of_tokenizer(tokenizer),
-            Statement(party="packer", where="datasets.packing.Packer", eos=(packer.eos_id,), pad=packer.pad_id),
-            Statement(party="attention mask", where="models.masks.DocumentMask", eos=(mask.eos_id,), pad=mask.pad_id),
+            Statement(party="packer", where="datasets.rows.Packer", eos=(packer.eos_id,), pad=packer.pad_id),
+            Statement(party="attention mask", where="models.attention.DocumentMask", eos=(mask.eos_id,), pad=mask.pad_id),
             Statement(party="model", where="model.vocab_size (embedding rows)", vocab=vocab_size),
         ]
         if config.model.eos_id is not None:

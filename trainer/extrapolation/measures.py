@@ -37,7 +37,7 @@ class LengthResult:
     """What a method came to at a length; losses are means in nats.
 
     Attributes:
-        method: see `extrapolation_methods`.
+        method: see `methods`.
         length: T, tokens.
         settings: in what it differs from training.
         loss: of all tokens.
@@ -150,7 +150,7 @@ class Plan(NamedTuple):
 
     Attributes:
         trained: the model.
-        methods: names of `extrapolation_methods`.
+        methods: names of `methods`.
         documents: to ask about.
         messages: what a person should know of it, a line each.
     """

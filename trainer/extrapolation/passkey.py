@@ -49,7 +49,7 @@ class Prompt(NamedTuple):
 
 def words_of(table: Passkey, tokenizer: Tokenizer) -> Words:
     """Return the words of a pass key: the table's, or else the usual ones for the tokenizer."""
-    usual = SEQUENCES.get(tokenizer.kind, PROSE)
+    usual = SEQUENCES.get(tokenizer.alphabet or "", PROSE)
     return Words(table.alphabet or usual.alphabet, table.needle or usual.needle, table.query or usual.query)
 
 

@@ -6,7 +6,7 @@ others, and their small CPU collectives), then `signals` and `exit`.
 
 from .exit import lost_ranks_named, run_command
 from .join import join, limit_collectives, pick_device, symmetric_memory_complaints
-from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, world_size
+from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, split_complaints, world_size
 from .signals import StopRequest
 from .tensors import DTYPES, gradient, local, offset
 from .world import ThreadTask, World
@@ -28,6 +28,7 @@ __all__ = [
     "offset",
     "pick_device",
     "run_command",
+    "split_complaints",
     "symmetric_memory_complaints",
     "world_size",
 ]

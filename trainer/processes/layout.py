@@ -80,32 +80,23 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def layout_complaints(config: JobConfig, model: DecoderConfig, layout: Layout) -> list[str]:
-    """Return what the layout cannot divide: each key, its value and what it must be a multiple of."""
+def layout_complaints(config: JobConfig, layout: Layout) -> list[str]:
+    """Return what of a job the layout cannot divide: each key, its value and what it must be a multiple of."""
     rows = global_batch_size(config, layout)
-    if rows < layout.data_parallel:
-        least = f"must be -1 or at least {layout.data_parallel}, one row per data-parallel rank"
-        return [f"training.global_batch_size = {rows}: {least}"]
     per_rank = rows // layout.data_parallel
     local = min(config.training.local_batch_size, per_rank)
     loaders = layout.data_parallel * max(1, config.data.num_workers)
     cp, tp = layout.cp, layout.tp
-    # (key, value, must be a multiple of, why)
-    divisions = [
-        ("training.global_batch_size", rows, layout.data_parallel, "data-parallel ranks"),
+    complaints = indivisible(
         ("data.lanes", config.data.lanes, loaders, "data-parallel ranks x data.num_workers"),
         ("training.seq_len", config.training.seq_len, cp * tp, f"{layout.sequence}, which split the sequence"),
-        ("model.n_heads", model.n_heads, tp, "parallelism.tensor_parallel_degree"),
-        ("model.n_kv_heads", model.n_kv_heads, tp, "parallelism.tensor_parallel_degree"),
-        ("model.hidden_dim", model.hidden_dim, tp, "parallelism.tensor_parallel_degree"),
-        ("model.vocab_size", model.vocab_size, tp, "parallelism.tensor_parallel_degree"),
-    ]
-    complaints = [
-        f"{key} = {value}: must be a multiple of {divisor} ({why}); the next is {-(-value // divisor) * divisor}"
-        for key, value, divisor, why in divisions
-        if value % divisor
-    ]
-    if rows % layout.data_parallel == 0 and per_rank % local:
+    )
+    if rows < layout.data_parallel:
+        least = f"must be -1 or at least {layout.data_parallel}, one row per data-parallel rank"
+        complaints.append(f"training.global_batch_size = {rows}: {least}")
+    elif rows % layout.data_parallel:
+        complaints += indivisible(("training.global_batch_size", rows, layout.data_parallel, "data-parallel ranks"))
+    elif per_rank % local:
         complaints.append(
             f"training.local_batch_size = {local}: must divide the {per_rank} rows of a rank "
             f"(training.global_batch_size {rows} / {layout.data_parallel} data-parallel ranks)"
@@ -128,6 +119,22 @@ def layout_complaints(config: JobConfig, model: DecoderConfig, layout: Layout) -
     if not config.data.sources:
         complaints.append("data.sources: no [[data.sources]] table; name at least one source of documents, or the job's TOML")
     return complaints
+
+
+def split_complaints(model: DecoderConfig, layout: Layout) -> list[str]:
+    """Return what of a decoder the tensor-parallel ranks cannot divide among them."""
+    keys = ("n_heads", "n_kv_heads", "hidden_dim", "vocab_size")
+    why = "parallelism.tensor_parallel_degree"
+    return indivisible(*((f"model.{key}", getattr(model, key), layout.tp, why) for key in keys))
+
+
+def indivisible(*divisions: tuple[str, int, int, str]) -> list[str]:
+    """Return a line for each (key, value, divisor, what the divisor is) whose value is no multiple of the divisor."""
+    return [
+        f"{key} = {value}: must be a multiple of {divisor} ({why}); the next is {-(-value // divisor) * divisor}"
+        for key, value, divisor, why in divisions
+        if value % divisor
+    ]
 
 
 def global_batch_size(config: JobConfig, layout: Layout) -> int:

@@ -28,7 +28,15 @@ from ..errors import refuse
 from ..metrics import profiling_complaints, sink_complaints
 from ..optim import optimizer_complaints
 from ..parallel import float8_complaints
-from ..processes import Layout, degree_complaints, layout_complaints, pick_device, symmetric_memory_complaints, world_size
+from ..processes import (
+    Layout,
+    degree_complaints,
+    layout_complaints,
+    pick_device,
+    split_complaints,
+    symmetric_memory_complaints,
+    world_size,
+)
 from .data import data_config, make_objective
 
 T = TypeVar("T")
@@ -122,10 +130,11 @@ class Examination:
         """Ask every room; of the device only what it has, not its attention kernels."""
         config, tokenizer, decoder = self.config, self.tokenizer, self.decoder
         self.add(rows_complaints(config))
+        if layout:
+            self.add(layout_complaints(config, layout))
         if layout and decoder:
-            self.add(layout_complaints(config, decoder, layout))
+            self.add(split_complaints(decoder, layout))
             self.add(float8_complaints(config, decoder, layout, device))
-        self.add(rows_complaints(config))
         self.add(sink_complaints(config))
         if device is not None:
             self.add(profiling_complaints(config, device))

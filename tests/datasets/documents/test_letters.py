@@ -193,8 +193,8 @@ def test_shards_hold_the_weights_of_the_letters_they_were_made_of(tmp_path: Path
     expected = naive(letters)
     for weights in tmp_path.glob("whole/*/*.weights"):
         ids = np.fromfile(weights.with_suffix(".ids"), np.uint8).tobytes()
-        stated = [weight for document in ids.split(b"\0")[:-1] for weight in expected[document]]
-        assert np.fromfile(weights, np.float32).tolist() == pytest.approx(stated)
+        of_ids = [weight for document in ids.split(b"\0")[:-1] for weight in expected[document]]
+        assert np.fromfile(weights, np.float32).tolist() == pytest.approx(of_ids)
     # a job that asks for other weights than those of its shards
     folder = str(tmp_path / "whole" / "train")
     with pytest.raises(DataConfigError, match=r"data\.lowercase_weight = 0\.1: .*000000\.json was prepared with 0\.25"):
@@ -280,7 +280,8 @@ def test_a_tag_without_an_end_is_a_bad_record(tmp_path: Path) -> None:
 )
 def test_settings_that_mean_nothing_to_a_tokenizer_are_refused(kind: str, letters: Letters, message: str) -> None:
     tokenizer = build_tokenizer(TokenizerConfig(kind="byte" if kind == "hf" else kind))
-    with patch.object(tokenizer, "kind", kind), pytest.raises(DataConfigError, match=message):
+    alphabet = None if kind == "hf" else tokenizer.alphabet
+    with patch.multiple(tokenizer, kind=kind, alphabet=alphabet), pytest.raises(DataConfigError, match=message):
         refuse(letter_complaints(letters, tokenizer))
 
 

@@ -1,4 +1,4 @@
-"""The other strand."""
+"""The other strand of letters, of ids and of documents that are drawn at random."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -74,24 +74,24 @@ def test_strands_are_a_function_of_file_record_and_epoch_alone(tmp_path: Path) -
     one, four, second = read(path, 1), read(path, 4), read(path, 1, epoch=1)
     assert sorted(one) == sorted(four)
     other = [reverse_complement(text.encode()).decode() for text in SEQUENCES]
-    turned = [text not in one for text in SEQUENCES]
-    assert sorted(one) == sorted(flip if out else text for text, flip, out in zip(SEQUENCES, other, turned, strict=True))
+    chosen = [text not in one for text in SEQUENCES]
+    assert sorted(one) == sorted(flip if out else text for text, flip, out in zip(SEQUENCES, other, chosen, strict=True))
     again = [text not in second for text in SEQUENCES]
-    assert 40 < sum(turned) < 80
-    assert 40 < sum(a != b for a, b in zip(turned, again, strict=True)) < 80, "each epoch draws anew"
+    assert 40 < sum(chosen) < 80
+    assert 40 < sum(a != b for a, b in zip(chosen, again, strict=True)) < 80, "each epoch draws anew"
 
 
-def test_the_share_of_turned_documents_is_the_one_asked_for() -> None:
+def test_the_share_of_chosen_documents_is_that_of_the_config() -> None:
     for share in (0.1, 0.5, 1.0):
         strands = Strands(share, 3, ByteTokenizer())
         for numbers in (np.arange(100_000), np.arange(0, 10**8, 1000)):
-            turned = strands.turned("x/genome.fasta", numbers, 2)
-            assert abs(turned.mean() - share) < 0.006, "four standard deviations"
-            assert np.array_equal(strands.turned("elsewhere/genome.fasta", numbers[::7], 2), turned[::7])
+            chosen = strands.chosen("x/genome.fasta", numbers, 2)
+            assert abs(chosen.mean() - share) < 0.006, "four standard deviations"
+            assert np.array_equal(strands.chosen("elsewhere/genome.fasta", numbers[::7], 2), chosen[::7])
 
 
 @pytest.mark.parametrize("long", ["split", "window", "truncate"])
-def test_a_lane_of_turned_documents_resumes_to_the_bit(tmp_path: Path, long: str) -> None:
+def test_a_lane_of_both_strands_resumes_to_the_bit(tmp_path: Path, long: str) -> None:
     path = write_fasta(tmp_path / "genome.fasta", [*SEQUENCES[:60], "ACGTTn" * 200])
     overlap = 9 if long == "window" else 0
     letters = Letters(lowercase_weight=0.5)
@@ -113,7 +113,7 @@ def test_a_lane_of_turned_documents_resumes_to_the_bit(tmp_path: Path, long: str
                 assert row.weights is not None
                 assert np.array_equal(row.weights, np.asarray(again.weights))
                 ids = np.concatenate([*row.parts, np.array([row.following or 0], dtype=np.uint8)])[: len(row.weights)]
-                assert set(row.weights[ids >= ord("a")]) <= {0.0, 0.5}, "weights are turned with their letters"
+                assert set(row.weights[ids >= ord("a")]) <= {0.0, 0.5}, "weights stand with their letters"
                 assert overlap or (row.weights[(ids < ord("a"))] == 1.0).all()
 
 
@@ -128,11 +128,13 @@ def test_a_letter_without_complement_is_a_bad_record(tmp_path: Path) -> None:
     assert (built.counts.documents, built.counts.skipped) == (1, 1)
 
 
-def test_ids_of_the_dna_tokenizer_are_turned_as_letters_are() -> None:
+def test_ids_of_the_dna_tokenizer_are_complemented_as_letters_are() -> None:
     tokenizer = build_tokenizer(TokenizerConfig(kind="dna"))
     text = b"ACGTNRYSWKMBDHV-"
     strands = Strands(1.0, 0, tokenizer)
     document = tokenizer.encode_batch([text]).ids
-    assert tokenizer.decode(strands.other(document)[:-1].tolist()).encode() == reverse_complement(text)
+    assert tokenizer.decode(strands.reverse_complement(document)[:-1].tolist()).encode() == reverse_complement(text)
     for start, stop in ((0, 5), (3, 17), (16, 17), (4, 16)):
-        assert np.array_equal(strands.other(document, start, stop), strands.other(document)[start:stop])
+        assert np.array_equal(
+            strands.reverse_complement(document, start, stop), strands.reverse_complement(document)[start:stop]
+        )

@@ -1,4 +1,4 @@
-"""What is asked for documents: refused where it fits nothing, and a part of the identity of the data."""
+"""What `[data]` says about documents: refused where it fits nothing, and a part of the identity of the data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ from pydantic import ValidationError
 
 
 @pytest.mark.parametrize(
-    ("asked", "policy", "kind", "message"),
+    ("settings", "policy", "kind", "message"),
     [
         ({"reverse_complement": 0.5}, "best_fit", "protein", r"data\.reverse_complement = 0\.5: the protein tokenizer"),
         (
@@ -42,15 +42,15 @@ from pydantic import ValidationError
         ({"window_overlap": 3}, "best_fit", "byte", r'data\.window_overlap = 3: is read with .* "window" alone'),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_by_its_key(asked: dict[str, Any], policy: str, kind: str, message: str) -> None:
+def test_what_does_not_fit_is_refused_by_its_key(settings: dict[str, Any], policy: str, kind: str, message: str) -> None:
     with pytest.raises(DataConfigError, match=message):
-        DocumentConfig(**asked).check(build_tokenizer(TokenizerConfig(kind=kind)), policy, 32)
+        DocumentConfig(**settings).check(build_tokenizer(TokenizerConfig(kind=kind)), policy, 32)
 
 
 def test_all_that_does_not_fit_is_told_at_once() -> None:
-    asked = DocumentConfig(reverse_complement=0.5, exclude_tags=True, long_documents="truncate", window_overlap=3)
+    settings = DocumentConfig(reverse_complement=0.5, exclude_tags=True, long_documents="truncate", window_overlap=3)
     with pytest.raises(DataConfigError) as caught:
-        asked.check(build_tokenizer(TokenizerConfig(kind="protein")), "concat", 32)
+        settings.check(build_tokenizer(TokenizerConfig(kind="protein")), "concat", 32)
     keys = [line.split(" = ")[0] for line in str(caught.value).splitlines()]
     assert keys == [
         *("data.reverse_complement", "data.window_overlap", "data.exclude_tags"),
@@ -58,10 +58,10 @@ def test_all_that_does_not_fit_is_told_at_once() -> None:
     ]
 
 
-@pytest.mark.parametrize("asked", [{"reverse_complement": 1.5}, {"long_documents": "cut"}, {"window_overlap": -1}])
-def test_what_no_key_may_be_is_refused(asked: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=next(iter(asked))):
-        DocumentConfig(**asked)
+@pytest.mark.parametrize("settings", [{"reverse_complement": 1.5}, {"long_documents": "cut"}, {"window_overlap": -1}])
+def test_what_no_key_may_be_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(settings))):
+        DocumentConfig(**settings)
 
 
 def test_a_resume_under_other_settings_is_refused_by_key(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_any_ranks_and_workers_read_the_same_strands_windows_and_weights(tmp_pat
     ]
     for number in range(2):
         write_shard(tmp_path / "shards" / f"{number}", [[*text.encode(), 0] for text in texts], weighted=number == 0)
-    asked = DocumentConfig(reverse_complement=0.5, long_documents="window", window_overlap=7)
-    data = config(*sources, documents=asked)
+    settings = DocumentConfig(reverse_complement=0.5, long_documents="window", window_overlap=7)
+    data = config(*sources, documents=settings)
     with byte_loader(data) as loader:
         expected = numbered_rows(take(loader, 12))
         later = numbered_rows(take(loader, 4))
@@ -132,12 +132,12 @@ def test_only_the_head_of_a_document_that_is_cut_is_encoded(tmp_path: Path, lett
     with patch.object(ByteTokenizer, "encode_batch", measured):
         found = rows("truncate")
     assert max(seen) == longest
-    with patch.object(raw_documents, "BYTE_TOKENS", ()):
+    with patch.object(raw_documents, "has_bases", lambda tokenizer: False):
         assert rows("truncate") == found
     (tmp_path / "0000.txt").write_text("A" * 40)
-    stated = "41" if letters.weighted else "at least 35"
+    counted = "41" if letters.weighted else "at least 35"
     source = text_source(str(tmp_path / "0000.txt"))
-    with pytest.raises(DataError, match=f"the document has {stated} tokens, its eos included"):
+    with pytest.raises(DataError, match=f"the document has {counted} tokens, its eos included"):
         rows("error")
 
 

@@ -34,7 +34,7 @@ def _in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _until(ending: type[Exception], data: Settings, ranks: int, workers: int) -> tuple[list[tuple[bytes, ...]], str]:
-    """Take rows on every rank until `ending`. Returns the rows before the first that did not come, and the message there."""
+    """Take rows on every rank until `ending`; return those before the first that is missing, and the message there."""
     rows: dict[int, tuple[bytes, ...]] = {}
     messages: dict[int, str] = {}  # by the rank's next row
     for rank in range(ranks):
@@ -106,7 +106,7 @@ def test_the_data_ends_at_the_same_row_everywhere(tmp_path: Path) -> None:
     assert all(_until(DataEnd, data, *topology) == straight for topology in TOPOLOGIES[1:])
 
 
-def test_more_epochs_may_be_asked_for_on_resume(tmp_path: Path) -> None:
+def test_max_epochs_may_be_raised_on_resume(tmp_path: Path) -> None:
     source = text_source(write_text(tmp_path, words(60)))
     with byte_loader(config(source.model_copy(update={"max_epochs": 1}))) as loader:
         take(loader, 3)
@@ -169,7 +169,7 @@ def test_data_begun_anew_counts_on_from_its_row(tmp_path: Path) -> None:
     assert drawn[8:] == [1] * 8
 
 
-def test_a_flipped_byte_of_a_shard_is_found_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_flipped_byte_of_a_shard_is_found_by_data_verify(tmp_path: Path) -> None:
     write_shard(tmp_path / "x", [[5, 6, 0], [7, 0], [8, 0], [9, 9, 0]])
     data = config(SourceConfig(name="shards", format="tokens", paths=[str(tmp_path)]))
     ids = tmp_path / "x.ids"

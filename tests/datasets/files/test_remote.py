@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keep quiet."""
+        """Print nothing: requests are no part of the output of tests."""
 
     def _data(self) -> bytes | None:
         return self.server.files.get(unquote(self.path.split("?")[0].lstrip("/")))

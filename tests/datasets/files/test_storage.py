@@ -31,7 +31,7 @@ def test_stdlib_stands_for_pythons_own_sources() -> None:
     assert json.__file__ in [file.path for file in expand(["{stdlib}/json/*.py"])]
 
 
-def test_a_folder_stands_for_its_files_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_folder_can_stand_for_its_files(tmp_path: Path) -> None:
     pattern = write_text(tmp_path, ["x", "y"])
     write_bytes(tmp_path / "other", b"x")
     assert expand([str(tmp_path)], "*.txt") == expand([str(tmp_path) + "/"], "*.txt") == expand([pattern])

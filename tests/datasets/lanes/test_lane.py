@@ -97,6 +97,7 @@ class Plain:
     streams: bool
     poison: frozenset[int] = frozenset()
     kind = "plain"
+    alphabet = None
     dtype: npt.DTypeLike = np.int32
     eos_id = EOS
     pad_id = PAD
@@ -269,7 +270,7 @@ def test_windows_share_their_overlap_and_ask_for_every_token_once(case: Case) ->
     expected = [part for document in case.documents() for part in windows(document, case.seq_len, case.overlap, shift)]
     assert sorted(parts_of(rows, shift)) == sorted(expected)
     targets = [token for document in case.documents() for token in document[shift:]]
-    assert sorted(token for _, asked in expected for token in asked) == sorted(targets), "each exactly once"
+    assert sorted(token for _, labels in expected for token in labels) == sorted(targets), "each exactly once"
     assert row_violations(*case.planes(rows), eos_id=EOS) == []
 
 
@@ -308,7 +309,7 @@ def test_of_a_truncated_document_the_first_row_is_used(case: Case, data: st.Data
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_a_document_that_does_not_fit_is_a_bad_record_where_that_is_asked_for(streams: bool) -> None:
+def test_a_document_that_does_not_fit_can_be_a_bad_record(streams: bool) -> None:
     case = Case((4, 8, 7, 30), 8, "best_fit", long="error", streams=streams)
     state = next(state for _, state in case.rows(30) if state.epoch == 1)
     assert (state.documents, state.skipped) == (2, 2), "7 tokens and an eos fit"
@@ -340,7 +341,7 @@ def test_documents_dropped_and_skipped_ones_are_counted() -> None:
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_a_document_that_turns_out_bad_ends_there_or_is_left_out(streams: bool, caplog: pytest.LogCaptureFixture) -> None:
-    # Token 40 is document 1's 35th: behind 4 stretches of 7 where documents stream, and part of it all where they do not.
+    # Token 40 is document 1's 35th: behind 4 stretches of 7 where documents stream, and part of it where they do not.
     case = Case((4, 60, 20), 8, "best_fit", pieces=1, streams=streams, poison=frozenset({2 + 5 + 34}))
     tokens, _, _, sequence_ids = case.epoch()
     kept = [*range(7, 7 + 28), EOS] if streams else []
@@ -379,7 +380,7 @@ def test_a_lane_with_bad_documents_resumes_to_the_bit(case: Case, data: st.DataO
     assert row_violations(*planes, eos_id=EOS) == []
 
 
-def test_a_bad_document_is_raised_where_that_is_asked_for() -> None:
+def test_a_bad_document_is_raised_where_none_is_skipped() -> None:
     for case in (Case((4, 5), 8, "best_fit", bad=frozenset({1})), Case((4, 5), 8, "best_fit", poison=frozenset({8}))):
         with pytest.raises(DataError, match=r"corpus.*(unreadable|poisoned)"):
             replace(case, skip_bad=False).rows(9)

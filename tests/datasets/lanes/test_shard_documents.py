@@ -30,7 +30,7 @@ LANES = 3
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**40))
-def test_a_shuffle_is_a_permutation_of_which_any_part_can_be_asked_for(count: int, key: int) -> None:
+def test_a_shuffle_is_a_permutation_of_which_any_part_can_be_computed(count: int, key: int) -> None:
     shuffle = Shuffle(count, key, 1)
     values = shuffle[np.arange(count)]
     assert sorted(values.tolist()) == list(range(count))
@@ -40,7 +40,7 @@ def test_a_shuffle_is_a_permutation_of_which_any_part_can_be_asked_for(count: in
 
 def test_a_shuffle_leaves_no_trace_of_the_order() -> None:
     values = Shuffle(100_000, 7)[np.arange(100_000)]
-    # Of a random order neighbours lie a third of the whole apart, and places and values are uncorrelated within 1 / sqrt(n).
+    # In a random order neighbours lie a third of the whole apart; places and values are uncorrelated in 1 / sqrt(n).
     assert abs(np.abs(np.diff(values)).mean() / 100_000 - 1 / 3) < 0.005
     assert abs(np.corrcoef(values, np.arange(100_000))[0, 1]) < 0.015
     assert (values != Shuffle(100_000, 8)[np.arange(100_000)]).mean() > 0.999
@@ -103,8 +103,8 @@ def test_an_epoch_of_all_lanes_holds_every_token_once(policy: str, corpus: Shard
     assert (planes.labels[inside] == planes.tokens[inside] + 1).all()
     assert (planes.labels != IGNORE).sum() == total - corpus.documents
     if planes.weights is not None:
-        stated = inside & (planes.labels < ends[149])  # in the first shard
-        assert np.allclose(planes.weights[stated] * 1000, planes.labels[stated])
+        weighted = inside & (planes.labels < ends[149])  # in the first shard
+        assert np.allclose(planes.weights[weighted] * 1000, planes.labels[weighted])
     if policy == "concat":
         assert ((planes.sequence_ids < 0).any(1)).sum() <= LANES, "only the last row of a lane has padding"
 
@@ -172,7 +172,7 @@ def test_lengths_of_a_source_sorted_by_length_are_mixed_everywhere(tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def genome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Documents of bases, each begun by a name of its own that tells its strand, some of several units of 256 tokens."""
+    """Documents of bases, each begun by a name that tells its strand, some of several units of 256 tokens."""
     folder = tmp_path_factory.mktemp("genome")
     random = np.random.default_rng(1)
     for shard in range(2):
@@ -201,32 +201,32 @@ def test_units_of_long_documents_are_windows_too(genome: Path, overlap: int, sha
     corpus = _corpus(genome / "plain", long_documents="window", window_overlap=overlap, reverse_complement=share)
     assert len(corpus.longs) == 6
     found = sorted(parts_of([row for row, _ in _all_rows(corpus)], shift=1))
-    documents, turned = _documents(genome / "plain"), _turned(corpus)
-    assert len(turned) == 300
-    assert 0 < sum(turned) < 300 or not share
-    read = [_other(document) if other else document for document, other in zip(documents, turned, strict=True)]
+    documents, chosen = _documents(genome / "plain"), _chosen(corpus)
+    assert len(chosen) == 300
+    assert 0 < sum(chosen) < 300 or not share
+    read = [_other(document) if other else document for document, other in zip(documents, chosen, strict=True)]
     assert found == sorted(part for document in read for part in windows(document, 32, overlap, shift=1))
 
 
-def _turned(corpus: ShardCorpus) -> list[bool]:
-    """Which documents are read on their other strand, from the decision itself: what a document of it looks like is tested."""
+def _chosen(corpus: ShardCorpus) -> list[bool]:
+    """Which documents are read on their other strand, from the decision itself; how these look is tested."""
     strands = Strands(corpus.config.reverse_complement, 0, ByteTokenizer())
-    each = [strands.turned(shard.path, np.arange(shard.documents), 0) for shard in corpus.shards]
+    each = [strands.chosen(shard.path, np.arange(shard.documents), 0) for shard in corpus.shards]
     return np.concatenate(each).tolist() if corpus.config.reverse_complement else [False] * corpus.documents
 
 
 @pytest.mark.parametrize("lanes", [1, LANES])
-def test_strands_do_not_depend_on_lanes_and_weights_are_turned_with_them(genome: Path, lanes: int) -> None:
+def test_strands_do_not_depend_on_lanes_and_weights_are_mirrored_with_them(genome: Path, lanes: int) -> None:
     corpus = _corpus(genome / "weighted", lanes=lanes, reverse_complement=0.5)
     rows = [row for row, _ in _all_rows(corpus)]
-    documents, turned = _documents(genome / "plain"), _turned(corpus)
-    read = [_other(document) if other else document for document, other in zip(documents, turned, strict=True)]
+    documents, chosen = _documents(genome / "plain"), _chosen(corpus)
+    read = [_other(document) if other else document for document, other in zip(documents, chosen, strict=True)]
     cut = [document[start : start + 32] for document in read for start in range(0, len(document), 32)]
     assert sorted(part.tolist() for row in rows for part in row.parts) == sorted(cut)
     # In shard 0 the weight of a token is its id / 1000, of the letter as it stands in the shard.
     pairs = dict(zip(b"ACGTacgt\0", b"TGCAtgca\0", strict=True))
     expected: Counter[tuple[int, float]] = Counter()
-    for number, (document, other) in enumerate(zip(documents, turned, strict=True)):
+    for number, (document, other) in enumerate(zip(documents, chosen, strict=True)):
         weights = [id_ / 1000 if number < 150 else 1.0 for id_ in document]
         expected.update((pairs[id_] if other else id_, np.float32(w).item()) for id_, w in zip(document, weights, strict=True))
     found: Counter[tuple[int, float]] = Counter()

@@ -265,8 +265,8 @@ def test_a_source_of_empty_files_is_refused(tmp_path: Path) -> None:
 def test_every_file_with_a_byte_is_dealt_to_a_lane(tmp_path: Path) -> None:
     (source,) = byte_loader(config(text_source(write_text(tmp_path, ["abc", "", *"defgh"])), lanes=4)).sources
     assert sorted(file.size for file in source.files) == [0, 1, 1, 1, 1, 1, 3]
-    dealt = [piece.path for lane in source.lanes for piece in lane]
-    assert sorted(dealt) == sorted(file.path for file in source.files if file.size)
+    assigned = [piece.path for lane in source.lanes for piece in lane]
+    assert sorted(assigned) == sorted(file.path for file in source.files if file.size)
     assert {len(lane) for lane in source.lanes} == {1, 2}
 
 
@@ -357,7 +357,7 @@ except WorkerError as error:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process with a batch, which waits for a line before it takes more; its two workers do not run its script again."""
+    """A process with a batch, which waits for a line before the next; its two workers do not run its script again."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     pipe = subprocess.PIPE

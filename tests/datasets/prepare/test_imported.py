@@ -50,8 +50,8 @@ def imported(folder: Path) -> tuple[Documents, list[list[float]]]:
     for shard in open_shards(FileStore().expand([str(folder / "train")], "*.json"), FileStore()):
         bounds = shard.offsets()[1:-1].astype(np.int64)
         documents += [part.tolist() for part in np.split(shard.ids(), bounds)]
-        stated = shard.weights()
-        weights += [part.tolist() for part in np.split(stated, bounds)] if stated is not None else []
+        of_shard = shard.weights()
+        weights += [part.tolist() for part in np.split(of_shard, bounds)] if of_shard is not None else []
     return documents, weights
 
 
@@ -152,11 +152,11 @@ def test_parquet_rows_are_documents_and_their_weights_stay_beside_them(
     pq.write_table(table, path, row_group_size=rows)
     with patch.object(columns, "BATCH_BYTES", 100):
         convert(folder, ListReader(FileStore(), "ids", "w"), [path], append)
-    found, stated = imported(folder)
+    found, found_weights = imported(folder)
     assert found == without_empty(bodies)
     # An appended eos counts as the token before it does.
     kept = [[*row, row[-1]] if append else row for row, body in zip(weights, bodies, strict=True) if body]
-    assert stated == kept
+    assert found_weights == kept
 
 
 def test_an_eos_is_appended_only_where_there_is_none(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def encoded(texts: Sequence[str]) -> list[bytes]:
 
 @pytest.fixture
 def documents() -> list[str]:
-    """Some empty, some twice."""
+    """Draw documents, some of them empty and some twice."""
     texts = words(120)
     return [*texts[:60], "", texts[3], "same", *texts[60:], "same", "", texts[70], "same"]
 

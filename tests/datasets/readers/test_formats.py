@@ -69,7 +69,7 @@ def _join(groups: Iterable[Records], errors: list[DataError] | None = None) -> I
 
 
 def _stretches(groups: Iterable[Records]) -> list[tuple[bytes | str, int, bool, bool]]:
-    """Take groups apart: documents, stretches or errors with their offset, and whether they open and end their document."""
+    """Take groups apart: documents, stretches or errors with their offset, and whether they open and end a document."""
     found: list[tuple[bytes | str, int, bool, bool]] = []
     for group in groups:
         for place, (document, offset) in enumerate(zip(group.documents, group.offsets, strict=True)):

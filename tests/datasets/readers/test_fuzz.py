@@ -1,7 +1,7 @@
-"""Mangled files of every format and compression: the documents of a parser that reads all at once, or one kind of error.
+"""Mangled files of every format and compression: the documents of a parser that reads all at once, or an error.
 
-A file that the independent parser below takes is read to the same documents and bad records, whole, in pieces and from any
-address on; of one that it refuses a DataError is raised. Nothing else is, and no file ends early in silence.
+A file that the independent parser below takes is read to the same documents and bad records, whole, in pieces and from
+any address on; of one that it refuses a DataError is raised. Nothing else is, and no file ends early in silence.
 """
 
 import gzip

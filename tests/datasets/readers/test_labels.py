@@ -1,4 +1,4 @@
-"""Labels stay with their documents from the file to the eos that they are the target at; bad ones are refused by place."""
+"""Labels stay with their documents from file to eos, where they are the target; bad ones are refused by place."""
 
 import json
 from collections.abc import Callable
@@ -60,11 +60,13 @@ def test_each_document_comes_with_its_label_from_wherever_the_file_is_opened(for
     pieces = reader.split(file, 700)
     assert len(pieces) > 3
     groups = [group for piece in pieces for group in reader.groups(piece, piece.start, True)]
-    read = [pair for group in groups for pair in zip(group.documents, group.stated or [], strict=True)]
+    read = [pair for group in groups for pair in zip(group.documents, group.label_values or [], strict=True)]
     assert read == EXPECTED[field]
     whole = Piece(path, 0, None if format == "parquet" else file.size, file.size)
     for place, offset in [(0, 0), *((at, groups[0].offsets[at]) for at in (1, 7))]:
-        again = [pair for g in reader.groups(whole, offset, True) for pair in zip(g.documents, g.stated or [], strict=True)]
+        again = [
+            pair for g in reader.groups(whole, offset, True) for pair in zip(g.documents, g.label_values or [], strict=True)
+        ]
         assert again == EXPECTED[field][place:]
 
 
@@ -76,8 +78,8 @@ def test_the_target_at_a_documents_eos_is_its_label(format: str, layout: str, wo
     path = WRITERS[format](tmp_path / "x")
     for field, names in (("kind", CLASSES), ("value", ())):
         source = SourceConfig(name="x", format=format, paths=[path], field="seq", label=field)
-        asked = DocumentLabels(names)
-        rows = {"layout": layout, "objective": asked, "seq_len": 64}
+        objective = DocumentLabels(names)
+        rows = {"layout": layout, "objective": objective, "seq_len": 64}
         settings = config(source, lanes=2, seed=3, num_workers=workers, **rows)
         finite = settings.but(batch_size=5).single_pass()
         with settings.loader() as loader:
@@ -87,7 +89,7 @@ def test_the_target_at_a_documents_eos_is_its_label(format: str, layout: str, wo
             assert batch is not None
             planes = batch.tokens, batch.labels, batch.positions, batch.sequence_ids
             if -1 not in batch.rows:
-                assert row_violations(*(plane.numpy() for plane in planes), 0, asked) == []
+                assert row_violations(*(plane.numpy() for plane in planes), 0, objective) == []
             for row, end in np.argwhere(batch.labels.numpy() >= 0).tolist():
                 begin = end - int(batch.positions[row, end])
                 assert int(batch.tokens[row, end]) == 0
@@ -131,7 +133,7 @@ def test_a_bad_label_is_a_bad_record_named_by_place(what: str, format: str, tmp_
     reader = build_reader(format, "seq", STORAGE, label)
     [piece] = reader.split(STORAGE.expand([str(path)])[0], 2**30)
     groups = list(reader.groups(piece, piece.start, True))
-    assert [(group.documents, group.stated) for group in groups] == [([b"CCCC"], [0.0 if label.classes else 1.0])] * 2
+    assert [(group.documents, group.label_values) for group in groups] == [([b"CCCC"], [0.0 if label.classes else 1.0])] * 2
     assert groups[0].error is not None
     error = located(reader, groups[0].error, groups[0].bad_offset)
     assert (error.record, error.offset) == (place, offset)

@@ -1,4 +1,4 @@
-"""Masked language modelling: what is chosen, what is shown instead, and that nothing but seed and row number decides it."""
+"""Masked language modelling: what is chosen and shown instead, and that only seed and row number decide it."""
 
 import numpy as np
 import pytest
@@ -27,32 +27,32 @@ def proteins(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
     return [np.concatenate([[0], rng.integers(4, 24, length), [EOS]]).astype(np.uint8) for length in lengths]
 
 
-def expand(rows: list[PackedRow], asked: MaskedTokens, numbers: list[int] | None = None) -> Planes:
-    packer = Packer(SEQ_LEN, EOS, PAD, "best_fit", asked)
+def expand(rows: list[PackedRow], rule: MaskedTokens, numbers: list[int] | None = None) -> Planes:
+    packer = Packer(SEQ_LEN, EOS, PAD, "best_fit", rule)
     planes = packer.expand(rows, numbers or list(range(len(rows))))
-    assert row_violations(*planes[:4], eos_id=EOS, objective=asked) == []
+    assert row_violations(*planes[:4], eos_id=EOS, objective=rule) == []
     return planes
 
 
-def without_context_parallel(count: int) -> list[PackedRow]:
+def full_rows(count: int) -> list[PackedRow]:
     return [PackedRow(proteins([100, 250, 154], seed)) for seed in range(count)]
 
 
-def test_of_a_million_tokens_15_percent_are_asked_for_and_shown_as_80_10_10() -> None:
-    rows = without_context_parallel(2_000)
+def test_of_a_million_tokens_15_percent_are_targets_and_shown_as_80_10_10() -> None:
+    rows = full_rows(2_000)
     planes = expand(rows, objective())
     original = np.stack([np.concatenate([*row.parts, np.full(SEQ_LEN - 510, PAD)]) for row in rows])
-    asked = planes.labels != IGNORE
+    targets = planes.labels != IGNORE
     residues = np.isin(original, RESIDUES)
     assert residues.sum() > 10**6
-    assert asked.sum() == pytest.approx(0.15 * residues.sum(), rel=0.01)
-    shown, truth = planes.tokens[asked], original[asked]
-    assert (planes.labels[asked] == truth).all()
-    assert (planes.tokens[~asked] == original[~asked]).all()
-    assert (shown == MASK).sum() == pytest.approx(0.8 * asked.sum(), rel=0.01)
+    assert targets.sum() == pytest.approx(0.15 * residues.sum(), rel=0.01)
+    shown, truth = planes.tokens[targets], original[targets]
+    assert (planes.labels[targets] == truth).all()
+    assert (planes.tokens[~targets] == original[~targets]).all()
+    assert (shown == MASK).sum() == pytest.approx(0.8 * targets.sum(), rel=0.01)
     # a random residue is the true one in 1 case of 20
     changed = (shown != MASK) & (shown != truth)
-    assert changed.sum() == pytest.approx(0.1 * asked.sum() * 19 / 20, rel=0.01)
+    assert changed.sum() == pytest.approx(0.1 * targets.sum() * 19 / 20, rel=0.01)
     assert np.isin(shown[shown != MASK], RESIDUES).all()
     each = np.bincount(shown[changed], minlength=33)[4:24]
     assert each.min() > 0.8 * each.mean()
@@ -69,44 +69,42 @@ def test_the_schedule_of_esm3_has_its_mean_and_its_spread() -> None:
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.floats(0.001, 1.0), st.integers(0, 2**40), st.integers(0, 9))
-def test_every_row_is_asked_something_and_never_a_special_token(
-    lengths: list[int], rate: float, number: int, seed: int
-) -> None:
+def test_every_row_has_a_target_that_is_never_a_special_token(lengths: list[int], rate: float, number: int, seed: int) -> None:
     row = PackedRow(proteins(lengths))
     planes = expand([row], objective(seed, mask_rate=rate), [number])
-    asked = planes.labels[0] != IGNORE
-    assert asked.any()
-    assert np.isin(planes.labels[0][asked], RESIDUES).all()
+    targets = planes.labels[0] != IGNORE
+    assert targets.any()
+    assert np.isin(planes.labels[0][targets], RESIDUES).all()
     # to the token as many as the rate says, in every document
     ids = planes.sequence_ids[0]
-    counts = [int(asked[ids == document].sum()) for document in range(len(lengths))]
+    counts = [int(targets[ids == document].sum()) for document in range(len(lengths))]
     if sum(int(length * rate) for length in lengths):
         assert all(int(length * rate) <= count <= int(length * rate) + 1 for length, count in zip(lengths, counts, strict=True))
 
 
 def test_what_is_hidden_depends_on_seed_and_number_alone() -> None:
-    rows, asked = without_context_parallel(6), objective(seed=3)
-    together = expand(rows, asked, [10, 11, 12, 13, 14, 15])
+    rows, rule = full_rows(6), objective(seed=3)
+    together = expand(rows, rule, [10, 11, 12, 13, 14, 15])
     for place, number in enumerate(range(10, 16)):
         alone = expand([rows[place]], objective(seed=3), [number])
         assert (alone.tokens[0] == together.tokens[place]).all()
         assert (alone.labels[0] == together.labels[place]).all()
     assert (expand(rows, objective(seed=4), [10, 11, 12, 13, 14, 15]).labels != together.labels).any()
-    assert (expand(rows[:1], asked, [11]).labels != together.labels[:1]).any()
+    assert (expand(rows[:1], rule, [11]).labels != together.labels[:1]).any()
 
 
-def test_what_has_no_weight_is_not_asked_for() -> None:
+def test_what_has_no_weight_is_no_target() -> None:
     parts = proteins([400])
     weights = np.ones(402, dtype=np.float32)
     weights[1:301] = 0.0
     weights[301:401] = 0.5
     planes = expand([PackedRow(parts, None, weights)], objective(mask_rate=0.5))
-    asked = planes.labels[0] != IGNORE
-    assert not asked[:301].any()
-    assert asked.sum() == 50
+    targets = planes.labels[0] != IGNORE
+    assert not targets[:301].any()
+    assert targets.sum() == 50
     assert planes.weights is not None
-    assert (planes.weights[0][asked] == 0.5).all()
-    assert (planes.weights[0][~asked] == 0.0).all()
+    assert (planes.weights[0][targets] == 0.5).all()
+    assert (planes.weights[0][~targets] == 0.0).all()
 
 
 def test_a_tokenizer_without_a_mask_is_refused() -> None:
@@ -123,14 +121,14 @@ def test_shares_that_are_none_are_refused() -> None:
 
 
 def test_violations_are_seen() -> None:
-    asked = objective()
-    planes = expand(without_context_parallel(1), asked)
+    rule = objective()
+    planes = expand(full_rows(1), rule)
     tokens = planes.tokens.copy()
     tokens[0, int(np.flatnonzero(planes.labels[0] == IGNORE)[1])] = MASK
-    found = row_violations(tokens, *planes[1:4], eos_id=EOS, objective=asked)
+    found = row_violations(tokens, *planes[1:4], eos_id=EOS, objective=rule)
     assert found == ["row 0: a token without a label is the mask"]
     labels = planes.labels.copy()
     labels[0, 0] = 0
-    assert row_violations(planes.tokens, labels, *planes[2:4], eos_id=EOS, objective=asked) == [
+    assert row_violations(planes.tokens, labels, *planes[2:4], eos_id=EOS, objective=rule) == [
         "row 0: a special token is a target"
     ]

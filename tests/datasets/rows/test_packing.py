@@ -114,14 +114,14 @@ def test_a_block_holds_as_many_rows_as_documented(seq_len: int, rows: int) -> No
 
 
 def _block(lengths: list[int], closed: bool = True, weights: bool = False) -> Block:
-    """Number the tokens from 2 on; end documents with eos, but for an unclosed last one, which goes on. A weight is id / 10."""
+    """Number the tokens from 2 on; end documents with eos, but for an unclosed last one. A weight is id / 10."""
     ids = np.arange(2, sum(lengths) + 2 + (not closed), dtype=np.int32)
     ends = np.cumsum(lengths)
     ids[ends[: len(lengths) - (not closed)] - 1] = EOS
     goes_on = np.zeros(len(lengths), dtype=bool)
     goes_on[-1] = not closed
-    stated = [(ids / 10).astype(np.float32)] if weights else None
-    return Block([ids], stated, np.zeros(len(lengths), dtype=np.int64), ends - lengths, np.array(lengths), goes_on)
+    of_tokens = [(ids / 10).astype(np.float32)] if weights else None
+    return Block([ids], of_tokens, np.zeros(len(lengths), dtype=np.int64), ends - lengths, np.array(lengths), goes_on)
 
 
 def _expand(packer: Packer, block: Block) -> Planes:

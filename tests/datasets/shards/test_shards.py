@@ -23,7 +23,7 @@ Field = dict[str, Any]
 
 
 def write_by_hand(folder: Path, dtype: str = "uint16", **changes: Any) -> Path:
-    """Write DOCUMENTS as docs/data.md describes the format, without the code under test; `changes` replace what is written."""
+    """Write DOCUMENTS as docs/data.md describes the format, without the code under test; `changes` replace parts."""
     ids = [token for document in DOCUMENTS for token in document]
     bounds = np.cumsum([0, *map(len, DOCUMENTS)])
     files = {

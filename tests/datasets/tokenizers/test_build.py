@@ -134,8 +134,8 @@ def test_a_config_whose_ids_are_no_integers_is_refused(folder: Path, tmp_path: P
 def test_a_config_may_state_null(folder: Path, tmp_path: Path) -> None:
     _copy(folder, tmp_path, {"eos_token": EOS})
     (tmp_path / "config.json").write_text('{"pad_token_id": null, "eos_token_id": 0}')
-    stated = build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path))).hf_config
-    assert stated == {"where": f"{tmp_path}/config.json", "pad_token_id": None, "eos_token_id": 0}
+    written = build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path))).hf_config
+    assert written == {"where": f"{tmp_path}/config.json", "pad_token_id": None, "eos_token_id": 0}
 
 
 def test_no_bos_is_added_to_a_document(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where tiktoken encodes, it gives the ids that the tokenizers library gives; where it would not, it does not encode."""
+"""Where tiktoken encodes, its ids are those of the tokenizers library; where they would not be, it does not."""
 
 import json
 import pickle
@@ -60,12 +60,12 @@ def _open(tokenizer: Tokenizer, folder: Path, changes: dict[str, Any] | None = N
 
 @pytest.fixture(scope="module", params=STYLES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[HFTokenizer, HFTokenizer]:
-    """A tokenizer with its twin and the same without."""
-    folder = tmp_path_factory.mktemp("twin")
+    """A tokenizer with the tiktoken backend and the same without."""
+    folder = tmp_path_factory.mktemp("tiktoken")
     trained = _train(request.param, CORPUS * 3)
-    twin, plain = _open(trained, folder), _open(trained, folder)
-    assert twin.use_tiktoken_if_equal([text.encode() for text in CORPUS]).startswith("tiktoken encodes: its ")
-    return twin, plain
+    fast, plain = _open(trained, folder), _open(trained, folder)
+    assert fast.choose_backend(lambda: [text.encode() for text in CORPUS]).startswith("tiktoken encodes: its ")
+    return fast, plain
 
 
 def _assert_equal(pair: tuple[HFTokenizer, HFTokenizer], texts: list[str]) -> None:
@@ -108,16 +108,16 @@ def test_spaces_beyond_tiktoken_s_stack_are_encoded_by_the_library(pair: tuple[H
     _assert_equal(pair, ["x", " " * 10**6 + "x", "y"])
 
 
-def test_a_worker_keeps_the_twin(pair: tuple[HFTokenizer, HFTokenizer]) -> None:
+def test_a_worker_keeps_the_backend(pair: tuple[HFTokenizer, HFTokenizer]) -> None:
     for tokenizer, proven in zip(pair, (True, False), strict=True):
         travelled = pickle.loads(pickle.dumps(tokenizer))
-        assert (travelled._twin is not None) == proven
+        assert (travelled._backend is not None) == proven
         _assert_equal((travelled, tokenizer), CORPUS)
 
 
 def test_what_is_no_text_in_the_sample_is_passed_over(pair: tuple[HFTokenizer, HFTokenizer]) -> None:
-    assert pair[0].use_tiktoken_if_equal([b"\xff", "the café".encode()[:-1]]).startswith("tiktoken encodes")
-    assert pair[1].use_tiktoken_if_equal([b"\xff"]) == "tokenizers encodes: there is no text to compare tiktoken's ids on"
+    assert pair[0].choose_backend(lambda: [b"\xff", "the café".encode()[:-1]]).startswith("tiktoken encodes")
+    assert pair[1].choose_backend(lambda: [b"\xff"]) == "tokenizers encodes: there is no text to compare tiktoken's ids on"
 
 
 @pytest.mark.parametrize(
@@ -129,15 +129,15 @@ def test_what_is_no_text_in_the_sample_is_passed_over(pair: tuple[HFTokenizer, H
         ({"pre_tokenizer": None}, "split into words"),
     ],
 )
-def test_a_tokenizer_of_another_kind_has_no_twin(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+def test_a_tokenizer_of_another_kind_has_no_tiktoken_backend(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     tokenizer = _open(_train("gpt2", CORPUS), tmp_path, changes)
-    assert re.match(f"tokenizers encodes: .*{reason}", tokenizer.use_tiktoken_if_equal([b"the cat"]))
+    assert re.match(f"tokenizers encodes: .*{reason}", tokenizer.choose_backend(lambda: [b"the cat"]))
 
 
-def test_added_tokens_that_documents_may_hold_leave_no_twin(tmp_path: Path) -> None:
+def test_added_tokens_that_documents_may_hold_leave_no_tiktoken_backend(tmp_path: Path) -> None:
     trained = _train("gpt2", CORPUS)
     trained.add_tokens([AddedToken("<think>", special=False)])
-    assert "added tokens that are not special" in _open(trained, tmp_path).use_tiktoken_if_equal([b"the cat"])
+    assert "added tokens that are not special" in _open(trained, tmp_path).choose_backend(lambda: [b"the cat"])
 
 
 def _small(merges: list[tuple[str, str]], tokens: list[str], ignore_merges: bool = False) -> Tokenizer:
@@ -161,8 +161,10 @@ def _small(merges: list[tuple[str, str]], tokens: list[str], ignore_merges: bool
     ],
     ids=["unreachable", "unreachable-but-whole", "scattered", "orphan"],
 )
-def test_a_vocabulary_that_tiktoken_would_read_otherwise_has_no_twin(tmp_path: Path, tokenizer: Tokenizer, reason: str) -> None:
-    assert reason in _open(tokenizer, tmp_path).use_tiktoken_if_equal([b"the cat"])
+def test_a_vocabulary_that_tiktoken_would_read_otherwise_has_no_tiktoken_backend(
+    tmp_path: Path, tokenizer: Tokenizer, reason: str
+) -> None:
+    assert reason in _open(tokenizer, tmp_path).choose_backend(lambda: [b"the cat"])
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_odd_tokens_that_both_libraries_read_alike_do_no_harm(tmp_path: Path, to
     opened = _open(tokenizer, tmp_path)
     texts = ["cab abc xabc <unused> ab bcab cabab", "abcabc bc"]
     expected = opened.encode_batch([text.encode() for text in texts]).ids.tolist()
-    assert opened.use_tiktoken_if_equal([b"abc cab"]).startswith("tiktoken encodes")
+    assert opened.choose_backend(lambda: [b"abc cab"]).startswith("tiktoken encodes")
     assert opened.encode_batch([text.encode() for text in texts]).ids.tolist() == expected
 
 
@@ -191,7 +193,7 @@ def _split_by(expression: str) -> dict[str, Any]:
 def test_what_the_expression_leaves_out_is_kept(tmp_path: Path) -> None:
     tokenizer = _open(_small([("1", "1"), ("a", "1")], []), tmp_path, _split_by("a+"))
     expected = tokenizer.encode_batch([b"aa11 a", b"111"]).ids.tolist()
-    assert tokenizer.use_tiktoken_if_equal([b"a"]).startswith("tiktoken encodes")
+    assert tokenizer.choose_backend(lambda: [b"a"]).startswith("tiktoken encodes")
     assert tokenizer.encode_batch([b"aa11 a", b"111"]).ids.tolist() == expected
 
 
@@ -199,5 +201,5 @@ def test_other_ids_on_the_sample_leave_the_library_at_work(tmp_path: Path) -> No
     """Oniguruma reads `{1,2}+` as one or two, again and again; tiktoken as one or two that are not given back."""
     tokenizer = _open(_small([("1", "1"), ("11", "11")], []), tmp_path, _split_by(r"\p{N}{1,2}+|\P{N}"))
     expected = tokenizer.encode_batch([b"1111"]).ids.tolist()
-    assert tokenizer.use_tiktoken_if_equal([b"1111"]) == "tokenizers encodes: tiktoken gives other ids"
+    assert tokenizer.choose_backend(lambda: [b"1111"]) == "tokenizers encodes: tiktoken gives other ids"
     assert tokenizer.encode_batch([b"1111"]).ids.tolist() == expected

@@ -79,14 +79,14 @@ def test_a_wrong_packer_is_refused(job: Path, refuse: Refusal, monkeypatch: pyte
     monkeypatch.setattr(Packer, "__init__", wrong)
     message = refuse(job)
     assert "tokenizer says eos is 0, packer says 10" in message
-    assert "datasets.packing.Packer" in message
+    assert "datasets.rows.Packer" in message
 
 
 def test_a_wrong_attention_mask_is_refused(job: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(components, "DocumentMask", lambda **given: DocumentMask(**{**given, "eos_id": 10}))
     message = refuse(job)
     assert "packer says eos is 0, attention mask says 10" in message
-    assert "models.masks.DocumentMask" in message
+    assert "models.attention.DocumentMask" in message
 
 
 def test_a_wrong_pad_is_refused(job: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
