@@ -1,5 +1,4 @@
-"""`cistron evaluate CHECKPOINT --extrapolate`: documents longer than those of training, by every method that trains
-nothing.
+"""`cistron evaluate CHECKPOINT --extrapolate`: longer documents than in training, by every method without training.
 
 CHECKPOINT is a Cistron checkpoint of any layout, or a Hugging Face folder. Options that are left out are as the
 checkpoint's own `[eval.extrapolation]` says.

@@ -90,9 +90,7 @@ def safetensors_bytes(
 
 @dataclass(frozen=True)
 class TensorPiece:
-    """Where the data of one piece of a tensor is: the file, its first byte, and where in the tensor it begins and how
-    far.
-    """
+    """Where the data of one piece of a tensor is: file and first byte; begin and extent in the tensor."""
 
     file: str
     begin: int

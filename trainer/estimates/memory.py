@@ -24,8 +24,8 @@ A position map has two of what attention keeps, or scores written out: `two_regi
 On a CPU, nn.RMSNorm is a handful of operators on float32 copies; CUDA has one kernel. Inductor computes silu again in
 the backward pass and keeps the rest. Tensor parallelism divides all of it but the outputs of the norms, which are
 gathered along the sequence for the matrices; context parallelism divides the tokens. Rotation keeps the cosines and
-sines alone, once for all blocks. Checkpointing keeps what `parallel/activation_checkpoint.py` says and has the table's rest for the one
-block that is at work.
+sines alone, once for all blocks. Checkpointing keeps what `parallel/activation_checkpoint.py` says and has the table's
+rest for the one block that is at work.
 
 What is frozen has neither gradient nor moments, and blocks below everything that is trained keep nothing. Between
 trained parts frozen matrices would keep less than the table says, which is not taken off.

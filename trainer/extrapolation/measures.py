@@ -262,8 +262,7 @@ def tail(ids: Ids, length: int, tokenizer: Tokenizer) -> Ids:
 
 
 def by_position(losses: Array) -> list[tuple[int, int, float]]:
-    """First position, last position and mean loss of up to 32 stretches; position p is that of the token that is
-    predicted.
+    """Return first position, last position and mean loss of up to 32 ranges of positions, by the predicted token.
 
     Args:
         losses: float64 [documents, length - 1], of positions 1, 2, ...

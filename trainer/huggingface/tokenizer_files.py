@@ -104,9 +104,7 @@ def letter_tokenizer(tokenizer: LetterTokenizer) -> bytes:
 
 
 def own_kind(file: Path) -> str | None:
-    """Which tokenizer of this package a `tokenizer.json` is, also after transformers has written it anew; None:
-    another.
-    """
+    """Return which of our kinds a `tokenizer.json` is, also after transformers has rewritten it; None: another."""
     letters = {kind: found for kind in TOKENIZERS if issubclass(found := TOKENIZERS[kind], LetterTokenizer)}
     own = {"byte": byte_tokenizer(), **{kind: letter_tokenizer(found()) for kind, found in letters.items()}}
     vocabulary = _read_object(file).get("model", {}).get("vocab")
@@ -114,9 +112,7 @@ def own_kind(file: Path) -> str | None:
 
 
 def added_around(source: bytes) -> list[str]:
-    """Return the tokens that a `tokenizer.json` puts around every text unless told not to; training sees none but the
-    eos.
-    """
+    """Return the tokens that a `tokenizer.json` adds around texts by default; training adds the eos alone."""
     return list(tokenizers.Tokenizer.from_str(source.decode()).encode("").tokens)
 
 

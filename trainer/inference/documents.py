@@ -81,8 +81,7 @@ def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionCo
 def read_documents(
     opened: OpenedModel, files: SequenceFiles, sequences: Iterable[NamedSequence], max_length: int | None = None
 ) -> Iterator[Document]:
-    """Encode sequences of some files; stderr tells of the first that is longer than rows of training, and of mapped
-    letters.
+    """Encode sequences of files; stderr tells of the first one longer than rows of training, and of mapped letters.
 
     Args:
         opened: whose tokenizer encodes.

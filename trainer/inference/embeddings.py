@@ -1,6 +1,4 @@
-"""What a layer computes for sequences, pooled over their residues or for each: in memory, or batch by batch for a
-file.
-"""
+"""Outputs of layers for sequences, pooled or for each residue: in memory, or batch by batch for a file."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

@@ -184,8 +184,7 @@ def load_weights(model: Decoder, found: Found, device: torch.device, dtype: torc
 def inference_mask(
     tokenizer: Tokenizer, decoder: DecoderConfig, device: torch.device, dtype: torch.dtype, executor: str = "auto"
 ) -> DocumentMask:
-    """Return the mask of the objective that the model was trained by, for the kernel that needs no compilation where
-    there is one.
+    """Return the mask of the model's objective, for a kernel without compilation where there is one.
 
     Args:
         tokenizer: has the special ids.
