@@ -27,7 +27,7 @@ from ..trainer.extrapolation import (
     evaluate,
     plan,
     read_sources,
-    report,
+    results_json,
     total_tokens,
     trained_as,
 )
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
             tick=bar.advance,
         )
         results = evaluate(long_model, table, asked)
-    found = {"checkpoint": opened.where, **report(results, table, asked)}
+    found = {"checkpoint": opened.where, **results_json(results, table, asked)}
     write_results(options.output, found, results, trained.length, table.score_last, console)
 
 

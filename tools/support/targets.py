@@ -15,8 +15,7 @@ KINDS = ("eos", "bos", "other special tokens", "lowercase letters", "all others"
 
 
 def report_targets(console: Console, batch: Batch, objective: Objective, tokenizer: Tokenizer) -> None:
-    """Print how many tokens of each kind there are, how many of them are targets and at which weight, and an example
-    row.
+    """Print how many tokens of each kind there are, how many are targets at which weight, and an example row.
 
     Args:
         console: To print to.

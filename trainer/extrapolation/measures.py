@@ -271,8 +271,8 @@ def by_position(losses: Array) -> list[tuple[int, int, float]]:
     return [(int(at[0]), int(at[-1]), float(losses[:, at - 1].mean())) for at in stretches]
 
 
-def report(results: Sequence[LengthResult], table: Extrapolation, asked: Plan) -> dict[str, Any]:
-    """Everything, as JSON has it: numbers that are not finite are null."""
+def results_json(results: Sequence[LengthResult], table: Extrapolation, asked: Plan) -> dict[str, Any]:
+    """Return all results and what was measured as JSON values; numbers that are not finite are null."""
     documents = asked.documents
     return {
         "trained_length": asked.trained.length,
