@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
     opened.refuse_encoder("be asked for longer documents")
     table = table_of(options, opened)
     if opened.seq_len is None and opened.trained.rope.original_seq_len is None:
-        raise ConfigError(f"{opened.where}: nobody says how long its rows were in training (max_position_embeddings)")
+        raise ConfigError(f"{opened.where}: the length of its rows in training is unknown (max_position_embeddings)")
     key = "training.seq_len of its job" if opened.config else "max_position_embeddings"
     trained, said = trained_as(opened.trained, opened.seq_len or opened.model.max_document_length, key)
     asked = plan(table, trained, opened.tokenizer, lambda longest: long_documents(options, opened, longest))

@@ -245,7 +245,7 @@ def wait_for_step(config: Path, step: int, goes_on: Callable[[], bool]) -> None:
 
 
 def forge(checkpoint: Path, name: str, content: bytes) -> None:
-    """Replace a file of a checkpoint, checksums included, as whoever means it can."""
+    """Replace a file of a checkpoint, checksums included, as an attacker can."""
     files = inspect(checkpoint)[0].files  # type: ignore[union-attr]
     (checkpoint / name).write_bytes(content)
     files = {file: ((checkpoint / file).stat().st_size, Folder(checkpoint).digest(file)) for file in files}

@@ -97,7 +97,7 @@ class OnMeta(TorchDispatchMode):
 
 
 def test_no_step_reads_from_the_device_or_sends_to_it(tmp_path: Path) -> None:
-    """Tensors of the meta device have no values: whoever asks for one fails."""
+    """Tensors of the meta device have no values: reading one fails."""
     config, _ = load_config([str(write_job(tmp_path)), *SKIP])
     meta = torch.device("meta")
     guard, some = StepGuard(nn.Linear(2, 2), config, meta), torch.empty((), device=meta)
