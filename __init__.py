@@ -1,7 +1,7 @@
 """Cistron: distributed pretraining on eos-delimited packed rows, for text, DNA and protein.
 
-What a notebook needs is here: `train` a job, `open_model`, and ask it: `embed`, `score`, `sample`. Names are loaded when they
-are first used, so that `import cistron` takes no time and loads no torch.
+What a notebook needs is here: `train` a job, `open_model`, and ask it: `embed`, `score`, `sample`. Names are loaded
+when they are first used, so that `import cistron` takes no time and loads no torch.
 """
 
 from importlib import import_module

@@ -1,6 +1,7 @@
 """The ground floor, which every room may use: the error of a user's mistake, TOML tables, registries.
 
-Read `errors`, then `table`, then `registry`. Nothing here knows of data, models or training, and nothing here loads torch.
+Read `errors`, then `table`, then `registry`. Nothing here knows of data, models or training, and nothing here loads
+torch.
 """
 
 from .errors import UserError, aligned, nearest

@@ -79,7 +79,7 @@ class Registry(Generic[T]):
         return self._parts[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
+        """Iterate over the names in the order in which they were added."""
         return iter(self._says)
 
     def __contains__(self, name: object) -> bool:

@@ -1,6 +1,6 @@
 """Time to build a FlexAttention block mask of packed documents: block granularity against `create_block_mask`.
 
-Both are called in turn on the same rows, so that a busy machine slows both; each number is a median over the repeats.
+Both are called alternately on the same rows, so that a busy machine slows both. Numbers are medians over the repeats.
 The two masks are compared in every table before a time is printed.
 """
 

@@ -1,9 +1,10 @@
 """How evenly a document mask's work is spread over the ranks of context parallelism: contiguous, zigzag, and by work.
 
-Rows are packed by best fit from documents of Pareto lengths. Contiguous gives each rank one stretch of the row; zigzag cuts it
-into two stretches per rank and pairs the first with the last, which is even for one causal document that fills the row; ours
-deals out blocks of 128 by their work. A number is the busiest rank's work over the mean, the average over rows and the worst
-row: in unmasked query-key pairs, and in the 128 x 128 tiles of FlexAttention that hold any, which is what its kernel computes.
+Rows are packed by best fit from documents of Pareto lengths. Contiguous gives each rank one stretch of the row; zigzag
+cuts it into two stretches per rank and pairs the first with the last, which is even for one causal document that fills
+the row; ours assigns blocks of 128 by their work. A number is the busiest rank's work over the mean, the average over
+rows and the worst row: in unmasked query-key pairs, and in the 128 x 128 tiles of FlexAttention that hold any, which is
+what its kernel computes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 
 def packed_rows(seq_len: int, rows: int, minimum: int, tail: float, seed: int) -> Tensor:
-    """Sequence ids int32 [rows, seq_len] of rows drawn from a best-fit packing of Pareto lengths, at most 10^6 tokens."""
+    """Sequence ids int32 [rows, seq_len] of a best-fit packing of Pareto lengths, at most 10^6 tokens."""
     draw = np.random.default_rng(seed)
     lengths: list[int] = []
     while sum(lengths) < 4 * rows * seq_len:

@@ -1,10 +1,11 @@
-"""Context extension end to end: trained on rows of L tokens, continued on rows of 4 L with YaRN, judged on held-out text.
+"""Context extension: train on rows of L tokens, continue on rows of 4 L with YaRN, evaluate on held-out text.
 
     python benchmarks/context_extension.py                         some minutes on one core
 
-A byte model of the debug kind, smaller, on the standard library's sources; its `email` and `logging` packages are held out.
-Both runs are ordinary jobs, the second begun with `checkpoint.initial_load_path`. A third, which goes on at L for as many
-tokens, tells what more training does by itself. Losses are nats per byte over the same windows of 4 L bytes, one document each.
+A byte model of the debug kind, smaller, on the standard library's sources; its `email` and `logging` packages are held
+out. Both runs are ordinary jobs, the second begun with `checkpoint.initial_load_path`. A third, which goes on at L for
+as many tokens, tells what more training does by itself. Losses are nats per byte over the same windows of 4 L bytes,
+one document each.
 """
 
 import argparse

@@ -48,7 +48,7 @@ def random_ids(lengths: Lengths, seed: int = 0) -> npt.NDArray[np.uint16]:
 
 
 def python_documents() -> Iterator[str]:
-    """Python sources of this installation in stretches of lines of up to 4,000 characters: as natural as text at hand gets."""
+    """Python sources of this installation in runs of lines of up to 4,000 characters: natural text at hand."""
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
         try:
             lines = path.read_text("utf-8").splitlines(keepends=True)

@@ -1,12 +1,13 @@
-"""Tokens per second of the data path beside its peers: batches of 8 rows of 2,048, each contender in a process of its own.
+"""Tokens per second of the data path and of other loaders: batches of 8 rows of 2,048, each in its own process.
 
     python benchmarks/data_speed.py --repeats 5
     python benchmarks/data_speed.py --only shards --peers-python /path/to/venv/bin/python
 
-Contenders run in turn, as often as `--repeats` says; printed are medians and ratios to the first of each group, and the
-range, which tells how busy the machine was. The peers (`pip install 'cistron[bench]'`) may live in another environment; one
-that is missing is left out, saying why. Ours yield tokens, labels, positions and sequence ids; of the peers torchtitan's
-loader yields tokens, labels and positions, the others tokens alone, OLMo-core's with the lengths of documents.
+Contenders run one after another, as often as `--repeats` says; printed are medians and ratios to the first of each
+group, and the range, which tells how busy the machine was. The other loaders (`pip install 'cistron[bench]'`) may live
+in another environment; one that is missing is left out, saying why. Ours yield tokens, labels, positions and sequence
+ids; of the others torchtitan's loader yields tokens, labels and positions, the rest tokens alone, OLMo-core's with the
+lengths of documents.
 """
 
 import argparse
@@ -163,7 +164,7 @@ DISTRIBUTIONS = {"torchtitan": "torchtitan", "streaming": "mosaicml-streaming", 
 
 
 def measure(name: str, folder: Path, seconds: float) -> None:
-    """Print a line of JSON: tokens/s of a contender over `seconds`, after one second, or what is missing; and versions."""
+    """Print JSON: tokens/s of a contender over `seconds`, after one second, or what is missing; and versions."""
     package = PEERS.get(name)
     if package and find_spec(package) is None:
         print(json.dumps({"missing": package}))
@@ -209,7 +210,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="groups to run (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each contender (default: 5)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a run (default: 4)")
-    parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has the peers (default: this one)")
+    parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has the others (default: this one)")
     parser.add_argument("--measure", metavar="CONTENDER", help="run this one alone and print JSON")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.gettempdir(), "cistron-benchmarks")

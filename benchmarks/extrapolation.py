@@ -1,17 +1,18 @@
 """Train short, test long, on a CPU: a small decoder is trained on 256 tokens and judged on up to 2,048 by every method.
 
-    python benchmarks/extrapolation.py --folder outputs/extrapolation            # 8 minutes of training, 5 of evaluation
+    python benchmarks/extrapolation.py --folder outputs/extrapolation   # 8 minutes of training, 5 of evaluation
     python benchmarks/extrapolation.py --folder outputs/extrapolation --docs     # evaluates again, writes into docs/
 
-A document draws n symbols and two permutations of them, P and Q; after x comes P(x) with probability 0.8, else Q(x). Nothing
-but the document tells P: the more of it is seen, the more pairs are known, and with all of them the loss is 0.50 nats. So far
-context is worth something at every position. In every fourth training document a key of five digits follows an `@`, and comes
-once more behind a second `@` at the end. A document fills a row of training and its eos comes alone: one that always stood at
-position 255 would be expected from there on (RESULTS.md).
+A document draws n symbols and two permutations of them, P and Q; after x comes P(x) with probability 0.8, else Q(x).
+Nothing but the document tells P: the more of it is seen, the more pairs are known, and with all of them the loss is
+0.50 nats. So far context is worth something at every position. In every fourth training document a key of five digits
+follows an `@`, and comes once more behind a second `@` at the end. A document fills a row of training and its eos comes
+alone: one that always stood at position 255 would be expected from there on (RESULTS.md).
 
-The rows of training grow: 64, 128, then 256 tokens, and with them the number of symbols. Without that, no head that looks for
-earlier occurrences appears within 1,500 steps (the loss stays at 4.8 nats); with it one does between steps 600 and 1,300, by
-Muon; by AdamW at 3e-3 within 1,300. Checkpoints stay in the folder; what is trained already is not trained again.
+The rows of training grow: 64, 128, then 256 tokens, and with them the number of symbols. Without that, no head that
+looks for earlier occurrences appears within 1,500 steps (the loss stays at 4.8 nats); with it one does between steps
+600 and 1,300, by Muon; by AdamW at 3e-3 within 1,300. Checkpoints stay in the folder; what is trained already is not
+trained again.
 """
 
 import argparse
@@ -106,7 +107,8 @@ def chains(draw: np.random.Generator, documents: int, length: int, least: int, m
 def hide_key(draw: np.random.Generator, document: np.ndarray) -> np.ndarray:
     """The document with a key anywhere, and once more at its end; as long as before.
 
-    One in twelve stands at the very beginning, one in twelve right before the end: no distance is worth learning by heart.
+    One in twelve stands at the very beginning, one in twelve right before the end: no distance is worth learning by
+    heart.
     """
     key = np.frombuffer(b"@", dtype=np.uint8).tolist() + draw.choice(np.frombuffer(b"0123456789", np.uint8), size=5).tolist()
     rest = document[: len(document) - 2 * len(key)]

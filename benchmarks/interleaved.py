@@ -1,7 +1,7 @@
-"""Interleaved repeats: how `train_speed.py` has contenders, each in a process of its own, take a few steps one after another.
+"""Interleaved repeats: contenders of `train_speed.py`, each in its own process, alternate after a few steps.
 
-A contender calls `Repeats.wait` where its loop asks for the next rows, which is where one step ends and another begins. It
-reports the step behind it as a line of JSON and stands still until told to go on.
+A contender calls `Repeats.wait` where its loop asks for the next rows, which is where one step ends and another begins.
+It reports the step behind it as a line of JSON and stands still until told to go on.
 """
 
 import json
@@ -19,7 +19,7 @@ Rows = dict[str, torch.Tensor]
 
 
 class Repeats:
-    """A contender's side of the interleaved repeats. Whatever its framework prints goes to stderr: stdout is for the reports.
+    """A contender's side of the repeats. What its framework prints goes to stderr: stdout is for the reports.
 
     Args:
         folder: of the benchmark, with `job.json`, `rows.pt` and `weights.pt`.
@@ -62,7 +62,7 @@ class Repeats:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def rows(self) -> Iterator[Rows]:
-        """One batch per repeat, for contenders that do not read data themselves: `tokens`, `labels`, `positions`, ..."""
+        """One batch per repeat, for contenders that read no data themselves: `tokens`, `labels`, `positions`, ..."""
         batches: list[Rows] = torch.load(self.folder / "rows.pt")
         while True:
             for batch in batches:

@@ -1,4 +1,4 @@
-"""What jobs, data and exports hold in memory, and how long a resume or a save takes: a subcommand for each, with its --help.
+"""Memory of jobs, data and exports, and the time of a resume or a save: a subcommand for each, with --help.
 
     python benchmarks/memory_and_resume.py job              a training job, beside the estimate of `cistron check`
     python benchmarks/memory_and_resume.py data             the loader and its workers, over many tokens
@@ -7,8 +7,8 @@
     python benchmarks/memory_and_resume.py resume           from a state of the data to the first batch
     python benchmarks/memory_and_resume.py save -- --model.dim 512      for how long a save stops training
 
-Memory is read from /proc (Linux). Mapped files count as resident while they are cached; so private memory is printed as well,
-in which copies and leaks show.
+Memory is read from /proc (Linux). Mapped files count as resident while they are cached; so private memory is printed as
+well, in which copies and leaks show.
 """
 
 import argparse
@@ -151,11 +151,11 @@ def measure_job(job: str, folder: str) -> None:
 
 
 def job(options: argparse.Namespace) -> None:
-    """The memory estimate of `cistron check` beside the resident set of a real training job, each in a process of its own.
+    """The memory estimate of `cistron check` and the resident set of a real job, each in its own process.
 
-    Jobs of differing kind, by what is largest or done otherwise in them. Measured is the peak of the resident set over two
-    steps (VmHWM, reset before the model is built) less what imports, the process group, the loader and the libraries' first
-    calls hold. On CUDA the allocator is read instead.
+    Jobs of differing kind, by what is largest or done otherwise in them. Measured is the peak of the resident set over
+    two steps (VmHWM, reset before the model is built) less what imports, the process group, the loader and the
+    libraries' first calls hold. On CUDA the allocator is read instead.
     """
     if options.measure:
         with tempfile.TemporaryDirectory() as folder:
@@ -236,7 +236,7 @@ def write_model(folder: Path) -> None:
 
 
 def write_sequences(path: Path, sequences: int) -> None:
-    """FASTA of random nucleotides."""
+    """Write random nucleotides as FASTA."""
     draw = np.random.default_rng(0)
     with path.open("w") as file:
         for number in range(sequences):
@@ -275,7 +275,8 @@ def embed_all(folder: Path, pool: str, ending: str, sequences: int) -> None:
 def embeddings(options: argparse.Namespace) -> None:
     """Resident memory of `cistron embed`: it must not grow after the warm-up, nor when parts are put together.
 
-    The debug shape with random weights on the CPU, random nucleotides of 20 to 80 bases; memory is read ten times a second.
+    The debug shape with random weights on the CPU, random nucleotides of 20 to 80 bases; memory is read ten times a
+    second.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -325,12 +326,12 @@ def export_it(folder: Path) -> None:
 
 
 def import_it(folder: Path) -> None:
-    """And back."""
+    """Import the exported folder as a checkpoint again."""
     import_folder(folder / "hf", folder / "back")
 
 
 def compare(folder: Path) -> None:
-    """Bit for bit."""
+    """Compare the imported weights with the first ones, bit for bit."""
     first, back = WholeTensors(folder / "step-1"), WholeTensors(folder / "back" / "step-0")
     assert sorted(first.names()) == sorted(back.names())
     assert all(torch.equal(first.read(name), back.read(name)) for name in first.names())
@@ -348,9 +349,10 @@ def measured(title: str, step: Callable[..., None], *args: Any) -> None:
 def export_and_import(options: argparse.Namespace) -> None:
     """Resident memory of an export and an import: it must not grow with the model.
 
-    A random checkpoint is written one tensor at a time, exported and imported, each in a process of its own, and removed
-    again; with 16 layers it takes 6 GB of disk. What is printed is the highest resident memory of that process above what it
-    had after its imports, beside the largest tensor. Then the imported bits are compared with the first ones.
+    A random checkpoint is written one tensor at a time, exported and imported, each in a process of its own, and
+    removed again; with 16 layers it takes 6 GB of disk. What is printed is the highest resident memory of that process
+    above what it had after its imports, beside the largest tensor. Then the imported bits are compared with the first
+    ones.
     """
     sizes = [dtype.itemsize * torch.Size(shape).numel() / 1e6 for dtype, shape in specs_of(describe(options.layers)).values()]
     print(f"{sum(sizes):,.0f} MB of weights, the largest tensor {max(sizes):,.0f} MB", flush=True)
@@ -371,7 +373,7 @@ CORPORA = {
 
 
 def open_loader(folder: Path, case: str, tokenizer: Tokenizer, state: DataState | None) -> Loader:
-    """Open a case's loader."""
+    """Open the loader of a case at a state of its data."""
     form = "tokens" if case == "tokens" else "jsonl"
     source = SourceConfig(name="source", format=form, paths=[str(folder / CORPORA[case][0])])
     config = DataConfig(sources=[source], lanes=16, packing="best_fit")
@@ -392,7 +394,7 @@ def states(folder: Path, case: str, tokenizer: Tokenizer) -> dict[int, tuple[str
 
 
 def fingerprint(batch: Batch | None) -> str:
-    """Which batch it is."""
+    """Return a text that tells one batch from another."""
     assert batch is not None
     return f"{batch.rows} {hash(batch.tokens.numpy().tobytes())}"
 
@@ -400,9 +402,9 @@ def fingerprint(batch: Batch | None) -> str:
 def resume(options: argparse.Namespace) -> None:
     """From a state to the first batch: what a resume of the data costs, by how far the run has come.
 
-    A loader runs to each number of rows and its state is kept, as a checkpoint would. Then loaders are opened at these states
-    in turn, each in this process and each with everything that a start does: listing and stamping the files, opening shards,
-    comparing ids with tiktoken's, reading up to the first batch.
+    A loader runs to each number of rows and its state is kept, as a checkpoint would. Then loaders are opened at these
+    states one after another, each in this process and each with everything that a start does: listing and stamping the
+    files, opening shards, comparing ids with tiktoken's, reading up to the first batch.
     """
     folder = prepared(options)
     for case, (_, kind, _) in CORPORA.items():
@@ -429,10 +431,11 @@ SAVED = re.compile(r"saved .*/step-(\d+), (\S+) GB in (\S+) s; training stood st
 
 
 def save(options: argparse.Namespace) -> None:
-    """For how long a save stops training: beside training against waiting for the disk, in turn, on one process.
+    """For how long a save stops training: asynchronously against waiting for the disk, alternately, on one process.
 
-    A save every `--interval` steps, the modes of `checkpoint.async_mode` in turn. What counts as stopped is what the saves'
-    own messages say, and beside it the time of the steps during which a checkpoint is being written, over that of others.
+    A save every `--interval` steps, the modes of `checkpoint.async_mode` alternately. What counts as stopped is what
+    the saves' own messages say, and beside it the time of the steps during which a checkpoint is being written, over
+    that of others.
     """
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         steps = 2 * options.saves * options.interval
@@ -476,7 +479,7 @@ def save(options: argparse.Namespace) -> None:
         stalls[int(step) // options.interval % 2].append(float(stall))
     stopped, waited = statistics.median(stalls[0]), statistics.median(stalls[1])
     say(f"checkpoints of {saves[-1][1]} GB; each save stops training for (median of {len(stalls[0])} and {len(stalls[1])}):")
-    say(f"  beside training   {stopped:.3f} s")
+    say(f"  asynchronously    {stopped:.3f} s")
     say(f"  waiting for it    {waited:.3f} s    ratio {waited / stopped:.1f}")
     busy, idle = statistics.median(seconds[True]), statistics.median(seconds[False])
     say(f"a step takes {busy:.3f} s while a checkpoint is written, {idle:.3f} s otherwise: ratio {busy / idle:.3f}")

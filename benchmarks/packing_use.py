@@ -2,10 +2,10 @@
 
     python benchmarks/packing_use.py
 
-`best fit, shards` and `best fit, jsonl` are what one lane of the loader makes of token shards, block by block, and of text
-that is tokenised while it is read; every token of an epoch is counted in and out. Beside them: all documents at once by
-best-fit decreasing (the limit), whole documents in the order that they come (next fit), nanochat's best fit that crops what
-does not fit, and concat.
+`best fit, shards` and `best fit, jsonl` are what one lane of the loader makes of token shards, block by block, and of
+text that is tokenised while it is read; every token of an epoch is counted in and out. Beside them: all documents at
+once by best-fit decreasing (the limit), whole documents in the order that they come (next fit), nanochat's best fit
+that crops what does not fit, and concat.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def next_fit(lengths: Sequence[int], seq_len: int) -> Use:
 
 
 def crop(lengths: Sequence[int], seq_len: int) -> Use:
-    """Nanochat's: the longest of 1,000 documents that fits, again and again; then the shortest is cropped to the room left."""
+    """Nanochat's: repeatedly the longest of 1,000 documents that fits; then the shortest is cropped to fit."""
     documents = iter(lengths)
     buffer = sorted(length for length, _ in zip(documents, range(BUFFER), strict=False))
     rows = dropped = split = 0
@@ -109,7 +109,7 @@ def concat(lengths: Sequence[int], seq_len: int) -> Use:
 
 
 def write(folder: Path, lengths: Sequence[int]) -> None:
-    """Write documents of these lengths, the eos included, as a token shard and as jsonl, in folders named by their format."""
+    """Write documents of these lengths, eos included, as a token shard and as jsonl, in folders named by format."""
     writer = ShardWriter(folder / "tokens", "0", ByteTokenizer(), np.dtype(np.uint8))
     (folder / "jsonl").mkdir()
     with (folder / "jsonl" / "0.jsonl").open("wb") as file:
@@ -140,7 +140,7 @@ def table(tokens: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print how full rows are for both kinds of corpora."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=10**8, help="tokens of each corpus, about (default: 10^8)")
     for line in table(parser.parse_args().tokens):

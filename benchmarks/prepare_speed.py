@@ -1,4 +1,4 @@
-"""`cistron prepare` against its tokenizer alone: MB of text per second, bytes on disk to shards on disk, both in one call.
+"""`cistron prepare` against its tokenizer alone: MB of text per second, from files on disk to shards on disk.
 
 The tokenizer alone encodes groups of 1 MiB that are in memory already, on all cores, before and after each preparation.
 """

@@ -2,9 +2,10 @@
 
     python benchmarks/shuffle_quality.py
 
-Documents begin with their number in the source. After an epoch two things are told beside what a uniformly random order gives:
-how far documents that were neighbours in the source end up from each other, and how much the mean length of the documents of
-a batch varies from batch to batch. An order that leaves a sorted source sorted has a spread of its own lengths there.
+Documents begin with their number in the source. After an epoch two things are told beside what a uniformly random order
+gives: how far documents that were neighbours in the source end up from each other, and how much the mean length of the
+documents of a batch varies from batch to batch. An order that leaves a sorted source sorted has a spread of its own
+lengths there.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def report(name: str, places: Places, lengths: Lengths) -> None:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print a table with a line for each order of the documents."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=200_000, help="documents of the source (default: 200,000)")
     parser.add_argument("--lanes", type=int, nargs="+", default=[16, 64], help="numbers of lanes (default: 16 64)")

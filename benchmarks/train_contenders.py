@@ -74,7 +74,7 @@ def bare_loop(repeats: Repeats) -> None:
 
 
 def hugging_face(repeats: Repeats) -> None:
-    """`transformers.Trainer` around its Llama, which builds the document mask from positions where it is given no other."""
+    """`transformers.Trainer` around its Llama, which builds the document mask from positions where none is given."""
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):  # a CUDA build beside a CPU torch does not load: transformers shall not see it

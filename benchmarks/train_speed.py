@@ -2,19 +2,21 @@
 
     python benchmarks/train_speed.py --peers-python /path/to/venv/bin/python
     python benchmarks/train_speed.py --device cuda --model llama3_1b --peers-python ...
-    python benchmarks/train_speed.py --device cuda --model llama3_8b --layers 12 --activation-checkpoint full --peers-python ...
+    python benchmarks/train_speed.py --device cuda --model llama3_8b --layers 12 --activation-checkpoint full ...
 
-Every contender lives in a process of its own, with its own libraries, and takes steps on command: two of one, two of the
-next, `--rounds` times in changing order, of which the second of each pair counts (the first finds the caches full of
-another's weights). All start from the same weights and train on the same packed rows, with attention kept inside documents
-and AdamW at a constant rate, so that equal numbers of parameters and equal losses, first and last, show that the work is the
-same. Printed are medians, their ranges, and ratios to torchtitan.
+Every contender lives in a process of its own, with its own libraries, and takes steps on command: two of one, two of
+the next, `--rounds` times in changing order, of which the second of each pair counts (the first finds the caches full
+of another's weights). All start from the same weights and train on the same packed rows, with attention kept inside
+documents and AdamW at a constant rate, so that equal numbers of parameters and equal losses, first and last, show that
+the work is the same. Printed are medians, their ranges, and ratios to torchtitan.
 
-`--apart` runs one contender after another instead, since a GPU rarely holds four such models at once. On CUDA the rate of a
-large bfloat16 matrix product, measured before and after, tells what share of it the training reaches: FLOPs are counted as 6
-per parameter that multiplies and token, and for attention over documents alone (and, as published numbers do, over whole rows).
+`--apart` runs one contender after another instead, since a GPU rarely holds four such models at once. On CUDA the rate
+of a large bfloat16 matrix product, measured before and after, tells what share of it the training reaches: FLOPs are
+counted as 6 per parameter that multiplies and token, and for attention over documents alone (and, as published numbers
+do, over whole rows).
 
-The peers (`pip install 'cistron[bench]'`) may live in another environment; one that is missing is left out, saying why.
+The other trainers (`pip install 'cistron[bench]'`) may be in another environment. A missing one is left out, with a
+message.
 """
 
 import argparse
@@ -130,7 +132,7 @@ def write_corpus(folder: Path, tokens: int) -> None:
 
 def write_job(folder: Path, options: argparse.Namespace) -> DecoderConfig:
     """Write the job, the rows and the weights that all contenders read; returns the model's shape."""
-    steps = options.warmup + 2 * options.rounds  # as many batches, so that nobody reads one twice
+    steps = options.warmup + 2 * options.rounds  # as many batches, so that none is read twice
     write_corpus(folder, 2 * steps * options.rows * options.seq_len)
     job = {
         "model": {"preset": options.model, **({"n_layers": options.layers} if options.layers else {})},
@@ -196,10 +198,10 @@ def matmul_rate() -> float:
 
 
 def flops_per_step(shape: DecoderConfig, rows: list[dict[str, torch.Tensor]]) -> tuple[float, float]:
-    """FLOPs of a step, attention counted over documents (causal pairs alone), and over whole rows as PaLM's convention has it.
+    """FLOPs of a step, attention counted over documents (causal pairs alone), and over whole rows as PaLM does.
 
-    A query and a key cost 2·head_dim multiplications and additions for the score and as many for the value: 4·head_dim FLOPs
-    forward and twice that backward.
+    A query and a key cost 2·head_dim multiplications and additions for the score and as many for the value: 4·head_dim
+    FLOPs forward and twice that backward.
     """
     positions = torch.stack([batch["positions"] for batch in rows])
     tokens, seq_len = positions[0].numel(), positions.shape[-1]
@@ -210,7 +212,7 @@ def flops_per_step(shape: DecoderConfig, rows: list[dict[str, torch.Tensor]]) ->
 
 
 def report(contenders: list[Contender], options: argparse.Namespace, folder: Path, shape: DecoderConfig, rate: float) -> None:
-    """Print the table."""
+    """Print the table of medians, ranges and ratios."""
     rows = torch.load(folder / "rows.pt")
     by_documents, by_rows = flops_per_step(shape, rows)
     tokens = options.rows * options.seq_len
@@ -250,7 +252,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3, help="steps before that (default: 3)")
     parser.add_argument("--apart", action=argparse.BooleanOptionalAction, help="one after another (default: on CUDA only)")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="which (default: all)")
-    parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has the peers (default: this one)")
+    parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has the others (default: this one)")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
     options.seq_len = options.seq_len or (8192 if on_gpu else 512)

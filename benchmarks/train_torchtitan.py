@@ -1,13 +1,13 @@
 """torchtitan 0.3 as a contender of `train_speed.py`: its own Trainer, model, optimizer and loss, fed with given rows.
 
-On CUDA nothing of it is replaced but the data loader and the tokenizer. On a CPU it does not start as released, for these
-reasons, each met by a few lines of `run_on_cpu`:
+On CUDA nothing of it is replaced but the data loader and the tokenizer. On a CPU it does not start as released, for
+these reasons, each met by a few lines of `run_on_cpu`:
 
 | what stops it | what is put in its place |
 |---|---|
-| expert-parallel kernels import triton, whatever the model | an empty module in their place, where triton is not installed |
+| expert-parallel kernels import triton, whatever the model | an empty module, where triton is not installed |
 | `tools.utils.device_module` is CUDA where no accelerator is found | the few calls that the trainer makes, for a CPU |
-| FlexAttention has no backward on a CPU | `scaled_dot_product_attention` over the dense form of the same document mask |
+| FlexAttention has no backward on a CPU | `scaled_dot_product_attention` over the same document mask, dense |
 | `torch.distributed.set_timeout`, and barriers with device ids, are not gloo's | the time-outs stay as they were |
 """
 
@@ -97,7 +97,7 @@ def trainer_config(repeats: Repeats, folder: str) -> Any:
             """Without keys of its own."""
 
         def __init__(self, config: Config, **ignored: Any) -> None:
-            """Nothing to prepare."""
+            """Accept what torchtitan hands in: there is nothing to prepare."""
 
         def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
             """Tokens with positions, and labels."""
@@ -105,14 +105,14 @@ def trainer_config(repeats: Repeats, folder: str) -> Any:
                 yield {"input": rows["tokens"], "positions": rows["positions"]}, rows["labels"]
 
     class NoTokenizer(Configurable):
-        """Rows are ids already."""
+        """Stands in for a tokenizer: the rows hold ids already."""
 
         @dataclass(kw_only=True, slots=True)
         class Config(Configurable.Config):
             """Without keys of its own."""
 
         def __init__(self, config: Config, **ignored: Any) -> None:
-            """Nothing to read."""
+            """Accept what torchtitan hands in: there is nothing to read."""
 
     job, shape = repeats.job, repeats.job["shape"]
     assert shape["head_dim"] * shape["n_heads"] == shape["dim"], "torchtitan's Llama has heads that fill its width"
@@ -174,7 +174,8 @@ def record_losses(trainer: Any) -> Callable[[], float]:
 def load(model: torch.nn.Module, spec: Any, repeats: Repeats) -> None:
     """Give a model laid out over one process the weights that all begin with.
 
-    Through a plain model of the same configuration, since what fuses wq, wk and wv would mix plain tensors with DTensors.
+    Through a plain model of the same configuration, since what fuses wq, wk and wv would mix plain tensors with
+    DTensors.
     """
     plain = spec.model.build()
     plain.load_state_dict(spec.state_dict_adapter(spec.model, None).from_hf(repeats.weights(hugging_face=True)))

@@ -1,9 +1,10 @@
-"""What the trainer costs on top of a bare loop: the same model, batches and optimizer, two steps each in turn, one process.
+"""What the trainer costs on top of a bare loop: the same model, batches and optimizer, alternately two steps each.
 
     python benchmarks/trainer_overhead.py --steps 100
 
-The bare loop is what a tutorial would write: a plain module, mean loss, clipping, fused AdamW. The trainer's step is everything
-between two steps of `cistron train`: fetching, the agreement between ranks, FSDP2 on one rank, metrics, hashing the rows.
+The bare loop is what a tutorial would write: a plain module, mean loss, clipping, fused AdamW. The trainer's step is
+everything between two steps of `cistron train`: fetching, the agreement between ranks, FSDP2 on one rank, metrics,
+hashing the rows.
 """
 
 import argparse
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Run both loops in turn and print medians and the ratio."""
+    """Run both loops alternately and print medians and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=str(ROOT / "train_configs" / "debug.toml"), help="job to run")
     parser.add_argument("--steps", type=int, default=100, help="steps of the trainer (default: 100)")
@@ -65,8 +66,9 @@ def main() -> None:
         def fetch_between_bare_steps() -> tuple[list[Batch], Exception | None]:
             """The trainer's loop calls this once per step: from one return to the next call is the trainer's own time.
 
-            Two steps of one, two of the other; the second of each pair counts. The first after a change finds the caches
-            full of the other's weights: a bare step is 2 % slower there, which no loop that runs alone would see.
+            Two steps of one, two of the other; the second of each pair counts. The first after a change finds the
+            caches full of the other's weights: a bare step is 2 % slower there, which no loop that runs alone would
+            see.
             """
             nonlocal previous, calls, started
             now = synchronized()

@@ -130,7 +130,7 @@ def _run(
     gradients: bool = True,
     of_weight: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the losses float32 [batch, seq_len], and gradients of their sum: for `hidden` in its dtype, for `weight` float32.
+    """Return losses float32 [batch, seq_len], and gradients of their sum: `hidden`'s in its dtype, `weight`'s float32.
 
     Without `gradients` neither is taken, without `of_weight` that of `hidden` alone.
     """
@@ -162,7 +162,7 @@ def _run(
 
 
 def _statistics(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Return logsumexp and label's logit of each row of `logits` [tokens, columns]; 0 if another rank has the column."""
+    """Return logsumexp and the label's logit per row of `logits` [tokens, columns]; 0 if it is on another rank."""
     column, mine = _columns(logits, labels, first)
     target = logits.gather(1, column)[:, 0].to(_accumulator(logits))
     return logits.to(_accumulator(logits)).logsumexp(1), torch.where(mine, target, 0)
@@ -199,7 +199,7 @@ def _compiled() -> Kernels:
 
 
 def _columns(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Return each label's column in this rank's `logits`, clamped, int64 [tokens, 1], and whether it has it, bool [tokens]."""
+    """Return each label's column in this rank's `logits`, clamped, int64 [tokens, 1]; and whether it is here, bool."""
     column = labels - first
     last = logits.shape[1] - 1
     return column.clamp(0, last)[:, None], (column >= 0) & (column <= last)

@@ -19,7 +19,7 @@ WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
 class Kind(Enum):
-    """What a parameter is."""
+    """What a parameter is for: initialisation, weight decay and the optimizer depend on it."""
 
     MATRIX = auto()  # of a linear layer
     RESIDUAL_MATRIX = auto()  # of a linear layer whose result is added to the residual stream

@@ -1,4 +1,4 @@
-"""The shipped configurations: each says in its first line for how many GPUs it is and of what size, and must fit them."""
+"""The shipped configurations: the first line of each names the number and size of its GPUs, which it must fit."""
 
 import json
 import re

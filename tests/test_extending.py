@@ -1,4 +1,4 @@
-"""The plug-in of docs/extending.md, taken from the page: installed from outside of the package, and by `job.plugins`."""
+"""The plug-in of docs/extending.md, taken from the page: installed from outside the package, and by `job.plugins`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`cistron check CONFIG`: everything that a run would verify before its first step, without a GPU and without training.
 
-It prints the resolved configuration, the eos contract against real rows, parameters, memory per device, and the packing of
-the first rows.
+It prints the resolved configuration, the eos contract against real rows, parameters, memory per device, and the packing
+of the first rows.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack 
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, verify, report."""
+    """Parse the command line, verify the job, and print what it would do."""
     usage = "cistron check FILE [--world-size N] [--device {cpu,cuda}] [--section.key value ...]"
     parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
     parser.add_argument("--world-size", type=int, help="number of processes to check for; default: as many as the degrees name")

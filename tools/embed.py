@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from pydantic import JsonValue
 
 from ..datasets.readers import SequenceFiles
 from ..trainer.inference import Pool, choose_layers, embeddings, meaning, read_documents, widths
@@ -49,9 +50,9 @@ def run(options: argparse.Namespace) -> None:
     files = SequenceFiles(options.input, options.format, options.field, options.id_field)
     opened = open_as_asked(options)
     layers = choose_layers(opened.model, options.layer)
-    plan = {
+    plan: dict[str, JsonValue] = {
         "model": opened.fingerprint,
-        "layers": layers,
+        "layers": [*layers],
         "pool": options.pool,
         "dtype": options.dtype,
         "on_unknown": getattr(opened.tokenizer, "on_unknown", None),

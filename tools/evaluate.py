@@ -116,7 +116,7 @@ def open_writer(output: Path | None) -> Iterator[Writer]:
         try:
             yield tsv_writer(sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever read has had enough
+        except BrokenPipeError:  # the reader has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         return

@@ -1,5 +1,4 @@
-"""`cistron evaluate CHECKPOINT --extrapolate`: documents longer than those of training, by every method that trains
-nothing.
+"""`cistron evaluate CHECKPOINT --extrapolate`: longer documents than in training, by every method without training.
 
 CHECKPOINT is a Cistron checkpoint of any layout, or a Hugging Face folder. Options that are left out are as the
 checkpoint's own `[eval.extrapolation]` says.
@@ -28,7 +27,7 @@ from ..trainer.extrapolation import (
     evaluate,
     plan,
     read_sources,
-    report,
+    results_json,
     total_tokens,
     trained_as,
 )
@@ -79,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
     opened.refuse_encoder("be asked for longer documents")
     table = table_of(options, opened)
     if opened.seq_len is None and opened.trained.rope.original_seq_len is None:
-        raise ConfigError(f"{opened.where}: nobody says how long its rows were in training (max_position_embeddings)")
+        raise ConfigError(f"{opened.where}: the length of its rows in training is unknown (max_position_embeddings)")
     key = "training.seq_len of its job" if opened.config else "max_position_embeddings"
     trained, said = trained_as(opened.trained, opened.seq_len or opened.model.max_document_length, key)
     asked = plan(table, trained, opened.tokenizer, lambda longest: long_documents(options, opened, longest))
@@ -99,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
             tick=bar.advance,
         )
         results = evaluate(long_model, table, asked)
-    found = {"checkpoint": opened.where, **report(results, table, asked)}
+    found = {"checkpoint": opened.where, **results_json(results, table, asked)}
     write_results(options.output, found, results, trained.length, table.score_last, console)
 
 
@@ -128,7 +127,7 @@ def long_documents(options: argparse.Namespace, opened: OpenedModel, longest: in
     """
     if options.input:
         files = SequenceFiles(options.input, options.format, options.field, options.id_field)
-        unlimited = replace(opened, seq_len=None)  # nobody need be told that these are longer than rows of training
+        unlimited = replace(opened, seq_len=None)  # no warning that these are longer than rows of training
         return (document.ids[:longest] for document in read_documents(unlimited, files, files, options.max_length))
     if opened.config is None or not opened.config.validation.sources:
         raise ConfigError("--extrapolate: the model's job has no [[validation.sources]]; name files with --input")

@@ -1,5 +1,4 @@
-"""`cistron import HF_FOLDER OUT`: a Hugging Face folder as a checkpoint to train from, with the TOML tables that fit
-it.
+"""`cistron import HF_FOLDER OUT`: a Hugging Face folder as a checkpoint, with the TOML tables that fit it.
 
 Llama, Qwen3 and EuroBERT, safetensors in one file or many, one tensor in memory at a time. Names, shapes and
 completeness are checked; no pickle is ever read.

@@ -63,9 +63,7 @@ def run(argv: Sequence[str], options: argparse.Namespace) -> None:
 
 
 def decoded(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
-    """Return a row as text: a colour for each document, ⏹ where an eos ends one, ⋯ where it continues in another
-    row.
-    """
+    """Return a row as text: a colour for each document, ⏹ where an eos ends one, ⋯ where another row continues it."""
     text = Text()
     sequence_ids = batch.sequence_ids[row]
     documents = int(sequence_ids.amax()) + 1
@@ -80,9 +78,7 @@ def decoded(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
 
 
 def draw_rows(batch: Batch, mask: DocumentMask, output: Path) -> None:
-    """Write the picture: documents coloured along the rows, beside the mask of one row by blocks, of each region of a
-    map.
-    """
+    """Write the picture: documents coloured along the rows, and the mask of one row by blocks, per region of a map."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,7 +1,7 @@
 """Micro-batches on the device, one ahead of the one being computed on.
 
 On CUDA, rows are pinned and copied, and their mask is built, on a stream of their own: while one micro-batch computes,
-the next arrives. Elsewhere a micro-batch is moved when its turn comes.
+the next arrives. Elsewhere a micro-batch is moved when it is needed.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -179,7 +179,7 @@ def _reach_rule(ids: Tensor, reach: DistanceRange) -> Callable[[Tensor, Tensor, 
 def _document_rule(
     ids: Tensor, causal: bool, queries: Tensor | None, keys: Tensor | None
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return the rule as FlexAttention calls it: with the places of a query and of a key in what the kernel is given."""
+    """Return the rule as FlexAttention calls it: with the indices of a query and of a key in the kernel's inputs."""
     if queries is None and keys is None:
 
         def in_order(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

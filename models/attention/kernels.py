@@ -205,7 +205,7 @@ def _pair_by_pair(
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """Return the scaled products [batch, heads, queries, keys], float32 or better; heads of a group are rows of one product."""
+    """Return scaled products [batch, heads, queries, keys], float32 or better; heads of a group share a product."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     grouped = q.to(dtype).unflatten(1, (k.shape[1], -1)).flatten(2, 3)
     products = grouped @ k.to(dtype).mT / math.sqrt(q.shape[-1])

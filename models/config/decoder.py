@@ -101,7 +101,7 @@ class DecoderConfig(Shape):
         return super().complaints() + ([] if self.causal else self.bidirectional_complaints())
 
     def table(self) -> dict[str, Any]:
-        """Return it as a TOML's `[model]`: all sizes, and what is not default of `[model.rope]` and `[model.attention]`.
+        """Return it as a TOML's `[model]`: all sizes; of `[model.rope]` and `[model.attention]` what is not default.
 
         Without what `[training]` and `[head]` choose.
         """
@@ -116,7 +116,7 @@ class DecoderConfig(Shape):
         return self.vocab_size * self.dim + self.output_parameters() + self.n_layers * block + self.dim
 
     def output_parameters(self) -> int:
-        """Return the parameters behind the last norm: of a head or an output projection, 0 for a tied embedding table."""
+        """Return the parameters after the last norm: of a head or an output projection, 0 for tied embeddings."""
         if self.head_outputs:
             return self.head_outputs * self.dim
         return 0 if self.tie_embeddings else self.vocab_size * self.dim

@@ -65,7 +65,7 @@ class RopeConfig(Table):
 
     @property
     def trained_length(self) -> int:
-        """`original_seq_len`, where it is known to be stated."""
+        """`original_seq_len`, which callers know to be set."""
         assert self.original_seq_len is not None
         return self.original_seq_len
 
@@ -80,7 +80,7 @@ class RopeConfig(Table):
         return self.scaling in ("dynamic_ntk", "longrope")
 
     def ramp_ends(self, head_dim: int) -> tuple[int, int]:
-        """Return the pairs between which the ramp `index` falls from 1 to 0; it falls nowhere if the second comes first."""
+        """Return the pairs between which the ramp `index` falls from 1 to 0; it is flat if the second comes first."""
 
         def pair_of(rotations: float) -> float:
             return head_dim * math.log(self.trained_length / (rotations * 2 * math.pi)) / (2 * math.log(self.theta))

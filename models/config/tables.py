@@ -32,7 +32,7 @@ class ModelConfig(Shape):
     vocab_size: int | None = None
     """Rows of the embedding table; unset: the tokenizer's vocabulary. May be larger, never smaller."""
     eos_id: NonNegative | None = None
-    """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Compared with every other party's."""
+    """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Must agree with all others."""
     causal: bool | None = None
     """Whether a token sees only those before it; unset: as training.objective needs, which refuses any other value."""
     attention: ModelAttention = ModelAttention()
@@ -79,11 +79,11 @@ class HeadConfig(Table):
     classes: list[str | int] = Field(default_factory=list)
     """classification: the labels that there are, as the data writes them; numbers are compared as text."""
     pool: Pool = "mean"
-    """mean: over all tokens of the document, its eos included. last: the eos alone; a causal model has read all by then."""
+    """mean: over all tokens of the document, its eos included. last: the eos alone, which attends to all if causal."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes as text."""
+        """The classes as text, by which labels are compared."""
         return tuple(map(str, self.classes))
 
     @override

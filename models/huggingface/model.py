@@ -122,7 +122,7 @@ def to_hf(
             does.
         eos_id: id that ends a document.
         pad_id: id that fills rows. Left out where it is the eos: the classes freeze the embedding of their
-            `pad_token_id`, and whoever fine-tunes would never train the eos.
+            `pad_token_id`, and fine-tuning there would never train the eos.
         bos_id: id that opens a document, None where nothing does.
         mask_id: id that hides a token from a bidirectional model, None where there is none.
         dtype: of the weights, in torch's words: `float32`, `bfloat16`.
@@ -153,36 +153,36 @@ def to_hf(
         **window,
         "tie_word_embeddings": config.tie_embeddings,
         **rope_to_hf(config.rope, config.head_dim, max_positions),
-        "bos_token_id": bos_id,  # stated where there is none too: Llama's default would be 1
+        "bos_token_id": bos_id,  # written even if there is none: Llama's default would be 1
         "eos_token_id": eos_id,
         "pad_token_id": None if pad_id == eos_id else pad_id,
         **({} if config.causal or mask_id is None else {"mask_token_id": mask_id}),
     }
 
 
-def from_hf(stated: dict[str, Any]) -> DecoderConfig:
+def from_hf(content: dict[str, Any]) -> DecoderConfig:
     """Return the decoder that computes what a `config.json` describes.
 
     Keys are read as transformers reads them: what is absent has the class's default, `rope_scaling` comes before
     `rope_parameters`, and keys that the class does not know mean nothing.
 
     Args:
-        stated: the content of `config.json`.
+        content: of `config.json`.
 
     Raises:
         ModelError: listing every key whose value the decoder does not have, with the value found and what is supported.
     """
-    name = _architecture_of(stated)
+    name = _architecture_of(content)
     complaints = [
-        f"{key} is {stated[key]!r}; supported: {value!r}"
+        f"{key} is {content[key]!r}; supported: {value!r}"
         for key, value in _FIXED.items()
-        if stated.get(key) is not None and stated[key] != value
+        if content.get(key) is not None and content[key] != value
     ]
-    values = _DEFAULTS[name] | stated
+    values = _DEFAULTS[name] | content
     sizes = [*_SIZES, *(key for key in _OPTIONAL_SIZES if values.get(key) is not None)]
     complaints += [f"{key} is {values.get(key)!r}; it must be an integer" for key in sizes if type(values.get(key)) is not int]
     attention = AttentionConfig() if complaints else _attention_of(name, values, complaints)
-    rope = rope_from_hf(stated, values["max_position_embeddings"], complaints)
+    rope = rope_from_hf(content, values["max_position_embeddings"], complaints)
     if complaints:
         raise ModelError("\n  ".join([f"config.json: {name} with settings that this decoder does not have:", *complaints]))
     heads = values["num_attention_heads"]
@@ -203,14 +203,14 @@ def from_hf(stated: dict[str, Any]) -> DecoderConfig:
     )
 
 
-def _architecture_of(stated: dict[str, Any]) -> str:
+def _architecture_of(content: dict[str, Any]) -> str:
     """Return the class that `config.json` names, or its `model_type` does. Raises ModelError for any other."""
-    kind = stated.get("model_type")
-    named: list[str] = stated.get("architectures") or [name for name in MODEL_TYPES if MODEL_TYPES[name] == kind]
+    kind = content.get("model_type")
+    named: list[str] = content.get("architectures") or [name for name in MODEL_TYPES if MODEL_TYPES[name] == kind]
     known = [name for name in named if name in MODEL_TYPES]
     if len(named) != 1 or not known:
         raise ModelError(
-            f"config.json: architectures is {stated.get('architectures')!r} (model_type {kind!r}); "
+            f"config.json: architectures is {content.get('architectures')!r} (model_type {kind!r}); "
             f"supported: {', '.join(MODEL_TYPES)}"
         )
     return known[0]

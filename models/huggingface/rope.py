@@ -13,7 +13,7 @@ With s = factor, L = original_seq_len and T = rows of training:
 | `longrope` | the same, whose list is chosen by the length of each text | s·L, likewise |
 | `llama3` | the same | T where it is above L, else s·L: its factor is no ratio of lengths |
 
-`ntk_mixed` and `ramp = "paper"` have no rope_type. L is stated beside these, except for `ntk`, as
+`ntk_mixed` and `ramp = "paper"` have no rope_type. L is written beside these, except for `ntk`, as
 `original_max_position_embeddings`, where Phi 3 has it and transformers 4 looks for longrope's; it is read there first,
 as transformers 5 does.
 """
@@ -87,16 +87,16 @@ def _max_positions(config: RopeConfig, seq_len: int) -> int:
     return config.trained_length if config.scaling == "dynamic_ntk" else round(config.factor * config.trained_length)
 
 
-def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[str]) -> RopeConfig:
+def rope_from_hf(content: dict[str, Any], max_positions: Any, complaints: list[str]) -> RopeConfig:
     """Return the rotary embedding that a `config.json` describes.
 
     Args:
-        stated: the content of `config.json`.
+        content: of `config.json`.
         max_positions: its `max_position_embeddings`, or the class's default.
         complaints: what the decoder lacks is appended here; the embedding means nothing then.
     """
-    key = "rope_scaling" if stated.get("rope_scaling") else "rope_parameters"
-    rope: dict[str, Any] = stated.get(key) or {}
+    key = "rope_scaling" if content.get("rope_scaling") else "rope_parameters"
+    rope: dict[str, Any] = content.get(key) or {}
     if any(isinstance(value, dict) for value in rope.values()):
         complaints.append(f"{key} is {rope!r}; supported: one set for all layers")
         return RopeConfig()
@@ -104,7 +104,7 @@ def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[st
     if kind != "default" and kind not in _SCALINGS:
         complaints.append(f"{key}: rope_type is {kind!r}; supported: 'default', {', '.join(map(repr, _SCALINGS))}")
         return RopeConfig()
-    partial = rope.get("partial_rotary_factor", stated.get("partial_rotary_factor"))
+    partial = rope.get("partial_rotary_factor", content.get("partial_rotary_factor"))
     if partial not in (None, 1):
         complaints.append(f"partial_rotary_factor is {partial!r}; supported: 1.0")
     if rope.get("truncate") is False:
@@ -116,8 +116,8 @@ def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[st
         complaints.append(f"{name} is {value!r}; it must be a number above 0")
         return 1.0
 
-    found: dict[str, Any] = {"theta": number("rope_theta", rope.get("rope_theta", stated.get("rope_theta", 10_000.0)))}
-    trained = stated.get(ORIGINAL) or rope.get(ORIGINAL)
+    found: dict[str, Any] = {"theta": number("rope_theta", rope.get("rope_theta", content.get("rope_theta", 10_000.0)))}
+    trained = content.get(ORIGINAL) or rope.get(ORIGINAL)
     if trained is not None:
         trained = number(ORIGINAL, trained)
     plain = RopeConfig(**found, original_seq_len=None if trained is None else int(trained))
@@ -133,7 +133,7 @@ def rope_from_hf(stated: dict[str, Any], max_positions: Any, complaints: list[st
     if factor == found["factor"] <= 1:
         complaints.append(f"{key}: factor is {factor} with rope_type {kind!r}; supported: above 1")
     if kind == "dynamic":
-        trained = longest  # whatever else is stated, see `_compute_dynamic_ntk_parameters` of transformers
+        trained = longest  # whatever else the file says, see `_compute_dynamic_ntk_parameters` of transformers
     if trained is None:
         trained = longest / found["factor"] if kind == "linear" else longest
     if trained % 1:

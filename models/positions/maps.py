@@ -10,8 +10,8 @@ Each map divides the pairs of a causal document by distance r = P_q - P_k, P bei
 | `distance_cap` (LM-Infinite, Han et al. 2023) | r < w | r >= w, P_k < sinks | w |
 
 w is `map_window`. A region is one pass of attention with its own rotations and its own mask (`attention/masks.py`);
-`attention/kernels.py` joins the passes. The near region always holds the diagonal. Sliding and lambda masks, without a map, are
-one region that is smaller.
+`attention/kernels.py` joins the passes. The near region always holds the diagonal. Sliding and lambda masks, without a
+map, are one region that is smaller.
 """
 
 import math

@@ -31,7 +31,7 @@ MIXED_POWER = 0.75
 
 
 def rope_table(config: RopeConfig, head_dim: int, length: int) -> tuple[Tensor, float]:
-    """Return the angle per token of each pair (its frequency), and the factor that cosines and sines are multiplied with.
+    """Return the angle per token of each pair (its frequency), and the factor of cosines and sines.
 
     Args:
         config: base and scaling.
@@ -86,8 +86,8 @@ def _ntk_by_parts(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: i
 
 
 def _yarn(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
-    stated = config.attention_factor
-    return _ntk_by_parts(config, inv_freq, head_dim, length)[0], 0.1 * math.log(config.factor) + 1 if stated is None else stated
+    scale = 0.1 * math.log(config.factor) + 1 if config.attention_factor is None else config.attention_factor
+    return _ntk_by_parts(config, inv_freq, head_dim, length)[0], scale
 
 
 def _kept(config: RopeConfig, inv_freq: Tensor, head_dim: int) -> Tensor:
@@ -115,10 +115,10 @@ def _llama3_frequencies(config: RopeConfig, inv_freq: Tensor, head_dim: int, len
 
 def _longrope(config: RopeConfig, inv_freq: Tensor, head_dim: int, length: int) -> tuple[Tensor, float]:
     factors = config.long_factor if length > config.trained_length else config.short_factor
-    stated = config.attention_factor
-    if stated is None:
-        stated = math.sqrt(1 + math.log(config.factor) / math.log(config.trained_length))
-    return inv_freq / torch.tensor(factors, dtype=torch.float32, device="cpu"), stated
+    scale = config.attention_factor
+    if scale is None:
+        scale = math.sqrt(1 + math.log(config.factor) / math.log(config.trained_length))
+    return inv_freq / torch.tensor(factors, dtype=torch.float32, device="cpu"), scale
 
 
 _SCALINGS: dict[str, Callable[[RopeConfig, Tensor, int, int], tuple[Tensor, float]]] = {

@@ -1,18 +1,19 @@
 """Kill a run again and again, damage what it saved, and compare what it learns with a run that nothing happened to.
 
-    python tests/drills/fault_drill.py                          50 kills, then every file of the newest checkpoint damaged
+    python tests/drills/fault_drill.py   50 kills, then each file of the newest checkpoint damaged
     python tests/drills/fault_drill.py --kills 10 --only kills
 
-**Kills.** A small job on two processes is trained to its end. Then it is trained again and gets SIGKILL at random moments:
-one rank, all ranks, or torchrun's group, which must not leave ranks behind; while starting, at any moment of a step, or
-during a save, which is seen by a step folder without a manifest. Whatever is left is started again with the same command; a
-third of the kills happens under `torchrun --max-restarts`, which does that by itself. In the end losses, gradient norms and
-the hash of all rows must be those of the undisturbed run, bit for bit.
+**Kills.** A small job on two processes is trained to its end. Then it is trained again and gets SIGKILL at random
+moments: one rank, all ranks, or torchrun's group, which must not leave ranks behind; while starting, at any moment of a
+step, or during a save, which is seen by a step folder without a manifest. Whatever is left is started again with the
+same command; a third of the kills happens under `torchrun --max-restarts`, which does that by itself. In the end
+losses, gradient norms and the hash of all rows must be those of the undisturbed run, bit for bit.
 
-**Damage.** Each file of the newest checkpoint is cut off in the middle, has one bit flipped, or is removed, each in a copy of
-the finished run. The restart must name the file, go on from the checkpoint before, and end with the same curve.
+**Damage.** Each file of the newest checkpoint is cut off in the middle, has one bit flipped, or is removed, each in a
+copy of the finished run. The restart must name the file, go on from the checkpoint before, and end with the same curve.
 
-The job is tiny and saves every other step, so that the drill takes minutes and meets as many saves as a month of a real job.
+The job is tiny and saves every other step, so that the drill takes minutes and meets as many saves as a month of a real
+job.
 """
 
 import argparse

@@ -3,17 +3,18 @@
     sudo python tests/drills/two_hosts.py --timeout 10
 
 Two network namespaces joined by a veth pair stand for the hosts; they share the disk, and nothing else of the network.
-torchrun meets torchrun over the link, as it would on real machines, and a small job trains on both: once undisturbed, then
-until the link goes down, then, with the link up again, to its end. Both sides of the cut must end by themselves, with a status
-other than 0 and a message that names the collective, and the losses must be those of the undisturbed run, bit for bit.
+torchrun meets torchrun over the link, as it would on real machines, and a small job trains on both: once undisturbed,
+then until the link goes down, then, with the link up again, to its end. Both sides of the cut must end by themselves,
+with a status other than 0 and a message that names the collective, and the losses must be those of the undisturbed run,
+bit for bit.
 
 Needs root, and a kernel that allows namespaces; elsewhere it says so and skips. Each host is started with one of
 
     torchrun --nnodes 2 --nproc_per_node 1 --node_rank <0 or 1> --master_addr <first host> --master_port 29400 ...
     torchrun --nnodes 2 --nproc_per_node 1 --rdzv_backend c10d --rdzv_endpoint <first host>:29400 --rdzv_id drill ...
 
-With c10d the second host's torchrun asks the first's whether nodes have joined, and waits for TCP to give up once the link is
-down: 15 minutes by Linux's default. The drill sets `net.ipv4.tcp_retries2` to 4 for that (about 3 s).
+With c10d the second host's torchrun asks the first's whether nodes have joined, and waits for TCP to give up once the
+link is down: 15 minutes by Linux's default. The drill sets `net.ipv4.tcp_retries2` to 4 for that (about 3 s).
 """
 
 import argparse
@@ -87,7 +88,7 @@ class Hosts:
             launcher += ["--node_rank", str(host), "--master_addr", ADDRESSES[0], "--master_port", "29400"]
         else:
             launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{ADDRESSES[0]}:29400", "--rdzv_id", "drill"]
-            # both namespaces have one host name, from which torchrun would guess who holds the rendezvous and at which address
+            # both namespaces have one host name, from which torchrun would guess the address of the rendezvous
             launcher += ["--rdzv_conf", f"is_host={int(host == 0)},read_timeout={timeout}", "--local_addr", ADDRESSES[host]]
         command = ["ip", "netns", "exec", self.names[host], *drills.torchrun(config, launcher, overrides)]
         return drills.start(command, log, GLOO_SOCKET_IFNAME=LINK)

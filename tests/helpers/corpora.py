@@ -141,7 +141,7 @@ def byte_loader(settings: Settings, batch_size: int = 4, **shard: Any) -> Loader
 
 
 class TakingTurns:
-    """Stands in for StatefulDataLoader: the workers' iterators, asked in turn in this process (a real one costs 3 s)."""
+    """Stands in for StatefulDataLoader: the workers' iterators, round robin in this process (a real one costs 3 s)."""
 
     def __init__(self, stream: RowStream, num_workers: int, **_: object) -> None:
         self._turns = cycle([(worker, iter(stream)) for worker in range(num_workers)])
@@ -185,7 +185,7 @@ def take(loader: Loader, count: int) -> list[Batch]:
 def take_on_ranks(
     settings: Settings, ranks: int, batches: int, state: DataState | None = None
 ) -> tuple[list[Batch], DataState]:
-    """Take batches on every rank, one rank after the other; return them, and the run's state as a checkpoint keeps it."""
+    """Take batches on every rank, one after the other; return them, and the run's state as a checkpoint keeps it."""
     taken: list[Batch] = []
     states = []
     for rank in range(ranks):

@@ -129,7 +129,7 @@ def write_job(folder: Path, steps: int = 20, more: str = "") -> Path:
 
 
 def write_shards(folder: Path, *, shards: int = 2, weighted: bool = False) -> Path:
-    """Token shards of 200 byte documents each, one of them long, with random loss weights if asked for; returns the folder."""
+    """Token shards of 200 byte documents each, one long, optionally with random loss weights; returns the folder."""
     draw = np.random.default_rng(1)
     for number in range(shards):
         writer = ShardWriter(folder, f"part-{number}", ByteTokenizer(), id_dtype(511), weighted=weighted)
@@ -144,7 +144,7 @@ def write_shards(folder: Path, *, shards: int = 2, weighted: bool = False) -> Pa
 
 
 def write_mixture(folder: Path, steps: int = 10, *, weighted: bool = False, more: str = "") -> Path:
-    """The job of `write_job` with two sources more: "genes" in FASTA, and "shards" of tokens, which step 5 brings in."""
+    """The job of `write_job` with two sources more: "genes" in FASTA, and from step 5 on "shards" of tokens."""
     draw = random.Random(2)
     write_shards(folder / "shards", weighted=weighted)
     records = (f">{n}\n{''.join(draw.choices('acgt', k=draw.randint(10, 90)))}\n" for n in range(400))
@@ -153,7 +153,7 @@ def write_mixture(folder: Path, steps: int = 10, *, weighted: bool = False, more
 
 
 def train_here(config: Path, *overrides: str) -> None:
-    """Run the job in this process, to its end, on one thread as `start` does: torch's kernels split their sums by threads."""
+    """Run the job in this process, to its end, on one thread like `start`: torch's kernels split sums by threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -245,7 +245,7 @@ def wait_for_step(config: Path, step: int, goes_on: Callable[[], bool]) -> None:
 
 
 def forge(checkpoint: Path, name: str, content: bytes) -> None:
-    """Replace a file of a checkpoint, checksums included, as whoever means it can."""
+    """Replace a file of a checkpoint, checksums included, as an attacker can."""
     files = inspect(checkpoint)[0].files  # type: ignore[union-attr]
     (checkpoint / name).write_bytes(content)
     files = {file: ((checkpoint / file).stat().st_size, Folder(checkpoint).digest(file)) for file in files}
@@ -253,7 +253,7 @@ def forge(checkpoint: Path, name: str, content: bytes) -> None:
 
 
 def save_in_layouts(config_path: str, layouts: list[tuple[int, int]]) -> None:
-    """On every rank: one step that changes no bit, saved in each (shard, tensor-parallel) layout to a folder SHARDxTP."""
+    """On every rank: one step that changes no bit, saved in each (shard, tensor-parallel) layout to SHARDxTP."""
     for shard, tp in layouts:
         degrees = ["--parallelism.data_parallel_shard_degree", str(shard), "--parallelism.tensor_parallel_degree", str(tp)]
         folder = Path(config_path).parent / f"{shard}x{tp}"

@@ -1,8 +1,9 @@
 """Run a test's function on several processes joined by gloo, as a distributed run would call it.
 
-A fresh interpreter takes 3 s of a core to import torch and the trainer. So one server for all tests imports them once, in a
-single thread and without touching a random state or a process group, and every rank is a fork of it: as clean, and there at
-once. What a fork has not is a hash seed of its own and the end of an interpreter: both are left to tests of the command line.
+A fresh interpreter takes 3 s of a core to import torch and the trainer. So one server for all tests imports them once,
+in a single thread and without touching a random state or a process group, and every rank is a fork of it: as clean, and
+there at once. What a fork has not is a hash seed of its own and the end of an interpreter: both are left to tests of
+the command line.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ def start_on_ranks(folder: str, function: Callable[..., Any], world_size: int, *
 
 
 class Command:
-    """A command line in a fork of the server, which answers to signals as `subprocess.Popen` would without its 3 s of imports.
+    """A command line in a fork of the server; it reacts to signals like `subprocess.Popen`, without 3 s of imports.
 
-    It leads a process group of its own, and its output goes to one file. Environment variables are those of the first fork.
+    It leads a process group of its own, and its output goes to one file. Environment variables are those of the first
+    fork.
 
     Args:
         main: what takes the arguments, at the top level of a module.

@@ -59,12 +59,12 @@ def _whole(causal: bool) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def spread(processes: int) -> list[tuple[str, Tensor, Tensor, dict[str, Tensor], Tensor]]:
-    """Every layout of so many processes, in every way: what it was, positions, logits, gradients, logits of whole rows."""
+    """Every layout of so many processes: its name, positions, logits, gradients, logits of whole rows."""
     done = []
     for cp, tp in LAYOUTS[processes]:
         mesh = init_device_mesh("cpu", (cp, tp), mesh_dim_names=("cp", "tp"))
         for causal in (True, False):
-            # compiled: what TP's asynchronous embedding hands to a compiled block has no gradient outside of FSDP2 (torch 2.13)
+            # compiled: TP's asynchronous embedding has no gradient in a compiled block outside FSDP2 (torch 2.13)
             for way in ["plain", "checkpointed", *(["compiled"] if causal and tp == 1 else [])]:
                 batch, model, rule = pack(), random_decoder(CONFIG), DocumentMask(EOS, PAD, causal)
                 labels = _targets(batch, causal)
@@ -199,7 +199,7 @@ def test_a_part_of_the_block_mask_is_built_without_reading_a_value_on_the_host(c
 
 
 def _heavy_tailed_rows(seq_len: int, rows: int) -> Tensor:
-    """Best-fit rows of documents with Pareto lengths: from 100 tokens, tail 1.1, so that a few are longer than a row."""
+    """Best-fit rows of documents with Pareto lengths: from 100 tokens, tail 1.1, so that few exceed a row."""
     draw = np.random.default_rng(0)
     lengths = np.minimum(100 * (1 - draw.random(40 * rows * seq_len // 1000)) ** (-1 / 1.1), 1e6).astype(int)
     plan = best_fit(lengths.tolist(), seq_len)

@@ -84,7 +84,7 @@ FAR = {
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("method", FAR)
 def test_windows_and_maps_train_in_flex_as_in_sdpa(method: str, compiled: bool) -> None:
-    """In float32 the same gradients, of two passes that are joined; in bfloat16 as accurate ones. No other rows recompile."""
+    """In float32 the same gradients, of two joined passes; in bfloat16 as accurate ones; no recompilation."""
     torch.compiler.reset()
     tokens = _tokens(seed=0)
     config = LLAMA.replace(rope=LLAMA.rope.replace(original_seq_len=256), attention=FAR[method])

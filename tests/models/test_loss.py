@@ -1,4 +1,4 @@
-"""The fused loss is `F.cross_entropy` of the projected states, in value and gradient, without the memory of the logits."""
+"""The fused loss is `F.cross_entropy` of the projected states, in value and gradient, without all logits in memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def example(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hidden [3, 50, dim], weight [vocab, dim], labels [3, 50], none in the last row, and weights [3, 50], some of them 0."""
+    """Hidden [3, 50, dim], weight [vocab, dim], labels [3, 50], none in the last row, weights [3, 50], some 0."""
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(3, 50, DIM, generator=draw).to(dtype).requires_grad_()
     weight = torch.randn(VOCAB, DIM, generator=draw).to(dtype).requires_grad_()

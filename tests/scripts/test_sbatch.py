@@ -1,4 +1,4 @@
-"""scripts/cistron.sbatch with stand-ins for Slurm's commands: what it starts, whom it signals, when it asks for more time."""
+"""scripts/cistron.sbatch with stand-ins for Slurm's commands: what it starts and signals, when it asks for time."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from cistron.tests.helpers.jobs import write_job
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "cistron.sbatch"
-# srun leaves its process to the command; scancel signals that and its children, as Slurm does with all processes of a step
+# srun becomes the command; scancel signals it and its children, as Slurm does with all processes of a step
 STAND_INS = {
     "srun": """
 printf '%s\\n' "$@" > "$CALLS/srun"

@@ -1,4 +1,4 @@
-"""cistron evaluate --extrapolate: what it leaves behind, of a checkpoint and of a Hugging Face folder, and what it refuses."""
+"""cistron evaluate --extrapolate: what it writes, of a checkpoint and of a Hugging Face folder, and what it refuses."""
 
 from __future__ import annotations
 

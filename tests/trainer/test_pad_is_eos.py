@@ -1,4 +1,4 @@
-"""Padding with the eos: decided by position, the eos is learnt all the same; left out by id, as is common, it never is."""
+"""Padding with the eos: labels go by position, so the eos is learnt; left out by id, as is common, it never is."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HFTokenizer:
 
 
 def learn(tokenizer: HFTokenizer, folder: Path, labels_of: Callable[[Batch], torch.Tensor]) -> list[list[int]]:
-    """Train on counting to four, a document to a row; returns what 20 samples go on with after "one", up to 12 tokens."""
+    """Train on counting to four, a document per row; returns how 20 samples continue "one", up to 12 tokens."""
     counts = " ".join(WORDS[:4])
     (folder / "counts.jsonl").write_text("".join(json.dumps({"text": counts}) + "\n" for _ in range(64)))
     source = SourceConfig(name="counts", format="jsonl", paths=[str(folder / "counts.jsonl")])

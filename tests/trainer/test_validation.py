@@ -1,4 +1,4 @@
-"""Validation between steps: of every document once, the same number in any layout, and what it does to the run around it."""
+"""Validation between steps: every document once, the same number in any layout, and its effect on the run."""
 
 import json
 import math
@@ -39,7 +39,7 @@ ALONE = "the only document of its source"
 
 
 def write_validated(folder: Path, steps: int = 7) -> Path:
-    """The job of `write_job`, validated on 37 documents, two of them longer than a row, and on a source of a single one."""
+    """The job of `write_job`, validated on 37 documents, two longer than a row, and on a source of a single one."""
     draw = random.Random(3)
     texts = [" ".join(draw.choices(["pack", "row", "naïve", "\u86cb"], k=draw.randint(1, 12))) for _ in range(35)]
     texts += ["long " * 40, "longer" * 32]
@@ -128,7 +128,7 @@ def flat(record: dict[str, Any]) -> dict[str, float]:
 
 
 def test_the_record_is_what_a_float64_decoder_finds_document_by_document(straight: Path) -> None:
-    """Each document, or fragment of a long one, alone in a row of its own, without packing, batches or a mask that parts it."""
+    """Each document, or fragment of a long one, in a row of its own, without packing, batches or a document mask."""
     trainer = open_trainer(straight)
     model = Decoder(trainer.decoder_config).double()
     model.load_state_dict({name: p.to_local() for name, p in trainer.model.state_dict().items()})

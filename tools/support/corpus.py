@@ -193,9 +193,7 @@ def in_steps(holdings: Holdings, config: JobConfig, name: str, rows_per_step: in
 
 
 def weight_phases(config: JobConfig) -> Iterator[tuple[int, int, dict[str, float]]]:
-    """Yield first step, number of steps and shares of the sources by name, for each part of the job with its own
-    weights.
-    """
+    """Yield first step, number of steps and shares of the sources by name, for each stage of the job."""
     steps, names = config.training.steps, [source.name for source in config.data.sources]
     phases = [(first, weights) for first, weights in config.data.phases() if first <= steps]
     ends = [first for first, _ in phases[1:]] + [steps + 1]

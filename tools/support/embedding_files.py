@@ -13,10 +13,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from safetensors import safe_open
 from torch import Tensor
 
@@ -69,7 +70,7 @@ class EmbeddingFile:
         plan: JSON values that decide the numbers; those of a half-done output must be the same.
         layers: names, in order.
         pooled: whether a sequence has one row or one per residue.
-        metadata: texts for whoever opens the output.
+        metadata: texts that the output holds.
 
     Raises:
         ConfigError: the output is there, is of an unknown kind, cannot be written or hold what there is of it, or is
@@ -77,7 +78,7 @@ class EmbeddingFile:
     """
 
     def __init__(
-        self, output: Path, plan: dict[str, Any], layers: Sequence[str], pooled: bool, metadata: dict[str, str]
+        self, output: Path, plan: dict[str, JsonValue], layers: Sequence[str], pooled: bool, metadata: dict[str, str]
     ) -> None:
         check_output(output)
         self.output, self.layers, self.pooled, self.metadata = output, layers, pooled, metadata
@@ -200,14 +201,14 @@ def _write_parquet(file: EmbeddingFile, path: Path) -> None:
 WRITERS: dict[str, Callable[[EmbeddingFile, Path], None]] = {".safetensors": _write_safetensors, ".parquet": _write_parquet}
 
 
-def _agree(partial: Path, plan: dict[str, Any], begun: bool) -> None:
+def _agree(partial: Path, plan: dict[str, JsonValue], begun: bool) -> None:
     """Write the plan, or compare it with the one that finished parts were made by."""
     plan = json.loads(json.dumps(plan))
     file = partial / "plan.json"
     if not begun:
         Folder(partial).write_atomically(file.name, json.dumps(plan, indent=1))
         return
-    before: dict[str, Any] = json.loads(file.read_bytes())
+    before: dict[str, JsonValue] = json.loads(file.read_bytes())
     if different := [f"{key} was {before.get(key)!r}, is {plan[key]!r}" for key in plan if before.get(key) != plan[key]]:
         raise ConfigError(
             "\n  ".join([f"{partial}: half an output of another command; finish that, or remove it:", *different])

@@ -51,9 +51,7 @@ def given(options: argparse.Namespace, table: type[Table]) -> dict[str, Any]:
 
 
 def read_table(table: type[T], section: str, values: dict[str, Any]) -> T:
-    """Return the table that `section` of a TOML would hold. Raises ConfigError with each value that the table
-    refuses.
-    """
+    """Return the table `section` of a TOML with these values. Raises ConfigError with each wrong one."""
     try:
         return table(**values)
     except ValidationError as error:

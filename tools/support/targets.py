@@ -1,6 +1,4 @@
-"""Report which tokens carry loss: counted over the first rows of a job, and shown position by position in one of
-them.
-"""
+"""Report which tokens carry loss: counted over the first rows of a job, and shown by position in one of them."""
 
 import torch
 from rich.console import Console
@@ -17,8 +15,7 @@ KINDS = ("eos", "bos", "other special tokens", "lowercase letters", "all others"
 
 
 def report_targets(console: Console, batch: Batch, objective: Objective, tokenizer: Tokenizer) -> None:
-    """Print how many tokens of each kind there are, how many of them are targets and at which weight, and an example
-    row.
+    """Print how many tokens of each kind there are, how many are targets at which weight, and an example row.
 
     Args:
         console: To print to.
@@ -65,9 +62,7 @@ def of_kinds(ids: torch.Tensor, tokenizer: Tokenizer) -> list[torch.Tensor]:
 
 
 def example(batch: Batch, row: int, tokenizer: Tokenizer) -> Table:
-    """Return a table of what the model is shown and its targets: the head of a row, and the end of its first
-    document.
-    """
+    """Return a table of inputs and targets: the head of a row, and the end of its first document."""
     grid = Table("position", "document", "is shown", "target", "weight", box=None)
     ids = batch.sequence_ids[row]
     end = int((ids == 0).sum())

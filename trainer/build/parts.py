@@ -24,9 +24,9 @@ def make_decoder_config(config: JobConfig, tokenizer: Tokenizer) -> DecoderConfi
     Raises:
         ModelError: for a shape that does not fit together.
     """
-    stated = (tokenizer.hf_config or {}).get("vocab_size") or 0  # embeddings are often padded beyond the tokenizer's ids
+    hf_vocab_size = (tokenizer.hf_config or {}).get("vocab_size") or 0  # embeddings are often padded beyond the tokenizer's ids
     return config.model.decoder(
-        vocab_size=max(tokenizer.vocab_size, stated),
+        vocab_size=max(tokenizer.vocab_size, hf_vocab_size),
         causal=config.causal,
         head_outputs=(len(config.head.classes) or 1) if config.has_head else 0,
         pool=config.head.pool if config.has_head else "mean",

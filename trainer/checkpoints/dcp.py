@@ -27,15 +27,14 @@ from .tensors import METADATA, FileSet, Index, Spec, TensorPiece, header, index_
 
 
 class RankFile(StorageWriter):
-    """This rank's file of a run's checkpoints: planned once together with the others, then staged and written by each
-    save.
+    """This rank's file of a run's checkpoints: planned once with all ranks, then staged and written by each save.
 
     Planning gathers every rank's pieces on one; with 512 ranks of 2,000 pieces each it would take a minute of every
     save.
 
     Args:
         rank: this one.
-        staging: memory for copies of the pieces; None: they are written from where they are, while nobody changes them.
+        staging: memory for copies of the pieces; None: they are written from where they are, and training waits.
     """
 
     def __init__(self, rank: int, staging: "HostBuffer | None") -> None:

@@ -29,9 +29,7 @@ def on_rank_zero(world: World, folder: Folder, question: Callable[[], T]) -> T:
 
 
 def newest(folder: Folder, below: float) -> tuple[Found | None, list[str]]:
-    """Return the newest complete checkpoint of a step below some, and a message for each newer one that is not
-    complete.
-    """
+    """Return the newest complete checkpoint below a step, and a message for each newer one that is not complete."""
     skipped: list[str] = []
     for step, path in reversed(step_folders(folder)):
         if step < below:
@@ -43,10 +41,9 @@ def newest(folder: Folder, below: float) -> tuple[Found | None, list[str]]:
 
 
 def find(config: Checkpoint, run: Folder, folder: Folder, world: World) -> tuple[Found | None, list[str]]:
-    """Return the checkpoint to resume from, if any, and a message for each newer one that was passed over; on every
-    rank.
+    """Return the checkpoint to resume from, if any, and a message for each newer one that was passed over.
 
-    Rank 0 looks for it in `folder`, so that all ranks do the same.
+    Every rank must call it. Rank 0 looks in `folder`, so that all ranks return the same.
 
     Raises:
         CheckpointError: when `checkpoint.load_step` names one that is missing, torn or damaged, or when checkpoints
@@ -90,8 +87,6 @@ def verified(path: Folder, world: World) -> Found:
 
 
 def has_gone_back(folder: Folder, config: Checkpoint) -> bool:
-    """Return whether a launcher restarted a run that has heeded `checkpoint.load_step`: again, it would undo what came
-    since.
-    """
+    """Return whether a launcher restarted a run that has heeded `checkpoint.load_step`: twice would undo steps."""
     restarts = [os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
     return restarts != ["0", "0"] and WENT_BACK in folder.names() and folder.read(WENT_BACK) == str(config.load_step).encode()

@@ -115,9 +115,7 @@ class Folder:
             self.filesystem.rmdir(self.path)
 
     def set_aside(self, name: str) -> "Folder":
-        """Rename a file or folder inside to the first free of `<name>.aside`, `<name>.aside1`, ...; returns the new
-        place.
-        """
+        """Rename a file or folder inside to the first free of `<name>.aside`, `<name>.aside1`, ...; return it."""
         taken = set(self.names())
         free = next(new for n in itertools.count() if (new := f"{name}.aside{n or ''}") not in taken)
         place = self / free
@@ -154,7 +152,7 @@ class Folder:
     def write(self, name: str, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
         """Write a file and flush it to the disk; returns its bytes and xxh3_128.
 
-        Whoever finds it may find half of it.
+        A reader may find half of it.
         """
         digest, size = xxhash.xxh3_128(), 0
         with self.open(name, "wb") as file:
@@ -201,8 +199,7 @@ class Folder:
 
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside `out` to be filled, which takes its name, and the place of what had it, when the block
-    ends well.
+    """Yield a new folder beside `out`; when the block ends well, it replaces `out`.
 
     A block that fails, a full disk included, leaves `out` as it was; one that is killed leaves `<out>.partial`, which
     the next one removes, or, killed between the two renames that replace an older `out`, that one as `<out>.former`.

@@ -43,7 +43,7 @@ class Found:
         path: its folder.
         state: what it states of its run.
         where: the file that states it, for messages.
-        seq_len: tokens of the rows that it was trained on; None where nobody says.
+        seq_len: tokens of the rows that it was trained on; None: unknown.
         files: bytes and xxh3_128 of its files by name, as the manifest states them; none of a Hugging Face folder.
         index: where its tensors are; None: `tensors.json` says so.
     """
@@ -90,9 +90,7 @@ def step_folders(folder: str | os.PathLike[str]) -> list[tuple[int, Folder]]:
 
 
 def manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
-    """Return the text of a manifest: it ends in its own checksum, so that a damaged one is not taken for damage
-    elsewhere.
-    """
+    """Return the text of a manifest; its own checksum at the end tells damage of it from damage elsewhere."""
     listing = {name: {"bytes": size, "xxh3_128": digest} for name, (size, digest) in sorted(files.items())}
     own = xxhash.xxh3_128_hexdigest(json.dumps(listing).encode())
     return json.dumps({"format": FORMAT, "files": listing, "xxh3_128": own}, indent=1)
@@ -169,8 +167,7 @@ def undamaged_or_raise(found: Found, wrong: list[str]) -> Found:
 
 
 def read_newest(path: str | os.PathLike[str]) -> tuple[Found, list[str]]:
-    """Return the good checkpoint at `path` or the newest good one in it, and a message for each newer one that is not
-    good.
+    """Return the good checkpoint at `path`, or the newest good one in it and a message for each newer bad one.
 
     Raises:
         CheckpointError: there is none.
@@ -212,8 +209,7 @@ def write_whole(path: Any, specs: Mapping[str, Spec], read: Callable[[str], Tens
 
 
 def commit(folder: Folder, files: dict[str, tuple[int, str]], texts: dict[str, str]) -> None:
-    """Make a checkpoint of files that are written, and of some texts: from the moment when its manifest is there, it
-    counts.
+    """Make a checkpoint of files that are written and of some texts; it counts once its manifest is there.
 
     Raises:
         OSError: a file is not there as it was written, or a text cannot be written.

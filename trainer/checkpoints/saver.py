@@ -1,8 +1,8 @@
 """Save checkpoints asynchronously: copy, write in a thread, commit in a thread.
 
 The ranks talk to each other in the main thread alone. Whether all have come to the end of a stage travels with the sums
-that each step and each batch of a validation begin with, so that no collective runs beside training's own and none
-waits for a disk.
+that each step and each batch of a validation begin with, so that no collective runs concurrently with training's own
+and none waits for a disk.
 """
 
 import json

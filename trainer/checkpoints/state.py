@@ -82,7 +82,7 @@ class GuardState(BaseModel):
 
 
 class SavedContract(BaseModel):
-    """The eos contract that the weights were trained under: special ids, embedding rows, fingerprint of the tokenizer."""
+    """The eos contract of the weights' training: special ids, embedding rows, fingerprint of the tokenizer."""
 
     model_config = STRICT
 

@@ -90,9 +90,7 @@ def safetensors_bytes(
 
 @dataclass(frozen=True)
 class TensorPiece:
-    """Where the data of one piece of a tensor is: the file, its first byte, and where in the tensor it begins and how
-    far.
-    """
+    """Where the data of one piece of a tensor is: file and first byte; begin and extent in the tensor."""
 
     file: str
     begin: int
@@ -261,7 +259,7 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the header."""
+        """Read the header, and find where the data of each tensor begin."""
         self.path = path
         self.specs: dict[str, Spec] = {}
         try:

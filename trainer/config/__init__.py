@@ -1,7 +1,7 @@
 """The configuration of a job: its tables, their contradictions, and how they are read from files and a command line.
 
-Read `job` (the tables of all rooms, nested), `tables` (those of the trainer itself), `mistakes` (what is wrong in a TOML, as
-lines), then `load` (from a command line to a `JobConfig`). `registries` names the optimizers and metric sinks.
+Read `job` (the tables of all rooms, nested), `tables` (those of the trainer itself), `mistakes` (what is wrong in a
+TOML, as lines), then `load` (from a command line to a `JobConfig`). `registries` names the optimizers and metric sinks.
 """
 
 from .job import JobConfig

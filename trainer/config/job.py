@@ -1,7 +1,7 @@
 """The configuration of a job: all tables of a TOML, what does not fit together in them, and what to say about the job.
 
-pydantic refuses wrong types and unknown keys. All other mistakes are lines of `complaints`, collected over every table and
-raised as one error. `load.py` joins both kinds into one message.
+pydantic refuses wrong types and unknown keys. All other mistakes are lines of `complaints`, collected over every table
+and raised as one error. `load.py` joins both kinds into one message.
 """
 
 from pathlib import Path
@@ -103,7 +103,7 @@ class JobConfig(Table):
         if warmup > steps:
             remarks.append(f"warning: optimizer.lr is never reached: warmup_steps = {warmup}, training.steps = {steps}")
         if (self.fine_tuning.freeze or self.fine_tuning.lora.rank) and not (self.checkpoint.initial_load_path or step):
-            remarks.append("warning: [fine_tuning] freezes weights that nobody has trained: no checkpoint.initial_load_path")
+            remarks.append("warning: [fine_tuning] freezes untrained weights: no checkpoint.initial_load_path")
         if self.validation.sources and not (self.validation.enable or self.eval.extrapolation.enable):
             remarks.append("validation.sources are not read: validation.enable is false")
         if step >= steps:

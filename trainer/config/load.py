@@ -1,8 +1,8 @@
 """From a command line to a `JobConfig`: files, overrides and plug-ins; all mistakes in one message.
 
-`load_config` goes through the words of the command line, the files, the plug-ins, the types, the complaints of the tables,
-and those of the command (`further`: layout, tokenizer, device). A mistake does not hide the others: what cannot be used is
-taken out, and reading goes on without it.
+`load_config` goes through the words of the command line, the files, the plug-ins, the types, the complaints of the
+tables, and those of the command (`further`: layout, tokenizer, device). A mistake does not hide the others: what cannot
+be used is taken out, and reading goes on without it.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Mistakes in the values of a TOML, as lines: wrong types, unknown keys and names, and complaints of the tables.
 
-Tables can complain only once all types are right. So `validate` describes what pydantic refuses, takes it out, and validates
-the rest again until it passes. A complaint that names a key that was taken out may follow from that: `names_any` finds it.
+Tables can complain only once all types are right. So `validate` describes what pydantic refuses, takes it out, and
+validates the rest again until it passes. A complaint that names a key that was taken out may follow from that:
+`names_any` finds it.
 """
 
 import difflib

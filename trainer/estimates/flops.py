@@ -3,7 +3,7 @@
 | | attention counted | what it is for |
 |---|---|---|
 | `row_flops` | every pair of a row of `seq_len`, as PaLM's MFU does | comparing with published numbers |
-| `document_flops` | pairs that document mask and window leave | what the model truly asks for: less if documents are short |
+| `document_flops` | pairs that document mask and window leave | what the model needs: less if documents are short |
 
 Both count 6 FLOPs per multiplying parameter and token, forward and backward, padding and recomputation left out. Of
 frozen parts `frozen_flops` says what is never computed.

@@ -145,7 +145,7 @@ class JobOnDevice:
 
     @property
     def block(self) -> float:
-        """Parameters of a block."""
+        """Number of parameters of one block."""
         return self.sizes.blocks / self.decoder.n_layers
 
     @property
@@ -296,7 +296,7 @@ def block_activations(job: JobOnDevice) -> float:
 
 
 def two_regions(job: JobOnDevice) -> tuple[float, float]:
-    """Return the bytes per token that attention keeps for a position map; second: what tensor parallelism does not divide."""
+    """Return bytes per token that attention keeps for a position map; second: those that tensor parallelism repeats."""
     d, width, seq_len = job.decoder, job.width, job.config.training.seq_len
     queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
     if job.executor == "flex":  # two passes, and their outputs in float32 to be joined

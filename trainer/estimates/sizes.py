@@ -38,7 +38,7 @@ class Sizes:
 
     @property
     def all(self) -> int:
-        """Number of all parameters."""
+        """Number of all parameters, trained or frozen."""
         return self.tables + self.blocks
 
     @property

@@ -7,7 +7,7 @@ it during a run.
 
 from .in_training import LongEvaluation, plan_of
 from .long_rows import LongRowModel
-from .measures import LengthResult, evaluate, plan, read_sources, report, total_tokens, trained_as
+from .measures import LengthResult, evaluate, plan, read_sources, results_json, total_tokens, trained_as
 from .methods import METHODS
 from .report import draw_curves, make_tables
 
@@ -22,7 +22,7 @@ __all__ = [
     "plan",
     "plan_of",
     "read_sources",
-    "report",
+    "results_json",
     "total_tokens",
     "trained_as",
 ]

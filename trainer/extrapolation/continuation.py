@@ -39,7 +39,7 @@ def quality(long_model: LongRowModel, table: Continuation, documents: Sequence[I
 
 
 def continue_greedily(long_model: LongRowModel, prompts: Sequence[Ids], tokens: int) -> list[Ids]:
-    """Return the most likely `tokens` tokens after prompts of one length, one by one; up to an eos where there is one."""
+    """Return the most likely `tokens` tokens after prompts of one length, one by one, up to an eos."""
     rows = list(prompts)
     for _ in range(tokens):
         likeliest = long_model.likeliest(rows, 1)

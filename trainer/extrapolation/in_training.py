@@ -19,7 +19,7 @@ from ..metrics import MetricsRecord
 from ..parallel import without_context_parallel
 from ..processes import DTYPES, World
 from .long_rows import LongRowModel
-from .measures import LengthResult, Plan, evaluate, plan, read_sources, report, trained_as
+from .measures import LengthResult, Plan, evaluate, plan, read_sources, results_json, trained_as
 
 FOLDER = "extrapolation"  # of the run's; a run that goes back forgets what it left there
 
@@ -102,7 +102,7 @@ class LongEvaluation(Evaluation):
         from .report import draw_curves  # matplotlib takes 0.3 s to import
 
         folder = Path(self.config.job.dump_folder) / FOLDER
-        found = {"step": step, **report(results, self.table, self.plan)}
+        found = {"step": step, **results_json(results, self.table, self.plan)}
         try:
             folder.mkdir(exist_ok=True)
             (folder / f"step-{step}.json").write_text(json.dumps(found, indent=1) + "\n")

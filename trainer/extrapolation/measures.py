@@ -3,7 +3,7 @@
 | measure | of which documents | falls or rises because |
 |---|---|---|
 | `loss` | the first T tokens of all that are at least so long | of everything that length changes |
-| `last_loss` | the *same* last tokens of those as long as the longest T, T tokens being seen | the context alone differs |
+| `last_loss` | the *same* last tokens of those as long as the longest T, seen T tokens | the context alone differs |
 | `positions` | the first T tokens of these, T the longest, by position | of where a method breaks |
 | `passkey` | the first tokens of those at least T long, a key hidden among them | far tokens can be found |
 | `continuation` | the same, their last tokens left out | of what it can write |
@@ -135,13 +135,13 @@ def trained_as(decoder: DecoderConfig, rows: int, key: str) -> tuple[Trained, st
         rows: tokens of the rows that it was last trained on.
         key: what says so.
     """
-    stated = decoder.rope.original_seq_len
-    if stated is None:
+    original = decoder.rope.original_seq_len
+    if original is None:
         return Trained(decoder, rows, rows), f"trained length {rows:,} ({key})"
-    if decoder.rope.scaling == "none" or rows < stated:
-        beside = f", in rows of {rows:,}" if rows != stated else ""
-        return Trained(decoder, stated, rows), f"trained length {stated:,} (model.rope.original_seq_len{beside})"
-    scaling = f"with {decoder.rope.scaling} scaling, from {stated:,}"
+    if decoder.rope.scaling == "none" or rows < original:
+        beside = f", in rows of {rows:,}" if rows != original else ""
+        return Trained(decoder, original, rows), f"trained length {original:,} (model.rope.original_seq_len{beside})"
+    scaling = f"with {decoder.rope.scaling} scaling, from {original:,}"
     return Trained(decoder, rows, rows), f"trained length {rows:,} ({key}; {scaling})"
 
 
@@ -262,8 +262,7 @@ def tail(ids: Ids, length: int, tokenizer: Tokenizer) -> Ids:
 
 
 def by_position(losses: Array) -> list[tuple[int, int, float]]:
-    """First position, last position and mean loss of up to 32 stretches; position p is that of the token that is
-    predicted.
+    """Return first position, last position and mean loss of up to 32 ranges of positions, by the predicted token.
 
     Args:
         losses: float64 [documents, length - 1], of positions 1, 2, ...
@@ -272,8 +271,8 @@ def by_position(losses: Array) -> list[tuple[int, int, float]]:
     return [(int(at[0]), int(at[-1]), float(losses[:, at - 1].mean())) for at in stretches]
 
 
-def report(results: Sequence[LengthResult], table: Extrapolation, asked: Plan) -> dict[str, Any]:
-    """Everything, as JSON has it: numbers that are not finite are null."""
+def results_json(results: Sequence[LengthResult], table: Extrapolation, asked: Plan) -> dict[str, Any]:
+    """Return all results and what was measured as JSON values; numbers that are not finite are null."""
     documents = asked.documents
     return {
         "trained_length": asked.trained.length,

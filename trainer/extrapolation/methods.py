@@ -5,7 +5,7 @@ change:
 
 | method | settings |
 |---|---|
-| `trained` | as it was trained; beyond its rows, a table that depends on the length (`dynamic_ntk`, `longrope`) is that of T |
+| `trained` | as in training; beyond its rows, a table that depends on the length (`dynamic_ntk`, `longrope`) is T's |
 | `linear`, `ntk`, `ntk_mixed`, `ntk_by_parts`, `yarn`, `llama3` | factor = T/L; as trained up to L |
 | `dynamic_ntk` | factor = 2, its base grows with T; as trained up to L |
 | `logn` | queries times ln(P + 1)/ln L beyond L |

@@ -59,7 +59,7 @@ def prompts(table: Passkey, tokenizer: Tokenizer, hay: Sequence[Ids], length: in
     Args:
         table: what to hide.
         tokenizer: encodes it.
-        hay: documents of at least `length` tokens, used in turn.
+        hay: documents of at least `length` tokens, used round robin.
         length: tokens of a document with its key.
         depth: 0 to 1, where the key is said.
         seed: of keys.

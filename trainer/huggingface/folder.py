@@ -156,9 +156,7 @@ def open_for_job(folder: Folder, table: TokenizerConfig) -> Found:
 
 
 def stored_names(decoder: DecoderConfig) -> dict[str, str]:
-    """Return Hugging Face's name by ours of every tensor that a file holds: of a tied table once, under the
-    embedding's.
-    """
+    """Return Hugging Face's name by ours of every stored tensor: of a tied table only the embedding's."""
     names = hf_names(decoder)
     if decoder.tie_embeddings:
         del names["output.weight"]

@@ -29,8 +29,8 @@ TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "speci
 BESIDE = ("added_tokens.json", "chat_template.jinja", "merges.txt", "tokenizer.model", "vocab.json", "vocab.txt")
 TOKENIZER_FILES = {TOKENIZER, SETTINGS, SPECIAL, *BESIDE}
 ROLES = {"eos": "eos_token", "pad": "pad_token", "bos": "cls_token", "mask": "mask_token", "unk": "unk_token"}
-# A class that reads tokenizer.json and adds nothing, in transformers 4 and 5; 4 would tidy up spaces before punctuation. No
-# class of an exported model takes token types.
+# A class that reads tokenizer.json and adds nothing, in transformers 4 and 5; 4 would remove spaces before punctuation.
+# No class of an exported model takes token types.
 PLAIN = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "clean_up_tokenization_spaces": False,
@@ -64,11 +64,11 @@ def tokenizer_files(table: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, b
         if index is None:
             continue
         token = library.id_to_token(index)
-        # a pad that nobody named is the eos, see models.huggingface.to_hf
+        # a pad without a name is the eos, see models.huggingface.to_hf
         unnamed = role == "pad" and index == tokenizer.eos_id and settings.get(key) is None
-        for stated in (settings, special):
-            if not unnamed and _text(stated.get(key)) != token:
-                stated[key] = token
+        for entries in (settings, special):
+            if not unnamed and _text(entries.get(key)) != token:
+                entries[key] = token
     return {TOKENIZER: source, SETTINGS: _json(settings), SPECIAL: _json(special), **beside}
 
 
@@ -104,9 +104,7 @@ def letter_tokenizer(tokenizer: LetterTokenizer) -> bytes:
 
 
 def own_kind(file: Path) -> str | None:
-    """Which tokenizer of this package a `tokenizer.json` is, also after transformers has written it anew; None:
-    another.
-    """
+    """Return which of our kinds a `tokenizer.json` is, also after transformers has rewritten it; None: another."""
     letters = {kind: found for kind in TOKENIZERS if issubclass(found := TOKENIZERS[kind], LetterTokenizer)}
     own = {"byte": byte_tokenizer(), **{kind: letter_tokenizer(found()) for kind, found in letters.items()}}
     vocabulary = _read_object(file).get("model", {}).get("vocab")
@@ -114,9 +112,7 @@ def own_kind(file: Path) -> str | None:
 
 
 def added_around(source: bytes) -> list[str]:
-    """Return the tokens that a `tokenizer.json` puts around every text unless told not to; training sees none but the
-    eos.
-    """
+    """Return the tokens that a `tokenizer.json` adds around texts by default; training adds the eos alone."""
     return list(tokenizers.Tokenizer.from_str(source.decode()).encode("").tokens)
 
 
@@ -125,9 +121,9 @@ def _read_object(file: Path) -> dict[str, Any]:
     return content
 
 
-def _text(stated: Any) -> Any:
+def _text(token: Any) -> Any:
     """Return the text of a special token, which is written as a string or as an object with its `content`."""
-    return stated.get("content") if isinstance(stated, dict) else stated
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _json(content: dict[str, Any]) -> bytes:

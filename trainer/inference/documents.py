@@ -81,8 +81,7 @@ def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionCo
 def read_documents(
     opened: OpenedModel, files: SequenceFiles, sequences: Iterable[NamedSequence], max_length: int | None = None
 ) -> Iterator[Document]:
-    """Encode sequences of some files; stderr tells of the first that is longer than rows of training, and of mapped
-    letters.
+    """Encode sequences of files; stderr tells of the first one longer than rows of training, and of mapped letters.
 
     Args:
         opened: whose tokenizer encodes.
@@ -144,7 +143,7 @@ def encoded(opened: OpenedModel, sequences: Iterable[str | bytes]) -> Iterator[D
 
 
 def opening_tokens(tokenizer: Tokenizer) -> int:
-    """Return how many tokens of a document come before its first residue: 1 where documents open with a token, else 0."""
+    """Return how many tokens come before a document's first residue: 1 where documents open with a token, else 0."""
     return 0 if tokenizer.bos_id is None else 1
 
 

@@ -1,6 +1,4 @@
-"""What a layer computes for sequences, pooled over their residues or for each: in memory, or batch by batch for a
-file.
-"""
+"""Outputs of layers for sequences, pooled or for each residue: in memory, or batch by batch for a file."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -120,9 +118,7 @@ def embed(
 def embeddings(
     opened: OpenedModel, documents: Iterable[Document], layers: Sequence[str], pool: Pool, batch_tokens: int
 ) -> Iterator[Embedded]:
-    """Yield batches of documents in order with their layers' outputs; gradients flow unless the caller has turned them
-    off.
-    """
+    """Yield batches of documents in order with their layers' outputs; the caller may disable gradients."""
     first = opening_tokens(opened.tokenizer)
     for batch in batches(documents, lambda document: len(document.ids), batch_tokens):
         row = make_row(opened, [document.ids for document in batch])

@@ -30,7 +30,7 @@ MEANINGS = (
 
 
 class _AllSeen(Exception):
-    """Every module that was asked for has spoken; what comes behind need not be computed."""
+    """The outputs of all chosen modules are there; later modules need not run."""
 
 
 def meaning(name: str) -> str:
@@ -39,9 +39,7 @@ def meaning(name: str) -> str:
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Return the names of the modules whose outputs can be asked for: those that compute something, in the order of
-    `named_modules`.
-    """
+    """Return the names of the modules that compute something, in the order of `named_modules`."""
     return [name for name, module in model.named_modules() if name and not isinstance(module, (nn.ModuleList, nn.Identity))]
 
 
@@ -75,7 +73,7 @@ def _matches(name: str, pattern: str) -> bool:
 def outputs(model: nn.Module, names: Sequence[str], row: DocumentsRow) -> dict[str, Tensor]:
     """Outputs of some layers, [tokens of the row, width] each; the model runs up to the last of them and no further.
 
-    Gradients flow unless the caller has turned them off.
+    Gradients flow unless the caller has disabled them.
     """
     found: dict[str, Tensor] = {}
 

@@ -2,7 +2,7 @@
 
     causal   sum over i of log p(x_i | x_1 ... x_i-1): every token that something stands before. With an opening token
     that is every residue, without one all but the first; the eos only on request, as it speaks of the length mlm
-    sum over i of log p(x_i | x without x_i), each residue masked in turn (Salazar et al. 2020, arXiv:1910.14659): as
+    sum over i of log p(x_i | x without x_i), each residue masked once (Salazar et al. 2020, arXiv:1910.14659): as
     many passes of a sequence as it has residues
 
 Evo 2's scoring also leaves the eos out and the first token unscored. It pads its batches, and of every sequence but the
@@ -50,7 +50,7 @@ def score(
 ) -> list[Score]:
     """Return how likely a model finds each sequence.
 
-    A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods: each residue in turn is hidden.
+    A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods: each residue is hidden once.
 
         >>> model = open_model("outputs/dna/checkpoint")
         >>> scores = score(model, ["ACGTTGCA", "TTAGC"])

@@ -26,10 +26,10 @@ class OpenedModel:
     """A model that is ready to be used.
 
     Attributes:
-        model: plain, whole, and with gradients for whoever wants them.
+        model: plain, whole, and with gradients enabled.
         tokenizer: of its training.
         mask: the document mask, causal or not, for this device.
-        seq_len: tokens of the longest rows that it was trained on, None where nobody says; see `HuggingFaceFolder`.
+        seq_len: tokens of the longest rows that it was trained on, None: unknown; see `HuggingFaceFolder`.
         trained: the shape, with the rotary scaling, window and position map of its training.
         where: the folder that it came from.
         fingerprint: changes with the weights.
@@ -184,8 +184,7 @@ def load_weights(model: Decoder, found: Found, device: torch.device, dtype: torc
 def inference_mask(
     tokenizer: Tokenizer, decoder: DecoderConfig, device: torch.device, dtype: torch.dtype, executor: str = "auto"
 ) -> DocumentMask:
-    """Return the mask of the objective that the model was trained by, for the kernel that needs no compilation where
-    there is one.
+    """Return the mask of the model's objective, for a kernel without compilation where there is one.
 
     Args:
         tokenizer: has the special ids.

@@ -46,7 +46,7 @@ class MetricsRecord:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Optimizer steps done when the values were measured."""
         return int(self.values["step"])
 
     @property

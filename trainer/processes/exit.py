@@ -26,7 +26,7 @@ def run_command(command: Callable[[], None]) -> None:
     lost = False
     try:
         command()
-    except RankLostError as error:  # which has spoken
+    except RankLostError as error:  # which has printed its message
         lost = True
         traceback.clear_frames(error.__traceback__)
     except (UserError, NonFiniteError, WorkerError, KeyboardInterrupt) as error:

@@ -115,7 +115,7 @@ class World:
             time.sleep(POLL_SECONDS)
 
     def in_thread_on_every_rank(self, work: Callable[[], T]) -> list[T]:
-        """Return all ranks' results of work that a disk may slow down. Raises OSError, CheckpointError: on all ranks."""
+        """Return all ranks' results of work on files, in a thread. Raises OSError, CheckpointError: on all ranks."""
         task = ThreadTask(work)
         self.wait_for(task.done)
         results = self.gather(task.outcome())

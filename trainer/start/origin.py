@@ -141,8 +141,8 @@ def is_chosen(config: JobConfig, key: str) -> bool:
     table, _, name = key.partition(".")
     if table not in ("rope", "attention"):
         return False
-    stated = getattr(config.model, table).model_fields_set
-    return any(option in stated for option in (name, *BELONGS_TO.get(key, ())))
+    chosen = getattr(config.model, table).model_fields_set
+    return any(option in chosen for option in (name, *BELONGS_TO.get(key, ())))
 
 
 def check_trained_length(found: Found, decoder: DecoderConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""Hugging Face's classes read our config.json as we mean it, we read theirs, and what either side lacks is refused by key."""
+"""Hugging Face's classes read our config.json and we theirs, alike; what either side lacks is refused by key."""
 
 from __future__ import annotations
 

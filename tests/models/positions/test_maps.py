@@ -1,4 +1,4 @@
-"""Windows and position maps: every pair of a document counts at the distance that a method's definition says, or not at all."""
+"""Windows and position maps: each pair of a document has the distance that a method defines, or does not attend."""
 
 from __future__ import annotations
 
@@ -103,10 +103,10 @@ def _ours(method: str, executor: str, qkv: list[Tensor]) -> Tensor:
 
 @cache
 def _truth(method: str, kv_heads: int) -> list[Tensor]:
-    """Output and gradients of inputs, float64, from a loop over the pairs of every document: a pair's score is its distance's.
+    """Output and input gradients, float64, from a loop over the pairs of each document: its distance decides the score.
 
-    Pairs of elements are complex numbers, and the product of q rotated by a with k rotated by b is that of q rotated by a - b
-    with k.
+    Pairs of elements are complex numbers, and the product of q rotated by a with k rotated by b is that of q rotated by
+    a - b with k.
     """
     config, distance = METHODS[method]
     q, k, v = qkv = _qkv(kv_heads, torch.float64)

@@ -140,7 +140,7 @@ def ntk(dim: int, theta: float, trained: int, factor: float, pair: int) -> float
 
 
 def ntk_mixed(dim: int, theta: float, trained: int, factor: float, pair: int) -> float:
-    """The product of all factors up to the last pair's is that by which the longest wavelength grows: the factor itself."""
+    """The product of all factors up to the last pair's is how much the longest wavelength grows: the factor itself."""
     return theta ** (-2 * pair / dim) * math.exp(-math.log(factor) * ((pair + 1) / (dim / 2)) ** 0.75)
 
 

@@ -1,4 +1,4 @@
-"""The eos contract: whichever party alone is wrong, the run ends before its first step with a table of who says what."""
+"""The eos contract: if any party is wrong, the run ends before its first step with a table of who says what."""
 
 import json
 from collections.abc import Callable

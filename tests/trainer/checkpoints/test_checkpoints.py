@@ -101,7 +101,7 @@ class Bomb:
 def test_a_pickle_in_a_checkpoint_is_refused_and_not_executed(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    """With checksums that fit, as whoever plants it can make them."""
+    """With checksums that fit, as an attacker can make them."""
     newest, sign = checkpoints(finished) / "step-8", tmp_path / "executed"
     shutil.rmtree(checkpoints(finished) / "step-4")
     bomb = pickle.dumps(Bomb(sign))

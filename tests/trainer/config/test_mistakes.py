@@ -1,4 +1,4 @@
-"""All mistakes are told in one message, one line each, whoever finds them and however early."""
+"""All mistakes are told in one message, one line each, whichever check finds them, however early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad input: one clear message, exit status 2, nothing trained. And numbers that go wrong stop the run before they spread."""
+"""Bad input: one clear message, exit status 2, nothing trained. Wrong numbers stop the run before they spread."""
 
 import gzip
 import json
@@ -318,7 +318,7 @@ def test_under_torchrun_a_mistake_is_printed_once_with_status_2(tmp_path: Path) 
 
 
 def bad_record_at_step_3(config_path: str) -> tuple[str, int]:
-    """Rank 1's loader meets a bad record while rank 0's does not: returns the error of this rank and the steps taken."""
+    """Rank 1's loader meets a bad record, rank 0's does not: returns the error of this rank and the steps taken."""
     config, _ = load_config(["--config", config_path])
     world = join(config)
     trainer = Trainer(config, world, StopRequest())

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """The size of every storage that an operator has touched and that still lives; FSDP2 resizes some, hence at each look."""
+    """The size of every living storage that an operator has touched, measured at each call, as FSDP2 resizes some."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -128,7 +128,7 @@ def test_a_run_begins_from_shorter_rows_and_says_how_they_were_told(tmp_path: Pa
     again = ("--checkpoint.initial_load_path", str(tmp_path / "run" / "checkpoint" / "step-3"))
     again = (*again, "--job.dump_folder", str(tmp_path / "again"))
     message = refusal(capsys, config, *again)
-    assert "rope.scaling" in message, "what nobody chose is not another choice"
+    assert "rope.scaling" in message, "a default is not another choice"
     message = refusal(capsys, config, *again, *YARN[:4], "--model.rope.original_seq_len", "32")
     assert "was first trained on rows of another length" in message
     assert "model.rope.original_seq_len | 16         | 32" in message

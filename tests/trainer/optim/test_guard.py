@@ -112,7 +112,7 @@ LEFT_OUT: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 class Series(NamedTuple):
-    """Non-finite steps, the last of them `limit` in a row from `first` on, and the step after which the run must end."""
+    """Non-finite steps, `limit` in a row from `first` on, and the step after which the run must end."""
 
     where: str
     factors: dict[int, float]
@@ -134,7 +134,7 @@ TOO_MANY = {
 
 
 class Spoilt(NamedTuple):
-    """The job, what each of its runs on two processes came to, by rank, and what `reduce_losses` made of NORMS there."""
+    """The job, the results of its runs on two processes, by rank, and what `reduce_losses` made of NORMS there."""
 
     config: Path
     endings: dict[str, tuple[Ending, Ending]]
@@ -165,7 +165,7 @@ def test_all_ranks_judge_by_one_norm_and_know_of_any_that_is_not_finite(spoilt: 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_a_run_equals_one_without_the_updates_that_are_called_off(spoilt: Spoilt, name: str) -> None:
-    """A NaN on one of two ranks, then a spike, bit for bit against a run whose optimizer is not called at these two steps."""
+    """A NaN on one of two ranks, then a spike: bit for bit a run whose optimizer is not called at these two steps."""
     config, endings, _ = spoilt
     for found, reference in zip(endings[name], endings[f"{name}, left out"], strict=True):
         assert not found.error

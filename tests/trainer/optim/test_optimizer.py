@@ -1,4 +1,4 @@
-"""The optimizers: torch's arithmetic where torch has it, references in float64 elsewhere, and the same on any layout."""
+"""The optimizers: torch's arithmetic where torch has it, else references in float64, and the same on any layout."""
 
 from __future__ import annotations
 

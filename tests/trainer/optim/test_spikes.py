@@ -1,4 +1,4 @@
-"""Spikes: the rule against plain Python, what enters the window, and that nothing is read from the device or lost in a save."""
+"""Spikes: the rule against plain Python, what enters the window; nothing is read from the device or lost in a save."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class OnMeta(TorchDispatchMode):
 
 
 def test_no_step_reads_from_the_device_or_sends_to_it(tmp_path: Path) -> None:
-    """Tensors of the meta device have no values: whoever asks for one fails."""
+    """Tensors of the meta device have no values: reading one fails."""
     config, _ = load_config([str(write_job(tmp_path)), *SKIP])
     meta = torch.device("meta")
     guard, some = StepGuard(nn.Linear(2, 2), config, meta), torch.empty((), device=meta)
@@ -110,7 +110,7 @@ def test_no_step_reads_from_the_device_or_sends_to_it(tmp_path: Path) -> None:
 
 
 def test_a_resume_skips_what_the_undisturbed_run_skips(tmp_path: Path) -> None:
-    """A sigma of 1 and a learning rate that moves next to nothing, so that the noise of ordinary steps is above the limit."""
+    """A sigma of 1 and a tiny learning rate, so that the noise of ordinary steps is above the limit."""
     config = write_job(tmp_path, steps=40)
     overrides = (*SKIP, "--skip_step.sigma", "1.0", "--optimizer.lr", "1e-5", "--checkpoint.interval", "100")
     overrides = (*overrides, "--lr_scheduler.decay_ratio", "0.0")

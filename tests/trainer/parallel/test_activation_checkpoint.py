@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Run(NamedTuple):
-    """A forward and a backward pass of four blocks: the losses, all gradients, calls by operator, elements kept in between."""
+    """Forward and backward through four blocks: losses, all gradients, calls by operator, elements kept in between."""
 
     losses: torch.Tensor
     gradients: tuple[torch.Tensor, ...]
@@ -80,7 +80,7 @@ def test_by_operator_less_is_kept_than_without_and_less_computed_again_than_in_f
     blocks = 4
     assert none.calls[attention] == by_operator.calls[attention] == blocks
     assert full.calls[attention] == 2 * blocks
-    # of a block's seven products wq, wv and w1 are computed again; in full wk, wo and w3 as well. Nothing needs what w2 gives
+    # of a block's seven products wq, wv and w1 are recomputed; in full wk, wo and w3 too. Nothing needs w2's output
     assert by_operator.calls["mm"] - none.calls["mm"] == 3 * blocks
     assert full.calls["mm"] - none.calls["mm"] == 6 * blocks
 

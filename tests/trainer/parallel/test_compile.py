@@ -1,4 +1,4 @@
-"""Compiled blocks compute what eager ones do and are compiled before the second step ends; layouts are test_layouts.py's."""
+"""Compiled blocks compute what eager ones do and are compiled before step 2 ends; layouts: test_layouts.py."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def nothing_compiled() -> Iterator[None]:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    """Twelve steps on documents of 2 to 640 bytes, rows of 600, so that padded rows are 128, 256, 384, 512 or 600 wide."""
+    """Twelve steps on documents of 2 to 640 bytes, rows of 600: padded rows are 128, 256, 384, 512 or 600 wide."""
     config = write_job(tmp_path, steps=12)
     draw = random.Random(3)
     for part in range(2):

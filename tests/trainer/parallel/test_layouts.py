@@ -76,7 +76,7 @@ def run_cases(config_path: str, cases: list[Case]) -> None:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job with QK-norm and tied embeddings, which are what tensor parallelism most easily gets wrong; run in all layouts."""
+    """A job with QK-norm and tied embeddings, which tensor parallelism easily gets wrong; run in all layouts."""
     config = write_job(tmp_path_factory.mktemp("layouts"), steps=STEPS)
     text = config.read_text().replace("[data]\n", "qk_norm = true\ntie_embeddings = true\n[data]\n", 1)
     config.write_text(text.replace("interval = 4", "enable = false"))

@@ -140,7 +140,7 @@ def test_a_step_stored_in_bfloat16_is_a_neighbour_of_the_float64_one(state_dtype
 
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
 def test_updates_too_small_for_bfloat16_arrive_on_average(state_dtype: torch.dtype) -> None:
-    """Each is a 50th of the gap between neighbours: torch's own AdamW, which rounds to the nearest, does not move at all."""
+    """Each is a 50th of the gap between neighbours: torch's own AdamW, which rounds to nearest, does not move."""
     start, gradient = torch.full((64, 64), 0.1).bfloat16(), torch.full((64, 64), -0.3).bfloat16()
     p, optimizer = bfloat16_adamw(start, state_dtype, lr=1e-5)
     nearest = nn.Parameter(start.clone())

@@ -1,4 +1,4 @@
-"""Signals and deaths, as a scheduler, a launcher or a person brings them about: what is saved, said, and left behind."""
+"""Signals and deaths, caused by a scheduler, a launcher or a person: what is saved, said, and left behind."""
 
 import json
 import os

@@ -77,7 +77,7 @@ def test_a_window_of_several_steps_weighs_its_targets_alike(straight: Path, tmp_
 
 
 def test_loss_and_gradients_are_the_weighted_mean_of_a_float64_reference(tmp_path: Path) -> None:
-    """On the rows of step 6 and 7, which hold weighted shards beside words without weights, in two micro-batches each."""
+    """On the rows of steps 6 and 7, which mix weighted shards and words without weights, in two micro-batches each."""
     config, _ = load_config([str(write_mixture(tmp_path, weighted=True)), "--training.max_norm", "1e9"])
     trainer = Trainer(config, join(config), StopRequest())
     seen = []

@@ -1,4 +1,4 @@
-"""Masked language modelling end to end: the same is hidden in any layout and after a resume; what cannot be is refused."""
+"""Masked language modelling: the same is hidden in any layout and after a resume; the impossible is refused."""
 
 from __future__ import annotations
 
