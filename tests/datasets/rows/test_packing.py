@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from cistron.datasets.errors import DataConfigError
-from cistron.datasets.lanes.blocks import BlockBuilder, Stretch, block_tokens
+from cistron.datasets.lanes.blocks import BlockBuilder, TokenRun, block_tokens
 from cistron.datasets.rows import (
     PAD_MULTIPLE,
     Block,
@@ -94,7 +94,7 @@ def test_best_fit_of_4096_documents_uses_999_of_1000_tokens() -> None:
 def test_blocks_of_a_stream_of_text_end_where_their_rows_are_full(seq_len: int, use: float) -> None:
     lengths = _lognormal(10_000, np.random.default_rng(0))
     one, kept = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int8)
-    spans = (Stretch(np.zeros(length, dtype=np.uint8), one * length, [0], kept, 0, True, True) for length in lengths)
+    spans = (TokenRun(np.zeros(length, dtype=np.uint8), one * length, [0], kept, 0, True, True) for length in lengths)
     packer = Packer(seq_len, EOS, PAD, "best_fit")
     tokens = [0]
     rows = 0
