@@ -128,8 +128,11 @@ def test_a_smaller_memory_budget_keeps_less() -> None:
     ("overrides", "expected"),
     [
         (("mode", "memory_budget"), ['mode = "memory_budget"', "compile.enable = true"]),
-        (("memory_budget", "0.3"), ["activation_checkpoint.memory_budget = 0.3", 'the mode is "none"']),
-        (("selective_ac_option", "2"), ["activation_checkpoint.selective_ac_option = 2", 'the mode is "none"']),
+        (("memory_budget", "0.3"), ["activation_checkpoint.memory_budget = 0.3", 'activation_checkpoint.mode is "none"']),
+        (
+            ("selective_ac_option", "2"),
+            ["activation_checkpoint.selective_ac_option = 2", 'activation_checkpoint.mode is "none"'],
+        ),
         (("selective_ac_option", "0"), ["activation_checkpoint.selective_ac_option"]),
         (("memory_budget", "1.5"), ["activation_checkpoint.memory_budget = 1.5", "less than or equal to 1"]),
     ],

@@ -96,7 +96,7 @@ def test_validation_tells_no_bits_of_a_text_of_which_a_part_is_asked_for(job: Pa
         (("--data.length_buckets", "true"), 'data.length_buckets = true: is of data.layout = "padded"'),
         (
             ("--data.layout", "padded", "--data.length_buckets", "true", "--training.local_batch_size", "8"),
-            "nothing is there to deal them out to",
+            "nothing is there to assign them to",
         ),
         (("--mlm.mask_rate", "0.3", "--training.steps", "20"), "data.objective.rate: checkpoint 0.15, now 0.3"),
     ],
