@@ -14,7 +14,7 @@ class Evaluation(ABC):
         done: step of the last evaluation, which is that of a checkpoint to resume from.
 
     Attributes:
-        done: likewise; the trainer sets it.
+        done: step of the last evaluation; the trainer updates it.
     """
 
     def __init__(self, done: int) -> None:

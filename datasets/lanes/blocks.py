@@ -38,7 +38,7 @@ class Address(NamedTuple):
         offset: Where a document, or a run of one, begins in the piece.
         first: 1 where that run opens its document.
         skip: Number of tokens of that run to skip.
-        tag: Letters that a tag has, up to that run, which is open where it begins; 0: none is.
+        tag: Length so far of a tag that is still open where that run begins; 0: none is.
         context: Tokens behind the address that were in rows before, and are context only.
     """
 
@@ -306,12 +306,9 @@ class BlockBuilder:
 def _tight_end(ends: npt.NDArray[np.int64], seq_len: int, overlap: int) -> int:
     """Return how many of the documents that end at `ends` make a block that best fit leaves the least room in.
 
-    Some room is left in every row that no document fits in, and a row is begun for what is over; that one is half empty
-    on average, 0.26 % of 192 rows. So a block ends with that one of its last documents, those behind three quarters of
-    its
-    tokens, where the rows that are needed are nearly full: 99.84 % where the mere number of tokens gives 99.56 %, of
-        text
-    in rows of 2,048.
+    Best fit leaves about half of one row empty per block, which is 0.26 % of 192 rows. So a block ends at the document,
+    among those in its last quarter of tokens, after which its rows are fullest: 99.84 % where the mere number of tokens
+    gives 99.56 %, of text in rows of 2,048.
     """
     candidates = np.arange(int(np.searchsorted(ends, ends[-1] * 3 // 4, side="right")), len(ends))
     room = -ends[candidates] % seq_len

@@ -29,7 +29,7 @@ class RawDocuments:
         pieces: The lane's parts of files.
         reader: Reads them.
         tokenizer: Encodes them.
-        packer: That the blocks are for.
+        packer: What will pack the blocks.
         key: As the lane's: pieces are read in an order drawn per epoch.
         skip_bad: Pass over bad records instead of raising.
         config: What is done with documents.
@@ -194,7 +194,7 @@ class Arrived(NamedTuple):
         file: Path or URL.
         documents: Bytes.
         offsets: Address of each.
-        tag: Letters that a tag has which is open where the first begins.
+        tag: Length so far of a tag that is still open where the first begins.
         goes_on: Whether the last goes on behind.
     """
 

@@ -29,10 +29,10 @@ class Records(NamedTuple):
         offsets: Where each begins; for a document that continues, where this stretch of it does.
         first: Whether documents[0] opens its document, or continues that of the group before.
         last: Whether documents[-1] ends its document, or goes on in the next group.
-        error: A bad record right behind the documents, unnamed where its name is costly: see `located`. The reader goes
-            on behind it. Where nothing opens and there are no documents, it is what the document that goes on turned
-            out to be.
-        bad_offset: Its address.
+        error: A bad record directly after the documents; the reader continues after it. Its name may be missing where
+            it is costly to find, see `located`. With no documents and `first` false, the document that continues from
+            the group before is bad.
+        bad_offset: Address of the bad record; -1 where there is none.
         label_values: Label of each document: the number of its class, or a value; None where labels are not read.
         headers: Of FASTA, the header line of each document, without a line end; empty for one that continues.
     """

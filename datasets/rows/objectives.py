@@ -90,7 +90,7 @@ class Objective(Protocol):
     """A rule for targets: a pure function of rows and their numbers.
 
     Attributes:
-        shift: How many places behind its position a label's token stands.
+        shift: Offset from a position to the token that is its label: 1 for the next token.
         classes: Names of the classes that labels are of; empty where labels are values, or documents have none.
     """
 

@@ -87,7 +87,7 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Training ends.
 
-        A checkpoint under way is still good, if all ranks have come here: in no other error have they.
+        A checkpoint under way is finished only after errors that all ranks raise together: after others, some are gone.
         """
         if kind is None or issubclass(kind, (UserError, NonFiniteError)):
             self.finish()

@@ -5,9 +5,8 @@ OLMo-core's SkipStepOptimizer (github.com/allenai/OLMo-core, optim/skip_step_opt
 128, and like there nothing is one before the window holds half its length, and at least 20. Three things differ:
 
 - Only what is above is a spike: a loss that falls is no reason to lose a step.
-- A spike enters the window as the limit that it exceeded. As it is, one of 100 standard deviations would widen them 9
-times,
-  and for the rest of the window a spike of 50 would pass. Left out, a lasting change of level would be refused for
+- A spike enters the window as the limit that it exceeded. Entered as it is, a spike of 100 standard deviations would
+  make the deviation 9 times as large, and for the rest of the window a spike of 50 would pass. Left out, a lasting change of level would be refused for
   ever. As the limit, each widens the deviation by 13 %: after 5 steps 10 deviations above are the new level, after 22
   steps 100, after 98 steps a million.
 - What is not finite never enters: one NaN would make every limit NaN for as long as it stays.

@@ -111,9 +111,8 @@ def balance(work: Sequence[int], degree: int) -> list[list[int]]:
     """Assign blocks to ranks, the same number to each: the most expensive first, to the rank with the least work.
 
     Longest processing time first (Graham 1969) under the constraint of equal counts. No two ranks then differ by more
-    than the
-    most expensive block: a rank's (i + 1)-th block costs at most another's i-th, or else that one was ahead. 256 blocks
-    take 0.1 ms.
+    than the most expensive block: a rank's (i + 1)-th block costs at most another's i-th, or else that one was ahead.
+    256 blocks take 0.1 ms.
 
     Returns:
         The blocks of each rank, ascending.

@@ -20,7 +20,7 @@ class TrainData:
     """Data ready to train on.
 
     Attributes:
-        loader: stands behind the first batch.
+        loader: has delivered the first batch.
         first: that batch; None when the wait for it was interrupted.
         contract: what every party says about special ids.
         validation: what to validate on; None where `[validation]` is not enabled.
@@ -94,7 +94,7 @@ def open_data(
         contract.check()
         try:
             first = loader.next(interrupted)
-        except DataEnd:  # said again when the first step asks for its rows
+        except DataEnd:  # the loader raises it again at the first step
             first = None
         if first is not None:
             contract.check_rows(first, loader.packer.objective, mask)
