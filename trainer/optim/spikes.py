@@ -6,9 +6,9 @@ OLMo-core's SkipStepOptimizer (github.com/allenai/OLMo-core, optim/skip_step_opt
 
 - Only what is above is a spike: a loss that falls is no reason to lose a step.
 - A spike enters the window as the limit that it exceeded. Entered as it is, a spike of 100 standard deviations would
-  make the deviation 9 times as large, and for the rest of the window a spike of 50 would pass. Left out, a lasting change of level would be refused for
-  ever. As the limit, each widens the deviation by 13 %: after 5 steps 10 deviations above are the new level, after 22
-  steps 100, after 98 steps a million.
+  make the deviation 9 times as large, and for the rest of the window a spike of 50 would pass. Left out, a lasting
+  change of level would be refused for ever. As the limit, each widens the deviation by 13 %: after 5 steps 10
+  deviations above are the new level, after 22 steps 100, after 98 steps a million.
 - What is not finite never enters: one NaN would make every limit NaN for as long as it stays.
 """
 
