@@ -61,6 +61,11 @@ def test_a_plug_in_is_installed_from_outside_and_trains(folder: Path, tmp_path: 
     installed = losses(folder, "outputs/extras")
     assert [step for step, _ in installed] == [1, 2, 3]
 
+    # the same names on the command line of a tool that reads no TOML
+    flags = ["--format", "paragraphs", "--tokenizer", "lowercase", "--output", str(tmp_path / "out"), "--processes", "1"]
+    run(folder, tmp_path, "cistron.tools.prepare", "essays/*.paragraphs", *flags)
+    assert b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*.ids")).startswith(b"pack rows\0of eos\n")
+
     # from the folder itself, which no package manager knows, by the TOML; read and encoded by worker processes
     named = ["--job.plugins", '["cistron_extras"]', "--job.dump_folder", "outputs/named"]
     train(folder, folder / "plugin", *named, "--data.num_workers", "2")

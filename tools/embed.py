@@ -14,6 +14,7 @@ from typing import get_args
 import torch
 from pydantic import JsonValue
 
+from ..base import load_plugins
 from ..datasets.readers import SequenceFiles
 from ..trainer.inference import Pool, choose_layers, embeddings, meaning, read_documents, widths
 from ..trainer.processes import run_command
@@ -22,6 +23,7 @@ from .support import EmbeddingFile, add_input_arguments, add_model_arguments, ch
 
 def main(argv: Sequence[str]) -> None:
     """Parse the command line, load the model, embed sequences and write a file."""
+    run_command(load_plugins)  # formats and tokenizers of installed plug-ins are among the choices
     parser = argparse.ArgumentParser(prog="cistron embed", description=__doc__)
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     add_input_arguments(parser, "--input")

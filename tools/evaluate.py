@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
+from ..base import load_plugins
 from ..datasets.nucleotides import CODES, reverse_complement
 from ..datasets.readers import NamedSequence, SequenceFiles
 from ..datasets.tokenizers import has_bases
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
     if "--extrapolate" in argv:
         extrapolate_main(argv)
         return
+    run_command(load_plugins)  # formats and tokenizers of installed plug-ins are among the choices
     parser = argparse.ArgumentParser(prog="cistron evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     add_input_arguments(parser, "--score", required=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import tomli_w
 
+from ..base import load_plugins
 from ..datasets.config import DataConfig
 from ..datasets.documents import Letters, letter_complaints
 from ..datasets.errors import DataConfigError, refuse
@@ -71,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
     # takes 0.5 s instead of 2.
     from ..trainer.processes import run_command
 
+    run_command(load_plugins)  # formats and tokenizers of installed plug-ins are among the choices
     options = make_parser().parse_args(argv)
     run_command(lambda: verify_shards(options.verify, options.processes) if options.verify else run(options))
 
