@@ -5,7 +5,7 @@ Read `open` first, then `documents`: how sequences become a row. `embeddings` (w
 commands use.
 """
 
-from .documents import BATCH_TOKENS, Document, opening_tokens, read_documents
+from .documents import BATCH_TOKENS, Document, opening_tokens, read_documents, with_positions
 from .embeddings import Pool, embed, embeddings
 from .layers import choose_layers, meaning, widths
 from .likelihood import Score, log_likelihoods, score
@@ -32,4 +32,5 @@ __all__ = [
     "sample_tokens",
     "score",
     "widths",
+    "with_positions",
 ]

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 from cistron.models.attention import DocumentMask, attend_in_regions
-from cistron.models.attention.kernels import join
+from cistron.models.attention.kernels import join_regions
 from cistron.models.attention.masks import document_dense_mask
 from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig, check_length, check_training
 from cistron.models.errors import ModelError
@@ -170,7 +170,7 @@ def test_gradients_of_two_passes_are_those_of_one_softmax(method: str, monkeypat
 def test_a_far_region_without_a_key_has_weight_0_and_leaves_no_nan_in_the_gradient() -> None:
     near, near_lse, far = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 2), torch.zeros(1, 1, 2, 4)
     parts = [x.double().requires_grad_() for x in (near, near_lse, far, torch.full((1, 1, 2), -torch.inf))]
-    out = join(*parts)
+    out = join_regions(*parts)
     assert torch.equal(out, parts[0])
     gradients = torch.autograd.grad(out.sum(), parts)
     assert torch.equal(gradients[0], torch.ones_like(out))
