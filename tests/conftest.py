@@ -39,6 +39,34 @@ LONGEST = [
     "tools/test_use.py",
 ]
 
+# Not in the fast subset either: several seconds each of corpora, refusals at start, or hypothesis.
+SLOW = [
+    "datasets/test_synthetic.py",
+    "files/test_remote.py",
+    "huggingface/test_huggingface.py",
+    "lanes/test_lane.py",
+    "lanes/test_mixer.py",
+    "loading/test_loader.py",
+    "loading/test_same_rows.py",
+    "readers/test_fuzz.py",
+    "readers/test_labels.py",
+    "rows/test_packing.py",
+    "tokenizers/test_tiktoken_backend.py",
+    "attention/test_masks.py",
+    "positions/test_maps.py",
+    "models/test_context.py",
+    "config/test_mistakes.py",
+    "config/test_refusals.py",
+    "extrapolation/test_context_extension.py",
+    "inference/test_inference.py",
+    "tools/test_extrapolate.py",
+    "tools/test_prepare.py",
+    "tools/test_tools.py",
+    "tools/test_use.py",
+    "tests/test_front_door.py",
+    "tests/test_imports.py",
+]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they call, and put the longest files first."""
@@ -49,6 +77,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark, names in MARKS.items():
             if named & names:
                 item.add_marker(mark)
+        if "/".join(item.path.parts[-2:]) in SLOW:
+            item.add_marker("slow")
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))
 
