@@ -42,12 +42,17 @@ LONGEST = [
 # Not in the fast subset either: several seconds each of corpora, refusals at start, or hypothesis.
 SLOW = [
     "datasets/test_synthetic.py",
+    "documents/test_treatment.py",
     "files/test_remote.py",
     "huggingface/test_huggingface.py",
     "lanes/test_lane.py",
     "lanes/test_mixer.py",
+    "lanes/test_shard_documents.py",
     "loading/test_loader.py",
     "loading/test_same_rows.py",
+    "prepare/test_imported.py",
+    "prepare/test_raw.py",
+    "readers/test_formats.py",
     "readers/test_fuzz.py",
     "readers/test_labels.py",
     "rows/test_packing.py",
@@ -55,6 +60,7 @@ SLOW = [
     "attention/test_masks.py",
     "positions/test_maps.py",
     "models/test_context.py",
+    "parallel/test_activation_checkpoint.py",
     "config/test_mistakes.py",
     "config/test_refusals.py",
     "extrapolation/test_context_extension.py",
@@ -63,6 +69,7 @@ SLOW = [
     "tools/test_prepare.py",
     "tools/test_tools.py",
     "tools/test_use.py",
+    "tests/test_configs.py",
     "tests/test_front_door.py",
     "tests/test_imports.py",
 ]
