@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*set_vital")
 
 LANES = 8
 BATCH = 4
-BATCHES = 250
+BATCHES = 500
 TOPOLOGIES = list(product([1, 2, 4], [0, 1, 2]))  # ranks, workers of each
 FORMATS = ["text", "jsonl.zst", "parquet", "fasta.gz", "tokens"]
 
