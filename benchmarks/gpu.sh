@@ -38,7 +38,7 @@ run_doctor() {
 run_torchtitan() {
     has torchtitan || { echo "torchtitan is not installed"; return 77; }
     local sizes=(--model llama3_1b --rounds 6)
-    [ "$device" = cuda ] || sizes=(--rounds 2 --warmup 1 --rows 2 --seq-len 128)
+    [ "$device" = cuda ] || sizes=(--model debug --rounds 2 --warmup 1 --rows 2 --seq-len 128)
     "$python" benchmarks/train_speed.py --device "$device" "${sizes[@]}" --only torchtitan cistron \
         --numbers "$out/torchtitan.jsonl"
 }

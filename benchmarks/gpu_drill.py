@@ -37,6 +37,7 @@ from cistron.trainer.prefetch import Prefetcher
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.start import verify
 from gpu_summary import Numbers, value_of
+from safetensors.torch import load_file
 from train_speed import matmul_rate, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +85,7 @@ class Drill:
         told = {"job.dump_folder": self.work / run, "metrics.enable_tensorboard": False, "checkpoint.enable": False}
         told |= {key.replace("_", ".", 1): value for key, value in options.items()}
         if not self.on_gpu:
-            told |= SMALL
+            told |= SMALL | {key: value for key, value in told.items() if key.startswith("training.")}
         pairs = [part for key, value in told.items() for part in (f"--{key}", str(value))]
         return ["--config", str(ROOT / "train_configs" / f"{config}.toml"), *pairs]
 
@@ -222,8 +223,8 @@ def waits(drill: Drill) -> None:
 def prefetch(drill: Drill) -> None:
     """Losses of many small micro-batches with and without the side stream must be equal bit for bit."""
     losses = {}
-    steps = 40 if drill.on_gpu else 6
-    shape = {"training_seq_len": 128, "training_local_batch_size": 64, "training_global_batch_size": 256}
+    steps, rows = (40, 64) if drill.on_gpu else (3, 8)
+    shape = {"training_seq_len": 128, "training_local_batch_size": rows, "training_global_batch_size": 4 * rows}
     options = {"model_n_layers": 2, "training_steps": steps, "metrics_log_freq": 1, **shape}
     world = None
     for name in ("side stream", "one stream"):
@@ -394,11 +395,12 @@ def padding(drill: Drill) -> None:
     if not drill.on_gpu:
         drill.numbers("kernel", "document by document", f"({NO_CUDA}: flash attention)")
     truth = None
-    for room in (segments, 128, 1024):
-        for bound in (longest, seq_len):
+    powers = [1 << (number - 1).bit_length() for number in (segments, longest)]  # what a mask has room for
+    for room in (segments, powers[0], 1024):
+        for bound in (longest, powers[1], seq_len):
             offsets = torch.full((max(room, segments) + 1,), rows * seq_len, dtype=torch.int32, device=drill.device)
             offsets[: segments + 1] = every
-            sized = mask._replace(cu_seqlens=offsets, max_seqlen=bound)
+            sized = mask._replace(cu_seqlens=offsets, longest=torch.empty(bound, dtype=torch.int8, device=drill.device))
 
             def step(sized: Any = sized) -> tuple[torch.Tensor, ...]:
                 return torch.autograd.grad(attend_in_regions([(q, k)], v, sized).sum(), (q, k, v))
@@ -466,8 +468,6 @@ def inference(drill: Drill) -> None:
     output.unlink(missing_ok=True)
     embed.main([checkpoint, "--input", str(fasta), "--layer", "layers.0.feed_forward", "--output", str(output)])
     drill.numbers(f"embed, {sequences} sequences and start", time.perf_counter() - begun, "s")
-    from safetensors.torch import load_file
-
     found = {name: tensor for name, tensor in load_file(output).items() if tensor.is_floating_point()}
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in found.values())
     finite = bool(found) and all(bool(tensor.isfinite().all()) for tensor in found.values())

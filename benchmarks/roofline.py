@@ -6,15 +6,15 @@
 A step is what `trainer/train.py` does, per GPU and micro-batch. Products and attention run at rates of their own;
 everything else moves bytes. Nothing overlaps but communication, which is hidden as far as it is shorter than the rest.
 
-| | counted |
-|---|---|
-| products | 2 FLOPs per parameter of a matrix and token forward, 4 backward, and what checkpointing computes again |
-| attention | pairs of a document of `--document` tokens, 4 FLOPs per pair and head dimension forward, 10 backward: the scores are computed again |
-| elementwise | bytes that compiled code reads and writes between products, see `elementwise_bytes` |
-| loss head | three products, and the bytes of logits and of the float32 weight gradient, once per chunk |
-| optimizer | 28 bytes per parameter and step (AdamW: weight, gradient and two moments read, all but the gradient written), the gradient's norm and clipping 12, zeroing 4, casts of FSDP2 6 per micro-batch |
-| launches | 41 per layer, as the dry run on a pretended H200 counted; the host needs 5 us for each, beside the device |
-| communication | as `docs/scaling.md` has it: what FSDP2 gathers twice and scatters once per micro-batch |
+- products: 2 FLOPs per parameter of a matrix and token forward, 4 backward, and what checkpointing computes again
+- attention: pairs of a document of `--document` tokens; per pair and head dimension 4 FLOPs forward and 10 backward,
+  where the kernel computes the scores again
+- elementwise: bytes that compiled code moves between products, see `elementwise_bytes`
+- loss head: three products; the bytes of logits, and of the float32 weight gradient once per chunk
+- optimizer: bytes per parameter and step: 28 for AdamW (weight, gradient and two moments read, all but the gradient
+  written), 12 for the norm and the clipping, 4 for zeroing; per micro-batch 6 for FSDP2's cast
+- launches: 41 per layer, as the dry run on a pretended H200 counted; the host needs 5 us for each, beside the device
+- communication: as `docs/scaling.md` has it, what FSDP2 gathers twice and scatters once per micro-batch
 """
 
 import argparse
@@ -110,17 +110,15 @@ class Work:
 
 def recomputed(config: JobConfig, decoder: DecoderConfig) -> tuple[float, float]:
     """Return the shares of a block's products and of its attention that the backward pass computes again."""
-    a = config.activation_checkpoint
-    if a.mode == "full":
-        return 1.0, 1.0
-    if a.mode == "selective" and a.by_operator:  # every second product is kept, and attention
-        d = decoder
-        queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
-        products = [d.dim * queries, d.dim * keys, d.dim * keys, queries * d.dim, *[d.dim * d.hidden_dim] * 3]
-        return sum(products[0::2]) / sum(products), 0.0
-    if a.mode == "selective":
-        every = int(a.selective_ac_option)
-        return (decoder.n_layers // every) / decoder.n_layers, (decoder.n_layers // every) / decoder.n_layers
+    a, d = config.activation_checkpoint, decoder
+    queries, keys, feed_forward = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim, d.dim * d.hidden_dim
+    wq, wk, wv, wo, w1, w3 = d.dim * queries, d.dim * keys, d.dim * keys, queries * d.dim, feed_forward, feed_forward
+    matrices = wq + wk + wv + wo + 3 * feed_forward
+    if a.mode == "selective" and a.by_operator:  # attention and every second product are kept
+        return (wq + wv + w1) / matrices, 0.0
+    if a.mode in ("full", "selective"):  # all of a block but w2, whose output no backward pass reads
+        share = -(-d.n_layers // (int(a.selective_ac_option) if a.mode == "selective" else 1)) / d.n_layers
+        return share * (wq + wk + wv + wo + w1 + w3) / matrices, share
     return 0.0, 0.0  # memory_budget: the compiler's choice is not known here
 
 
@@ -210,7 +208,8 @@ def report(configs: dict[str, int], rates: Rates, peak: float, document: int | N
         ms = ", ".join(f"{1e3 * s:.1f}" for s in w.seconds(rates).values())
         without = 6 * w.products / (6 + 2 * recomputed(config, decoder_of(config, gpus))[0])
         lines.append(
-            f"| {name}, {gpus} | {w.products / 1e12:.0f}, {(w.attention + w.attention_backward) / 1e12:.0f}, {w.head / 1e12:.1f} "
+            f"| {name}, {gpus} "
+            f"| {w.products / 1e12:.0f}, {(w.attention + w.attention_backward) / 1e12:.0f}, {w.head / 1e12:.1f} "
             f"| {w.products / without - 1:.0%} | {w.elementwise / 1e9:.0f}, {w.head_bytes / 1e9:.0f}, {w.optimizer / 1e9:.0f} "
             f"| {ms} | {w.launches:,} ({w.launches * SECONDS_PER_LAUNCH * 1e3:.0f}) | {w.sent / 1e9:.0f} "
             f"({w.sent / rates.links * 1e3:.0f}) | {w.tokens / total:,.0f} | {w.model_flops / total / peak:.0%} "

@@ -137,7 +137,8 @@ def write_job(folder: Path, options: argparse.Namespace) -> DecoderConfig:
     write_corpus(folder, 2 * steps * options.rows * options.seq_len)
     job = {
         "model": {"preset": options.model, **({"n_layers": options.layers} if options.layers else {})},
-        "data": {"sources": [{"name": "text", "format": "jsonl", "paths": [str(folder / "corpus.jsonl")]}]},
+        # one lane: the corpus of a short run has too few parts for more
+        "data": {"lanes": 1, "sources": [{"name": "text", "format": "jsonl", "paths": [str(folder / "corpus.jsonl")]}]},
         "training": {
             "seq_len": options.seq_len,
             "local_batch_size": options.rows,
