@@ -139,7 +139,6 @@ def rotation(positions: Tensor, inv_freq: Tensor, attention_factor: float) -> tu
     Computed once per forward and shared by all blocks and heads. Positions restart in every document, so they come with
     the batch and are not an arange.
     """
-    inv_freq = inv_freq.to(positions.device, non_blocking=True)
     angles = positions[:, None, :, None].to(inv_freq.dtype) * inv_freq
     return angles.cos() * attention_factor, angles.sin() * attention_factor
 
