@@ -170,9 +170,12 @@ class Attention(nn.Module):
         q, k, v = (w(x).view(batch, seq_len, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        rotated = [(rotate(q, *tables.q), self.gather(rotate(k, *tables.k))) for tables in rotary]
-        heads = attend_in_regions(rotated, self.gather(v), mask)
+        # Rotated as the projections lay them out, then seen by head: a kernel's output has the layout of q, and `wo`
+        # reads it without a copy.
+        rotated = [
+            (rotate(q, *tables.q).transpose(1, 2), self.gather(rotate(k, *tables.k).transpose(1, 2))) for tables in rotary
+        ]
+        heads = attend_in_regions(rotated, self.gather(v.transpose(1, 2)), mask)
         out: Tensor = self.wo(heads.transpose(1, 2).reshape(batch, seq_len, -1))
         return out
 
