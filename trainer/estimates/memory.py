@@ -14,7 +14,7 @@ F the hidden width, S the row's length:
 | rotated q, output | attention | w·2·Q | the same | the same |
 | rotated k, and v: gathered, so of the whole row | attention | w·2·K·cp | the same | the same |
 | log-sum-exp | attention | 4·heads | the same | the same |
-| output, laid out anew | wo | w·Q | w·Q, not under varlen | the same |
+| outputs of all documents in one tensor | wo | w·Q under varlen | | |
 | the mask as numbers | dense attention | w·S | w·S | w·S |
 | q and k before their norms | q_norm, k_norm | 8·(Q + K) | w·(Q + K) | w·(Q + K) |
 | w1 x, silu of it, w3 x, their product | silu, product, w2 | w·4·F | w·4·F | w·3·F |
@@ -286,8 +286,8 @@ def block_activations(job: JobOnDevice) -> float:
     queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
     per_norm = FLOAT32 + FLOAT32 if job.eager_cpu else width
     norms = 2 * d.dim * per_norm + ((queries + keys) * per_norm if d.qk_norm else 0)
-    relaid = 0 if job.executor == "varlen" and not job.eager_cpu else queries
-    attention: float = width * (2 * queries + 2 * keys * job.layout.cp + relaid) + FLOAT32 * d.n_heads
+    joined = queries if job.executor == "varlen" and job.eager_cpu else 0
+    attention: float = width * (2 * queries + 2 * keys * job.layout.cp + joined) + FLOAT32 * d.n_heads
     mask: float = width * job.config.training.seq_len if job.executor == "sdpa" else 0
     if job.mapped:
         attention, mask = two_regions(job)
