@@ -1,12 +1,13 @@
 """The processes of a run: how they divide into a layout, join, talk to each other, and end with one message and status.
 
 Read `layout` (degrees of parallelism), `join` (device, process group, mesh) and `world` (what this process is among the
-others, and their small CPU collectives), then `signals` and `exit`.
+others, and their small CPU collectives), then `signals`, `memory` and `exit`.
 """
 
 from .exit import lost_ranks_named, run_command
 from .join import join, limit_collectives, pick_device, symmetric_memory_complaints
 from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, split_complaints, world_size
+from .memory import device_figures, host_figures, host_memory, private_memory, ran_out, request
 from .signals import StopRequest
 from .tensors import DTYPES, gradient, local, offset
 from .world import ThreadTask, World
@@ -18,8 +19,11 @@ __all__ = [
     "ThreadTask",
     "World",
     "degree_complaints",
+    "device_figures",
     "global_batch_size",
     "gradient",
+    "host_figures",
+    "host_memory",
     "join",
     "layout_complaints",
     "limit_collectives",
@@ -27,6 +31,9 @@ __all__ = [
     "lost_ranks_named",
     "offset",
     "pick_device",
+    "private_memory",
+    "ran_out",
+    "request",
     "run_command",
     "split_complaints",
     "symmetric_memory_complaints",
