@@ -31,6 +31,7 @@ from .huggingface import export_step
 from .messages import introduction, prompt_of, sample_text
 from .metrics import Outcome, StepCounts, profiling
 from .optim import StepGuard, gradient_norm, learning_rate, reduce_losses, set_learning_rate
+from .out_of_memory import out_of_memory_told
 from .parallel import Inputs, compile_for_all_widths, stage
 from .prefetch import Prefetcher
 from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command
@@ -321,6 +322,7 @@ def train(config: JobConfig | str | PathLike[str]) -> TrainedRun:
     Raises:
         UserError: the configuration, the data or a checkpoint is not what it must be; the message lists every mistake.
         NonFiniteError: too many steps in a row had a loss or gradients that are not finite.
+        OutOfMemoryError: memory ran out; the message, which was printed too, says what would take less.
     """
     if isinstance(config, JobConfig):
         refuse(launch_complaints(config))
@@ -349,11 +351,14 @@ def train_job(config: JobConfig) -> TrainedRun:
     ):
         world = join(config)
         try:
-            trainer = Trainer(config, world, stop)
-            try:
-                trainer.train()
-            finally:
-                trainer.close()
+            with out_of_memory_told(
+                config, world, lambda: f"step {trainer.progress.step + 1}" if trainer else "before the first step", stop
+            ):
+                trainer = Trainer(config, world, stop)
+                try:
+                    trainer.train()
+                finally:
+                    trainer.close()
         finally:
             dist.destroy_process_group()
     # no process group is left: rank 0 takes as long as the weights need, and no rank waits for it in a collective

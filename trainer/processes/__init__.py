@@ -4,7 +4,7 @@ Read `layout` (degrees of parallelism), `join` (device, process group, mesh) and
 others, and their small CPU collectives), then `signals`, `memory` and `exit`.
 """
 
-from .exit import lost_ranks_named, run_command
+from .exit import FIRST_SPEAKS_SECONDS, first_may_speak, lost_ranks_named, run_command, speak
 from .join import join, limit_collectives, pick_device, symmetric_memory_complaints
 from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, split_complaints, world_size
 from .memory import device_figures, host_figures, host_memory, private_memory, ran_out, request
@@ -14,12 +14,14 @@ from .world import ThreadTask, World
 
 __all__ = [
     "DTYPES",
+    "FIRST_SPEAKS_SECONDS",
     "Layout",
     "StopRequest",
     "ThreadTask",
     "World",
     "degree_complaints",
     "device_figures",
+    "first_may_speak",
     "global_batch_size",
     "gradient",
     "host_figures",
@@ -35,6 +37,7 @@ __all__ = [
     "ran_out",
     "request",
     "run_command",
+    "speak",
     "split_complaints",
     "symmetric_memory_complaints",
     "world_size",
