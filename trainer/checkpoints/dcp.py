@@ -4,7 +4,7 @@ Its own files are pickles; these are safetensors (tensors.py), and reading them 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
-from typing_extensions import override
 
 from .folder import Folder
 from .tensors import METADATA, FileSet, Index, Spec, TensorPiece, flat_bytes, header, index_text, read_index, safetensors_bytes
@@ -28,7 +27,36 @@ from .tensors import METADATA, FileSet, Index, Spec, TensorPiece, flat_bytes, he
 SLAB_BYTES = 2**30
 
 
-class RankFile(StorageWriter):
+Plan = TypeVar("Plan")
+
+
+class PlansAsTheyAre:
+    """What torch's storage classes must have and these do not need: the planners' plans are carried out as they are."""
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Begin anew: there is nothing to forget."""
+
+    def prepare_local_plan(self, plan: Plan) -> Plan:
+        """Return this rank's plan."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[Plan]) -> list[Plan]:
+        """Return all ranks' plans."""
+        return plans
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Get ready to write."""
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Get ready to read."""
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Return whether torch may choose this class for a path by itself: no."""
+        return False
+
+
+class RankFile(PlansAsTheyAre, StorageWriter):
     """This rank's file of a run's checkpoints: planned once with all ranks, then staged and written by each save.
 
     Planning gathers every rank's pieces on one; with 512 ranks of 2,000 pieces each it would take a minute of every
@@ -92,27 +120,6 @@ class RankFile(StorageWriter):
             return {}
         return {self.name: folder.write(self.name, safetensors_bytes(self.specs, self.data, METADATA))}
 
-    @override
-    def reset(self, checkpoint_id: Any = None) -> None:
-        pass
-
-    @override
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    @override
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        return plan
-
-    @override
-    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        return plans
-
-    @classmethod
-    @override
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        return False
-
 
 class HostBuffer:
     """Host memory for one copy of this rank's pieces, pinned where there is a GPU, and used again by every save.
@@ -173,7 +180,7 @@ def label(index: MetadataIndex) -> str:
     return f"{index.fqn}@{','.join(map(str, index.offset or ()))}"
 
 
-class CheckpointReader(StorageReader):
+class CheckpointReader(PlansAsTheyAre, StorageReader):
     """Reads pieces, or parts of them, into tensors of any layout.
 
     Args:
@@ -217,24 +224,3 @@ class CheckpointReader(StorageReader):
         done: Future[None] = Future()
         done.set_result(None)
         return done
-
-    @override
-    def reset(self, checkpoint_id: Any = None) -> None:
-        pass
-
-    @override
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    @override
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        return plan
-
-    @override
-    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        return plans
-
-    @classmethod
-    @override
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        return False
