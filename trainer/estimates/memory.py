@@ -35,7 +35,7 @@ context; float8's copies of what one product multiplies; validation, which keeps
 its micro-batches are far larger.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -128,10 +128,19 @@ class JobOnDevice:
         return global_batch_size(self.config, self.layout) // self.layout.data_parallel
 
     @property
+    def rows(self) -> int:
+        """Rows of one micro-batch of one rank."""
+        return min(self.config.training.local_batch_size, self.rows_per_step)
+
+    @property
     def tokens(self) -> int:
         """Positions of one micro-batch that one rank holds, before tensor parallelism."""
-        rows = min(self.config.training.local_batch_size, self.rows_per_step)
-        return rows * self.config.training.seq_len // self.layout.cp
+        return self.rows * self.config.training.seq_len // self.layout.cp
+
+    @property
+    def batches_at_hand(self) -> int:
+        """Micro-batches on the device: the prefetcher has one on its way, and holds the last until it is done with."""
+        return 1 if self.device == "cpu" else min(self.micro_batches, 2) + 1
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -239,6 +248,11 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     ]
 
 
+def peak_of(moments: Sequence[Moment]) -> Moment:
+    """Return the moment that holds the most."""
+    return max(moments, key=lambda moment: moment.size)
+
+
 def checkpoint_bytes(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str) -> float:
     """Return the bytes of a checkpoint's tensors, of which each rank that writes any writes about as many."""
     job = JobOnDevice(config, decoder, layout, executor, device)
@@ -256,9 +270,7 @@ def inputs(job: JobOnDevice) -> float:
     seq_len = job.config.training.seq_len
     mask = {"sdpa": seq_len, "flex": 16 * seq_len / 128**2, "varlen": 0.0}[job.executor]  # four int32 tables of block pairs
     mask, rotary_tables = (2 * mask, 3) if job.mapped else (mask, 1)  # far queries and far keys have rotary_tables of their own
-    # the prefetcher has one on its way and holds the last until it is done with
-    present = 1 if job.device == "cpu" else min(job.micro_batches, 2) + 1
-    return job.tokens * (present * (8 + 8 + 4 + 4 + 4 + mask) + rotary_tables * FLOAT32 * job.decoder.head_dim)
+    return job.tokens * (job.batches_at_hand * (8 + 8 + 4 + 4 + 4 + mask) + rotary_tables * FLOAT32 * job.decoder.head_dim)
 
 
 def checkpointed(job: JobOnDevice) -> tuple[list[float], float, float]:
