@@ -185,6 +185,8 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
         "inputs": inputs(job),
     }
     gradients = at_rest * sizes.trained / shared
+    # replicas sum their gradients in the last micro-batch: until then each holds its own, of the type they travel in
+    accumulated = (reduced if layout.replicate > 1 else at_rest) * sizes.trained / shared
     tables, block, of_tables, of_output, of_block = (
         width * size / tp for size in (sizes.tables, job.block, sizes.trained_tables, sizes.trained_output, job.trained_block)
     )
@@ -206,7 +208,7 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     gathered_at_end, unreduced_at_end = max(computed, summed, key=sum)
 
     def moment(name: str, **parts: float) -> Moment:
-        parts = {"gradients": gradients if accumulates else 0.0, **lasting, **parts}
+        parts = {"gradients": accumulated if accumulates else 0.0, **lasting, **parts}
         return Moment(name, {key: parts.get(key.replace(" ", "_"), 0.0) for key in HOW})
 
     return [
@@ -232,7 +234,7 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
         ),
         moment(
             "backward, first block",
-            gradients=gradients if accumulates else at_rest * job.trained_block * (d.n_layers - 1) / shared,
+            gradients=accumulated if accumulates else at_rest * job.trained_block * (d.n_layers - 1) / shared,
             gathered=tables + block,
             unreduced=of_output + of_block + reduced_block,
             activations=kept[0],
@@ -240,7 +242,7 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
         ),
         moment(
             "backward, tables",
-            gradients=gradients if accumulates else gradients - at_rest * sizes.trained_tables / shared,
+            gradients=accumulated if accumulates else gradients - at_rest * sizes.trained_tables / shared,
             gathered=gathered_at_end,
             unreduced=unreduced_at_end,
         ),

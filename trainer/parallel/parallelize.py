@@ -7,7 +7,7 @@ clipping by a global norm needs all gradients on comparable meshes.
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ...models.decoder import Decoder
 from ..config import JobConfig
@@ -52,3 +52,13 @@ def apply_fsdp(model: Decoder, config: JobConfig, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh, mp_policy=of_block, reshard_after_forward=policy != "never")
     # by default the rest is kept: its backward starts at once
     fully_shard(model, mesh=mesh, mp_policy=of_rest, reshard_after_forward=policy == "always")
+
+
+def sum_over_replicas(model: Decoder, enable: bool) -> None:
+    """Choose whether the next backward pass sums gradients over the model's replicas, or keeps them for one that does.
+
+    Gradients are scattered over the shards in every pass, so that no rank keeps whole ones. Their sum over replicas is
+    needed once a step.
+    """
+    assert isinstance(model, FSDPModule)
+    model.set_requires_all_reduce(enable)
