@@ -24,16 +24,19 @@ ACCUMULATED = ["--training.local_batch_size", "1", "--training.global_batch_size
 
 
 class Collectives(TorchDispatchMode):
-    """Records which collectives run, and how many elements of the whole group are in each."""
+    """Records collectives, with how many elements of the whole group are in each, and copies of flat parameters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[str, int]] = []
+        self.copies: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if kind := KINDS.get(func.overloadpacket):
             tensors = [t for arg in args[:2] for t in (arg if isinstance(arg, list) else [arg]) if isinstance(t, Tensor)]
             self.seen.append((kind, max(t.numel() for t in tensors)))
+        if func.overloadpacket is torch.ops.aten.copy_ and args[0].dim() == 1:
+            self.copies.append(args[0].numel())
         return func(*args, **(kwargs or {}))
 
 
@@ -44,6 +47,7 @@ class Step(NamedTuple):
     numbers: list[float]  # loss and norm of both steps
     micro_batches: int
     trained: int  # parameters
+    copies: list[int]  # elements of flat tensors that were copied
 
     def total(self, kind: str) -> int:
         """Elements in collectives of FSDP2 of one kind; the sum of the loss is none."""
@@ -64,7 +68,7 @@ def second_step(config_path: str, options: list[str]) -> Step:
         numbers += [outcome.loss.item(), outcome.grad_norm.item()]
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     trainer.close()
-    return Step(mode.seen, numbers, trainer.micro_batches, trained)
+    return Step(mode.seen, numbers, trainer.micro_batches, trained, mode.copies)
 
 
 @pytest.mark.parametrize("shard", [1, 2])
@@ -79,3 +83,42 @@ def test_replicas_sum_their_gradients_once_a_step(tmp_path: Path, shard: int) ->
     expected = run_on_ranks(second_step, 2, config, [*degrees[:3], "1", *whole])[0]
     assert expected.micro_batches == 1
     assert step.numbers == pytest.approx(expected.numbers, rel=1e-5)
+
+
+DIM, WIDE, VOCAB = 32, 64, 512
+TABLE, MATRIX = VOCAB * DIM, WIDE * DIM  # elements of a table, and of each of the three matrices of a feed-forward part
+
+
+def moved(step: Step, kind: str) -> list[int]:
+    """Sizes of collectives of FSDP2 of one kind, in order."""
+    return [size for name, size in step.collectives if name == kind]
+
+
+def test_the_first_block_waits_for_the_embedding_alone_and_the_output_is_scattered_first(tmp_path: Path) -> None:
+    step = run_on_ranks(second_step, 2, str(write_job(tmp_path, steps=2)), [])[0]
+    block = (step.trained - 2 * TABLE - DIM) // 2
+    forward, backward = [TABLE, block, block, TABLE + DIM], [block, block]
+    assert moved(step, "gather") == forward + backward, "the embedding is not gathered again"
+    assert moved(step, "scatter") == [TABLE + DIM, block, block, TABLE]
+
+
+def test_a_tied_table_is_gathered_once_and_scattered_when_both_of_its_gradients_are_there(tmp_path: Path) -> None:
+    step = run_on_ranks(second_step, 2, str(write_job(tmp_path, steps=2)), ["--model.tie_embeddings", "true"])[0]
+    block = (step.trained - TABLE - DIM) // 2
+    assert moved(step, "gather") == [TABLE + DIM, block, block, block, block]
+    assert moved(step, "scatter") == [block, block, TABLE + DIM]
+
+
+def test_a_frozen_embedding_has_no_gradient_to_scatter(tmp_path: Path) -> None:
+    step = run_on_ranks(second_step, 2, str(write_job(tmp_path, steps=2)), ["--fine_tuning.freeze", '["tok_embeddings"]'])[0]
+    block = (step.trained - TABLE - DIM) // 2
+    assert moved(step, "scatter") == [TABLE + DIM, block, block]
+
+
+@pytest.mark.parametrize(("policy", "times"), [("default", 1), ("always", 2)])
+def test_one_rank_casts_its_parameters_once_a_micro_batch(tmp_path: Path, policy: str, times: int) -> None:
+    options = ["--parallelism.fsdp_reshard_after_forward", policy, *ACCUMULATED]
+    step = run_on_ranks(second_step, 1, str(write_job(tmp_path, steps=2)), options)[0]
+    assert step.micro_batches == 16
+    assert step.copies.count(MATRIX) == times * 16 * 2 * 3, "of two blocks"
+    assert step.copies.count(TABLE) == 16 * (2 if policy == "default" else 3) + 16, "and the embedding's gradient"
