@@ -13,6 +13,12 @@ CONFIG_FILE=${CONFIG_FILE:-"$(dirname "$0")/train_configs/debug.toml"}
 case "$NGPU" in
     "" | *[!0-9]* | 0*) echo "error: NGPU=$NGPU: must be a number of processes, 1 or more" >&2; exit 2 ;;
 esac
+# torch's allocator then grows its segments instead of adding others, so that less of a GPU is reserved and cannot be used. The
+# older name of the variable, which torch reads first, is left alone too.
+if [ -z "${PYTORCH_ALLOC_CONF+set}${PYTORCH_CUDA_ALLOC_CONF+set}" ]; then
+    export PYTORCH_ALLOC_CONF=expandable_segments:True
+fi
+
 if [ "$NGPU" -eq 1 ]; then
     exec python3 -m cistron.trainer.train --config "$CONFIG_FILE" "$@"
 fi

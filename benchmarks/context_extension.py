@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from cistron.models.config import RopeConfig
-from cistron.models.positions import rope_table
 from cistron.trainer.inference import OpenedModel, open_model
 from cistron.trainer.train import run
 from rich.console import Console
@@ -87,7 +86,7 @@ def held_out(windows: int) -> torch.Tensor:
 def losses(opened: OpenedModel, rope: RopeConfig, tokens: torch.Tensor) -> torch.Tensor:
     """Loss of every byte but the first of each window with these rotary angles, float32 [windows, 4 L - 1]."""
     model, parts = opened.model, []
-    model.inv_freq, model.attention_factor = rope_table(rope, model.config.head_dim, LONG)
+    model.set_positions(rope, model.config.attention, LONG)
     for batch in tokens.split(8):
         mask = opened.mask.build(torch.zeros_like(batch, dtype=torch.int32), opened.device)
         positions = torch.arange(LONG, dtype=torch.int32).expand_as(batch)

@@ -12,6 +12,7 @@ State-dict keys correspond one to one to Hugging Face's Llama and Qwen3 (`huggin
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -73,6 +74,13 @@ class Decoder(nn.Module):
         self.config, self.max_document_length = config, max_document_length
         # Attributes, not buffers: `to_empty` would lose the values and `to(bfloat16)` their precision.
         self.inv_freq, self.attention_factor = rope_table(rope, config.head_dim, max_document_length)
+        self.inv_freq_there: Tensor | None = None
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Return `inv_freq` where it is used, copied once: a copy from pageable memory makes the host wait."""
+        if self.inv_freq_there is None or self.inv_freq_there.device != device:
+            self.inv_freq_there = self.inv_freq.to(device)
+        return self.inv_freq_there
 
     def forward(
         self,
@@ -102,7 +110,8 @@ class Decoder(nn.Module):
             nats, squared errors of values), float32 [batch, seq_len], 0 where there is no target; those of tokens are
             to be summed before going backward, see `loss.linear_cross_entropy`.
         """
-        rotary = rotary_tables(self.config.attention, self.config.rope, positions, self.inv_freq, self.attention_factor)
+        inv_freq = self.frequencies(positions.device)
+        rotary = rotary_tables(self.config.attention, self.config.rope, positions, inv_freq, self.attention_factor)
         x = self.tok_embeddings(tokens)
         for block in self.layers:
             x = block(x, rotary, mask)
@@ -161,9 +170,12 @@ class Attention(nn.Module):
         q, k, v = (w(x).view(batch, seq_len, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        rotated = [(rotate(q, *tables.q), self.gather(rotate(k, *tables.k))) for tables in rotary]
-        heads = attend_in_regions(rotated, self.gather(v), mask)
+        # Rotated as the projections lay them out, then seen by head: a kernel's output has the layout of q, and `wo`
+        # reads it without a copy.
+        rotated = [
+            (rotate(q, *tables.q).transpose(1, 2), self.gather(rotate(k, *tables.k).transpose(1, 2))) for tables in rotary
+        ]
+        heads = attend_in_regions(rotated, self.gather(v.transpose(1, 2)), mask)
         out: Tensor = self.wo(heads.transpose(1, 2).reshape(batch, seq_len, -1))
         return out
 

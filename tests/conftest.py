@@ -1,8 +1,8 @@
 """One thread per process; markers by what a test calls; the longest files first.
 
-Two test workers and their ranks share two cores, so that every process takes one thread, pytest's own included. A
-worker takes whole files (`--dist loadfile`) in the order given here, so that none is left alone with a long one at the
-end.
+Three test workers and their ranks share two cores (one of them often waits), so that every process takes one thread,
+pytest's own included. A worker takes whole files (`--dist loadfile`) in the order given here, so that none is left
+alone with a long one at the end.
 """
 
 import os
@@ -10,6 +10,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of compilers imports torch once more, 3 s, in every process
 
+import gc
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 
@@ -88,6 +89,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Collect no garbage among what the imports left: 0.25 s of every refusal and run, which end in a collection."""
+    gc.collect()
+    gc.freeze()
 
 
 _known: dict[FunctionType, set[str]] = {}

@@ -18,10 +18,10 @@ from ..models.config import DecoderConfig, Executor
 from ..models.positions import keys_seen
 from ..trainer.build import attention_of, training_mask
 from ..trainer.config import JobConfig, load_config
-from ..trainer.estimates import HOW, checkpoint_bytes, estimate, frozen_flops, row_flops, sizes_of
+from ..trainer.estimates import HOST, HOW, checkpoint_bytes, estimate, frozen_flops, host_estimate, peak_of, row_flops, sizes_of
 from ..trainer.extrapolation import plan_of
 from ..trainer.parallel import context_block_size
-from ..trainer.processes import Layout, global_batch_size, run_command
+from ..trainer.processes import Layout, global_batch_size, host_memory, private_memory, run_command
 from ..trainer.start import job_complaints, open_data, verify
 from .support import report_sources, report_targets
 
@@ -47,6 +47,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     layout = Layout.resolve(config, world_size)
     tokenizer, decoder = verify(config, layout)
     mask = training_mask(config, tokenizer, kernels)
+    programs = private_memory()  # before there are rows
     console = Console(highlight=False, soft_wrap=True)
     console.rule("configuration")
     console.print(config.to_toml(), markup=False)
@@ -64,6 +65,8 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     report_layout(console, config, layout, mask)
     console.rule("model and memory")
     report_model(console, config, decoder, layout, mask.executor, device)
+    parts = host_estimate(config, decoder, tokenizer, layout, mask.executor, device, programs)
+    report_host(console, parts, layout, device)
     console.rule("data")
     rows_per_step = global_batch_size(config, layout)
     positions = rows_per_step * config.training.seq_len
@@ -113,7 +116,7 @@ def report_model(
         whole = seq_len * (seq_len + 1) // 2
         console.print(f"{decoder.attention.named}: {passes}; {seen / whole:.1%} of the pairs of a document as long as a row")
     moments = estimate(config, decoder, layout, executor, device)
-    peak = max(moments, key=lambda moment: moment.size)
+    peak = peak_of(moments)
     grid = Table(f"memory of one device ({device})", "GiB", "what", box=None)
     for part, size in peak.parts.items():
         grid.add_row(part, f"{size / 2**30:.3f}", HOW[part])
@@ -123,9 +126,23 @@ def report_model(
             grid.add_row("sum", f"{moment.size / 2**30:.3f}", f"at another moment: {moment.name}")
     console.print(grid)
     size = checkpoint_bytes(config, decoder, layout, executor, device)
-    copy = f", {size / layout.world_size / 2**30:.3f} GiB of each process's host memory while they are written"
-    what = f"checkpoints of {size / 2**30:.3f} GiB" + (copy if config.checkpoint.async_mode == "async" else "")
-    console.print(what if config.checkpoint.enable else "no checkpoints")
+    console.print(f"checkpoints of {size / 2**30:.3f} GiB" if config.checkpoint.enable else "no checkpoints")
+
+
+def report_host(console: Console, parts: dict[str, float], layout: Layout, device: str) -> None:
+    """What one process takes of its host, and how many of them this machine has room for."""
+    grid, size = Table("host memory of one process", "GiB", "what", box=None), sum(parts.values())
+    for part, taken in parts.items():
+        if taken:
+            grid.add_row(part, f"{taken / 2**30:.3f}", HOST[part])
+    grid.add_row("sum, an estimate", f"{size / 2**30:.3f}", "without the CUDA context, NCCL and the compiler")
+    console.print(grid)
+    if (host := host_memory()) is None:
+        return
+    room, processes = int(host // size), layout.world_size
+    known = torch.cuda.device_count() if device == "cuda" else processes  # of those that would run here
+    short = "warning: " if room < min(processes, known) else ""
+    console.print(f"{short}this machine has {host / 2**30:.1f} GiB: room for {room} such process(es); the job has {processes}")
 
 
 def report_rows(console: Console, batch: Batch, eos_id: int) -> None:

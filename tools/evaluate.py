@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
 from ..base import load_plugins
+from ..datasets.files import whole
 from ..datasets.nucleotides import CODES, reverse_complement
 from ..datasets.readers import NamedSequence, SequenceFiles
 from ..datasets.tokenizers import has_bases
@@ -122,22 +123,18 @@ def open_writer(output: Path | None) -> Iterator[Writer]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         return
-    partial = output.with_name(f"{output.name}.partial")
-    try:
-        with ExitStack() as opened:
-            with writing(output):
-                write = opened.enter_context(WRITERS[output.suffix](partial))
+    with ExitStack() as opened:
+        with writing(output):
+            partial = opened.enter_context(whole(output))
+            write = opened.enter_context(WRITERS[output.suffix](partial))
 
-            def written(result: Line) -> None:
-                with writing(output):
-                    write(result)
-
-            yield written
+        def written(result: Line) -> None:
             with writing(output):
-                opened.close()
-                partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+                write(result)
+
+        yield written
+        with writing(output):
+            opened.close()
 
 
 def tsv_writer(file: TextIO) -> Writer:

@@ -1,10 +1,10 @@
-"""Errors of the trainer: three kinds of mistakes that a user can correct, and two failures of a run.
+"""Errors of the trainer: three kinds of mistakes that a user can correct, and three failures of a run.
 
 UserError
     ConfigError         the TOML or the command line
     EosMismatchError    who says where documents end
     CheckpointError     a checkpoint
-NonFiniteError, PeerLostError
+NonFiniteError, RankLostError, OutOfMemoryError
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,10 @@ class NonFiniteError(ArithmeticError):
 
 class RankLostError(RuntimeError):
     """A collective failed because another rank is lost; raised on every rank that notices, after it printed so."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """The memory of a device or of its host ran out; raised on the ranks where it did, after they printed so."""
 
 
 class CheckpointError(UserError):

@@ -9,7 +9,7 @@ from .config import JobConfig
 from .estimates import sizes_of
 from .inference import sample_tokens
 from .parallel import without_context_parallel
-from .processes import World, global_batch_size
+from .processes import World, device_remarks, global_batch_size
 
 SAMPLE_TOKENS = 120
 
@@ -33,6 +33,7 @@ def introduction(
     micro_batches = rows // layout.data_parallel // micro_batch_size
     return [
         *config.remarks(step),
+        *device_remarks(world.device),
         *(remark for source in loader.sources for remark in source.remarks()),
         f"{config.model.preset}: {sizes_of(config, decoder)}, {executor} attention ({why}) over documents ending in "
         f"eos {eos_id}; {rows} rows x {config.training.seq_len} tokens a step on {layout.world_size} process(es) "

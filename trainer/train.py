@@ -31,13 +31,15 @@ from .huggingface import export_step
 from .messages import introduction, prompt_of, sample_text
 from .metrics import Outcome, StepCounts, profiling
 from .optim import StepGuard, gradient_norm, learning_rate, reduce_losses, set_learning_rate
+from .out_of_memory import out_of_memory_told
 from .parallel import Inputs, compile_for_all_widths, stage
 from .prefetch import Prefetcher
 from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command
 from .start import (
+    Launch,
+    Parts,
     TrainData,
     build_model_and_optimizer,
-    launch_complaints,
     open_data,
     open_run_folder,
     resume_data,
@@ -54,18 +56,20 @@ class Trainer:
         config: the resolved configuration.
         world: this process among the others.
         stop: polled at every wait; once true, the run ends after the current step, saved.
+        parts: of a job that every rank has examined for this layout and its device; None: it is examined here.
 
     Raises:
         ConfigError, DataError, ModelError, EosMismatchError, CheckpointError: on all ranks alike, before any step.
     """
 
-    def __init__(self, config: JobConfig, world: World, stop: StopRequest) -> None:
+    def __init__(self, config: JobConfig, world: World, stop: StopRequest, parts: Parts | None = None) -> None:
         """Check what is cheap to check, open the data, then build the model and resume."""
         self.config, self.world, self.stop = config, world, stop
         self.ending = ""  # why training ends before its last step
         self.run_folder = Folder(config.job.dump_folder)
         self.checkpoints = self.run_folder / config.checkpoint.folder
-        self.tokenizer, self.decoder_config = world.on_every_rank(lambda: verify(config, world.layout, world.device))
+        parts = parts or world.on_every_rank(lambda: verify(config, world.layout, world.device))
+        self.tokenizer, self.decoder_config = parts
         self.mask = training_mask(config, self.tokenizer, world.device)
         rows_per_rank = global_batch_size(config, world.layout) // world.layout.data_parallel
         self.micro_batch_size = min(config.training.local_batch_size, rows_per_rank)
@@ -321,25 +325,28 @@ def train(config: JobConfig | str | PathLike[str]) -> TrainedRun:
     Raises:
         UserError: the configuration, the data or a checkpoint is not what it must be; the message lists every mistake.
         NonFiniteError: too many steps in a row had a loss or gradients that are not finite.
+        OutOfMemoryError: memory ran out; the message, which was printed too, says what would take less.
     """
+    launch = Launch()
     if isinstance(config, JobConfig):
-        refuse(launch_complaints(config))
+        refuse(launch.complaints(config))
     else:
-        config, _ = load_config(["--config", str(config)], further=launch_complaints)
-    return train_job(config)
+        config, _ = load_config(["--config", str(config)], further=launch.complaints)
+    return train_job(config, launch.parts)
 
 
 def run(argv: Sequence[str]) -> None:
     """Train the job that `argv` describes."""
-    config, options = load_config(argv, further=launch_complaints)
+    launch = Launch()
+    config, options = load_config(argv, further=launch.complaints)
     if options.print_config:
         print(config.to_toml(), end="")
     else:
-        train_job(config)
+        train_job(config, launch.parts)
 
 
-def train_job(config: JobConfig) -> TrainedRun:
-    """Train a job whose configuration has passed its checks."""
+def train_job(config: JobConfig, parts: Parts | None) -> TrainedRun:
+    """Train a job whose configuration has passed its checks, and whose parts these are."""
     trainer: Trainer | None = None
     with (
         StopRequest() as stop,
@@ -349,11 +356,14 @@ def train_job(config: JobConfig) -> TrainedRun:
     ):
         world = join(config)
         try:
-            trainer = Trainer(config, world, stop)
-            try:
-                trainer.train()
-            finally:
-                trainer.close()
+            with out_of_memory_told(
+                config, world, lambda: f"step {trainer.progress.step + 1}" if trainer else "before the first step", stop
+            ):
+                trainer = Trainer(config, world, stop, parts)
+                try:
+                    trainer.train()
+                finally:
+                    trainer.close()
         finally:
             dist.destroy_process_group()
     # no process group is left: rank 0 takes as long as the weights need, and no rank waits for it in a collective

@@ -4,7 +4,7 @@ Read `find` (names to files), `storage` (opening them), then `inflate` and `bgzi
 (URLs), and `atomic` (writing, checksums).
 """
 
-from .atomic import TEMPORARY, checksum, sync, temporary, write_atomically
+from .atomic import TEMPORARY, checksum, sync, temporary, whole, write_atomically
 from .bgzip import BgzfFile
 from .find import DataFile, is_compressed, is_remote, plain_name
 from .inflate import ByteFile
@@ -25,5 +25,6 @@ __all__ = [
     "plain_name",
     "sync",
     "temporary",
+    "whole",
     "write_atomically",
 ]

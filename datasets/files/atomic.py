@@ -1,6 +1,8 @@
-"""written whole or not at all; checksums."""
+"""Files that are written whole or not at all, and their checksums."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import xxhash
@@ -10,11 +12,25 @@ TEMPORARY = ".part"
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all, and its folder's names before it, even after a power cut."""
-    temporary(path).write_bytes(data)
-    sync(temporary(path))
-    sync(path.parent)
-    temporary(path).replace(path)
-    sync(path.parent)
+    with whole(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield the name of a file to be written; when the block ends well, the file takes the place of `path`.
+
+    A block that fails leaves `path` as it was, and nothing beside it.
+    """
+    partial = temporary(path)
+    try:
+        yield partial
+        sync(partial)
+        sync(path.parent)
+        partial.replace(path)
+        sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def temporary(path: Path) -> Path:

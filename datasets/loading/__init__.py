@@ -1,10 +1,12 @@
 """Files to batches: opens the sources of a job, shares their lanes among ranks and workers, keeps the data's state.
 
 Read `sources` (which files, in which lanes), `transport` (rows from workers), `loader` (endless batches, resumable),
-then `single_pass` (every document once, for validation) and `state` (what a checkpoint keeps of the data).
+then `single_pass` (every document once, for validation), `state` (what a checkpoint keeps of the data) and
+`host_memory` (what all of it takes).
 """
 
 from .batch import Batch, RowSettings
+from .host_memory import LoaderMemory, loader_memory
 from .loader import Loader
 from .single_pass import SinglePass
 from .sources import Source
@@ -17,8 +19,10 @@ __all__ = [
     "DataState",
     "Inventory",
     "Loader",
+    "LoaderMemory",
     "RowSettings",
     "SinglePass",
     "Source",
+    "loader_memory",
     "merge_states",
 ]

@@ -114,8 +114,7 @@ class Loader:
         self._state = state.model_copy(update={"config": identity, "lanes": lanes})
         self._degree = shard.dp_degree
         self._stream = RowStream(self.sources, tokenizer, self.packer, config, rows, replace(shard, state=self._state))
-        batch_bytes = BYTES_PER_TOKEN * rows.batch_size * rows.seq_len
-        self._depth = min(max(AHEAD_BYTES // batch_bytes, 2), MAX_AHEAD)
+        self._depth = batches_ahead(rows.batch_size, rows.seq_len)
         self._ahead: ReadAhead[Batch] | None = None
         self._processes: list[Any] = []  # workers
 
@@ -189,6 +188,11 @@ class Loader:
                 numbers = [row.origin.row for row in batch]
                 planes = self.packer.expand([row.packed for row in batch], numbers)
                 yield Batch.of(planes, rows=numbers, sources=[row.origin.source for row in batch], state=state)
+
+
+def batches_ahead(batch_size: int, seq_len: int) -> int:
+    """Return how many batches of `batch_size` rows are made ahead of their use."""
+    return min(max(AHEAD_BYTES // (BYTES_PER_TOKEN * batch_size * seq_len), 2), MAX_AHEAD)
 
 
 def verify_sources(sources: Sequence[Source], shard: DataShard) -> None:

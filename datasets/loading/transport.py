@@ -39,6 +39,13 @@ warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning, m
 # Tokens per message: 1 MiB of int32, where the cost of a message is small against that of its rows.
 MESSAGE_TOKENS = 2**18
 MAX_MESSAGE_ROWS = 64
+PREFETCHED_MESSAGES = 2  # of each worker
+MESSAGES_PER_WORKER = PREFETCHED_MESSAGES + 2  # one is made, and the rows of one are used
+
+
+def message_rows(seq_len: int) -> int:
+    """Return how many rows of `seq_len` tokens a message has."""
+    return min(max(MESSAGE_TOKENS // seq_len, 1), MAX_MESSAGE_ROWS)
 
 
 class RowOrigin(NamedTuple):
@@ -170,7 +177,7 @@ class RowStream(IterableDataset[Message]):
         info = get_worker_info()
         assert info is not None
         origins = (origin for origin in self.origins(self.mixer()) if self.owner(origin, info.num_workers) == info.id)
-        size = min(max(MESSAGE_TOKENS // self.packer.seq_len, 1), MAX_MESSAGE_ROWS)
+        size = message_rows(self.packer.seq_len)
         rows = self.rows(origins)
         error: DataError | DataEnd | None = None
         while error is None:
@@ -224,7 +231,7 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
         num_workers=workers,
         snapshot_every_n_steps=0,
         multiprocessing_context="spawn",
-        prefetch_factor=2,
+        prefetch_factor=PREFETCHED_MESSAGES,
         worker_init_fn=_start_worker,
     )
     with _no_main_module():

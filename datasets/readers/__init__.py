@@ -9,10 +9,11 @@ from .config import SourceConfig, SourceFiles
 from .formats import build_reader, raw_formats
 from .labels import Label
 from .pieces import Piece, assign, target_size
-from .records import READERS, DocumentJoiner, FieldReader, Reader, Records, located, wrong_byte
+from .records import GROUP_BYTES, READERS, DocumentJoiner, FieldReader, Reader, Records, located, wrong_byte
 from .sequences import NamedSequence, SequenceFiles
 
 __all__ = [
+    "GROUP_BYTES",
     "READERS",
     "DocumentJoiner",
     "FieldReader",

@@ -1,7 +1,8 @@
 """Attention within documents: the mask of a packed batch, and the kernels that compute under it.
 
-Read `masks.py` first: one rule in three forms. `block_mask.py` writes the form of FlexAttention from two ids per block;
-`kernels.py` chooses and calls the kernel of each form, and joins the two regions of a position map.
+Read `masks.py` first: one rule in three forms. `block_mask.py` writes the form of FlexAttention from two ids per block,
+with the rules of `rules.py` for partial ones; `kernels.py` chooses and calls the kernel of each form, and joins the two
+regions of a position map.
 """
 
 from .block_mask import document_block_mask

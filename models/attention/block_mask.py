@@ -1,11 +1,10 @@
 """FlexAttention's `BlockMask` of packed documents, written from two document ids per block of tokens.
 
 `create_block_mask` compares every query with every key. Ids that never fall along a row allow one comparison per pair
-of blocks: `document_block_mask` for whole documents, `_within_reach` for windows and the regions of position maps. The
-rules that the kernel evaluates inside of partial blocks are at the end. Measured by benchmarks/block_mask.py.
+of blocks: `document_block_mask` for whole documents, `_within_reach` for windows and the regions of position maps. What
+the kernel evaluates inside of partial blocks is in `rules.py`. Measured by benchmarks/block_mask.py.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from ..positions import ALL_DISTANCES, DistanceRange
+from .rules import document_rule, document_starts, reach_rule
 
 
 def _rising(sequence_ids: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def _rising(sequence_ids: Tensor) -> Tensor:
 
 def _positions(ids: Tensor) -> Tensor:
     """Return the positions inside of documents, int64 [batch, seq_len], from ids that never fall along a row."""
-    return torch.arange(ids.shape[1], device=ids.device) - torch.searchsorted(ids, ids)
+    return torch.arange(ids.shape[1], device=ids.device) - document_starts(ids)
 
 
 class _Blocks(NamedTuple):
@@ -108,7 +108,7 @@ def document_block_mask(
         full_q_num_blocks=full_q_num_blocks,
         full_q_indices=full_q_indices,
         BLOCK_SIZE=(block_size, block_size),
-        mask_mod=_document_rule(ids, causal, queries, keys) if reach == ALL_DISTANCES else _reach_rule(ids, reach),
+        mask_mod=document_rule(ids, causal, queries, keys) if reach == ALL_DISTANCES else reach_rule(ids, reach),
     )
 
 
@@ -153,49 +153,6 @@ def _within_reach(ids: Tensor, blocks: _Blocks, reach: DistanceRange, size: int)
     own_block = F.pad(own, (0, -ids.shape[1] % size)).unflatten(1, (-1, size)).any(-1)
     diagonal = torch.eye(some.shape[1], dtype=torch.bool, device=ids.device)
     return torch.where(diagonal, own_block[:, :, None], some), every
-
-
-def _reach_rule(ids: Tensor, reach: DistanceRange) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return the rule of `_document_rule` for causal tokens in order that are within reach.
-
-    Numbers are tensors, so that no code is compiled for others.
-    """
-    least = torch.full((), reach.least, device=ids.device)
-    if reach.below is None:
-
-        def beyond(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return (ids[b, q] == ids[b, k]) & (q - k >= least)
-
-        return beyond
-    below, sinks = (torch.full((), n, device=ids.device) for n in (reach.below, reach.sinks))
-    positions = _positions(ids)
-
-    def within(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (ids[b, q] == ids[b, k]) & (q - k >= least) & ((q - k < below) | (positions[b, k] < sinks))
-
-    return within
-
-
-def _document_rule(
-    ids: Tensor, causal: bool, queries: Tensor | None, keys: Tensor | None
-) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return the rule as FlexAttention calls it: with the indices of a query and of a key in the kernel's inputs."""
-    if queries is None and keys is None:
-
-        def in_order(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            same = ids[b, q] == ids[b, k]
-            return same & (q >= k) if causal else same
-
-        return in_order
-    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    q_positions, k_positions = (positions if p is None else p for p in (queries, keys))
-    q_ids, k_ids = ids.gather(1, q_positions), ids.gather(1, k_positions)
-
-    def spread_out(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        same = q_ids[b, q] == k_ids[b, k]
-        return same & (q_positions[b, q] >= k_positions[b, k]) if causal else same
-
-    return spread_out
 
 
 def _ordered(dense: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,15 +34,23 @@ from .block_mask import _positions, _rising, document_block_mask
 class DocumentOffsets(NamedTuple):
     """Documents as intervals of the flattened batch, the form that varlen attention reads.
 
+    The kernel starts a thread block for every segment and every 128 queries of the longest, so both numbers are those
+    of the batch, rounded up to powers of two. Compiled code takes them as sizes that vary, and is compiled once.
+
     Attributes:
         cu_seqlens: int32 [capacity + 1]; segment i is tokens `cu_seqlens[i]` to `cu_seqlens[i + 1]` of the B·S tokens.
-        max_seqlen: an upper bound of every segment's length, the row length: constant, so that nothing recompiles.
+        longest: int8 [max_seqlen], without values: its size is an upper bound of every segment's length.
         causal: whether a token sees only its past within its segment.
     """
 
     cu_seqlens: Tensor
-    max_seqlen: int
+    longest: Tensor
     causal: bool
+
+    @property
+    def max_seqlen(self) -> int:
+        """An upper bound of every segment's length; in compiled code a size that varies."""
+        return self.longest.shape[0]
 
 
 class Regions(NamedTuple):
@@ -119,9 +127,7 @@ class DocumentMask:
         device = device or sequence_ids.device
         if self.executor == "varlen":
             assert queries is keys is None, "documents that are spread out are no intervals"
-            offsets = document_offsets(sequence_ids, offsets_capacity(sequence_ids)).to(device, non_blocking=True)
-            torch._dynamo.maybe_mark_dynamic(offsets, 0)  # or each capacity would be compiled for
-            return DocumentOffsets(offsets, sequence_ids.shape[1], self.causal)
+            return document_offsets(sequence_ids, self.causal, device)
         sequence_ids = sequence_ids.to(device, non_blocking=True)
         queries, keys = (None if t is None else t.to(device, non_blocking=True) for t in (queries, keys))
         masks = [self._region(sequence_ids, queries, keys, reach) for reach in reaches(self.attention)]
@@ -165,41 +171,33 @@ def document_dense_mask(
     return seen
 
 
-def document_offsets(sequence_ids: Tensor, capacity: int) -> Tensor:
-    """Return the start of every segment in the flattened batch, in a tensor of fixed size.
+def document_offsets(sequence_ids: Tensor, causal: bool, device: torch.device | str) -> DocumentOffsets:
+    """Return the start of every segment in the flattened batch.
 
-    A segment is a document or a run of padding; rows never share one.
+    A segment is a document or a run of padding; rows never share one. How many there are and the longest are read on
+    the host, and rounded up to powers of two: fewer shapes for the allocator, and less than four thread blocks for one
+    that has work. `cu_seqlens` begins with 0; what follows the last segment is batch·seq_len: empty segments.
 
     Args:
-        sequence_ids: int32 [batch, seq_len].
-        capacity: number of segments there is room for, see `offsets_capacity`.
-
-    Returns:
-        int32 [capacity + 1], beginning with 0; what follows the last segment is batch·seq_len: empty segments.
+        sequence_ids: int32 [batch, seq_len], on the CPU.
+        causal: whether a token sees only its past within its segment.
+        device: where the offsets are used.
     """
-    starts = _segment_starts(sequence_ids)
-    total = starts.numel()
-    index = torch.arange(total, device=starts.device)
-    slot = torch.where(starts, starts.cumsum(0) - 1, capacity)
-    offsets = torch.full((capacity + 1,), total, device=starts.device)
-    return offsets.scatter_(0, slot, torch.where(starts, index, total)).int()
+    new = torch.ones_like(sequence_ids, dtype=torch.bool)
+    new[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
+    total = new.numel()
+    starts = new.flatten().nonzero()[:, 0]
+    longest = int(starts.diff(append=starts.new_tensor([total])).max())
+    cu_seqlens = torch.full((_power_of_two(len(starts)) + 1,), total, dtype=torch.int32)
+    cu_seqlens[: len(starts)] = starts
+    there = torch.device(device)
+    cu_seqlens = (cu_seqlens.pin_memory() if there.type == "cuda" else cu_seqlens).to(there, non_blocking=True)
+    sized = torch.empty(_power_of_two(longest), dtype=torch.int8, device=there)
+    for tensor in (cu_seqlens, sized):
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)  # or each size would be compiled for
+    return DocumentOffsets(cu_seqlens, sized, causal)
 
 
-def offsets_capacity(sequence_ids: Tensor) -> int:
-    """Return the room for the segments of this batch: batch·seq_len / 128, doubled until they fit.
-
-    Read on the host. Constant as long as segments are 128 tokens long on average, so that compiled code sees one shape
-    for ordinary text; batches of shorter documents double it, at most 7 times before each token is its own document.
-    """
-    capacity = max(sequence_ids.numel() // 128, 1)
-    segments = int(_segment_starts(sequence_ids).sum())
-    while capacity < segments:
-        capacity *= 2
-    return capacity
-
-
-def _segment_starts(sequence_ids: Tensor) -> Tensor:
-    """Return bool [batch·seq_len]: True where a document, a run of padding or a row begins."""
-    starts = torch.ones_like(sequence_ids, dtype=torch.bool)
-    starts[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
-    return starts.flatten()
+def _power_of_two(least: int) -> int:
+    """Return the least power of two that is no smaller, and 2 for 1: a size of 1 is compiled for itself."""
+    return max(2, 1 << (least - 1).bit_length())

@@ -129,7 +129,7 @@ def rotary_tables(
         if region.q is not region.k:
             q = rotation(region.q, inv_freq, attention_factor)
         if config.logn:
-            factor = (torch.log(positions.to(q[0].dtype) + 1) / math.log(rope.trained_length)).clamp(min=1)[:, None, :, None]
+            factor = (torch.log(positions.to(q[0].dtype) + 1) / math.log(rope.trained_length)).clamp(min=1)[:, :, None, None]
             q = q[0] * factor, q[1] * factor
         rotary.append(RotaryTables(q, k))
     return rotary

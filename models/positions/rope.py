@@ -134,17 +134,16 @@ _SCALINGS: dict[str, Callable[[RopeConfig, Tensor, int, int], tuple[Tensor, floa
 
 
 def rotation(positions: Tensor, inv_freq: Tensor, attention_factor: float) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines of `positions` [batch, seq_len], each [batch, 1, seq_len, head_dim / 2].
+    """Return the cosines and sines of `positions` [batch, seq_len], each [batch, seq_len, 1, head_dim / 2].
 
     Computed once per forward and shared by all blocks and heads. Positions restart in every document, so they come with
     the batch and are not an arange.
     """
-    inv_freq = inv_freq.to(positions.device, non_blocking=True)
-    angles = positions[:, None, :, None].to(inv_freq.dtype) * inv_freq
+    angles = positions[:, :, None, None].to(inv_freq.dtype) * inv_freq
     return angles.cos() * attention_factor, angles.sin() * attention_factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate every head of `x` [batch, heads, seq_len, head_dim] by its token's angles; the dtype of `x` is kept."""
+    """Rotate every head of `x` [batch, seq_len, heads, head_dim] by its token's angles; the dtype of `x` is kept."""
     first, second = x.chunk(2, dim=-1)  # products with float32 cosines are float32
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

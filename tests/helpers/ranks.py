@@ -96,6 +96,7 @@ class Command:
 
 
 def _command_main(log: str, module: str, name: str, argv: list[str]) -> None:
+    gc.freeze()  # what the server imported: 0.25 s of each collection
     os.setsid()
     with open(log, "w") as file:  # noqa: PTH123
         os.dup2(file.fileno(), 1)
@@ -111,6 +112,7 @@ def _module(function: Callable[..., object]) -> str:
 
 
 def _rank_main(rank: int, world_size: int, folder: str, module: str, name: str, args: tuple[Any, ...]) -> None:
+    gc.freeze()  # as above
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)

@@ -18,6 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "cistron.sbatch"
 STAND_INS = {
     "srun": """
 printf '%s\\n' "$@" > "$CALLS/srun"
+echo "${PYTORCH_ALLOC_CONF-unset}" > "$CALLS/allocator"
 [ -z "${SRUN_STATUS:-}" ] || exit "$SRUN_STATUS"
 while [ "${1#--}" != "$1" ]; do shift; done
 echo $$ > "$CALLS/step"
@@ -105,6 +106,30 @@ def test_a_job_that_fails_keeps_its_status_and_is_not_requeued(tmp_path: Path, s
         "--rdzv_endpoint localhost:23456 --signals-to-handle SIGINT,SIGHUP,SIGQUIT "
         "-m cistron.trainer.train --config x.toml --training.steps 9"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:512"}, "max_split_size_mb:512"),
+        ({"PYTORCH_ALLOC_CONF": ""}, ""),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}, "unset"),
+    ],
+)
+def test_the_allocators_segments_grow_unless_the_user_says_otherwise(
+    tmp_path: Path, slurm: dict[str, str], given: dict[str, str], seen: str
+) -> None:
+    environment = {name: value for name, value in slurm.items() if "ALLOC_CONF" not in name} | given
+    start({**environment, "SRUN_STATUS": "7"}, "x.toml").communicate(timeout=60)
+    assert (tmp_path / "allocator").read_text() == f"{seen}\n"
+    for command in ("python3", "torchrun"):  # one process and several of run_train.sh
+        (tmp_path / "bin" / command).write_text('#!/bin/sh\necho "${PYTORCH_ALLOC_CONF-unset}"\n')
+        (tmp_path / "bin" / command).chmod(0o755)
+    for processes in ("1", "2"):
+        run = ["bash", str(SCRIPT.parents[1] / "run_train.sh")]
+        done = subprocess.run(run, env={**environment, "NGPU": processes}, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{seen}\n"
 
 
 def test_a_job_needs_a_configuration(slurm: dict[str, str]) -> None:

@@ -47,6 +47,26 @@ def test_check_verifies_a_job_and_says_what_it_would_do(tmp_path: Path, capsys: 
     assert not (tmp_path / "run").exists(), "checking leaves nothing behind"
 
 
+def test_check_compares_the_host_memory_of_a_process_with_that_of_the_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = [str(write_job(tmp_path)), "--world-size", "2", "--data.num_workers", "2"]
+    check.main(job)
+    output = " ".join(capsys.readouterr().out.split())
+    table = output.split("host memory of one process")[1].split("all checks passed")[0]
+    parts = ("programs", "model", "documents", "messages", "batches", "checkpoint", "sum,")
+    held = {part: float(table.split(f" {part} ")[1].removeprefix("an estimate ").split()[0]) for part in parts}
+    assert "pinned" not in table, "the device is the host"
+    assert held["programs"] > 3 * 0.05, "this process and two workers"
+    assert held["sum,"] == pytest.approx(sum(held.values()) - held["sum,"], abs=0.005)
+    assert "warning" not in table
+    assert "such process(es); the job has 2" in table
+
+    monkeypatch.setattr(check, "host_memory", lambda: int(1.5 * held["sum,"] * 2**30))
+    check.main(job)
+    assert "room for 1 such process(es); the job has 2" in capsys.readouterr().out.split("warning: this machine")[1]
+
+
 def test_check_counts_the_tokens_that_carry_loss_and_shows_them_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

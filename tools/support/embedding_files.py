@@ -21,6 +21,7 @@ from pydantic import JsonValue
 from safetensors import safe_open
 from torch import Tensor
 
+from ...datasets.files import whole
 from ...trainer.checkpoints import Folder, Spec, safetensors_bytes
 from ...trainer.errors import ConfigError
 
@@ -125,14 +126,14 @@ class EmbeddingFile:
         """
         self._flush()
         assert self.parts, "files of sequences hold one at the least"
-        whole = self.partial / self.output.name
+        output = self.partial / self.output.name
         with writing(self.output):
-            WRITERS[self.output.suffix](self, whole)
+            WRITERS[self.output.suffix](self, output)
             if self.output.suffix != ".parquet":
                 names = f"{self.output.name}.names.txt"
                 Folder(self.partial).write(names, ("".join(f"{n}\n" for n in part.names()).encode() for part in self.parts))
                 (self.partial / names).replace(self.output.with_name(names))
-            whole.replace(self.output)
+            output.replace(self.output)
             shutil.rmtree(self.partial)
 
     def widths(self) -> dict[str, int]:
@@ -148,8 +149,8 @@ class EmbeddingFile:
         path = self.partial / f"part-{len(self.parts):06}.safetensors"
         with writing(self.output):
             content = safetensors_bytes(specs, tensors.values(), {"names": json.dumps(self._names)})
-            Folder(self.partial).write("unfinished", content)
-            (self.partial / "unfinished").replace(path)
+            with whole(path) as unfinished:
+                Folder(self.partial).write(unfinished.name, content)
         self.parts.append(Part(path, len(self._names)))
         self._names, self._lengths, self._bytes = [], [], 0
         self._rows = {name: [] for name in self.layers}

@@ -5,7 +5,7 @@ checkpoint states of its run. `saver` writes (with `dcp`, which plans who writes
 from, `load` fills a model. `tensors` and `folder` are the ground: safetensors files, and folders by path or URL.
 """
 
-from .dcp import CheckpointReader
+from .dcp import CheckpointReader, pinned_bytes, staging_bytes
 from .find import find, on_rank_zero, verified
 from .folder import Folder, atomic_folder
 from .format import MANIFEST, Found, difference_table, read, read_newest, write_whole
@@ -33,10 +33,12 @@ __all__ = [
     "find",
     "load",
     "on_rank_zero",
+    "pinned_bytes",
     "prepare_folders",
     "read",
     "read_newest",
     "safetensors_bytes",
+    "staging_bytes",
     "verified",
     "write_whole",
 ]

@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 import fsspec
 import xxhash
 
+from ...datasets.files import whole
 from ..errors import CheckpointError
 
 PIECE_BYTES = 2**24
@@ -174,19 +175,8 @@ class Folder:
         """
         if not self.is_local:  # stores show an object when it is whole
             return self.write(name, [text.encode()])
-        result = self.write(f"{name}.tmp", [text.encode()])
-        Path(self.path, f"{name}.tmp").replace(Path(self.path, name))
-        self.sync()
-        return result
-
-    def sync(self) -> None:
-        """Flush the folder itself: the names of what was written in it survive a power cut."""
-        if self.is_local:
-            handle = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        with whole(Path(self.path, name)) as partial:
+            return self.write(partial.name, [text.encode()])
 
     def digest(self, name: str) -> str:
         """xxh3_128 of a file, read in pieces."""

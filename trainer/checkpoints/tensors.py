@@ -68,10 +68,14 @@ def header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def flat_bytes(tensor: Tensor) -> Tensor:
+    """Return the data of a tensor of any type, row by row: uint8 [bytes], where the tensor is."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
 def as_bytes(tensor: Tensor) -> memoryview:
     """Return the data of a tensor of any type on any device, row by row."""
-    array = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(cast("Any", array))
+    return memoryview(cast("Any", flat_bytes(tensor.cpu()).numpy()))
 
 
 def safetensors_bytes(

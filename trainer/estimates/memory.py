@@ -14,7 +14,7 @@ F the hidden width, S the row's length:
 | rotated q, output | attention | w·2·Q | the same | the same |
 | rotated k, and v: gathered, so of the whole row | attention | w·2·K·cp | the same | the same |
 | log-sum-exp | attention | 4·heads | the same | the same |
-| output, laid out anew | wo | w·Q | w·Q, not under varlen | the same |
+| outputs of all documents in one tensor | wo | w·Q under varlen | | |
 | the mask as numbers | dense attention | w·S | w·S | w·S |
 | q and k before their norms | q_norm, k_norm | 8·(Q + K) | w·(Q + K) | w·(Q + K) |
 | w1 x, silu of it, w3 x, their product | silu, product, w2 | w·4·F | w·4·F | w·3·F |
@@ -35,7 +35,7 @@ context; float8's copies of what one product multiplies; validation, which keeps
 its micro-batches are far larger.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -128,10 +128,19 @@ class JobOnDevice:
         return global_batch_size(self.config, self.layout) // self.layout.data_parallel
 
     @property
+    def rows(self) -> int:
+        """Rows of one micro-batch of one rank."""
+        return min(self.config.training.local_batch_size, self.rows_per_step)
+
+    @property
     def tokens(self) -> int:
         """Positions of one micro-batch that one rank holds, before tensor parallelism."""
-        rows = min(self.config.training.local_batch_size, self.rows_per_step)
-        return rows * self.config.training.seq_len // self.layout.cp
+        return self.rows * self.config.training.seq_len // self.layout.cp
+
+    @property
+    def batches_at_hand(self) -> int:
+        """Micro-batches on the device: the prefetcher has one on its way, and holds the last until it is done with."""
+        return 1 if self.device == "cpu" else min(self.micro_batches, 2) + 1
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -239,6 +248,11 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     ]
 
 
+def peak_of(moments: Sequence[Moment]) -> Moment:
+    """Return the moment that holds the most."""
+    return max(moments, key=lambda moment: moment.size)
+
+
 def checkpoint_bytes(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str) -> float:
     """Return the bytes of a checkpoint's tensors, of which each rank that writes any writes about as many."""
     job = JobOnDevice(config, decoder, layout, executor, device)
@@ -256,9 +270,7 @@ def inputs(job: JobOnDevice) -> float:
     seq_len = job.config.training.seq_len
     mask = {"sdpa": seq_len, "flex": 16 * seq_len / 128**2, "varlen": 0.0}[job.executor]  # four int32 tables of block pairs
     mask, rotary_tables = (2 * mask, 3) if job.mapped else (mask, 1)  # far queries and far keys have rotary_tables of their own
-    # the prefetcher has one on its way and holds the last until it is done with
-    present = 1 if job.device == "cpu" else min(job.micro_batches, 2) + 1
-    return job.tokens * (present * (8 + 8 + 4 + 4 + 4 + mask) + rotary_tables * FLOAT32 * job.decoder.head_dim)
+    return job.tokens * (job.batches_at_hand * (8 + 8 + 4 + 4 + 4 + mask) + rotary_tables * FLOAT32 * job.decoder.head_dim)
 
 
 def checkpointed(job: JobOnDevice) -> tuple[list[float], float, float]:
@@ -286,8 +298,8 @@ def block_activations(job: JobOnDevice) -> float:
     queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
     per_norm = FLOAT32 + FLOAT32 if job.eager_cpu else width
     norms = 2 * d.dim * per_norm + ((queries + keys) * per_norm if d.qk_norm else 0)
-    relaid = 0 if job.executor == "varlen" and not job.eager_cpu else queries
-    attention: float = width * (2 * queries + 2 * keys * job.layout.cp + relaid) + FLOAT32 * d.n_heads
+    joined = queries if job.executor == "varlen" and job.eager_cpu else 0
+    attention: float = width * (2 * queries + 2 * keys * job.layout.cp + joined) + FLOAT32 * d.n_heads
     mask: float = width * job.config.training.seq_len if job.executor == "sdpa" else 0
     if job.mapped:
         attention, mask = two_regions(job)

@@ -1,25 +1,32 @@
 """The processes of a run: how they divide into a layout, join, talk to each other, and end with one message and status.
 
 Read `layout` (degrees of parallelism), `join` (device, process group, mesh) and `world` (what this process is among the
-others, and their small CPU collectives), then `signals` and `exit`.
+others, and their small CPU collectives), then `signals`, `memory` and `exit`.
 """
 
-from .exit import lost_ranks_named, run_command
-from .join import join, limit_collectives, pick_device, symmetric_memory_complaints
+from .exit import FIRST_SPEAKS_SECONDS, first_may_speak, lost_ranks_named, run_command, speak
+from .join import device_remarks, join, limit_collectives, pick_device, symmetric_memory_complaints
 from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, split_complaints, world_size
+from .memory import device_figures, host_figures, host_memory, private_memory, ran_out, request
 from .signals import StopRequest
 from .tensors import DTYPES, gradient, local, offset
 from .world import ThreadTask, World
 
 __all__ = [
     "DTYPES",
+    "FIRST_SPEAKS_SECONDS",
     "Layout",
     "StopRequest",
     "ThreadTask",
     "World",
     "degree_complaints",
+    "device_figures",
+    "device_remarks",
+    "first_may_speak",
     "global_batch_size",
     "gradient",
+    "host_figures",
+    "host_memory",
     "join",
     "layout_complaints",
     "limit_collectives",
@@ -27,7 +34,11 @@ __all__ = [
     "lost_ranks_named",
     "offset",
     "pick_device",
+    "private_memory",
+    "ran_out",
+    "request",
     "run_command",
+    "speak",
     "split_complaints",
     "symmetric_memory_complaints",
     "world_size",

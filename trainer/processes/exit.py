@@ -1,7 +1,8 @@
 """How a run ends when it cannot go on: one message, once, and an exit status that says who can help.
 
-Status 2: the user's (configuration, data, contract, checkpoint). Status 1: the numbers went wrong, a loader process was
-killed, another rank was lost, or a bug (with traceback). Status 130: Ctrl-C before there was anything to save.
+Status 2: the user's (configuration, data, contract, checkpoint, memory). Status 1: the numbers went wrong, a loader
+process was killed, another rank was lost, or a bug (with traceback). Status 130: Ctrl-C before there was anything to
+save.
 """
 
 import gc
@@ -17,17 +18,17 @@ import torch.distributed as dist
 
 from ...base import UserError
 from ...datasets.errors import WorkerError
-from ..errors import NonFiniteError, RankLostError
+from ..errors import NonFiniteError, OutOfMemoryError, RankLostError
+from .memory import ran_out, request
 
 
 def run_command(command: Callable[[], None]) -> None:
     """Run a command line's body; end the process with one message, no traceback, where an error is expected."""
     ending: tuple[str, int] | None = None
-    lost = False
     try:
         command()
-    except RankLostError as error:  # which has printed its message
-        lost = True
+    except (RankLostError, OutOfMemoryError) as error:  # which have printed their messages
+        ending = ("", 1 if isinstance(error, RankLostError) else 2)
         traceback.clear_frames(error.__traceback__)
     except (UserError, NonFiniteError, WorkerError, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt):  # before training took the signal over, or in a tool
@@ -35,29 +36,43 @@ def run_command(command: Callable[[], None]) -> None:
         else:
             ending = (f"error: {error}", 2) if isinstance(error, UserError) else (f"stopped: {error}", 1)
         traceback.clear_frames(error.__traceback__)
+    except (RuntimeError, MemoryError, OSError) as error:  # outside of training, which says more
+        if (owner := ran_out(error)) is None:
+            raise
+        ending = (f"error: out of memory of the {owner}: {request(error)}; take fewer or shorter rows at once", 2)
+        traceback.clear_frames(error.__traceback__)
     # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the
     # interpreter ends the process in std::terminate, in 2 of 40 refused runs, and SIGABRT hides the exit status.
     gc.collect()
-    if lost:
-        sys.exit(1)
     if ending:
         end(*ending)
 
 
 def end(message: str, status: int) -> None:
-    """Exit with `status` and a message that is printed once.
-
-    torchrun kills the group as soon as one rank is gone. So the others give the first time to speak and to end them;
-    one that is still there then is alone with its error (a file that only its machine lacks) and speaks itself.
-    """
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
-        time.sleep(3.0)
-        message = f"[rank {rank}] {message}"
-    print(message, file=sys.stderr, flush=True)
+    """Exit with `status` and a message, unless it is empty, that is printed once."""
+    if message:
+        if first_may_speak():
+            time.sleep(FIRST_SPEAKS_SECONDS)
+        speak(message)
     sys.exit(status)
 
 
+def first_may_speak() -> bool:
+    """Return whether this rank gives the first one time to say the same, and to end all of them.
+
+    torchrun kills the group as soon as one rank is gone. One that is still there after `FIRST_SPEAKS_SECONDS` is alone
+    with its error (a file that only its machine lacks, a device that others use) and speaks itself.
+    """
+    return os.environ.get("RANK", "0") != "0"
+
+
+def speak(message: str) -> None:
+    """Print a message on stderr; of several ranks each names itself, but the first."""
+    rank = os.environ.get("RANK", "0")
+    print(f"[rank {rank}] {message}" if rank != "0" else message, file=sys.stderr, flush=True)
+
+
+FIRST_SPEAKS_SECONDS = 3.0
 GLOO = re.compile(r"\[[^\s\]]+/gloo/[^\s\]]+:\d+\] (.+)")
 NCCL = re.compile(r"ncclRemoteError|ncclSystemError|communicator was aborted|[Tt]imed? ?out")
 

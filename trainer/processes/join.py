@@ -17,6 +17,8 @@ from .layout import Layout, world_size
 from .signals import end_with_launcher
 from .world import World
 
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
 
 def pick_device() -> torch.device:
     """Return this process's GPU by torchrun's LOCAL_RANK where CUDA is there, else the CPU. Raises ConfigError."""
@@ -28,6 +30,25 @@ def pick_device() -> torch.device:
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
+
+
+def device_remarks(device: torch.device) -> list[str]:
+    """Return why a run is on the CPU of a machine that seems to have something faster."""
+    if device.type != "cpu":
+        return []
+    remarks = []
+    if torch.backends.mps.is_available():
+        remarks.append(
+            "trains on the CPU: this Mac's GPU (MPS) is not used, as neither FSDP2 nor the attention and loss kernels "
+            "were ever tried on one"
+        )
+    if NVIDIA_DRIVER.exists():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        remarks.append(
+            f"warning: trains on the CPU: an NVIDIA driver is here, but torch {torch.__version__}, {built}, finds no GPU that "
+            "it can use; see nvidia-smi, CUDA_VISIBLE_DEVICES and pytorch.org/get-started"
+        )
+    return remarks
 
 
 def symmetric_memory_complaints(config: JobConfig, device: torch.device) -> list[str]:

@@ -40,9 +40,10 @@ from ..processes import (
 from .data import data_config, make_objective
 
 T = TypeVar("T")
+Parts = tuple[Tokenizer, DecoderConfig]
 
 
-def verify(config: JobConfig, layout: Layout, device: torch.device | None = None) -> tuple[Tokenizer, DecoderConfig]:
+def verify(config: JobConfig, layout: Layout, device: torch.device | None = None) -> Parts:
     """Return the tokenizer and the decoder's shape of a job that fits its processes and its device.
 
     Args:
@@ -56,9 +57,7 @@ def verify(config: JobConfig, layout: Layout, device: torch.device | None = None
     job = Examination(config)
     job.examine(layout, device)
     refuse(job.complaints)
-    assert job.tokenizer
-    assert job.decoder
-    return job.tokenizer, job.decoder
+    return job.parts
 
 
 def job_complaints(config: JobConfig, processes: int | None, device: torch.device) -> list[str]:
@@ -75,14 +74,25 @@ def job_complaints(config: JobConfig, processes: int | None, device: torch.devic
     return job.complaints
 
 
-def launch_complaints(config: JobConfig) -> list[str]:
-    """Return what is wrong with a job that is to run on this process's device and the processes that were started."""
-    job = Examination(config)
-    device = job.attempt(pick_device)
-    job.examine(job.layout(world_size()), device)
-    if device is not None:
-        job.add(attention_complaints(config, device))
-    return job.complaints
+class Launch:
+    """A job that is to run on this process's device and the processes that were started: examined before they join.
+
+    Attributes:
+        parts: tokenizer and decoder's shape of the job, for the trainer: a tokenizer of 128k tokens takes a second to
+            load. None: it was not examined, or refused.
+    """
+
+    parts: Parts | None = None
+
+    def complaints(self, config: JobConfig) -> list[str]:
+        """Return what is wrong with the job; where nothing is, keep its parts."""
+        job = Examination(config)
+        device = job.attempt(pick_device)
+        job.examine(job.layout(world_size()), device)
+        if device is not None:
+            job.add(attention_complaints(config, device))
+        self.parts = None if job.complaints else job.parts
+        return job.complaints
 
 
 class Examination:
@@ -102,6 +112,13 @@ class Examination:
         self.tokenizer = self.attempt(lambda: make_tokenizer(config))
         self.some_tokenizer = self.tokenizer or build_tokenizer(TokenizerConfig())
         self.decoder = self.attempt(lambda: make_decoder_config(config, self.some_tokenizer))
+
+    @property
+    def parts(self) -> Parts:
+        """The tokenizer and the decoder's shape of a job without complaints."""
+        assert self.tokenizer
+        assert self.decoder
+        return self.tokenizer, self.decoder
 
     def attempt(self, step: Callable[[], T]) -> T | None:
         """Return what `step` returns; where it refuses, None, and its message is among the complaints."""

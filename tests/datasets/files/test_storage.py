@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import FileStore, changes, fingerprint
+from cistron.datasets.files import FileStore, changes, fingerprint, whole
 from cistron.tests.helpers.corpora import write_bytes, write_text
 from fsspec.registry import known_implementations
 
@@ -131,3 +131,14 @@ def test_of_many_changes_five_are_named(tmp_path: Path) -> None:
     lines = changes([], files)
     assert len(lines) == 6
     assert lines[-1] == "and 3 more"
+
+
+def test_a_file_that_is_written_in_parts_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "x.tsv"
+    for text in ("old", "new"):
+        with whole(path) as partial:
+            partial.write_text(text)
+            assert not path.exists() or path.read_text() == "old"
+    with pytest.raises(FileNotFoundError), whole(path) as partial:
+        partial.write_text("half") and (tmp_path / "none").read_text()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["new"]

@@ -30,20 +30,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*set_vital")
 
 LANES = 8
 BATCH = 4
-BATCHES = 500
+BATCHES = 250
 TOPOLOGIES = list(product([1, 2, 4], [0, 1, 2]))  # ranks, workers of each
 FORMATS = ["text", "jsonl.zst", "parquet", "fasta.gz", "tokens"]
 
 
 def _write(folder: Path, format: str) -> SourceConfig:
-    """Write 200 documents of up to 90 characters in as many parts as there are lanes, or more; some overflow a row."""
-    documents = words(200)
+    """Write 100 documents of up to 90 characters in as many parts as there are lanes, or more; some overflow a row."""
+    documents = words(100)
     parts = [documents[start::LANES] for start in range(LANES)]
     field = "text"
     if format == "text":
         pattern = write_text(folder, documents)
     elif format == "parquet":
-        pq.write_table(pa.table({"body": documents, "other": range(200)}), folder / "x.parquet", row_group_size=13)
+        pq.write_table(pa.table({"body": documents, "other": range(100)}), folder / "x.parquet", row_group_size=7)
         pattern, field = str(folder / "x.parquet"), "body"
     elif format == "tokens":
         for number, part in enumerate(parts[:3]):

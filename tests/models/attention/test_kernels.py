@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from itertools import pairwise, product
 
 import pytest
 import torch
 from cistron.models.attention import DocumentMask, choose_executor, executor_complaints, has_flash_attention_3
-from cistron.models.attention.kernels import attend
+from cistron.models.attention.kernels import _flash, attend
+from cistron.models.attention.masks import DocumentOffsets
 from cistron.models.config import AttentionConfig, Executor
 from cistron.tests.helpers.packed import EOS, PAD, pack
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 CAUSAL = pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 
@@ -96,13 +99,28 @@ def test_a_cpu_has_no_flash_attention_3_beside_a_gpu_either(monkeypatch: pytest.
     assert not has_flash_attention_3(torch.device("cpu"))
 
 
-def test_offsets_of_any_number_of_documents_are_compiled_for_once() -> None:
-    """Varlen's capacity grows with the documents; compiled blocks must not be made anew for each."""
-    counter = CompileCounter()
-    use = torch.compile(lambda x, mask: x * mask.cu_seqlens.sum(), backend=counter, dynamic=False, fullgraph=True)
-    for length in (512, 100, 60, 30, 20, 10, 5, 3, 1):
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_offsets_of_any_number_of_documents_of_any_length_are_compiled_for_once(checkpointed: bool) -> None:
+    """Both sizes follow the documents; what is compiled for the first batch serves all others, backward too."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def block(q: Tensor, k: Tensor, v: Tensor, mask: DocumentOffsets) -> Tensor:
+        use = partial(checkpoint, _flash, use_reentrant=False) if checkpointed else _flash
+        return use(q, k, v, mask)
+
+    compiled = torch.compile(block, backend=counter, dynamic=False, fullgraph=True)
+    sizes = set()
+    for length in (512, 2048, 100, 60, 30, 20, 10, 5, 3, 1):
         ids = (torch.arange(2048) // length).int()[None]
-        use(torch.ones(3), DocumentMask(EOS, PAD, executor="varlen").build(ids))
+        mask = DocumentMask(EOS, PAD, executor="varlen").build(ids, "meta")
+        sizes.add((len(mask.cu_seqlens), mask.max_seqlen))
+        q, k, v = (x.to("meta").requires_grad_() for x in _qkv(1, 2048))
+        out = compiled(q, k, v, mask)
+        assert out.shape == q.shape
+        out.sum().backward()
+        assert q.grad is not None
+    assert len(sizes) == 9
     assert counter.frame_count == 1
 
 

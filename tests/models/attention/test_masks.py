@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cistron.models.attention import DocumentMask, document_block_mask
-from cistron.models.attention.masks import document_dense_mask, document_offsets, offsets_capacity
+from cistron.models.attention.masks import document_dense_mask, document_offsets
 from cistron.models.config import AttentionConfig, RopeConfig
 from cistron.models.positions import ALL_DISTANCES, DistanceRange
 from cistron.tests.helpers.packed import EOS, LLAMA, PAD, pack, random_decoder
@@ -291,19 +293,26 @@ def test_offsets_are_the_runs_of_equal_ids(ids: Tensor) -> None:
         for place, value in enumerate(values)
         if place == 0 or value != values[place - 1]
     ]
-    capacity = offsets_capacity(ids)
-    offsets = document_offsets(ids, capacity)
-    assert offsets.dtype == torch.int32
-    assert offsets.tolist() == starts + [ids.numel()] * (capacity + 1 - len(starts))
+    offsets = document_offsets(ids, True, "cpu")
+    bounds, total = offsets.cu_seqlens.tolist(), ids.numel()
+    assert offsets.cu_seqlens.dtype == torch.int32
+    assert bounds == starts + [total] * (len(bounds) - len(starts))
+    longest = max(end - start for start, end in pairwise([*starts, total]))
+    for room, needed in ((len(bounds) - 1, len(starts)), (offsets.max_seqlen, longest)):
+        assert room.bit_count() == 1
+        assert needed <= room < max(2 * needed, 3)
 
 
-def test_capacity_stays_the_same_for_ordinary_text_and_doubles_for_short_documents() -> None:
-    def capacity(lengths: list[int]) -> int:
-        return offsets_capacity(torch.tensor([_ids(lengths, 1024)] * 2, dtype=torch.int32))
-
-    assert {capacity([1024]), capacity([300, 700]), capacity([128] * 8)} == {16}
-    assert capacity([100] * 10) == 32
-    assert capacity([1] * 1024) == 2048
+def test_thread_blocks_of_the_varlen_kernel_are_those_of_the_documents_and_few_more() -> None:
+    """It starts one for each segment and each 128 queries of the longest; nearly all of them used to be empty."""
+    lengths = np.minimum(64 * (1 - np.random.default_rng(0).random(600)) ** (-1 / 1.1), 1500).astype(int).tolist()
+    ids = torch.tensor([_ids(lengths, 8192), _ids(lengths[200:], 8192)], dtype=torch.int32)
+    offsets = document_offsets(ids, True, "cpu")
+    started = (len(offsets.cu_seqlens) - 1) * -(-offsets.max_seqlen // 128)
+    segments, longest = int((offsets.cu_seqlens.diff() > 0).sum()), int(offsets.cu_seqlens.diff().max())
+    assert started < 4 * segments * -(-longest // 128)
+    whole = document_offsets(torch.zeros(1, 8192, dtype=torch.int32), True, "cpu")
+    assert (whole.cu_seqlens.tolist(), whole.max_seqlen) == ([0, 8192, 8192], 8192)
 
 
 @pytest.mark.parametrize(("executor", "form"), [("flex", BlockMask), ("sdpa", Tensor), ("varlen", tuple)])

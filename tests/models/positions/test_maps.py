@@ -96,7 +96,8 @@ def _ours(method: str, executor: str, qkv: list[Tensor]) -> Tensor:
     ids, positions = _rows()
     inv_freq, factor = rope_table(ROPE, HEAD_DIM, 0)
     rotary = rotary_tables(config, ROPE, positions, inv_freq.to(q.dtype), factor)
-    rotated = [(rotate(q, *tables.q), rotate(k, *tables.k)) for tables in rotary]
+    by_token = q.transpose(1, 2), k.transpose(1, 2)
+    rotated = [[rotate(x, *table).transpose(1, 2) for x, table in zip(by_token, tables, strict=True)] for tables in rotary]
     mask = DocumentMask(EOS, PAD, executor=executor, attention=config).build(ids)
     return attend_in_regions(rotated, v, mask) * (ids >= 0)[:, None, :, None]
 

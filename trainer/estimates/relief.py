@@ -1,0 +1,115 @@
+"""What of a job's configuration could change so that it takes less memory, and by how much: each change by itself."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from ...base import Table
+from ...models.config import DecoderConfig
+from ..config import JobConfig
+from ..processes import Layout, global_batch_size, layout_complaints, split_complaints
+
+WORTH_SAYING = 0.01  # of what the job takes
+
+
+@dataclass(frozen=True)
+class Relief:
+    """A change of the configuration.
+
+    Attributes:
+        change: the keys with their values, and what they are now.
+        saved: bytes that it takes off.
+    """
+
+    change: str
+    saved: float
+
+
+def reliefs(
+    config: JobConfig, decoder: DecoderConfig, layout: Layout, size: Callable[[JobConfig, Layout], float]
+) -> list[Relief]:
+    """Return the changes that this job has not made yet and that help, the largest effect first.
+
+    Args:
+        config: of the job.
+        decoder: the model's shape.
+        layout: the processes.
+        size: returns the bytes that a job takes on a layout.
+    """
+    now = size(config, layout)
+    found = []
+    for change, other, spread in changes(config, layout):
+        if not layout_complaints(other, spread) and not split_complaints(decoder, spread):
+            found.append(Relief(change, now - size(other, spread)))
+    return sorted((relief for relief in found if relief.saved > WORTH_SAYING * now), key=lambda relief: -relief.saved)
+
+
+def changes(config: JobConfig, layout: Layout) -> Iterator[tuple[str, JobConfig, Layout]]:
+    """Yield changes that save memory in some jobs, each as its text, and the configuration and layout that it makes."""
+    rows = global_batch_size(config, layout)
+    fixed = config.replace(training=config.training.replace(global_batch_size=rows))  # also on more processes
+    seq_len, tables = config.training.seq_len, Tables(fixed)
+    own_rows = rows // layout.data_parallel
+    local = min(config.training.local_batch_size, own_rows)
+    fewer = next((size for size in range(local // 2, 0, -1) if own_rows % size == 0), None)
+
+    values: list[tuple[str, str, Any, str]] = [
+        ("activation_checkpoint", "mode", "selective", "recomputes the cheaper half of each block"),
+        ("activation_checkpoint", "mode", "full", "recomputes every block"),
+        ("parallelism", "fsdp_reshard_after_forward", "always", "gathers blocks again in the backward pass"),
+        ("training", "mixed_precision_param", "bfloat16", "computes in 16 bits"),
+        ("training", "dtype", "bfloat16", "keeps parameters and gradients in 16 bits"),
+        ("optimizer", "state_dtype", "bfloat16", "keeps the moments in 16 bits"),
+        ("compile", "enable", True, "keeps less for the backward pass"),
+        ("data", "num_workers", config.data.num_workers // 2, "rows come slower"),
+        ("checkpoint", "async_mode", "disabled", "training waits for every save"),
+        ("training", "seq_len", seq_len // 2, "shorter rows: another job"),
+    ]
+    if fewer:
+        why = f"the same step in more micro-batches; training.global_batch_size = {rows}"
+        values.append(("training", "local_batch_size", fewer, why))
+    for table, key, value, why in values:
+        if (other := tables.changed(table, key, value)) is not None:
+            yield f"{table}.{key} = {_toml(value)}, now {_toml(tables.value(table, key))}: {why}", other, layout
+
+    if layout.replicate > 1:
+        shared = replace(layout, replicate=1, shard=layout.shard * layout.replicate)
+        key, now = "parallelism.data_parallel_replicate_degree", layout.replicate
+        yield f"{key} = 1, now {now}: all data-parallel ranks share the parameters", fixed, shared
+    more = f"on {2 * layout.world_size} processes, now {layout.world_size}"
+    for degree, name in (("shard", "data_parallel_shard"), ("cp", "context_parallel"), ("tp", "tensor_parallel")):
+        twice = 2 * getattr(layout, degree)
+        if degree == "shard":
+            yield f"parallelism.{name}_degree = {twice}, {more}", fixed, replace(layout, shard=twice)
+        elif (other := tables.changed("parallelism", f"{name}_degree", twice)) is not None:
+            yield f"parallelism.{name}_degree = {twice}, {more}", other, replace(layout, **{degree: twice})
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a configuration, of which one value at a time is replaced."""
+
+    config: JobConfig
+
+    def value(self, table: str, key: str) -> Any:
+        """Return the present value of a key."""
+        return getattr(getattr(self.config, table), key)
+
+    def changed(self, table: str, key: str, value: Any) -> JobConfig | None:
+        """Return the configuration with another value of one key; None where that is the present one, or refused."""
+        if value == self.value(table, key):
+            return None
+        present: Table = getattr(self.config, table)
+        try:
+            return self.config.replace(**{table: present.replace(**{key: value})})
+        except ValidationError:
+            return None
+
+
+def _toml(value: Any) -> str:
+    """Return a value as a TOML has it."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(value).lower() if isinstance(value, bool) else str(value)
