@@ -173,8 +173,8 @@ def spread_rows(
 class GatherSequence(torch.autograd.Function):
     """All-gather along the first dimension, and in the backward pass the sum over ranks, scattered along it.
 
-    The two operators are called by name: a DTensor's way there and back does not compile with torch 2.11 (its placements
-    become variables of the graph), and the functions around the operators have other names in torch 2.13 than in 2.11.
+    The two operators are called by name: a DTensor's way there and back does not compile with torch 2.11 (placements
+    become variables of the graph), and the functions around the operators have other names in torch 2.13.
     """
 
     @staticmethod
@@ -186,7 +186,7 @@ class GatherSequence(torch.autograd.Function):
         return whole
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """Return this rank's part of the sum of all ranks' `gradient`."""
         ranks, group = context.ranks, context.group
         scattered = torch.ops._c10d_functional.reduce_scatter_tensor(gradient.contiguous(), "sum", ranks, group)
