@@ -31,7 +31,9 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
     if model.config.head_outputs:
         distribute_module(model.score, mesh)  # whole on every rank; the head sees to the sequence itself
     else:  # by rows of the vocabulary; likewise
-        model.output.weight = split_parameter(model.get_parameter("output.weight"), mesh, Shard(0))
+        weight = model.get_parameter("output.weight")
+        split = distribute_tensor(weight.detach(), mesh, [Shard(0)], src_data_rank=None)  # every rank has the same
+        model.output.weight = nn.Parameter(split)
     # The embedding hands out a tensor whose reduce-scatter may still be under way. Compiled blocks take such an input,
     # but give it no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
     model.tok_embeddings.register_forward_hook(lambda _module, _inputs, embedded: embedded.clone())
