@@ -7,6 +7,7 @@ in each of which every rank exchanges with one other.
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from statistics import median, median_low
 
 import torch
@@ -81,7 +82,7 @@ def links(e: Examination, count: int) -> None:
         e.world.sum([0])  # all begin together
         other = opponent(me, turn, n)
         if other is not None:
-            mine[other] = 8 * count / e.seconds(lambda other=other: exchange(other), repeats=3) / 1e9  # both directions
+            mine[other] = 8 * count / e.seconds(partial(exchange, other), repeats=3) / 1e9  # both directions
     rates = {(a, b): rate for a, rates in enumerate(e.world.gather(mine)) for b, rate in rates.items() if a < b}
     for kind, inside in (("within a host", True), ("between hosts", False)):
         some = {pair: rate for pair, rate in rates.items() if (hosts[pair[0]] == hosts[pair[1]]) == inside}

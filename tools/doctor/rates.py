@@ -1,6 +1,7 @@
 """Part `rates`: matrix products and copies of one device, beside what its datasheet and its bus promise."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -29,7 +30,7 @@ def examine(e: Examination) -> None:
     pinned = torch.ones(size // 16, pin_memory=True)
     on_device = here[: len(pinned)]
     for direction, to, of in (("host to device", on_device, pinned), ("device to host", pinned, on_device)):
-        seconds = e.seconds(lambda to=to, of=of: to.copy_(of, non_blocking=True))
+        seconds = e.seconds(partial(to.copy_, of, non_blocking=True))
         e.at_least(direction, pinned.nbytes / seconds / 1e9, PINNED_COPY / 1e9, "GB/s", "half of PCIe 4.0 x16; pinned memory")
 
 
