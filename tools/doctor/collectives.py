@@ -5,6 +5,7 @@ two others, so that it compares with a link's whatever the number of ranks. Pair
 in each of which every rank exchanges with one other.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from statistics import median, median_low
@@ -25,6 +26,8 @@ def examine(e: Examination) -> None:
     if n == 1:
         e.find("collectives", "not here", compared_with="one process; start it by torchrun or srun")
         return
+    # torch 2.13 gives them new names, which 2.11 lacks
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning)
     slow_ranks(e)
     count = (2**26 if e.on_gpu else 2**20) // n * n  # float32
     whole = torch.full((count,), float(e.world.rank + 1), device=e.device)
