@@ -116,9 +116,7 @@ class Trainer:
                 counts = self.step_counts(batches, error)
                 if counts is None:
                     break
-                outcome = self.optimize(batches, counts)
-                self.data_state = batches[-1].state
-                progress.advance(dict(zip(self.log.sources, counts.tokens, strict=True)), counts.rows_hash)
+                outcome = self.advance(batches, counts)
                 self.log.step(progress, counts, outcome, fetched - started, time.perf_counter() - started)
                 profile(progress.step)
                 if progress.step % config.training.gc_freq == 0:
@@ -132,6 +130,13 @@ class Trainer:
         self.saver.finish()
         self.evaluate(self.evaluations)
         self.conclude()
+
+    def advance(self, batches: list[Batch], counts: StepCounts) -> Outcome:
+        """Take the step of some micro-batches, after which the run is one step and their rows further."""
+        outcome = self.optimize(batches, counts)
+        self.data_state = batches[-1].state
+        self.progress.advance(dict(zip(self.log.sources, counts.tokens, strict=True)), counts.rows_hash)
+        return outcome
 
     def fetch(self) -> tuple[list[Batch], Exception | None]:
         """Return this rank's micro-batches of the next step, fewer after a request to stop, and how the data failed."""

@@ -2,7 +2,8 @@
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,10 +49,17 @@ class Examination:
         """Whether the device is a GPU."""
         return self.device.type == "cuda"
 
-    @property
-    def folder(self) -> Path:
-        """The dump folder of the job."""
-        return Path(self.config.job.dump_folder)
+    @contextmanager
+    def dump_folder(self) -> Iterator[Path]:
+        """Yield the dump folder of the job; one that was not there before is removed again, by the last rank in it."""
+        folder = Path(self.config.job.dump_folder)
+        made = not folder.exists()
+        try:
+            yield folder
+        finally:
+            if made:
+                with suppress(OSError):  # another rank has files in it, or has removed it
+                    folder.rmdir()
 
     def find(
         self, name: str, verdict: Verdict, value: float | None = None, unit: str = "", compared_with: str = "", rank: int = -1

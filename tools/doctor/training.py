@@ -46,31 +46,29 @@ def examine(e: Examination) -> None:
 def measured_job(e: Examination) -> Iterator[JobConfig]:
     """Return the job in a folder of its own, with checkpoints and without what is not measured."""
     number = e.world.gather(time.time_ns())[0]
-    folder = e.folder / f".doctor-{number}"
-    made = not e.folder.exists()
     c = e.config
     ranks = e.world.layout.data_parallel
     rows = global_batch_size(c, e.world.layout) // ranks
     at_once = min(c.training.local_batch_size, rows)
     step_rows = min(rows, 2 * at_once) * ranks  # two micro-batches have all that more of them have
     silent = {"enable_tensorboard": False, "enable_wandb": False, "sinks": []}
-    try:
-        yield c.model_copy(
-            update={
-                "job": c.job.model_copy(update={"dump_folder": str(folder)}),
-                "training": c.training.model_copy(update={"global_batch_size": step_rows}),
-                "checkpoint": c.checkpoint.model_copy(update={"enable": True, "max_failures": 1, "load_step": -1}),
-                "validation": c.validation.model_copy(update={"enable": False}),
-                "eval": type(c.eval)(),
-                "profiling": type(c.profiling)(),
-                "metrics": c.metrics.model_copy(update=silent),
-            }
-        )
-    finally:
-        if e.world.is_first:
-            shutil.rmtree(folder, ignore_errors=True)
-            if made and e.folder.is_dir() and not any(e.folder.iterdir()):
-                e.folder.rmdir()
+    with e.dump_folder() as dump_folder:
+        folder = dump_folder / f".doctor-{number}"
+        try:
+            yield c.model_copy(
+                update={
+                    "job": c.job.model_copy(update={"dump_folder": str(folder)}),
+                    "training": c.training.model_copy(update={"global_batch_size": step_rows}),
+                    "checkpoint": c.checkpoint.model_copy(update={"enable": True, "max_failures": 1, "load_step": -1}),
+                    "validation": c.validation.model_copy(update={"enable": False}),
+                    "eval": type(c.eval)(),
+                    "profiling": type(c.profiling)(),
+                    "metrics": c.metrics.model_copy(update=silent),
+                }
+            )
+        finally:
+            if e.world.is_first:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def speed(e: Examination, trainer: Trainer) -> tuple[float, float]:
@@ -112,9 +110,7 @@ def step(trainer: Trainer) -> Batch:
     trainer.log.data_seconds += time.perf_counter() - started
     counts = trainer.step_counts(batches, error)
     assert counts, trainer.ending
-    trainer.optimize(batches, counts)
-    trainer.data_state = batches[-1].state
-    trainer.progress.advance(dict(zip(trainer.log.sources, counts.tokens, strict=True)), counts.rows_hash)
+    trainer.advance(batches, counts)
     trainer.log.sums = trainer.log.sums.plus(counts)
     return batches[0]
 

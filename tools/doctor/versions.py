@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from torch.nn.attention import list_flash_attention_impls
 
 from ...models.attention import has_flash_attention_3
+from ...trainer.processes import NVIDIA_DRIVER
 from .examination import Examination
 from .report import Verdict
 
@@ -76,8 +77,7 @@ def here(e: Examination) -> str:
 
 def driver() -> str:
     """Return the version of the NVIDIA driver, as Linux tells it."""
-    try:
-        with open("/proc/driver/nvidia/version") as file:  # noqa: PTH123  # no path of ours
-            return next((word for word in file.readline().split() if word[0].isdigit() and "." in word), "unknown")
-    except OSError:
+    if not NVIDIA_DRIVER.is_file():
         return "unknown"
+    words = NVIDIA_DRIVER.read_text().split("\n")[0].split()
+    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")

@@ -5,7 +5,15 @@ others, and their small CPU collectives), then `signals`, `memory` and `exit`.
 """
 
 from .exit import FIRST_SPEAKS_SECONDS, first_may_speak, lost_ranks_named, run_command, speak
-from .join import device_remarks, join, launcher_store, limit_collectives, pick_device, symmetric_memory_complaints
+from .join import (
+    NVIDIA_DRIVER,
+    device_remarks,
+    join,
+    launcher_store,
+    limit_collectives,
+    pick_device,
+    symmetric_memory_complaints,
+)
 from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, split_complaints, world_size
 from .memory import device_figures, host_figures, host_memory, private_memory, ran_out, request
 from .signals import StopRequest
@@ -15,6 +23,7 @@ from .world import ThreadTask, World
 __all__ = [
     "DTYPES",
     "FIRST_SPEAKS_SECONDS",
+    "NVIDIA_DRIVER",
     "Layout",
     "StopRequest",
     "ThreadTask",
