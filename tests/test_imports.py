@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -166,3 +167,10 @@ def test_a_door_that_every_worker_passes_loads_no_torch(room: str) -> None:
 def test_pyproject_names_every_folder_of_the_package() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     assert sorted(listed) == sorted({"cistron", *(".".join(("cistron", *path.parent.parts)) for path in modules())})
+
+
+def test_pytest_passes_over_no_folder_with_tests(pytestconfig: pytest.Config) -> None:
+    passed_over = pytestconfig.getini("norecursedirs")
+    folders = {part for file in (ROOT / "tests").rglob("test_*.py") for part in file.relative_to(ROOT).parts[:-1]}
+    assert "build" in folders, "which pytest passes over by default"
+    assert not [folder for folder in folders for pattern in passed_over if fnmatch(folder, pattern)]

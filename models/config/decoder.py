@@ -106,7 +106,7 @@ class DecoderConfig(Shape):
         Without what `[training]` and `[head]` choose.
         """
         table = self.model_dump(exclude={"causal", *HEAD_KEYS}, exclude_defaults=True)
-        return table | {"rope": {"theta": self.rope.theta} | table["rope"]}
+        return {"vocab_size": self.vocab_size} | table | {"rope": {"theta": self.rope.theta} | table["rope"]}
 
     def parameter_count(self) -> int:
         """Return the number of parameters, exactly; a tied table counts once."""

@@ -1,5 +1,6 @@
 """Tensor parallelism: matrices split over ranks, and the sequence between them; and its overlap with communication."""
 
+import torch
 from torch import nn
 from torch.distributed._symmetric_memory import enable_symm_mem_for_group
 from torch.distributed.device_mesh import DeviceMesh
@@ -30,7 +31,9 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
     if model.config.head_outputs:
         distribute_module(model.score, mesh)  # whole on every rank; the head sees to the sequence itself
     else:  # by rows of the vocabulary; likewise
-        model.output.weight = split_parameter(model.get_parameter("output.weight"), mesh, Shard(0))
+        weight = model.get_parameter("output.weight")
+        split = distribute_tensor(weight.detach(), mesh, [Shard(0)], src_data_rank=None)  # every rank has the same
+        model.output.weight = nn.Parameter(split)
     # The embedding hands out a tensor whose reduce-scatter may still be under way. Compiled blocks take such an input,
     # but give it no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
     model.tok_embeddings.register_forward_hook(lambda _module, _inputs, embedded: embedded.clone())
@@ -75,8 +78,12 @@ def split_adapters(block: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def split_parameter(parameter: nn.Parameter, mesh: DeviceMesh, placement: Placement) -> nn.Parameter:
-    """Return a parameter that every rank has whole, with its values if it has any, laid out over `mesh`."""
-    return nn.Parameter(distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None))
+    """Return a parameter of the same shape and type, on the meta device, laid out over `mesh`.
+
+    For adapters: the plan of their layer has laid them out in another way, and their values are drawn afterwards.
+    """
+    blank = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+    return nn.Parameter(distribute_tensor(blank, mesh, [placement], src_data_rank=None))
 
 
 def overlap_tensor_parallel(mesh: DeviceMesh) -> None:
