@@ -14,7 +14,7 @@ import pytest
 import torch
 from cistron.tests.drills.pretended_gpu.cases import CASES, LAYOUTS, OPTIMIZERS, Case, complaints
 from cistron.tests.drills.pretended_gpu.record import Kernel, Record
-from cistron.tests.drills.pretended_gpu.tensors import PretendedTensors
+from cistron.tests.drills.pretended_gpu.tensors import CUDA, PretendedTensors
 from cistron.tests.drills.pretended_gpu.training import Observed
 
 DRILL = Path(__file__).parent / "pretended_gpu" / "run.sh"
@@ -24,9 +24,7 @@ RECOMPUTED = ("none", "selective", "full")
 SPREAD = ("CP", "all")  # rows over ranks, which varlen cannot do
 CASE = CASES[0]
 KERNEL = Kernel(shared=132_096, registers=213, stack=0, warps=8)
-GOOD = Observed(
-    graphs=CASE.graphs, waits={"trainer/metrics/log.py:1 step: a number": 3}, per_layer=CASE.per_layer, kernels={"k": KERNEL}
-)
+GOOD = Observed(graphs=CASE.graphs, waits={"trainer/metrics/log.py:1 step: a number": 3}, per_layer=39, kernels={"k": KERNEL})
 
 
 def pairs(first: Callable[[Case], str], second: Callable[[Case], str]) -> set[tuple[str, str]]:
@@ -54,8 +52,8 @@ def test_cases_have_every_value_and_the_pairs_that_meet_in_the_code() -> None:
         ({"waits": {"models/decoder.py:9 forward: item": 1}}, "found 1 at models/decoder.py:9"),
         ({"waits": {}}, "is the record blind?"),
         ({"pageable": {"trainer/parallel/inputs.py:9 moved: int64 [2]": 4}}, "found 4 at trainer/parallel/inputs.py:9"),
-        ({"per_layer": CASE.per_layer + 0.5}, f"at most {CASE.per_layer} launches of a layer"),
-        ({"per_layer": 0}, "found 0"),
+        ({"per_layer": 39.5}, "at most 39 launches of a layer for a micro-batch, found 39.5"),
+        ({"per_layer": 0}, "launches of a layer, found none"),
         ({"kernels": {}}, "found none"),
         ({"kernels": {"k": KERNEL._replace(shared=232_449)}}, "232,448 bytes of shared memory, found 232,449 in k"),
         ({"kernels": {"k": KERNEL._replace(registers=255, warps=16)}}, "found 255 x 512 threads in k"),
@@ -74,9 +72,9 @@ def test_the_host_waits_where_it_reads_the_device_or_copies_from_pageable_memory
     mode = PretendedTensors(record)
     on_host = torch.arange(6.0)
     with mode:
-        there = on_host.to("cuda")
+        there = on_host.to(CUDA)
         assert list(record.pageable) == [("start", "float32 [6]", record_place(record.pageable))]
-        pinned = on_host.pin_memory().to("cuda", non_blocking=True)
+        pinned = on_host.pin_memory().to(CUDA, non_blocking=True)
         assert sum(record.pageable.values()) == 1
         product = (there + pinned).view(2, 3) @ there.view(3, 2)
         assert product.device.type == "cuda"

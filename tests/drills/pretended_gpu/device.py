@@ -226,10 +226,11 @@ def triton(record: Record) -> None:
     )
 
     class Launcher:
-        def __init__(self, source: Any, metadata: Any) -> None: ...
+        def __init__(self, source: Any, metadata: Any) -> None:
+            self.name = metadata.name
 
         def __call__(self, *_: Any, **__: Any) -> None:
-            record.launch()
+            record.launch(self.name)
 
     class Driver:
         launcher_cls, binary_ext = Launcher, "cubin"
@@ -255,7 +256,7 @@ def triton(record: Record) -> None:
         return compiled
 
     CachingAutotuner._precompile_config = compile_and_note
-    CachingAutotuner.run = lambda *_, **__: record.launch()
+    CachingAutotuner.run = lambda self, *_, **__: record.launch(self.inductor_meta.get("kernel_name", "?"))
 
 
 def resources(cubin: bytes, shared: int, warps: int) -> Kernel:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 
 
@@ -33,7 +33,7 @@ class Record:
     Attributes:
         phase: "start" until the first step, then "step 1", "step 2", ...
         part: whose launches are counted: "blocks", "head" or "rest".
-        launches: of kernels, by phase and part. An operator of torch counts as one, though some launch several.
+        launches: by phase, part and name of the kernel or operator, which counts as one, though some launch several.
         collectives: by phase and name of the operator.
         waits: of the host for the device, by phase, kind and place.
         pageable: copies to the device from memory that is not pinned, likewise; the host waits for them too.
@@ -42,15 +42,15 @@ class Record:
 
     phase: str = "start"
     part: str = "rest"
-    launches: Counter[tuple[str, str]] = field(default_factory=Counter)
+    launches: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     collectives: Counter[tuple[str, str]] = field(default_factory=Counter)
     waits: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     pageable: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     kernels: dict[str, list[Kernel]] = field(default_factory=dict)
 
-    def launch(self) -> None:
+    def launch(self, name: str) -> None:
         """Count a launch."""
-        self.launches[self.phase, self.part] += 1
+        self.launches[self.phase, self.part, name] += 1
 
     def collective(self, name: str) -> None:
         """Count a collective."""

@@ -132,7 +132,7 @@ class PretendedTensors(TorchDispatchMode):
 
     def to_device(self, tensor: Tensor) -> None:
         """Note a copy that begins in memory that is not pinned."""
-        self.record.launch()
+        self.record.launch("copy to the device")
         if not self.is_pinned(tensor):
             self.record.copy_from_pageable(f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch."))
 
@@ -143,8 +143,8 @@ class PretendedTensors(TorchDispatchMode):
             return
         returned = [r.alias_info for r in func._schema.returns]
         is_view = any(alias is not None and not alias.is_write for alias in returned)
-        if not is_view and func.overloadpacket not in NO_LAUNCH:
-            self.record.launch()
+        if not is_view and func.namespace != "prim" and func.overloadpacket not in NO_LAUNCH:
+            self.record.launch(str(func))
 
     @staticmethod
     def typed_product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -147,7 +147,9 @@ def summary(trainer: Watched, config: JobConfig, seconds: float) -> Observed:
                 found[f"{where}: {kind}"] += times
         return dict(found)
 
-    of_step_3 = {part: times for (phase, part), times in record.launches.items() if phase == QUIET[-1]}
+    of_step_3: Counter[str] = Counter()
+    for (phase, part, _), times in record.launches.items():
+        of_step_3[part] += times * (phase == QUIET[-1])
     return Observed(
         graphs=graphs,
         recompiled=graphs - trainer.graphs.get("step 2", 0),
@@ -155,8 +157,8 @@ def summary(trainer: Watched, config: JobConfig, seconds: float) -> Observed:
         quiet_waits=kept(record.waits, lambda phase: phase in QUIET),
         waits=kept(record.waits, lambda phase: phase not in QUIET and phase != "start"),
         pageable=kept(record.pageable, lambda phase: phase not in ("start", "step 1")),
-        per_layer=of_step_3.get("blocks", 0) / (trainer.decoder_config.n_layers * MICRO_BATCHES),
-        launches=sum(of_step_3.values()),
+        per_layer=of_step_3["blocks"] / (trainer.decoder_config.n_layers * MICRO_BATCHES),
+        launches=of_step_3.total(),
         collectives={name: times for (phase, name), times in record.collectives.items() if phase == QUIET[-1]},
         kernels={name: min(configurations) for name, configurations in record.kernels.items()},
         seconds=seconds,
