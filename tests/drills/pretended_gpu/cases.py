@@ -31,7 +31,8 @@ OPTIMIZERS = {
 }
 # Where the host may wait in a step that is reported: the numbers of the report, and steps that were called off.
 MAY_WAIT = ("trainer/optim/step_guard.py", "trainer/metrics/log.py", "trainer/validation.py")
-CAUSAL = 3  # graphs: a block, and two of the loss
+TRAINED = 3  # graphs: a block, and two of the loss
+VALIDATED = 4  # and a block without gradients
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Case:
     recomputed: str
     optimizer: str
     per_layer: int | None = None
-    graphs: int = CAUSAL
+    graphs: int = TRAINED
 
     @property
     def name(self) -> str:
@@ -97,14 +98,14 @@ class Case:
 CASES = [
     Case("llama3_1b", "flex", "one GPU", "none", "AdamW", 39),
     Case("llama3_1b", "varlen", "FSDP", "none", "AdamW", 41),
-    Case("llama3_8b", "flex", "FSDP", "selective", "AdamW"),
-    Case("llama3_8b", "varlen", "HSDP", "full", "AdamW"),
+    Case("llama3_8b", "flex", "FSDP", "selective", "AdamW", graphs=VALIDATED),
+    Case("llama3_8b", "varlen", "HSDP", "full", "AdamW", graphs=VALIDATED),
     Case("dna_7b", "flex", "HSDP", "none", "Muon"),
     Case("dna_7b", "varlen", "TP", "selective", "LoRA"),
     Case("protein_650m", "flex", "TP", "full", "Muon"),
-    Case("protein_650m", "varlen", "one GPU", "none", "AdamW"),
+    Case("protein_650m", "varlen", "one GPU", "none", "AdamW", 36),
     Case("llama3_1b", "flex", "CP", "full", "float8"),
-    Case("llama3_8b", "flex", "all", "selective", "float8"),
+    Case("llama3_8b", "flex", "all", "selective", "float8", 161, VALIDATED),
     Case("dna_7b", "flex", "all", "none", "LoRA"),
     Case("protein_650m", "flex", "all", "full", "AdamW"),
     Case("llama3_1b", "varlen", "TP", "none", "float8"),
