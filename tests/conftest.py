@@ -1,8 +1,8 @@
 """One thread per process; markers by what a test calls; the longest files first.
 
-Three test workers and their ranks share two cores (one of them often waits), so that every process takes one thread,
-pytest's own included. A worker takes whole files (`--dist loadfile`) in the order given here, so that none is left
-alone with a long one at the end.
+Two test workers and their ranks share two cores, so that every process takes one thread, pytest's own included. A
+worker takes whole files (`--dist loadfile`) in the order given here, so that none is left alone with a long one at the
+end.
 """
 
 import os

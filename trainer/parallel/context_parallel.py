@@ -18,11 +18,11 @@ import heapq
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Shard
 
 from ...models.attention import DocumentMask
 from ...models.config import AttentionConfig, Executor
@@ -170,6 +170,29 @@ def spread_rows(
     return [plane.gather(1, queries) for plane in planes], queries, keys
 
 
+class GatherSequence(torch.autograd.Function):
+    """All-gather along the first dimension, and in the backward pass the sum over ranks, scattered along it.
+
+    The two operators are called by name: a DTensor's way there and back does not compile with torch 2.11 (placements
+    become variables of the graph), and the functions around the operators have other names in torch 2.13.
+    """
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, ranks: int, group: str) -> Tensor:
+        """Gather `x`, [n, ...] on each of `ranks` ranks of the process group named `group`, to [ranks x n, ...]."""
+        context.ranks, context.group = ranks, group
+        gathered = torch.ops._c10d_functional.all_gather_into_tensor(x.contiguous(), ranks, group)
+        whole: Tensor = torch.ops._c10d_functional.wait_tensor(gathered)
+        return whole
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Return this rank's part of the sum of all ranks' `gradient`."""
+        ranks, group = context.ranks, context.group
+        scattered = torch.ops._c10d_functional.reduce_scatter_tensor(gradient.contiguous(), "sum", ranks, group)
+        return torch.ops._c10d_functional.wait_tensor(scattered), None, None
+
+
 class GatherContext(nn.Module):
     """Keys or values of whole rows from every rank's own; the gradient is summed and goes back to where each came from.
 
@@ -179,7 +202,7 @@ class GatherContext(nn.Module):
 
     def __init__(self, mesh: DeviceMesh) -> None:
         super().__init__()
-        self.mesh = mesh
+        self.ranks, self.group = mesh.size(), mesh.get_group().group_name
         self.enabled = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,8 +210,8 @@ class GatherContext(nn.Module):
         if not self.enabled:
             return x
         # sequence first: gathered that way, the ranks' parts already lie as they should and are not copied again
-        own = DTensor.from_local(x.permute(2, 0, 1, 3), self.mesh, [Shard(0)], run_check=False)
-        return own.full_tensor(grad_placements=[Partial()]).permute(1, 2, 0, 3)
+        whole: Tensor = GatherSequence.apply(x.permute(2, 0, 1, 3), self.ranks, self.group)
+        return whole.permute(1, 2, 0, 3)
 
 
 def apply_context_parallel(model: Decoder, mesh: DeviceMesh) -> None:

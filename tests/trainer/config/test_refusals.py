@@ -367,4 +367,4 @@ def test_a_divergence_ends_with_status_1_and_keeps_the_last_good_checkpoint(
 def test_a_command_that_does_not_exist_is_answered_with_those_that_do() -> None:
     done = subprocess.run(["cistron", "trian"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "train, check, inspect, prepare, generate" in done.stderr
+    assert "train, check, doctor, inspect, prepare, generate" in done.stderr
