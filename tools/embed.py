@@ -25,7 +25,6 @@ def main(argv: Sequence[str]) -> None:
     """Parse the command line, load the model, embed sequences and write a file."""
     run_command(load_plugins)  # formats and tokenizers of installed plug-ins are among the choices
     parser = argparse.ArgumentParser(prog="cistron embed", description=__doc__)
-    parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     add_input_arguments(parser, "--input")
     parser.add_argument("--layer", nargs="+", help="names or globs; * stands for something between two dots")
     parser.add_argument("--list-layers", action="store_true", help="print all layers, with their widths and what they are")
@@ -68,13 +67,11 @@ def run(options: argparse.Namespace) -> None:
         print(f"{output.partial} holds {output.done} sequences: going on behind them", file=sys.stderr)
     sequences = islice(files, output.done, None)
     documents = read_documents(opened, files, sequences, options.max_length)
-    told = 0.0
     with progress_bar("embed") as bar, torch.no_grad():
         bar.begin("sequences", sum(file.size for file in files.files))
         for batch in embeddings(opened, documents, layers, options.pool, options.batch_tokens):
             output.add([document.name for document in batch.documents], batch.lengths, batch.rows)
-            bar.advance(batch.documents[-1].stored - told, sum(batch.lengths))
-            told = batch.documents[-1].stored
+            bar.reach(batch.documents[-1].stored, sum(batch.lengths))
     output.finish()
     print(f"{options.output}: {output.done} sequences, {', '.join(f'{layer} ({meaning(layer)})' for layer in layers)}")
 

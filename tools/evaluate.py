@@ -57,7 +57,6 @@ def main(argv: Sequence[str]) -> None:
         return
     run_command(load_plugins)  # formats and tokenizers of installed plug-ins are among the choices
     parser = argparse.ArgumentParser(prog="cistron evaluate", description=__doc__)
-    parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     add_input_arguments(parser, "--score", required=True)
     parser.add_argument("--reverse-complement", action="store_true", help="the mean of both strands of a nucleotide sequence")
     parser.add_argument("--with-eos", action="store_true", help="of a causal model: the eos counts as a token too")
@@ -83,15 +82,13 @@ def run(options: argparse.Namespace) -> None:
         sequences = both_strands(files)
     documents = read_documents(opened, files, sequences, options.max_length)
     scores = log_likelihoods(opened, documents, with_eos=options.with_eos, batch_tokens=options.batch_tokens)
-    told = 0.0
     with progress_bar("score") if options.output else nullcontext() as bar, open_writer(options.output) as write:
         if bar:
             bar.begin("sequences", sum(file.size for file in files.files))
         for document, one in means(scores) if options.reverse_complement else scores:
             write(Line(document.name, *one, one.mean))
             if bar:
-                bar.advance(document.stored - told, one.residues)
-                told = document.stored
+                bar.reach(document.stored, one.residues)
 
 
 def both_strands(files: SequenceFiles) -> Iterator[NamedSequence]:

@@ -53,7 +53,6 @@ OPTIONS = {  # of the command line, by the keys of the table
 def main(argv: Sequence[str]) -> None:
     """Parse the command line, load the model, evaluate it and report."""
     parser = argparse.ArgumentParser(prog="cistron evaluate", description=__doc__)
-    parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     parser.add_argument("--extrapolate", action="store_true", required=True, help="what this is about")
     add_input_arguments(parser, "--input")
     parser.add_argument("--lengths", nargs="+", metavar="LENGTH", help="tokens, or multiples: 1x 2x 4x")

@@ -6,7 +6,7 @@ or a document for validation.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
@@ -16,19 +16,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from typing_extensions import override
 
 from ..documents import LetterEncoder, Letters, Weighed, Weights
-from ..errors import DataError
-from ..files import DataFile, sync, temporary
+from ..errors import BadRecords, DataError
+from ..files import whole
 from ..readers import DocumentJoiner, Piece, Reader, Records, located, wrong_byte
 from ..shards import ShardWriter, SourceRecord, id_dtype
-from ..tokenizers import Ids, TokenizeError, Tokenizer
+from ..tokenizers import Ids, TokenizeError
 from .pool import Emit
-from .run import Event, PreparationResult, Task
+from .run import Corpus, Event, PreparationResult, Task
 
 Mask = npt.NDArray[np.bool_]
-# Messages about skipped records of a task; all are counted.
-REPORTED_RECORDS = 10
 
 
 class RawRun(NamedTuple):
@@ -48,13 +47,10 @@ class RawRun(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawCorpus:
-    """A `prepare.Corpus` of raw files.
+class RawCorpus(Corpus):
+    """Raw files, whose documents are encoded.
 
     Attributes:
-        files: In order.
-        reader: Of their format.
-        tokenizer: Encodes them.
         format: Name of the format, which is a part of the plan.
         field: Of jsonl and parquet, likewise.
         validation_share: Share of the documents, by hash, that goes to validation.
@@ -64,9 +60,7 @@ class RawCorpus:
         letters: How letters are weighed, and their case.
     """
 
-    files: Sequence[DataFile]
     reader: Reader
-    tokenizer: Tokenizer
     format: str
     field: str
     validation_share: float
@@ -75,14 +69,10 @@ class RawCorpus:
     skip_bad: bool
     letters: Letters
 
+    @override
     def settings(self) -> dict[str, Any]:
-        """Return what decides the bytes of the shards, as JSON."""
         names = ("format", "field", "validation_share", "deduplicate", "seed", "skip_bad")
         return {**{name: getattr(self, name) for name in names}, "letters": self.letters.model_dump()}
-
-    def split(self, target: int) -> list[Piece]:
-        """Cut the files at record starts where their format allows."""
-        return [piece for file in self.files for piece in self.reader.split(file, target)]
 
     def sample(self) -> list[bytes]:
         """Return documents, or beginnings of long ones, from the heads of up to four files."""
@@ -92,14 +82,14 @@ class RawCorpus:
         return [document for group in groups if group is not None for document in group.documents]
 
     @property
+    @override
     def hasher(self) -> Callable[[Task, Path, Emit], None] | None:
-        """Writes a hash of each document of a task; None where duplicates stay."""
         return self.hash if self.deduplicate else None
 
     def hash(self, task: Task, path: Path, emit: Emit) -> None:
         """Write the xxh3_128 of every document."""
         digester = Digester(self.seed)
-        with temporary(path).open("wb") as file:
+        with whole(path) as unfinished, unfinished.open("wb") as file:
             for piece in task.pieces:
                 progress = Progress(piece, emit)
                 for records in self.reader.groups(piece, piece.start, True):
@@ -111,11 +101,9 @@ class RawCorpus:
                         file.write(xxhash.xxh3_128_digest(f"{piece.path}:{records.bad_offset}".encode(), self.seed))
                     progress.at(records)
                 progress.finish()
-        sync(temporary(path))
-        temporary(path).replace(path)
 
+    @override
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
-        """Write the shards of a task into `folder`/train and `folder`/validation. Raises DataError."""
         marked = None
         if marks is not None and marks.stat().st_size:  # there is nothing to map where no record was sound
             marked = np.memmap(marks, dtype=np.bool_, mode="r")[task.documents_before :]
@@ -164,10 +152,8 @@ class Progress:
 
     def at(self, records: Records) -> None:
         """Report that a group was read."""
-        share = 0.0
-        if self._piece.end is not None and records.offsets:
-            share = (records.offsets[-1] - self._piece.start) / max(self._piece.end - self._piece.start, 1)
-        self._report(share * self._piece.size, sum(map(len, records.documents)))
+        share = self._piece.share(records.offsets[-1]) if records.offsets else None
+        self._report((share or 0.0) * self._piece.size, sum(map(len, records.documents)))
 
     def finish(self) -> None:
         """Report that the whole piece was read."""
@@ -203,7 +189,8 @@ class _Conversion:
         self._out = False  # the open document is a duplicate or bad
         self._open_bytes = self._open_mapped = 0
         self._tag = 0  # letters of the tag that is open in the open document
-        self._counts = {"text_bytes": 0, "dropped": 0, "duplicates": 0, "skipped": 0, "mapped": 0}
+        self._counts = {"text_bytes": 0, "dropped": 0, "duplicates": 0, "mapped": 0}
+        self._bad = BadRecords(skip=corpus.skip_bad, of="shard", report=lambda line: emit(Event(message=line)))
 
     def run(self) -> PreparationResult:
         """Read all pieces; leave no temporary file behind, whatever happens."""
@@ -215,7 +202,7 @@ class _Conversion:
         finally:
             for writer in writers:
                 writer.discard()
-        return PreparationResult(documents=documents, tokens=tokens, shards=shards, **self._counts)
+        return PreparationResult(documents=documents, tokens=tokens, shards=shards, skipped=self._bad.skipped, **self._counts)
 
     def _read(self, piece: Piece) -> SourceRecord:
         self._piece = piece
@@ -322,14 +309,6 @@ class _Conversion:
         halves = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)
         aside: Mask = halves[:, 1] < np.uint64(self._corpus.validation_share * 2.0**64)
         return aside
-
-    def _bad(self, problem: Callable[[], DataError]) -> None:
-        if not self._corpus.skip_bad:
-            raise problem()
-        self._counts["skipped"] += 1
-        if self._counts["skipped"] <= REPORTED_RECORDS:
-            more = "; further ones of this shard are counted only" if self._counts["skipped"] == REPORTED_RECORDS else ""
-            self._emit(Event(message=f"skipped: {problem()}{more}"))
 
     def _located(self, bad: TokenizeError, address: int) -> DataError:
         return wrong_byte(self._corpus.reader, self._piece.path, address, bad.offset or 0, bad.problem)

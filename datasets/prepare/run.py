@@ -17,8 +17,10 @@ import fcntl
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -102,36 +104,48 @@ class PreparationResult(Record):
         return PreparationResult(**{name: value + getattr(other, name) for name, value in self})
 
 
-class Corpus(Protocol):
+class FileSplitter(Protocol):
+    """What a corpus' reader is at the least."""
+
+    def split(self, file: DataFile, target: int) -> list[Piece]:
+        """Cut a file into pieces of about `target` bytes of whole documents."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus(ABC):
     """Files that can be made into shards; picklable, since worker processes get it.
 
     Attributes:
         files: In order.
+        reader: Of their format.
         tokenizer: Whose ids are written.
-        hasher: Writes 16 bytes for each document of a task into a file, equal ones for equal documents; None where
-            duplicates stay.
     """
 
-    @property
-    def files(self) -> Sequence[DataFile]: ...
+    files: Sequence[DataFile]
+    reader: FileSplitter
+    tokenizer: Tokenizer
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def hasher(self) -> Callable[[Task, Path, Emit], None] | None:
+        """Writes 16 bytes for each document of a task, equal ones for equal documents; None where duplicates stay."""
+        return None
 
-    @property
-    def hasher(self) -> Callable[[Task, Path, Emit], None] | None: ...
-
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return what beside files and tokenizer decides the bytes of the shards, as JSON."""
-        ...
+
+    @abstractmethod
+    def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
+        """Write the shards of a task into `folder`/train and `folder`/validation, without those that are marked.
+
+        Raises:
+            DataError: A file cannot be read, or a document is bad.
+        """
 
     def split(self, target: int) -> list[Piece]:
         """Cut the files into pieces of about `target` bytes."""
-        ...
-
-    def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
-        """Write the shards of a task into `folder`/train and `folder`/validation, without those that are marked."""
-        ...
+        return [piece for file in self.files for piece in self.reader.split(file, target)]
 
 
 class Monitor(Protocol):

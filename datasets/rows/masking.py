@@ -44,9 +44,6 @@ class MaskedTokens(Objective):
     """
 
     causal: ClassVar[bool | None] = False
-    labels: ClassVar[bool] = False
-    shift = 0
-    classes: tuple[str, ...] = ()
 
     def __init__(self, config: MaskingConfig, tokenizer: Tokenizer, seed: int) -> None:
         wrong = config.complaints()

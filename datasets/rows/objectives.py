@@ -90,12 +90,14 @@ class Objective(Protocol):
     """A rule for targets: a pure function of rows and their numbers.
 
     Attributes:
+        labels: As `config.ObjectiveKind` has it.
         shift: Offset from a position to the token that is its label: 1 for the next token.
         classes: Names of the classes that labels are of; empty where labels are values, or documents have none.
     """
 
-    shift: int
-    classes: tuple[str, ...]
+    labels: ClassVar[bool] = False
+    shift: int = 0
+    classes: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the targets, as plain JSON: a part of the identity of a run's data."""
@@ -121,9 +123,7 @@ class NextToken(Objective):
     """
 
     causal: ClassVar[bool | None] = True
-    labels: ClassVar[bool] = False
     shift = 1
-    classes: tuple[str, ...] = ()
 
     @classmethod
     def build(cls, settings: ObjectiveSettings) -> "NextToken":
@@ -178,7 +178,6 @@ class DocumentLabels(Objective):
 
     causal: ClassVar[bool | None] = None
     labels: ClassVar[bool] = True
-    shift = 0
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)

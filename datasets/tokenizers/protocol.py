@@ -69,20 +69,20 @@ class Tokenizer(Protocol):
     alphabet: Alphabet | None = None
     eos_id: int
     pad_id: int
-    bos_id: int | None
-    mask_id: int | None
-    unk_id: int | None
+    bos_id: int | None = None
+    mask_id: int | None = None
+    unk_id: int | None = None
     special_ids: frozenset[int]
-    residue_ids: tuple[int, ...]
+    residue_ids: tuple[int, ...] = ()
     vocab_size: int
     where: str
     fingerprint: str
     streams: bool
-    hf_config: dict[str, Any] | None
+    hf_config: dict[str, Any] | None = None
 
     def encode(self, data: bytes) -> Ids:
         """Encode UTF-8 `data` to ids, 1-d, without an eos; see `encode_batch`."""
-        ...
+        return self.encode_batch([data]).ids[:-1]
 
     def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
         """Encode documents, UTF-8, and end each with an eos.
