@@ -5,7 +5,6 @@ of the first rows.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +20,7 @@ from ..trainer.config import JobConfig, load_config
 from ..trainer.estimates import HOST, HOW, checkpoint_bytes, estimate, frozen_flops, host_estimate, peak_of, row_flops, sizes_of
 from ..trainer.extrapolation import plan_of
 from ..trainer.parallel import context_block_size
-from ..trainer.processes import Layout, global_batch_size, host_memory, private_memory, run_command
+from ..trainer.processes import Layout, global_batch_size, host_memory, private_memory
 from ..trainer.start import job_complaints, open_data, verify
 from .support import report_sources, report_targets
 
@@ -37,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
         "--device", default="cpu", choices=["cpu", "cuda"], help="for attention and the memory estimate (default: cpu)"
     )
     options, others = parser.parse_known_args(argv)
-    run_command(lambda: check(others, options.world_size, options.device))
+    check(others, options.world_size, options.device)
 
 
 def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
@@ -154,7 +153,3 @@ def report_rows(console: Console, batch: Batch, eos_id: int) -> None:
         f"the first {len(batch.rows)} rows: {used.float().mean():.2%} of the positions used, {documents:.2f} documents or "
         f"fragments per row, {int((last != eos_id).sum())} rows end in a fragment that goes on"
     )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -17,13 +17,12 @@ from pydantic import JsonValue
 from ..base import load_plugins
 from ..datasets.readers import SequenceFiles
 from ..trainer.inference import Pool, choose_layers, embeddings, meaning, read_documents, widths
-from ..trainer.processes import run_command
 from .support import EmbeddingFile, add_input_arguments, add_model_arguments, check_output, open_as_asked, progress_bar
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse the command line, load the model, embed sequences and write a file."""
-    run_command(load_plugins)  # formats and tokenizers of installed plug-ins are among the choices
+    load_plugins()  # formats and tokenizers of installed plug-ins are among the choices
     parser = argparse.ArgumentParser(prog="cistron embed", description=__doc__)
     add_input_arguments(parser, "--input")
     parser.add_argument("--layer", nargs="+", help="names or globs; * stands for something between two dots")
@@ -34,7 +33,10 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     if not options.list_layers and not (options.input and options.layer and options.output):
         parser.error("--input, --layer and --output are required, or --list-layers alone")
-    run_command(lambda: list_layers(options) if options.list_layers else run(options))
+    if options.list_layers:
+        list_layers(options)
+    else:
+        run(options)
 
 
 def list_layers(options: argparse.Namespace) -> None:
@@ -74,7 +76,3 @@ def run(options: argparse.Namespace) -> None:
             bar.reach(batch.documents[-1].stored, sum(batch.lengths))
     output.finish()
     print(f"{options.output}: {output.done} sequences, {', '.join(f'{layer} ({meaning(layer)})' for layer in layers)}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -22,7 +22,6 @@ from ..datasets.readers import NamedSequence, SequenceFiles
 from ..datasets.tokenizers import has_bases
 from ..trainer.errors import ConfigError
 from ..trainer.inference import Document, Score, log_likelihoods, read_documents
-from ..trainer.processes import run_command
 from .extrapolate import main as extrapolate_main
 from .support import add_input_arguments, add_model_arguments, open_as_asked, progress_bar, writing
 
@@ -55,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     if "--extrapolate" in argv:
         extrapolate_main(argv)
         return
-    run_command(load_plugins)  # formats and tokenizers of installed plug-ins are among the choices
+    load_plugins()  # formats and tokenizers of installed plug-ins are among the choices
     parser = argparse.ArgumentParser(prog="cistron evaluate", description=__doc__)
     add_input_arguments(parser, "--score", required=True)
     parser.add_argument("--reverse-complement", action="store_true", help="the mean of both strands of a nucleotide sequence")
@@ -63,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, help="a file to write: .tsv, .jsonl or .parquet (default: TSV on stdout)")
     add_model_arguments(parser)
     options = parser.parse_args(argv)
-    run_command(lambda: run(options))
+    run(options)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -181,7 +180,3 @@ WRITERS = {".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}
 
 def _without_nan(result: Line) -> dict[str, Any]:
     return {**result._asdict(), "mean": result.mean if result.tokens else None}
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

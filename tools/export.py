@@ -6,7 +6,6 @@ files of the tokenizer. OUT appears whole or not at all.
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +13,13 @@ import torch
 
 from ..trainer.checkpoints import read_newest
 from ..trainer.huggingface import export
-from ..trainer.processes import run_command
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 DTYPES = {"saved": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, export, say what was written."""
+    """Find the checkpoint, export it, say what was written."""
     parser = argparse.ArgumentParser(prog="cistron export", description=__doc__)
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>, or a URL; without step-<N>: the newest good one")
     parser.add_argument("out", type=Path, help="folder to write; it must not exist, or be empty")
@@ -32,11 +30,6 @@ def main(argv: Sequence[str]) -> None:
     tokenizer.add_argument("--no-tokenizer", action="store_true", help="write no tokenizer files")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at OUT, and nothing else")
     options = parser.parse_args(argv)
-    run_command(lambda: run(options))
-
-
-def run(options: argparse.Namespace) -> None:
-    """Find the checkpoint and export it."""
     found, skipped = read_newest(options.checkpoint)
     table = found.state.config.tokenizer
     if options.tokenizer:
@@ -59,7 +52,3 @@ def size(text: str) -> int:
     if number <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 5GB, 500MB or a number of bytes")
     return number
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

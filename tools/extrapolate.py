@@ -6,7 +6,6 @@ checkpoint's own `[eval.extrapolation]` says.
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,6 @@ from ..trainer.extrapolation import (
     trained_as,
 )
 from ..trainer.inference import OpenedModel, read_documents
-from ..trainer.processes import run_command
 from .support import add_input_arguments, add_model_arguments, open_as_asked, positive, progress_bar
 
 OUTPUT = Path("outputs/extrapolation")
@@ -68,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder of results (default: {OUTPUT})")
     add_model_arguments(parser)
     options = parser.parse_args(argv)
-    run_command(lambda: run(options))
+    run(options)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -161,7 +159,3 @@ def write_results(
                 method, measure, length = name.split("/")
                 board.add_scalar(f"extrapolation/{method}/{measure}", value, int(length))  # the length is the step
     console.print(f"{folder}/extrapolation.json, extrapolation.png, tensorboard", markup=False)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,7 +1,6 @@
 """`cistron inspect CONFIG`: show a packed batch, as a PNG of its documents and their mask, and as decoded rows."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ..models.positions import reaches
 from ..trainer.build import training_mask
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
-from ..trainer.processes import Layout, global_batch_size, run_command
+from ..trainer.processes import Layout, global_batch_size
 from ..trainer.start import job_complaints, open_data, verify
 from .support import report_sources
 
@@ -34,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rows", type=int, default=16, help="rows of the batch in the picture (default: 16)")
     parser.add_argument("--decode", type=int, default=2, help="rows to decode in the terminal (default: 2)")
     options, others = parser.parse_known_args(argv)
-    run_command(lambda: run(others, options))
+    run(others, options)
 
 
 def run(argv: Sequence[str], options: argparse.Namespace) -> None:
@@ -128,7 +127,3 @@ def block_states(mask: BlockMask) -> torch.Tensor:
         for query in range(len(states)):
             states[query, indices[0, 0, query, : int(counts[0, 0, query])].long()] = state
     return states
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -10,7 +10,6 @@ cistron prepare --verify DIR
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,17 +67,17 @@ class Prepared:
 
 def main(argv: Sequence[str]) -> None:
     """Parse the command line, then verify or prepare."""
-    # Worker processes import this module too, and without torch, which `trainer.processes` and `support` load, that
-    # takes 0.5 s instead of 2.
-    from ..trainer.processes import run_command
-
-    run_command(load_plugins)  # formats and tokenizers of installed plug-ins are among the choices
+    load_plugins()  # formats and tokenizers of installed plug-ins are among the choices
     options = make_parser().parse_args(argv)
-    run_command(lambda: verify_shards(options.verify, options.processes) if options.verify else run(options))
+    if options.verify:
+        verify_shards(options.verify, options.processes)
+    else:
+        run(options)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
+    # Worker processes import this module too, and without torch, which `support` loads, that takes 0.5 s instead of 2.
     from .support import add_table_options
 
     parser = argparse.ArgumentParser(
@@ -337,7 +336,3 @@ def verify_one(path: str, _: Emit) -> int:
     (shard,) = open_shards(storage.expand([path]), storage)
     verify_shard(shard)
     return shard.tokens
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -14,7 +14,7 @@ from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.attention import document_block_mask
 from cistron.models.attention.masks import document_dense_mask
 from cistron.tests.helpers.jobs import train_here, write_job, write_mixture
-from cistron.tools import check, generate, inspect
+from cistron.tools import check, cli, generate, inspect
 from cistron.tools.support import targets
 from cistron.trainer.build import training_mask
 from cistron.trainer.config import load_config
@@ -100,7 +100,7 @@ class Words:
 
 def test_check_refuses_what_training_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        check.main([str(write_job(tmp_path)), "--model.eos_id", "9"])
+        cli.run("check", [str(write_job(tmp_path)), "--model.eos_id", "9"])
     assert caught.value.code == 2
     assert "tokenizer says eos is 0, attention mask says 9" in capsys.readouterr().err
 
@@ -268,7 +268,7 @@ def test_generate_refuses_what_it_cannot_sample_from(trained: Path, tmp_path: Pa
         ([newest, "--prompt", "x", "--temperature", "nan"], "temperature = nan: must be"),
     ):
         with pytest.raises(SystemExit) as caught:
-            generate.main(arguments)
+            cli.run("generate", arguments)
         assert caught.value.code == 2
         assert expected in capsys.readouterr().err
 
@@ -278,7 +278,7 @@ def test_generate_refuses_a_checkpoint_of_another_tokenizer(
 ) -> None:
     monkeypatch.setattr(ByteTokenizer, "eos_id", 10)
     with pytest.raises(SystemExit) as caught:
-        generate.main([str(trained.parent / "run" / "checkpoint"), "--prompt", "pack"])
+        cli.run("generate", [str(trained.parent / "run" / "checkpoint"), "--prompt", "pack"])
     assert caught.value.code == 2
     assert "tokenizer says eos is 10, checkpoint says 0" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import tomli_w
 from cistron.tests.helpers.jobs import refusal, write_job
-from cistron.tools.check import main as check
+from cistron.tools.cli import run
 from cistron.trainer.config import SINKS, load_config
 from cistron.trainer.errors import ConfigError
 from cistron.trainer.start import Launch
@@ -119,7 +119,7 @@ def test_what_took_four_rounds_takes_one(capsys: pytest.CaptureFixture[str]) -> 
         "model.attention.executor": "flex",
     }
     with pytest.raises(SystemExit) as caught:
-        check([str(DEBUG), *(word for key, value in options.items() for word in (f"--{key}", value))])
+        run("check", [str(DEBUG), *(word for key, value in options.items() for word in (f"--{key}", value))])
     assert caught.value.code == 2
     lines = lines_of(capsys.readouterr().err)
     for beginning in (

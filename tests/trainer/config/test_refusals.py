@@ -248,11 +248,11 @@ def test_settings_that_do_not_fit_are_refused_with_the_arithmetic(
     config = write_job(tmp_path)
     overrides = tuple(o.replace("CORPUS", str(tmp_path / "corpus")) for o in overrides)
     if any("parallelism" in o for o in overrides):  # what `check` does: no such processes need to exist
-        from cistron.tools.check import main
+        from cistron.tools.cli import run
 
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
-            main([str(config), *overrides])
+            run("check", [str(config), *overrides])
         assert caught.value.code == 2
         message = capsys.readouterr().err
     else:

@@ -20,7 +20,7 @@ from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig, ch
 from cistron.models.errors import ModelError
 from cistron.tests.helpers.jobs import column, metrics, refusal, train, train_here, write_job
 from cistron.tests.helpers.models import BYTE, CAUSAL, ready
-from cistron.tools import check
+from cistron.tools import check, cli
 from cistron.trainer.config import Continuation, Extrapolation, Passkey, load_config
 from cistron.trainer.errors import ConfigError
 from cistron.trainer.extrapolation import METHODS, LongRowModel, evaluate, trained_as
@@ -408,7 +408,7 @@ def test_check_refuses_what_training_would_and_tells_what_qualifies(straight: Pa
     assert "of 8 documents there are 6 of at least 64 tokens" in said
     assert "warning: rerope: model.attention is not that of its training" in said
     with pytest.raises(SystemExit):
-        check.main(["--config", str(straight), "--eval.extrapolation.methods", '["yran"]'])
+        cli.run("check", ["--config", str(straight), "--eval.extrapolation.methods", '["yran"]'])
     assert "'yran' is no method" in capsys.readouterr().err
 
 
