@@ -44,6 +44,7 @@ class Found:
         state: what it states of its run.
         where: the file that states it, for messages.
         seq_len: tokens of the rows that it was trained on; None: unknown.
+        fingerprint: what changes with any of its files.
         files: bytes and xxh3_128 of its files by name, as the manifest states them; none of a Hugging Face folder.
         index: where its tensors are; None: `tensors.json` says so.
     """
@@ -52,16 +53,13 @@ class Found:
     state: RunState
     where: str
     seq_len: int | None
+    fingerprint: str
     files: dict[str, tuple[int, str]]
     index: Index | None = None
 
     def reader(self) -> CheckpointReader:
         """Return a reader of its tensors."""
         return CheckpointReader(self.path, self.index)
-
-    def fingerprint(self) -> str:
-        """Return what changes with any of its files."""
-        return xxhash.xxh3_128_hexdigest(manifest_text(self.files).encode())
 
     def inventory(self) -> Inventory:
         """Return the files that its data state is about, as the loader listed them."""
@@ -126,7 +124,7 @@ def inspect(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
             return None, f"{STATE} is damaged: it does not fit its checksum in {MANIFEST}"
         where = str(path / STATE)
         state = RunState.read(path.read(STATE), where)
-        return Found(path, state, where, state.config.training.seq_len, files), ""
+        return Found(path, state, where, state.config.training.seq_len, xxhash.xxh3_128_hexdigest(text), files), ""
     except CheckpointError as e:
         return None, str(e)
     except OSError as e:

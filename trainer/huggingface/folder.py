@@ -132,7 +132,7 @@ class HuggingFaceFolder:
         }
         state = RunState.of(config=self.job(), model=self.decoder, contract=self.contract)
         where = str(self.path / CONFIG)
-        return Found(Folder(self.path), state, where=where, seq_len=self.seq_len, files={}, index=index)
+        return Found(Folder(self.path), state, where, self.seq_len, self.fingerprint, files={}, index=index)
 
 
 def is_hugging_face(folder: Folder) -> bool:

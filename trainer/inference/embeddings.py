@@ -1,6 +1,7 @@
 """Outputs of layers for sequences, pooled or for each residue: in memory, or batch by batch for a file."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ...datasets.errors import DataConfigError
 from ..errors import ConfigError
-from .documents import BATCH_TOKENS, Document, batches, encoded, make_row, opening_tokens
+from .documents import BATCH_TOKENS, Document, batches, encoded, make_row, opening_tokens, starts_of
 from .layers import choose_layers, outputs
 from .open import OpenedModel, opened_model
 
@@ -121,9 +122,9 @@ def embeddings(
     """Yield batches of documents in order with their layers' outputs; the caller may disable gradients."""
     first = opening_tokens(opened.tokenizer)
     for batch in batches(documents, lambda document: len(document.ids), batch_tokens):
-        row = make_row(opened, [document.ids for document in batch])
-        spans = [slice(start + first, end - 1) for start, end in zip(row.starts, row.starts[1:], strict=False)]
-        found = outputs(opened.model, layers, row)
+        ids = [document.ids for document in batch]
+        spans = [slice(start + first, end - 1) for start, end in pairwise(starts_of(ids))]
+        found = outputs(opened.model, layers, make_row(opened, ids))
         rows = {name: _pooled(output, spans, pool).float() for name, output in found.items()}
         yield Embedded(batch, [span.stop - span.start for span in spans], rows)
 
