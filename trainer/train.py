@@ -78,8 +78,8 @@ class Trainer:
         self.start = starting_point(config, self.run_folder, self.checkpoints, self.decoder_config, world)
         state = self.start.resumed.state if self.start.resumed else None
         self.progress = state.progress if state else Progress.start()
-        resumed = resume_data(config, world, self.start, self.progress.step, self.open_shard)
-        self.data, self.data_state = resumed.data, resumed.state
+        step = self.progress.step
+        self.data, self.data_state, refusal = resume_data(config, world, self.start, step, self.open_shard)
         self.first_batch = self.data.first
         self.prompt = world.gather(prompt_of(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
         self.evaluations, planned = world.on_every_rank(self.open_evaluations)
@@ -96,7 +96,7 @@ class Trainer:
         self.log, aside = world.on_every_rank(
             lambda: open_run_folder(config, world, self.decoder_config, self.run_folder, self.checkpoints, history)
         )
-        self.messages = [*self.start.messages, *filter(None, [resumed.refusal]), *planned, *aside]
+        self.messages = [*self.start.messages, *filter(None, [refusal]), *planned, *aside]
         self.saver = Saver(config.checkpoint, self.run_folder, self.checkpoints, world, self.log.say, history)
         self.heartbeat = Heartbeat(world, stop, self.saver)
 

@@ -13,9 +13,17 @@ import torch.nn.functional as F
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.attention import DocumentMask
 from cistron.models.decoder import Decoder
-from cistron.tests.helpers.jobs import column, graphs_alone, metrics, refusal, train_here, write_job, write_shards
+from cistron.tests.helpers.jobs import (
+    column,
+    graphs_alone,
+    metrics,
+    refusal,
+    train_here,
+    why_incomplete,
+    write_job,
+    write_shards,
+)
 from cistron.tests.helpers.ranks import run_on_ranks
-from cistron.trainer.checkpoints.format import why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.evaluation import Evaluation
 from cistron.trainer.processes import StopRequest, join

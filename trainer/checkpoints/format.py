@@ -131,12 +131,6 @@ def inspect(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
         return None, f"cannot be read: {e}"
 
 
-def why_incomplete(path: str | os.PathLike[str]) -> str | None:
-    """Why the checkpoint at `path` is not complete, or None when it is."""
-    found, reason = inspect(path)
-    return None if found else reason
-
-
 def complete_or_raise(path: Folder) -> Found:
     """Return the complete checkpoint at `path`, checksums aside.
 

@@ -219,15 +219,10 @@ def agreed_contract(source: Path, config: Json, decoder: DecoderConfig, tokenize
         EosMismatchError: they do not.
         ConfigError: there is no tokenizer, and the files do not name one id that ends a document.
     """
-    said = [(CONFIG, config), (GENERATION, read_json(source / GENERATION) or {})]
     statements = [Statement.of_tokenizer(tokenizer)] if tokenizer else []
     statements.append(Statement(party="model", where=f"{source / CONFIG} (vocab_size)", vocab=decoder.vocab_size))
-    for file, content in said:
-        eos, pad = content.get("eos_token_id"), content.get("pad_token_id")
-        several = tuple(eos) if isinstance(eos, list) else None if eos is None else (eos,)
-        mask = content.get("mask_token_id")
-        where = str(source / file)
-        statements.append(Statement(party=file.removesuffix(".json"), where=where, eos=several, pad=pad, mask=mask))
+    for file, content in ((CONFIG, config), (GENERATION, read_json(source / GENERATION) or {})):
+        statements.append(Statement.of_hf_file(file.removesuffix(".json"), str(source / file), content))
     Contract(statements).check()
     if tokenizer:
         return contract_of(tokenizer, decoder)

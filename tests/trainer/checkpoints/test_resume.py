@@ -22,12 +22,12 @@ from cistron.tests.helpers.jobs import (
     train_here,
     train_until,
     wait_for_step,
+    why_incomplete,
     write_job,
     write_mixture,
 )
 from cistron.tests.helpers.ranks import Command, run_on_ranks
 from cistron.trainer.checkpoints import Folder
-from cistron.trainer.checkpoints.format import why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer, run

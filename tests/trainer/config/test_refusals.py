@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.tests.helpers.jobs import metrics, refusal, start, train_here, write_job
+from cistron.tests.helpers.jobs import metrics, refusal, start, train_here, why_incomplete, write_job
 from cistron.tests.helpers.ranks import run_on_ranks
-from cistron.trainer.checkpoints.format import why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import StopRequest, join, run_command
 from cistron.trainer.train import Trainer

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from cistron.models.attention import DocumentMask
 from cistron.models.decoder import Decoder
-from cistron.tests.helpers.jobs import column, metrics, refusal, train, train_here, write_job, write_mixture
-from cistron.trainer.checkpoints.format import why_incomplete
+from cistron.tests.helpers.jobs import column, metrics, refusal, train, train_here, why_incomplete, write_job, write_mixture
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
