@@ -124,7 +124,7 @@ def report_model(
         if moment is not peak:
             grid.add_row("sum", f"{moment.size / 2**30:.3f}", f"at another moment: {moment.name}")
     console.print(grid)
-    size = checkpoint_bytes(config, decoder, layout, executor, device)
+    size = checkpoint_bytes(config, decoder)
     console.print(f"checkpoints of {size / 2**30:.3f} GiB" if config.checkpoint.enable else "no checkpoints")
 
 

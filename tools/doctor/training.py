@@ -143,7 +143,7 @@ def resident() -> float:
 
 def checkpoint(e: Examination, trainer: Trainer, step_seconds: float) -> None:
     """Save once; compare for how long training stands still with a copy of the bytes at 1 GB/s."""
-    size = checkpoint_bytes(trainer.config, trainer.decoder_config, e.world.layout, trainer.mask.executor, e.device.type)
+    size = checkpoint_bytes(trainer.config, trainer.decoder_config)
     started = time.perf_counter()
     trainer.save()
     stall = time.perf_counter() - started

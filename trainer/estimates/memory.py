@@ -181,7 +181,7 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
 
     lasting = {
         "parameters": at_rest * sizes.all / shared,
-        "optimizer": moments_per_step(job) * DTYPES[config.optimizer.state_dtype].itemsize / shared,
+        "optimizer": optimizer_bytes(config, sizes) / shared,
         "inputs": inputs(job),
     }
     gradients = at_rest * sizes.trained / shared
@@ -273,16 +273,16 @@ def peak_of(moments: Sequence[Moment]) -> Moment:
     return max(moments, key=lambda moment: moment.size)
 
 
-def checkpoint_bytes(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str) -> float:
+def checkpoint_bytes(config: JobConfig, decoder: DecoderConfig) -> int:
     """Return the bytes of a checkpoint's tensors, of which each rank that writes any writes about as many."""
-    job = JobOnDevice(config, decoder, layout, executor, device)
-    moments = moments_per_step(job) * DTYPES[config.optimizer.state_dtype].itemsize
-    return DTYPES[config.training.dtype].itemsize * job.sizes.all + moments
+    sizes = sizes_of(config, decoder)
+    return DTYPES[config.training.dtype].itemsize * sizes.all + optimizer_bytes(config, sizes)
 
 
-def moments_per_step(job: JobOnDevice) -> float:
-    """Return the elements of the optimizer's state over all ranks."""
-    return 2 * job.sizes.trained_tables + (1 if job.config.optimizer.name == "Muon" else 2) * job.sizes.trained_blocks
+def optimizer_bytes(config: JobConfig, sizes: Sizes) -> int:
+    """Return the bytes of the optimizer's state over all ranks."""
+    moments = 2 * sizes.trained_tables + (1 if config.optimizer.name == "Muon" else 2) * sizes.trained_blocks
+    return moments * DTYPES[config.optimizer.state_dtype].itemsize
 
 
 def inputs(job: JobOnDevice) -> float:
