@@ -79,10 +79,8 @@ def decoded(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
 def draw_rows(batch: Batch, mask: DocumentMask, output: Path) -> None:
     """Write the picture: documents coloured along the rows, and the mask of one row by blocks, per region of a map."""
     import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.figure import Figure  # takes 0.3 s to import
 
     seq_len = batch.tokens.shape[1]
     chosen = int(batch.sequence_ids.amax(1).argmax())
@@ -95,8 +93,8 @@ def draw_rows(batch: Batch, mask: DocumentMask, output: Path) -> None:
     colours = np.where(ids < 0, np.nan, shifted % 10)
     palette = mpl.colormaps["tab10"].with_extremes(bad="#eeeeee")
     widths = (1.5, *(1 for _ in regions))
-    figure, axes = plt.subplots(1, len(widths), figsize=(6 * sum(widths), 6), width_ratios=widths, layout="constrained")
-    rows, *panels = axes
+    figure = Figure(figsize=(6 * sum(widths), 6), layout="constrained")
+    rows, *panels = figure.subplots(1, len(widths), width_ratios=widths)
     rows.imshow(colours, aspect="auto", interpolation="nearest", cmap=palette, vmin=0, vmax=9)
     used = float((ids >= 0).mean())
     rows.set(title=f"documents in packed rows ({used:.1%} of positions used; padding is grey)", xlabel="position")
@@ -114,7 +112,6 @@ def draw_rows(batch: Batch, mask: DocumentMask, output: Path) -> None:
     ]
     panels[0].legend(handles=handles, loc="upper right")
     figure.savefig(output, dpi=120)
-    plt.close(figure)
 
 
 def block_states(mask: BlockMask) -> torch.Tensor:
