@@ -7,7 +7,7 @@ fails is passed over, and the reason is printed.
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from ..config import Checkpoint
 from ..errors import CheckpointError
@@ -23,7 +23,7 @@ T = TypeVar("T")
 def on_rank_zero(world: World, folder: Folder, question: Callable[[], T]) -> T:
     """Return what rank 0 sees of a folder, on every rank, so that all do the same. Raises CheckpointError."""
     try:
-        return world.in_thread_on_every_rank(lambda: question() if world.is_first else cast(T, None))[0]
+        return world.in_thread_on_rank_zero(question)
     except OSError as e:
         raise CheckpointError(f"{folder}: cannot be read: {e}") from None
 

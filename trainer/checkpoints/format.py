@@ -11,7 +11,6 @@ The manifest is written last and moved into place atomically: a folder without o
 unpickled.
 """
 
-import itertools
 import json
 import os
 import re
@@ -66,10 +65,10 @@ class Found:
         inventory: Inventory = self.path.read_json(INVENTORY)
         return inventory
 
-    def damage(self, share: Callable[[list[str]], Sequence[str]] = list) -> list[str]:
-        """Return what is wrong with those of its files that `share` picks: none is as it was written."""
+    def damage(self, rank: int = 0, ranks: int = 1) -> list[str]:
+        """Return what is wrong with its files, or with one rank's share of them: those that are not as written."""
         wrong = []
-        for name in share(sorted(self.files)):
+        for name in sorted(self.files)[rank::ranks]:
             try:
                 digest = self.path.digest(name)
             except OSError as e:
@@ -177,11 +176,8 @@ def read_newest(path: str | os.PathLike[str]) -> tuple[Found, list[str]]:
 
 def damage(found: Found, world: World) -> list[str]:
     """Return what is wrong with the files of a checkpoint, on every rank; each reads its share of them."""
-    return list(
-        itertools.chain(
-            *world.in_thread_on_every_rank(lambda: found.damage(lambda names: names[world.rank :: world.layout.world_size]))
-        )
-    )
+    shares = world.in_thread_on_every_rank(lambda: found.damage(world.rank, world.layout.world_size))
+    return [line for share in shares for line in share]
 
 
 def write_whole(path: Any, specs: Mapping[str, Spec], read: Callable[[str], Tensor], state: RunState) -> None:

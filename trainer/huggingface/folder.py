@@ -4,10 +4,9 @@ Only safetensors are read: a pickle can run code.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import xxhash
@@ -21,11 +20,10 @@ from ..build import Contract, Statement, contract_of
 from ..checkpoints import MANIFEST, FileSet, Folder, Found, Index, RunState, SavedContract, file_index
 from ..config import JobConfig
 from ..errors import CheckpointError, ConfigError
-from .tokenizer_files import TOKENIZER, own_kind
+from .tokenizer_files import TOKENIZER, Json, own_kind, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, GENERATION = "config.json", "generation_config.json"
-Json: TypeAlias = Mapping[str, Any]  # what a file of Hugging Face's says, of any model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,16 +234,3 @@ def agreed_contract(source: Path, config: Json, decoder: DecoderConfig, tokenize
     (eos,) = common
     pad = next((statement.pad for statement in statements if statement.pad is not None), eos)
     return SavedContract(eos=eos, pad=pad, vocab=decoder.vocab_size, tokenizer=None, mask=config.get("mask_token_id"))
-
-
-def read_json(path: Path) -> Json | None:
-    """Return the object in a JSON file, None where there is no file. Raises ConfigError for anything else."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}, not a JSON object")
-    return content

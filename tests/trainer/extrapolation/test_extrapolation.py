@@ -240,7 +240,7 @@ def test_a_key_is_hidden_at_its_depth_and_stands_at_the_end(kind: str) -> None:
     words = SEQUENCES.get(kind, PROSE)
     places = []
     for depth in (0.0, 0.5, 1.0):
-        for prompt in prompts(Passkey(samples=3), tokenizer, hay, 400, depth, seed=0):
+        for prompt in prompts(Passkey(samples=3), tokenizer, hay, 400, depth):
             assert len(prompt.ids) == 400
             assert prompt.ids[0] == hay[0][0] or tokenizer.bos_id is None
             text = tokenizer.decode(prompt.ids.tolist())
@@ -253,7 +253,7 @@ def test_a_key_is_hidden_at_its_depth_and_stands_at_the_end(kind: str) -> None:
 
 
 def test_a_key_counts_when_all_of_its_tokens_are_the_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompts(Passkey(samples=4), BYTE, texts(300), 256, 0.5, seed=0)
+    asked = prompts(Passkey(samples=4), BYTE, texts(300), 256, 0.5)
 
     def knows(wrong: int) -> float:
         """What a model retrieves that says the token after each but for one digit of the first `wrong` keys."""
@@ -271,7 +271,7 @@ def test_a_key_counts_when_all_of_its_tokens_are_the_likeliest(monkeypatch: pyte
 
 def test_a_length_that_has_no_room_for_a_key_is_refused() -> None:
     with pytest.raises(ConfigError, match="64 tokens are too few for needle, query and key"):
-        prompts(Passkey(), BYTE, texts(300), 64, 0.5, seed=0)
+        prompts(Passkey(), BYTE, texts(300), 64, 0.5)
 
 
 # continuations -------------------------------------------------------------------------------------------------------
