@@ -21,7 +21,7 @@ from ..trainer.estimates import HOST, HOW, checkpoint_bytes, estimate, frozen_fl
 from ..trainer.extrapolation import plan_of
 from ..trainer.parallel import context_block_size
 from ..trainer.processes import Layout, global_batch_size, host_memory, private_memory
-from ..trainer.start import job_complaints, open_data, verify
+from ..trainer.start import Launch, open_data, verify
 from .support import report_sources, report_targets
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
@@ -42,9 +42,10 @@ def main(argv: Sequence[str]) -> None:
 def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     """Verify the job and print what it would do. Raises UserError where training would."""
     kernels = torch.device(device)
-    config, _ = load_config(argv, "cistron check", lambda config: job_complaints(config, world_size, kernels))
+    launch = Launch(world_size, kernels)
+    config, _ = load_config(argv, "cistron check", launch.complaints)
     layout = Layout.resolve(config, world_size)
-    tokenizer, decoder = verify(config, layout)
+    tokenizer, decoder = launch.parts or verify(config, layout)
     mask = training_mask(config, tokenizer, kernels)
     programs = private_memory()  # before there are rows
     console = Console(highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from ..trainer.build import training_mask
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
 from ..trainer.processes import Layout, global_batch_size
-from ..trainer.start import job_complaints, open_data, verify
+from ..trainer.start import Launch, open_data, verify
 from .support import report_sources
 
 STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of consecutive documents
@@ -43,9 +43,10 @@ def run(argv: Sequence[str], options: argparse.Namespace) -> None:
     if options.output.suffix.lower() != ".png" or not options.output.parent.is_dir():
         raise ConfigError(f"--output {options.output}: must be a .png in a folder that exists")
     cpu = torch.device("cpu")
-    config, _ = load_config(argv, "cistron inspect", lambda config: job_complaints(config, None, cpu))
+    launch = Launch(None, cpu)
+    config, _ = load_config(argv, "cistron inspect", launch.complaints)
     layout = Layout.resolve(config)
-    tokenizer, decoder = verify(config, layout)
+    tokenizer, decoder = launch.parts or verify(config, layout)
     mask = training_mask(config, tokenizer, cpu)
     feed = open_data(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=options.rows)
     feed.loader.close()

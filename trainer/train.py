@@ -34,7 +34,7 @@ from .optim import StepGuard, gradient_norm, learning_rate, reduce_losses, set_l
 from .out_of_memory import out_of_memory_told
 from .parallel import Inputs, compile_for_all_widths, stage, sum_over_replicas
 from .prefetch import Prefetcher
-from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command
+from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command, world_size
 from .start import (
     Launch,
     Parts,
@@ -334,7 +334,7 @@ def train(config: JobConfig | str | PathLike[str]) -> TrainedRun:
         NonFiniteError: too many steps in a row had a loss or gradients that are not finite.
         OutOfMemoryError: memory ran out; the message, which was printed too, says what would take less.
     """
-    launch = Launch()
+    launch = Launch(world_size())
     if isinstance(config, JobConfig):
         refuse(launch.complaints(config))
     else:
@@ -344,7 +344,7 @@ def train(config: JobConfig | str | PathLike[str]) -> TrainedRun:
 
 def run(argv: Sequence[str]) -> None:
     """Train the job that `argv` describes."""
-    launch = Launch()
+    launch = Launch(world_size())
     config, options = load_config(argv, further=launch.complaints)
     if options.print_config:
         print(config.to_toml(), end="")

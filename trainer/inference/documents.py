@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from ...models.config import AttentionConfig, RopeConfig, untrained_attention_wa
 from .open import OpenedModel, inference_mask
 
 BATCH_TOKENS = 16_384
+Texts: TypeAlias = Iterable[str | bytes]
 T = TypeVar("T")
 
 
@@ -124,7 +125,7 @@ def encode_sequence(tokenizer: Tokenizer, sequence: NamedSequence) -> Document:
     return Document(sequence.name, encoded.ids, sequence.stored, sum(encoded.mapped or ()))
 
 
-def encoded(opened: OpenedModel, sequences: Iterable[str | bytes]) -> Iterator[Document]:
+def encoded(opened: OpenedModel, sequences: Texts) -> Iterator[Document]:
     """Yield the documents of sequences that a caller has at hand.
 
     Raises:

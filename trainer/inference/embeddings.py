@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import torch
@@ -10,11 +9,12 @@ from torch import Tensor
 
 from ...datasets.errors import DataConfigError
 from ..errors import ConfigError
-from .documents import BATCH_TOKENS, Document, batches, encoded, make_row, opening_tokens, starts_of
+from .documents import BATCH_TOKENS, Document, Texts, batches, encoded, make_row, opening_tokens, starts_of
 from .layers import choose_layers, outputs
-from .open import OpenedModel, opened_model
+from .open import ModelOrPath, OpenedModel, opened_model
 
-Pool: TypeAlias = Literal["mean", "last", "none"]
+Pooled: TypeAlias = Literal["mean", "last"]
+Pool: TypeAlias = Literal[Pooled, "none"]
 
 
 class Embedded(NamedTuple):
@@ -33,43 +33,25 @@ class Embedded(NamedTuple):
 
 @overload
 def embed(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
-    *,
-    layer: str,
-    pool: Literal["mean", "last"] = "mean",
-    gradients: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    model: ModelOrPath, sequences: Texts, *, layer: str, pool: Pooled = ..., gradients: bool = ..., batch_tokens: int = ...
 ) -> Tensor: ...
 
 
 @overload
 def embed(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
-    *,
-    layer: str,
-    pool: Literal["none"],
-    gradients: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    model: ModelOrPath, sequences: Texts, *, layer: str, pool: Literal["none"], gradients: bool = ..., batch_tokens: int = ...
 ) -> list[Tensor]: ...
 
 
 @overload
 def embed(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
-    *,
-    layer: list[str],
-    pool: Pool = "mean",
-    gradients: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    model: ModelOrPath, sequences: Texts, *, layer: list[str], pool: Pool = ..., gradients: bool = ..., batch_tokens: int = ...
 ) -> dict[str, Any]: ...
 
 
 def embed(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
+    model: ModelOrPath,
+    sequences: Texts,
     *,
     layer: str | list[str],
     pool: Pool = "mean",

@@ -10,15 +10,14 @@ longest it counts what follows as well; here no label lies behind a sequence's o
 """
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from ...models.loss import IGNORE
 from ..errors import ConfigError
-from .documents import BATCH_TOKENS, Document, batches, encoded, make_row, opening_tokens, starts_of
-from .open import OpenedModel, opened_model
+from .documents import BATCH_TOKENS, Document, Texts, batches, encoded, make_row, opening_tokens, starts_of
+from .open import ModelOrPath, OpenedModel, opened_model
 
 
 class Score(NamedTuple):
@@ -40,13 +39,7 @@ class Score(NamedTuple):
         return self.log_likelihood / self.tokens if self.tokens else float("nan")
 
 
-def score(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
-    *,
-    with_eos: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
-) -> list[Score]:
+def score(model: ModelOrPath, sequences: Texts, *, with_eos: bool = False, batch_tokens: int = BATCH_TOKENS) -> list[Score]:
     """Return how likely a model finds each sequence.
 
     A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods: each residue is hidden once.

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 
@@ -62,6 +62,9 @@ class OpenedModel:
         self.refuse_head(command)
         if not self.mask.causal:
             raise ModelError(f"{self.where}: a bidirectional model, trained by mlm, cannot {command}")
+
+
+ModelOrPath: TypeAlias = OpenedModel | str | os.PathLike[str]
 
 
 def open_model(
@@ -133,7 +136,7 @@ def open_model(
     )
 
 
-def opened_model(model: OpenedModel | str | os.PathLike[str]) -> OpenedModel:
+def opened_model(model: ModelOrPath) -> OpenedModel:
     """Return the model itself, or the one at a path, opened in float32. Raises what `open_model` does."""
     return model if isinstance(model, OpenedModel) else open_model(model)
 

@@ -1,7 +1,6 @@
 """Text from a model: plain sampling, one forward pass over the whole document per new token."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,11 +11,11 @@ from ...models.attention import DocumentMask
 from ...models.decoder import Decoder
 from ..errors import ConfigError
 from .documents import make_rows
-from .open import OpenedModel, opened_model
+from .open import ModelOrPath, opened_model
 
 
 def sample(
-    model: OpenedModel | str | Path,
+    model: ModelOrPath,
     prompt: str | bytes,
     *,
     max_new_tokens: int = 200,
