@@ -70,7 +70,7 @@ def test_a_plug_in_is_installed_from_outside_and_trains(folder: Path, tmp_path: 
 
     # the same names on the command line of a tool that reads no TOML
     flags = ["--format", "paragraphs", "--tokenizer", "lowercase", "--output", str(tmp_path / "out"), "--processes", "1"]
-    run(folder, tmp_path, "cistron.tools.cli", "prepare", "essays/*.paragraphs", *flags)
+    run(folder, tmp_path, "cistron.tools.prepare", "essays/*.paragraphs", *flags)
     assert b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*.ids")).startswith(b"pack rows\0of eos\n")
 
     # from the folder itself, which no package manager knows, by the TOML; read and encoded by worker processes
@@ -85,7 +85,7 @@ def test_worker_processes_of_prepare_read_and_encode_by_a_plug_in(folder: Path, 
     job = (folder / "work" / "job.toml").read_text().replace("[job]", '[job]\nplugins = ["cistron_extras"]')
     (tmp_path / "job.toml").write_text(job)
     arguments = ["--config", str(tmp_path / "job.toml"), "--output", str(tmp_path / "out"), "--processes", "2"]
-    run(folder, folder / "plugin", "cistron.tools.cli", "prepare", *arguments)
+    run(folder, folder / "plugin", "cistron.tools.prepare", *arguments)
     ids = [path.read_bytes() for path in sorted((tmp_path / "out").rglob("*.ids"))]
     assert b"".join(ids) == (b"pack rows\0" + b"of eos\nlines\0" * 200) * 2
 
