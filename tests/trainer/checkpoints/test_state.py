@@ -115,7 +115,7 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 def test_a_state_of_today_is_read_and_written_with_the_same_keys() -> None:
     state = RunState.read(STATE.encode(), WHERE)
-    assert state.progress == Progress(2, 950, 1903147458028915, {"words": 950})
+    assert state.progress == Progress(step=2, tokens_seen=950, rows_hash=1903147458028915, source_tokens={"words": 950})
     assert state.guard is not None
     assert state.guard.window is not None
     assert state.guard.window.grad_norm == [3.9365477561950684, 3.671159267425537]
