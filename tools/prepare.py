@@ -29,13 +29,13 @@ from ..datasets.prepare import (
     Event,
     ListReader,
     MegatronReader,
-    Pool,
     PreparationResult,
     RawCorpus,
     TokenCorpus,
     TokenReader,
     length_statistics,
     prepare,
+    run_tasks,
     shard_lengths,
 )
 from ..datasets.readers import SourceFiles, build_reader, raw_formats
@@ -304,7 +304,7 @@ def verify_shards(folder: str, processes: int) -> None:
     tokens = 0
     with progress_bar("verify") as monitor:
         monitor.begin("shards", sum(map(size_of, paths)))
-        for path, found in Pool(verify_one, str, processes, monitor).run(paths):
+        for path, found in run_tasks(verify_one, paths, processes, monitor):
             tokens += found
             monitor(Event(stored=size_of(path)))
     print(f"{len(paths):,} shards with {tokens:,} tokens are as they were written")

@@ -4,21 +4,23 @@ Every document must end with its only eos. Where a source says that its document
 without; nothing else is ever changed. Documents of nothing but an eos are left out and counted.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
 from ..errors import DataError
+from ..files import DataFile, FileStore
 from ..readers import Piece
 from ..shards import ShardWriter, SourceRecord, id_dtype
 from ..tokenizers import Ids, Tokenizer
 from .pool import Emit
-from .run import Corpus, Event, FileSplitter, PreparationResult, Task
+from .run import Corpus, Event, PreparationResult, Task
 
 TokenIndices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
@@ -41,25 +43,36 @@ class Tokens(NamedTuple):
     stored: float
 
 
-class TokenReader(FileSplitter, Protocol):
-    """A format of token files; a piece's start and end are the format's own."""
+@dataclass(frozen=True)
+class TokenReader(ABC):
+    """A format of token files; a piece's start and end are the format's own.
 
-    def settings(self) -> dict[str, Any]:
-        """Return what decides how files are read, as JSON."""
-        ...
+    Attributes:
+        storage: Finds the files.
+    """
+
+    storage: FileStore
 
     @property
     def weighted(self) -> bool:
         """Whether there are loss weights."""
-        ...
+        return False
 
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return what decides how files are read, as JSON."""
+
+    @abstractmethod
+    def split(self, file: DataFile, target: int) -> list[Piece]:
+        """Cut a file into pieces of about `target` bytes of whole documents."""
+
+    @abstractmethod
     def tokens(self, piece: Piece) -> Iterator[Tokens]:
         """Yield the tokens of a piece; its last document ends with it."""
-        ...
 
     def first_document(self, piece: Piece) -> int | None:
         """Return the number of a piece's first document in its file, None where only reading would tell."""
-        ...
+        return piece.start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +93,7 @@ class TokenCorpus(Corpus):
     @override
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
         dtype = id_dtype(self.tokenizer.vocab_size - 1)
-        writer = ShardWriter(folder / "train", f"{task.number:06}", self.tokenizer, dtype, weighted=self.reader.weighted)
+        writer = ShardWriter(folder / "train", task.name, self.tokenizer, dtype, weighted=self.reader.weighted)
         sizes = {file.path: file.size for file in self.files}
         sources = []
         dropped = appended = 0

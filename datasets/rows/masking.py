@@ -76,7 +76,7 @@ class MaskedTokens(Objective):
     def targets(self, laid: LaidOutRows) -> Targets:
         # A row is without a target only where no token of it may be one.
         tokens, labels = laid.tokens.copy(), np.full_like(laid.tokens, IGNORE)
-        weights = laid.own_weights()
+        weights = laid.own_weights(self.shift)
         for place, (number, used) in enumerate(zip(laid.numbers, laid.used, strict=True)):
             if number < 0:
                 continue

@@ -1,7 +1,6 @@
 """Raw bytes as token ids: the tokenizer of byte-level models, and the default."""
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +12,6 @@ from .protocol import Alphabet, Encoded, TokenizeError, Tokenizer
 @TOKENIZERS.add("byte", says="raw UTF-8 bytes, vocabulary 512")
 class ByteTokenizer(Tokenizer):
     """Raw bytes as ids, after Evo 2's CharLevelTokenizer: EOD = EOS = 0, PAD = 1, vocabulary 512."""
-
-    options: ClassVar[tuple[str, ...]] = ()
 
     kind = "byte"
     dtype: npt.DTypeLike = np.uint8
