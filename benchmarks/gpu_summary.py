@@ -7,6 +7,7 @@ It needs no torch: `gpu.sh` calls it after every part, so that there is a table 
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,15 @@ def complaint(log: Path) -> str:
     return lines[-1][-LOST:].replace("|", "/") if lines else ""
 
 
+def doctor(report: Path) -> list[str]:
+    """Return how many lines of the report of `cistron doctor` have each verdict, and those that are not ok."""
+    lines = json.loads(report.read_text())["lines"] if report.is_file() else []
+    counts = Counter(line["verdict"] for line in lines)
+    bad = [line for line in lines if line["verdict"] in ("slow", "wrong")]
+    told = [f"{line['verdict']}: {line['part']}, {line['name']} {line['value'] or ''} {line['unit']}".strip() for line in bad]
+    return [f"{number} {verdict}" for verdict, number in counts.items()] + told
+
+
 def table(out: Path) -> tuple[str, bool]:
     """Return the table of all parts that are over, and whether any of them is wrong.
 
@@ -83,6 +93,7 @@ def table(out: Path) -> tuple[str, bool]:
     for row in (out / "parts.tsv").read_text().splitlines():
         part, seconds, limit, status = row.split("\t")
         numbers = [shown(line) for line in read(out / f"{part}.jsonl")]
+        numbers += doctor(out / "doctor.json") if part == "doctor" else []
         if status != "ok":
             wrong |= not status.startswith("skipped")
             numbers += [complaint(out / f"{part}.log")] if seconds != "0" else []

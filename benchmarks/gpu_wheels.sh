@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 
 needed=(pydantic==2.14.4 pydantic-core==2.50.5 pydantic-settings==2.16.3 typing-inspection==0.4.5 python-dotenv==1.2.4
     annotated-types==0.8.0 tomli-w==1.2.0 torchdata==0.11.0 backports.zstd==1.8.0)
-compared=(torchao==0.18.0 torchtitan==0.3.0 tyro==1.0.15 spmd_types==0.2.3) # float8, and the comparison
+compared=(torchao==0.18.0                                                      # float8
+    torchtitan==0.3.0 tyro==1.0.15 docstring-parser==0.18.0 typeguard==4.6.1 einops==0.8.2 spmd_types==0.2.3) # the comparison
 platforms=()
 for glibc in 2_39 2_34 2_28 2_27 2_24 2_17; do
     platforms+=(--platform "manylinux_${glibc}_x86_64")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,20 @@ def test_a_part_runs_and_stands_in_the_table(tmp_path: Path) -> None:
     assert "| ok | torch" in table
     assert "TFLOP/s" in table
     assert (tmp_path / "out" / "rates.jsonl").read_text().count("\n") == 3
+
+
+def test_the_table_has_what_the_doctor_finds_wrong_and_what_a_cut_off_part_had_measured(tmp_path: Path) -> None:
+    line = {"part": "rates", "name": "copy", "value": 0.5, "unit": "TB/s"}
+    lines = [line | {"verdict": "ok"}, line | {"verdict": "slow"}]
+    (tmp_path / "doctor.json").write_text(json.dumps({"lines": lines}))
+    number = {"name": "loss", "value": 2.5, "unit": "", "wrong": "", "goal": ""}
+    (tmp_path / "waits.jsonl").write_text(json.dumps(number) + "\n")
+    (tmp_path / "parts.tsv").write_text("doctor\t9\t90\tok\nwaits\t60\t60\tcut off after 60 s\n")
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "gpu_summary.py"), str(tmp_path)], capture_output=True)
+    table = (tmp_path / "summary.md").read_text()
+    assert done.returncode == 1
+    assert "| doctor | 9 of 90 | ok | 1 ok; 1 slow; slow: rates, copy 0.5 TB/s |" in table
+    assert "| cut off after 60 s | loss 2.5 |" in table
 
 
 def test_parts_without_time_are_skipped_and_said_so(tmp_path: Path) -> None:
