@@ -179,6 +179,18 @@ def test_fused_by_the_compiler_it_is_the_same_for_any_number_of_tokens_with_one_
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("most", "chunks"), [(0, 8), (8192, 2), (16_384, 1), (9000, 2)])
+def test_a_chunk_follows_from_shapes_and_the_key(most: int, chunks: int) -> None:
+    """Llama 3.2 1B, two rows of 8,192 tokens: each chunk reads and writes the float32 gradient of the weight."""
+    assert loss.chunk_length(16_384, 128_256, "cuda", most) == 16_384 // chunks
+    hidden, weight, labels, weights = example()
+    with Products() as seen:
+        losses = linear_cross_entropy(hidden, weight, labels, weights, chunk=-(-labels.numel() // chunks))
+        losses.sum().backward()
+    assert seen.count == 3 * chunks
+    torch.testing.assert_close(losses, linear_cross_entropy(hidden, weight, labels, weights), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_decoder_given_labels_returns_the_cross_entropy_of_its_logits(tied: bool) -> None:
     model, batch = random_decoder(LLAMA.replace(tie_embeddings=tied)), pack()

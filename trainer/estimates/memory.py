@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...models.config import DecoderConfig, Executor
-from ...models.loss import CHUNK_LOGITS
+from ...models.loss import chunk_length
 from ..config import JobConfig
 from ..processes import DTYPES, Layout, global_batch_size
 from .sizes import Sizes, sizes_of
@@ -352,7 +352,7 @@ def chunk_of_logits(job: JobOnDevice) -> float:
     """Return the bytes at the peak of a chunk of `models.loss`, beyond the gradients that it adds to."""
     d, width, compiled = job.decoder, job.width, job.config.compile.enable
     columns = job.outputs // (1 if d.head_outputs else job.layout.tp)
-    logits = -(-job.tokens // -(-job.tokens * columns // CHUNK_LOGITS[job.device])) * columns
+    logits = columns * chunk_length(job.tokens, columns, job.device, job.config.training.loss_chunk_tokens)
     # as float32 where that is another type, and their exponentials; compiled, two versions of their gradients
     beside = 2 * width if compiled else FLOAT32 + (FLOAT32 if width < FLOAT32 else 0)
     at_once = logits * (width + beside)
