@@ -39,8 +39,9 @@ IGNORE = -100  # label of a position without a target
 # Logits of a chunk where nothing else is asked for, by where they are. On CUDA 0.5 GB in bfloat16: 2,093 tokens at a
 # vocabulary of 128,256. A chunk reads and writes the float32 gradient of the weight once, 8 bytes per element against
 # 6 · tokens FLOPs, so at 4.8 TB/s and 700 TFLOP/s 2,093 tokens add 9 % to the head, and 8,192 tokens 2 %. On a CPU
-# 32 MB in float32: from 32 to 512 tokens a chunk the time stayed the same, and memory is what chunks are for.
-CHUNK_LOGITS = {"cuda": 2**28, "cpu": 2**23}
+# 32 MB in float32: from 32 to 512 tokens a chunk the time stayed the same, and memory is what chunks are for. A Mac's
+# GPU, on which `open_model` may put a model, shares the memory of its CPU.
+CHUNK_LOGITS = {"cuda": 2**28, "cpu": 2**23, "mps": 2**23}
 
 
 class VocabularyShard(NamedTuple):
@@ -209,7 +210,7 @@ def chunk_length(tokens: int, columns: int, device: str, most: int) -> int:
     Args:
         tokens: of a micro-batch on one rank.
         columns: of the vocabulary on one rank.
-        device: "cpu" or "cuda".
+        device: its type, of those in `CHUNK_LOGITS`.
         most: tokens of a chunk at most; 0: as many as make `CHUNK_LOGITS`.
     """
     chunks = -(-tokens // most) if most else -(-tokens * columns // CHUNK_LOGITS[device])
