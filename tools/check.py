@@ -15,7 +15,7 @@ from ..datasets.loading import Batch
 from ..models.attention import DocumentMask
 from ..models.config import DecoderConfig, Executor
 from ..models.positions import keys_seen
-from ..trainer.build import attention_of, training_mask
+from ..trainer.build import attention_said, training_mask
 from ..trainer.config import JobConfig, load_config
 from ..trainer.estimates import HOST, HOW, checkpoint_bytes, estimate, frozen_flops, host_estimate, peak_of, row_flops, sizes_of
 from ..trainer.extrapolation import plan_of
@@ -104,7 +104,7 @@ def report_model(
     flops = row_flops(decoder, seq_len, 1) - frozen_flops(decoder, sizes, 1, seq_len)
     what = "6N + attention over the whole row" + ("" if sizes.trained == sizes.all else ", less what freezing saves")
     console.print(f"{flops:,.0f} FLOPs per token ({what})")
-    console.print(f"{executor} attention: {attention_of(config, torch.device(device))[1]}")
+    console.print(f"{executor} attention: {attention_said(config, torch.device(device))[1]}")
     rope = decoder.rope
     if rope.scaling != "none":
         console.print(f"rotary scaling {rope.scaling}: made for {rope.covered:,} tokens, from {rope.original_seq_len:,}")

@@ -1,8 +1,9 @@
-"""Attention over a packed batch: one call, three kernels, chosen by the type of the mask.
+"""Attention over a packed batch: one call, five kernels, chosen by the type of the mask.
 
 | executor | kernel | where |
 |---|---|---|
 | flex | `flex_attention`, compiled: skips empty blocks, any mask | CUDA; on the CPU without gradients |
+| flex | the same by FlashAttention 4, see `flex_backend.py` | Hopper and Blackwell, float16 or bfloat16, no maps |
 | varlen | flash attention over document offsets | CUDA, float16 or bfloat16 |
 | varlen | flash attention, document by document, see `documents.py` | CPU, not compiled |
 | sdpa | `scaled_dot_product_attention` with a dense mask: the reference | everywhere |
@@ -28,7 +29,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..config import FULL_ATTENTION, AttentionConfig, Executor
 from .documents import attend_by_document
-from .masks import AttentionMask, DocumentOffsets, Regions
+from .flex_backend import FLASH_OPTIONS
+from .masks import AttentionMask, DocumentOffsets, FlashBlocks, Regions
 
 # of scores written out, which then stay in a cache: at 2,048 keys and 4 heads 2.7 times as fast as 512 queries at once
 QUERIES_AT_ONCE = 128
@@ -54,6 +56,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     assert not isinstance(mask, Regions), "each region has queries and keys of its own: see `attend_in_regions`"
     if isinstance(mask, BlockMask):
         return _flex(q, k, v, mask)
+    if isinstance(mask, FlashBlocks):
+        return _flex(q, k, v, mask.blocks, FLASH_OPTIONS)
     if isinstance(mask, DocumentOffsets):
         return _varlen(q, k, v, mask)
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
@@ -168,8 +172,9 @@ def has_flash_attention_3(device: torch.device) -> bool:
     return hopper and find_spec("flash_attn_interface") is not None and "FA3" in list_flash_attention_impls()
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    out: Tensor = _flex_kernel(q)(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, options: dict[str, str] | None = None) -> Tensor:
+    gqa = q.shape[1] != k.shape[1]
+    out: Tensor = _flex_kernel(q)(q, k, v, block_mask=mask, enable_gqa=gqa, kernel_options=options)
     return out
 
 

@@ -16,7 +16,7 @@ from .positions import (
     untrained_attention_warning,
 )
 from .presets import PRESETS
-from .tables import Executor, HeadConfig, ModelConfig
+from .tables import Executor, FlexBackend, HeadConfig, ModelConfig
 
 __all__ = [
     "ATTENTION_OPTIONS",
@@ -27,6 +27,7 @@ __all__ = [
     "AttentionConfig",
     "DecoderConfig",
     "Executor",
+    "FlexBackend",
     "HeadConfig",
     "ModelConfig",
     "RopeConfig",

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from cistron.models.attention import masks
+from cistron.models.attention import FlashFacts, masks
 from cistron.models.config import AttentionConfig
 from cistron.tests.helpers.jobs import write_job
 from cistron.tests.helpers.ranks import run_on_ranks
@@ -75,6 +75,57 @@ def test_the_part_has_every_width_and_compiles(tmp_path: Path) -> None:
         for width in (64, 128):
             assert f"{executor} float32, head_dim {width}, causal" in names
     assert "sdpa float32, head_dim 64, compiled" in names
+
+
+def on_blackwell(e: Examination, monkeypatch: pytest.MonkeyPatch) -> Examination:
+    """Pretend that the examination is of a Blackwell GPU with FlashAttention 4."""
+    for part in (attention, versions):
+        monkeypatch.setattr(part, "flash_facts", lambda device, **job: FlashFacts((10, 0), True, **job))
+    e.world = World(rank=0, layout=e.world.layout, device=torch.device("cuda", 0), mesh=e.world.mesh)
+    return e
+
+
+def test_flex_is_compared_by_flash_attention_4_too_where_it_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    e = here(tmp_path)
+    assert list(attention.flash_kinds(e)) == []
+    assert verdicts(e.lines) == {"flex by FlashAttention 4": "not here"}
+    kinds = dict(attention.flash_kinds(on_blackwell(here(tmp_path), monkeypatch)))
+    for what in ("head_dim 64, causal", "head_dim 64, full", "head_dim 128, causal", "head_dim 128, full", "sliding", "lambda"):
+        assert f"flex by FlashAttention 4, {what}" in kinds
+    for width in (64, 128):
+        assert [case.compiled for case in kinds[f"flex by FlashAttention 4, head_dim {width}, compiled"]] == [True]
+    assert all(case.flash and case.dtype == torch.bfloat16 for cases in kinds.values() for case in cases)
+    monkeypatch.setattr(attention, "flash_facts", lambda device, **job: FlashFacts((10, 0), False, **job))
+    without = here(tmp_path)
+    without.world = World(rank=0, layout=e.world.layout, device=torch.device("cuda", 0), mesh=e.world.mesh)
+    assert list(attention.flash_kinds(without)) == []
+    assert without.lines[0].compared_with == "the package flash-attn-4 is not installed"
+
+
+def test_a_case_for_flash_attention_4_has_its_mask_and_a_wrong_one_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, seq_len = attention.rows(on_gpu=False)[0]
+    case = attention.Case("flex", lengths, seq_len, 64, True, AttentionConfig(), torch.bfloat16, flash=True)
+    built, right = [], masks.document_block_mask
+    monkeypatch.setattr(masks, "document_block_mask", lambda *args: built.append(right(*args)) or built[-1])
+    e = here(tmp_path)
+    attention.compare(e, "right", [case])
+    assert [mask.BLOCK_SIZE for mask in built] == [(256, 128)]
+    monkeypatch.setattr(masks, "document_block_mask", lambda ids, *rest: right(torch.zeros_like(ids), *rest))
+    attention.compare(e, "wrong", [case])  # documents see each other
+    assert verdicts(e.lines) == {"right": "ok", "wrong": "wrong"}
+
+
+def test_on_a_gpu_the_kernels_of_flex_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (10, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a pretended GPU")
+    monkeypatch.setattr("torch.cuda.nccl.version", lambda: (2, 28, 9))
+    e = on_blackwell(here(tmp_path), monkeypatch)
+    versions.examine(e)
+    (line,) = (line for line in e.lines if line.name == "flex by flash")
+    assert line.verdict == "ok"
+    assert "FlashAttention 4 is installed, and this is a Blackwell GPU" in line.compared_with
 
 
 def test_a_wrong_rule_of_the_dense_mask_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

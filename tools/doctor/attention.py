@@ -9,11 +9,12 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...models.attention import DocumentMask, attend_in_regions, executor_complaints
+from ...models.attention import DocumentMask, attend_in_regions, executor_complaints, flash_facts, flash_obstacles
 from ...models.config import AttentionConfig, Executor
 from ...models.positions import reaches
 from .examination import Examination, in_short
@@ -41,6 +42,7 @@ class Case:
         attention: window or position map.
         dtype: of queries, keys, values.
         compiled: whether torch.compile takes the call.
+        flash: whether flex is to take the kernels of FlashAttention 4.
     """
 
     executor: Executor
@@ -51,6 +53,7 @@ class Case:
     attention: AttentionConfig
     dtype: torch.dtype
     compiled: bool = False
+    flash: bool = False
 
 
 def examine(e: Examination) -> None:
@@ -83,7 +86,30 @@ def kinds(e: Examination) -> Iterator[tuple[str, list[Case]]]:
                     what = attention.mask if attention.position_map == "none" else attention.position_map
                     lengths, seq_len = rows(e.on_gpu)[0]
                     yield f"{executor} {name}, {what}", [Case(executor, lengths, seq_len, 64, True, attention, dtype)]
+    yield from flash_kinds(e)
     yield from compiled_kinds(e)
+
+
+def flash_kinds(e: Examination) -> Iterator[tuple[str, list[Case]]]:
+    """Return the cases of flex by FlashAttention 4, whether or not a job here would take it by itself."""
+    name, dtype, plain = "flex by FlashAttention 4", torch.bfloat16, AttentionConfig()
+    obstacles = flash_obstacles(flash_facts(e.device, half=True, head_dim=128, attention=plain)) if e.on_gpu else ["no GPU"]
+    if obstacles:
+        e.find(name, "not here", compared_with="; ".join(obstacles))
+        return
+
+    def case(lengths: tuple[tuple[int, ...], ...], seq_len: int, head_dim: int, **more: Any) -> Case:
+        return Case("flex", lengths, seq_len, head_dim, **{"causal": True, "attention": plain, **more}, dtype=dtype, flash=True)
+
+    some = rows(e.on_gpu)
+    for head_dim in (64, 128):
+        for causal in (True, False):
+            what = f"{name}, head_dim {head_dim}, {'causal' if causal else 'full'}"
+            yield what, [case(*row, head_dim, causal=causal) for row in some]
+        yield f"{name}, head_dim {head_dim}, compiled", [case(*some[0], head_dim, compiled=True)]
+    for attention in WINDOWS:
+        if attention.position_map == "none":
+            yield f"{name}, {attention.mask}", [case(*some[0], 64, attention=attention)]
 
 
 def compiled_kinds(e: Examination) -> Iterator[tuple[str, list[Case]]]:
@@ -136,8 +162,9 @@ def largest_error(case: Case, device: torch.device, gradients: bool) -> float:
     regions = 1 if case.attention.position_map == "none" else 2
     inputs = [t for _ in range(regions) for t in (drawn(heads), drawn(kv_heads))] + [drawn(kv_heads)]
     upstream = drawn(heads)
-    rule = DocumentMask(eos_id=0, pad_id=1, causal=case.causal, executor=case.executor, attention=case.attention)
-    mask = rule.build(ids, device)
+    facts = flash_facts(device, half=half, head_dim=case.head_dim, attention=case.attention)
+    queries = facts.queries if case.flash else None
+    mask = DocumentMask(0, 1, case.causal, case.executor, case.attention, flash_queries=queries).build(ids, device)
 
     def attend(*inputs: Tensor) -> Tensor:
         return attend_in_regions([(inputs[2 * i], inputs[2 * i + 1]) for i in range(regions)], inputs[-1], mask)

@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...models.config import DecoderConfig, Executor
-from ...models.loss import CHUNK_LOGITS
+from ...models.loss import chunk_length
 from ..config import JobConfig
 from ..parallel import needs_fsdp
 from ..processes import DTYPES, Layout, global_batch_size
@@ -75,7 +75,7 @@ HOW = {
     "unreduced": "gradients of a block and of the tables on their way to their ranks",
     "activations": "what the backward pass of the blocks reads",
     "at work": "gradients of activations and what checkpointing computes again, of one block; the optimizer's copies",
-    "loss": "a chunk of logits, and the gradients for what they are the product of",
+    "loss": "a chunk of logits (training.loss_chunk_tokens), and the gradients for what they are the product of",
     "inputs": "rows, rotary_tables, mask",
 }
 
@@ -152,6 +152,16 @@ class JobOnDevice:
     def outputs(self) -> int:
         """Numbers that the model gives for a position."""
         return self.decoder.head_outputs or self.decoder.vocab_size
+
+    @property
+    def output_columns(self) -> int:
+        """Those of them that one rank computes: tensor parallelism divides a vocabulary, and no head."""
+        return self.outputs // (1 if self.decoder.head_outputs else self.layout.tp)
+
+    @property
+    def loss_chunk(self) -> int:
+        """Positions whose logits one rank has at once."""
+        return chunk_length(self.tokens, self.output_columns, self.device, self.config.training.loss_chunk_tokens)
 
     @property
     def block(self) -> float:
@@ -351,8 +361,7 @@ def products_and_attention(job: JobOnDevice) -> tuple[float, float]:
 def chunk_of_logits(job: JobOnDevice) -> float:
     """Return the bytes at the peak of a chunk of `models.loss`, beyond the gradients that it adds to."""
     d, width, compiled = job.decoder, job.width, job.config.compile.enable
-    columns = job.outputs // (1 if d.head_outputs else job.layout.tp)
-    logits = -(-job.tokens // -(-job.tokens * columns // CHUNK_LOGITS[job.device])) * columns
+    logits = job.output_columns * job.loss_chunk
     # as float32 where that is another type, and their exponentials; compiled, two versions of their gradients
     beside = 2 * width if compiled else FLOAT32 + (FLOAT32 if width < FLOAT32 else 0)
     at_once = logits * (width + beside)

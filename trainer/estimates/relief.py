@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...base import Table
-from ...models.config import DecoderConfig
 from ..config import JobConfig
 from ..processes import Layout, global_batch_size, layout_complaints, split_complaints
+from .memory import JobOnDevice
 
 WORTH_SAYING = 0.01  # of what the job takes
 
@@ -28,28 +28,25 @@ class Relief:
     saved: float
 
 
-def reliefs(
-    config: JobConfig, decoder: DecoderConfig, layout: Layout, size: Callable[[JobConfig, Layout], float]
-) -> list[Relief]:
-    """Return the changes that this job has not made yet and that help, the largest effect first.
+def reliefs(job: JobOnDevice, size: Callable[[JobConfig, Layout], float]) -> list[Relief]:
+    """Return the changes that a job has not made yet and that help, the largest effect first.
 
     Args:
-        config: of the job.
-        decoder: the model's shape.
-        layout: the processes.
+        job: as it is.
         size: returns the bytes that a job takes on a layout.
     """
-    now = size(config, layout)
+    now = size(job.config, job.layout)
     found = [
         Relief(change, now - size(other, spread))
-        for change, other, spread in changes(config, layout)
-        if not layout_complaints(other, spread) and not split_complaints(decoder, spread)
+        for change, other, spread in changes(job)
+        if not layout_complaints(other, spread) and not split_complaints(job.decoder, spread)
     ]
     return sorted((relief for relief in found if relief.saved > WORTH_SAYING * now), key=lambda relief: -relief.saved)
 
 
-def changes(config: JobConfig, layout: Layout) -> Iterator[tuple[str, JobConfig, Layout]]:
+def changes(job: JobOnDevice) -> Iterator[tuple[str, JobConfig, Layout]]:
     """Yield changes that save memory in some jobs, each as its text, and the configuration and layout that it makes."""
+    config, layout = job.config, job.layout
     rows = global_batch_size(config, layout)
     fixed = config.replace(training=config.training.replace(global_batch_size=rows))  # also on more processes
     seq_len = config.training.seq_len
@@ -69,6 +66,9 @@ def changes(config: JobConfig, layout: Layout) -> Iterator[tuple[str, JobConfig,
         ("checkpoint", "async_mode", "disabled", "training waits for every save"),
         ("training", "seq_len", seq_len // 2, "shorter rows: another job"),
     ]
+    if chunk := job.loss_chunk // 2:
+        why = f"logits of {job.loss_chunk:,} tokens at once now; the output's gradient is read and written more often"
+        values.append(("training", "loss_chunk_tokens", chunk, why))
     if fewer:
         why = f"the same step in more micro-batches; training.global_batch_size = {rows}"
         values.append(("training", "local_batch_size", fewer, why))

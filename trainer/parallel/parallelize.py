@@ -22,6 +22,7 @@ from .tensor_parallel import apply_tensor_parallel, overlap_tensor_parallel
 
 def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
     """Apply the layout of `world` to a decoder on the meta device, in place."""
+    model.loss_chunk = config.training.loss_chunk_tokens
     if config.float8.enable:
         convert(model, config)
     if world.layout.tp > 1:

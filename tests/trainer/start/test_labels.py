@@ -212,6 +212,7 @@ def test_a_model_of_labels_gives_embeddings_and_is_refused_where_tokens_are_aske
 
 WRONG = {
     "classification needs two or more": ["--head.classes", '["dead"]'],
+    "training.loss_chunk_tokens = 64: is about logits of tokens": ["--training.loss_chunk_tokens", "64"],
     "head.classes = ['1', '1']: must differ": ["--head.classes", '["1", 1]'],
     "regression has values and no classes": ["--training.objective", "regression"],
     "data.sources.0.label = 'kind': training.objective = \"causal\" reads no labels": ["--training.objective", "causal"],
