@@ -19,7 +19,7 @@ import xxhash
 
 from ..documents import LetterEncoder, Letters, Weighed, Weights
 from ..errors import DataError
-from ..files import DataFile, sync, temporary
+from ..files import DataFile, whole
 from ..readers import DocumentJoiner, Piece, Reader, Records, located, wrong_byte
 from ..shards import ShardWriter, SourceRecord, id_dtype
 from ..tokenizers import Ids, TokenizeError, Tokenizer
@@ -99,7 +99,7 @@ class RawCorpus:
     def hash(self, task: Task, path: Path, emit: Emit) -> None:
         """Write the xxh3_128 of every document."""
         digester = Digester(self.seed)
-        with temporary(path).open("wb") as file:
+        with whole(path) as partial, partial.open("wb") as file:
             for piece in task.pieces:
                 progress = Progress(piece, emit)
                 for records in self.reader.groups(piece, piece.start, True):
@@ -111,8 +111,6 @@ class RawCorpus:
                         file.write(xxhash.xxh3_128_digest(f"{piece.path}:{records.bad_offset}".encode(), self.seed))
                     progress.at(records)
                 progress.finish()
-        sync(temporary(path))
-        temporary(path).replace(path)
 
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
         """Write the shards of a task into `folder`/train and `folder`/validation. Raises DataError."""
