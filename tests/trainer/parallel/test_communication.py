@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from cistron.tests.helpers.jobs import write_job
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.config import load_config
+from cistron.trainer.parallel import parallelize
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from torch import Tensor
@@ -128,7 +130,7 @@ def test_one_rank_casts_its_parameters_once_a_micro_batch(tmp_path: Path, policy
 def second_step_under_fsdp(config_path: str, options: list[str]) -> Step:
     """As `second_step`, with FSDP2 applied whether it is needed or not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cistron.trainer.parallel.parallelize.needs_fsdp", lambda *_: True)
+        patch.setattr(sys.modules[parallelize.__module__], "needs_fsdp", lambda *_: True)
         return second_step(config_path, options)
 
 
