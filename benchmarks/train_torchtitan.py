@@ -1,15 +1,15 @@
 """torchtitan 0.3 as a contender of `train_speed.py`: its own Trainer, model, optimizer and loss, fed with given rows.
 
 It imports what only torch 2.12 and later have, and `datasets`, for parts that this job does not use: `complete_imports`
-puts empty ones there. On CUDA nothing of it is replaced but the data loader and the tokenizer. On a CPU it does not start as released, for
-these reasons, each met by a few lines of `run_on_cpu`:
+puts empty ones there. On CUDA nothing else of it is replaced but the data loader and the tokenizer. On a CPU it does
+not start as released, for these reasons, each met by a few lines of `run_on_cpu` or `trainer_config`:
 
 | what stops it | what is put in its place |
 |---|---|
 | expert-parallel kernels import triton, whatever the model | an empty module, where triton is not installed |
 | `tools.utils.device_module` is CUDA where no accelerator is found | the few calls that the trainer makes, for a CPU |
 | FlexAttention has no backward on a CPU | `scaled_dot_product_attention` over the same document mask, dense |
-| a loss in chunks goes backward within a backward pass: CUDA builds of torch 2.11 crash there without a GPU | the loss whole |
+| CUDA builds of torch 2.11 crash without a GPU in the backward pass of the loss in chunks | the loss whole |
 | `torch.distributed.set_timeout`, and barriers with device ids, are not gloo's | the time-outs stay as they were |
 """
 
@@ -48,8 +48,8 @@ class Cpu:
 def complete_imports() -> None:
     """Stand in for what torchtitan imports and this job does not use. To be called before anything of it is imported.
 
-    `DataParallelMeshDims`, which torch 2.11 lacks, names the axes of a mesh that spans all kinds of parallelism; without
-    such a mesh torchtitan makes none. `datasets` feeds its own loaders, which are replaced.
+    `DataParallelMeshDims`, which torch 2.11 lacks, names the axes of a mesh that spans all kinds of parallelism.
+    Without such a mesh torchtitan makes none. `datasets` feeds its own loaders, which are replaced.
     """
     if not hasattr(torch.distributed.fsdp, "DataParallelMeshDims"):
         torch.distributed.fsdp.DataParallelMeshDims = type("DataParallelMeshDims", (), {})  # type: ignore[attr-defined]
