@@ -44,6 +44,7 @@ from cistron.trainer.estimates import row_flops
 from cistron.trainer.processes import Layout
 from cistron.trainer.start import open_data, verify
 from corpora import python_documents, text_lengths
+from gpu_summary import Numbers
 
 HERE = Path(__file__).resolve().parent
 CONTENDERS = {
@@ -136,7 +137,8 @@ def write_job(folder: Path, options: argparse.Namespace) -> DecoderConfig:
     write_corpus(folder, 2 * steps * options.rows * options.seq_len)
     job = {
         "model": {"preset": options.model, **({"n_layers": options.layers} if options.layers else {})},
-        "data": {"sources": [{"name": "text", "format": "jsonl", "paths": [str(folder / "corpus.jsonl")]}]},
+        # one lane: the corpus of a short run has too few parts for more
+        "data": {"lanes": 1, "sources": [{"name": "text", "format": "jsonl", "paths": [str(folder / "corpus.jsonl")]}]},
         "training": {
             "seq_len": options.seq_len,
             "local_batch_size": options.rows,
@@ -183,17 +185,23 @@ def interleave(contenders: list[Contender], rounds: int, warmup: int) -> None:
             contender.step(counts=True)
 
 
-def matmul_rate() -> float:
-    """FLOP/s of bfloat16 products of 8,192 x 8,192 matrices on this GPU: the best of 5 runs of 20."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+def wait_for(device: str) -> None:
+    """Let the device finish what was asked of it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_rate(device: str = "cuda", side: int = 8192) -> float:
+    """FLOP/s of products of square bfloat16 matrices on a device: the best of 6 runs of 20."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     best = 0.0
     for _ in range(6):
-        torch.cuda.synchronize()
+        wait_for(device)
         begun = time.perf_counter()
         for _ in range(20):
             a @ b
-        torch.cuda.synchronize()
-        best = max(best, 20 * 2 * 8192**3 / (time.perf_counter() - begun))
+        wait_for(device)
+        best = max(best, 20 * 2 * side**3 / (time.perf_counter() - begun))
     return best
 
 
@@ -236,6 +244,24 @@ def report(contenders: list[Contender], options: argparse.Namespace, folder: Pat
     ours = next((statistics.median(c.seconds) for c in contenders if c.name == "cistron"), None)
     if bare and ours:
         print(f"cistron / bare loop = {ours / bare:.3f}")
+    if options.numbers:
+        keep(contenders, options.numbers, tokens, by_documents / rate if rate else math.nan, base)
+
+
+def keep(contenders: list[Contender], path: Path, tokens: int, seconds_of_products: float, base: float) -> None:
+    """Append speeds, shares of the matmul rate, and whether all did the same work, for the drill's table."""
+    numbers = Numbers(path)
+    for c in contenders:
+        seconds = statistics.median(c.seconds)
+        numbers(c.name, tokens / seconds, "tokens/s")
+        if not math.isnan(seconds_of_products):
+            numbers(f"{c.name}'s share of the matmul rate", seconds_of_products / seconds)
+        if c.name != "torchtitan" and not math.isnan(base):
+            goal = "" if base / seconds >= 1.15 or c.name != "cistron" else "the goal is 1.15"
+            numbers(f"{c.name} / torchtitan", base / seconds, goal=goal)
+    first, last = [c.losses[0] for c in contenders], [c.losses[-1] for c in contenders]
+    apart = max(max(each) / min(each) - 1 for each in (first, last))
+    numbers("losses apart", apart, wrong="the work is not the same" if not apart < 0.02 else "")
 
 
 def main() -> None:
@@ -253,6 +279,7 @@ def main() -> None:
     parser.add_argument("--apart", action=argparse.BooleanOptionalAction, help="one after another (default: on CUDA only)")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="which (default: all)")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has the others (default: this one)")
+    parser.add_argument("--numbers", type=Path, help="append the numbers to this file as JSON lines")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
     options.seq_len = options.seq_len or (8192 if on_gpu else 512)

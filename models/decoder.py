@@ -20,7 +20,7 @@ from .attention import AttentionMask, attend_in_regions
 from .config import AttentionConfig, DecoderConfig, RopeConfig, check_length
 from .errors import ModelError
 from .head import Head, document_losses
-from .loss import linear_cross_entropy
+from .loss import Output
 from .parameters import Kind
 from .positions import RotaryTables, rope_table, rotary_tables, rotate
 
@@ -47,7 +47,7 @@ class Decoder(nn.Module):
         if config.head_outputs:
             self.score = Head(config.dim, config.head_outputs, config.pool)
         else:
-            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.output = Output(config.dim, config.vocab_size)
         self.tie_weights()
         self.set_positions(config.rope, config.attention, max_document_length)
         self.compile_loss = False  # a trainer's choice
@@ -95,8 +95,6 @@ class Decoder(nn.Module):
 
         With a head: outputs of every position's document, or the losses of labels that documents have.
 
-        Losses are taken in here since FSDP2 has the output weight whole only inside this call.
-
         Args:
             tokens: int64 [batch, seq_len].
             positions: int32 [batch, seq_len], restarting at 0 with every document.
@@ -119,10 +117,8 @@ class Decoder(nn.Module):
         if self.config.head_outputs:
             outputs: Tensor = self.score(x, positions)
             return outputs if labels is None else document_losses(outputs, labels, weights, values)
-        if labels is not None:
-            return linear_cross_entropy(x, self.output.weight, labels, weights, compiled=self.compile_loss)
-        logits: Tensor = self.output(x)
-        return logits
+        out: Tensor = self.output(x) if labels is None else self.output(x, labels, weights, compiled=self.compile_loss)
+        return out
 
 
 class TransformerBlock(nn.Module):

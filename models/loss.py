@@ -31,7 +31,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 IGNORE = -100  # label of a position without a target
@@ -47,6 +48,38 @@ class VocabularyShard(NamedTuple):
 
     first: int
     group: dist.ProcessGroup | None
+
+
+class Output(nn.Linear):
+    """The output projection, to logits or, given labels, straight to losses.
+
+    Its `forward` is the only place that reads the weight, as FSDP2 has it whole only within.
+
+    Args:
+        dim: width of the hidden states.
+        vocab_size: number of logits.
+    """
+
+    def __init__(self, dim: int, vocab_size: int) -> None:
+        super().__init__(dim, vocab_size, bias=False)
+
+    def forward(
+        self, hidden: Tensor, labels: Tensor | None = None, weights: Tensor | None = None, *, compiled: bool = False
+    ) -> Tensor:
+        """Return logits [batch, seq_len, vocab_size], whole on every rank, or what `linear_cross_entropy` returns.
+
+        Args:
+            hidden: [batch, seq_len, dim]; a DTensor in any layout where the weight is one.
+            labels: int64 [batch, seq_len], IGNORE where there is no target; None: logits are wanted.
+            weights: float32 [batch, seq_len] of each target; None: all 1.
+            compiled: see `linear_cross_entropy`.
+        """
+        if labels is not None:
+            return linear_cross_entropy(hidden, self.weight, labels, weights, compiled=compiled)
+        if isinstance(hidden, DTensor):
+            hidden = hidden.redistribute(placements=[Replicate()])
+        logits = F.linear(hidden, self.weight)
+        return logits.full_tensor() if isinstance(logits, DTensor) else logits
 
 
 class Kernels(NamedTuple):

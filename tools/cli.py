@@ -8,6 +8,7 @@ from .. import __version__
 COMMANDS = {
     "train": "train a job, or resume it",
     "check": "verify a job without training: config, eos contract, memory, packing",
+    "doctor": "is this machine, cluster and installation fit to train, and how fast is it",
     "inspect": "look at packed rows: a picture of a batch and its documents in the terminal",
     "prepare": "turn raw files, or token files of others, into token shards",
     "generate": "sample text from a checkpoint",

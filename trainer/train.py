@@ -32,7 +32,7 @@ from .messages import introduction, prompt_of, sample_text
 from .metrics import Outcome, StepCounts, profiling
 from .optim import StepGuard, gradient_norm, learning_rate, reduce_losses, set_learning_rate
 from .out_of_memory import out_of_memory_told
-from .parallel import Inputs, compile_for_all_widths, stage
+from .parallel import Inputs, compile_for_all_widths, stage, sum_over_replicas
 from .prefetch import Prefetcher
 from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command
 from .start import (
@@ -179,7 +179,9 @@ class Trainer:
         sources = torch.arange(len(counts.targets), device=self.world.device)[:, None]
         # the loss, and what each source contributes to it
         local = torch.zeros(1 + len(counts.targets), device=self.world.device)
-        for inputs in self.prefetch(batches):
+        for number, inputs in enumerate(self.prefetch(batches), 1):
+            if self.world.layout.replicate > 1:
+                sum_over_replicas(self.model, number == len(batches))
             losses = inputs.losses(self.model)
             loss = losses.sum()
             (loss * scale).backward()

@@ -114,7 +114,7 @@ class Parallelism(Table):
     context_parallel_degree: Degree = 1
     """Ranks that share the tokens of every row, assigned so that each computes as much of the document mask."""
     fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
-    """Free gathered parameters after the forward pass. default: of blocks. always: of tables too. never: of none."""
+    """Free gathered parameters after forward. default: of blocks, if sharded. always: the output's too. never: none."""
     enable_async_tensor_parallel: bool = False
     """Overlap tensor parallelism's communication with products; needs compile.enable and GPUs with symmetric memory."""
 

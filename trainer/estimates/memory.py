@@ -1,10 +1,10 @@
 """The memory of one device, estimated from shapes alone, at the moments of a step that can be its peak.
 
 What lasts: parameters, gradients and optimizer state, divided among the ranks that share them, which differ in shard,
-cp or tp. FSDP2 adds what it gathers: the root group (both tables, the last norm) from the first forward on, and the
-block at work; on one rank too, as a cast copy. The rest follows from what autograd keeps. Per token of a block, in
-bytes, w being the width of the compute type, D the model's width, Q and K the widths of all query and of all key heads,
-F the hidden width, S the row's length:
+cp or tp. FSDP2 adds what it gathers: the embedding table while it is looked up, the block at work, from its forward on
+the output; a tied table all along. On one rank these are cast copies, and each block's stays until its backward. The
+rest follows from what autograd keeps. Per token of a block, in bytes, w being the width of the compute type, D the
+model's width, Q and K the widths of all query and of all key heads, F the hidden width, S the row's length:
 
 | kept | for the gradient of | eager, CPU | eager, CUDA | compiled |
 |---|---|---|---|---|
@@ -70,7 +70,7 @@ HOW = {
     "parameters": "of training.dtype, over the ranks that share them",
     "gradients": "of training.dtype, likewise; kept through the forward pass where micro-batches accumulate",
     "optimizer": "moments of optimizer.state_dtype, likewise: two a parameter, Muon's one a matrix of a block",
-    "gathered": "by FSDP2: the tables, one block at work, one on its way",
+    "gathered": "by FSDP2: the output, one block at work, one on its way; all on one rank",
     "unreduced": "gradients of a block and of the tables on their way to their ranks",
     "activations": "what the backward pass of the blocks reads",
     "at work": "gradients of activations and what checkpointing computes again, of one block; the optimizer's copies",
@@ -185,11 +185,18 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
         "inputs": inputs(job),
     }
     gradients = at_rest * sizes.trained / shared
-    tables, block, of_tables, of_output, of_block = (
-        width * size / tp for size in (sizes.tables, job.block, sizes.trained_tables, sizes.trained_output, job.trained_block)
+    # replicas sum their gradients in the last micro-batch: until then each holds its own, of the type they travel in
+    accumulated = (reduced if layout.replicate > 1 else at_rest) * sizes.trained / shared
+    # an embedding table of its own is a group of its own, which only its lookup has whole; a tied one is the end's
+    apart = d.vocab_size * d.dim if d.output_parameters() else 0
+    trained_apart = apart if sizes.trained_tables >= sizes.trained_output + apart else 0
+    trained_end = sizes.trained_tables - trained_apart
+    end, block, of_table, of_output, of_block = (
+        width * size / tp for size in (sizes.tables - apart, job.block, trained_apart, sizes.trained_output, job.trained_block)
     )
     on_its_way = block if job.shards > 1 else 0.0
-    all_blocks = d.n_layers * block if config.parallelism.fsdp_reshard_after_forward == "never" else 0.0
+    policy = config.parallelism.fsdp_reshard_after_forward
+    all_blocks = d.n_layers * block if policy == "never" or (policy == "default" and job.shards == 1) else 0.0
     reduced_block = reduced * job.trained_block / tp  # FSDP2 holds those of a block until the next block's
 
     kept, again_last, again_first = checkpointed(job)
@@ -199,48 +206,61 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     # gradients of both inputs of the gate's product, of the block's output and of its feed-forward's
     gradient_flow = tokens * width * 2 * (d.hidden_dim + d.dim) / tp
     of_weight, of_hidden = FLOAT32 * sizes.trained_output / tp, tokens * width * d.dim
-    # The gradients of both tables beside what was gathered; where they are one, autograd adds them into a third. Or
-    # those gradients copied into FSDP2's buffer, and then that buffer beside its sum over ranks.
-    computed = tables, (of_tables if d.output_parameters() else 3 * of_output) + reduced_block
-    summed = 0.0, reduced * sizes.trained_tables / tp + max(tables, reduced * sizes.trained_tables / shared)
+    # The gradient of a table beside what was gathered; where it is tied, autograd adds two into a third. Or that
+    # gradient copied into FSDP2's buffer, and then that buffer beside its sum over ranks.
+    held = end if not apart else 0.0
+    last = trained_apart if apart else trained_end
+    computed = held, (of_table if apart else 3 * of_output) + reduced_block
+    summed = 0.0, reduced * last / tp + max(width * last / tp, reduced * last / shared)
     gathered_at_end, unreduced_at_end = max(computed, summed, key=sum)
+    # the end's own gradient leaves at once where nothing of it is tied: its buffer lasts until the last block's
+    leaving = reduced * trained_end / tp if apart else of_output
+    left = at_rest * trained_end / shared if apart else 0.0
 
     def moment(name: str, **parts: float) -> Moment:
-        parts = {"gradients": gradients if accumulates else 0.0, **lasting, **parts}
+        parts = {"gradients": accumulated if accumulates else 0.0, **lasting, **parts}
         return Moment(name, {key: parts.get(key.replace(" ", "_"), 0.0) for key in HOW})
 
     return [
         moment(
             "the loss",
-            gathered=tables + all_blocks,
+            gathered=end + all_blocks,
             activations=sum(kept) + last_norm,
             loss=of_weight + of_hidden + chunk_of_logits(job),
         ),
         moment(
             "backward, output",
-            gathered=tables + (all_blocks or on_its_way),
+            gathered=end + (all_blocks or on_its_way),
             unreduced=of_output,
             activations=sum(kept) + last_norm,
             loss=of_weight + 2 * of_hidden,
         ),
         moment(
+            "backward, output's gradient",
+            gathered=(0.0 if apart else end) + (all_blocks or on_its_way),
+            unreduced=of_output + (leaving if apart else 0.0),
+            activations=sum(kept),
+            loss=of_hidden,
+        ),
+        moment(
             "backward, last block",
-            gathered=tables + (all_blocks or block + on_its_way),
-            unreduced=of_output + of_block,
+            gradients=accumulated if accumulates else left,
+            gathered=held + (all_blocks or block + on_its_way),
+            unreduced=leaving + of_block,
             activations=sum(kept),
             at_work=gradient_flow + again_last,
         ),
         moment(
             "backward, first block",
-            gradients=gradients if accumulates else at_rest * job.trained_block * (d.n_layers - 1) / shared,
-            gathered=tables + block,
-            unreduced=of_output + of_block + reduced_block,
+            gradients=accumulated if accumulates else left + at_rest * job.trained_block * (d.n_layers - 1) / shared,
+            gathered=held + block,
+            unreduced=(0.0 if apart else of_output) + of_block + reduced_block,
             activations=kept[0],
             at_work=gradient_flow + again_first,
         ),
         moment(
             "backward, tables",
-            gradients=gradients if accumulates else gradients - at_rest * sizes.trained_tables / shared,
+            gradients=accumulated if accumulates else gradients - at_rest * last / shared,
             gathered=gathered_at_end,
             unreduced=unreduced_at_end,
         ),

@@ -8,7 +8,7 @@ from .compile import compile_for_all_widths
 from .context_parallel import context_block_size, context_complaints, without_context_parallel
 from .float8 import float8_complaints
 from .inputs import Inputs, stage
-from .parallelize import parallelize
+from .parallelize import parallelize, sum_over_replicas
 
 __all__ = [
     "Inputs",
@@ -18,5 +18,6 @@ __all__ = [
     "float8_complaints",
     "parallelize",
     "stage",
+    "sum_over_replicas",
     "without_context_parallel",
 ]

@@ -7,7 +7,7 @@ clipping by a global norm needs all gradients on comparable meshes.
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ...models.decoder import Decoder
 from ..config import JobConfig
@@ -42,13 +42,36 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
 
 
 def apply_fsdp(model: Decoder, config: JobConfig, mesh: DeviceMesh) -> None:
-    """Apply FSDP2 per block and to the rest, also on one rank, where it casts to the compute type."""
+    """Apply FSDP2, also on one rank, where it casts to the compute type: groups that are gathered and scattered as one.
+
+    They are the embedding, each block, and the last norm with the output, so that the first block waits for no output
+    weight, and the output's gradient leaves while the blocks go backward. A tied table is needed at both ends: it stays
+    with the root, gathered first and scattered last.
+    """
     param, reduce = DTYPES[config.training.mixed_precision_param], DTYPES[config.training.mixed_precision_reduce]
     # inputs are not cast: the residual stream has its type already, and cosines or loss weights in bfloat16 would blur
-    of_block = MixedPrecisionPolicy(param, reduce, cast_forward_inputs=False)
-    of_rest = MixedPrecisionPolicy(param, reduce, output_dtype=torch.float32, cast_forward_inputs=False)
+    within = MixedPrecisionPolicy(param, reduce, cast_forward_inputs=False)
+    of_root = MixedPrecisionPolicy(param, reduce, output_dtype=torch.float32, cast_forward_inputs=False)
     policy = config.parallelism.fsdp_reshard_after_forward
+    if policy == "default" and mesh.size(-1) == 1:
+        policy = "never"  # on one rank there is less to free than to cast again
+    at_end = policy == "always"  # by default what the end has is kept: its backward starts at once
     for block in model.layers.children():
-        fully_shard(block, mesh=mesh, mp_policy=of_block, reshard_after_forward=policy != "never")
-    # by default the rest is kept: its backward starts at once
-    fully_shard(model, mesh=mesh, mp_policy=of_rest, reshard_after_forward=policy == "always")
+        fully_shard(block, mesh=mesh, mp_policy=within, reshard_after_forward=policy != "never")
+    if model.config.head_outputs or not model.config.tie_embeddings:
+        # freed in any case: the gradient of rows that were looked up does not read the table
+        table = fully_shard(model.tok_embeddings, mesh=mesh, mp_policy=within, reshard_after_forward=True)
+        table.set_unshard_in_backward(False)
+        last = model.score if model.config.head_outputs else model.output
+        fully_shard([model.norm, last], mesh=mesh, mp_policy=within, reshard_after_forward=at_end)
+    fully_shard(model, mesh=mesh, mp_policy=of_root, reshard_after_forward=at_end)
+
+
+def sum_over_replicas(model: Decoder, enable: bool) -> None:
+    """Choose whether the next backward pass sums gradients over the model's replicas, or keeps them for one that does.
+
+    Gradients are scattered over the shards in every pass, so that no rank keeps whole ones. Their sum over replicas is
+    needed once a step.
+    """
+    assert isinstance(model, FSDPModule)
+    model.set_requires_all_reduce(enable)

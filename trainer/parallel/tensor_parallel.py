@@ -23,18 +23,15 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
     Korthikanti et al. 2022, arXiv:2205.05198.
     """
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    output = ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate())
     parallelize_module(
         model,
         mesh,
-        {
-            "tok_embeddings": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
-            "norm": SequenceParallel(),
-            **({} if model.config.head_outputs else {"output": output}),
-        },
+        {"tok_embeddings": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)), "norm": SequenceParallel()},
     )
     if model.config.head_outputs:
         distribute_module(model.score, mesh)  # whole on every rank; the head sees to the sequence itself
+    else:  # by rows of the vocabulary; likewise
+        model.output.weight = split_parameter(model.get_parameter("output.weight"), mesh, Shard(0))
     # The embedding hands out a tensor whose reduce-scatter may still be under way. Compiled blocks take such an input,
     # but give it no gradient (torch 2.13: the table's is 0, in silence); a copy has waited.
     model.tok_embeddings.register_forward_hook(lambda _module, _inputs, embedded: embedded.clone())

@@ -5,7 +5,7 @@ others, and their small CPU collectives), then `signals`, `memory` and `exit`.
 """
 
 from .exit import FIRST_SPEAKS_SECONDS, first_may_speak, lost_ranks_named, run_command, speak
-from .join import device_remarks, join, limit_collectives, pick_device, symmetric_memory_complaints
+from .join import device_remarks, join, launcher_store, limit_collectives, pick_device, symmetric_memory_complaints
 from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, split_complaints, world_size
 from .memory import device_figures, host_figures, host_memory, private_memory, ran_out, request
 from .signals import StopRequest
@@ -28,6 +28,7 @@ __all__ = [
     "host_figures",
     "host_memory",
     "join",
+    "launcher_store",
     "layout_complaints",
     "limit_collectives",
     "local",

@@ -63,8 +63,12 @@ def symmetric_memory_complaints(config: JobConfig, device: torch.device) -> list
     return [f"{what}, but {device} cannot read that of GPU(s) {unreachable}; leave it out"] if unreachable else []
 
 
-def join(config: JobConfig) -> World:
+def join(config: JobConfig, store: Any = None) -> World:
     """Join the process group (a group of one without torchrun) and lay the mesh.
+
+    Args:
+        config: of the job.
+        store: in which ranks find each other's addresses; None: the launcher's.
 
     Raises:
         ConfigError: when `[parallelism]` does not fit the number of processes or the devices.
@@ -78,7 +82,10 @@ def join(config: JobConfig) -> World:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_launcher()
         if "WORLD_SIZE" in os.environ:
-            store, rank, ranks = launcher_store(timeout)
+            if store is None:
+                store, rank, ranks = launcher_store(timeout)
+            else:
+                rank, ranks = int(os.environ["RANK"]), world_size()
             dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=ranks)
         else:
             store = dist.HashStore()  # type: ignore[attr-defined]  # public, but re-exported implicitly
