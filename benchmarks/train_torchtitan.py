@@ -1,13 +1,15 @@
 """torchtitan 0.3 as a contender of `train_speed.py`: its own Trainer, model, optimizer and loss, fed with given rows.
 
-On CUDA nothing of it is replaced but the data loader and the tokenizer. On a CPU it does not start as released, for
-these reasons, each met by a few lines of `run_on_cpu`:
+It imports what only torch 2.12 and later have, and `datasets`, for parts that this job does not use: `complete_imports`
+puts empty ones there. On CUDA nothing else of it is replaced but the data loader and the tokenizer. On a CPU it does
+not start as released, for these reasons, each met by a few lines of `run_on_cpu` or `trainer_config`:
 
 | what stops it | what is put in its place |
 |---|---|
 | expert-parallel kernels import triton, whatever the model | an empty module, where triton is not installed |
 | `tools.utils.device_module` is CUDA where no accelerator is found | the few calls that the trainer makes, for a CPU |
 | FlexAttention has no backward on a CPU | `scaled_dot_product_attention` over the same document mask, dense |
+| CUDA builds of torch 2.11 crash without a GPU in the backward pass of the loss in chunks | the loss whole |
 | `torch.distributed.set_timeout`, and barriers with device ids, are not gloo's | the time-outs stay as they were |
 """
 
@@ -23,6 +25,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+import torch.distributed.fsdp
 import torch.nn.functional as F
 from interleaved import Repeats
 from torch.distributed.tensor import DTensor
@@ -40,6 +43,18 @@ class Cpu:
     memory_stats = staticmethod(lambda device: {})
     reset_peak_memory_stats = staticmethod(lambda: None)
     empty_cache = staticmethod(lambda: None)
+
+
+def complete_imports() -> None:
+    """Stand in for what torchtitan imports and this job does not use. To be called before anything of it is imported.
+
+    `DataParallelMeshDims`, which torch 2.11 lacks, names the axes of a mesh that spans all kinds of parallelism.
+    Without such a mesh torchtitan makes none. `datasets` feeds its own loaders, which are replaced.
+    """
+    if not hasattr(torch.distributed.fsdp, "DataParallelMeshDims"):
+        torch.distributed.fsdp.DataParallelMeshDims = type("DataParallelMeshDims", (), {})  # type: ignore[attr-defined]
+    if importlib.util.find_spec("datasets") is None:
+        sys.modules |= {name: MagicMock() for name in ("datasets", "datasets.distributed")}
 
 
 def run_on_cpu() -> None:
@@ -139,12 +154,13 @@ def trainer_config(repeats: Repeats, folder: str) -> Any:
         layers=layers,
     )
     checkpointing = {"none": None, "full": FullAC.Config(), "selective": SelectiveAC.Config()}
+    loss = CrossEntropyLoss.Config(global_vocab_size=vocabulary)
     return Trainer.Config(
         model_spec=replace(model_registry("debugmodel"), model=model),
         dump_folder=folder,
         tokenizer=NoTokenizer.Config(),
         dataloader=GivenRows.Config(),
-        loss=ChunkedLossWrapper.Config(loss_fn=CrossEntropyLoss.Config(global_vocab_size=vocabulary)),
+        loss=loss if job["device"] == "cpu" and torch.version.cuda else ChunkedLossWrapper.Config(loss_fn=loss),
         optimizer=default_adamw(lr=job["lr"], weight_decay=0.0),
         lr_scheduler=LRSchedulersContainer.Config(warmup_steps=0, decay_ratio=0.0),
         training=TrainingConfig(
@@ -188,6 +204,7 @@ def main(folder: Path) -> None:
     """Train until the benchmark is over."""
     repeats = Repeats(folder)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    complete_imports()
     if repeats.device.type == "cpu":
         run_on_cpu()
     with tempfile.TemporaryDirectory() as dump_folder:
