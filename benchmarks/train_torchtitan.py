@@ -1,15 +1,15 @@
 """torchtitan 0.3 as a contender of `train_speed.py`: its own Trainer, model, optimizer and loss, fed with given rows.
 
 It imports what only torch 2.12 and later have, and `datasets`, for parts that this job does not use: `complete_imports`
-puts empty ones there. On CUDA nothing else of it is replaced but the data loader and the tokenizer. On a CPU it does
-not start as released, for these reasons, each met by a few lines of `run_on_cpu` or `trainer_config`:
+puts empty ones there. Beside torch 2.11 its loss in chunks reads freed memory, on any device: `gather_norm_again`.
+On CUDA nothing else of it is replaced but the data loader and the tokenizer. On a CPU it does not start as released,
+for these reasons, each met by a few lines of `run_on_cpu`:
 
 | what stops it | what is put in its place |
 |---|---|
 | expert-parallel kernels import triton, whatever the model | an empty module, where triton is not installed |
 | `tools.utils.device_module` is CUDA where no accelerator is found | the few calls that the trainer makes, for a CPU |
 | FlexAttention has no backward on a CPU | `scaled_dot_product_attention` over the same document mask, dense |
-| CUDA builds of torch 2.11 crash without a GPU in the backward pass of the loss in chunks | the loss whole |
 | `torch.distributed.set_timeout`, and barriers with device ids, are not gloo's | the time-outs stay as they were |
 """
 
@@ -28,6 +28,7 @@ import torch
 import torch.distributed.fsdp
 import torch.nn.functional as F
 from interleaved import Repeats
+from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from torch.distributed.tensor import DTensor
 
 
@@ -55,6 +56,31 @@ def complete_imports() -> None:
         torch.distributed.fsdp.DataParallelMeshDims = type("DataParallelMeshDims", (), {})  # type: ignore[attr-defined]
     if importlib.util.find_spec("datasets") is None:
         sys.modules |= {name: MagicMock() for name in ("datasets", "datasets.distributed")}
+
+
+def gather_norm_again() -> None:
+    """Gather the last norm's weight before its backward pass, where torch does not. To be called before training.
+
+    torchtitan's FSDP has one group for norm and output. Its loss in chunks computes the output's backward pass first,
+    then frees the group's parameters. torch 2.13 gathers them again before the norm's backward pass
+    (`FSDPState._force_complete_incomplete_states`). torch 2.11 has a hook on the output alone, so the norm's backward
+    pass reads memory that is freed: a segmentation fault on a CPU.
+    """
+    if hasattr(FSDPState, "_force_complete_incomplete_states"):
+        return
+    from torchtitan.components.loss import ChunkedLossWrapper
+
+    in_chunks = ChunkedLossWrapper.__call__
+
+    def call(self: Any, pred: torch.Tensor, *arguments: Any, **more: Any) -> Any:
+        def gather(gradient: torch.Tensor) -> None:
+            self.lm_head.unshard()
+
+        if pred.requires_grad:
+            pred.register_hook(gather)
+        return in_chunks(self, pred, *arguments, **more)
+
+    ChunkedLossWrapper.__call__ = call
 
 
 def run_on_cpu() -> None:
@@ -154,13 +180,12 @@ def trainer_config(repeats: Repeats, folder: str) -> Any:
         layers=layers,
     )
     checkpointing = {"none": None, "full": FullAC.Config(), "selective": SelectiveAC.Config()}
-    loss = CrossEntropyLoss.Config(global_vocab_size=vocabulary)
     return Trainer.Config(
         model_spec=replace(model_registry("debugmodel"), model=model),
         dump_folder=folder,
         tokenizer=NoTokenizer.Config(),
         dataloader=GivenRows.Config(),
-        loss=loss if job["device"] == "cpu" and torch.version.cuda else ChunkedLossWrapper.Config(loss_fn=loss),
+        loss=ChunkedLossWrapper.Config(loss_fn=CrossEntropyLoss.Config(global_vocab_size=vocabulary)),
         optimizer=default_adamw(lr=job["lr"], weight_decay=0.0),
         lr_scheduler=LRSchedulersContainer.Config(warmup_steps=0, decay_ratio=0.0),
         training=TrainingConfig(
@@ -207,6 +232,7 @@ def main(folder: Path) -> None:
     complete_imports()
     if repeats.device.type == "cpu":
         run_on_cpu()
+    gather_norm_again()
     with tempfile.TemporaryDirectory() as dump_folder:
         config = trainer_config(repeats, dump_folder)
         trainer = config.build()
