@@ -15,7 +15,7 @@ from .positions import (
     check_training,
     untrained_attention_warning,
 )
-from .presets import PRESETS
+from .presets import PRESETS, preset_default
 from .tables import Executor, FlexBackend, HeadConfig, ModelConfig
 
 __all__ = [
@@ -33,5 +33,6 @@ __all__ = [
     "RopeConfig",
     "check_length",
     "check_training",
+    "preset_default",
     "untrained_attention_warning",
 ]
