@@ -35,8 +35,8 @@ trainer.errors | trainer.config | trainer.processes
 trainer.checkpoints trainer.parallel | trainer.build trainer.optim | trainer.estimates trainer.huggingface
 trainer.heartbeat trainer.prefetch | trainer.metrics trainer.inference | trainer.start trainer.messages trainer.evaluation
 trainer.validation trainer.extrapolation trainer.out_of_memory | trainer.train
-tools.support | tools.extrapolate | tools.check tools.doctor tools.embed tools.evaluate tools.export tools.generate
-tools.import tools.inspect tools.prepare tools.cli
+tools.support tools.cli | tools.extrapolate | tools.check tools.doctor tools.embed tools.evaluate tools.export tools.generate
+tools.import tools.inspect tools.prepare tools.train
 """
 GROUPS = [group.split() for line in ORDER.strip().splitlines() for group in line.split("|")]
 FLOOR = {room: number for number, group in enumerate(GROUPS) for room in group}

@@ -5,6 +5,7 @@ of the first rows.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ from ..trainer.extrapolation import plan_of
 from ..trainer.parallel import context_block_size
 from ..trainer.processes import Layout, global_batch_size, host_memory, private_memory
 from ..trainer.start import Launch, open_data, verify
+from . import cli
 from .support import report_sources, report_targets
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
@@ -154,3 +156,7 @@ def report_rows(console: Console, batch: Batch, eos_id: int) -> None:
         f"the first {len(batch.rows)} rows: {used.float().mean():.2%} of the positions used, {documents:.2f} documents or "
         f"fragments per row, {int((last != eos_id).sum())} rows end in a fragment that goes on"
     )
+
+
+if __name__ == "__main__":
+    cli.run("check", sys.argv[1:])

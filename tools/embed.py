@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from ..base import load_plugins
 from ..datasets.readers import SequenceFiles
 from ..trainer.inference import Pool, choose_layers, embeddings, meaning, read_documents, widths
+from . import cli
 from .support import EmbeddingFile, add_input_arguments, add_model_arguments, check_output, open_as_asked, progress_bar
 
 
@@ -76,3 +77,7 @@ def run(options: argparse.Namespace) -> None:
             bar.reach(batch.documents[-1].stored, sum(batch.lengths))
     output.finish()
     print(f"{options.output}: {output.done} sequences, {', '.join(f'{layer} ({meaning(layer)})' for layer in layers)}")
+
+
+if __name__ == "__main__":
+    cli.run("embed", sys.argv[1:])

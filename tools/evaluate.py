@@ -22,6 +22,7 @@ from ..datasets.readers import NamedSequence, SequenceFiles
 from ..datasets.tokenizers import has_bases
 from ..trainer.errors import ConfigError
 from ..trainer.inference import Document, Score, log_likelihoods, read_documents
+from . import cli
 from .extrapolate import main as extrapolate_main
 from .support import add_input_arguments, add_model_arguments, open_as_asked, progress_bar, writing
 
@@ -180,3 +181,7 @@ WRITERS = {".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}
 
 def _without_nan(result: Line) -> dict[str, Any]:
     return {**result._asdict(), "mean": result.mean if result.tokens else None}
+
+
+if __name__ == "__main__":
+    cli.run("evaluate", sys.argv[1:])

@@ -6,6 +6,7 @@ files of the tokenizer. OUT appears whole or not at all.
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from ..trainer.checkpoints import read_newest
 from ..trainer.huggingface import export
+from . import cli
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 DTYPES = {"saved": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,3 +54,7 @@ def size(text: str) -> int:
     if number <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 5GB, 500MB or a number of bytes")
     return number
+
+
+if __name__ == "__main__":
+    cli.run("export", sys.argv[1:])

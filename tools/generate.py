@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from ..trainer.inference import open_model, sample
+from . import cli
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,3 +32,7 @@ def main(argv: Sequence[str]) -> None:
             seed=options.seed + index,
         )
         print(f"{options.prompt}{text}")
+
+
+if __name__ == "__main__":
+    cli.run("generate", sys.argv[1:])

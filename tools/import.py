@@ -5,10 +5,12 @@ completeness are checked; no pickle is ever read.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..trainer.huggingface import import_folder
+from . import cli
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,3 +23,7 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     said = import_folder(options.source, options.out, eos_token=options.eos_token, pad_token=options.pad_token)
     print("\n".join(said))
+
+
+if __name__ == "__main__":
+    cli.run("import", sys.argv[1:])

@@ -1,6 +1,7 @@
 """`cistron inspect CONFIG`: show a packed batch, as a PNG of its documents and their mask, and as decoded rows."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
 from ..trainer.processes import Layout, global_batch_size
 from ..trainer.start import Launch, open_data, verify
+from . import cli
 from .support import report_sources
 
 STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of consecutive documents
@@ -125,3 +127,7 @@ def block_states(mask: BlockMask) -> torch.Tensor:
         for query in range(len(states)):
             states[query, indices[0, 0, query, : int(counts[0, 0, query])].long()] = state
     return states
+
+
+if __name__ == "__main__":
+    cli.run("inspect", sys.argv[1:])

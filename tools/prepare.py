@@ -10,6 +10,7 @@ cistron prepare --verify DIR
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from ..datasets.shards import open_shards, verify_shard
 from ..datasets.tokenizers import TOKENIZERS, Tokenizer, TokenizerConfig, build_tokenizer
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
+from . import cli
 
 LETTERS = tuple(Letters.model_fields)
 
@@ -321,3 +323,7 @@ def verify_one(path: str, _: Emit) -> int:
     (shard,) = open_shards(storage.expand([path]), storage)
     verify_shard(shard)
     return shard.tokens
+
+
+if __name__ == "__main__":
+    cli.run("prepare", sys.argv[1:])

@@ -177,4 +177,5 @@ def _tokens(x: Tensor) -> Tensor:
 
 def _by_group(x: Tensor, kv_heads: int) -> Tensor:
     """Return a view of [tokens, heads, head_dim] as [kv_heads, heads / kv_heads, tokens, head_dim]."""
-    return x.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+    groups: Tensor = x.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+    return groups
