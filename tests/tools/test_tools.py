@@ -305,3 +305,13 @@ def test_shipped_configurations_pass_their_check_for_any_number_of_processes(
     output = capsys.readouterr().out
     assert "all checks passed" in output
     assert f"on {processes} process(es)" in output
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_runs_as_a_module_too(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--no-such-option"])
+    with pytest.raises(SystemExit) as caught:
+        run_module(f"cistron.tools.{name}", run_name="__main__", alter_sys=False)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert f"cistron {name}" in said or "--no-such-option" in said
