@@ -5,6 +5,7 @@ A preset is the shape of a published model. A job takes all of it but the vocabu
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 from ...base import Registry, Table
 from .decoder import DecoderConfig, Shape
@@ -24,7 +25,7 @@ def preset_default(path: Sequence[str]) -> str:
     if path[0] not in Shape.model_fields:
         return ""
     try:
-        values = [reduce(getattr, path, PRESETS[name]) for name in PRESETS]
+        values: list[Any] = [reduce(getattr, path, PRESETS[name]) for name in PRESETS]
     except AttributeError:  # the TOML has more keys in this table than a shape
         return ""
     if isinstance(values[0], Table):

@@ -4,8 +4,10 @@ import gzip
 import json
 import random
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
+from runpy import run_module
 from typing import Any, cast
 
 import pytest
