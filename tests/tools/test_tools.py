@@ -309,6 +309,7 @@ def test_shipped_configurations_pass_their_check_for_any_number_of_processes(
     assert f"on {processes} process(es)" in output
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_a_command_runs_as_a_module_too(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", [name, "--no-such-option"])
