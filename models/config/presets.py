@@ -24,7 +24,7 @@ def preset_default(path: Sequence[str]) -> str:
     if path[0] not in Shape.model_fields:
         return ""
     try:
-        values = [reduce(getattr, path, PRESETS[name]) for name in PRESETS]
+        values: list[object] = [reduce(getattr, path, PRESETS[name]) for name in PRESETS]
     except AttributeError:  # the TOML has more keys in this table than a shape
         return ""
     if isinstance(values[0], Table):
