@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from ..config import DataConfig
-from ..documents import document_complaints
+from ..documents import DocumentConfig, document_complaints
 from ..errors import DataConfigError, DataEnd, refuse
 from ..lanes import LaneState
 from ..readers import SourceFiles
@@ -56,7 +56,8 @@ class SinglePass:
         if not sources:
             raise DataConfigError("validation.sources: name at least one source")
         config = config.as_read
-        refuse([*config.complaints(), *document_complaints(config, tokenizer, "best_fit", rows.seq_len)])
+        # Training's sources and packing are not read here: its keys about documents alone must fit.
+        refuse([*DocumentConfig.complaints(config), *document_complaints(config, tokenizer, "best_fit", rows.seq_len)])
         ids = tokenizer.eos_id, tokenizer.pad_id
         self.packer = Packer(rows.seq_len, *ids, "best_fit", rows.objective, overlap=config.window_overlap)
         self.sources = [open_source(source, 1, rows, config) for source in sources]
