@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of compilers imports torch once more, 3 s, in every process
 
 import gc
+import importlib
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 
@@ -78,6 +79,8 @@ SLOW = [
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they call, and put the longest files first."""
+    importlib.import_module("cistron.tests.helpers.ranks")  # after which data workers are forks
+
     for item in items:
         assert isinstance(item, pytest.Function)
         fixtures = [fixture.func for found in item._fixtureinfo.name2fixturedefs.values() for fixture in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from cistron.tests.helpers.ranks import Command
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = re.compile(r"^### `([^`]+)`\n\n((?:    .*\n|\n)+)", re.MULTILINE)
@@ -31,19 +33,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, modules: Path, *overrides: str) -> str:
-    """Run the job of the page with plug-ins from a folder; returns what it printed."""
-    return run(folder, modules, "cistron.trainer.train", "--config", "job.toml", *overrides)
-
-
-def run(folder: Path, modules: Path, *arguments: str) -> str:
+def run(folder: Path, modules: Path, module: str, *arguments: str, status: int = 0) -> str:
     """Run a module of this package with plug-ins from a folder; returns what it printed."""
-    path = os.pathsep.join(filter(None, [str(modules), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", *arguments]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder / "work", env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    running = Command(main_of, [str(modules), str(folder / "work"), module, *arguments])
+    output, _ = running.communicate(timeout=300)
+    assert running.returncode == status, output
+    return output
+
+
+def main_of(argv: list[str]) -> None:
+    """Run a module's `main` where plug-ins are found in one folder, and paths begin in another."""
+    modules, folder, module, *arguments = argv
+    sys.path.insert(0, modules)
+    os.chdir(folder)
+    importlib.import_module(module).main(arguments)
 
 
 def losses(folder: Path, run: str) -> list[tuple[int, float]]:
@@ -56,8 +59,12 @@ def test_a_plug_in_is_installed_from_outside_and_trains(folder: Path, tmp_path: 
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*install, "--target", str(tmp_path), str(folder / "plugin")], check=True, capture_output=True)
     assert (tmp_path / "cistron_extras" / "reader.py").is_file()
-    said = train(folder, tmp_path)
-    assert "tiny" in said
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "cistron.trainer.train", "--config", "job.toml"]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder / "work", env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tiny" in done.stdout
     installed = losses(folder, "outputs/extras")
     assert [step for step, _ in installed] == [1, 2, 3]
 
@@ -67,10 +74,10 @@ def test_a_plug_in_is_installed_from_outside_and_trains(folder: Path, tmp_path: 
     assert b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*.ids")).startswith(b"pack rows\0of eos\n")
 
     # from the folder itself, which no package manager knows, by the TOML; read and encoded by worker processes
-    named = ["--job.plugins", '["cistron_extras"]', "--job.dump_folder", "outputs/named"]
-    train(folder, folder / "plugin", *named, "--data.num_workers", "2")
+    named = ["--config", "job.toml", "--job.plugins", '["cistron_extras"]', "--job.dump_folder", "outputs/named"]
+    run(folder, folder / "plugin", "cistron.trainer.train", *named, "--data.num_workers", "2")
     assert losses(folder, "outputs/named") == installed
-    train(folder, folder / "plugin", *named, "--training.steps", "4")
+    run(folder, folder / "plugin", "cistron.trainer.train", *named, "--training.steps", "4")
     assert [step for step, _ in losses(folder, "outputs/named")] == [1, 2, 3, 4], "resumed at a paragraph's address"
 
 
@@ -84,11 +91,10 @@ def test_worker_processes_of_prepare_read_and_encode_by_a_plug_in(folder: Path, 
 
 
 def test_a_part_of_no_plug_in_is_refused_with_those_that_there_are(folder: Path) -> None:
-    command = [sys.executable, "-m", "cistron.trainer.train", "--config", "job.toml", "--job.plugins", '["cistron_extra"]']
-    done = subprocess.run(command, cwd=folder / "work", capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "job.plugins: 'cistron_extra': cannot be imported" in done.stderr
-    assert "Traceback" not in done.stderr
+    wrong = ["--config", "job.toml", "--job.plugins", '["cistron_extra"]']
+    said = run(folder, folder, "cistron.trainer.train", *wrong, status=2)
+    assert "job.plugins: 'cistron_extra': cannot be imported" in said
+    assert "Traceback" not in said
 
 
 def test_every_file_of_a_part_has_about_a_dozen_lines(folder: Path) -> None:

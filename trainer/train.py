@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from pydantic import JsonValue
-from torch.nn.utils import clip_grads_with_norm_
 
 from ..base import UserError
 from ..datasets.errors import DataEnd
@@ -30,7 +29,7 @@ from .heartbeat import Heartbeat
 from .huggingface import export_step
 from .messages import introduction, prompt_of, sample_text
 from .metrics import Outcome, StepCounts, profiling
-from .optim import StepGuard, gradient_norm, learning_rate, reduce_losses, set_learning_rate
+from .optim import StepGuard, clip_gradients, gradient_norm, learning_rate, reduce_losses, set_learning_rate
 from .out_of_memory import out_of_memory_told
 from .parallel import Inputs, compile_for_all_widths, stage, sum_over_replicas
 from .prefetch import Prefetcher
@@ -197,7 +196,7 @@ class Trainer:
         by_source, norm = reduce_losses(local / targets if self.world.tp_rank == 0 else torch.zeros_like(local), norm)
         step = self.progress.step + 1
         skip = self.guard.watch(step, by_source[0], norm, local[0], norms)
-        clip_grads_with_norm_(parameters, self.config.training.max_norm, norm)
+        clip_gradients(parameters, norm, self.config.training.max_norm)
         set_learning_rate(self.optimizer, learning_rate(self.config, step))
         self.optimizer.step(number=step, skip=skip)
         self.optimizer.zero_grad()

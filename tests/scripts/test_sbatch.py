@@ -51,7 +51,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NODELIST": "n[1-2]",
         "SLURM_JOB_NUM_NODES": "1",
-        "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_GPUS_ON_NODE": "1",
     }
     return {**os.environ, **job, "PATH": path, "CALLS": str(tmp_path), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
 

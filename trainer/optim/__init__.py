@@ -6,12 +6,13 @@ the device whether a step is taken.
 
 from .build import build_optimizer, learning_rate, optimizer_complaints, set_learning_rate
 from .optimizer import Optimizer
-from .step_guard import StepGuard, gradient_norm, reduce_losses
+from .step_guard import StepGuard, clip_gradients, gradient_norm, reduce_losses
 
 __all__ = [
     "Optimizer",
     "StepGuard",
     "build_optimizer",
+    "clip_gradients",
     "gradient_norm",
     "learning_rate",
     "optimizer_complaints",

@@ -16,7 +16,7 @@ from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.checkpoints import GuardState, SpikeWindowState
 from cistron.trainer.config import load_config
 from cistron.trainer.errors import NonFiniteError
-from cistron.trainer.optim import reduce_losses
+from cistron.trainer.optim import clip_gradients, reduce_losses
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from torch import Tensor
@@ -226,3 +226,20 @@ def test_a_series_goes_on_through_a_resume_and_its_numbers_are_null(tmp_path: Pa
     assert saved == {"nonfinite": 3, "spikes": 0, "nonfinite_in_a_row": 2, "last_skipped": 6}
     lowered = argv_of(config, "run", "--training.max_nonfinite_steps", "1", "--lr_scheduler.decay_ratio", "0.0")
     assert not train_with(lowered, {}, "loss").error, "steps that were good are no reason to stop"
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1e9])
+def test_gradients_are_clipped_as_torch_clips_them(max_norm: float) -> None:
+    def parameters() -> list[torch.nn.Parameter]:
+        generator = torch.Generator().manual_seed(0)
+        made = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((3, 5), (7,), (2, 2, 2))]
+        for parameter in made[:2]:  # the last has no gradient
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        return made
+
+    ours, theirs = parameters(), parameters()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in ours if p.grad is not None])
+    clip_gradients(ours, norm, max_norm)
+    torch.nn.utils.clip_grads_with_norm_(theirs, max_norm, norm)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)
