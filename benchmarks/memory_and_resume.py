@@ -221,7 +221,7 @@ def data(options: argparse.Namespace) -> None:
         in_a_process_of_its_own(read_tokens, folder, options.case, options.tokens, workers)
 
 
-OUTPUTS = (("mean", ".safetensors"), ("mean", ".npy"), ("mean", ".parquet"), ("none", ".safetensors"), ("none", ".parquet"))
+OUTPUTS = (("mean", ".safetensors"), ("mean", ".parquet"), ("none", ".safetensors"), ("none", ".parquet"))
 
 
 def write_model(folder: Path) -> None:
@@ -232,7 +232,7 @@ def write_model(folder: Path) -> None:
     weights = model.state_dict()
     contract = SavedContract(eos=0, pad=1, vocab=config.vocab_size, tokenizer="byte")
     state = RunState.of(config=JobConfig(), model=config, contract=contract)
-    write_whole(folder, {k: (v.dtype, tuple(v.shape)) for k, v in weights.items()}, weights.__getitem__, state)
+    write_whole(folder, {name: Spec.of(tensor) for name, tensor in weights.items()}, weights.__getitem__, state)
 
 
 def write_sequences(path: Path, sequences: int) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from cistron.datasets.files import FileStore
+from cistron.datasets.config import DataConfig
 from cistron.datasets.lanes.blocks import Address
+from cistron.datasets.loading import RowSettings
 from cistron.datasets.loading.sources import open_source
 from cistron.datasets.readers import SourceConfig
 from cistron.datasets.rows import Packer, best_fit
@@ -43,11 +44,11 @@ def loader(folder: Path, form: str, lengths: Sequence[int], seq_len: int) -> Use
     source = open_source(
         SourceConfig(name="use", format=form, paths=[str(folder / form / ("*" if form == "jsonl" else ""))]),
         1,
-        seq_len,
-        FileStore(),
+        RowSettings(seq_len=seq_len, seed=0, batch_size=1),
+        DataConfig(),
     )
     rows = tokens = split = 0
-    for block, *_ in source.documents(0, tokenizer, packer, (0, 0), False).blocks(0, Address(0, -1, 1, 0)):
+    for block, *_ in source.documents(0, tokenizer, packer, (0, 0)).blocks(0, Address(0, -1, 1, 0)):
         plan = packer.plan(block)
         rows += len(plan)
         tokens += int(block.lengths.sum())

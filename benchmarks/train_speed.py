@@ -15,8 +15,8 @@ of a large bfloat16 matrix product, measured before and after, tells what share 
 counted as 6 per parameter that multiplies and token, and for attention over documents alone (and, as published numbers
 do, over whole rows).
 
-The other trainers (`pip install 'cistron[bench]'`) may be in another environment. A missing one is left out, with a
-message.
+The other trainers (`pip install 'cistron[bench]'`) may be in another environment. One that does not start is left out,
+with a message; where `--only` names it, the status is 1.
 """
 
 import argparse
@@ -97,8 +97,12 @@ class Contender:
             self.seconds.append(report["seconds"])
 
 
-def start(name: str, python: str, folder: Path) -> Contender | None:
-    """Start a contender and wait until its model stands; None, and a line that says why, when it does not."""
+class LeftOut(Exception):
+    """Why a contender does not start."""
+
+
+def start(name: str, python: str, folder: Path) -> Contender:
+    """Start a contender and wait until its model stands. Raises LeftOut with its last words when it does not."""
     script, *arguments = CONTENDERS[name]
     log = folder / f"{name}.log"
     with log.open("w") as stderr:
@@ -111,8 +115,7 @@ def start(name: str, python: str, folder: Path) -> Contender | None:
         )
     contender = Contender(name, process)
     if contender.answer() is None:
-        print(f"{name} left out: {(log.read_text().strip().splitlines() or ['it ended without a message'])[-1]}")
-        return None
+        raise LeftOut((log.read_text().strip().splitlines() or ["it ended without a message"])[-1])
     return contender
 
 
@@ -277,7 +280,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="pairs of steps of each (default: 20)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before that (default: 3)")
     parser.add_argument("--apart", action=argparse.BooleanOptionalAction, help="one after another (default: on CUDA only)")
-    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="which (default: all)")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), help="which (default: all)")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has the others (default: this one)")
     parser.add_argument("--numbers", type=Path, help="append the numbers to this file as JSON lines")
     options = parser.parse_args()
@@ -291,19 +294,26 @@ def main() -> None:
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {device}", flush=True)
     rate = matmul_rate() if on_gpu else 0.0
-    contenders = []
+    contenders: list[Contender] = []
+    left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shape = write_job(folder, options)
-        for contender_name in options.only:
+        for contender_name in options.only or CONTENDERS:
             python = options.peers_python if contender_name in PEERS else sys.executable
-            contender = start(contender_name, python, folder)
-            if contender is None:
+            try:
+                contender = start(contender_name, python, folder)
+            except LeftOut as reason:
+                left_out[contender_name] = f"left out: {reason}"
+                print(f"{contender_name} {left_out[contender_name]}", flush=True)
                 continue
             contenders.append(contender)
             if options.apart:
                 interleave([contender], options.rounds, options.warmup)
                 finish(contender)
+        if options.numbers and options.only:
+            for contender_name, why in left_out.items():
+                Numbers(options.numbers)(contender_name, None, wrong=why)
         if not contenders:
             sys.exit("there is nothing to measure")
         if not options.apart:
@@ -313,6 +323,8 @@ def main() -> None:
         if on_gpu:
             rate = max(rate, matmul_rate())
         report(contenders, options, folder, shape, rate)
+    if options.only and left_out:
+        sys.exit(f"left out: {', '.join(left_out)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """torchtitan 0.3 as a contender of `train_speed.py`: its own Trainer, model, optimizer and loss, fed with given rows.
 
-On CUDA nothing of it is replaced but the data loader and the tokenizer. On a CPU it does not start as released, for
-these reasons, each met by a few lines of `run_on_cpu`:
+It imports what only torch 2.12 and later have, and `datasets`, for parts that this job does not use: `complete_imports`
+puts empty ones there. Beside torch 2.11 its loss in chunks reads freed memory, on any device: `gather_norm_again`.
+On CUDA nothing else of it is replaced but the data loader and the tokenizer. On a CPU it does not start as released,
+for these reasons, each met by a few lines of `run_on_cpu`:
 
 | what stops it | what is put in its place |
 |---|---|
@@ -23,8 +25,10 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+import torch.distributed.fsdp
 import torch.nn.functional as F
 from interleaved import Repeats
+from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from torch.distributed.tensor import DTensor
 
 
@@ -40,6 +44,43 @@ class Cpu:
     memory_stats = staticmethod(lambda device: {})
     reset_peak_memory_stats = staticmethod(lambda: None)
     empty_cache = staticmethod(lambda: None)
+
+
+def complete_imports() -> None:
+    """Stand in for what torchtitan imports and this job does not use. To be called before anything of it is imported.
+
+    `DataParallelMeshDims`, which torch 2.11 lacks, names the axes of a mesh that spans all kinds of parallelism.
+    Without such a mesh torchtitan makes none. `datasets` feeds its own loaders, which are replaced.
+    """
+    if not hasattr(torch.distributed.fsdp, "DataParallelMeshDims"):
+        torch.distributed.fsdp.DataParallelMeshDims = type("DataParallelMeshDims", (), {})  # type: ignore[attr-defined]
+    if importlib.util.find_spec("datasets") is None:
+        sys.modules |= {name: MagicMock() for name in ("datasets", "datasets.distributed")}
+
+
+def gather_norm_again() -> None:
+    """Gather the last norm's weight before its backward pass, where torch does not. To be called before training.
+
+    torchtitan's FSDP has one group for norm and output. Its loss in chunks computes the output's backward pass first,
+    then frees the group's parameters. torch 2.13 gathers them again before the norm's backward pass
+    (`FSDPState._force_complete_incomplete_states`). torch 2.11 has a hook on the output alone, so the norm's backward
+    pass reads memory that is freed: a segmentation fault on a CPU.
+    """
+    if hasattr(FSDPState, "_force_complete_incomplete_states"):
+        return
+    from torchtitan.components.loss import ChunkedLossWrapper
+
+    in_chunks = ChunkedLossWrapper.__call__
+
+    def call(self: Any, pred: torch.Tensor, *arguments: Any, **more: Any) -> Any:
+        def gather(gradient: torch.Tensor) -> None:
+            self.lm_head.unshard()
+
+        if pred.requires_grad:
+            pred.register_hook(gather)
+        return in_chunks(self, pred, *arguments, **more)
+
+    ChunkedLossWrapper.__call__ = call
 
 
 def run_on_cpu() -> None:
@@ -188,8 +229,10 @@ def main(folder: Path) -> None:
     """Train until the benchmark is over."""
     repeats = Repeats(folder)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    complete_imports()
     if repeats.device.type == "cpu":
         run_on_cpu()
+    gather_norm_again()
     with tempfile.TemporaryDirectory() as dump_folder:
         config = trainer_config(repeats, dump_folder)
         trainer = config.build()

@@ -6,9 +6,9 @@ from functools import partial
 
 from ..base import UserError
 
-# "cistron.data": one line for each record that is passed over, up to so many of a lane in a process; all are counted.
+# "cistron.data": a line for each record passed over, up to so many of a lane in a process or of a shard.
 LOG = logging.getLogger("cistron.data")
-LOGGED_RECORDS = 10
+REPORTED_RECORDS = 10
 
 
 class DataConfigError(UserError):
@@ -61,17 +61,26 @@ def refuse(complaints: Sequence[str]) -> None:
 
 
 class BadRecords:
-    """What becomes of a lane's bad records: each is raised; or with `skip` logged, and after some only counted."""
+    """What becomes of bad records: each is raised; or with `skip` reported, and after some only counted.
 
-    def __init__(self, *, skip: bool) -> None:
-        self._skip = skip
-        self._logged = 0
+    Args:
+        skip: Whether they are left out.
+        of: What they are the records of, for the last report.
+        report: Gets a line of text.
+
+    Attributes:
+        skipped: How many were left out.
+    """
+
+    def __init__(self, *, skip: bool, of: str = "lane", report: Callable[[str], object] = LOG.warning) -> None:
+        self.skipped = 0
+        self._skip, self._of, self._report = skip, of, report
 
     def __call__(self, problem: Callable[[], DataError]) -> None:
-        """Raise a problem, or log it, or do nothing, which must not cost the search for its record."""
+        """Raise a problem, or report it, or do nothing, which must not cost the search for its record."""
         if not self._skip:
             raise problem()
-        self._logged += 1
-        if self._logged <= LOGGED_RECORDS:
-            more = "; further ones of this lane are counted only" if self._logged == LOGGED_RECORDS else ""
-            LOG.warning("skipped: %s%s", problem(), more)
+        self.skipped += 1
+        if self.skipped <= REPORTED_RECORDS:
+            more = f"; further ones of this {self._of} are counted only" if self.skipped == REPORTED_RECORDS else ""
+            self._report(f"skipped: {problem()}{more}")

@@ -85,14 +85,10 @@ class Draws:
         """Return True as often as `chance` says."""
         return bool(self.uniform(1)[0] < chance)
 
-    def bases(self, count: int) -> bytes:
-        """Return `count` bases of intergenic DNA."""
-        cumulative = np.cumsum([(1 - GC) / 2, GC / 2, (1 - GC) / 2])
+    def bases(self, count: int, gc: float = GC) -> bytes:
+        """Return `count` bases of DNA, a share of them G or C."""
+        cumulative = np.cumsum([(1 - gc) / 2, gc / 2, (1 - gc) / 2])
         return bytes(BASES[np.searchsorted(cumulative, self.uniform(count), side="right")])
-
-    def rich(self, count: int) -> bytes:
-        """Return DNA of which nine letters in ten are A or T."""
-        return bytes(BASES[np.searchsorted(np.cumsum([0.45, 0.05, 0.45]), self.uniform(count), side="right")])
 
     def mutated(self, sequence: bytes, chance: float) -> bytes:
         """Return a sequence in which each base was drawn anew with some chance."""
@@ -168,7 +164,7 @@ def upstream(draws: Draws) -> Upstream:
         near = near if kept == 1 else draws.shuffled(near)
         strength = 0.0
     else:
-        before = before[:-UP] + draws.rich(UP)
+        before = before[:-UP] + draws.bases(UP, gc=0.1)
     promoter = far + draws.bases(spacer) + near
     leader = draws.bases(draws.between(5, 9) + draws.between(12, 30)) + draws.mutated(RIBOSOME, 0.1)
     sequence = before + promoter + leader + draws.bases(draws.between(5, 9))

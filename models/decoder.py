@@ -50,7 +50,7 @@ class Decoder(nn.Module):
             self.output = Output(config.dim, config.vocab_size)
         self.tie_weights()
         self.set_positions(config.rope, config.attention, max_document_length)
-        self.compile_loss = False  # a trainer's choice
+        self.compile_loss, self.loss_chunk = False, 0  # a trainer's choice, see `loss.linear_cross_entropy`
 
     def tie_weights(self) -> None:
         """Make `output` share the embedding table if the config says so; again after parameters were replaced."""
@@ -117,8 +117,11 @@ class Decoder(nn.Module):
         if self.config.head_outputs:
             outputs: Tensor = self.score(x, positions)
             return outputs if labels is None else document_losses(outputs, labels, weights, values)
-        out: Tensor = self.output(x) if labels is None else self.output(x, labels, weights, compiled=self.compile_loss)
-        return out
+        if labels is None:
+            logits: Tensor = self.output(x)
+            return logits
+        losses: Tensor = self.output(x, labels, weights, compiled=self.compile_loss, chunk=self.loss_chunk)
+        return losses
 
 
 class TransformerBlock(nn.Module):

@@ -1,6 +1,6 @@
 """The output projection fused with its cross-entropy: full-vocabulary logits of the batch are never stored.
 
-Tokens go through in chunks of at most `CHUNK_LOGITS` logits, which live until their losses and gradients are known:
+Tokens go through in chunks (`chunk_length`), whose logits live until their losses and gradients are known:
 
     logits = hidden · weightᵀ                                       compute dtype
     loss   = w · (logsumexp(logits) - logits[label])                float32
@@ -36,11 +36,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 IGNORE = -100  # label of a position without a target
-# Logits of a chunk, by where they are. On CUDA 0.5 GB in bfloat16: 2,093 tokens at a vocabulary of 128,256. A chunk
-# reads and writes the float32 gradient of the weight once, 8 bytes per element against 6 · tokens FLOPs, so at 4.8 TB/s
-# and 700 TFLOP/s fewer tokens would add more than 9 % to the head. On a CPU 32 MB in float32: from 32 to 512 tokens a
-# chunk the time stayed the same, and memory is what chunks are for.
-CHUNK_LOGITS = {"cuda": 2**28, "cpu": 2**23}
+# Logits of a chunk where nothing else is asked for, by where they are. On CUDA 0.5 GB in bfloat16: 2,093 tokens at a
+# vocabulary of 128,256. A chunk reads and writes the float32 gradient of the weight once, 8 bytes per element against
+# 6 · tokens FLOPs, so at 4.8 TB/s and 700 TFLOP/s 2,093 tokens add 9 % to the head, and 8,192 tokens 2 %. On a CPU
+# 32 MB in float32: from 32 to 512 tokens a chunk the time stayed the same, and memory is what chunks are for. A Mac's
+# GPU, on which `open_model` may put a model, shares the memory of its CPU.
+CHUNK_LOGITS = {"cuda": 2**28, "cpu": 2**23, "mps": 2**23}
 
 
 class VocabularyShard(NamedTuple):
@@ -64,7 +65,13 @@ class Output(nn.Linear):
         super().__init__(dim, vocab_size, bias=False)
 
     def forward(
-        self, hidden: Tensor, labels: Tensor | None = None, weights: Tensor | None = None, *, compiled: bool = False
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        compiled: bool = False,
+        chunk: int = 0,
     ) -> Tensor:
         """Return logits [batch, seq_len, vocab_size], whole on every rank, or what `linear_cross_entropy` returns.
 
@@ -73,9 +80,10 @@ class Output(nn.Linear):
             labels: int64 [batch, seq_len], IGNORE where there is no target; None: logits are wanted.
             weights: float32 [batch, seq_len] of each target; None: all 1.
             compiled: see `linear_cross_entropy`.
+            chunk: likewise.
         """
         if labels is not None:
-            return linear_cross_entropy(hidden, self.weight, labels, weights, compiled=compiled)
+            return linear_cross_entropy(hidden, self.weight, labels, weights, compiled=compiled, chunk=chunk)
         if isinstance(hidden, DTensor):
             hidden = hidden.redistribute(placements=[Replicate()])
         logits = F.linear(hidden, self.weight)
@@ -90,7 +98,7 @@ class Kernels(NamedTuple):
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None = None, *, compiled: bool = False
+    hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None = None, *, compiled: bool = False, chunk: int = 0
 ) -> Tensor:
     """Return cross-entropy (nats) of every position under logits `hidden · weightᵀ`, times its weight.
 
@@ -104,6 +112,7 @@ def linear_cross_entropy(
         labels: int64 [batch, seq_len], IGNORE where there is no target; the same on all ranks of the mesh.
         weights: float32 [batch, seq_len] of each target, without gradient; None: all 1.
         compiled: whether the work between matrix products is fused by torch.compile: one compilation for all shapes.
+        chunk: tokens at most whose logits are in memory at once; 0: as many as make `CHUNK_LOGITS`.
 
     Returns:
         float32 [batch, seq_len], 0 where there is no target (float64 for float64 inputs).
@@ -120,7 +129,7 @@ def linear_cross_entropy(
     target_weights = (labels != IGNORE).to(_accumulator(hidden))
     if weights is not None:
         target_weights *= weights
-    run = functools.partial(_run, shard=shard, kernels=_compiled() if compiled else EAGER)
+    run = functools.partial(_run, shard=shard, kernels=_compiled() if compiled else EAGER, chunk=chunk)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         losses: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, target_weights, run)
         return losses
@@ -160,6 +169,7 @@ def _run(
     *,
     shard: VocabularyShard,
     kernels: Kernels,
+    chunk: int,
     gradients: bool = True,
     of_weight: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -173,9 +183,7 @@ def _run(
     each = losses.view(-1)  # the base is what is returned: FSDP2 warns of views
     of_hidden = torch.empty_like(tokens) if gradients else None
     weight_gradient = torch.zeros_like(weight, dtype=weights.dtype) if gradients and of_weight else None
-    # as equal as can be, so that there are two shapes at most
-    chunks = -(-len(tokens) * len(weight) // CHUNK_LOGITS[hidden.device.type])
-    step = -(-len(tokens) // chunks)
+    step = chunk_length(len(tokens), len(weight), hidden.device.type, chunk)
     for start in range(0, len(tokens), step):
         at = slice(start, start + step)
         logits = tokens[at] @ weight.T
@@ -192,6 +200,21 @@ def _run(
             del g
         del logits  # or they would be there beside those of the next chunk
     return losses, None if of_hidden is None else of_hidden.view_as(hidden), weight_gradient
+
+
+def chunk_length(tokens: int, columns: int, device: str, most: int) -> int:
+    """Return the tokens of a chunk, by shapes alone: sums depend on it, and a resume must take them alike.
+
+    Chunks are as equal as can be, so that there are two shapes at most.
+
+    Args:
+        tokens: of a micro-batch on one rank.
+        columns: of the vocabulary on one rank.
+        device: its type, of those in `CHUNK_LOGITS`.
+        most: tokens of a chunk at most; 0: as many as make `CHUNK_LOGITS`.
+    """
+    chunks = -(-tokens // most) if most else -(-tokens * columns // CHUNK_LOGITS[device])
+    return -(-tokens // chunks)
 
 
 def _statistics(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,14 @@ from ..datasets.loading import Batch
 from ..models.attention import DocumentMask
 from ..models.config import DecoderConfig, Executor
 from ..models.positions import keys_seen
-from ..trainer.build import attention_of, training_mask
+from ..trainer.build import attention_said, training_mask
 from ..trainer.config import JobConfig, load_config
 from ..trainer.estimates import HOST, HOW, checkpoint_bytes, estimate, frozen_flops, host_estimate, peak_of, row_flops, sizes_of
 from ..trainer.extrapolation import plan_of
 from ..trainer.parallel import context_block_size
-from ..trainer.processes import Layout, global_batch_size, host_memory, private_memory, run_command
-from ..trainer.start import job_complaints, open_data, verify
+from ..trainer.processes import Layout, global_batch_size, host_memory, private_memory
+from ..trainer.start import Launch, open_data, verify
+from . import cli
 from .support import report_sources, report_targets
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
@@ -37,15 +38,16 @@ def main(argv: Sequence[str]) -> None:
         "--device", default="cpu", choices=["cpu", "cuda"], help="for attention and the memory estimate (default: cpu)"
     )
     options, others = parser.parse_known_args(argv)
-    run_command(lambda: check(others, options.world_size, options.device))
+    check(others, options.world_size, options.device)
 
 
 def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     """Verify the job and print what it would do. Raises UserError where training would."""
     kernels = torch.device(device)
-    config, _ = load_config(argv, "cistron check", lambda config: job_complaints(config, world_size, kernels))
+    launch = Launch(world_size, kernels)
+    config, _ = load_config(argv, "cistron check", launch.complaints)
     layout = Layout.resolve(config, world_size)
-    tokenizer, decoder = verify(config, layout)
+    tokenizer, decoder = launch.parts or verify(config, layout)
     mask = training_mask(config, tokenizer, kernels)
     programs = private_memory()  # before there are rows
     console = Console(highlight=False, soft_wrap=True)
@@ -104,7 +106,7 @@ def report_model(
     flops = row_flops(decoder, seq_len, 1) - frozen_flops(decoder, sizes, 1, seq_len)
     what = "6N + attention over the whole row" + ("" if sizes.trained == sizes.all else ", less what freezing saves")
     console.print(f"{flops:,.0f} FLOPs per token ({what})")
-    console.print(f"{executor} attention: {attention_of(config, torch.device(device))[1]}")
+    console.print(f"{executor} attention: {attention_said(config, torch.device(device))[1]}")
     rope = decoder.rope
     if rope.scaling != "none":
         console.print(f"rotary scaling {rope.scaling}: made for {rope.covered:,} tokens, from {rope.original_seq_len:,}")
@@ -125,7 +127,7 @@ def report_model(
         if moment is not peak:
             grid.add_row("sum", f"{moment.size / 2**30:.3f}", f"at another moment: {moment.name}")
     console.print(grid)
-    size = checkpoint_bytes(config, decoder, layout, executor, device)
+    size = checkpoint_bytes(config, decoder)
     console.print(f"checkpoints of {size / 2**30:.3f} GiB" if config.checkpoint.enable else "no checkpoints")
 
 
@@ -157,4 +159,4 @@ def report_rows(console: Console, batch: Batch, eos_id: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run("check", sys.argv[1:])

@@ -1,6 +1,10 @@
-"""The `cistron` command: `cistron train ...` is `python -m cistron.tools.train ...`."""
+"""The `cistron` command: the first word names a module of this folder, whose `main` takes the others.
+
+What a command refuses ends the process here, with one message and an exit status.
+"""
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
@@ -20,7 +24,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run the command that the first argument names; each lives in a module that is imported only then."""
+    """Run the command that the first argument names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -33,7 +37,15 @@ def main() -> None:
     if name not in COMMANDS:
         print(f"error: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    import_module(f"cistron.tools.{name}").main(sys.argv[2:])
+    run(name, sys.argv[2:])
+
+
+def run(name: str, argv: Sequence[str]) -> None:
+    """Run a command, whose module is imported only now; end the process with its message where it is refused."""
+    from ..trainer.processes import run_command  # which loads torch
+
+    module = "cistron.trainer.train" if name == "train" else f"cistron.tools.{name}"
+    run_command(lambda: import_module(module).main(argv))
 
 
 if __name__ == "__main__":

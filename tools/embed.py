@@ -17,15 +17,14 @@ from pydantic import JsonValue
 from ..base import load_plugins
 from ..datasets.readers import SequenceFiles
 from ..trainer.inference import Pool, choose_layers, embeddings, meaning, read_documents, widths
-from ..trainer.processes import run_command
+from . import cli
 from .support import EmbeddingFile, add_input_arguments, add_model_arguments, check_output, open_as_asked, progress_bar
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse the command line, load the model, embed sequences and write a file."""
-    run_command(load_plugins)  # formats and tokenizers of installed plug-ins are among the choices
+    load_plugins()  # formats and tokenizers of installed plug-ins are among the choices
     parser = argparse.ArgumentParser(prog="cistron embed", description=__doc__)
-    parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     add_input_arguments(parser, "--input")
     parser.add_argument("--layer", nargs="+", help="names or globs; * stands for something between two dots")
     parser.add_argument("--list-layers", action="store_true", help="print all layers, with their widths and what they are")
@@ -35,7 +34,10 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     if not options.list_layers and not (options.input and options.layer and options.output):
         parser.error("--input, --layer and --output are required, or --list-layers alone")
-    run_command(lambda: list_layers(options) if options.list_layers else run(options))
+    if options.list_layers:
+        list_layers(options)
+    else:
+        run(options)
 
 
 def list_layers(options: argparse.Namespace) -> None:
@@ -68,16 +70,14 @@ def run(options: argparse.Namespace) -> None:
         print(f"{output.partial} holds {output.done} sequences: going on behind them", file=sys.stderr)
     sequences = islice(files, output.done, None)
     documents = read_documents(opened, files, sequences, options.max_length)
-    told = 0.0
     with progress_bar("embed") as bar, torch.no_grad():
         bar.begin("sequences", sum(file.size for file in files.files))
         for batch in embeddings(opened, documents, layers, options.pool, options.batch_tokens):
             output.add([document.name for document in batch.documents], batch.lengths, batch.rows)
-            bar.advance(batch.documents[-1].stored - told, sum(batch.lengths))
-            told = batch.documents[-1].stored
+            bar.reach(batch.documents[-1].stored, sum(batch.lengths))
     output.finish()
     print(f"{options.output}: {output.done} sequences, {', '.join(f'{layer} ({meaning(layer)})' for layer in layers)}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run("embed", sys.argv[1:])

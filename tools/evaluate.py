@@ -22,7 +22,7 @@ from ..datasets.readers import NamedSequence, SequenceFiles
 from ..datasets.tokenizers import has_bases
 from ..trainer.errors import ConfigError
 from ..trainer.inference import Document, Score, log_likelihoods, read_documents
-from ..trainer.processes import run_command
+from . import cli
 from .extrapolate import main as extrapolate_main
 from .support import add_input_arguments, add_model_arguments, open_as_asked, progress_bar, writing
 
@@ -55,16 +55,15 @@ def main(argv: Sequence[str]) -> None:
     if "--extrapolate" in argv:
         extrapolate_main(argv)
         return
-    run_command(load_plugins)  # formats and tokenizers of installed plug-ins are among the choices
+    load_plugins()  # formats and tokenizers of installed plug-ins are among the choices
     parser = argparse.ArgumentParser(prog="cistron evaluate", description=__doc__)
-    parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     add_input_arguments(parser, "--score", required=True)
     parser.add_argument("--reverse-complement", action="store_true", help="the mean of both strands of a nucleotide sequence")
     parser.add_argument("--with-eos", action="store_true", help="of a causal model: the eos counts as a token too")
     parser.add_argument("--output", type=Path, help="a file to write: .tsv, .jsonl or .parquet (default: TSV on stdout)")
     add_model_arguments(parser)
     options = parser.parse_args(argv)
-    run_command(lambda: run(options))
+    run(options)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -83,15 +82,13 @@ def run(options: argparse.Namespace) -> None:
         sequences = both_strands(files)
     documents = read_documents(opened, files, sequences, options.max_length)
     scores = log_likelihoods(opened, documents, with_eos=options.with_eos, batch_tokens=options.batch_tokens)
-    told = 0.0
     with progress_bar("score") if options.output else nullcontext() as bar, open_writer(options.output) as write:
         if bar:
             bar.begin("sequences", sum(file.size for file in files.files))
         for document, one in means(scores) if options.reverse_complement else scores:
             write(Line(document.name, *one, one.mean))
             if bar:
-                bar.advance(document.stored - told, one.residues)
-                told = document.stored
+                bar.reach(document.stored, one.residues)
 
 
 def both_strands(files: SequenceFiles) -> Iterator[NamedSequence]:
@@ -187,4 +184,4 @@ def _without_nan(result: Line) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run("evaluate", sys.argv[1:])

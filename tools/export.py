@@ -14,14 +14,14 @@ import torch
 
 from ..trainer.checkpoints import read_newest
 from ..trainer.huggingface import export
-from ..trainer.processes import run_command
+from . import cli
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 DTYPES = {"saved": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, export, say what was written."""
+    """Find the checkpoint, export it, say what was written."""
     parser = argparse.ArgumentParser(prog="cistron export", description=__doc__)
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>, or a URL; without step-<N>: the newest good one")
     parser.add_argument("out", type=Path, help="folder to write; it must not exist, or be empty")
@@ -32,11 +32,6 @@ def main(argv: Sequence[str]) -> None:
     tokenizer.add_argument("--no-tokenizer", action="store_true", help="write no tokenizer files")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at OUT, and nothing else")
     options = parser.parse_args(argv)
-    run_command(lambda: run(options))
-
-
-def run(options: argparse.Namespace) -> None:
-    """Find the checkpoint and export it."""
     found, skipped = read_newest(options.checkpoint)
     table = found.state.config.tokenizer
     if options.tokenizer:
@@ -62,4 +57,4 @@ def size(text: str) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run("export", sys.argv[1:])

@@ -6,7 +6,6 @@ checkpoint's own `[eval.extrapolation]` says.
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..datasets.readers import SequenceFiles
 from ..datasets.tokenizers import Ids
-from ..trainer.config import Extrapolation, validate
+from ..trainer.config import Continuation, Extrapolation, Passkey, validate
 from ..trainer.errors import ConfigError, refuse
 from ..trainer.extrapolation import (
     METHODS,
@@ -32,44 +31,24 @@ from ..trainer.extrapolation import (
     trained_as,
 )
 from ..trainer.inference import OpenedModel, read_documents
-from ..trainer.processes import run_command
-from .support import add_input_arguments, add_model_arguments, open_as_asked, positive, progress_bar
+from .support import add_input_arguments, add_model_arguments, add_table_options, given, open_as_asked, progress_bar
 
 OUTPUT = Path("outputs/extrapolation")
-OPTIONS = {  # of the command line, by the keys of the table
-    "lengths": ("lengths",),
-    "methods": ("methods",),
-    "score_last": ("score_last",),
-    "documents": ("documents",),
-    "passkey_samples": ("passkey", "samples"),
-    "passkey_digits": ("passkey", "digits"),
-    "passkey_depths": ("passkey", "depths"),
-    "continuation_samples": ("continuation", "samples"),
-    "continuation_tokens": ("continuation", "tokens"),
-    "continuation_metrics": ("continuation", "metrics"),
-}
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse the command line, load the model, evaluate it and report."""
     parser = argparse.ArgumentParser(prog="cistron evaluate", description=__doc__)
-    parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     parser.add_argument("--extrapolate", action="store_true", required=True, help="what this is about")
     add_input_arguments(parser, "--input")
-    parser.add_argument("--lengths", nargs="+", metavar="LENGTH", help="tokens, or multiples: 1x 2x 4x")
+    add_table_options(parser, Extrapolation, "lengths", "score_last", "documents", defaults=False)
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"of {', '.join(METHODS)} (default: all that fit)")
-    parser.add_argument("--score-last", type=positive, metavar="TOKENS", help="whose loss is taken with more and more context")
-    parser.add_argument("--documents", type=positive, metavar="N", help="of each length that are used")
-    parser.add_argument("--passkey-samples", type=int, metavar="N", help="for each depth and length; 0: none")
-    parser.add_argument("--passkey-digits", type=positive, metavar="N", help="letters of a key")
-    parser.add_argument("--passkey-depths", nargs="+", type=float, metavar="DEPTH", help="from 0 to 1")
-    parser.add_argument("--continuation-samples", type=int, metavar="N", help="documents that are continued; 0: none")
-    parser.add_argument("--continuation-tokens", type=positive, metavar="N", help="of each")
-    parser.add_argument("--continuation-metrics", nargs="+", metavar="METRIC", help="BLEU, ROUGE")
+    add_table_options(parser, Passkey, "samples", "digits", "depths", prefix="passkey_", defaults=False)
+    add_table_options(parser, Continuation, "samples", "tokens", "metrics", prefix="continuation_", defaults=False)
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder of results (default: {OUTPUT})")
     add_model_arguments(parser)
     options = parser.parse_args(argv)
-    run_command(lambda: run(options))
+    run(options)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -108,13 +87,9 @@ def table_of(options: argparse.Namespace, opened: OpenedModel) -> Extrapolation:
     Raises ConfigError for a wrong value.
     """
     table: dict[str, Any] = opened.config.eval.extrapolation.model_dump() if opened.config else Extrapolation().model_dump()
-    for option, (*parents, key) in OPTIONS.items():
-        value = getattr(options, option)
-        if value is not None:
-            inner = table
-            for parent in parents:
-                inner = inner[parent]
-            inner[key] = value
+    table |= given(options, Extrapolation)
+    table["passkey"] |= given(options, Passkey, "passkey_")
+    table["continuation"] |= given(options, Continuation, "continuation_")
     valid = validate({"eval": {"extrapolation": {**table, "enable": False}}})  # `enable` is of training
     refuse([*valid.mistakes, *valid.complaints])
     return valid.config.eval.extrapolation
@@ -162,7 +137,3 @@ def write_results(
                 method, measure, length = name.split("/")
                 board.add_scalar(f"extrapolation/{method}/{measure}", value, int(length))  # the length is the step
     console.print(f"{folder}/extrapolation.json, extrapolation.png, tensorboard", markup=False)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

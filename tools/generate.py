@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from ..trainer.inference import open_model, sample
-from ..trainer.processes import run_command
+from . import cli
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse the command line, load the model, sample and print."""
+    """Open the model, and print `--samples` continuations of the prompt."""
     parser = argparse.ArgumentParser(prog="cistron generate", description=__doc__)
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     parser.add_argument("--prompt", required=True, help="text to continue")
@@ -19,11 +19,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     parser.add_argument("--samples", type=int, default=1, help="how many, with seeds seed, seed + 1, ... (default: 1)")
     options = parser.parse_args(argv)
-    run_command(lambda: generate(options))
-
-
-def generate(options: argparse.Namespace) -> None:
-    """Print `options.samples` continuations of the prompt."""
     opened = open_model(options.checkpoint)
     for message in opened.messages:
         print(message, file=sys.stderr)
@@ -40,4 +35,4 @@ def generate(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run("generate", sys.argv[1:])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..trainer.huggingface import import_folder
-from ..trainer.processes import run_command
+from . import cli
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,14 +21,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--eos-token", metavar="TEXT", help="that ends a document (default: what tokenizer_config.json says)")
     parser.add_argument("--pad-token", metavar="TEXT", help="that fills rows (default: likewise, else the eos)")
     options = parser.parse_args(argv)
-    run_command(lambda: run(options))
-
-
-def run(options: argparse.Namespace) -> None:
-    """Import, and print what came of it."""
     said = import_folder(options.source, options.out, eos_token=options.eos_token, pad_token=options.pad_token)
     print("\n".join(said))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run("import", sys.argv[1:])

@@ -30,13 +30,13 @@ from ..datasets.prepare import (
     Event,
     ListReader,
     MegatronReader,
-    Pool,
     PreparationResult,
     RawCorpus,
     TokenCorpus,
     TokenReader,
     length_statistics,
     prepare,
+    run_tasks,
     shard_lengths,
 )
 from ..datasets.readers import SourceFiles, build_reader, raw_formats
@@ -44,6 +44,7 @@ from ..datasets.shards import open_shards, verify_shard
 from ..datasets.tokenizers import TOKENIZERS, Tokenizer, TokenizerConfig, build_tokenizer
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
+from . import cli
 
 LETTERS = tuple(Letters.model_fields)
 
@@ -57,28 +58,19 @@ class Work:
     folder: Path
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What became of a source, and in how many seconds; a rerun counts what was there already."""
-
-    work: Work
-    result: PreparationResult
-    seconds: float
-
-
 def main(argv: Sequence[str]) -> None:
     """Parse the command line, then verify or prepare."""
-    # Worker processes import this module too, and without torch, which `trainer.processes` and `support` load, that
-    # takes 0.5 s instead of 2.
-    from ..trainer.processes import run_command
-
-    run_command(load_plugins)  # formats and tokenizers of installed plug-ins are among the choices
+    load_plugins()  # formats and tokenizers of installed plug-ins are among the choices
     options = make_parser().parse_args(argv)
-    run_command(lambda: verify_shards(options.verify, options.processes) if options.verify else run(options))
+    if options.verify:
+        verify_shards(options.verify, options.processes)
+    else:
+        run(options)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
+    # Worker processes import this module too, and without torch, which `support` loads, that takes 0.5 s instead of 2.
     from .support import add_table_options
 
     parser = argparse.ArgumentParser(
@@ -134,17 +126,16 @@ def run(options: argparse.Namespace) -> None:
     if options.report is not None and not options.report.parent.is_dir():
         raise ConfigError(f"--report {options.report}: its folder does not exist")
 
-    prepared = []
+    prepared, said = [], []
     for work in works_of(options):
         start = time.monotonic()
         with progress_bar(work.name) as monitor:
             result = prepare(
                 work.corpus, work.folder, shard_bytes=options.shard_mb * 10**6, processes=options.processes, monitor=monitor
             )
-        prepared.append(Prepared(work, result, time.monotonic() - start))
-    for one in prepared:
-        print(summary(one))
-    print(f"\n{toml_lines(prepared)}", end="")
+        prepared.append((work, result))
+        said.append(summary(work, result, time.monotonic() - start))
+    print(*said, f"\n{toml_lines(prepared)}", sep="\n", end="")
     if options.report is not None:
         write_page(options.report, prepared, options.seq_len or 2048)
         print(f"\nreport: {options.report}")
@@ -258,18 +249,17 @@ def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: Fil
     return TokenCorpus(files=storage.expand(paths), reader=reader, tokenizer=tokenizer, append_eos=options.append_eos)
 
 
-def summary(one: Prepared) -> str:
-    """Describe what was read, written and left out."""
-    result = one.result
+def summary(work: Work, result: PreparationResult, seconds: float) -> str:
+    """Describe what was read, written and left out; a rerun counts what was there already."""
     validation = validation_shards(result)
     lines = [
-        f"{len(one.work.corpus.files):,} files, {result.documents:,} documents, {result.tokens:,} tokens",
-        f"{len(result.shards) - validation:,} training and {validation:,} validation shards in {one.work.folder}",
+        f"{len(work.corpus.files):,} files, {result.documents:,} documents, {result.tokens:,} tokens",
+        f"{len(result.shards) - validation:,} training and {validation:,} validation shards in {work.folder}",
     ]
     if result.text_bytes:
         lines[0] += f", {result.text_bytes / result.tokens:.3f} bytes a token"
     counts = {
-        "files without a byte": sum(file.size == 0 for file in one.work.corpus.files),
+        "files without a byte": sum(file.size == 0 for file in work.corpus.files),
         "documents without tokens dropped": result.dropped,
         "duplicates left out": result.duplicates,
         "bad records skipped": result.skipped,
@@ -277,17 +267,14 @@ def summary(one: Prepared) -> str:
         "documents given an eos": result.eos_appended,
     }
     lines.append("; ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing left out")
-    lines.append(f"{one.seconds:.1f} s")
-    return f"\n{one.work.name}: " + "\n  ".join(lines)
+    lines.append(f"{seconds:.1f} s")
+    return f"\n{work.name}: " + "\n  ".join(lines)
 
 
-def toml_lines(prepared: Sequence[Prepared]) -> str:
+def toml_lines(prepared: Sequence[tuple[Work, PreparationResult]]) -> str:
     """Return the sources as tables of a job's TOML."""
-    tables = []
-    for one in prepared:
-        folder = one.work.folder.resolve() / "train"
-        tables.append({"name": one.work.name, "format": "tokens", "paths": [str(folder)]})
-    aside = [str(one.work.folder.resolve() / "validation") for one in prepared if validation_shards(one.result)]
+    tables = [{"name": work.name, "format": "tokens", "paths": [str(work.folder.resolve() / "train")]} for work, _ in prepared]
+    aside = [work.folder.resolve() / "validation" for work, result in prepared if validation_shards(result)]
     return tomli_w.dumps({"data": {"sources": tables}}) + "".join(f"# validation: {folder}\n" for folder in aside)
 
 
@@ -296,18 +283,17 @@ def validation_shards(result: PreparationResult) -> int:
     return sum(shard.startswith("validation/") for shard in result.shards)
 
 
-def write_page(path: Path, prepared: Sequence[Prepared], seq_len: int) -> None:
+def write_page(path: Path, prepared: Sequence[tuple[Work, PreparationResult]], seq_len: int) -> None:
     """Write the HTML page about all sources."""
-    from .support import Section, write_report
+    from .support import report_section, write_report
 
     storage = FileStore()
     sections = []
-    for one in prepared:
-        shards = open_shards(storage.expand([str(one.work.folder / "train")], "*.json"), storage)
-        files = [(file.path, file.size) for file in one.work.corpus.files]
+    for work, result in prepared:
+        shards = open_shards(storage.expand([str(work.folder / "train")], "*.json"), storage)
         statistics = length_statistics(shard_lengths(shards), seq_len)
-        sections.append(Section(one.work.name, files, one.result, statistics))
-    write_report(path, sections, seq_len)
+        sections.append(report_section(work.name, work.corpus.files, result, statistics, seq_len))
+    write_report(path, sections)
 
 
 def verify_shards(folder: str, processes: int) -> None:
@@ -320,7 +306,7 @@ def verify_shards(folder: str, processes: int) -> None:
     tokens = 0
     with progress_bar("verify") as monitor:
         monitor.begin("shards", sum(map(size_of, paths)))
-        for path, found in Pool(verify_one, str, processes, monitor).run(paths):
+        for path, found in run_tasks(verify_one, paths, processes, monitor):
             tokens += found
             monitor(Event(stored=size_of(path)))
     print(f"{len(paths):,} shards with {tokens:,} tokens are as they were written")
@@ -340,4 +326,4 @@ def verify_one(path: str, _: Emit) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run("prepare", sys.argv[1:])

@@ -2,7 +2,7 @@
 
 import sys
 
-from ..trainer.train import main
+from . import cli
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run("train", sys.argv[1:])

@@ -4,7 +4,7 @@ from ..datasets.loading import Batch, Loader
 from ..datasets.tokenizers import Tokenizer
 from ..models.config import DecoderConfig
 from ..models.decoder import Decoder
-from .build import attention_of
+from .build import attention_said
 from .config import JobConfig
 from .estimates import sizes_of
 from .inference import sample_tokens
@@ -29,7 +29,7 @@ def introduction(
         micro_batch_size: rows in one forward pass of one rank.
     """
     layout, rows = world.layout, global_batch_size(config, world.layout)
-    executor, why = attention_of(config, world.device)
+    executor, why = attention_said(config, world.device)
     micro_batches = rows // layout.data_parallel // micro_batch_size
     return [
         *config.remarks(step),

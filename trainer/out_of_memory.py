@@ -11,7 +11,7 @@ from ..base import aligned
 from .build import attention_of
 from .config import JobConfig
 from .errors import OutOfMemoryError
-from .estimates import estimate, host_estimate, peak_of, reliefs
+from .estimates import JobOnDevice, estimate, host_estimate, peak_of, reliefs
 from .processes import (
     FIRST_SPEAKS_SECONDS,
     Layout,
@@ -100,7 +100,8 @@ def report(config: JobConfig, world: World, owner: str, figures: list[tuple[str,
     lines = [f"  GiB as `cistron check` estimates them{at}"]
     lines += [f"    {line}" for line in aligned([*rows, ("sum", f"{sum(held.values()) / GIB:.3f}")])]
     lines += ["  GiB as they are"] + [f"    {line}" for line in aligned(figures)]
-    less = reliefs(config, decoder, world.layout, lambda *job: sum(parts(*job)[0].values()))
+    job = JobOnDevice(config, decoder, world.layout, attention_of(config, world.device)[0], kind)
+    less = reliefs(job, lambda *other: sum(parts(*other)[0].values()))
     if less:
         lines.append("  what takes less, by the estimate, the most effective first; each by itself")
         lines += [f"    {line}" for line in aligned([(f"-{relief.saved / GIB:.3f}", relief.change) for relief in less])]

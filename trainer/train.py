@@ -33,7 +33,7 @@ from .optim import StepGuard, clip_gradients, gradient_norm, learning_rate, redu
 from .out_of_memory import out_of_memory_told
 from .parallel import Inputs, compile_for_all_widths, stage, sum_over_replicas
 from .prefetch import Prefetcher
-from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command
+from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command, world_size
 from .start import (
     Launch,
     Parts,
@@ -77,8 +77,8 @@ class Trainer:
         self.start = starting_point(config, self.run_folder, self.checkpoints, self.decoder_config, world)
         state = self.start.resumed.state if self.start.resumed else None
         self.progress = state.progress if state else Progress.start()
-        resumed = resume_data(config, world, self.start, self.progress.step, self.open_shard)
-        self.data, self.data_state = resumed.data, resumed.state
+        step = self.progress.step
+        self.data, self.data_state, refusal = resume_data(config, world, self.start, step, self.open_shard)
         self.first_batch = self.data.first
         self.prompt = world.gather(prompt_of(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
         self.evaluations, planned = world.on_every_rank(self.open_evaluations)
@@ -95,7 +95,7 @@ class Trainer:
         self.log, aside = world.on_every_rank(
             lambda: open_run_folder(config, world, self.decoder_config, self.run_folder, self.checkpoints, history)
         )
-        self.messages = [*self.start.messages, *filter(None, [resumed.refusal]), *planned, *aside]
+        self.messages = [*self.start.messages, *filter(None, [refusal]), *planned, *aside]
         self.saver = Saver(config.checkpoint, self.run_folder, self.checkpoints, world, self.log.say, history)
         self.heartbeat = Heartbeat(world, stop, self.saver)
 
@@ -333,7 +333,7 @@ def train(config: JobConfig | str | PathLike[str]) -> TrainedRun:
         NonFiniteError: too many steps in a row had a loss or gradients that are not finite.
         OutOfMemoryError: memory ran out; the message, which was printed too, says what would take less.
     """
-    launch = Launch()
+    launch = Launch(world_size())
     if isinstance(config, JobConfig):
         refuse(launch.complaints(config))
     else:
@@ -343,7 +343,7 @@ def train(config: JobConfig | str | PathLike[str]) -> TrainedRun:
 
 def run(argv: Sequence[str]) -> None:
     """Train the job that `argv` describes."""
-    launch = Launch()
+    launch = Launch(world_size())
     config, options = load_config(argv, further=launch.complaints)
     if options.print_config:
         print(config.to_toml(), end="")

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ..errors import refuse
 from ..nucleotides import CODES, PAIRS
 from ..randomness import random_bits, scramble, uniform
 from ..tokenizers import Ids, TokenizeError, Tokenizer, has_bases
@@ -21,14 +20,10 @@ class Strands:
     Args:
         share: Probability of the other strand.
         seed: Of the choices.
-        tokenizer: Gives each letter an id of its own.
-
-    Raises:
-        DataConfigError: Ids are no letters of DNA.
+        tokenizer: Gives each letter an id of its own, see `strand_complaints`.
     """
 
     def __init__(self, share: float, seed: int, tokenizer: Tokenizer) -> None:
-        refuse(strand_complaints(share, tokenizer))
         self.share = share
         self._seed = seed
         self._tokenizer = tokenizer

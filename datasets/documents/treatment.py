@@ -2,10 +2,9 @@
 
 from typing import Any, Literal
 
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from ...base import Fraction, NonNegative
-from ..errors import refuse
 from ..tokenizers import Tokenizer
 from .letters import Letters, letter_complaints
 from .strands import strand_complaints
@@ -35,16 +34,12 @@ class DocumentConfig(Letters):
             )
         return wrong
 
-    def check(self, tokenizer: Tokenizer, policy: str, seq_len: int) -> None:
-        """Refuse settings that do not fit each other, the tokenizer or the packing. Raises DataConfigError."""
-        refuse([*DocumentConfig.complaints(self), *document_complaints(self, tokenizer, policy, seq_len)])
-
     def identity(self) -> dict[str, Any]:
         """Return what determines the rows, by the keys of `[data]`."""
         return {key: getattr(self, key) for key in DocumentConfig.model_fields}
 
     @property
-    def as_read(self) -> "DocumentConfig":
+    def as_read(self) -> Self:
         """The same without augmentation, for validation."""
         return self.model_copy(update={"reverse_complement": 0.0})
 

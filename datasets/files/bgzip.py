@@ -8,16 +8,33 @@ bgzip.
 
 import zlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .inflate import ByteFile, DamagedError
-
 HEAD_BYTES = 64  # more than the 18 of bgzip's own headers, for other extra fields before BC
 END_MISSING = "it does not end with bgzip's empty block, so a part of it is missing"
 NOT_ITS_GZI = "its blocks are not those of the .gzi file beside it; remove that, or make it anew"
+
+
+class DamagedError(Exception):
+    """Compressed data is cut, or does not follow its format."""
+
+
+class ByteFile(Protocol):
+    """The uncompressed bytes of a file."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next `size` bytes, fewer only at the end."""
+        ...
+
+    def seek(self, offset: int, /) -> int:
+        """Go to a byte and return its place, which is the file's size where there is no such byte.
+
+        What can only be inflated from the start is read on the way.
+        """
+        ...
 
 
 class BlockIndex(NamedTuple):
@@ -168,16 +185,15 @@ class BgzfFile:
         return data
 
     def seek(self, offset: int, /) -> int:
-        """Go to a byte of the uncompressed data by inflating the block that it is in.
+        """Go to a byte of the uncompressed data, if there is one, by inflating the block that it is in.
 
         Raises:
-            DamagedError: There is no such byte, or the index is not this file's.
+            DamagedError: The index is not this file's.
         """
         if offset == self._at:
             return offset
         index = self._find_index()
-        if offset > index.size:
-            raise DamagedError(f"the file has {index.size} bytes uncompressed, and byte {offset} was asked for")
+        offset = min(offset, index.size)
         place = min(int(np.searchsorted(index.offsets, offset, side="right")) - 1, len(index.stored) - 1)
         self._raw.seek(int(index.stored[place]))
         self._rest, self._at = b"", int(index.offsets[place])

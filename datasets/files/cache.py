@@ -40,7 +40,7 @@ def make_copy(folder: Path, limit: float, file: DataFile, source: IO[bytes]) -> 
     """
     folder.mkdir(parents=True, exist_ok=True)
     _make_room(folder, limit - file.size)
-    handle, name = tempfile.mkstemp(suffix=PART, dir=folder)
+    handle, name = tempfile.mkstemp(suffix=PART, dir=folder)  # `whole` names it by process: hosts may share the folder
     part = Path(name)
     try:
         with open(handle, "wb") as target:  # noqa: PTH123 (a descriptor)

@@ -1,6 +1,12 @@
-"""Files of a corpus: found by pattern, known again by their stamps, opened wherever they are and however compressed."""
+"""Files of a corpus: found by pattern, known again by their stamps, opened wherever they are and however compressed.
 
+gzip and zstd are inflated by Python's own readers, which go back by inflating the file again from the first byte; bgzip
+by `bgzip`. Python has zstd from 3.14 on; `backports.zstd` is the same module.
+"""
+
+import gzip
 import os
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +20,21 @@ from pydantic import Field
 
 from ...base import NonNegative, Table
 from ..errors import DataError
-from .bgzip import HEAD_BYTES, BgzfFile, BlockIndex, block_size, find_blocks
+from .bgzip import HEAD_BYTES, BgzfFile, BlockIndex, ByteFile, DamagedError, block_size, find_blocks
 from .cache import find_copy, make_copy
 from .find import DataFile, find_files, is_compressed, local_path, plain_name
-from .inflate import ByteFile, DamagedError, open_gzip, open_zstd
 from .remote import Patience, RemoteFile
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+# Windows of up to 2^31 bytes, the largest, as `zstd --long=31` writes them.
+ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
 # A listing of many files takes many requests.
 LISTING_PATIENCE = 10
+DAMAGED = "the compressed data is truncated or damaged"
 
 
 class FileStoreConfig(Table):
@@ -94,11 +107,14 @@ class FileStore:
             DataError: The file cannot be opened or read, or its compression is damaged, here or while reading in the
                 block.
         """
-        try:
-            with self.open_stored(path, whole) as raw:
+        with self.open_stored(path, whole) as raw:
+            try:
                 yield self._uncompressed(path, raw)
-        except (DamagedError, zlib.error) as error:
-            raise DataError(f"the compressed data is truncated or damaged: {error}", file=path) from error
+            except EOFError:
+                unit = "zstd frame" if _is_zstd(path) else "gzip member"
+                raise DataError(f"{DAMAGED}: the file ends within a {unit}", file=path) from None
+            except (DamagedError, gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
+                raise DataError(f"{DAMAGED}: {error}", file=path) from error
 
     @contextmanager
     def open_stored(self, path: str, whole: bool = True) -> Iterator[IO[bytes]]:
@@ -133,13 +149,17 @@ class FileStore:
     def _uncompressed(self, path: str, raw: IO[bytes]) -> ByteFile:
         if not is_compressed(path):
             return cast("ByteFile", raw)
-        if plain_name(path).endswith((".zst", ".zstd")):
-            return open_zstd(raw)
+        if _is_zstd(path):
+            return zstd.ZstdFile(raw, options=ZSTD_OPTIONS)
         head = raw.read(HEAD_BYTES)
         raw.seek(0)
         if block_size(head) is None:
-            return open_gzip(raw)
+            return gzip.GzipFile(fileobj=raw, mode="rb")
         return BgzfFile(cast("ByteFile", raw), partial(_block_index, self, path, _version(raw)))
+
+
+def _is_zstd(path: str) -> bool:
+    return plain_name(path).endswith((".zst", ".zstd"))
 
 
 def _version(raw: object) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..rows import Block, Weights, rows_of_best_fit
+from ..rows import Block, Packer, Weights, rows_of_best_fit
 from ..tokenizers import Ids
 
 MAX_DOCUMENTS = 4096
@@ -106,10 +106,6 @@ class TokenRun(NamedTuple):
             0 if document else self.tag,
         )
 
-    def until(self, tokens: int) -> "TokenRun":
-        """Return its first `tokens`, ids and weights alone cut off."""
-        return self._replace(ids=self.ids[:tokens], weights=None if self.weights is None else self.weights[:tokens])
-
     @property
     def documents(self) -> int:
         """Documents that end in it, those without a token left out."""
@@ -170,22 +166,15 @@ class BlockBuilder:
 
     Args:
         runs: Documents in order; with `truncate` none has more than `seq_len` + 1 tokens.
-        seq_len: Tokens per row.
-        policy: Of the packer.
-        overlap: Of the packer: a block that begins inside of a document begins with so many tokens of the block before.
+        packer: Of the rows; a block that begins inside of a document begins with `overlap` tokens of the block before.
         truncate: Of a document that is longer than a row the last token is a target only.
     """
 
-    def __init__(
-        self, runs: Iterator[TokenRun], seq_len: int, policy: str, overlap: int = 0, *, truncate: bool = False
-    ) -> None:
+    def __init__(self, runs: Iterator[TokenRun], packer: Packer, *, truncate: bool = False) -> None:
         self._runs = runs
-        self._seq_len = seq_len
-        self._overlap = overlap
+        self._seq_len, self._overlap, self._policy = packer.seq_len, packer.overlap, packer.policy
         self._truncate = truncate
-        self._whole_rows = policy == "concat"
-        self._best_fit = policy == "best_fit"
-        self._tokens = block_tokens(seq_len)
+        self._tokens = block_tokens(packer.seq_len)
         self._ahead: deque[TokenRun] = deque()
 
     def __iter__(self) -> Iterator[AddressedBlock]:
@@ -197,7 +186,7 @@ class BlockBuilder:
         total = sum(len(run.ids) for run in self._ahead)
         documents = sum(run.documents for run in self._ahead)
         # Enough to know whether the document that crosses the last token fits in a row.
-        while total <= self._tokens + self._seq_len and (documents < MAX_DOCUMENTS or self._whole_rows):
+        while total <= self._tokens + self._seq_len and (documents < MAX_DOCUMENTS or self._policy == "concat"):
             run = next(self._runs, None)
             if run is None:
                 break
@@ -245,13 +234,13 @@ class BlockBuilder:
         """Return the documents that end in the block and its tokens, of `total` at hand in which documents end at
         `ends`.
         """
-        if self._whole_rows:
+        if self._policy == "concat":
             cut = min(total, self._tokens)
             return int(np.searchsorted(ends, cut, side="right")), cut
         closed = min(int(np.searchsorted(ends, self._tokens, side="right")), MAX_DOCUMENTS)
         opened = int(ends[closed - 1]) if closed else 0
         full = closed == MAX_DOCUMENTS
-        if self._best_fit and (full or self._tokens * 3 // 4 < opened < total):
+        if self._policy == "best_fit" and (full or self._tokens * 3 // 4 < opened < total):
             closed = _tight_end(ends[:closed], self._seq_len, self._overlap)
             return closed, int(ends[closed - 1])
         if full:
@@ -267,17 +256,18 @@ class BlockBuilder:
 
     def _seen(self, tokens: int) -> tuple[Ids, Weights | None]:
         """Return the next `tokens`, fewer at the end, and their weights, without moving."""
-        seen: list[TokenRun] = []
+        ids: list[Ids] = []
+        weights: list[Weights] = []
+        weighted = False
         for run in self._ahead:
-            seen.append(run.until(tokens))
-            tokens -= len(run.ids)
-            if tokens <= 0:
+            ids.append(run.ids[:tokens])
+            ones = np.broadcast_to(np.float32(1.0), len(ids[-1]))
+            weights.append(ones if run.weights is None else run.weights[:tokens])
+            weighted |= run.weights is not None
+            tokens -= len(ids[-1])
+            if not tokens:
                 break
-        weights = None
-        if any(run.weights is not None for run in seen):
-            ones = (np.ones(len(run.ids), dtype=np.float32) for run in seen)
-            weights = np.concatenate([s.weights if s.weights is not None else one for s, one in zip(seen, ones, strict=True)])
-        return np.concatenate([run.ids for run in seen]), weights
+        return np.concatenate(ids), np.concatenate(weights) if weighted else None
 
     def _move(self, cut: int, again: int) -> Counts:
         """Move over `cut` tokens but the last `again`, which are context of the next block; count what was met."""

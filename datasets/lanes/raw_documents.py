@@ -59,8 +59,7 @@ class RawDocuments:
         """Yield the blocks of an epoch from an address on; offset -1 is the beginning of its piece."""
         order = permutation(len(self.pieces), *self.key, epoch, PIECES)
         runs = self._runs([self.pieces[place] for place in order], start, epoch)
-        packer, truncate = self.packer, self.config.long_documents == "truncate"
-        return iter(BlockBuilder(runs, packer.seq_len, packer.policy, packer.overlap, truncate=truncate))
+        return iter(BlockBuilder(runs, self.packer, truncate=self.config.long_documents == "truncate"))
 
     def _runs(self, pieces: Sequence[Piece], start: Address, epoch: int) -> Iterator[TokenRun]:
         """Yield the epoch's documents from `start` on."""

@@ -152,7 +152,7 @@ class ShardDocuments:
         corpus: All of the source.
         lane: Its number.
         key: (seed, source): all lanes share the permutation of an epoch.
-        without_context_parallel: A block is cut where its last row is full, for `concat`.
+        whole_rows: A block is cut where its last row is full, for `concat`.
         strands: Which documents are read as their reverse complement; None: none.
         pass_over: What becomes of a document that is too long or has no reverse complement.
     """
@@ -160,7 +160,7 @@ class ShardDocuments:
     corpus: ShardCorpus
     lane: int
     key: tuple[int, int]
-    without_context_parallel: bool
+    whole_rows: bool
     strands: Strands | None = None
     pass_over: BadRecords = field(default_factory=lambda: BadRecords(skip=False))
 
@@ -190,7 +190,7 @@ class ShardDocuments:
             at, skip = at + count, 0
             flow = np.cumsum(np.where(units.open, 0, units.lengths))  # what `concat` cuts; units that go on are whole rows
             surplus = int(flow[count - 1]) % corpus.seq_len
-            if self.without_context_parallel and surplus and at < places and flow[count - 1] > surplus:
+            if self.whole_rows and surplus and at < places and flow[count - 1] > surplus:
                 # The beginning of the last row goes to the next block, with all documents that begin in it.
                 cut = int(flow[count - 1]) - surplus
                 kept = int(np.searchsorted(flow, cut)) + 1

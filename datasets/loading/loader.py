@@ -10,14 +10,16 @@ of one rank, and the rows do not depend on R or W.
 
 import atexit
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
+
+from typing_extensions import override
 
 from ..config import DataConfig
 from ..documents import document_complaints
 from ..errors import DataConfigError, refuse
-from ..files import FileStore, fingerprint
+from ..files import fingerprint
 from ..rows import Packer
 from ..shards import verify_shard
 from ..tokenizers import Tokenizer
@@ -34,8 +36,8 @@ AHEAD_BYTES = 2**26
 BYTES_PER_TOKEN = 24
 
 
-class Loader:
-    """An endless iterator of batches with an exact, elastic state.
+class Loader(AbstractContextManager["Loader"]):
+    """An endless iterator of batches with an exact, elastic state; a `with` block closes it at its end.
 
     Args:
         config: What to read and how.
@@ -63,8 +65,7 @@ class Loader:
             overlap=config.window_overlap,
         )
         self._config, self._rows = config, rows
-        storage, classes = FileStore(config), rows.objective.classes
-        self.sources = [open_source(source, config.lanes, rows.seq_len, storage, config, classes) for source in config.sources]
+        self.sources = [open_source(source, config.lanes, rows, config) for source in config.sources]
         self.packer.weighted = any(source.weighted for source in self.sources)
 
         names = [source.name for source in config.sources]
@@ -113,7 +114,7 @@ class Loader:
         lanes = {name: at for name, at in state.lanes.items() if name in own}
         self._state = state.model_copy(update={"config": identity, "lanes": lanes})
         self._degree = shard.dp_degree
-        self._stream = RowStream(self.sources, tokenizer, self.packer, config, rows, replace(shard, state=self._state))
+        self._stream = RowStream(self.sources, tokenizer, self.packer, config, rows, shard, self._state)
         self._depth = batches_ahead(rows.batch_size, rows.seq_len)
         self._ahead: ReadAhead[Batch] | None = None
         self._processes: list[Any] = []  # workers
@@ -160,12 +161,8 @@ class Loader:
                     process.kill()
             atexit.unregister(self.close)
 
-    def __enter__(self) -> "Loader":
-        """Return the loader itself, which the block closes at its end."""
-        return self
-
+    @override
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the loader, whatever has ended the block."""
         self.close()
 
     def _batches(self) -> Iterator[Batch]:

@@ -14,15 +14,15 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from ..config import DataConfig
-from ..errors import DataConfigError, DataEnd
-from ..files import FileStore
-from ..lanes import Lane, LaneState
+from ..documents import DocumentConfig, document_complaints
+from ..errors import DataConfigError, DataEnd, refuse
+from ..lanes import LaneState
 from ..readers import SourceFiles
 from ..rows import PackedRow, Packer
 from ..tokenizers import Tokenizer
 from .batch import Batch, RowSettings
 from .loader import verify_sources
-from .sources import Source, open_source
+from .sources import open_source
 from .state import ALL_DATA, DataShard
 
 
@@ -55,14 +55,14 @@ class SinglePass:
     ) -> None:
         if not sources:
             raise DataConfigError("validation.sources: name at least one source")
-        documents = config.as_read
-        documents.check(tokenizer, "best_fit", rows.seq_len)
+        config = config.as_read
+        # Training's sources and packing are not read here: its keys about documents alone must fit.
+        refuse([*DocumentConfig.complaints(config), *document_complaints(config, tokenizer, "best_fit", rows.seq_len)])
         ids = tokenizer.eos_id, tokenizer.pad_id
-        self.packer = Packer(rows.seq_len, *ids, "best_fit", rows.objective, overlap=documents.window_overlap)
-        storage, classes = FileStore(config), rows.objective.classes
-        self.sources = [open_source(source, 1, rows.seq_len, storage, documents, classes) for source in sources]
+        self.packer = Packer(rows.seq_len, *ids, "best_fit", rows.objective, overlap=config.window_overlap)
+        self.sources = [open_source(source, 1, rows, config) for source in sources]
         self.packer.weighted = any(source.weighted for source in self.sources)
-        self._config, self._tokenizer, self._settings, self._shard = config, tokenizer, rows, shard
+        self._tokenizer, self._settings, self._shard = tokenizer, rows, shard
         if config.verify:
             verify_sources(self.sources, shard)
 
@@ -90,22 +90,18 @@ class SinglePass:
 
     def _rows(self) -> Iterator[tuple[int, PackedRow]]:
         """Yield all rows, each with the number of its source; one of each source repeatedly, until they are over."""
-        waiting = [(number, self._lane(number, source)) for number, source in enumerate(self.sources)]
-        while waiting:
-            going = []
-            for number, lane in waiting:
+        lanes = {
+            number: source.rows(0, self._tokenizer, self.packer, (self._settings.seed, number), LaneState(), 1)
+            for number, source in enumerate(self.sources)
+        }
+        while lanes:
+            for number, lane in list(lanes.items()):
                 try:
                     row, _ = next(lane)
                 except DataEnd:
-                    continue
-                yield number, row
-                going.append((number, lane))
-            waiting = going
-
-    def _lane(self, number: int, source: Source) -> Iterator[tuple[PackedRow, LaneState]]:
-        key = (self._settings.seed, number)
-        documents = source.documents(0, self._tokenizer, self.packer, key, self._config.on_bad_record == "skip")
-        return Lane(documents, self.packer, (*key, 0), LaneState(), source.config.name, max_epochs=1).rows()
+                    del lanes[number]
+                else:
+                    yield number, row
 
     def _batch(self, taken: list[tuple[int, tuple[int, PackedRow]]], size: int) -> Batch:
         """Lay out rows, each with its number and its source's; what is missing to `size` is padding, numbered -1."""

@@ -27,9 +27,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ..config import DataConfig
 from ..errors import DataEnd, DataError, WorkerError
-from ..lanes import Lane, LaneState, Mixer
-from ..rows import PackedRow, Packer
-from ..tokenizers import Tokenizer
+from ..lanes import LaneState, Mixer
+from ..rows import PackedRow, Packer, Weights
+from ..tokenizers import Ids, Tokenizer
 from .batch import RowSettings
 from .sources import Source
 from .state import DataShard, DataState
@@ -70,37 +70,32 @@ class Row(NamedTuple):
     state: LaneState
 
 
+# Lengths of a row's parts, the number of its weights, the token that follows, labels, and the state of its lane.
+Outline = tuple[list[int], int, int | None, list[float] | None, list[int]]
+
+
 class Message(NamedTuple):
     """Consecutive rows of a worker, and what ended it if it ended.
 
     Attributes:
         worker: Its number.
         ids: int32: the parts of all rows, one after another.
-        lengths: Of the parts of each row.
-        following: Of each row.
-        weights: float32: of all rows, one after another; a row's are as many as `weighted` says.
-        weighted: Of each row, 0 where it has none.
-        label_values: Of each row.
-        states: Of the rows' lanes.
+        weights: float32: of all rows, one after another.
+        outlines: Of each row what is not in these.
         error: Comes after the rows.
     """
 
     worker: int
     ids: torch.Tensor
-    lengths: list[list[int]]
-    following: list[int | None]
     weights: torch.Tensor
-    weighted: list[int]
-    label_values: list[list[float] | None]
-    states: list[list[int]]
+    outlines: list[Outline]
     error: DataError | DataEnd | None
 
     def rows(self) -> Iterator[tuple[PackedRow, LaneState]]:
         """Yield the rows, views of the message."""
         ids, weights = self.ids.numpy(), self.weights.numpy()
         at = weighed = 0
-        each = zip(self.lengths, self.following, self.weighted, self.label_values, self.states, strict=True)
-        for lengths, following, weighted, label_values, state in each:
+        for lengths, weighted, following, label_values, state in self.outlines:
             parts = []
             for length in lengths:
                 parts.append(ids[at : at + length])
@@ -120,7 +115,8 @@ class RowStream(IterableDataset[Message]):
         packer: Packs them.
         config: What to read and how.
         settings: How rows become batches.
-        shard: The rank's part of the data, with the state from which it continues.
+        shard: The rank's part of the data.
+        state: Where the data of the rank begins.
     """
 
     sources: Sequence[Source]
@@ -129,12 +125,7 @@ class RowStream(IterableDataset[Message]):
     config: DataConfig
     settings: RowSettings
     shard: DataShard
-
-    @property
-    def state(self) -> DataState:
-        """Where the data of the rank begins."""
-        assert self.shard.state is not None
-        return self.shard.state
+    state: DataState
 
     def mixer(self) -> Mixer:
         """Return the mixer at the state's row."""
@@ -152,20 +143,13 @@ class RowStream(IterableDataset[Message]):
     def rows(self, origins: Iterator[RowOrigin]) -> Iterator[Row]:
         """Yield the rows of some of this rank's origins."""
         lanes: dict[tuple[int, int], Iterator[tuple[PackedRow, LaneState]]] = {}
-        skip_bad = self.config.on_bad_record == "skip"
         for origin in origins:
             key = origin.source, origin.lane
             if key not in lanes:
-                source = self.sources[origin.source]
-                key_of_source = (self.settings.seed, origin.source)
-                lanes[key] = Lane(
-                    source.documents(origin.lane, self.tokenizer, self.packer, key_of_source, skip_bad),
-                    self.packer,
-                    (*key_of_source, origin.lane),
-                    self.state.lanes.get(source.lane_name(origin.lane), LaneState()),
-                    source.config.name,
-                    self.config.sources[origin.source].max_epochs,
-                ).rows()
+                source, epochs = self.sources[origin.source], self.config.sources[origin.source].max_epochs
+                state = self.state.lanes.get(source.lane_name(origin.lane), LaneState())
+                of_source = (self.settings.seed, origin.source)
+                lanes[key] = source.rows(origin.lane, self.tokenizer, self.packer, of_source, state, epochs)
             yield Row(origin, *next(lanes[key]))
 
     def owner(self, origin: RowOrigin, workers: int) -> int:
@@ -187,21 +171,15 @@ class RowStream(IterableDataset[Message]):
                     taken.append(row)  # what came before an error stays
             except (DataError, DataEnd) as raised:
                 error = raised
-            packed = [row.packed for row in taken]
-            parts = [part for row in packed for part in row.parts]
-            ids = np.concatenate([np.empty(0, dtype=np.int32), *parts], dtype=np.int32, casting="same_kind")
-            weights = [row.weights for row in packed if row.weights is not None]
-            yield Message(
-                info.id,
-                torch.from_numpy(ids),
-                [[len(part) for part in row.parts] for row in packed],
-                [row.following for row in packed],
-                torch.from_numpy(np.concatenate([np.empty(0, dtype=np.float32), *weights])),
-                [0 if row.weights is None else len(row.weights) for row in packed],
-                [row.label_values for row in packed],
-                [list(row.state) for row in taken],
-                error,
-            )
+            ids: list[Ids] = [np.empty(0, dtype=np.int32)]
+            weights: list[Weights] = [np.empty(0, dtype=np.float32)]
+            outlines: list[Outline] = []
+            for _, (parts, following, own, label_values), state in taken:
+                ids += parts
+                weights += [] if own is None else [own]
+                outlines.append(([*map(len, parts)], 0 if own is None else len(own), following, label_values, list(state)))
+            joined = np.concatenate(ids, dtype=np.int32, casting="same_kind")
+            yield Message(info.id, torch.from_numpy(joined), torch.from_numpy(np.concatenate(weights)), outlines, error)
 
 
 def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from .arrays import DumpReader
 from .columns import ListReader
 from .imported import TokenCorpus, TokenReader
 from .megatron import MegatronReader
-from .pool import Emit, Pool
+from .pool import Emit, run_tasks
 from .raw import RawCorpus
 from .run import Corpus, Event, PreparationResult, prepare
 from .statistics import Lengths, LengthStatistics, length_statistics, shard_lengths
@@ -23,12 +23,12 @@ __all__ = [
     "Lengths",
     "ListReader",
     "MegatronReader",
-    "Pool",
     "PreparationResult",
     "RawCorpus",
     "TokenCorpus",
     "TokenReader",
     "length_statistics",
     "prepare",
+    "run_tasks",
     "shard_lengths",
 ]

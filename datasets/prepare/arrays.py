@@ -10,7 +10,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from ..errors import DataError
-from ..files import DataFile, FileStore
+from ..files import DataFile
 from ..readers import Piece
 from ..tokenizers import Ids
 from .imported import CHUNK, TokenReader, Tokens
@@ -24,17 +24,14 @@ class DumpReader(TokenReader):
     """One-dimensional `.npy` arrays, or raw `.bin` files; a piece's start and end are numbers of tokens.
 
     Attributes:
-        storage: Finds the files.
         eos_id: Ends documents.
         append_eos: The last document may lack it.
         dtype: Of raw files; None where all are `.npy`, which state theirs.
     """
 
-    storage: FileStore
     eos_id: int
     append_eos: bool
     dtype: str | None
-    weighted = False
 
     @override
     def settings(self) -> dict[str, Any]:
@@ -59,6 +56,7 @@ class DumpReader(TokenReader):
             raise DataError(f"--dtype is {self.dtype}, and this array is of {ids.dtype}", file=path)
         return ids
 
+    @override
     def split(self, file: DataFile, target: int) -> list[Piece]:
         """Cut behind an eos, after counting all of them. Raises DataError where they cannot be ends of documents."""
         ids = self._ids(file.path)

@@ -10,7 +10,7 @@ import pyarrow.parquet
 from typing_extensions import override
 
 from ..errors import DataError
-from ..files import DataFile, FileStore
+from ..files import DataFile
 from ..readers import Piece
 from .imported import TokenReader, Tokens
 
@@ -22,12 +22,10 @@ class ListReader(TokenReader):
     """Parquet columns that hold a list of ids, and perhaps one of loss weights, per document; pieces count rows.
 
     Attributes:
-        storage: Finds the files.
         column: Of the ids.
         weights_column: Of the weights or of a loss mask of 0 and 1; None: no weights.
     """
 
-    storage: FileStore
     column: str
     weights_column: str | None
 
@@ -44,6 +42,7 @@ class ListReader(TokenReader):
     def settings(self) -> dict[str, Any]:
         return {"import": "parquet", "column": self.column, "weights_column": self.weights_column}
 
+    @override
     def split(self, file: DataFile, target: int) -> list[Piece]:
         """Cut at the bounds of row groups, which are read whole. Raises DataError where a column is missing."""
         with self._open(file.path) as parquet:
@@ -75,10 +74,6 @@ class ListReader(TokenReader):
                         yield self._tokens(batch, piece.path, at, group.total_byte_size * batch.num_rows / group.num_rows)
                         at += batch.num_rows
                 row += group.num_rows
-
-    @override
-    def first_document(self, piece: Piece) -> int | None:
-        return piece.start
 
     def _tokens(self, batch: Any, path: str, row: int, stored: float) -> Tokens:
         lists = [batch.column(column) for column in self._columns]

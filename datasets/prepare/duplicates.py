@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import sync, temporary
+from ..files import whole
 
 DIGEST_BYTES = 16  # of one document, as a hash file holds them, one after another
 _PLACED = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<u8")])
@@ -30,20 +30,18 @@ def mark_duplicates(hashes: Sequence[Path], marks: Path, scratch: Path) -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     partitions = [scratch / f"{number:03}" for number in range(_PARTITIONS)]
     _divide(hashes, partitions)
-    with temporary(marks).open("wb") as file:
-        file.truncate(total)
-    marked = np.memmap(temporary(marks), dtype=np.uint8, mode="r+", shape=(total,)) if total else np.empty(0, np.uint8)
-    for partition in partitions:
-        found = np.fromfile(partition, dtype=_PLACED)
-        found = found[np.lexsort((found["place"], found["low"], found["high"]))]
-        again = (found["high"][1:] == found["high"][:-1]) & (found["low"][1:] == found["low"][:-1])
-        marked[found["place"][1:][again]] = 1
-        partition.unlink()
-    if isinstance(marked, np.memmap):
-        marked.flush()
-    sync(temporary(marks))
-    temporary(marks).replace(marks)
-    sync(marks.parent)
+    with whole(marks) as unfinished:
+        with unfinished.open("wb") as file:
+            file.truncate(total)
+        marked = np.memmap(unfinished, dtype=np.uint8, mode="r+", shape=(total,)) if total else np.empty(0, np.uint8)
+        for partition in partitions:
+            found = np.fromfile(partition, dtype=_PLACED)
+            found = found[np.lexsort((found["place"], found["low"], found["high"]))]
+            again = (found["high"][1:] == found["high"][:-1]) & (found["low"][1:] == found["low"][:-1])
+            marked[found["place"][1:][again]] = 1
+            partition.unlink()
+        if isinstance(marked, np.memmap):
+            marked.flush()
 
 
 def _divide(hashes: Sequence[Path], partitions: Sequence[Path]) -> None:

@@ -4,21 +4,23 @@ Every document must end with its only eos. Where a source says that its document
 without; nothing else is ever changed. Documents of nothing but an eos are left out and counted.
 """
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from ..errors import DataError
-from ..files import DataFile
+from ..files import DataFile, FileStore
 from ..readers import Piece
 from ..shards import ShardWriter, SourceRecord, id_dtype
 from ..tokenizers import Ids, Tokenizer
 from .pool import Emit
-from .run import Event, PreparationResult, Task
+from .run import Corpus, Event, PreparationResult, Task
 
 TokenIndices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
@@ -41,61 +43,57 @@ class Tokens(NamedTuple):
     stored: float
 
 
-class TokenReader(Protocol):
-    """A format of token files."""
+@dataclass(frozen=True)
+class TokenReader(ABC):
+    """A format of token files; a piece's start and end are the format's own.
 
-    def settings(self) -> dict[str, Any]:
-        """Return what decides how files are read, as JSON."""
-        ...
+    Attributes:
+        storage: Finds the files.
+    """
+
+    storage: FileStore
 
     @property
     def weighted(self) -> bool:
         """Whether there are loss weights."""
-        ...
+        return False
 
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return what decides how files are read, as JSON."""
+
+    @abstractmethod
     def split(self, file: DataFile, target: int) -> list[Piece]:
-        """Cut a file into pieces of whole documents; its start and end are the format's own."""
-        ...
+        """Cut a file into pieces of about `target` bytes of whole documents."""
 
+    @abstractmethod
     def tokens(self, piece: Piece) -> Iterator[Tokens]:
         """Yield the tokens of a piece; its last document ends with it."""
-        ...
 
     def first_document(self, piece: Piece) -> int | None:
         """Return the number of a piece's first document in its file, None where only reading would tell."""
-        ...
+        return piece.start
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenCorpus:
-    """A `prepare.Corpus` of token files.
+class TokenCorpus(Corpus):
+    """Token files, taken as they are, with the eos contract checked on the way.
 
     Attributes:
-        files: In order.
-        reader: Of their format.
-        tokenizer: Whose ids they are said to hold.
         append_eos: Documents may lack their eos.
-        hasher: None, documents are taken as they are.
     """
 
-    files: Sequence[DataFile]
     reader: TokenReader
-    tokenizer: Tokenizer
     append_eos: bool
-    hasher: ClassVar[None] = None
 
+    @override
     def settings(self) -> dict[str, Any]:
-        """Return what decides the bytes of the shards, as JSON."""
         return {"append_eos": self.append_eos, **self.reader.settings()}
 
-    def split(self, target: int) -> list[Piece]:
-        """Cut the files into pieces of about `target` bytes of whole documents."""
-        return [piece for file in self.files for piece in self.reader.split(file, target)]
-
+    @override
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
-        """Write the shard of a task into `folder`/train, and check the eos contract on the way. Raises DataError."""
         dtype = id_dtype(self.tokenizer.vocab_size - 1)
-        writer = ShardWriter(folder / "train", f"{task.number:06}", self.tokenizer, dtype, weighted=self.reader.weighted)
+        writer = ShardWriter(folder / "train", task.name, self.tokenizer, dtype, weighted=self.reader.weighted)
         sizes = {file.path: file.size for file in self.files}
         sources = []
         dropped = appended = 0

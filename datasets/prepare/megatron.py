@@ -31,20 +31,18 @@ class MegatronReader(TokenReader):
     """PREFIX.bin and PREFIX.idx; a piece's start and end are numbers of documents.
 
     Attributes:
-        storage: Finds the files.
         eos_id: Ends documents.
         append_eos: Documents may lack it.
     """
 
-    storage: FileStore
     eos_id: int
     append_eos: bool
-    weighted = False
 
     @override
     def settings(self) -> dict[str, Any]:
         return {"import": "megatron"}
 
+    @override
     def split(self, file: DataFile, target: int) -> list[Piece]:
         """Cut where documents begin; the `.idx` file has no piece of its own. Raises DataError."""
         if file.path.endswith(".idx"):
@@ -72,10 +70,6 @@ class MegatronReader(TokenReader):
             high = np.searchsorted(ends, stop, side="right")
             ids = index.ids[start:stop]
             yield Tokens(ids, ends[low:high] - start, None, ids.nbytes)
-
-    @override
-    def first_document(self, piece: Piece) -> int | None:
-        return piece.start
 
 
 class _MegatronIndex:

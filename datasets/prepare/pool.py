@@ -7,10 +7,11 @@ finds its pipe closed and ends.
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import DataConfigError, DataError, WorkerError
 
@@ -19,91 +20,69 @@ R = TypeVar("R")
 Emit = Callable[[Any], None]
 
 
-class _Worker(NamedTuple):
-    process: BaseProcess
-    pipe: Connection
-
-
-class Pool(Generic[T, R]):
-    """Runs `work(task, emit)` for each task.
+def run_tasks(work: Callable[[T, Emit], R], tasks: Sequence[T], processes: int, on_event: Emit) -> Iterator[tuple[T, R]]:
+    """Yield each task with the result of `work(task, emit)`, in order of completion.
 
     Args:
         work: A picklable callable; what it gives to `emit` reaches `on_event`.
-        describe: A task in words, for the message about a worker that died with it.
+        tasks: Named by `str` in the message about a worker that died with one.
         processes: How many at most; each gets its share of the cores for the threads of native libraries.
         on_event: Called in this process.
+
+    Raises:
+        DataError: As raised in a worker; so is DataConfigError. The other workers are ended.
+        WorkerError: A worker died.
     """
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    workers = dict(_start(work, threads) for _ in range(min(processes, len(tasks))))
+    waiting, idle, busy = list(reversed(tasks)), list(workers), dict[Connection, T]()
+    try:
+        while waiting or busy:
+            while waiting and idle:
+                pipe, task = idle.pop(), waiting.pop()
+                busy[pipe] = task
+                with _death_named(workers[pipe], task):
+                    pipe.send(task)
+            for ready in wait(list(busy)):
+                assert isinstance(ready, Connection)
+                with _death_named(workers[ready], busy[ready]):
+                    kind, value = ready.recv()
+                if kind == "event":
+                    on_event(value)
+                elif kind == "error":
+                    raise value
+                else:
+                    idle.append(ready)
+                    yield busy.pop(ready), value
+    finally:
+        for pipe, process in workers.items():
+            pipe.close()
+            process.terminate()
+        for process in workers.values():
+            process.join()
 
-    def __init__(self, work: Callable[[T, Emit], R], describe: Callable[[T], str], processes: int, on_event: Emit) -> None:
-        self._work = work
-        self._describe = describe
-        self._processes = processes
-        self._on_event = on_event
 
-    def run(self, tasks: Sequence[T]) -> Iterator[tuple[T, R]]:
-        """Yield each task with its result.
+def _start(work: Callable[[T, Emit], R], threads: int) -> tuple[Connection, BaseProcess]:
+    """Return our end of a new worker's pipe, and the worker."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, work, threads), daemon=True)
+    process.start()
+    theirs.close()
+    return ours, process
 
-        Raises:
-            DataError: As raised in a worker; so is DataConfigError. The other workers are ended.
-            WorkerError: A worker died.
-        """
-        waiting = list(reversed(tasks))
-        busy: dict[Connection, tuple[_Worker, T]] = {}
-        idle = [self._start() for _ in range(min(self._processes, len(tasks)))]
-        workers = list(idle)
-        try:
-            while waiting or busy:
-                while waiting and idle:
-                    worker, task = idle.pop(), waiting.pop()
-                    busy[worker.pipe] = worker, task
-                    self._send(worker, task)
-                for pipe in wait(list(busy)):
-                    assert isinstance(pipe, Connection)
-                    worker, task = busy[pipe]
-                    kind, value = self._receive(worker, task)
-                    if kind == "event":
-                        self._on_event(value)
-                    elif kind == "error":
-                        raise value
-                    else:
-                        del busy[pipe]
-                        idle.append(worker)
-                        yield task, value
-        finally:
-            for worker in workers:
-                worker.pipe.close()
-                worker.process.terminate()
-            for worker in workers:
-                worker.process.join()
 
-    def _start(self) -> _Worker:
-        context = get_context("spawn")
-        ours, theirs = context.Pipe()
-        threads = max(1, (os.cpu_count() or 1) // self._processes)
-        process = context.Process(target=_serve, args=(theirs, self._work, threads), daemon=True)
-        process.start()
-        theirs.close()
-        return _Worker(process, ours)
-
-    def _send(self, worker: _Worker, task: T) -> None:
-        try:
-            worker.pipe.send(task)
-        except BrokenPipeError:
-            raise self._death(worker, task) from None
-
-    def _receive(self, worker: _Worker, task: T) -> tuple[str, Any]:
-        try:
-            message: tuple[str, Any] = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            raise self._death(worker, task) from None
-        return message
-
-    def _death(self, worker: _Worker, task: T) -> WorkerError:
-        worker.process.join()
-        code = worker.process.exitcode or 0
+@contextmanager
+def _death_named(process: BaseProcess, task: object) -> Iterator[None]:
+    """Say how a worker ended, and with which task, where its pipe turns out closed."""
+    try:
+        yield
+    except (BrokenPipeError, EOFError, ConnectionResetError):
+        process.join()
+        code = process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         reason = "; SIGKILL most often means that memory ran out" if code == -signal.SIGKILL else ""
-        return WorkerError(f"worker process {worker.process.pid} {how} in the middle of {self._describe(task)}{reason}")
+        raise WorkerError(f"worker process {process.pid} {how} in the middle of {task}{reason}") from None
 
 
 def _serve(pipe: Connection, work: Callable[[Any, Emit], Any], threads: int) -> None:

@@ -6,55 +6,35 @@ or a document for validation.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from typing_extensions import override
 
 from ..documents import LetterEncoder, Letters, Weighed, Weights
-from ..errors import DataError
-from ..files import DataFile, sync, temporary
+from ..errors import BadRecords, DataError
+from ..files import whole
 from ..readers import DocumentJoiner, Piece, Reader, Records, located, wrong_byte
 from ..shards import ShardWriter, SourceRecord, id_dtype
-from ..tokenizers import Ids, TokenizeError, Tokenizer
+from ..tokenizers import Ids, TokenizeError
 from .pool import Emit
-from .run import Event, PreparationResult, Task
+from .run import Corpus, Event, PreparationResult, Task
 
 Mask = npt.NDArray[np.bool_]
-# Messages about skipped records of a task; all are counted.
-REPORTED_RECORDS = 10
-
-
-class RawRun(NamedTuple):
-    """Whole documents, or a part of one.
-
-    Attributes:
-        documents: Bytes.
-        offsets: Where each begins in its file.
-        opens: False for a part that is not its document's first.
-        closes: False for a part that is not its document's last.
-    """
-
-    documents: list[bytes]
-    offsets: list[int]
-    opens: bool = True
-    closes: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawCorpus:
-    """A `prepare.Corpus` of raw files.
+class RawCorpus(Corpus):
+    """Raw files, whose documents are encoded.
 
     Attributes:
-        files: In order.
-        reader: Of their format.
-        tokenizer: Encodes them.
         format: Name of the format, which is a part of the plan.
         field: Of jsonl and parquet, likewise.
         validation_share: Share of the documents, by hash, that goes to validation.
@@ -64,9 +44,7 @@ class RawCorpus:
         letters: How letters are weighed, and their case.
     """
 
-    files: Sequence[DataFile]
     reader: Reader
-    tokenizer: Tokenizer
     format: str
     field: str
     validation_share: float
@@ -75,14 +53,10 @@ class RawCorpus:
     skip_bad: bool
     letters: Letters
 
+    @override
     def settings(self) -> dict[str, Any]:
-        """Return what decides the bytes of the shards, as JSON."""
         names = ("format", "field", "validation_share", "deduplicate", "seed", "skip_bad")
         return {**{name: getattr(self, name) for name in names}, "letters": self.letters.model_dump()}
-
-    def split(self, target: int) -> list[Piece]:
-        """Cut the files at record starts where their format allows."""
-        return [piece for file in self.files for piece in self.reader.split(file, target)]
 
     def sample(self) -> list[bytes]:
         """Return documents, or beginnings of long ones, from the heads of up to four files."""
@@ -92,49 +66,44 @@ class RawCorpus:
         return [document for group in groups if group is not None for document in group.documents]
 
     @property
+    @override
     def hasher(self) -> Callable[[Task, Path, Emit], None] | None:
-        """Writes a hash of each document of a task; None where duplicates stay."""
         return self.hash if self.deduplicate else None
 
     def hash(self, task: Task, path: Path, emit: Emit) -> None:
         """Write the xxh3_128 of every document."""
         digester = Digester(self.seed)
-        with temporary(path).open("wb") as file:
+        with whole(path) as unfinished, unfinished.open("wb") as file:
             for piece in task.pieces:
-                progress = Progress(piece, emit)
-                for records in self.reader.groups(piece, piece.start, True):
+                for records in read_piece(self.reader, piece, emit):
                     for run in runs(records):
                         file.writelines(digester(run))
                     if records.error is not None and not self.skip_bad:
                         raise located(self.reader, records.error, records.bad_offset)
                     if records.continues_bad:  # it has a place among the documents, and is equal to no other
                         file.write(xxhash.xxh3_128_digest(f"{piece.path}:{records.bad_offset}".encode(), self.seed))
-                    progress.at(records)
-                progress.finish()
-        sync(temporary(path))
-        temporary(path).replace(path)
 
+    @override
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
-        """Write the shards of a task into `folder`/train and `folder`/validation. Raises DataError."""
         marked = None
         if marks is not None and marks.stat().st_size:  # there is nothing to map where no record was sound
             marked = np.memmap(marks, dtype=np.bool_, mode="r")[task.documents_before :]
         return _Conversion(self, task, folder, marked, emit).run()
 
 
-def runs(records: Records) -> Iterator[RawRun]:
+def runs(records: Records) -> Iterator[Records]:
     """Divide a group into the part of a document that it begins with, whole documents, and the part that it ends
-    with.
+    with: what is not both `first` and `last` is a part.
     """
     documents, offsets, first, last = records.documents, records.offsets, records.first, records.last
     if documents and not first:
-        yield RawRun(documents[:1], offsets[:1], opens=False, closes=len(documents) > 1 or last)
+        yield Records(documents[:1], offsets[:1], first=False, last=len(documents) > 1 or last)
         documents, offsets = documents[1:], offsets[1:]
     whole = len(documents) - (not last)
     if whole > 0:
-        yield RawRun(documents[:whole], offsets[:whole])
+        yield Records(documents[:whole], offsets[:whole])
     if documents and not last:
-        yield RawRun(documents[whole:], offsets[whole:], closes=False)
+        yield Records(documents[whole:], offsets[whole:], last=False)
 
 
 class Digester:
@@ -144,39 +113,26 @@ class Digester:
         self._seed = seed
         self._open = xxhash.xxh3_128(seed=seed)
 
-    def __call__(self, run: RawRun) -> list[bytes]:
+    def __call__(self, run: Records) -> list[bytes]:
         """Return 16 bytes for each document that ends in this run."""
-        if run.opens and run.closes:
+        if run.first and run.last:
             return [xxhash.xxh3_128_digest(data, self._seed) for data in run.documents]
-        if run.opens:
+        if run.first:
             self._open = xxhash.xxh3_128(seed=self._seed)
         self._open.update(run.documents[0])
-        return [self._open.digest()] if run.closes else []
+        return [self._open.digest()] if run.last else []
 
 
-class Progress:
-    """Reports how much of a piece is done: by offset where its end is known, else at its end."""
-
-    def __init__(self, piece: Piece, emit: Emit) -> None:
-        self._piece = piece
-        self._emit = emit
-        self._reported = 0.0
-
-    def at(self, records: Records) -> None:
-        """Report that a group was read."""
-        share = 0.0
-        if self._piece.end is not None and records.offsets:
-            share = (records.offsets[-1] - self._piece.start) / max(self._piece.end - self._piece.start, 1)
-        self._report(share * self._piece.size, sum(map(len, records.documents)))
-
-    def finish(self) -> None:
-        """Report that the whole piece was read."""
-        self._report(self._piece.size, 0)
-
-    def _report(self, stored: float, text: int) -> None:
-        stored = max(stored, self._reported)
-        self._emit(Event(stored=stored - self._reported, text=text))
-        self._reported = stored
+def read_piece(reader: Reader, piece: Piece, emit: Emit) -> Iterator[Records]:
+    """Yield the groups of a piece and report what is done: by offset where its end is known, else at its end."""
+    reported = 0.0
+    for records in reader.groups(piece, piece.start, True):
+        yield records
+        share = piece.share(records.offsets[-1]) if records.offsets else None
+        stored = max((share or 0.0) * piece.size, reported)
+        emit(Event(stored=stored - reported, text=sum(map(len, records.documents))))
+        reported = stored
+    emit(Event(stored=piece.size - reported))
 
 
 class _Conversion:
@@ -187,15 +143,14 @@ class _Conversion:
         self._task = task
         self._marked = marked
         self._emit = emit
-        name = f"{task.number:06}"
         # The byte tokenizer has a vocabulary of 512 and writes ids below 256 only: it states uint8.
         bytes_only = np.dtype(corpus.tokenizer.dtype) == np.uint8
         dtype = id_dtype(255 if bytes_only else corpus.tokenizer.vocab_size - 1)
         self._encode = LetterEncoder(corpus.letters, corpus.tokenizer)
-        self._train = ShardWriter(folder / "train", name, corpus.tokenizer, dtype, letters=corpus.letters)
+        self._train = ShardWriter(folder / "train", task.name, corpus.tokenizer, dtype, letters=corpus.letters)
         self._validation: ShardWriter | None = None
         if corpus.validation_share:
-            self._validation = ShardWriter(folder / "validation", name, corpus.tokenizer, dtype, letters=corpus.letters)
+            self._validation = ShardWriter(folder / "validation", task.name, corpus.tokenizer, dtype, letters=corpus.letters)
         self._sizes = {file.path: file.size for file in corpus.files}
         self._digester = Digester(corpus.seed)
         self._records = 0  # documents met
@@ -203,7 +158,8 @@ class _Conversion:
         self._out = False  # the open document is a duplicate or bad
         self._open_bytes = self._open_mapped = 0
         self._tag = 0  # letters of the tag that is open in the open document
-        self._counts = {"text_bytes": 0, "dropped": 0, "duplicates": 0, "skipped": 0, "mapped": 0}
+        self._counts = {"text_bytes": 0, "dropped": 0, "duplicates": 0, "mapped": 0}
+        self._bad = BadRecords(skip=corpus.skip_bad, of="shard", report=lambda line: emit(Event(message=line)))
 
     def run(self) -> PreparationResult:
         """Read all pieces; leave no temporary file behind, whatever happens."""
@@ -215,16 +171,15 @@ class _Conversion:
         finally:
             for writer in writers:
                 writer.discard()
-        return PreparationResult(documents=documents, tokens=tokens, shards=shards, **self._counts)
+        return PreparationResult(documents=documents, tokens=tokens, shards=shards, skipped=self._bad.skipped, **self._counts)
 
     def _read(self, piece: Piece) -> SourceRecord:
         self._piece = piece
         before = self._records
-        progress = Progress(piece, self._emit)
         streams, join = self._corpus.tokenizer.streams, DocumentJoiner()
-        for records in self._corpus.reader.groups(piece, piece.start, True):
+        for records in read_piece(self._corpus.reader, piece, self._emit):
             for run in runs(records if streams else join(records)):
-                if run.opens and run.closes:
+                if run.first and run.last:
                     self._take(run)
                 else:
                     self._take_part(run)
@@ -232,12 +187,10 @@ class _Conversion:
                 self._bad(partial(located, self._corpus.reader, records.error, records.bad_offset))
             if records.continues_bad:
                 self._break_off()
-            progress.at(records)
-        progress.finish()
         size = self._sizes[piece.path]
         return SourceRecord(path=piece.path, size=size, start=piece.start, end=piece.end, records=self._records - before)
 
-    def _take(self, run: RawRun) -> None:
+    def _take(self, run: Records) -> None:
         """Take whole documents: leave out what is empty, a duplicate or bad, and divide the rest."""
         documents, offsets = run.documents, run.offsets
         keep = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents)) > 0
@@ -269,32 +222,32 @@ class _Conversion:
         self._counts["dropped"] += len(kept) - int(kept.sum())
         self._counts["text_bytes"] += sum(compress(map(len, documents), kept.tolist()))
         if self._validation:
-            aside = self._set_aside(self._digester(RawRun(documents, [])))
+            aside = self._set_aside(self._digester(Records(documents, [])))
             _write_chosen(self._validation, ids, lengths, kept & aside, weights)
             kept &= ~aside
         _write_chosen(self._train, ids, lengths, kept, weights)
 
-    def _take_part(self, part: RawRun) -> None:
+    def _take_part(self, part: Records) -> None:
         """Encode a part of a document that streams; its last part decides what becomes of it."""
         (data,) = part.documents
         digests = self._digester(part)
-        if part.opens:
+        if part.first:
             self._open_bytes = self._open_mapped = self._tag = 0
             self._out = self._marked is not None and bool(self._marked[self._records])
             self._counts["duplicates"] += self._out
         if not self._out:
             try:
-                (ids, _, mapped), weights, self._tag = self._encode([data], self._tag, goes_on=not part.closes)
+                (ids, _, mapped), weights, self._tag = self._encode([data], self._tag, goes_on=not part.last)
             except TokenizeError as error:
                 self._bad(partial(self._located, error, part.offsets[0]))
                 self._train.take_back()
                 self._out = True
             else:
-                count = len(ids) if part.closes else len(ids) - 1
+                count = len(ids) if part.last else len(ids) - 1
                 self._train.write(ids[:count], [], None if weights is None else weights[:count])
                 self._open_bytes += len(data)
                 self._open_mapped += sum(mapped or ())
-        if not part.closes:
+        if not part.last:
             return
         self._records += 1
         if self._out:
@@ -322,14 +275,6 @@ class _Conversion:
         halves = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)
         aside: Mask = halves[:, 1] < np.uint64(self._corpus.validation_share * 2.0**64)
         return aside
-
-    def _bad(self, problem: Callable[[], DataError]) -> None:
-        if not self._corpus.skip_bad:
-            raise problem()
-        self._counts["skipped"] += 1
-        if self._counts["skipped"] <= REPORTED_RECORDS:
-            more = "; further ones of this shard are counted only" if self._counts["skipped"] == REPORTED_RECORDS else ""
-            self._emit(Event(message=f"skipped: {problem()}{more}"))
 
     def _located(self, bad: TokenizeError, address: int) -> DataError:
         return wrong_byte(self._corpus.reader, self._piece.path, address, bad.offset or 0, bad.problem)

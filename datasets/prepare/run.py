@@ -17,8 +17,10 @@ import fcntl
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -32,7 +34,7 @@ from ..readers import Piece
 from ..shards import Manifest, Record
 from ..tokenizers import LetterTokenizer, Tokenizer
 from .duplicates import DIGEST_BYTES, mark_duplicates
-from .pool import Emit, Pool
+from .pool import Emit, run_tasks
 
 VERSION = 1
 # A corpus of small files: a manifest names each of them.
@@ -51,6 +53,11 @@ class Task(NamedTuple):
     number: int
     pieces: tuple[Piece, ...]
     documents_before: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the files about it."""
+        return f"{self.number:06}"
 
     def __str__(self) -> str:
         """Describe the task by its first piece."""
@@ -102,36 +109,48 @@ class PreparationResult(Record):
         return PreparationResult(**{name: value + getattr(other, name) for name, value in self})
 
 
-class Corpus(Protocol):
+class FileSplitter(Protocol):
+    """What a corpus' reader is at the least."""
+
+    def split(self, file: DataFile, target: int) -> list[Piece]:
+        """Cut a file into pieces of about `target` bytes of whole documents."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus(ABC):
     """Files that can be made into shards; picklable, since worker processes get it.
 
     Attributes:
         files: In order.
+        reader: Of their format.
         tokenizer: Whose ids are written.
-        hasher: Writes 16 bytes for each document of a task into a file, equal ones for equal documents; None where
-            duplicates stay.
     """
 
-    @property
-    def files(self) -> Sequence[DataFile]: ...
+    files: Sequence[DataFile]
+    reader: FileSplitter
+    tokenizer: Tokenizer
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def hasher(self) -> Callable[[Task, Path, Emit], None] | None:
+        """Writes 16 bytes for each document of a task, equal ones for equal documents; None where duplicates stay."""
+        return None
 
-    @property
-    def hasher(self) -> Callable[[Task, Path, Emit], None] | None: ...
-
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return what beside files and tokenizer decides the bytes of the shards, as JSON."""
-        ...
+
+    @abstractmethod
+    def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
+        """Write the shards of a task into `folder`/train and `folder`/validation, without those that are marked.
+
+        Raises:
+            DataError: A file cannot be read, or a document is bad.
+        """
 
     def split(self, target: int) -> list[Piece]:
         """Cut the files into pieces of about `target` bytes."""
-        ...
-
-    def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
-        """Write the shards of a task into `folder`/train and `folder`/validation, without those that are marked."""
-        ...
+        return [piece for file in self.files for piece in self.reader.split(file, target)]
 
 
 class Monitor(Protocol):
@@ -169,8 +188,7 @@ def prepare(corpus: Corpus, folder: Path, *, shard_bytes: int, processes: int, m
             missing = [task._replace(documents_before=before[task.number]) for task in missing]
         monitor.begin("shards", _stored(missing))
         convert = partial(_convert, corpus, folder, marks)
-        pool: Pool[Task, PreparationResult] = Pool(convert, str, processes, monitor)
-        for task, result in pool.run(missing):
+        for task, result in run_tasks(convert, missing, processes, monitor):
             results[task.number] = result
         for scratch in (plan / "hashes", plan / "partitions"):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -214,10 +232,10 @@ def _hold_plan(path: Path, plan: dict[str, Any]) -> None:
         return
     saved = json.loads(path.read_bytes())
     differences = [
-        f"{key} was {_get(saved, table, key)!r} and is {_get(plan, table, key)!r}"
+        f"{key} was {before!r} and is {now!r}"
         for table in ("tokenizer", "settings")
         for key in sorted({*saved[table], *plan[table]})
-        if _get(saved, table, key) != _get(plan, table, key)
+        if (before := saved[table].get(key)) != (now := plan[table].get(key))
     ]
     differences += changes(saved["files"], [DataFile(*file) for file in plan["files"]])
     if differences:
@@ -228,14 +246,10 @@ def _hold_plan(path: Path, plan: dict[str, Any]) -> None:
         )
 
 
-def _get(plan: dict[str, Any], table: str, key: str) -> Any:
-    return plan[table].get(key)
-
-
 def _finished(folder: Path, task: Task) -> PreparationResult | None:
     """Return the result of a task whose shards are all there, as far as their sizes tell."""
     try:
-        result = PreparationResult.model_validate_json(_result_path(folder, task).read_bytes())
+        result = PreparationResult.model_validate_json((folder / "plan" / f"{task.name}.json").read_bytes())
         for shard in result.shards:
             path = folder / shard
             sizes = Manifest.model_validate_json(path.read_bytes()).sizes()
@@ -246,14 +260,10 @@ def _finished(folder: Path, task: Task) -> PreparationResult | None:
     return result
 
 
-def _result_path(folder: Path, task: Task) -> Path:
-    return folder / "plan" / f"{task.number:06}.json"
-
-
 def _convert(corpus: Corpus, folder: Path, marks: Path | None, task: Task, emit: Emit) -> PreparationResult:
     with _writing(folder):
         result = corpus.convert(task, folder, marks, emit)
-        write_atomically(_result_path(folder, task), result.model_dump_json(indent=1).encode() + b"\n")
+        write_atomically(folder / "plan" / f"{task.name}.json", result.model_dump_json(indent=1).encode() + b"\n")
     return result
 
 
@@ -265,11 +275,10 @@ def _mark(
     hashes.mkdir(exist_ok=True)
     for leftover in hashes.glob(f"*{TEMPORARY}"):
         leftover.unlink()
-    paths = [_hashes_path(hashes, task) for task in tasks]
+    paths = [hashes / task.name for task in tasks]
     missing = [task for task, path in zip(tasks, paths, strict=True) if not path.exists()]
     monitor.begin("duplicates", _stored(missing))
-    pool: Pool[Task, None] = Pool(hash, str, processes, monitor)
-    for _ in pool.run(missing):
+    for _ in run_tasks(hash, missing, processes, monitor):
         pass
     if not marks.exists():
         mark_duplicates(paths, marks, plan / "partitions")
@@ -278,11 +287,7 @@ def _mark(
 
 def _hash(hasher: Callable[[Task, Path, Emit], None], hashes: Path, task: Task, emit: Emit) -> None:
     with _writing(hashes):
-        hasher(task, _hashes_path(hashes, task), emit)
-
-
-def _hashes_path(hashes: Path, task: Task) -> Path:
-    return hashes / f"{task.number:06}"
+        hasher(task, hashes / task.name, emit)
 
 
 def _stored(tasks: Sequence[Task]) -> int:

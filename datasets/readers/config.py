@@ -6,7 +6,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from ...base import Name, Positive, Table, Weight
-from .formats import has_fields, no_labels
+from .formats import has_fields
 from .records import READERS
 
 
@@ -28,7 +28,8 @@ class SourceFiles(Table):
     def complaints(self) -> list[str]:
         if self.label is None or has_fields(self.format):
             return []
-        return [f"label = {self.label!r}: {no_labels(self.format)}"]
+        others = ", ".join(filter(has_fields, READERS))
+        return [f'label = {self.label!r}: format = "{self.format}" has no labels; {others} have']
 
 
 class SourceConfig(SourceFiles):

@@ -9,7 +9,6 @@ within a stretch, and what a stretch begins with is never a header.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -17,9 +16,9 @@ import numpy as np
 from typing_extensions import override
 
 from ..errors import DataError
-from ..files import ByteFile, DataFile
+from ..files import ByteFile
 from .pieces import Piece
-from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, READERS, Reader, Records, Window, split_records
+from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, READERS, Reader, Records, Window
 
 BOUNDARY = b"\n>"
 NO_RESIDUE = "the record has no residue; remove its header, or put the sequence behind it"
@@ -35,21 +34,15 @@ class Fault(NamedTuple):
 
 
 @READERS.add("fasta", says="a record is a document")
-@dataclass(frozen=True)
 class FastaReader(Reader):
     """Documents between headers; an address is that of the header's `>`, or lies within the record.
 
-    Attributes:
-        group_bytes: Bytes of the file that become a group or a stretch; a header has fewer.
+    A header has fewer than `group_bytes`.
     """
 
     endings = (".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas")
+    boundary = BOUNDARY
     cut = "where it is uncompressed or in bgzip's blocks"
-    group_bytes: int = GROUP_BYTES
-
-    @override
-    def split(self, file: DataFile, target: int) -> list[Piece]:
-        return split_records(self.storage, file, BOUNDARY, target)
 
     @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:

@@ -17,15 +17,13 @@ def build_reader(format: str, field: str, storage: FileStore, label: Label | Non
         format: A name in `READERS`, of raw files.
         field: The key or column of documents, where records have some.
         storage: Opens files.
-        label: Where and what labels are; None: they are not read.
+        label: Where and what labels are, of a format that has some; None: they are not read.
         numbers: Where records have fields: whole numbers are documents too, as decimal text.
 
     Raises:
-        DataConfigError: Files of this format are not read, or it has no labels.
+        DataConfigError: Files of this format are not read.
         UserError: There is no such format.
     """
-    if label is not None and not has_fields(format):
-        raise DataConfigError(f"data.sources.label = {label.field!r}: {no_labels(format)}")
     reader = READERS[format]
     if reader is None:
         raise DataConfigError(f"data.sources.format = {format!r}: raw files are read; formats are {', '.join(raw_formats())}")
@@ -43,8 +41,3 @@ def has_fields(format: str) -> bool:
     """Return whether records of a format have named fields, so that labels can be read."""
     reader = READERS[format]
     return reader is not None and issubclass(reader, FieldReader)
-
-
-def no_labels(format: str) -> str:
-    """Say that a format has no labels, and which formats have."""
-    return f'format = "{format}" has no labels; {", ".join(filter(has_fields, READERS))} have'

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from ..errors import DataError
-from ..files import DataFile
 from .pieces import Piece
-from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, READERS, FieldReader, Records, Window, split_records
+from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, READERS, FieldReader, Records, Window
 
 MAX_LINE_BYTES = 2**30
 # To name a bad record by its line, the lines before it are counted; so many bytes take 0.1 s, or 1 s to inflate.
@@ -31,15 +30,12 @@ class LineReader(FieldReader):
 
     max_line_bytes: int = MAX_LINE_BYTES
     format_name: ClassVar[str]
+    boundary: ClassVar[bytes | None] = b"\n"
     cut: ClassVar[str] = "where it is uncompressed or in bgzip's blocks"
 
     @abstractmethod
     def parser(self, path: str) -> tuple[ParseLine, int]:
         """Return what parses the lines of a file, and the byte at which its records begin. Raises DataError."""
-
-    @override
-    def split(self, file: DataFile, target: int) -> list[Piece]:
-        return split_records(self.storage, file, b"\n", target)
 
     @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
@@ -99,16 +95,11 @@ class LineReader(FieldReader):
 
     def locate(self, path: str, offset: int, index: int) -> tuple[int | None, int]:
         """Count lines from 1, if not too many; the byte is the line's first, as a document may begin anywhere in it."""
-        return self._line_number(path, offset), offset
-
-    def _line_number(self, path: str, offset: int) -> int | None:
         if offset > COUNTED_BYTES:
-            return None
-        lines = 1
+            return None, offset
         with self.storage.open(path) as file:
-            for start in range(0, offset, GROUP_BYTES):
-                lines += file.read(min(GROUP_BYTES, offset - start)).count(b"\n")
-        return lines
+            before = (file.read(min(GROUP_BYTES, offset - start)) for start in range(0, offset, GROUP_BYTES))
+            return 1 + sum(data.count(b"\n") for data in before), offset
 
 
 # Half of the time of json.loads goes into finding out how bytes are encoded and into skipping spaces around the value.

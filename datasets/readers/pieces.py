@@ -32,6 +32,10 @@ class Piece(NamedTuple):
     end: int | None
     size: int
 
+    def share(self, offset: int) -> float | None:
+        """Return which share of the piece lies before an offset, None where its end is unknown."""
+        return None if self.end is None else (offset - self.start) / max(self.end - self.start, 1)
+
 
 def target_size(files: Sequence[DataFile], lanes: int) -> int:
     """Return the bytes, as stored, that a piece of these files should have."""

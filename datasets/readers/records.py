@@ -6,13 +6,13 @@ one and all later ones, byte for byte, whatever was read before. Its memory does
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 from ...base import Registry
 from ..errors import DataError
-from ..files import BgzfFile, ByteFile, DataFile, FileStore, is_compressed
+from ..files import BgzfFile, ByteFile, DamagedError, DataFile, FileStore, is_compressed
 from .labels import Label
 from .pieces import Piece, record_starts
 
@@ -100,17 +100,38 @@ class Reader(ABC):
 
     Attributes:
         storage: Opens files.
+        group_bytes: Bytes of the file, or of documents, that become a group or a stretch.
         endings: Of the names of its files, compression aside; class attribute.
+        boundary: Its first byte ends a record, the one after that begins the next: there files can be cut; None: they
+            cannot; class attribute.
         cut: Where a file can be cut into pieces for several lanes, as a message ends: "is split ..."; class attribute.
     """
 
     storage: FileStore
+    group_bytes: int = field(default=GROUP_BYTES, kw_only=True)
     endings: ClassVar[tuple[str, ...]] = ()
+    boundary: ClassVar[bytes | None] = None
     cut: ClassVar[str] = "never"
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
         """Cut a file at record starts into pieces of about `target` stored bytes; into one where it cannot be cut."""
-        return whole_piece(file)
+        if self.boundary is None or file.size <= target:
+            return whole_piece(file)
+        with self.storage.open(file.path, whole=False) as opened:
+            if isinstance(opened, BgzfFile):
+                size = opened.size
+            elif is_compressed(file.path):
+                return whole_piece(file)
+            else:
+                size = file.size
+            # Of a compressed file the size of a piece is its share, rounded so that all of them make up the file.
+            starts = record_starts(opened, size, self.boundary, max(1, target * size // file.size))
+        bounds = [*starts, size]
+        stored = [bound * file.size // max(1, size) for bound in bounds]
+        return [
+            Piece(file.path, start, end, below - above)
+            for (start, end), (above, below) in zip(pairwise(bounds), pairwise(stored), strict=True)
+        ]
 
     @abstractmethod
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
@@ -134,13 +155,11 @@ class FieldReader(Reader):
 
     Attributes:
         field: Holds the document.
-        group_bytes: Bytes of the file, or of documents, that become a group.
         label: Where and what labels are; None: they are not read.
         numbers: Whether whole numbers are documents too, as decimal text.
     """
 
     field: str
-    group_bytes: int = GROUP_BYTES
     label: Label | None = None
     numbers: bool = False
 
@@ -168,27 +187,6 @@ def whole_piece(file: DataFile) -> list[Piece]:
     return [Piece(file.path, 0, end, file.size)] if file.size else []
 
 
-def split_records(storage: FileStore, file: DataFile, boundary: bytes, target: int) -> list[Piece]:
-    """Cut a file where `boundary` says that records begin, if it can be read from there."""
-    if file.size <= target:
-        return whole_piece(file)
-    with storage.open(file.path, whole=False) as opened:
-        if isinstance(opened, BgzfFile):
-            size = opened.size
-        elif is_compressed(file.path):
-            return whole_piece(file)
-        else:
-            size = file.size
-        # Of a compressed file the size of a piece is its share, rounded so that all of them make up the file.
-        starts = record_starts(opened, size, boundary, max(1, target * size // file.size))
-    bounds = [*starts, size]
-    stored = [bound * file.size // max(1, size) for bound in bounds]
-    return [
-        Piece(file.path, start, end, below - above)
-        for (start, end), (above, below) in zip(pairwise(bounds), pairwise(stored), strict=True)
-    ]
-
-
 class Window:
     """A piece seen through a buffer that moves forward.
 
@@ -196,10 +194,14 @@ class Window:
         buffer: Bytes read and not yet taken.
         offset: Of the buffer's first byte.
         over: Whether nothing follows the buffer.
+
+    Raises:
+        DamagedError: The file ends before `offset`; `FileStore.open` names the file.
     """
 
     def __init__(self, file: ByteFile, piece: Piece, offset: int) -> None:
-        file.seek(offset)
+        if (at := file.seek(offset)) < offset:
+            raise DamagedError(f"the file has {at} bytes uncompressed, and byte {offset} was asked for")
         self.buffer = b""
         self.offset = offset
         self.over = False

@@ -69,8 +69,8 @@ class SequenceFiles:
         for file in self.files:
             for piece in self._reader.split(file, MAX_PIECE_BYTES):
                 for offset, data, name in self._piece(piece):
-                    share = 0.0 if piece.end is None else (offset - piece.start) / max(piece.end - piece.start, 1)
-                    yield NamedSequence(name or str(number), data, file.path, offset, stored + share * piece.size)
+                    known = stored + (piece.share(offset) or 0.0) * piece.size
+                    yield NamedSequence(name or str(number), data, file.path, offset, known)
                     number += 1
                 stored += piece.size
         if not number:

@@ -1,25 +1,18 @@
 """Text: one file, one document."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from typing_extensions import override
 
 from .pieces import Piece
-from .records import GROUP_BYTES, READERS, Reader, Records, Window
+from .records import READERS, Reader, Records, Window
 
 
 @READERS.add("text", says="a file is a document")
-@dataclass(frozen=True)
 class TextReader(Reader):
-    """The bytes of a file as they are.
-
-    Attributes:
-        group_bytes: Bytes of a stretch.
-    """
+    """The bytes of a file as they are."""
 
     endings = (".txt",)
-    group_bytes: int = GROUP_BYTES
 
     @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:

@@ -1,7 +1,7 @@
 """The table `[mlm]`, and the registry of objectives: what each needs of model and data, and is built from."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -52,22 +52,4 @@ class ObjectiveSettings:
     classes: tuple[str, ...] = ()
 
 
-class ObjectiveKind(Protocol):
-    """A class of objectives, as `OBJECTIVES` holds them.
-
-    Attributes:
-        causal: Whether the model must be causal (True) or bidirectional (False); None: either will do.
-        labels: Whether targets are labels of whole documents: a head predicts them, each source names where they are,
-            and no document is cut.
-    """
-
-    causal: ClassVar[bool | None]
-    labels: ClassVar[bool]
-
-    @classmethod
-    def build(cls, settings: ObjectiveSettings) -> "Objective":
-        """Return the objective of a job. Raises DataConfigError where the tokenizer cannot serve it."""
-        ...
-
-
-OBJECTIVES: Registry[type[ObjectiveKind]] = Registry("objective")
+OBJECTIVES: Registry[type["Objective"]] = Registry("objective")

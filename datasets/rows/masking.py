@@ -44,9 +44,6 @@ class MaskedTokens(Objective):
     """
 
     causal: ClassVar[bool | None] = False
-    labels: ClassVar[bool] = False
-    shift = 0
-    classes: tuple[str, ...] = ()
 
     def __init__(self, config: MaskingConfig, tokenizer: Tokenizer, seed: int) -> None:
         wrong = config.complaints()
@@ -79,7 +76,7 @@ class MaskedTokens(Objective):
     def targets(self, laid: LaidOutRows) -> Targets:
         # A row is without a target only where no token of it may be one.
         tokens, labels = laid.tokens.copy(), np.full_like(laid.tokens, IGNORE)
-        weights = laid.own_weights()
+        weights = laid.own_weights(self.shift)
         for place, (number, used) in enumerate(zip(laid.numbers, laid.used, strict=True)):
             if number < 0:
                 continue

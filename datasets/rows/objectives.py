@@ -59,14 +59,15 @@ class LaidOutRows(NamedTuple):
     ends: npt.NDArray[np.int64]
     used: Sequence[int]
 
-    def own_weights(self) -> Weights | None:
-        """Return float32 [batch, width], the weight of each token; None where no row has any."""
+    def own_weights(self, shift: int) -> Weights | None:
+        """Return float32 [batch, width]: the weight of the token `shift` behind each; None where no row has any."""
         if all(row.weights is None for row in self.rows):
             return None
         weights = np.ones(self.tokens.shape, dtype=np.float32)
         for place, (row, used) in enumerate(zip(self.rows, self.used, strict=True)):
             if row.weights is not None:
-                weights[place, :used] = row.weights[:used]
+                own = row.weights[shift : shift + used]
+                weights[place, : len(own)] = own
         return weights
 
 
@@ -90,12 +91,22 @@ class Objective(Protocol):
     """A rule for targets: a pure function of rows and their numbers.
 
     Attributes:
+        causal: Whether the model must be causal (True) or bidirectional (False); None: either will do.
+        labels: Whether targets are labels of whole documents: a head predicts them, each source names where they are,
+            and no document is cut.
         shift: Offset from a position to the token that is its label: 1 for the next token.
         classes: Names of the classes that labels are of; empty where labels are values, or documents have none.
     """
 
-    shift: int
-    classes: tuple[str, ...]
+    causal: ClassVar[bool | None]
+    labels: ClassVar[bool] = False
+    shift: int = 0
+    classes: tuple[str, ...] = ()
+
+    @classmethod
+    def build(cls, settings: ObjectiveSettings) -> "Objective":
+        """Return the objective of a job. Raises DataConfigError where the tokenizer cannot serve it."""
+        ...
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the targets, as plain JSON: a part of the identity of a run's data."""
@@ -121,9 +132,7 @@ class NextToken(Objective):
     """
 
     causal: ClassVar[bool | None] = True
-    labels: ClassVar[bool] = False
     shift = 1
-    classes: tuple[str, ...] = ()
 
     @classmethod
     def build(cls, settings: ObjectiveSettings) -> "NextToken":
@@ -136,23 +145,18 @@ class NextToken(Objective):
 
     @override
     def targets(self, laid: LaidOutRows) -> Targets:
-        rows, shape = laid.rows, laid.tokens.shape
         tokens = laid.tokens.reshape(-1)
         flat = np.empty_like(tokens)
         flat[:-1] = tokens[1:]
         flat[laid.ends - 1] = IGNORE
-        labels = flat.reshape(shape)
-        for place, (row, used) in enumerate(zip(rows, laid.used, strict=True)):
+        labels = flat.reshape(laid.tokens.shape)
+        for place, (row, used) in enumerate(zip(laid.rows, laid.used, strict=True)):
             labels[place, used:] = IGNORE
             if row.following is not None:
                 labels[place, used - 1] = row.following
-        if all(row.weights is None for row in rows):
-            return Targets(laid.tokens, labels, None)
-        weights = np.ones(shape, dtype=np.float32)
-        for place, row in enumerate(rows):
-            if row.weights is not None:
-                weights[place, : len(row.weights) - 1] = row.weights[1:]
-        weights[labels == IGNORE] = 0.0
+        weights = laid.own_weights(self.shift)
+        if weights is not None:
+            weights[labels == IGNORE] = 0.0
         return Targets(laid.tokens, labels, weights)
 
     @override
@@ -178,7 +182,6 @@ class DocumentLabels(Objective):
 
     causal: ClassVar[bool | None] = None
     labels: ClassVar[bool] = True
-    shift = 0
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)

@@ -314,19 +314,18 @@ class Packer:
         return Planes(targets.tokens, targets.labels, positions, sequence_ids, weights, targets.values)
 
 
-def lay_out(rows: Sequence[Sequence[Ids]], width: int, pad_id: int = 0, objective: Objective | None = None) -> Planes:
+def lay_out(rows: Sequence[Sequence[Ids]], width: int, pad_id: int = 0) -> Planes:
     """Lay out rows whose documents are chosen by hand: the planes that a packer makes of the same rows.
 
     Args:
         rows: The documents of each row, int [tokens] with their eos; the last of a row may lack it.
         width: Tokens of a row, at least those of its documents; what is left is padding.
         pad_id: Fills it.
-        objective: Whose labels they get; None: `NextToken`.
 
     Returns:
-        Planes of shape [rows, width] that keep all row invariants, also on padding.
+        Planes of shape [rows, width], with the labels of `NextToken`, that keep all row invariants, also on padding.
     """
-    packer = Packer(width, -1, pad_id, "best_fit", objective)  # an eos matters to plans alone
+    packer = Packer(width, -1, pad_id, "best_fit")  # an eos matters to plans alone
     return packer.expand([PackedRow(list(row)) for row in rows], range(len(rows)))
 
 

@@ -2,7 +2,8 @@
 
 Files grow under temporary names, ids, offsets and weights side by side, so that memory does not grow with the shard. A
 document may come in parts; until its end it can be taken back. `finish` reads everything once more for the
-checksums, syncs, renames, and writes the manifest last: what is killed before leaves no shard.
+checksums, syncs, renames, and writes the manifest last: what is killed before leaves no shard. (`files.whole` is for
+one file that one block writes; these stay open over many calls and get their names together.)
 """
 
 from collections.abc import Sequence

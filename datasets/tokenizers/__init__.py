@@ -1,12 +1,12 @@
 """Bytes to token ids and back. A tokenizer states its special ids, and none of them can come out of a document.
 
 Read `protocol` (what the data path needs of a tokenizer), `config` (the table `[tokenizer]`, the registry of kinds),
-then the kinds: `bytes`, `letters` (proteins and DNA) and `hf`, which `tiktoken_backend` makes faster.
+then the kinds, each of which enters itself there: `bytes`, `letters` (proteins and DNA) and `hf`, which
+`tiktoken_backend` makes faster.
 """
 
-from .build import build_tokenizer
 from .bytes import ByteTokenizer
-from .config import POLICIES, TOKENIZERS, TokenizerConfig
+from .config import POLICIES, TOKENIZERS, TokenizerConfig, build_tokenizer
 from .hf import HFTokenizer
 from .letters import CLS, EOS, MAP, UNK, LetterTokenizer
 from .protocol import Encoded, Ids, TokenizeError, Tokenizer, has_bases

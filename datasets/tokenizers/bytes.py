@@ -1,45 +1,33 @@
 """Raw bytes as token ids: the tokenizer of byte-level models, and the default."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .config import TOKENIZERS, TokenizerConfig
-from .protocol import Alphabet, Encoded, Ids, TokenizeError, Tokenizer
+from .protocol import Alphabet, Encoded, TokenizeError, Tokenizer
 
 
 @TOKENIZERS.add("byte", says="raw UTF-8 bytes, vocabulary 512")
 class ByteTokenizer(Tokenizer):
     """Raw bytes as ids, after Evo 2's CharLevelTokenizer: EOD = EOS = 0, PAD = 1, vocabulary 512."""
 
-    options: ClassVar[tuple[str, ...]] = ()
-
     kind = "byte"
     dtype: npt.DTypeLike = np.uint8
     alphabet: Alphabet | None = "bytes"
     eos_id = 0
     pad_id = 1
-    bos_id: int | None = None
-    mask_id: int | None = None
-    unk_id: int | None = None
     special_ids = frozenset({0, 1})
-    residue_ids: tuple[int, ...] = ()
     vocab_size = 512
     where = "byte tokenizer: Evo 2's CharLevelTokenizer convention"
     fingerprint = "byte"
     streams = True
-    hf_config: dict[str, Any] | None = None
 
     @classmethod
     def build(cls, config: TokenizerConfig) -> "ByteTokenizer":
         """Return the tokenizer; the table has no key for it."""
         return cls()
-
-    def encode(self, data: bytes) -> Ids:
-        """View `data` as uint8 ids; a NUL byte would be an eos and is refused."""
-        return self.encode_batch([data]).ids[:-1]
 
     def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
         """Join documents with the eos byte; a NUL byte inside of one would be an eos and is refused."""

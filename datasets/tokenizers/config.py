@@ -1,32 +1,16 @@
 """The table `[tokenizer]`, and the registry of the kinds of tokenizers that it names."""
 
-from typing import Annotated, ClassVar, Literal, Protocol, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from typing_extensions import override
 
 from ...base import Registry, Table
+from ..errors import refuse
 from .protocol import Tokenizer
 
 Unknown: TypeAlias = Literal["error", "map"]  # what becomes of a letter that a vocabulary lacks
 POLICIES: tuple[Unknown, ...] = get_args(Unknown)
-
-
-class TokenizerKind(Protocol):
-    """A class of tokenizers, as `TOKENIZERS` holds them.
-
-    Attributes:
-        options: Keys of `[tokenizer]` beside `kind` that it reads.
-    """
-
-    options: ClassVar[tuple[str, ...]]
-
-    @classmethod
-    def build(cls, config: "TokenizerConfig") -> Tokenizer:
-        """Return the tokenizer that a table describes. Raises DataConfigError."""
-        ...
-
-
-TOKENIZERS: Registry[type[TokenizerKind]] = Registry("tokenizer")
+TOKENIZERS: Registry[type[Tokenizer]] = Registry("tokenizer")
 
 
 class TokenizerConfig(Table):
@@ -53,3 +37,13 @@ class TokenizerConfig(Table):
             for key, value in self
             if value is not None and key not in read
         ]
+
+
+def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """Return the tokenizer that a table describes.
+
+    Raises:
+        DataConfigError: Keys are missing, wrong, or of another kind of tokenizer; the message names all of them.
+    """
+    refuse(config.complaints())
+    return TOKENIZERS[config.kind].build(config)

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from ..errors import DataConfigError
 from .config import TOKENIZERS, TokenizerConfig
-from .protocol import Encoded, Ids, TokenizeError, Tokenizer
+from .protocol import Encoded, TokenizeError, Tokenizer
 from .tiktoken_backend import NotEqualError, TiktokenBackend
 
 
@@ -26,7 +26,6 @@ class HFTokenizer(Tokenizer):
     kind = "hf"
     dtype: npt.DTypeLike = np.int32
     streams = False
-    bos_id: int | None = None
 
     def __init__(
         self, path: str, eos_token: str | None = None, pad_token: str | None = None, mask_token: str | None = None
@@ -113,10 +112,6 @@ class HFTokenizer(Tokenizer):
     def __reduce__(self) -> tuple[object, ...]:
         """Travel to a worker as arguments: pickling the inner tokenizer would lose `encode_special_tokens`."""
         return _open, (self._arguments, self._backend is not None)
-
-    def encode(self, data: bytes) -> Ids:
-        """Encode UTF-8 text to int32 ids, the text of special tokens as text."""
-        return self.encode_batch([data]).ids[:-1]
 
     def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
         """Encode UTF-8 texts to int32 ids, several at a time, the text of special tokens as text."""

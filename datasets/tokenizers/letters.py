@@ -14,13 +14,13 @@ the other.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .config import TOKENIZERS, TokenizerConfig, Unknown
-from .protocol import Alphabet, Encoded, Ids, TokenizeError, Tokenizer
+from .protocol import Alphabet, Encoded, TokenizeError, Tokenizer
 
 CLS, PAD, EOS, UNK, MASK = "<cls>", "<pad>", "<eos>", "<unk>", "<mask>"
 MAP = 'tokenizer.on_unknown = "map"'  # in messages: the remedy, as a job writes it
@@ -48,7 +48,6 @@ class LetterTokenizer(Tokenizer):
     near: ClassVar[Mapping[str, str]]
     residues: ClassVar[str]
     dtype: npt.DTypeLike = np.uint8
-    hf_config: dict[str, Any] | None = None
 
     options: ClassVar[tuple[str, ...]] = ("on_unknown",)
 
@@ -81,10 +80,6 @@ class LetterTokenizer(Tokenizer):
     def build(cls, config: TokenizerConfig) -> "LetterTokenizer":
         """Return the tokenizer with the table's policy for unknown letters."""
         return cls(config.on_unknown or "error")
-
-    def encode(self, data: bytes) -> Ids:
-        """Encode letters to uint8 ids, behind a `<cls>` where there is one."""
-        return self.encode_batch([data]).ids[:-1]
 
     def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
         """Encode documents; one without a letter is an eos alone."""

@@ -1,10 +1,13 @@
 """What the data path needs of a tokenizer: bytes to ids, special ids, and errors about what cannot be encoded."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .config import TokenizerConfig
 
 Ids = npt.NDArray[np.integer[Any]]
 # Letters that ids stand for, each for one.
@@ -45,6 +48,7 @@ class Tokenizer(Protocol):
     """What the data path and the eos contract need of a tokenizer; a class that derives from it has its defaults.
 
     Attributes:
+        options: Keys of `[tokenizer]` beside `kind` that it reads.
         kind: As in `[tokenizer]`.
         dtype: Of the ids.
         alphabet: Which letters have an id each: all bytes, or those of DNA or of proteins; None where a token may have
@@ -64,25 +68,31 @@ class Tokenizer(Protocol):
         hf_config: What the Hugging Face `config.json` beside the tokenizer states, None where there is none.
     """
 
+    options: ClassVar[tuple[str, ...]] = ()
     kind: str
     dtype: npt.DTypeLike
     alphabet: Alphabet | None = None
     eos_id: int
     pad_id: int
-    bos_id: int | None
-    mask_id: int | None
-    unk_id: int | None
+    bos_id: int | None = None
+    mask_id: int | None = None
+    unk_id: int | None = None
     special_ids: frozenset[int]
-    residue_ids: tuple[int, ...]
+    residue_ids: tuple[int, ...] = ()
     vocab_size: int
     where: str
     fingerprint: str
     streams: bool
-    hf_config: dict[str, Any] | None
+    hf_config: dict[str, Any] | None = None
+
+    @classmethod
+    def build(cls, config: "TokenizerConfig") -> "Tokenizer":
+        """Return the tokenizer that a table describes. Raises DataConfigError."""
+        ...
 
     def encode(self, data: bytes) -> Ids:
         """Encode UTF-8 `data` to ids, 1-d, without an eos; see `encode_batch`."""
-        ...
+        return self.encode_batch([data]).ids[:-1]
 
     def encode_batch(self, documents: Sequence[bytes]) -> Encoded:
         """Encode documents, UTF-8, and end each with an eos.

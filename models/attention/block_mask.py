@@ -52,6 +52,7 @@ def document_block_mask(
     queries: Tensor | None = None,
     keys: Tensor | None = None,
     reach: DistanceRange = ALL_DISTANCES,
+    merged: int = 1,
 ) -> BlockMask:
     """FlexAttention's `BlockMask` from two ids per block instead of one comparison per (query, key) pair.
 
@@ -69,6 +70,8 @@ def document_block_mask(
         queries: int64 [batch, n], positions of the queries in their rows, in whole blocks; None: all, in order.
         keys: likewise.
         reach: pairs of a causal document that are left; any but all of them needs queries and keys in order.
+        merged: blocks of queries that the kernel takes as one. Together they are empty where all are, and full where
+            all are full and none is missing at the end.
 
     Returns:
         `BlockMask` of shape [batch, 1, queries, keys], on the device of `sequence_ids`.
@@ -89,6 +92,8 @@ def document_block_mask(
         some, every = _within_reach(ids, q, reach, block_size)
         nonempty &= some
         full &= every
+    if merged > 1:
+        nonempty, full = _groups(nonempty, merged).any(2), _groups(full, merged).all(2)
 
     # `BlockMask.from_kv_blocks` would recover the query side from the tables, which takes 4 times as long as all of
     # this.
@@ -107,7 +112,7 @@ def document_block_mask(
         q_indices=q_indices,
         full_q_num_blocks=full_q_num_blocks,
         full_q_indices=full_q_indices,
-        BLOCK_SIZE=(block_size, block_size),
+        BLOCK_SIZE=(merged * block_size, block_size),
         mask_mod=document_rule(ids, causal, queries, keys) if reach == ALL_DISTANCES else reach_rule(ids, reach),
     )
 
@@ -153,6 +158,12 @@ def _within_reach(ids: Tensor, blocks: _Blocks, reach: DistanceRange, size: int)
     own_block = F.pad(own, (0, -ids.shape[1] % size)).unflatten(1, (-1, size)).any(-1)
     diagonal = torch.eye(some.shape[1], dtype=torch.bool, device=ids.device)
     return torch.where(diagonal, own_block[:, :, None], some), every
+
+
+def _groups(dense: Tensor, size: int) -> Tensor:
+    """Return rows of `dense`, bool [batch, n, m], as [batch, groups, size, m]; what the last group lacks is False."""
+    groups: Tensor = F.pad(dense, (0, 0, 0, -dense.shape[1] % size)).unflatten(1, (-1, size))
+    return groups
 
 
 def _ordered(dense: Tensor) -> tuple[Tensor, Tensor]:

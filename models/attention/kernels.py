@@ -1,10 +1,11 @@
-"""Attention over a packed batch: one call, three kernels, chosen by the type of the mask.
+"""Attention over a packed batch: one call, five kernels, chosen by the type of the mask.
 
 | executor | kernel | where |
 |---|---|---|
 | flex | `flex_attention`, compiled: skips empty blocks, any mask | CUDA; on the CPU without gradients |
+| flex | the same by FlashAttention 4, see `flex_backend.py` | Hopper and Blackwell, float16 or bfloat16, no maps |
 | varlen | flash attention over document offsets | CUDA, float16 or bfloat16 |
-| varlen | `scaled_dot_product_attention`, document by document | CPU, not compiled |
+| varlen | flash attention, document by document, see `documents.py` | CPU, not compiled |
 | sdpa | `scaled_dot_product_attention` with a dense mask: the reference | everywhere |
 
 A position map has two regions of pairs, each with queries and keys rotated in its own way. Flex takes a pass over each
@@ -15,7 +16,7 @@ better. Varlen returns no log-sum-exp that is differentiable, and has neither ma
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -27,7 +28,9 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..config import FULL_ATTENTION, AttentionConfig, Executor
-from .masks import AttentionMask, DocumentOffsets, Regions
+from .documents import attend_by_document
+from .flex_backend import FLASH_OPTIONS
+from .masks import AttentionMask, DocumentOffsets, FlashBlocks, Regions
 
 # of scores written out, which then stay in a cache: at 2,048 keys and 4 heads 2.7 times as fast as 512 queries at once
 QUERIES_AT_ONCE = 128
@@ -53,6 +56,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     assert not isinstance(mask, Regions), "each region has queries and keys of its own: see `attend_in_regions`"
     if isinstance(mask, BlockMask):
         return _flex(q, k, v, mask)
+    if isinstance(mask, FlashBlocks):
+        return _flex(q, k, v, mask.blocks, FLASH_OPTIONS)
     if isinstance(mask, DocumentOffsets):
         return _varlen(q, k, v, mask)
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
@@ -167,8 +172,9 @@ def has_flash_attention_3(device: torch.device) -> bool:
     return hopper and find_spec("flash_attn_interface") is not None and "FA3" in list_flash_attention_impls()
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    out: Tensor = _flex_kernel(q)(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, options: dict[str, str] | None = None) -> Tensor:
+    gqa = q.shape[1] != k.shape[1]
+    out: Tensor = _flex_kernel(q)(q, k, v, block_mask=mask, enable_gqa=gqa, kernel_options=options)
     return out
 
 
@@ -217,22 +223,10 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, mask: DocumentOffsets) -> Tensor:
-    return _flash(q, k, v, mask) if q.is_cuda else _one_by_one(q, k, v, mask)
-
-
-def _one_by_one(q: Tensor, k: Tensor, v: Tensor, mask: DocumentOffsets) -> Tensor:
-    """Attend document by document.
-
-    On a CPU that takes half the time of a mask for 8 rows of 512, a third for 2 of 2,048.
-    """
+    if q.is_cuda:
+        return _flash(q, k, v, mask)
     lengths = [length for length in mask.cu_seqlens.diff().tolist() if length]
-    by_token = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # a view of what lies so, as the decoder's do
-    documents = zip(*(x.split(lengths) for x in by_token), strict=True)
-    kernel = partial(scaled_dot_product_attention, is_causal=mask.causal, enable_gqa=q.shape[1] != k.shape[1])
-    by_head = ([x.transpose(0, 1)[None] for x in document] for document in documents)
-    flat = torch.cat([kernel(*document)[0].transpose(0, 1) for document in by_head])
-    out: Tensor = flat.unflatten(0, (len(q), -1)).transpose(1, 2)
-    return out
+    return attend_by_document(q, k, v, lengths, mask.causal)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, mask: DocumentOffsets) -> Tensor:

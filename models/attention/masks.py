@@ -7,7 +7,7 @@ just one more segment: padding sees padding, so no query is without a key and no
 
 | executor | form | cost for a row of S tokens |
 |---|---|---|
-| flex | `BlockMask`, blocks of 128 x 128, see `document_block_mask` | (S / 128)^2 |
+| flex | `BlockMask`, blocks of 128 x 128, see `document_block_mask`; for FlashAttention 4 `FlashBlocks` | (S / 128)^2 |
 | varlen | `DocumentOffsets`, where each document starts, see `document_offsets` | S |
 | sdpa | bool [batch, 1, S, S] | S^2 |
 
@@ -53,6 +53,12 @@ class DocumentOffsets(NamedTuple):
         return self.longest.shape[0]
 
 
+class FlashBlocks(NamedTuple):
+    """A block mask that FlexAttention is to compute by the kernels of FlashAttention 4, with blocks of their size."""
+
+    blocks: BlockMask
+
+
 class Regions(NamedTuple):
     """The masks of a position map's two regions, both for flex or both dense."""
 
@@ -60,7 +66,8 @@ class Regions(NamedTuple):
     far: BlockMask | Tensor
 
 
-AttentionMask: TypeAlias = BlockMask | DocumentOffsets | Tensor | Regions
+AttentionMask: TypeAlias = BlockMask | FlashBlocks | DocumentOffsets | Tensor | Regions
+BLOCK = 128  # keys in a block, and queries where the kernels are Triton's
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,8 @@ class DocumentMask:
         causal: whether a token sees only its past within its document.
         executor: which attention kernel `build` writes for; varlen has neither windows nor maps.
         attention: which pairs of a document attend, and in which regions; any but all of them needs `causal`.
+        flash_queries: of flex with the kernels of FlashAttention 4, queries in a block: 128, or a multiple of it; None:
+            the kernels are Triton's.
     """
 
     eos_id: int
@@ -80,9 +89,14 @@ class DocumentMask:
     causal: bool = True
     executor: Executor = "sdpa"
     attention: AttentionConfig = FULL_ATTENTION
+    flash_queries: int | None = None
 
     def __post_init__(self) -> None:
         assert self.attention.plain or (self.causal and self.executor != "varlen"), self
+        if self.flash_queries is not None:
+            assert self.executor == "flex", self
+            assert self.attention.position_map == "none", self
+            assert self.flash_queries % BLOCK == 0, self
 
     def sequence_ids(self, tokens: Tensor) -> Tensor:
         """Number the documents of each row from its tokens and `eos_id` alone.
@@ -131,11 +145,15 @@ class DocumentMask:
         sequence_ids = sequence_ids.to(device, non_blocking=True)
         queries, keys = (None if t is None else t.to(device, non_blocking=True) for t in (queries, keys))
         masks = [self._region(sequence_ids, queries, keys, reach) for reach in reaches(self.attention)]
-        return masks[0] if len(masks) == 1 else Regions(*masks)
+        if len(masks) > 1:
+            return Regions(*masks)
+        (mask,) = masks
+        return FlashBlocks(mask) if self.flash_queries is not None and isinstance(mask, BlockMask) else mask
 
     def _region(self, ids: Tensor, queries: Tensor | None, keys: Tensor | None, reach: DistanceRange) -> BlockMask | Tensor:
         if self.executor == "flex":
-            return document_block_mask(ids, self.causal, queries=queries, keys=keys, reach=reach)
+            merged = (self.flash_queries or BLOCK) // BLOCK
+            return document_block_mask(ids, self.causal, BLOCK, queries, keys, reach, merged)
         assert self.executor == "sdpa", self.executor
         return document_dense_mask(ids, self.causal, queries, keys, reach)
 

@@ -15,8 +15,8 @@ from .positions import (
     check_training,
     untrained_attention_warning,
 )
-from .presets import PRESETS
-from .tables import Executor, HeadConfig, ModelConfig
+from .presets import PRESETS, preset_default
+from .tables import Executor, FlexBackend, HeadConfig, ModelConfig
 
 __all__ = [
     "ATTENTION_OPTIONS",
@@ -27,10 +27,12 @@ __all__ = [
     "AttentionConfig",
     "DecoderConfig",
     "Executor",
+    "FlexBackend",
     "HeadConfig",
     "ModelConfig",
     "RopeConfig",
     "check_length",
     "check_training",
+    "preset_default",
     "untrained_attention_warning",
 ]

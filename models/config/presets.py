@@ -3,11 +3,34 @@
 A preset is the shape of a published model. A job takes all of it but the vocabulary, which is its tokenizer's.
 """
 
-from ...base import Registry
-from .decoder import DecoderConfig
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+from ...base import Registry, Table
+from .decoder import DecoderConfig, Shape
 from .positions import RopeConfig
 
 PRESETS: Registry[DecoderConfig] = Registry("preset")
+
+
+def preset_default(path: Sequence[str]) -> str:
+    """Return the value of a key in all presets, as `--help` shows it.
+
+    It is empty for a table, and for a key that is not a preset's.
+
+    Args:
+        path: of the key in `[model]`: ("rope", "theta").
+    """
+    if path[0] not in Shape.model_fields:
+        return ""
+    try:
+        values: list[Any] = [reduce(getattr, path, PRESETS[name]) for name in PRESETS]
+    except AttributeError:  # the TOML has more keys in this table than a shape
+        return ""
+    if isinstance(values[0], Table):
+        return ""
+    return str(values[0]) if len(set(map(str, values))) == 1 else "the preset's"
 
 
 def _llama(dim: int, n_layers: int, n_heads: int, head_dim: int, hidden_dim: int, tied: bool = False) -> DecoderConfig:

@@ -11,6 +11,7 @@ from .positions import AttentionConfig
 from .presets import PRESETS
 
 Executor: TypeAlias = Literal["flex", "varlen", "sdpa"]
+FlexBackend: TypeAlias = Literal["triton", "flash"]
 
 
 class ModelAttention(AttentionConfig):
@@ -18,6 +19,8 @@ class ModelAttention(AttentionConfig):
 
     executor: Literal["auto", Executor] = "auto"
     """Kernel of the document mask; auto: the fastest that can train here; the run says which, and why."""
+    flex_backend: Literal["auto", FlexBackend] = "auto"
+    """flex: its kernels; auto: FlashAttention 4 on Blackwell where it is installed, else Triton; the run says why."""
 
 
 class ModelConfig(Shape):
@@ -68,7 +71,7 @@ class ModelConfig(Shape):
             head_outputs: numbers that a head gives for each document; 0: it is a language model.
             pool: how such a head makes one vector of a document's tokens.
         """
-        shape = self.model_dump(include=set(Shape.model_fields), exclude={"attention": {"executor"}})
+        shape = self.model_dump(include=set(Shape.model_fields), exclude={"attention": {"executor", "flex_backend"}})
         rows = vocab_size if self.vocab_size is None else self.vocab_size
         return DecoderConfig(**shape, vocab_size=rows, causal=causal, head_outputs=head_outputs, pool=pool)
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _drill(out: Path, work: Path, parts: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    told = {"DEVICE": "cpu", "OUT": str(out), "WORK": str(work), "PARTS": parts, "PYTHON": sys.executable}
+    told = {"DEVICE": "cpu", "SLOWER": "40", "OUT": str(out), "WORK": str(work), "PARTS": parts, "PYTHON": sys.executable}
     command = ["bash", str(ROOT / "benchmarks" / "gpu.sh")]
     return subprocess.run(command, env={**os.environ, **told, **environment}, capture_output=True, text=True)
 
@@ -51,3 +51,15 @@ def test_a_part_that_fails_fails_the_drill_by_its_last_words(tmp_path: Path) -> 
     done = _drill(tmp_path / "out", tmp_path / "work", "inference")  # there is no checkpoint without the part before
     assert done.returncode == 1
     assert "| failed (" in done.stdout
+
+
+def test_a_contender_that_does_not_start_fails_the_comparison_and_is_named_in_its_numbers(tmp_path: Path) -> None:
+    numbers = tmp_path / "torchtitan.jsonl"
+    sizes = ["--rounds", "1", "--warmup", "1", "--rows", "2", "--seq-len", "128", "--numbers", str(numbers)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "train_speed.py"), *sizes, "--peers-python", "/bin/false"]
+    done = subprocess.run([*command, "--only", "torchtitan", "bare loop"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert numbers.exists(), done.stderr
+    found = {line["name"]: line for line in map(json.loads, numbers.read_text().splitlines())}
+    assert found["torchtitan"]["wrong"] == "left out: it ended without a message"
+    assert found["bare loop"]["value"] > 0  # what did start is measured all the same

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from cistron.datasets.config import DataConfig
 from cistron.datasets.documents import DocumentConfig
-from cistron.datasets.files.inflate import zstd
+from cistron.datasets.files.storage import zstd
 from cistron.datasets.loading import Batch, DataShard, DataState, Loader, RowSettings, SinglePass, merge_states, transport
 from cistron.datasets.loading.transport import Message, RowStream
 from cistron.datasets.readers import SourceConfig

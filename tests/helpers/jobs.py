@@ -244,6 +244,12 @@ def wait_for_step(config: Path, step: int, goes_on: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def why_incomplete(checkpoint: Path) -> str | None:
+    """Why a checkpoint is not complete, or None when it is."""
+    found, reason = inspect(checkpoint)
+    return None if found else reason
+
+
 def forge(checkpoint: Path, name: str, content: bytes) -> None:
     """Replace a file of a checkpoint, checksums included, as an attacker can."""
     files = inspect(checkpoint)[0].files  # type: ignore[union-attr]

@@ -156,9 +156,9 @@ def test_every_position_has_one_rank_and_every_rank_whole_blocks(ids: Tensor, ca
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows, st.booleans(), st.sampled_from([2, 4]), st.sampled_from([4, 16]), st.booleans())
+@given(rows, st.booleans(), st.sampled_from([2, 4]), st.sampled_from([4, 16]), st.booleans(), st.sampled_from([1, 2, 3]))
 def test_a_part_of_the_block_mask_is_what_create_block_mask_makes_of_global_positions(
-    ids: Tensor, causal: bool, degree: int, block: int, keys_in_order: bool
+    ids: Tensor, causal: bool, degree: int, block: int, keys_in_order: bool, merged: int
 ) -> None:
     order = order_by_rank(ids, causal, degree, block)
     keys = torch.arange(64).expand_as(order) if keys_in_order else order
@@ -170,8 +170,8 @@ def test_a_part_of_the_block_mask_is_what_create_block_mask_makes_of_global_posi
             return same & (at >= to) if causal else same
 
         shape = (len(ids), None, 64 // degree, 64)
-        theirs = create_block_mask(rule, *shape, device="cpu", BLOCK_SIZE=block)
-        ours = document_block_mask(ids, causal, block, queries, None if keys_in_order else keys)
+        theirs = create_block_mask(rule, *shape, device="cpu", BLOCK_SIZE=(merged * block, block))
+        ours = document_block_mask(ids, causal, block, queries, None if keys_in_order else keys, merged=merged)
         assert (ours.shape, ours.BLOCK_SIZE, ours.seq_lengths) == (theirs.shape, theirs.BLOCK_SIZE, theirs.seq_lengths)
         for side in ("kv", "full_kv", "q", "full_q"):
             for table in (f"{side}_num_blocks", f"{side}_indices"):

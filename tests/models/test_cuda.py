@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cistron.models.attention import DocumentMask
+from cistron.models.attention import DocumentMask, flash_facts, flash_obstacles
 from cistron.models.config import AttentionConfig, DecoderConfig
 from cistron.models.decoder import Decoder
 from cistron.models.loss import linear_cross_entropy
@@ -32,9 +32,9 @@ def _positions(sequence_ids: Tensor) -> Tensor:
     return earlier_in_document.sum(-1, dtype=torch.int32)
 
 
-def _train_step(model: Decoder, executor: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _train_step(model: Decoder, executor: str, tokens: Tensor, flash: int | None = None) -> tuple[Tensor, Tensor]:
     """Logits of the text and all gradients as one vector, float32 on the CPU."""
-    mask = DocumentMask(EOS, PAD, model.config.causal, executor, model.config.attention)
+    mask = DocumentMask(EOS, PAD, model.config.causal, executor, model.config.attention, flash)
     ids = mask.sequence_ids(tokens)
     model.zero_grad()
     logits = model(tokens.cuda(), _positions(ids).cuda(), mask.build(ids, "cuda"))
@@ -99,6 +99,25 @@ def test_windows_and_maps_train_in_flex_as_in_sdpa(method: str, compiled: bool) 
         assert _error(part, exact) <= 1.5 * _error(by_sdpa, exact)
     with torch.compiler.set_stance("fail_on_recompile"):
         _train_step(model, "flex", _tokens(seed=1))
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_step_by_flash_attention_4_is_as_accurate_as_with_sdpa(compiled: bool, causal: bool) -> None:
+    torch.compiler.reset()
+    config, tokens = LLAMA.replace(causal=causal), _tokens(seed=0)
+    facts = flash_facts(torch.device("cuda"), half=True, head_dim=config.head_dim, attention=config.attention)
+    if obstacles := flash_obstacles(facts):
+        pytest.skip("; ".join(obstacles))
+    truth = _train_step(random_decoder(config).cuda(), "sdpa", tokens)
+    model = random_decoder(config).cuda().bfloat16()
+    reference = _train_step(model, "sdpa", tokens)
+    if compiled:
+        for block in model.layers:
+            block.compile(fullgraph=True)
+    step = _train_step(model, "flex", tokens, facts.queries)
+    for part, by_sdpa, exact in zip(step, reference, truth, strict=True):
+        assert _error(part, exact) <= 1.5 * _error(by_sdpa, exact)
 
 
 def test_flex_in_float32_equals_sdpa() -> None:

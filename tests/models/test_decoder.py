@@ -90,7 +90,7 @@ def test_attention_copies_no_tensor_to_lay_it_out_anew(causal: bool, executor: s
     mask = DocumentMask(EOS, PAD, causal, "sdpa" if executor == "sdpa" else "varlen").build(batch.sequence_ids)
     model = random_decoder(LLAMA.replace(causal=causal))
     if executor == "flash":
-        monkeypatch.setattr(kernels, "_one_by_one", kernels._flash)
+        monkeypatch.setattr(kernels, "_varlen", kernels._flash)
         model, device = model.to("meta"), "meta"
         mask = mask._replace(cu_seqlens=mask.cu_seqlens.to("meta"))
     x = torch.randn(*batch.tokens.shape, LLAMA.dim, device=device).requires_grad_()

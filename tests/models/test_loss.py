@@ -179,6 +179,30 @@ def test_fused_by_the_compiler_it_is_the_same_for_any_number_of_tokens_with_one_
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("most", "chunks"), [(0, 8), (8192, 2), (16_384, 1), (9000, 2)])
+def test_a_chunk_follows_from_shapes_and_the_key(most: int, chunks: int) -> None:
+    """Llama 3.2 1B, two rows of 8,192 tokens: each chunk reads and writes the float32 gradient of the weight."""
+    assert loss.chunk_length(16_384, 128_256, "cuda", most) == 16_384 // chunks
+    hidden, weight, labels, weights = example()
+    with Products() as seen:
+        losses = linear_cross_entropy(hidden, weight, labels, weights, chunk=-(-labels.numel() // chunks))
+        losses.sum().backward()
+    assert seen.count == 3 * chunks
+    torch.testing.assert_close(losses, linear_cross_entropy(hidden, weight, labels, weights), rtol=1e-5, atol=1e-6)
+
+
+def test_the_chunks_of_a_run_that_asks_for_none_are_those_that_it_had() -> None:
+    """Losses and gradients of such a run stay what they were, bit for bit: sums are taken over the same tokens."""
+    for device, logits in (("cuda", 2**28), ("cpu", loss.CHUNK_LOGITS["cpu"])):
+        for tokens, columns in ((16_384, 128_256), (4096, 256), (1, 151_936), (2093, 128_256), (2094, 128_256)):
+            chunks = -(-tokens * columns // logits)
+            assert loss.chunk_length(tokens, columns, device, 0) == -(-tokens // chunks)
+
+
+def test_a_chunk_has_a_length_on_every_device_that_a_model_can_be_opened_on() -> None:
+    assert loss.chunk_length(4096, 128_256, "mps", 0) == 66  # 63 chunks of at most 2^23 logits
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_decoder_given_labels_returns_the_cross_entropy_of_its_logits(tied: bool) -> None:
     model, batch = random_decoder(LLAMA.replace(tie_embeddings=tied)), pack()

@@ -7,21 +7,22 @@ import os
 import resource
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
-from cistron.models.attention import masks
+from cistron.models.attention import FlashFacts, masks
 from cistron.models.config import AttentionConfig
 from cistron.tests.helpers.jobs import write_job
-from cistron.tests.helpers.ranks import run_on_ranks
+from cistron.tests.helpers.ranks import Command, run_on_ranks
+from cistron.tools import cli
 from cistron.tools.doctor import attention, collectives, command, disk, launch, numerics, rates, versions
 from cistron.tools.doctor.examination import Examination
 from cistron.tools.doctor.report import Line, Verdict, merged
@@ -31,9 +32,21 @@ from cistron.trainer.processes import Layout, World, join
 JOB = JobConfig.model_validate({})
 
 
-def here(tmp_path: Path, part: str = "part") -> Examination:
+def job_in(folder: Path) -> JobConfig:
+    """Return a job that writes into a folder."""
+    return JOB.model_copy(update={"job": JOB.job.model_copy(update={"dump_folder": str(folder)})})
+
+
+@contextmanager
+def folders_made(tmp_path: Path) -> Iterator[JobConfig]:
+    """Yield the job of the doctor's folder, two of whose parents are not there."""
+    with launch.own_folder(job_in(tmp_path / "outputs" / "run"), ".doctor-1") as job:
+        yield job
+
+
+def here(tmp_path: Path, part: str = "part", job: JobConfig | None = None) -> Examination:
     """Return an examination on this process alone, which is enough for parts that talk to no other."""
-    job = JOB.model_copy(update={"job": JOB.job.model_copy(update={"dump_folder": str(tmp_path / "run")})})
+    job = job or job_in(tmp_path / "run")
     layout = Layout(replicate=1, shard=1, cp=1, tp=1)
     return Examination(part, World(rank=0, layout=layout, device=torch.device("cpu"), mesh=None), job)  # type: ignore[arg-type]
 
@@ -75,6 +88,57 @@ def test_the_part_has_every_width_and_compiles(tmp_path: Path) -> None:
         for width in (64, 128):
             assert f"{executor} float32, head_dim {width}, causal" in names
     assert "sdpa float32, head_dim 64, compiled" in names
+
+
+def on_blackwell(e: Examination, monkeypatch: pytest.MonkeyPatch) -> Examination:
+    """Pretend that the examination is of a Blackwell GPU with FlashAttention 4."""
+    for part in (attention, versions):
+        monkeypatch.setattr(part, "flash_facts", lambda device, **job: FlashFacts((10, 0), True, **job))
+    e.world = World(rank=0, layout=e.world.layout, device=torch.device("cuda", 0), mesh=e.world.mesh)
+    return e
+
+
+def test_flex_is_compared_by_flash_attention_4_too_where_it_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    e = here(tmp_path)
+    assert list(attention.flash_kinds(e)) == []
+    assert verdicts(e.lines) == {"flex by FlashAttention 4": "not here"}
+    kinds = dict(attention.flash_kinds(on_blackwell(here(tmp_path), monkeypatch)))
+    for what in ("head_dim 64, causal", "head_dim 64, full", "head_dim 128, causal", "head_dim 128, full", "sliding", "lambda"):
+        assert f"flex by FlashAttention 4, {what}" in kinds
+    for width in (64, 128):
+        assert [case.compiled for case in kinds[f"flex by FlashAttention 4, head_dim {width}, compiled"]] == [True]
+    assert all(case.flash and case.dtype == torch.bfloat16 for cases in kinds.values() for case in cases)
+    monkeypatch.setattr(attention, "flash_facts", lambda device, **job: FlashFacts((10, 0), False, **job))
+    without = here(tmp_path)
+    without.world = World(rank=0, layout=e.world.layout, device=torch.device("cuda", 0), mesh=e.world.mesh)
+    assert list(attention.flash_kinds(without)) == []
+    assert without.lines[0].compared_with == "the package flash-attn-4 is not installed"
+
+
+def test_a_case_for_flash_attention_4_has_its_mask_and_a_wrong_one_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, seq_len = attention.rows(on_gpu=False)[0]
+    case = attention.Case("flex", lengths, seq_len, 64, True, AttentionConfig(), torch.bfloat16, flash=True)
+    built, right = [], masks.document_block_mask
+    monkeypatch.setattr(masks, "document_block_mask", lambda *args: built.append(right(*args)) or built[-1])
+    e = here(tmp_path)
+    attention.compare(e, "right", [case])
+    assert [mask.BLOCK_SIZE for mask in built] == [(256, 128)]
+    monkeypatch.setattr(masks, "document_block_mask", lambda ids, *rest: right(torch.zeros_like(ids), *rest))
+    attention.compare(e, "wrong", [case])  # documents see each other
+    assert verdicts(e.lines) == {"right": "ok", "wrong": "wrong"}
+
+
+def test_on_a_gpu_the_kernels_of_flex_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (10, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a pretended GPU")
+    monkeypatch.setattr("torch.cuda.nccl.version", lambda: (2, 28, 9))
+    e = on_blackwell(here(tmp_path), monkeypatch)
+    versions.examine(e)
+    (line,) = (line for line in e.lines if line.name == "flex by flash")
+    assert line.verdict == "ok"
+    assert "FlashAttention 4 is installed, and this is a Blackwell GPU" in line.compared_with
 
 
 def test_a_wrong_rule_of_the_dense_mask_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +213,8 @@ def file_limit(size: int) -> Iterator[None]:
 
 def test_a_full_disk_is_found_and_nothing_is_left_on_it(tmp_path: Path) -> None:
     for size in (2**20, 2**22):  # the first part of the first write, and none of the second, fits
-        full = here(tmp_path)
-        with file_limit(size):
+        with folders_made(tmp_path) as job, file_limit(size):
+            full = here(tmp_path, job=job)
             disk.examine(full)
         assert verdicts(full.lines) == {"write": "wrong"}
         assert full.lines[0].compared_with
@@ -159,8 +223,10 @@ def test_a_full_disk_is_found_and_nothing_is_left_on_it(tmp_path: Path) -> None:
 
 def test_a_disk_with_room_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "LEAST", 0.0)
-    e = here(tmp_path)
-    disk.examine(e)
+    with folders_made(tmp_path) as job:
+        e = here(tmp_path, job=job)
+        disk.examine(e)
+        assert str(tmp_path / "outputs" / "run") in e.lines[0].compared_with
     assert verdicts(e.lines) == {"write": "ok", "read": "ok"}
     assert list(tmp_path.iterdir()) == []
 
@@ -191,6 +257,24 @@ def test_a_part_that_hangs_or_crashes_costs_itself_alone(examine: Callable[[Exam
     assert lines[-1].verdict == "wrong"
     assert said in lines[-1].compared_with
     assert [line.name for line in lines[:-1]] == (["began"] if examine is hang else [])
+
+
+def scribble(e: Examination) -> None:
+    """Write into the folder, then never come back."""
+    folder = Path(e.config.job.dump_folder)
+    folder.mkdir(parents=True)
+    (folder / "half").touch()
+    hang(e)
+
+
+def test_a_part_that_is_killed_leaves_nothing_and_what_others_write_meanwhile_stays(tmp_path: Path) -> None:
+    mine = tmp_path / "outputs" / "mine"
+    with folders_made(tmp_path) as job:
+        lines = launch.run_part("part", scribble, job, limit=3.0)
+        assert (Path(job.job.dump_folder) / "half").exists()
+        mine.touch()
+    assert lines[-1].verdict == "wrong"
+    assert sorted(tmp_path.rglob("*")) == [mine.parent, mine]
 
 
 def collectives_with_a_slow_rank(seconds: float) -> list[Line]:
@@ -245,6 +329,21 @@ def test_of_several_ranks_the_worst_line_is_kept() -> None:
 
     ranks = [[line("a", "ok", 0), line("b", "slow", 0)], [line("a", "wrong", 1), line("b", "slow", 1), line("c", "ok", 1)]]
     assert [(found.name, found.rank) for found in merged(ranks)] == [("a", 1), ("b", 0), ("c", 1)]
+    shared = [[line("a", "ok", 0), line("c", "ok", 0)], [line("b", "ok", 1)]]
+    assert [found.name for found in merged(shared)] == ["a", "b", "c"]
+
+
+def test_ranks_of_a_host_share_checks_of_a_cpu_and_each_gpu_has_all(tmp_path: Path) -> None:
+    hosts = ["a", "b", "a"]
+    for device, expected in (("cpu", [[0, 2, 4], [0, 1, 2, 3, 4], [1, 3]]), ("cuda", [[0, 1, 2, 3, 4]] * 3)):
+        found = []
+        for rank, host in enumerate(hosts):
+            e = here(tmp_path)
+            layout = Layout(replicate=1, shard=3, cp=1, tp=1)
+            world = SimpleNamespace(rank=rank, layout=layout, device=torch.device(device), gather=lambda _: hosts)
+            e.world, e.host = world, host  # type: ignore[assignment]
+            found.append(e.share(range(5)))
+        assert found == expected
 
 
 def test_what_is_no_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,6 +357,17 @@ def test_the_default_is_a_job_that_the_device_holds() -> None:
     assert [command.default_config(gib) for gib in (0.0, 24.0, 140.0)] == ["debug", "debug", "llama3_1b"]
 
 
+def under_slurm(argv: list[str]) -> None:
+    """Run the doctor as a task of srun, after the task's number, the job's, and the folder of scontrol."""
+    rank, job, folder, *words = argv
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        os.environ.pop(name, None)
+    os.environ |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_ID": job}
+    os.environ |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "PATH": f"{folder}:{os.environ['PATH']}"}
+    sys.argv = ["cistron", "doctor", *words]
+    cli.main()
+
+
 def test_the_whole_on_two_ranks_under_slurm(tmp_path: Path) -> None:
     scontrol = tmp_path / "scontrol"
     scontrol.write_text("#!/bin/sh\necho 127.0.0.1\n")
@@ -267,26 +377,15 @@ def test_the_whole_on_two_ranks_under_slurm(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     job = write_job(tmp_path / "job")
     report = tmp_path / "report.json"
-    argv = [sys.executable, "-m", "cistron.tools.cli", "doctor", "--config", str(job), "--json", str(report)]
+    argv = [str((port - 20000) % 10000), str(tmp_path), "--config", str(job), "--json", str(report)]
     argv += ["--parts", "versions,collectives,disk,training", "--part-seconds", "100"]
-    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NODELIST": "n1", "OMP_NUM_THREADS": "1"}
-    slurm |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": str((port - 20000) % 10000)}
-    without = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    ranks = [
-        subprocess.Popen(
-            argv,
-            env={**without, **slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    ranks = [Command(under_slurm, [str(rank), *argv]) for rank in range(2)]
     try:
         outputs = [rank.communicate(timeout=400)[0] for rank in ranks]
     finally:
         for rank in ranks:
-            rank.kill()
+            if rank.poll() is None:
+                rank.send_signal(signal.SIGKILL)
     found = json.loads(report.read_text())
     wrong = [line for line in found["lines"] if line["verdict"] == "wrong"]
     assert wrong == [], outputs
@@ -294,7 +393,8 @@ def test_the_whole_on_two_ranks_under_slurm(tmp_path: Path) -> None:
     names = {line["name"] for line in found["lines"]}
     assert {"all-reduce", "write", "tokens", "data loader", "checkpoint's stall", "peak memory", "block mask"} <= names
     assert found["hosts"] == [socket.gethostname()] * 2
+    assert list(found["part_seconds"]) == ["versions", "collectives", "disk", "training"]
     assert "training" in outputs[0]
     assert outputs[1].strip() == "" or "─" not in outputs[1]
     config, _ = load_config([str(job)])
-    assert not Path(config.job.dump_folder).exists() or not any(Path(config.job.dump_folder).iterdir())
+    assert not Path(config.job.dump_folder).exists()

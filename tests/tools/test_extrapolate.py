@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cistron.tests.helpers.models import CAUSAL, ENCODER, PROTEIN, write_checkpoint
-from cistron.tools import evaluate
+from cistron.tools import cli, evaluate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 METHODS = ["trained", "linear", "rerope"]
@@ -114,7 +114,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one message of the command, which ends with status 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
-        evaluate.main([*arguments, "--extrapolate"])
+        cli.run("evaluate", [*arguments, "--extrapolate"])
     error = capsys.readouterr().err
     assert caught.value.code == 2
     assert "Traceback" not in error

@@ -19,7 +19,7 @@ from cistron.datasets.files import FileStore
 from cistron.datasets.shards import open_shards
 from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 from cistron.tests.helpers.corpora import write_fasta, write_jsonl
-from cistron.tools import prepare
+from cistron.tools import cli, prepare
 from cistron.trainer.config import load_config
 
 WORDS = ["pack", "row", "mask", "eos", "lane", "token"]
@@ -54,7 +54,7 @@ def contents(folder: Path) -> dict[str, str]:
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """Run a command that must end with status 2 and return its one message."""
     with pytest.raises(SystemExit) as caught:
-        prepare.main(argv)
+        cli.run("prepare", argv)
     assert caught.value.code == 2
     return capsys.readouterr().err
 
@@ -86,7 +86,7 @@ def test_any_number_of_processes_writes_the_same_bytes(corpus: Path, prepared: P
 def test_killed_at_any_moment_and_run_again_it_writes_the_same_bytes(corpus: Path, prepared: Path, tmp_path: Path) -> None:
     draw = random.Random(1)
     output = tmp_path / "words"
-    command = [sys.executable, "-m", "cistron.tools.prepare", *arguments(corpus, output, "--processes", "2")]
+    command = [sys.executable, "-m", "cistron.tools.cli", "prepare", *arguments(corpus, output, "--processes", "2")]
     results = 0
     for _ in range(3):
         process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)

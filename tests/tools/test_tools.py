@@ -4,8 +4,10 @@ import gzip
 import json
 import random
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
+from runpy import run_module
 from typing import Any, cast
 
 import pytest
@@ -14,7 +16,7 @@ from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.attention import document_block_mask
 from cistron.models.attention.masks import document_dense_mask
 from cistron.tests.helpers.jobs import train_here, write_job, write_mixture
-from cistron.tools import check, generate, inspect
+from cistron.tools import check, cli, generate, inspect
 from cistron.tools.support import targets
 from cistron.trainer.build import training_mask
 from cistron.trainer.config import load_config
@@ -100,7 +102,7 @@ class Words:
 
 def test_check_refuses_what_training_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        check.main([str(write_job(tmp_path)), "--model.eos_id", "9"])
+        cli.run("check", [str(write_job(tmp_path)), "--model.eos_id", "9"])
     assert caught.value.code == 2
     assert "tokenizer says eos is 0, attention mask says 9" in capsys.readouterr().err
 
@@ -268,7 +270,7 @@ def test_generate_refuses_what_it_cannot_sample_from(trained: Path, tmp_path: Pa
         ([newest, "--prompt", "x", "--temperature", "nan"], "temperature = nan: must be"),
     ):
         with pytest.raises(SystemExit) as caught:
-            generate.main(arguments)
+            cli.run("generate", arguments)
         assert caught.value.code == 2
         assert expected in capsys.readouterr().err
 
@@ -278,7 +280,7 @@ def test_generate_refuses_a_checkpoint_of_another_tokenizer(
 ) -> None:
     monkeypatch.setattr(ByteTokenizer, "eos_id", 10)
     with pytest.raises(SystemExit) as caught:
-        generate.main([str(trained.parent / "run" / "checkpoint"), "--prompt", "pack"])
+        cli.run("generate", [str(trained.parent / "run" / "checkpoint"), "--prompt", "pack"])
     assert caught.value.code == 2
     assert "tokenizer says eos is 10, checkpoint says 0" in capsys.readouterr().err
 
@@ -305,3 +307,14 @@ def test_shipped_configurations_pass_their_check_for_any_number_of_processes(
     output = capsys.readouterr().out
     assert "all checks passed" in output
     assert f"on {processes} process(es)" in output
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_runs_as_a_module_too(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--no-such-option"])
+    with pytest.raises(SystemExit) as caught:
+        run_module(f"cistron.tools.{name}", run_name="__main__", alter_sys=False)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert f"cistron {name}" in said or "--no-such-option" in said

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from cistron.datasets.nucleotides import reverse_complement
 from cistron.datasets.readers import SequenceFiles
 from cistron.tests.helpers.models import CAUSAL, ENCODER, PROTEIN, random_sequences, write_checkpoint, write_fasta
-from cistron.tools import embed, evaluate, generate
+from cistron.tools import cli, embed, evaluate
 from cistron.tools.support import embedding_files
 from cistron.trainer.inference import OpenedModel, open_model
 from cistron.trainer.inference import embed as cistron_embed
@@ -59,11 +58,11 @@ def sequences() -> list[str]:
     return random_sequences(0, LENGTHS)
 
 
-def refused(capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], None], *arguments: object) -> str:
+def refused(capsys: pytest.CaptureFixture[str], command: str, *arguments: object) -> str:
     """The one message of a command that ends with status 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
-        command([str(argument) for argument in arguments])
+        cli.run(command, [str(argument) for argument in arguments])
     captured = capsys.readouterr()
     assert caught.value.code == 2
     assert "Traceback" not in captured.err
@@ -131,11 +130,11 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(
     assert len(list(partial.glob("part-*"))) >= 2
     assert not output.exists()
 
-    said = refused(capfd, embed.main, *command, "--pool", "last")
+    said = refused(capfd, "embed", *command, "--pool", "last")
     assert "half an output of another command" in said
     assert "pool was 'mean', is 'last'" in said
     source.touch()
-    assert "input was" in refused(capfd, embed.main, *command)
+    assert "input was" in refused(capfd, "embed", *command)
     plan = partial / "plan.json"
     stated = json.loads(plan.read_text())
     stated["input"][0][2] = next(iter(SequenceFiles([str(source)]).files)).stamp
@@ -203,10 +202,10 @@ def test_what_cannot_be_embedded_is_refused(tmp_path: Path, checkpoint: Path, ca
         (source, "norm", output, ("--on-unknown", "map"), "'map' means nothing to the byte tokenizer"),
         (tmp_path / "gone.fasta", "norm", output, (), "gone.fasta: there is no such file"),
     ):
-        said = refused(capsys, embed.main, checkpoint, "--input", path, "--layer", layer, "--output", out, *more)
+        said = refused(capsys, "embed", checkpoint, "--input", path, "--layer", layer, "--output", out, *more)
         assert expected in said
     assert "not a complete checkpoint" in refused(
-        capsys, embed.main, tmp_path, "--input", tmp_path / "empty.fasta", "--layer", "norm", "--output", output
+        capsys, "embed", tmp_path, "--input", tmp_path / "empty.fasta", "--layer", "norm", "--output", output
     )
 
 
@@ -265,9 +264,9 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path, checkpoint: Path, caps
         (protein, ("--with-eos",), "with_eos: a bidirectional model"),
         (encoder, (), "a pseudo-likelihood needs a mask token"),
     ):
-        assert expected in refused(capsys, evaluate.main, model, "--score", source, *options)
+        assert expected in refused(capsys, "evaluate", model, "--score", source, *options)
     (tmp_path / "nothing.fa.gz").write_bytes(gzip.compress(b""))
-    assert "holds no sequence" in refused(capsys, evaluate.main, checkpoint, "--score", tmp_path / "nothing.fa.gz")
+    assert "holds no sequence" in refused(capsys, "evaluate", checkpoint, "--score", tmp_path / "nothing.fa.gz")
     with pytest.raises(OSError, match="of the input"), evaluate.open_writer(tmp_path / "s.tsv"):
         raise OSError("of the input")  # what goes wrong between writing is not the output's
     assert not list(tmp_path.glob("s.*"))
@@ -276,7 +275,7 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path, checkpoint: Path, caps
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t"))
     assert [(row["residues"], row["tokens"]) for row in rows] == [("4", "4"), ("5", "5")], "what can be"
     star = write_fasta(tmp_path / "star.fa", ["MKV*"])
-    said = refused(capsys, evaluate.main, protein, "--score", star)
+    said = refused(capsys, "evaluate", protein, "--score", star)
     assert "star.fa, record s0, byte 18: '*' is no letter" in said
     assert "; --on-unknown map reads it as <unk>" in said
     evaluate.main([str(protein), "--score", str(star), "--on-unknown", "map"])
@@ -286,4 +285,4 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path, checkpoint: Path, caps
     output = tmp_path / "e.safetensors"
     embed.main([str(protein), "--input", str(star), "--layer", "norm", "--on-unknown", "map", "--output", str(output)])
     assert load_file(output)["norm"].shape == (1, 32)
-    assert "cannot generate" in refused(capsys, generate.main, encoder, "--prompt", "ACGT")
+    assert "cannot generate" in refused(capsys, "generate", encoder, "--prompt", "ACGT")

@@ -21,7 +21,7 @@ from cistron.tests.helpers.jobs import refusal, train_here, write_job
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.config import load_config
 from cistron.trainer.errors import OutOfMemoryError
-from cistron.trainer.estimates import estimate, peak_of, reliefs
+from cistron.trainer.estimates import JobOnDevice, Relief, estimate, peak_of, reliefs
 from cistron.trainer.optim import StepGuard
 from cistron.trainer.out_of_memory import out_of_memory_told
 from cistron.trainer.processes import Layout, World, join, ran_out, run_command
@@ -206,18 +206,44 @@ def test_the_effects_are_those_of_the_estimate_and_in_order(tmp_path: Path) -> N
     def size(other: Any, on: Layout) -> float:
         return peak_of(estimate(other, decoder, on, "varlen", "cpu")).size
 
-    found = reliefs(config, decoder, layout, size)
+    def of(config: Any, layout: Layout) -> list[Relief]:
+        return reliefs(JobOnDevice(config, decoder, layout, "varlen", "cpu"), size)
+
+    found = of(config, layout)
     saved = [relief.saved for relief in found]
     assert saved == sorted(saved, reverse=True)
     by_key = {relief.change.split(" = ")[0]: relief.saved for relief in reversed(found)}
     full = config.replace(activation_checkpoint=config.activation_checkpoint.replace(mode="full"))
     assert by_key["activation_checkpoint.mode"] == size(config, layout) - size(full, layout)
     assert by_key["parallelism.data_parallel_shard_degree"] == size(config, layout) - size(config, replace(layout, shard=2))
-    assert not any(relief.change.startswith("activation_checkpoint") for relief in reliefs(full, decoder, layout, size))
+    assert not any(relief.change.startswith("activation_checkpoint") for relief in of(full, layout))
     replicated = replace(layout, replicate=2)
     assert "parallelism.data_parallel_replicate_degree = 1, now 2" in "".join(
-        relief.change for relief in reliefs(config, decoder, replicated, size)
+        relief.change for relief in of(config, replicated)
     )
+
+
+@pytest.mark.parametrize("most", [0, 1024])
+def test_fewer_logits_at_once_are_advised_among_the_others_by_their_effect(tmp_path: Path, most: int) -> None:
+    """A small model of a large vocabulary on a GPU: a chunk of logits is most of what it takes."""
+    shape = ("--model.vocab_size", "128256", "--training.seq_len", "2048", "--training.local_batch_size", "4")
+    options = [*shape, "--training.loss_chunk_tokens", str(most)]
+    config, _ = load_config(["--config", str(write_job(tmp_path)), *options])
+    layout = Layout.resolve(config)
+    _, decoder = verify(config, layout)
+    job = JobOnDevice(config, decoder, layout, "flex", "cuda")
+
+    def size(other: Any, on: Layout) -> float:
+        return peak_of(estimate(other, decoder, on, "flex", "cuda")).size
+
+    found = reliefs(job, size)
+    assert [relief.saved for relief in found] == sorted((relief.saved for relief in found), reverse=True)
+    (advice,) = (relief for relief in found if relief.change.startswith("training.loss_chunk_tokens"))
+    chunk = 1024 if most else 2048  # 8,192 tokens in four chunks of at most 2,093
+    assert job.loss_chunk == chunk
+    assert f"= {chunk // 2}, now {most}: logits of {chunk:,} tokens at once now" in advice.change
+    followed = config.replace(training=config.training.replace(loss_chunk_tokens=chunk // 2))
+    assert advice.saved == size(config, layout) - size(followed, layout) > 0
 
 
 def train_on_ranks(config: str, short: list[int]) -> tuple[Any, str]:

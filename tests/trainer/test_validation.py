@@ -13,12 +13,20 @@ import torch.nn.functional as F
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.attention import DocumentMask
 from cistron.models.decoder import Decoder
-from cistron.tests.helpers.jobs import column, graphs_alone, metrics, refusal, train_here, write_job, write_shards
+from cistron.tests.helpers.jobs import (
+    column,
+    graphs_alone,
+    metrics,
+    refusal,
+    train_here,
+    why_incomplete,
+    write_job,
+    write_shards,
+)
 from cistron.tests.helpers.ranks import run_on_ranks
-from cistron.trainer.checkpoints.format import why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.evaluation import Evaluation
-from cistron.trainer.processes import StopRequest, join
+from cistron.trainer.processes import StopRequest, join, local
 from cistron.trainer.train import Trainer
 from cistron.trainer.validation import Validation, range_name
 
@@ -131,7 +139,7 @@ def test_the_record_is_what_a_float64_decoder_finds_document_by_document(straigh
     """Each document, or fragment of a long one, in a row of its own, without packing, batches or a document mask."""
     trainer = open_trainer(straight)
     model = Decoder(trainer.decoder_config).double()
-    model.load_state_dict({name: p.to_local() for name, p in trainer.model.state_dict().items()})
+    model.load_state_dict({name: local(p) for name, p in trainer.model.state_dict().items()})
     trainer.close()
     mask = DocumentMask(eos_id=0, pad_id=1, executor="sdpa")
     texts = [json.loads(line)["text"] for line in (straight.parent / "prose.jsonl").read_text().splitlines()]
@@ -184,7 +192,7 @@ def test_weights_of_targets_count_in_the_loss_and_not_in_bits_per_byte(tmp_path:
     data = validation.data
     nats, weights, targets, plain, size = 0.0, 0.0, 0, 0.0, 0
     model = Decoder(trainer.decoder_config).double()
-    model.load_state_dict({name: p.to_local() for name, p in trainer.model.state_dict().items()})
+    model.load_state_dict({name: local(p) for name, p in trainer.model.state_dict().items()})
     mask = DocumentMask(eos_id=0, pad_id=1, executor="sdpa")
     with torch.no_grad():
         for batch in data.batches():

@@ -1,19 +1,21 @@
 """Part `attention`: every executor on this device against dense attention in float64, forward and gradients.
 
 The reference states the rule itself, pair by pair, and uses nothing of `models/attention`: a rule that is wrong there
-is wrong here. Errors are relative to the largest number of the reference.
+is wrong here. Errors are relative to the largest number of the reference, which is computed once for all executors.
 """
 
 import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...models.attention import DocumentMask, attend_in_regions, executor_complaints
+from ...models.attention import DocumentMask, attend_in_regions, executor_complaints, flash_facts, flash_obstacles
 from ...models.config import AttentionConfig, Executor
 from ...models.positions import reaches
 from .examination import Examination, in_short
@@ -41,6 +43,7 @@ class Case:
         attention: window or position map.
         dtype: of queries, keys, values.
         compiled: whether torch.compile takes the call.
+        flash: whether flex is to take the kernels of FlashAttention 4.
     """
 
     executor: Executor
@@ -51,11 +54,12 @@ class Case:
     attention: AttentionConfig
     dtype: torch.dtype
     compiled: bool = False
+    flash: bool = False
 
 
 def examine(e: Examination) -> None:
     """Compare every executor that there is; a line for each with its largest error over all lengths."""
-    for kind, cases in kinds(e):
+    for kind, cases in e.share(kinds(e)):
         try:
             compare(e, kind, cases)
         except Exception as error:  # whatever a kernel or its compiler raises: the other kernels are still of interest
@@ -83,7 +87,30 @@ def kinds(e: Examination) -> Iterator[tuple[str, list[Case]]]:
                     what = attention.mask if attention.position_map == "none" else attention.position_map
                     lengths, seq_len = rows(e.on_gpu)[0]
                     yield f"{executor} {name}, {what}", [Case(executor, lengths, seq_len, 64, True, attention, dtype)]
+    yield from flash_kinds(e)
     yield from compiled_kinds(e)
+
+
+def flash_kinds(e: Examination) -> Iterator[tuple[str, list[Case]]]:
+    """Return the cases of flex by FlashAttention 4, whether or not a job here would take it by itself."""
+    name, dtype, plain = "flex by FlashAttention 4", torch.bfloat16, AttentionConfig()
+    obstacles = flash_obstacles(flash_facts(e.device, half=True, head_dim=128, attention=plain)) if e.on_gpu else ["no GPU"]
+    if obstacles:
+        e.find(name, "not here", compared_with="; ".join(obstacles))
+        return
+
+    def case(lengths: tuple[tuple[int, ...], ...], seq_len: int, head_dim: int, **more: Any) -> Case:
+        return Case("flex", lengths, seq_len, head_dim, **{"causal": True, "attention": plain, **more}, dtype=dtype, flash=True)
+
+    some = rows(e.on_gpu)
+    for head_dim in (64, 128):
+        for causal in (True, False):
+            what = f"{name}, head_dim {head_dim}, {'causal' if causal else 'full'}"
+            yield what, [case(*row, head_dim, causal=causal) for row in some]
+        yield f"{name}, head_dim {head_dim}, compiled", [case(*some[0], head_dim, compiled=True)]
+    for attention in WINDOWS:
+        if attention.position_map == "none":
+            yield f"{name}, {attention.mask}", [case(*some[0], 64, attention=attention)]
 
 
 def compiled_kinds(e: Examination) -> Iterator[tuple[str, list[Case]]]:
@@ -126,6 +153,28 @@ def largest_error(case: Case, device: torch.device, gradients: bool) -> float:
     half = case.dtype != torch.float32
     complaints = executor_complaints(case.executor, device, half=half, compiled=case.compiled, attention=case.attention)
     assert not complaints or case.executor == "flex", complaints
+    ids, inputs, upstream, expected = reference(replace(case, executor="sdpa", compiled=False, flash=False))
+    facts = flash_facts(device, half=half, head_dim=case.head_dim, attention=case.attention)
+    queries = facts.queries if case.flash else None
+    mask = DocumentMask(0, 1, case.causal, case.executor, case.attention, flash_queries=queries).build(ids, device)
+
+    def attend(*inputs: Tensor) -> Tensor:
+        return attend_in_regions([(inputs[i], inputs[i + 1]) for i in range(0, len(inputs) - 1, 2)], inputs[-1], mask)
+
+    kernel = torch.compile(attend) if case.compiled else attend
+    found = run(kernel, [t.to(device) for t in inputs], upstream.to(device), gradients)
+    real = (ids >= 0)[:, None, :, None]  # what padding computes is no one's
+    pairs = list(zip(found, expected, strict=False))  # without gradients the output alone
+    pairs[0] = (pairs[0][0] * real.to(device), pairs[0][1] * real)
+    return max(relative(a, b) for a, b in pairs)
+
+
+@lru_cache(maxsize=16)  # of one dtype; a line of the report has three of them
+def reference(case: Case) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    """Return ids, inputs, the output's gradient, and float64 output and gradients of dense attention, on the CPU.
+
+    Inputs are queries [rows, heads, seq_len, head_dim] and keys of each region of distances, then the values.
+    """
     draw = torch.Generator().manual_seed(1)
     heads, kv_heads, batch = 4, 2, len(case.lengths)
 
@@ -136,19 +185,8 @@ def largest_error(case: Case, device: torch.device, gradients: bool) -> float:
     regions = 1 if case.attention.position_map == "none" else 2
     inputs = [t for _ in range(regions) for t in (drawn(heads), drawn(kv_heads))] + [drawn(kv_heads)]
     upstream = drawn(heads)
-    rule = DocumentMask(eos_id=0, pad_id=1, causal=case.causal, executor=case.executor, attention=case.attention)
-    mask = rule.build(ids, device)
-
-    def attend(*inputs: Tensor) -> Tensor:
-        return attend_in_regions([(inputs[2 * i], inputs[2 * i + 1]) for i in range(regions)], inputs[-1], mask)
-
-    kernel = torch.compile(attend) if case.compiled else attend
-    found = run(kernel, [t.to(device) for t in inputs], upstream.to(device), gradients)
-    expected = run(lambda *inputs: dense(inputs, ids, case), [t.double() for t in inputs], upstream.double(), gradients)
-    real = (ids >= 0)[:, None, :, None]  # what padding computes is no one's
-    pairs = list(zip(found, expected, strict=True))
-    pairs[0] = (pairs[0][0] * real.to(device), pairs[0][1] * real)
-    return max(relative(a, b) for a, b in pairs)
+    exact = [t.double() for t in inputs]
+    return ids, inputs, upstream, run(lambda *inputs: dense(inputs, ids, case), exact, upstream.double(), gradients=True)
 
 
 def run(kernel: Callable[..., Tensor], inputs: list[Tensor], upstream: Tensor, gradients: bool) -> list[Tensor]:
@@ -179,7 +217,7 @@ def sequence_ids(lengths: tuple[tuple[int, ...], ...], seq_len: int) -> Tensor:
 
 
 def dense(inputs: tuple[Tensor, ...], ids: Tensor, case: Case) -> Tensor:
-    """Return attention written out, with the rule at every pair; inputs as `largest_error` draws them, float64."""
+    """Return attention written out, with the rule at every pair; inputs as of `reference`, float64."""
     *rotated, v = inputs
     index = torch.arange(case.seq_len)
     same = ids[:, :, None] == ids[:, None, :]

@@ -22,7 +22,7 @@ from ...trainer.estimates import estimate
 from ...trainer.processes import Layout, run_command
 from . import attention, collectives, disk, numerics, rates, training, versions
 from .examination import Examination
-from .launch import Ranks, run_part, slurm_environment
+from .launch import Ranks, own_folder, run_part, slurm_environment
 from .report import Line, Report, print_part
 
 PARTS: dict[str, Callable[[Examination], None]] = {
@@ -77,13 +77,25 @@ def doctor(argv: Sequence[str], parts: Sequence[str], file: Path | None, limit: 
     if not chosen_by_user.config:
         config, _ = load_config(["--config", name, *argv], "cistron doctor")
     lines: list[Line] = []
+    part_seconds: dict[str, float] = {}
     console = Console(highlight=False, soft_wrap=True, quiet=ranks.rank > 0)
-    for part in parts:
-        found = ranks.gather(part, run_part(part, PARTS[part], config, limit), limit + 30)
-        lines += found
-        print_part(console, part, found, ranks.count)
+    with own_folder(config, ranks.share("folder", lambda: f".doctor-{time.time_ns()}")) as job:
+        for part in parts:
+            begun = time.perf_counter()
+            found = ranks.gather(part, run_part(part, PARTS[part], job, limit), limit + 30)
+            part_seconds[part] = time.perf_counter() - begun
+            lines += found
+            print_part(console, part, part_seconds[part], found, ranks.count)
     seconds = time.perf_counter() - started
-    report = Report(version=__version__, hosts=ranks.hosts, device=device, config=name, seconds=seconds, lines=lines)
+    report = Report(
+        version=__version__,
+        hosts=ranks.hosts,
+        device=device,
+        config=name,
+        seconds=seconds,
+        part_seconds=part_seconds,
+        lines=lines,
+    )
     counts = ", ".join(f"{report.count(verdict)} {verdict}" for verdict in ("ok", "slow", "wrong", "not here"))
     console.print(f"\n{counts}; {ranks.count} process(es) on {len({*ranks.hosts})} machine(s), {name}, {seconds:.0f} s")
     status = int(report.count("wrong") > 0)

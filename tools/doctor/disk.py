@@ -15,15 +15,15 @@ LEAST = 100e6  # bytes/s: at less, the 96 GB of an 8B model's checkpoint take 16
 def examine(e: Examination) -> None:
     """Write a file of this rank's own, read it back past the cache where Linux can, and remove it."""
     size = 2**28 if e.on_gpu else 2**26
-    with e.dump_folder() as folder:
-        path = folder / f".doctor-{e.host}-{e.world.rank}-{os.getpid()}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write(e, path, size)
-        except OSError as error:
-            e.find("write", "wrong", compared_with=f"{folder}: {error.strerror or error}")
-        finally:
-            path.unlink(missing_ok=True)
+    folder = Path(e.config.job.dump_folder)
+    path = folder / f"{e.host}-{e.world.rank}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(e, path, size)
+    except OSError as error:
+        e.find("write", "wrong", compared_with=f"{folder.parent}: {error.strerror or error}")
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def write(e: Examination, path: Path, size: int) -> None:
@@ -39,7 +39,7 @@ def write(e: Examination, path: Path, size: int) -> None:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     rate = size / (time.perf_counter() - started) / 1e6
-    e.at_least("write", rate, LEAST / 1e6, "MB/s", f"{size >> 20} MiB to {path.parent}, with fsync, {ranks}")
+    e.at_least("write", rate, LEAST / 1e6, "MB/s", f"{size >> 20} MiB to {path.parent.parent}, with fsync, {ranks}")
     started, same = time.perf_counter(), True
     with path.open("rb", buffering=0) as file:
         while part := file.read(CHUNK):

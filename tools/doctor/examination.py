@@ -2,16 +2,17 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from ...trainer.config import JobConfig
 from ...trainer.processes import World
 from .report import Line, Verdict
+
+T = TypeVar("T")
 
 
 def in_short(error: Exception) -> str:
@@ -26,7 +27,7 @@ class Examination:
     Attributes:
         part: its name.
         world: this process among the others.
-        config: the job whose speed is measured.
+        config: the job whose speed is measured; its dump folder is the doctor's own, removed at the end.
         keep: called with every line at once, so that a part that hangs later has said it.
         host: name of this machine.
         lines: what was found so far.
@@ -49,17 +50,13 @@ class Examination:
         """Whether the device is a GPU."""
         return self.device.type == "cuda"
 
-    @contextmanager
-    def dump_folder(self) -> Iterator[Path]:
-        """Yield the dump folder of the job; one that was not there before is removed again, by the last rank in it."""
-        folder = Path(self.config.job.dump_folder)
-        made = not folder.exists()
-        try:
-            yield folder
-        finally:
-            if made:
-                with suppress(OSError):  # another rank has files in it, or has removed it
-                    folder.rmdir()
+    def share(self, checks: Iterable[T]) -> list[T]:
+        """Return what this rank checks: on its GPU all of it, on a CPU its share among the ranks of the host."""
+        n = self.world.layout.world_size
+        if self.on_gpu or n == 1:
+            return list(checks)
+        neighbours = [rank for rank, host in enumerate(self.world.gather(self.host)) if host == self.host]
+        return list(checks)[neighbours.index(self.world.rank) :: len(neighbours)]
 
     def find(
         self, name: str, verdict: Verdict, value: float | None = None, unit: str = "", compared_with: str = "", rank: int = -1

@@ -9,6 +9,7 @@ child keeps each line in a file at once, and lets faulthandler write where it st
 import faulthandler
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,24 @@ def slurm_environment() -> None:
     of["MASTER_ADDR"] = subprocess.run(hosts, capture_output=True, text=True, check=True).stdout.split()[0]
     of["MASTER_PORT"] = str(20000 + int(of["SLURM_JOB_ID"]) % 10000)
     of["RANK"], of["WORLD_SIZE"], of["LOCAL_RANK"] = of["SLURM_PROCID"], of["SLURM_STEP_NUM_TASKS"], of["SLURM_LOCALID"]
+
+
+@contextmanager
+def own_folder(config: JobConfig, name: str) -> Iterator[JobConfig]:
+    """Yield the job with a folder `name` inside of its dump folder in place of that, for parts to write into.
+
+    The command outlives every part, so it removes the folder, whatever a part that was killed has left in it, and the
+    parents that were not there before. Ranks enter before the first part begins, so that all see the same ones.
+    """
+    folder = Path(config.job.dump_folder, name)
+    missing = [parent for parent in folder.parents if not os.path.exists(parent)]  # noqa: PTH110 (never raises)
+    try:
+        yield config.model_copy(update={"job": config.job.model_copy(update={"dump_folder": str(folder)})})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):  # it was never made, another rank has removed it, or somebody else writes there
+                parent.rmdir()
 
 
 class Ranks:
@@ -129,14 +149,17 @@ def run_part(part: str, examine: Callable[[Examination], None], config: JobConfi
         child = os.fork()
         if not child:
             child_main(part, examine, config, limit, folder)
+        os.setpgid(child, child)
         status, end = None, time.monotonic() + limit
-        while status is None and time.monotonic() < end:
-            found, code = os.waitpid(child, os.WNOHANG)
-            status = os.waitstatus_to_exitcode(code) if found else None
-            time.sleep(POLL)
-        if status is None:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        try:
+            while status is None and time.monotonic() < end:
+                found, code = os.waitpid(child, os.WNOHANG)
+                status = os.waitstatus_to_exitcode(code) if found else None
+                time.sleep(POLL)
+        finally:
+            if status is None:  # too late, or the command is interrupted
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
         file = folder / "lines"
         text = file.read_text().splitlines() if file.is_file() else []
         lines = [Line.model_validate_json(line) for line in text]
@@ -156,7 +179,6 @@ def child_main(part: str, examine: Callable[[Examination], None], config: JobCon
     """Run a part in this child process, and end it."""
     status = 1
     try:
-        os.setpgid(0, 0)
         with (folder / "lines").open("a", buffering=1) as lines, (folder / "stack").open("w") as stack:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the trainer speaks there
             faulthandler.dump_traceback_later(max(0.1, limit - max(0.2, 0.02 * limit)), file=stack)

@@ -17,11 +17,11 @@ LENGTHS = (37, 1, 50, 12)  # documents of the packed row; 5 tokens of padding fo
 
 def examine(e: Examination) -> None:
     """Compare the loss head, then packed rows under every executor that trains here."""
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in e.share((torch.float32, torch.bfloat16)):
         name = f"loss head, {str(dtype).removeprefix('torch.')}"
         e.within(name, loss_error(e.device, dtype), MOST[dtype], "", "losses and gradients against float64")
     executors: tuple[Executor, ...] = ("sdpa", "flex", "varlen")
-    for executor in executors:
+    for executor in e.share(executors):
         if wrong := executor_complaints(executor, e.device, half=False, compiled=False):
             e.find(f"packed equals separate, {executor}", "not here", compared_with=wrong[0].split(": ", 1)[1])
         else:

@@ -1,6 +1,7 @@
 """What the doctor finds: a line for each thing it looked at, with the number and what it was compared with."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Literal, TypeAlias
 
 from rich.console import Console
@@ -48,6 +49,8 @@ class Report(Table):
     """Job whose speed was measured."""
     seconds: float
     """How long all of it took."""
+    part_seconds: dict[str, float]
+    """How long each part took, on the slowest rank."""
     lines: list[Line]
     """In the order in which it was found."""
 
@@ -57,21 +60,23 @@ class Report(Table):
 
 
 def merged(ranks: Sequence[Sequence[Line]]) -> list[Line]:
-    """Return one line for each name of a part: the worst of the ranks, of equals the first.
+    """Return one line for each name of a part: the worst of the ranks, of equals the first rank's.
 
     Args:
-        ranks: lines of every rank, in rank order.
+        ranks: lines of every rank, in rank order. Names come in the order of the ranks' first lines, second lines, ...,
+            which is that of checks that ranks have shared.
     """
+    names = {line.name: None for row in zip_longest(*ranks) for line in row if line}
     worst: dict[str, Line] = {}
     for line in (line for lines in ranks for line in lines):
         if line.name not in worst or SEVERITY[line.verdict] > SEVERITY[worst[line.name].verdict]:
             worst[line.name] = line
-    return list(worst.values())
+    return [worst[name] for name in names]
 
 
-def print_part(console: Console, part: str, lines: Sequence[Line], processes: int) -> None:
+def print_part(console: Console, part: str, seconds: float, lines: Sequence[Line], processes: int) -> None:
     """Print the lines of one part as a table."""
-    console.rule(part)
+    console.rule(f"{part}, {seconds:.0f} s")
     grid = Grid("verdict", "what", "measured", "compared with", box=None)
     for line in lines:
         where = f" (rank {line.rank}, {line.host})" if processes > 1 and line.verdict in ("slow", "wrong") else ""

@@ -1,13 +1,11 @@
 """Part `training`: some steps of the job by the real trainer: speed, shares of a step, memory, data, a checkpoint.
 
-Nothing of the job's own folder is touched: the run's folder is made inside of the dump folder and removed.
+The run's folder is inside of the doctor's own.
 """
 
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -28,7 +26,8 @@ LOADED = 1.5  # times the tokens that training takes, so that no step waits
 
 def examine(e: Examination) -> None:
     """Train some steps, save once, read some data."""
-    with measured_job(e) as config, StopRequest() as stop:
+    config = measured_job(e)
+    with StopRequest() as stop:
         if e.on_gpu:
             torch.cuda.reset_peak_memory_stats(e.device)
         before = resident()
@@ -42,33 +41,25 @@ def examine(e: Examination) -> None:
             trainer.close()
 
 
-@contextmanager
-def measured_job(e: Examination) -> Iterator[JobConfig]:
-    """Return the job in a folder of its own, with checkpoints and without what is not measured."""
-    number = e.world.gather(time.time_ns())[0]
+def measured_job(e: Examination) -> JobConfig:
+    """Return the job with checkpoints and without what is not measured."""
     c = e.config
     ranks = e.world.layout.data_parallel
     rows = global_batch_size(c, e.world.layout) // ranks
     at_once = min(c.training.local_batch_size, rows)
     step_rows = min(rows, 2 * at_once) * ranks  # two micro-batches have all that more of them have
     silent = {"enable_tensorboard": False, "enable_wandb": False, "sinks": []}
-    with e.dump_folder() as dump_folder:
-        folder = dump_folder / f".doctor-{number}"
-        try:
-            yield c.model_copy(
-                update={
-                    "job": c.job.model_copy(update={"dump_folder": str(folder)}),
-                    "training": c.training.model_copy(update={"global_batch_size": step_rows}),
-                    "checkpoint": c.checkpoint.model_copy(update={"enable": True, "max_failures": 1, "load_step": -1}),
-                    "validation": c.validation.model_copy(update={"enable": False}),
-                    "eval": type(c.eval)(),
-                    "profiling": type(c.profiling)(),
-                    "metrics": c.metrics.model_copy(update=silent),
-                }
-            )
-        finally:
-            if e.world.is_first:
-                shutil.rmtree(folder, ignore_errors=True)
+    return c.model_copy(
+        update={
+            "job": c.job.model_copy(update={"dump_folder": str(Path(c.job.dump_folder, "run"))}),
+            "training": c.training.model_copy(update={"global_batch_size": step_rows}),
+            "checkpoint": c.checkpoint.model_copy(update={"enable": True, "max_failures": 1, "load_step": -1}),
+            "validation": c.validation.model_copy(update={"enable": False}),
+            "eval": type(c.eval)(),
+            "profiling": type(c.profiling)(),
+            "metrics": c.metrics.model_copy(update=silent),
+        }
+    )
 
 
 def speed(e: Examination, trainer: Trainer) -> tuple[float, float]:
@@ -143,7 +134,7 @@ def resident() -> float:
 
 def checkpoint(e: Examination, trainer: Trainer, step_seconds: float) -> None:
     """Save once; compare for how long training stands still with a copy of the bytes at 1 GB/s."""
-    size = checkpoint_bytes(trainer.config, trainer.decoder_config, e.world.layout, trainer.mask.executor, e.device.type)
+    size = checkpoint_bytes(trainer.config, trainer.decoder_config)
     started = time.perf_counter()
     trainer.save()
     stall = time.perf_counter() - started

@@ -3,13 +3,13 @@
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
-from importlib.util import find_spec
 
 import torch
 from packaging.requirements import Requirement
 from torch.nn.attention import list_flash_attention_impls
 
-from ...models.attention import has_flash_attention_3
+from ...models.attention import choose_flex_backend, flash_facts, has_flash_attention_3, has_flash_attention_4
+from ...models.config import FULL_ATTENTION
 from ...trainer.processes import NVIDIA_DRIVER
 from .examination import Examination
 from .report import Verdict
@@ -29,13 +29,15 @@ def examine(e: Examination) -> None:
     flash = ", ".join(list_flash_attention_impls())
     three = has_flash_attention_3(e.device)
     e.find("FlashAttention 3", "ok" if three else "not here", compared_with="a Hopper GPU and flash_attn_interface")
-    four = find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None and "FA4" in flash
+    four = has_flash_attention_4() and "FA4" in flash
     kernels = f"package flash_attn.cute; torch knows {flash or 'none'}"
     e.find("FlashAttention 4", "ok" if four else "not here", compared_with=kernels)
     if not e.on_gpu:
         e.find("CUDA", "not here", compared_with=f"torch {torch.__version__}, made for CUDA {torch.version.cuda or '(none)'}")
         return
     major, minor = torch.cuda.get_device_capability(e.device)
+    backend, why = choose_flex_backend(flash_facts(e.device, half=True, head_dim=128, attention=FULL_ATTENTION))
+    e.find(f"flex by {backend}", "ok", compared_with=f'model.attention.flex_backend = "auto" in 16 bits: {why}')
     name = f"{torch.cuda.get_device_name(e.device)}, sm_{major}{minor}"
     e.find(name, "ok" if major >= 8 else "slow", compared_with="sm_80 or later computes in bfloat16")
     nccl = ".".join(map(str, torch.cuda.nccl.version()))

@@ -6,24 +6,23 @@ Read `model_input` first: how a command opens a model. `embedding_files` writes 
 
 from .corpus import report_sources
 from .embedding_files import EmbeddingFile, check_output, writing
-from .model_input import add_input_arguments, add_model_arguments, open_as_asked, positive
-from .prepare_report import Section, write_report
+from .model_input import add_input_arguments, add_model_arguments, open_as_asked
+from .prepare_report import report_section, write_report
 from .progress import progress_bar
 from .table_options import add_table_options, given, read_table
 from .targets import report_targets
 
 __all__ = [
     "EmbeddingFile",
-    "Section",
     "add_input_arguments",
     "add_model_arguments",
     "add_table_options",
     "check_output",
     "given",
     "open_as_asked",
-    "positive",
     "progress_bar",
     "read_table",
+    "report_section",
     "report_sources",
     "report_targets",
     "write_report",

@@ -111,8 +111,8 @@ def head_of(reader: Reader, piece: Piece) -> tuple[list[bytes], float, bool]:
         goes_on = not group.first
         for document, offset in zip(group.documents, group.offsets, strict=True):
             if size >= SAMPLE_PER_PIECE:
-                share = (offset - piece.start) / (piece.end - piece.start) if piece.end is not None else float("nan")
-                return documents, share, goes_on
+                share = piece.share(offset)
+                return documents, float("nan") if share is None else share, goes_on
             if goes_on:
                 documents[-1] += document
             else:

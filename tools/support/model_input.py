@@ -22,7 +22,8 @@ def add_input_arguments(parser: argparse.ArgumentParser, name: str, *, required:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how to run the model."""
+    """Add what names the model, and the options that say how to run it."""
+    parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and computation (default: float32)")
     parser.add_argument(

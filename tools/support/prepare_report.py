@@ -2,11 +2,11 @@
 
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from pathlib import Path
 
+from ...datasets.files import DataFile
 from ...datasets.prepare import LengthStatistics, PreparationResult
 
 FILES = 20  # listed by name
@@ -21,27 +21,24 @@ td + td {{ text-align: right; font-variant-numeric: tabular-nums }} img {{ max-w
 """
 
 
-@dataclass(frozen=True)
-class Section:
-    """A source: its files with their sizes in bytes, what became of them, and the lengths of its training documents."""
-
-    name: str
-    files: list[tuple[str, int]]
-    result: PreparationResult
-    statistics: LengthStatistics
-
-
-def write_report(path: Path, sections: Sequence[Section], seq_len: int) -> None:
+def write_report(path: Path, sections: Sequence[str]) -> None:
     """Write the page; the same sections give the same bytes."""
-    path.write_text(PAGE.format(sections="\n".join(html(section, seq_len) for section in sections)), encoding="utf-8")
+    path.write_text(PAGE.format(sections="\n".join(sections)), encoding="utf-8")
 
 
-def html(section: Section, seq_len: int) -> str:
-    """Return the part of the page about one source."""
-    result, s = section.result, section.statistics
+def report_section(name: str, files: Sequence[DataFile], result: PreparationResult, s: LengthStatistics, seq_len: int) -> str:
+    """Return the part of the page about one source.
+
+    Args:
+        name: of the source.
+        files: that it was made of.
+        result: what became of them.
+        s: the lengths of its training documents.
+        seq_len: tokens of the rows that they are packed in.
+    """
     rows = [
-        ("files", f"{len(section.files):,}"),
-        ("size of the files", f"{sum(size for _, size in section.files) / 1e6:,.1f} MB"),
+        ("files", f"{len(files):,}"),
+        ("size of the files", f"{sum(file.size for file in files) / 1e6:,.1f} MB"),
         ("documents", f"{result.documents:,}"),
         ("tokens", f"{result.tokens:,}"),
         ("bytes a token", f"{result.text_bytes / result.tokens:.3f}" if result.text_bytes else "tokens were imported"),
@@ -60,9 +57,9 @@ def html(section: Section, seq_len: int) -> str:
         ("documents longer than a row", f"{s.split:,} ({s.split / s.documents:.2%})"),
         ("fragments of these", f"{s.fragments:,}"),
     ]
-    names = "".join(f"<li>{escape(path)}</li>" for path, _ in section.files[:FILES])
-    more = f"<p>and {len(section.files) - FILES:,} more</p>" if len(section.files) > FILES else ""
-    return f"""<h2>{escape(section.name)}</h2>
+    names = "".join(f"<li>{escape(file.path)}</li>" for file in files[:FILES])
+    more = f"<p>and {len(files) - FILES:,} more</p>" if len(files) > FILES else ""
+    return f"""<h2>{escape(name)}</h2>
 {table(rows)}
 <h3>Tokens of a document</h3>
 <img alt="documents by length" src="data:image/png;base64,{picture(s, seq_len)}">

@@ -40,6 +40,10 @@ class ProgressBar:
                 self._live.remove_task(task)
             self._task = self._live.add_task(self._label, total=total, speed="")
 
+    def reach(self, done: float, text: float = 0.0) -> None:
+        """Count up to `done` units, the last of which held `text` bytes of text."""
+        self.advance(done - self._done, text)
+
     def advance(self, amount: float, text: float = 0.0) -> None:
         """Count `amount` more units, which held `text` bytes of text."""
         self._done += amount

@@ -2,7 +2,7 @@
 
 import argparse
 from types import NoneType, UnionType
-from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -21,32 +21,40 @@ class OptionGroup(Protocol):
         ...
 
 
-def add_table_options(group: OptionGroup, table: type[Table], *keys: str) -> None:
+def add_table_options(group: OptionGroup, table: type[Table], *keys: str, prefix: str = "", defaults: bool = True) -> None:
     """Add an option `--some-key` for each key; one that is left out is None, so that the default stays the table's.
 
     Args:
         group: Takes the options.
         table: Declares the keys.
-        keys: Whose values are text, numbers, truth values or one of some names.
+        keys: Whose values are text, numbers, truth values, one of some names, or a list of these.
+        prefix: Begins the names of the options.
+        defaults: Whether the help names the table's defaults.
     """
     for key in keys:
         field = table.model_fields[key]
         kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
         kind = next(kind for kind in kinds if kind is not NoneType)
-        default = "" if field.default is None else f" (default: {field.default})"
+        default = f" (default: {field.default})" if defaults and field.default is not None else ""
         help = f"{field.description}{default}".replace("%", "%%")
-        flag = f"--{key.replace('_', '-')}"
+        flag = f"--{f'{prefix}{key}'.replace('_', '-')}"
+        many: dict[str, Any] = {}
+        if get_origin(kind) is list:
+            (kind,), many = get_args(kind), {"nargs": "+"}
+        if get_origin(kind) is Annotated:
+            kind = get_args(kind)[0]
         if kind is bool:
             group.add_argument(flag, action="store_true", default=None, help=help)
         elif get_origin(kind) is Literal:
-            group.add_argument(flag, choices=get_args(kind), help=help)
+            group.add_argument(flag, choices=get_args(kind), help=help, **many)
         else:
-            group.add_argument(flag, type=kind, help=help)
+            parse = kind if isinstance(kind, type) else str  # the validation of the table tells text from numbers
+            group.add_argument(flag, type=parse, help=help, **many)
 
 
-def given(options: argparse.Namespace, table: type[Table]) -> dict[str, Any]:
+def given(options: argparse.Namespace, table: type[Table], prefix: str = "") -> dict[str, Any]:
     """Return the keys of a table that the command line sets, with their values."""
-    values = {key: getattr(options, key, None) for key in table.model_fields}
+    values = {key: getattr(options, f"{prefix}{key}", None) for key in table.model_fields}
     return {key: value for key, value in values.items() if value is not None}
 
 

@@ -83,8 +83,7 @@ def example(batch: Batch, row: int, tokenizer: Tokenizer) -> Table:
 
 def name(index: int, tokenizer: Tokenizer) -> str:
     """Return a token as text for people: its letters, or its role."""
-    roles = (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id, tokenizer.mask_id, tokenizer.unk_id)
-    for role, special in zip(SPECIAL, roles, strict=True):
-        if index == special:
+    for role in SPECIAL:
+        if index == getattr(tokenizer, f"{role}_id"):
             return f"{role} ({index})"
     return escape(repr(tokenizer.decode([index])))  # "[INST]" is a token, and no style of the table

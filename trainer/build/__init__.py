@@ -9,6 +9,7 @@ from .fine_tuning import dotted_keys, fine_tune, fine_tuning_complaints, fine_tu
 from .parts import (
     attention_complaints,
     attention_of,
+    attention_said,
     make_decoder_config,
     make_model,
     make_tokenizer,
@@ -21,6 +22,7 @@ __all__ = [
     "Statement",
     "attention_complaints",
     "attention_of",
+    "attention_said",
     "contract_of",
     "dotted_keys",
     "fine_tune",

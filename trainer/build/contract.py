@@ -4,8 +4,8 @@
 other are independent witnesses. This file compares them, first by what they state, then by what they do to real rows.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -65,6 +65,13 @@ class Statement:
         )
 
     @classmethod
+    def of_hf_file(cls, party: str, where: str, said: Mapping[str, Any]) -> "Statement":
+        """Return what `config.json`, or another file of Hugging Face's with its keys, says; `vocab_size` aside."""
+        eos = said.get("eos_token_id")
+        several = tuple(eos) if isinstance(eos, list) else None if eos is None else (eos,)
+        return cls(party=party, where=where, eos=several, pad=said.get("pad_token_id"), mask=said.get("mask_token_id"))
+
+    @classmethod
     def of_checkpoint(cls, found: Found) -> "Statement":
         """Return what a checkpoint says."""
         saved = found.state.contract
@@ -116,19 +123,9 @@ class Contract:
         ]
         if config.model.eos_id is not None:
             statements.append(Statement(party="TOML", where="model.eos_id", eos=(config.model.eos_id,)))
-        if tokenizer.hf_config is not None:
-            said = tokenizer.hf_config
-            eos = said.get("eos_token_id")
-            statements.append(
-                Statement(
-                    party="Hugging Face config",
-                    where=said["where"],
-                    eos=None if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
-                    pad=said.get("pad_token_id"),
-                    vocab=said.get("vocab_size"),
-                    mask=said.get("mask_token_id"),
-                )
-            )
+        if (said := tokenizer.hf_config) is not None:
+            statement = Statement.of_hf_file("Hugging Face config", said["where"], said)
+            statements.append(replace(statement, vocab=said.get("vocab_size")))
         for source in sources:
             statements += shard_statements(source)
         if checkpoint is not None:

@@ -4,8 +4,17 @@ import torch
 from torch.nn.attention import activate_flash_attention_impl
 
 from ...datasets.tokenizers import Tokenizer, build_tokenizer
-from ...models.attention import DocumentMask, choose_executor, executor_complaints, has_flash_attention_3
-from ...models.config import DecoderConfig, Executor, check_training
+from ...models.attention import (
+    DocumentMask,
+    FlashFacts,
+    choose_executor,
+    choose_flex_backend,
+    executor_complaints,
+    flash_facts,
+    flex_backend_complaints,
+    has_flash_attention_3,
+)
+from ...models.config import DecoderConfig, Executor, FlexBackend, check_training
 from ...models.decoder import Decoder
 from ..config import JobConfig
 from ..errors import refuse
@@ -58,6 +67,28 @@ def attention_of(config: JobConfig, device: torch.device) -> tuple[Executor, str
     return choose_executor(device, half=is_half(config), compiled=config.compile.enable, spread=spread, plain=plain)
 
 
+def flex_backend_of(config: JobConfig, device: torch.device) -> tuple[FlexBackend, str]:
+    """Return the kernels of `model.attention.flex_backend` for a job whose executor is flex, and why it is these."""
+    if config.model.attention.flex_backend != "auto":
+        return config.model.attention.flex_backend, "as model.attention.flex_backend says"
+    return choose_flex_backend(flash_facts_of(config, device))
+
+
+def flash_facts_of(config: JobConfig, device: torch.device) -> FlashFacts:
+    """Return what decides whether FlashAttention 4 can train a job on a device."""
+    m = config.model
+    return flash_facts(device, half=is_half(config), head_dim=m.head_dim, attention=m.attention)
+
+
+def attention_said(config: JobConfig, device: torch.device) -> tuple[str, str]:
+    """Return what computes attention, in words, and why it is that."""
+    executor, why = attention_of(config, device)
+    if executor != "flex":
+        return executor, why
+    backend, because = flex_backend_of(config, device)
+    return executor, f"{why}; kernels: {backend}, {because}"
+
+
 def is_half(config: JobConfig) -> bool:
     """Return whether attention computes in 16 bits."""
     return config.training.mixed_precision_param != "float32"
@@ -67,6 +98,7 @@ def attention_complaints(config: JobConfig, device: torch.device) -> list[str]:
     """Return why attention cannot be computed as `[model.attention]` says on a device of this type, a line each."""
     (executor, _), attention = attention_of(config, device), config.model.attention
     wrong = executor_complaints(executor, device, half=is_half(config), compiled=config.compile.enable, attention=attention)
+    wrong += flex_backend_complaints(attention.flex_backend, executor, flash_facts_of(config, device))
     return wrong + context_complaints(config, executor, attention)
 
 
@@ -82,4 +114,12 @@ def training_mask(config: JobConfig, tokenizer: Tokenizer, device: torch.device)
         activate_flash_attention_impl("FA3")
     m = config.model
     eos_id = tokenizer.eos_id if m.eos_id is None else m.eos_id
-    return DocumentMask(eos_id=eos_id, pad_id=tokenizer.pad_id, causal=config.causal, executor=executor, attention=attention)
+    flash = executor == "flex" and flex_backend_of(config, device)[0] == "flash"
+    return DocumentMask(
+        eos_id=eos_id,
+        pad_id=tokenizer.pad_id,
+        causal=config.causal,
+        executor=executor,
+        attention=attention,
+        flash_queries=flash_facts_of(config, device).queries if flash else None,
+    )

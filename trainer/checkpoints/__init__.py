@@ -12,17 +12,18 @@ from .format import MANIFEST, Found, difference_table, read, read_newest, write_
 from .load import load
 from .saver import Saver, prepare_folders
 from .state import GuardState, Progress, RunState, SavedContract, SpikeWindowState
-from .tensors import SafetensorsFile, Spec, WholeTensors, safetensors_bytes
+from .tensors import FileSet, Index, Spec, WholeTensors, file_index, safetensors_bytes
 
 __all__ = [
     "MANIFEST",
     "CheckpointReader",
+    "FileSet",
     "Folder",
     "Found",
     "GuardState",
+    "Index",
     "Progress",
     "RunState",
-    "SafetensorsFile",
     "SavedContract",
     "Saver",
     "Spec",
@@ -30,6 +31,7 @@ __all__ = [
     "WholeTensors",
     "atomic_folder",
     "difference_table",
+    "file_index",
     "find",
     "load",
     "on_rank_zero",

@@ -7,7 +7,7 @@ fails is passed over, and the reason is printed.
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from ..config import Checkpoint
 from ..errors import CheckpointError
@@ -23,7 +23,7 @@ T = TypeVar("T")
 def on_rank_zero(world: World, folder: Folder, question: Callable[[], T]) -> T:
     """Return what rank 0 sees of a folder, on every rank, so that all do the same. Raises CheckpointError."""
     try:
-        return world.in_thread_on_every_rank(lambda: question() if world.is_first else cast(T, None))[0]
+        return world.in_thread_on_rank_zero(question)
     except OSError as e:
         raise CheckpointError(f"{folder}: cannot be read: {e}") from None
 
@@ -65,16 +65,19 @@ def find(config: Checkpoint, run: Folder, folder: Folder, world: World) -> tuple
             return found, skipped
         skipped += [f"passed over {found.path}: {reason}" for reason in wrong]
         below = int(found.path.name.removeprefix("step-"))
-    if on_rank_zero(world, folder, lambda: any(path.size(MANIFEST) is not None for _, path in step_folders(folder))):
-        advice = "every checkpoint is damaged; restore one, or start afresh with --checkpoint.load_step 0"
-        raise CheckpointError("\n  ".join([f"{folder}: {advice}", *skipped]))
-    if on_rank_zero(world, run, lambda: run.size(NEWEST) is not None):
-        newest_was = on_rank_zero(world, run, lambda: run.read(NEWEST).decode())
-        advice = (
-            f"no checkpoint, though the run has saved {newest_was}; is its disk mounted? --checkpoint.load_step 0 starts afresh"
-        )
-        raise CheckpointError("\n  ".join([f"{folder}: {advice}", *skipped]))
+    if lost := on_rank_zero(world, folder, lambda: what_is_lost(run, folder)):
+        raise CheckpointError("\n  ".join([f"{folder}: {lost}", *skipped]))
     return None, skipped
+
+
+def what_is_lost(run: Folder, folder: Folder) -> str:
+    """Return why a run that has no good checkpoint has had one, and what to do; empty where it has had none."""
+    if any(path.size(MANIFEST) is not None for _, path in step_folders(folder)):
+        return "every checkpoint is damaged; restore one, or start afresh with --checkpoint.load_step 0"
+    if run.size(NEWEST) is None:
+        return ""
+    saved = run.read(NEWEST).decode()
+    return f"no checkpoint, though the run has saved {saved}; is its disk mounted? --checkpoint.load_step 0 starts afresh"
 
 
 def verified(path: Folder, world: World) -> Found:

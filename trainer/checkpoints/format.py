@@ -11,7 +11,6 @@ The manifest is written last and moved into place atomically: a folder without o
 unpickled.
 """
 
-import itertools
 import json
 import os
 import re
@@ -44,6 +43,7 @@ class Found:
         state: what it states of its run.
         where: the file that states it, for messages.
         seq_len: tokens of the rows that it was trained on; None: unknown.
+        fingerprint: what changes with any of its files.
         files: bytes and xxh3_128 of its files by name, as the manifest states them; none of a Hugging Face folder.
         index: where its tensors are; None: `tensors.json` says so.
     """
@@ -52,6 +52,7 @@ class Found:
     state: RunState
     where: str
     seq_len: int | None
+    fingerprint: str
     files: dict[str, tuple[int, str]]
     index: Index | None = None
 
@@ -59,19 +60,15 @@ class Found:
         """Return a reader of its tensors."""
         return CheckpointReader(self.path, self.index)
 
-    def fingerprint(self) -> str:
-        """Return what changes with any of its files."""
-        return xxhash.xxh3_128_hexdigest(manifest_text(self.files).encode())
-
     def inventory(self) -> Inventory:
         """Return the files that its data state is about, as the loader listed them."""
         inventory: Inventory = self.path.read_json(INVENTORY)
         return inventory
 
-    def damage(self, share: Callable[[list[str]], Sequence[str]] = list) -> list[str]:
-        """Return what is wrong with those of its files that `share` picks: none is as it was written."""
+    def damage(self, rank: int = 0, ranks: int = 1) -> list[str]:
+        """Return what is wrong with its files, or with one rank's share of them: those that are not as written."""
         wrong = []
-        for name in share(sorted(self.files)):
+        for name in sorted(self.files)[rank::ranks]:
             try:
                 digest = self.path.digest(name)
             except OSError as e:
@@ -126,17 +123,11 @@ def inspect(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
             return None, f"{STATE} is damaged: it does not fit its checksum in {MANIFEST}"
         where = str(path / STATE)
         state = RunState.read(path.read(STATE), where)
-        return Found(path, state, where, state.config.training.seq_len, files), ""
+        return Found(path, state, where, state.config.training.seq_len, xxhash.xxh3_128_hexdigest(text), files), ""
     except CheckpointError as e:
         return None, str(e)
     except OSError as e:
         return None, f"cannot be read: {e}"
-
-
-def why_incomplete(path: str | os.PathLike[str]) -> str | None:
-    """Why the checkpoint at `path` is not complete, or None when it is."""
-    found, reason = inspect(path)
-    return None if found else reason
 
 
 def complete_or_raise(path: Folder) -> Found:
@@ -185,11 +176,8 @@ def read_newest(path: str | os.PathLike[str]) -> tuple[Found, list[str]]:
 
 def damage(found: Found, world: World) -> list[str]:
     """Return what is wrong with the files of a checkpoint, on every rank; each reads its share of them."""
-    return list(
-        itertools.chain(
-            *world.in_thread_on_every_rank(lambda: found.damage(lambda names: names[world.rank :: world.layout.world_size]))
-        )
-    )
+    shares = world.in_thread_on_every_rank(lambda: found.damage(world.rank, world.layout.world_size))
+    return [line for share in shares for line in share]
 
 
 def write_whole(path: Any, specs: Mapping[str, Spec], read: Callable[[str], Tensor], state: RunState) -> None:

@@ -117,7 +117,7 @@ class Saver:
         began = time.perf_counter()
         path = self.folder / f"step-{step}"
         try:
-            self.world.in_thread_on_every_rank(lambda: self.make_room(path) if self.world.is_first else None)
+            self.world.in_thread_on_rank_zero(lambda: self.make_room(path))
         except (OSError, CheckpointError) as e:
             self.fail(path, [f"rank 0: {e}"])
             return
@@ -218,7 +218,7 @@ class Saver:
     def fail(self, path: Folder, errors: list[str]) -> None:
         """Say why a checkpoint could not be written, and free what it took of the disk. Raises CheckpointError."""
         try:
-            self.world.in_thread_on_every_rank(lambda: path.remove() if self.world.is_first else None)
+            self.world.in_thread_on_rank_zero(path.remove)
         except (OSError, CheckpointError) as e:
             errors.append(f"rank 0, removing what was written: {e}")
         self.step = 0

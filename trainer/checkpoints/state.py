@@ -6,10 +6,8 @@ step, and nothing draws from a global random generator: there is no more state t
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, PlainSerializer, ValidationError
@@ -19,14 +17,13 @@ from ... import __version__
 from ...base import load_plugins, nearest
 from ...datasets.loading import DataState
 from ...models.config import DecoderConfig
-from ..config import JobConfig
+from ..config import JobConfig, table_at
 from ..errors import CheckpointError
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-@dataclass
-class Progress:
+class Progress(BaseModel):
     """How far a job has come.
 
     Attributes:
@@ -35,6 +32,8 @@ class Progress:
         rows_hash: sum of the hashes of all rows since step 1, modulo 2^64.
         source_tokens: tokens of each source by its name.
     """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     step: int
     tokens_seen: int
@@ -154,7 +153,7 @@ class RunState(BaseModel):
             data: state of the loader, joined over all ranks; None: the data begins anew.
         """
         versions = {"cistron": __version__, "torch": torch.__version__}
-        progress = deepcopy(progress) if progress else Progress.start()
+        progress = progress.model_copy(deep=True) if progress else Progress.start()
         return cls(
             progress=progress,
             guard=guard,
@@ -204,28 +203,11 @@ def _explain(problem: ErrorDetails) -> str:
     path = problem["loc"]
     key = ".".join(map(str, path)) or "the file"
     version = "; the checkpoint is of another version" if path[:1] == ("config",) else ""
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{key}: unknown key{nearest(str(path[-1]), _keys_at(path[:-1]))}{version}"
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key{nearest(str(path[-1]), table_at(path[:-1], RunState).model_fields)}{version}"
     if problem["type"] == "missing":
         return f"{key}: missing{version}"
     if problem["type"] == "value_error":
         text = str(problem["ctx"]["error"])
         return text if text.startswith(f"{key}.") else f"{key}: {text}"
     return f"{key} = {problem['input']!r:.60}: {problem['msg'][0].lower()}{problem['msg'][1:]}{version}"
-
-
-def _keys_at(path: Sequence[str | int]) -> list[str]:
-    """Return the keys that `state.json` may have at a path."""
-    table: Any = RunState
-    for part in path:
-        kept: Any = _fields(table).get(part)
-        kinds = [kept, *get_args(kept), *(inner for kind in get_args(kept) for inner in get_args(kind))]
-        table = next((kind for kind in kinds if _fields(kind)), table)
-    return list(_fields(table))
-
-
-def _fields(table: Any) -> dict[Any, Any]:
-    """Return the types of a table's keys by their names; nothing where it is no table."""
-    if is_dataclass(table):
-        return {field.name: field.type for field in fields(table)}
-    return {name: field.annotation for name, field in getattr(table, "model_fields", {}).items()}

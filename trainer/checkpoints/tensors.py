@@ -101,6 +101,11 @@ class TensorPiece:
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
 
+    @classmethod
+    def whole(cls, file: str, begin: int, shape: tuple[int, ...]) -> "TensorPiece":
+        """Return the piece that is all of a tensor."""
+        return cls(file, begin, (0,) * len(shape), shape)
+
 
 Index = dict[str, tuple[Spec, list[TensorPiece]]]
 
@@ -132,6 +137,27 @@ def read_index(folder: Folder) -> Index:
         raise CheckpointError(f"{folder / INDEX}: not an index of tensors: {e!r}") from None
 
 
+def file_index(path: Path) -> Index:
+    """Return what a safetensors file on a disk holds.
+
+    Raises:
+        CheckpointError: its header is not sound, the file has another length than the header says, or a tensor has a
+            type that torch has not.
+    """
+    try:
+        with safe_open(path, framework="pt"):  # which finds what is not sound, and does not tell where data are
+            pass
+        with path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            entries = json.loads(raw.read(length))
+        entries.pop("__metadata__", None)
+        specs = {name: Spec(DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in entries.items()}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file that can be read: {error}") from None
+    begins = {name: 8 + length + entry["data_offsets"][0] for name, entry in entries.items()}
+    return {name: (spec, [TensorPiece.whole(path.name, begins[name], spec.shape)]) for name, spec in specs.items()}
+
+
 class FileSet:
     """Files of a checkpoint, opened when they are first read. The newest few stay open.
 
@@ -141,7 +167,7 @@ class FileSet:
     """
 
     def __init__(self, folder: Folder, index: Index) -> None:
-        self.folder = folder
+        self.folder, self.index = folder, index
         self.data_begins: dict[str, int] = {}
         for piece in (piece for _, pieces in index.values() for piece in pieces):
             self.data_begins[piece.file] = min(piece.begin, self.data_begins.get(piece.file, piece.begin))
@@ -177,6 +203,19 @@ class FileSet:
             tensor = tensor.narrow(dim, offsets[dim], sizes[dim])
         return tensor
 
+    def whole(self, name: str) -> Tensor:
+        """Return a tensor, put together from its pieces."""
+        (dtype, shape), pieces = self.index[name]
+        if len(pieces) == 1:
+            return self.read(dtype, pieces[0], (0,) * len(shape), shape)
+        whole = torch.empty(shape, dtype=dtype)
+        for piece in pieces:
+            place = whole
+            for dim, (start, length) in enumerate(zip(piece.offsets, piece.sizes, strict=True)):
+                place = place.narrow(dim, start, length)
+            place.copy_(self.read(dtype, piece, (0,) * len(piece.sizes), piece.sizes))
+        return whole
+
     def open(self, name: str) -> Any:
         """Open a file. Raises OSError where it is no safetensors file whose data begins where the index says."""
         if len(self.files) == OPEN_FILES:
@@ -192,10 +231,11 @@ class WholeTensors:
 
     Args:
         path: of the step folder.
+        index: where its tensors are; None: `tensors.json` says so.
     """
 
-    def __init__(self, path: Any) -> None:
-        index = read_index(Folder(path))
+    def __init__(self, path: Any, index: Index | None = None) -> None:
+        index = read_index(Folder(path)) if index is None else index
         self.files = FileSet(Folder(path), index)
         self.index = {name.removeprefix("model."): entry for name, entry in index.items() if name.startswith("model.")}
 
@@ -209,16 +249,7 @@ class WholeTensors:
 
     def read(self, name: str) -> Tensor:
         """Return a whole parameter, on the CPU."""
-        (dtype, shape), pieces = self.index[name]
-        if len(pieces) == 1:
-            return self.files.read(dtype, pieces[0], (0,) * len(shape), shape)
-        whole = torch.empty(shape, dtype=dtype)
-        for piece in pieces:
-            place = whole
-            for dim, (start, length) in enumerate(zip(piece.offsets, piece.sizes, strict=True)):
-                place = place.narrow(dim, start, length)
-            place.copy_(self.files.read(dtype, piece, (0,) * len(piece.sizes), piece.sizes))
-        return whole
+        return self.files.whole(f"model.{name}")
 
 
 def write_tensors(
@@ -241,50 +272,6 @@ def write_tensors(
     index: Index = {}
     begin = len(header(labels, METADATA))
     for name, spec in specs.items():
-        index[f"model.{name}"] = (spec, [TensorPiece(file, begin, (0,) * len(spec.shape), spec.shape)])
+        index[f"model.{name}"] = (spec, [TensorPiece.whole(file, begin, spec.shape)])
         begin += spec.size
     return {file: folder.write(file, safetensors_bytes(labels, converted(), METADATA))}, index_text(index)
-
-
-class SafetensorsFile:
-    """A file on disk.
-
-    Attributes:
-        path: where it is.
-        specs: type and shape of every tensor, by name.
-        begins: where in the file its data begin, by name.
-
-    Args:
-        path: where it is.
-
-    Raises:
-        CheckpointError: its header is not sound, the file has another length than the header says, or a tensor has a
-            type that torch has not.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Read the header, and find where the data of each tensor begin."""
-        self.path = path
-        self.specs: dict[str, Spec] = {}
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in sorted(file.keys()):
-                    part = file.get_slice(name)
-                    self.specs[name] = Spec(DTYPES[part.get_dtype()], tuple(part.get_shape()))
-        except (OSError, SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{path}: not a whole safetensors file that can be read: {error}") from None
-        with path.open("rb") as raw:  # the library, which has found the header sound, does not tell where data are
-            length = int.from_bytes(raw.read(8), "little")
-            header = json.loads(raw.read(length))
-        self.begins: dict[str, int] = {name: 8 + length + header[name]["data_offsets"][0] for name in self.specs}
-
-    def piece(self, name: str) -> TensorPiece:
-        """Return where the data of a tensor are, as the index of a checkpoint says it."""
-        shape = self.specs[name].shape
-        return TensorPiece(self.path.name, self.begins[name], (0,) * len(shape), shape)
-
-    def read(self, name: str) -> Tensor:
-        """Return a tensor, on the CPU."""
-        with safe_open(self.path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor

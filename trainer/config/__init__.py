@@ -6,7 +6,7 @@ TOML, as lines), then `load` (from a command line to a `JobConfig`). `registries
 
 from .job import JobConfig
 from .load import load_config
-from .mistakes import describe_problems, validate
+from .mistakes import describe_problems, table_at, validate
 from .registries import OPTIMIZERS, SINKS
 from .tables import ActivationCheckpoint, Checkpoint, Continuation, Extrapolation, FineTuning, Lora, Passkey
 
@@ -23,5 +23,6 @@ __all__ = [
     "Passkey",
     "describe_problems",
     "load_config",
+    "table_at",
     "validate",
 ]

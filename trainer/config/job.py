@@ -168,6 +168,11 @@ def label_complaints(config: JobConfig) -> list[str]:
                 lines.append(f'{key}.{index}.label = {source.label!r}: training.objective = "{objective}" reads no labels')
     if not config.has_head and config.head != HeadConfig():
         lines.append(f'head: is not read with training.objective = "{objective}"; leave the table out')
+    if config.has_head and config.training.loss_chunk_tokens:
+        lines.append(
+            f"training.loss_chunk_tokens = {config.training.loss_chunk_tokens}: is about logits of tokens, and "
+            f'training.objective = "{objective}" has none; leave it out'
+        )
     if objective == "classification" and len(classes) < 2:
         lines.append(f"head.classes = {classes}: classification needs two or more, as the data writes them")
     if objective == "regression" and classes:

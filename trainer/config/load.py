@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from typing_extensions import override
 
 from ...base import UserError, load_plugins, nearest
+from ...models.config import preset_default
 from ..errors import ConfigError
 from .job import JobConfig
 from .mistakes import Values, keys_that_take, names_any, registries, table_at, validate
@@ -91,7 +92,7 @@ def command_line(prog: str) -> tuple["OverrideParser", CliSettingsSource[Any]]:
 
 
 class KeyHelp(argparse.RawTextHelpFormatter):
-    """The help of a key and the registered names that it takes, read when asked for: plug-ins add to them."""
+    """The help of a key, with the registered names that it takes and what presets set, both read when asked for."""
 
     @override
     def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -102,7 +103,10 @@ class KeyHelp(argparse.RawTextHelpFormatter):
         fields = {"": table_at(parents).model_fields[name], **getattr(elements, "model_fields", {})}
         known = [(key, registry) for key, field in fields.items() for registry in registries(field)]
         said = (f" {key}: {registry.help()}" if key else f" {registry.help()}" for key, registry in known)
-        return action.help + "".join(said).replace("%", "%%")  # argparse formats it
+        text = action.help
+        if parents[0] == "model" and (default := preset_default([*parents[1:], name])):
+            text = f"{text.rpartition(' (default: ')[0]} (default: {default})"  # pydantic shows one preset's
+        return text + "".join(said).replace("%", "%%")  # argparse formats it
 
 
 class OverrideParser(argparse.ArgumentParser):

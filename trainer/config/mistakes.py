@@ -173,9 +173,9 @@ def registries(field: Any) -> list[Registry[Any]]:
     return own or [registry for part in inner for registry in registries(part)]
 
 
-def table_at(path: Sequence[str | int]) -> type[BaseModel]:
-    """Return the table at `path`, in which numbers are places in a list."""
-    table: Any = JobConfig
+def table_at(path: Sequence[str | int], root: type[BaseModel] = JobConfig) -> type[BaseModel]:
+    """Return the table at `path` below `root`, in which numbers are places in a list."""
+    table: Any = root
     for part in path:
         if isinstance(part, str):
             table = table.model_fields[part].annotation

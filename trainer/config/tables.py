@@ -55,6 +55,8 @@ class Training(Table):
     """Type of parameters and activations in forward and backward."""
     mixed_precision_reduce: Literal["float32", "bfloat16"] = "float32"
     """Type in which gradients are summed over ranks."""
+    loss_chunk_tokens: NonNegative = 0
+    """Tokens whose logits are in memory at once; 0: 2^28 logits on CUDA, 2^23 on a CPU. More are faster on a GPU."""
     gc_freq: Positive = 50
     """Steps between runs of Python's garbage collector, which would otherwise stall ranks at different moments."""
 

@@ -6,13 +6,14 @@ Read `sizes.py` first (how many parameters there are, and are trained), then `fl
 
 from .flops import document_flops, document_pairs, frozen_flops, peak_flops, row_flops
 from .host import HOST, host_estimate
-from .memory import HOW, Moment, checkpoint_bytes, estimate, peak_of
+from .memory import HOW, JobOnDevice, Moment, checkpoint_bytes, estimate, peak_of
 from .relief import Relief, reliefs
 from .sizes import sizes_of
 
 __all__ = [
     "HOST",
     "HOW",
+    "JobOnDevice",
     "Moment",
     "Relief",
     "checkpoint_bytes",

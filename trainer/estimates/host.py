@@ -52,7 +52,7 @@ def host_estimate(
         degree=layout.data_parallel,
         validation=config.validation.sources if config.validation.enable else (),
     )
-    saved = int(checkpoint_bytes(config, decoder, layout, executor, device) / layout.world_size)
+    saved = checkpoint_bytes(config, decoder) // layout.world_size
     copied = config.checkpoint.enable and config.checkpoint.async_mode == "async"
     planes = [pinned_bytes(size * job.rows * config.training.seq_len) for size in (8, 8, 4, 4)]
     return {

@@ -2,9 +2,10 @@
 
 What lasts: parameters, gradients and optimizer state, divided among the ranks that share them, which differ in shard,
 cp or tp. FSDP2 adds what it gathers: the embedding table while it is looked up, the block at work, from its forward on
-the output; a tied table all along. On one rank these are cast copies, and each block's stays until its backward. The
-rest follows from what autograd keeps. Per token of a block, in bytes, w being the width of the compute type, D the
-model's width, Q and K the widths of all query and of all key heads, F the hidden width, S the row's length:
+the output; a tied table all along. On one rank these are cast copies, and each block's stays until its backward; in
+float32 there are none. The rest follows from what autograd keeps. Per token of a block, in bytes, w being the width of
+the compute type, D the model's width, Q and K the widths of all query and of all key heads, F the hidden width, S the
+row's length:
 
 | kept | for the gradient of | eager, CPU | eager, CUDA | compiled |
 |---|---|---|---|---|
@@ -14,7 +15,6 @@ model's width, Q and K the widths of all query and of all key heads, F the hidde
 | rotated q, output | attention | w·2·Q | the same | the same |
 | rotated k, and v: gathered, so of the whole row | attention | w·2·K·cp | the same | the same |
 | log-sum-exp | attention | 4·heads | the same | the same |
-| outputs of all documents in one tensor | wo | w·Q under varlen | | |
 | the mask as numbers | dense attention | w·S | w·S | w·S |
 | q and k before their norms | q_norm, k_norm | 8·(Q + K) | w·(Q + K) | w·(Q + K) |
 | w1 x, silu of it, w3 x, their product | silu, product, w2 | w·4·F | w·4·F | w·3·F |
@@ -40,8 +40,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...models.config import DecoderConfig, Executor
-from ...models.loss import CHUNK_LOGITS
+from ...models.loss import chunk_length
 from ..config import JobConfig
+from ..parallel import needs_fsdp
 from ..processes import DTYPES, Layout, global_batch_size
 from .sizes import Sizes, sizes_of
 
@@ -70,11 +71,11 @@ HOW = {
     "parameters": "of training.dtype, over the ranks that share them",
     "gradients": "of training.dtype, likewise; kept through the forward pass where micro-batches accumulate",
     "optimizer": "moments of optimizer.state_dtype, likewise: two a parameter, Muon's one a matrix of a block",
-    "gathered": "by FSDP2: the output, one block at work, one on its way; all on one rank",
+    "gathered": "by FSDP2: the output, one block at work, one on its way; all on one rank, where they are cast",
     "unreduced": "gradients of a block and of the tables on their way to their ranks",
     "activations": "what the backward pass of the blocks reads",
     "at work": "gradients of activations and what checkpointing computes again, of one block; the optimizer's copies",
-    "loss": "a chunk of logits, and the gradients for what they are the product of",
+    "loss": "a chunk of logits (training.loss_chunk_tokens), and the gradients for what they are the product of",
     "inputs": "rows, rotary_tables, mask",
 }
 
@@ -153,6 +154,16 @@ class JobOnDevice:
         return self.decoder.head_outputs or self.decoder.vocab_size
 
     @property
+    def output_columns(self) -> int:
+        """Those of them that one rank computes: tensor parallelism divides a vocabulary, and no head."""
+        return self.outputs // (1 if self.decoder.head_outputs else self.layout.tp)
+
+    @property
+    def loss_chunk(self) -> int:
+        """Positions whose logits one rank has at once."""
+        return chunk_length(self.tokens, self.output_columns, self.device, self.config.training.loss_chunk_tokens)
+
+    @property
     def block(self) -> float:
         """Number of parameters of one block."""
         return self.sizes.blocks / self.decoder.n_layers
@@ -181,7 +192,7 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
 
     lasting = {
         "parameters": at_rest * sizes.all / shared,
-        "optimizer": moments_per_step(job) * DTYPES[config.optimizer.state_dtype].itemsize / shared,
+        "optimizer": optimizer_bytes(config, sizes) / shared,
         "inputs": inputs(job),
     }
     gradients = at_rest * sizes.trained / shared
@@ -191,13 +202,13 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     apart = d.vocab_size * d.dim if d.output_parameters() else 0
     trained_apart = apart if sizes.trained_tables >= sizes.trained_output + apart else 0
     trained_end = sizes.trained_tables - trained_apart
-    end, block, of_table, of_output, of_block = (
-        width * size / tp for size in (sizes.tables - apart, job.block, trained_apart, sizes.trained_output, job.trained_block)
-    )
+    of_table, of_output, of_block = (width * size / tp for size in (trained_apart, sizes.trained_output, job.trained_block))
+    copies = needs_fsdp(config, layout)
+    end, block = (copies * width * size / tp for size in (sizes.tables - apart, job.block))
     on_its_way = block if job.shards > 1 else 0.0
     policy = config.parallelism.fsdp_reshard_after_forward
     all_blocks = d.n_layers * block if policy == "never" or (policy == "default" and job.shards == 1) else 0.0
-    reduced_block = reduced * job.trained_block / tp  # FSDP2 holds those of a block until the next block's
+    reduced_block = copies * reduced * job.trained_block / tp  # FSDP2 holds those of a block until the next block's
 
     kept, again_last, again_first = checkpointed(job)
     kept = [size * (index >= sizes.first) for index, size in enumerate(kept)]
@@ -211,10 +222,10 @@ def estimate(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor
     held = end if not apart else 0.0
     last = trained_apart if apart else trained_end
     computed = held, (of_table if apart else 3 * of_output) + reduced_block
-    summed = 0.0, reduced * last / tp + max(width * last / tp, reduced * last / shared)
+    summed = 0.0, copies * (reduced * last / tp + max(width * last / tp, reduced * last / shared))
     gathered_at_end, unreduced_at_end = max(computed, summed, key=sum)
     # the end's own gradient leaves at once where nothing of it is tied: its buffer lasts until the last block's
-    leaving = reduced * trained_end / tp if apart else of_output
+    leaving = copies * reduced * trained_end / tp if apart else of_output
     left = at_rest * trained_end / shared if apart else 0.0
 
     def moment(name: str, **parts: float) -> Moment:
@@ -273,16 +284,16 @@ def peak_of(moments: Sequence[Moment]) -> Moment:
     return max(moments, key=lambda moment: moment.size)
 
 
-def checkpoint_bytes(config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str) -> float:
+def checkpoint_bytes(config: JobConfig, decoder: DecoderConfig) -> int:
     """Return the bytes of a checkpoint's tensors, of which each rank that writes any writes about as many."""
-    job = JobOnDevice(config, decoder, layout, executor, device)
-    moments = moments_per_step(job) * DTYPES[config.optimizer.state_dtype].itemsize
-    return DTYPES[config.training.dtype].itemsize * job.sizes.all + moments
+    sizes = sizes_of(config, decoder)
+    return DTYPES[config.training.dtype].itemsize * sizes.all + optimizer_bytes(config, sizes)
 
 
-def moments_per_step(job: JobOnDevice) -> float:
-    """Return the elements of the optimizer's state over all ranks."""
-    return 2 * job.sizes.trained_tables + (1 if job.config.optimizer.name == "Muon" else 2) * job.sizes.trained_blocks
+def optimizer_bytes(config: JobConfig, sizes: Sizes) -> int:
+    """Return the bytes of the optimizer's state over all ranks."""
+    moments = 2 * sizes.trained_tables + (1 if config.optimizer.name == "Muon" else 2) * sizes.trained_blocks
+    return moments * DTYPES[config.optimizer.state_dtype].itemsize
 
 
 def inputs(job: JobOnDevice) -> float:
@@ -318,8 +329,7 @@ def block_activations(job: JobOnDevice) -> float:
     queries, keys = d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim
     per_norm = FLOAT32 + FLOAT32 if job.eager_cpu else width
     norms = 2 * d.dim * per_norm + ((queries + keys) * per_norm if d.qk_norm else 0)
-    joined = queries if job.executor == "varlen" and job.eager_cpu else 0
-    attention: float = width * (2 * queries + 2 * keys * job.layout.cp + joined) + FLOAT32 * d.n_heads
+    attention: float = width * (2 * queries + 2 * keys * job.layout.cp) + FLOAT32 * d.n_heads
     mask: float = width * job.config.training.seq_len if job.executor == "sdpa" else 0
     if job.mapped:
         attention, mask = two_regions(job)
@@ -351,8 +361,7 @@ def products_and_attention(job: JobOnDevice) -> tuple[float, float]:
 def chunk_of_logits(job: JobOnDevice) -> float:
     """Return the bytes at the peak of a chunk of `models.loss`, beyond the gradients that it adds to."""
     d, width, compiled = job.decoder, job.width, job.config.compile.enable
-    columns = job.outputs // (1 if d.head_outputs else job.layout.tp)
-    logits = -(-job.tokens // -(-job.tokens * columns // CHUNK_LOGITS[job.device])) * columns
+    logits = job.output_columns * job.loss_chunk
     # as float32 where that is another type, and their exponentials; compiled, two versions of their gradients
     beside = 2 * width if compiled else FLOAT32 + (FLOAT32 if width < FLOAT32 else 0)
     at_once = logits * (width + beside)

@@ -7,37 +7,18 @@ ranks take batches round robin, all as many, and every rank gets all results.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from ...datasets.rows import PAD_MULTIPLE, lay_out
 from ...datasets.tokenizers import Ids, Tokenizer
-from ...models.attention import AttentionMask
 from ...models.decoder import Decoder
-from ..inference import inference_mask
+from ..inference import Rows, inference_mask, make_rows
 from ..processes import World
 
 Array = npt.NDArray[Any]
-
-
-class LongRows(NamedTuple):
-    """Documents of one length, a row each, on the device.
-
-    Attributes:
-        tokens: int64 [rows, width].
-        labels: int64 [rows, width], the next token; -100 at the last one and on padding.
-        positions: int32 [rows, width].
-        mask: which tokens see which.
-    """
-
-    tokens: Tensor
-    labels: Tensor
-    positions: Tensor
-    mask: AttentionMask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +48,7 @@ class LongRowModel:
     def losses(self, documents: Sequence[Ids]) -> Array:
         """Cross-entropies of all tokens of documents but their first, in nats: float64 [documents, length - 1]."""
 
-        def run(rows: LongRows, length: int) -> Array:
+        def run(rows: Rows, length: int) -> Array:
             losses = self.model(rows.tokens, rows.positions, rows.mask, rows.labels)
             found: Array = losses[:, : length - 1].double().cpu().numpy()
             return found
@@ -77,7 +58,7 @@ class LongRowModel:
     def likeliest(self, documents: Sequence[Ids], last: int) -> Array:
         """Return the most likely token behind each of the `last` tokens of documents: int64 [documents, last]."""
 
-        def run(rows: LongRows, length: int) -> Array:
+        def run(rows: Rows, length: int) -> Array:
             with logits_of(self.model, slice(length - last, length)):
                 logits = self.model(rows.tokens, rows.positions, rows.mask)
             found: Array = logits[..., : self.tokenizer.vocab_size].argmax(-1).cpu().numpy()
@@ -86,34 +67,22 @@ class LongRowModel:
         return self._each(documents, run)
 
     @torch.no_grad()
-    def _each(self, documents: Sequence[Ids], run: Callable[[LongRows, int], Array]) -> Array:
+    def _each(self, documents: Sequence[Ids], run: Callable[[Rows, int], Array]) -> Array:
         """Return what `run` returns for documents of one length, in their order."""
         length = len(documents[0])
         assert all(len(document) == length for document in documents)
+        mask = inference_mask(self.tokenizer, self.model.config, self.device, self.dtype, self.executor)
         rows = max(1, self.batch_tokens // length)
         batches = [documents[start : start + rows] for start in range(0, len(documents), rows)]
         rank, ranks = (self.world.dp_rank, self.world.layout.data_parallel) if self.world else (0, 1)
         found: dict[int, Array] = {}
         for number in range(rank, -(-len(batches) // ranks) * ranks, ranks):
             batch = batches[number % len(batches)]  # beyond the last one again: all ranks must run as many
-            found[number] = run(self._rows(batch), length)
+            found[number] = run(make_rows([[document] for document in batch], mask, self.device), length)
             self.tick(length * sum(map(len, batches[number - rank : number - rank + ranks])))
         parts = self.world.gather(found if self.world.is_row_leader else {}) if self.world else [found]
         whole = {number: rows for part in parts for number, rows in part.items()}
         return np.concatenate([whole[number] for number in range(len(batches))])
-
-    def _rows(self, documents: Sequence[Ids]) -> LongRows:
-        """Lay out documents, a row each, on the device."""
-        length = len(documents[0])
-        rows = [[document] for document in documents]
-        planes = lay_out(rows, length + -length % PAD_MULTIPLE, self.tokenizer.pad_id)
-        mask = inference_mask(self.tokenizer, self.model.config, self.device, self.dtype, self.executor)
-        return LongRows(
-            tokens=torch.from_numpy(planes.tokens).to(self.device),
-            labels=torch.from_numpy(planes.labels).to(self.device),
-            positions=torch.from_numpy(planes.positions).to(self.device),
-            mask=mask.build(torch.from_numpy(planes.sequence_ids), self.device),
-        )
 
 
 @contextmanager

@@ -187,7 +187,7 @@ def plan(table: Extrapolation, trained: Trained, tokenizer: Tokenizer, read: Cal
     check_packages(table.continuation)
     methods, left_out = choose(table.methods, trained, lengths)
     documents = LongDocuments.of(read(lengths[-1]), lengths, table.documents)
-    prompts(table.passkey, tokenizer, documents.at_least(lengths[0]), lengths[0], 0.0, seed=0)
+    prompts(table.passkey, tokenizer, documents.at_least(lengths[0]), lengths[0], 0.0)
     otherwise = [method for method in methods if method in WINDOWED]
     warned = [f"warning: {', '.join(otherwise)}: model.attention is not that of its training, on purpose"] if otherwise else []
     return Plan(trained, methods, documents, [str(documents), *left_out, *warned])
@@ -246,7 +246,7 @@ def measure_length(
         last_loss=float(tails[:, -table.score_last :].mean()),
         positions=by_position(losses) if length == longest else [],
         passkey={
-            depth: retrieved(long_model, prompts(table.passkey, long_model.tokenizer, here, length, depth, seed=0))
+            depth: retrieved(long_model, prompts(table.passkey, long_model.tokenizer, here, length, depth))
             for depth in (table.passkey.depths if table.passkey.samples else ())
         },
         continuation=quality(long_model, table.continuation, [ids[:length] for ids in continued]) if continued else {},

@@ -47,13 +47,7 @@ class Prompt(NamedTuple):
     key: int
 
 
-def words_of(table: Passkey, tokenizer: Tokenizer) -> Words:
-    """Return the words of a pass key: the table's, or else the usual ones for the tokenizer."""
-    usual = SEQUENCES.get(tokenizer.alphabet or "", PROSE)
-    return Words(table.alphabet or usual.alphabet, table.needle or usual.needle, table.query or usual.query)
-
-
-def prompts(table: Passkey, tokenizer: Tokenizer, hay: Sequence[Ids], length: int, depth: float, seed: int) -> list[Prompt]:
+def prompts(table: Passkey, tokenizer: Tokenizer, hay: Sequence[Ids], length: int, depth: float) -> list[Prompt]:
     """Return as many documents as `samples` says; keys and hay are the same at every depth and length.
 
     Args:
@@ -62,17 +56,16 @@ def prompts(table: Passkey, tokenizer: Tokenizer, hay: Sequence[Ids], length: in
         hay: documents of at least `length` tokens, used round robin.
         length: tokens of a document with its key.
         depth: 0 to 1, where the key is said.
-        seed: of keys.
 
     Raises:
         ConfigError: the tokenizer does not know a letter, or `length` is too short.
     """
-    words, found = words_of(table, tokenizer), []
+    usual, found = SEQUENCES.get(tokenizer.alphabet or "", PROSE), []
     for sample in range(table.samples):
-        draw = np.random.default_rng([seed, sample])
-        key = "".join(draw.choice(list(words.alphabet), size=table.digits))
-        needle = encode_piece(tokenizer, words.needle.replace("{key}", key))
-        query, answer = encode_piece(tokenizer, words.query), encode_piece(tokenizer, key)
+        draw = np.random.default_rng([0, sample])
+        key = "".join(draw.choice(list(table.alphabet or usual.alphabet), size=table.digits))
+        needle = encode_piece(tokenizer, (table.needle or usual.needle).replace("{key}", key))
+        query, answer = encode_piece(tokenizer, table.query or usual.query), encode_piece(tokenizer, key)
         first = opening_tokens(tokenizer)
         room = length - len(needle) - len(query) - len(answer)
         if room < first:

@@ -4,14 +4,12 @@ Only safetensors are read: a pickle can run code.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import xxhash
-from torch import Tensor
 
 from ...datasets.errors import DataConfigError
 from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
@@ -19,14 +17,13 @@ from ...models.config import PRESETS, DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import from_hf, hf_names
 from ..build import Contract, Statement, contract_of
-from ..checkpoints import MANIFEST, Folder, Found, RunState, SafetensorsFile, SavedContract, Spec
+from ..checkpoints import MANIFEST, FileSet, Folder, Found, Index, RunState, SavedContract, file_index
 from ..config import JobConfig
 from ..errors import CheckpointError, ConfigError
-from .tokenizer_files import TOKENIZER, own_kind
+from .tokenizer_files import TOKENIZER, Json, own_kind, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, GENERATION = "config.json", "generation_config.json"
-Json: TypeAlias = Mapping[str, Any]  # what a file of Hugging Face's says, of any model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +35,7 @@ class HuggingFaceFolder:
         decoder: the shape that `config.json` describes.
         seq_len: tokens of the rows of its training; None: `config.json` does not say. Those of its longest text, but
             with a scaling that has other rotary angles beyond `original_seq_len`: there those up to that length.
-        files: of each parameter by our name, the file that holds it.
-        names: of each parameter by our name, Hugging Face's name; of a tied table only that of the embedding.
+        index: where its tensors are, by the names of a checkpoint's.
         table: the `[tokenizer]` table that reads the folder's tokenizer.
         tokenizer: what it gives; None: there is no `tokenizer.json`.
         contract: eos, pad and embedding rows, on which all files of the folder agree.
@@ -49,8 +45,7 @@ class HuggingFaceFolder:
     path: Path
     decoder: DecoderConfig
     seq_len: int | None
-    files: dict[str, SafetensorsFile]
-    names: dict[str, str]
+    index: Index
     table: TokenizerConfig
     tokenizer: Tokenizer | None
     contract: SavedContract
@@ -79,8 +74,7 @@ class HuggingFaceFolder:
         if config is None:
             raise ConfigError(f"{path}: has no {CONFIG}: not a folder of a Hugging Face model")
         decoder = from_hf(dict(config))
-        names = stored_names(decoder)
-        found = find_tensors(path, decoder)
+        index = find_tensors(path, decoder)
         table, tokenizer = find_tokenizer(path, eos_token, pad_token)
         longest = decoder.rope.original_seq_len if decoder.rope.by_length else config.get("max_position_embeddings")
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.glob("*.safetensors"))]
@@ -88,21 +82,12 @@ class HuggingFaceFolder:
             path=path,
             decoder=decoder,
             seq_len=longest if type(longest) is int and longest > 0 else None,
-            files={ours: found[theirs] for ours, theirs in names.items()},
-            names=names,
+            index=index,
             table=table,
             tokenizer=tokenizer,
             contract=agreed_contract(path, config, decoder, tokenizer),
             fingerprint=xxhash.xxh3_128_hexdigest(json.dumps([config, stats]).encode()),
         )
-
-    def spec(self, name: str) -> Spec:
-        """Return type and shape of a parameter, by our name."""
-        return self.files[name].specs[self.names[name]]
-
-    def read(self, name: str) -> Tensor:
-        """Return a parameter by our name, on the CPU."""
-        return self.files[name].read(self.names[name])
 
     def tables(self, table: TokenizerConfig) -> dict[str, dict[str, Any]]:
         """Return `[model]`, `[tokenizer]` and, of a bidirectional model, `[training]` of a job that starts from it."""
@@ -124,15 +109,9 @@ class HuggingFaceFolder:
 
     def found(self) -> Found:
         """Return the weights as if they were those of a checkpoint, to begin a run or to use a model."""
-        ours = {theirs: f"model.{name}" for name, theirs in self.names.items()}
-        index = {  # those that the decoder has not too: with them, a file's first tensor is where its data begin
-            ours.get(theirs, theirs): (spec, [file.piece(theirs)])
-            for file in dict.fromkeys(self.files.values())
-            for theirs, spec in file.specs.items()
-        }
         state = RunState.of(config=self.job(), model=self.decoder, contract=self.contract)
         where = str(self.path / CONFIG)
-        return Found(Folder(self.path), state, where=where, seq_len=self.seq_len, files={}, index=index)
+        return Found(Folder(self.path), state, where, self.seq_len, self.fingerprint, files={}, index=self.index)
 
 
 def is_hugging_face(folder: Folder) -> bool:
@@ -163,8 +142,10 @@ def stored_names(decoder: DecoderConfig) -> dict[str, str]:
     return names
 
 
-def find_tensors(source: Path, decoder: DecoderConfig) -> dict[str, SafetensorsFile]:
-    """Return the file of every tensor of the decoder, by Hugging Face's name.
+def find_tensors(source: Path, decoder: DecoderConfig) -> Index:
+    """Return where every tensor of the decoder is, by its name in a checkpoint.
+
+    Tensors that the decoder has not are there too, under their own names: a file's first one is where its data begin.
 
     Raises:
         ConfigError: there are no safetensors.
@@ -182,29 +163,31 @@ def find_tensors(source: Path, decoder: DecoderConfig) -> dict[str, SafetensorsF
             else ""
         )
         raise ConfigError(f"{source}: there is no {', '.join(missing)}{hint}")
-    opened = [SafetensorsFile(source / name) for name in files]
-    found = {name: file for file in opened for name in file.specs if not name.endswith(".rotary_emb.inv_freq")}
+    index = {name: entry for file in files for name, entry in file_index(source / file).items()}
+    found = {name: entry for name, entry in index.items() if not name.endswith(".rotary_emb.inv_freq")}
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in Decoder(decoder).state_dict().items()}
-    shapes = {theirs: expected[ours] for ours, theirs in stored_names(decoder).items()}
+    names = stored_names(decoder)
+    shapes = {theirs: expected[ours] for ours, theirs in names.items()}
     complaints = [f"{name}: missing, it should be {list(shapes[name])}" for name in shapes if name not in found]
     head, table = "lm_head.weight", "model.embed_tokens.weight"
     if decoder.tie_embeddings and {head, table} <= found.keys():
         # a file may hold the table of a tied model twice
-        if not torch.equal(found[head].read(head), found[table].read(table)):
+        tensors = FileSet(Folder(source), index)
+        if not torch.equal(tensors.whole(head), tensors.whole(table)):
             complaints.append(f"{head}: differs from {table}, though tie_word_embeddings is true")
         del found[head]
-    for name, file in found.items():
-        dtype, shape = file.specs[name]
+    for name, ((dtype, shape), (piece,)) in found.items():
         if name not in shapes:
-            complaints.append(f"{name}: unexpected, {list(shape)} in {file.path.name}")
+            complaints.append(f"{name}: unexpected, {list(shape)} in {piece.file}")
         elif shape != shapes[name]:
-            complaints.append(f"{name}: {list(shape)} in {file.path.name}, it should be {list(shapes[name])}")
+            complaints.append(f"{name}: {list(shape)} in {piece.file}, it should be {list(shapes[name])}")
         elif dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            complaints.append(f"{name}: {dtype} in {file.path.name}; supported: float32, bfloat16, float16")
+            complaints.append(f"{name}: {dtype} in {piece.file}; supported: float32, bfloat16, float16")
     if complaints:
         raise CheckpointError("\n  ".join([f"{source}: the tensors are not those that {CONFIG} describes:", *complaints]))
-    return found
+    others = {name: entry for name, entry in index.items() if name not in shapes}
+    return {**{f"model.{ours}": index[theirs] for ours, theirs in names.items()}, **others}
 
 
 def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -> tuple[TokenizerConfig, Tokenizer | None]:
@@ -234,15 +217,10 @@ def agreed_contract(source: Path, config: Json, decoder: DecoderConfig, tokenize
         EosMismatchError: they do not.
         ConfigError: there is no tokenizer, and the files do not name one id that ends a document.
     """
-    said = [(CONFIG, config), (GENERATION, read_json(source / GENERATION) or {})]
     statements = [Statement.of_tokenizer(tokenizer)] if tokenizer else []
     statements.append(Statement(party="model", where=f"{source / CONFIG} (vocab_size)", vocab=decoder.vocab_size))
-    for file, content in said:
-        eos, pad = content.get("eos_token_id"), content.get("pad_token_id")
-        several = tuple(eos) if isinstance(eos, list) else None if eos is None else (eos,)
-        mask = content.get("mask_token_id")
-        where = str(source / file)
-        statements.append(Statement(party=file.removesuffix(".json"), where=where, eos=several, pad=pad, mask=mask))
+    for file, content in ((CONFIG, config), (GENERATION, read_json(source / GENERATION) or {})):
+        statements.append(Statement.of_hf_file(file.removesuffix(".json"), str(source / file), content))
     Contract(statements).check()
     if tokenizer:
         return contract_of(tokenizer, decoder)
@@ -256,16 +234,3 @@ def agreed_contract(source: Path, config: Json, decoder: DecoderConfig, tokenize
     (eos,) = common
     pad = next((statement.pad for statement in statements if statement.pad is not None), eos)
     return SavedContract(eos=eos, pad=pad, vocab=decoder.vocab_size, tokenizer=None, mask=config.get("mask_token_id"))
-
-
-def read_json(path: Path) -> Json | None:
-    """Return the object in a JSON file, None where there is no file. Raises ConfigError for anything else."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}, not a JSON object")
-    return content

@@ -13,9 +13,9 @@ from pathlib import Path
 import tomli_w
 
 from ...models.huggingface import architecture
-from ..checkpoints import Folder, RunState, atomic_folder, write_whole
+from ..checkpoints import Folder, RunState, WholeTensors, atomic_folder, write_whole
 from ..errors import ConfigError
-from .folder import CONFIG, GENERATION, HuggingFaceFolder
+from .folder import CONFIG, GENERATION, HuggingFaceFolder, stored_names
 from .tokenizer_files import TOKENIZER, TOKENIZER_FILES
 
 STEP, TOML, TOKENIZER_FOLDER = "step-0", "model.toml", "tokenizer"
@@ -57,11 +57,12 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
     home = out.absolute()
     if table.path:
         table = table.model_copy(update={"path": str(home / TOKENIZER_FOLDER)})
-    specs = {name: opened.spec(name) for name in opened.names}
+    weights = WholeTensors(source, opened.index)
+    specs = {name: weights.spec(name) for name in stored_names(decoder)}
     told = f"{architecture(decoder)}, {decoder.parameter_count():,} parameters"
     with atomic_folder(out) as folder:
         state = RunState.of(config=opened.job(table), model=decoder, contract=contract)
-        write_whole(folder / STEP, specs, opened.read, state)
+        write_whole(folder / STEP, specs, weights.read, state)
         if table.path:
             (folder / TOKENIZER_FOLDER).mkdir()
             for file in sorted({CONFIG, GENERATION, *TOKENIZER_FILES}):

@@ -19,12 +19,14 @@ They too refuse nothing: what training would, becomes `<unk>`, and the name of a
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import tokenizers
 
 from ...datasets.tokenizers import CLS, EOS, TOKENIZERS, UNK, LetterTokenizer, Tokenizer, TokenizerConfig
+from ..errors import ConfigError
 
+Json: TypeAlias = dict[str, Any]  # what a file of Hugging Face's says, of any model
 TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 BESIDE = ("added_tokens.json", "chat_template.jinja", "merges.txt", "tokenizer.model", "vocab.json", "vocab.txt")
 TOKENIZER_FILES = {TOKENIZER, SETTINGS, SPECIAL, *BESIDE}
@@ -57,7 +59,7 @@ def tokenizer_files(table: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, b
         folder = given if given.is_dir() else given.parent
         source = (given / TOKENIZER if given.is_dir() else given).read_bytes()
         beside = {name: (folder / name).read_bytes() for name in BESIDE if (folder / name).is_file()}
-        settings, special = _read_object(folder / SETTINGS) or dict(PLAIN), _read_object(folder / SPECIAL)
+        settings, special = read_json(folder / SETTINGS) or dict(PLAIN), read_json(folder / SPECIAL) or {}
     library = tokenizers.Tokenizer.from_str(source.decode())
     for role, key in ROLES.items():
         index = getattr(tokenizer, f"{role}_id")
@@ -107,7 +109,7 @@ def own_kind(file: Path) -> str | None:
     """Return which of our kinds a `tokenizer.json` is, also after transformers has rewritten it; None: another."""
     letters = {kind: found for kind in TOKENIZERS if issubclass(found := TOKENIZERS[kind], LetterTokenizer)}
     own = {"byte": byte_tokenizer(), **{kind: letter_tokenizer(found()) for kind, found in letters.items()}}
-    vocabulary = _read_object(file).get("model", {}).get("vocab")
+    vocabulary = (read_json(file) or {}).get("model", {}).get("vocab")
     return next((kind for kind, source in own.items() if vocabulary == json.loads(source)["model"]["vocab"]), None)
 
 
@@ -116,8 +118,16 @@ def added_around(source: bytes) -> list[str]:
     return list(tokenizers.Tokenizer.from_str(source.decode()).encode("").tokens)
 
 
-def _read_object(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+def read_json(path: Path) -> Json | None:
+    """Return the object in a JSON file, None where there is no file. Raises ConfigError for anything else."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds a {type(content).__name__}, not a JSON object")
     return content
 
 

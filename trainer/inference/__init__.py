@@ -5,7 +5,7 @@ Read `open` first, then `documents`: how sequences become a row. `embeddings` (w
 commands use.
 """
 
-from .documents import BATCH_TOKENS, Document, opening_tokens, read_documents, with_positions
+from .documents import BATCH_TOKENS, Document, Rows, make_rows, opening_tokens, read_documents, with_positions
 from .embeddings import Pool, embed, embeddings
 from .layers import choose_layers, meaning, widths
 from .likelihood import Score, log_likelihoods, score
@@ -18,12 +18,14 @@ __all__ = [
     "Document",
     "OpenedModel",
     "Pool",
+    "Rows",
     "Score",
     "choose_layers",
     "embed",
     "embeddings",
     "inference_mask",
     "log_likelihoods",
+    "make_rows",
     "meaning",
     "open_model",
     "opening_tokens",

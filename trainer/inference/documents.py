@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ from ...datasets.errors import DataConfigError
 from ...datasets.readers import NamedSequence, SequenceFiles
 from ...datasets.rows import PAD_MULTIPLE, lay_out
 from ...datasets.tokenizers import MAP, Ids, TokenizeError, Tokenizer
-from ...models.attention import AttentionMask
+from ...models.attention import AttentionMask, DocumentMask
 from ...models.config import AttentionConfig, RopeConfig, untrained_attention_warning
 from .open import OpenedModel, inference_mask
 
 BATCH_TOKENS = 16_384
+Texts: TypeAlias = Iterable[str | bytes]
 T = TypeVar("T")
 
 
@@ -42,20 +43,20 @@ class Document(NamedTuple):
     mapped: int = 0
 
 
-class DocumentsRow(NamedTuple):
-    """Documents in one row, on the model's device.
+class Rows(NamedTuple):
+    """Rows of documents on a device.
 
     Attributes:
-        tokens: int64 [1, n].
-        positions: int32 [1, n], restarting at 0 with every document.
-        mask: which of them see each other.
-        starts: of each document, and after the last one.
+        tokens: int64 [rows, width].
+        labels: int64 [rows, width], the next token; -100 at the last one of a document and on padding.
+        positions: int32 [rows, width], restarting at 0 with every document.
+        mask: which tokens see which.
     """
 
     tokens: Tensor
+    labels: Tensor
     positions: Tensor
     mask: AttentionMask
-    starts: list[int]
 
 
 def with_positions(opened: OpenedModel, rope: RopeConfig, attention: AttentionConfig, length: int) -> OpenedModel:
@@ -124,7 +125,7 @@ def encode_sequence(tokenizer: Tokenizer, sequence: NamedSequence) -> Document:
     return Document(sequence.name, encoded.ids, sequence.stored, sum(encoded.mapped or ()))
 
 
-def encoded(opened: OpenedModel, sequences: Iterable[str | bytes]) -> Iterator[Document]:
+def encoded(opened: OpenedModel, sequences: Texts) -> Iterator[Document]:
     """Yield the documents of sequences that a caller has at hand.
 
     Raises:
@@ -162,14 +163,20 @@ def batches(items: Iterable[T], length: Callable[[T], int], budget: int) -> Iter
         yield batch
 
 
-def make_row(opened: OpenedModel, documents: Sequence[Ids]) -> DocumentsRow:
-    """Lay out documents one after another, padded to a multiple of 128: few shapes for kernels that are compiled."""
-    starts = list(accumulate(map(len, documents), initial=0))
-    planes = lay_out([documents], starts[-1] + -starts[-1] % PAD_MULTIPLE, opened.tokenizer.pad_id)
-    device = opened.device
-    return DocumentsRow(
-        torch.from_numpy(planes.tokens).to(device),
-        torch.from_numpy(planes.positions).to(device),
-        opened.mask.build(torch.from_numpy(planes.sequence_ids), device),
-        starts,
-    )
+def make_row(opened: OpenedModel, documents: Sequence[Ids]) -> Rows:
+    """Lay out documents one after another, where `starts_of` says."""
+    return make_rows([documents], opened.mask, opened.device)
+
+
+def starts_of(documents: Sequence[Ids]) -> list[int]:
+    """Return where in a row each document begins, and where padding does."""
+    return list(accumulate(map(len, documents), initial=0))
+
+
+def make_rows(rows: Sequence[Sequence[Ids]], mask: DocumentMask, device: torch.device, multiple_of: int = PAD_MULTIPLE) -> Rows:
+    """Lay out the documents of each row; widths are multiples of 128: few shapes for kernels that are compiled."""
+    width = max(sum(map(len, row)) for row in rows)
+    planes = lay_out(rows, width + -width % multiple_of, mask.pad_id)
+    used = (planes.tokens, planes.labels, planes.positions)
+    tokens, labels, positions = (torch.from_numpy(plane).to(device) for plane in used)
+    return Rows(tokens, labels, positions, mask.build(torch.from_numpy(planes.sequence_ids), device))

@@ -1,7 +1,7 @@
 """Outputs of layers for sequences, pooled or for each residue: in memory, or batch by batch for a file."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import torch
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ...datasets.errors import DataConfigError
 from ..errors import ConfigError
-from .documents import BATCH_TOKENS, Document, batches, encoded, make_row, opening_tokens
+from .documents import BATCH_TOKENS, Document, Texts, batches, encoded, make_row, opening_tokens, starts_of
 from .layers import choose_layers, outputs
-from .open import OpenedModel, opened_model
+from .open import ModelOrPath, OpenedModel, opened_model
 
-Pool: TypeAlias = Literal["mean", "last", "none"]
+Pooled: TypeAlias = Literal["mean", "last"]
+Pool: TypeAlias = Literal[Pooled, "none"]
 
 
 class Embedded(NamedTuple):
@@ -32,43 +33,25 @@ class Embedded(NamedTuple):
 
 @overload
 def embed(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
-    *,
-    layer: str,
-    pool: Literal["mean", "last"] = "mean",
-    gradients: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    model: ModelOrPath, sequences: Texts, *, layer: str, pool: Pooled = ..., gradients: bool = ..., batch_tokens: int = ...
 ) -> Tensor: ...
 
 
 @overload
 def embed(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
-    *,
-    layer: str,
-    pool: Literal["none"],
-    gradients: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    model: ModelOrPath, sequences: Texts, *, layer: str, pool: Literal["none"], gradients: bool = ..., batch_tokens: int = ...
 ) -> list[Tensor]: ...
 
 
 @overload
 def embed(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
-    *,
-    layer: list[str],
-    pool: Pool = "mean",
-    gradients: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    model: ModelOrPath, sequences: Texts, *, layer: list[str], pool: Pool = ..., gradients: bool = ..., batch_tokens: int = ...
 ) -> dict[str, Any]: ...
 
 
 def embed(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
+    model: ModelOrPath,
+    sequences: Texts,
     *,
     layer: str | list[str],
     pool: Pool = "mean",
@@ -121,9 +104,9 @@ def embeddings(
     """Yield batches of documents in order with their layers' outputs; the caller may disable gradients."""
     first = opening_tokens(opened.tokenizer)
     for batch in batches(documents, lambda document: len(document.ids), batch_tokens):
-        row = make_row(opened, [document.ids for document in batch])
-        spans = [slice(start + first, end - 1) for start, end in zip(row.starts, row.starts[1:], strict=False)]
-        found = outputs(opened.model, layers, row)
+        ids = [document.ids for document in batch]
+        spans = [slice(start + first, end - 1) for start, end in pairwise(starts_of(ids))]
+        found = outputs(opened.model, layers, make_row(opened, ids))
         rows = {name: _pooled(output, spans, pool).float() for name, output in found.items()}
         yield Embedded(batch, [span.stop - span.start for span in spans], rows)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .documents import DocumentsRow, make_row
+from .documents import Rows, make_row
 from .open import OpenedModel
 
 # Pattern of a name, and what the output of such a module is.
@@ -70,7 +70,7 @@ def _matches(name: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
-def outputs(model: nn.Module, names: Sequence[str], row: DocumentsRow) -> dict[str, Tensor]:
+def outputs(model: nn.Module, names: Sequence[str], row: Rows) -> dict[str, Tensor]:
     """Outputs of some layers, [tokens of the row, width] each; the model runs up to the last of them and no further.
 
     Gradients flow unless the caller has disabled them.

@@ -10,16 +10,14 @@ longest it counts what follows as well; here no label lies behind a sequence's o
 """
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from ...datasets.tokenizers import Ids
 from ...models.loss import IGNORE
 from ..errors import ConfigError
-from .documents import BATCH_TOKENS, Document, batches, encoded, make_row, opening_tokens
-from .open import OpenedModel, opened_model
+from .documents import BATCH_TOKENS, Document, Texts, batches, encoded, make_row, opening_tokens, starts_of
+from .open import ModelOrPath, OpenedModel, opened_model
 
 
 class Score(NamedTuple):
@@ -41,13 +39,7 @@ class Score(NamedTuple):
         return self.log_likelihood / self.tokens if self.tokens else float("nan")
 
 
-def score(
-    model: OpenedModel | str | Path,
-    sequences: Iterable[str | bytes],
-    *,
-    with_eos: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
-) -> list[Score]:
+def score(model: ModelOrPath, sequences: Texts, *, with_eos: bool = False, batch_tokens: int = BATCH_TOKENS) -> list[Score]:
     """Return how likely a model finds each sequence.
 
     A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods: each residue is hidden once.
@@ -108,32 +100,16 @@ def _causal(
     opened: OpenedModel, documents: Iterable[Document], with_eos: bool, batch_tokens: int
 ) -> Iterator[tuple[Document, Score]]:
     for batch in batches(documents, lambda document: len(document.ids), batch_tokens):
-        row = make_row(opened, [document.ids for document in batch])
-        labels = torch.full_like(row.tokens, IGNORE)
-        labels[:, :-1] = row.tokens[:, 1:]
-        ends = torch.tensor(row.starts[1:], device=labels.device)
-        labels[0, ends - 1] = IGNORE  # behind an eos another document begins
+        ids = [document.ids for document in batch]
+        row, starts = make_row(opened, ids), starts_of(ids)
         if not with_eos:
-            labels[0, ends - 2] = IGNORE
-        labels[0, row.starts[-1] :] = IGNORE
-        losses = opened.model(row.tokens, row.positions, row.mask, labels)[0].double().cpu()
-        for document, start in zip(batch, row.starts, strict=False):
+            row.labels[0, [end - 2 for end in starts[1:]]] = IGNORE
+        losses = opened.model(row.tokens, row.positions, row.mask, row.labels)[0].double().cpu()
+        for document, start in zip(batch, starts, strict=False):
             length = len(document.ids)
             log_likelihood = 0.0 - float(losses[start : start + length].sum())
             residues = length - 1 - opening_tokens(opened.tokenizer)
             yield document, Score(residues, length - 1 - (not with_eos), log_likelihood)
-
-
-class _Masked(NamedTuple):
-    """A document with one residue hidden."""
-
-    document: Document
-    place: int
-
-    def ids(self, mask_id: int) -> Ids:
-        ids = self.document.ids.copy()
-        ids[self.place] = mask_id
-        return ids
 
 
 @torch.no_grad()
@@ -141,14 +117,15 @@ def _masked(
     opened: OpenedModel, documents: Iterable[Document], mask_id: int, batch_tokens: int
 ) -> Iterator[tuple[Document, Score]]:
     first = opening_tokens(opened.tokenizer)
-    questions = (_Masked(document, place) for document in documents for place in range(first, len(document.ids) - 1))
+    questions = ((document, place) for document in documents for place in range(first, len(document.ids) - 1))
     total = 0.0
-    for batch in batches(questions, lambda question: len(question.document.ids), batch_tokens):
-        row = make_row(opened, [question.ids(mask_id) for question in batch])
+    for batch in batches(questions, lambda question: len(question[0].ids), batch_tokens):
+        ids = [document.ids for document, _ in batch]
+        row = make_row(opened, ids)
+        places = [start + place for start, (_, place) in zip(starts_of(ids), batch, strict=False)]
         labels = torch.full_like(row.tokens, IGNORE)
-        places = [start + question.place for start, question in zip(row.starts, batch, strict=False)]
-        targets = [int(question.document.ids[question.place]) for question in batch]
-        labels[0, places] = torch.tensor(targets, device=labels.device)
+        labels[0, places] = row.tokens[0, places]
+        row.tokens[0, places] = mask_id
         losses = opened.model(row.tokens, row.positions, row.mask, labels)[0, places].double().tolist()
         for (document, place), loss in zip(batch, losses, strict=True):
             total -= loss

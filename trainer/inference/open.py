@@ -2,17 +2,17 @@
 
 import os
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 
-from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
+from ...datasets.tokenizers import Tokenizer, build_tokenizer
 from ...models.attention import DocumentMask
 from ...models.config import DecoderConfig, Executor
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
-from ..build import Contract, make_model, make_tokenizer
-from ..checkpoints import Folder, Found, load, read_newest
+from ..build import Contract, fine_tune
+from ..checkpoints import Folder, load, read_newest
 from ..config import JobConfig
 from ..errors import ConfigError
 from ..huggingface import TOKENIZER, HuggingFaceFolder, is_hugging_face
@@ -64,6 +64,9 @@ class OpenedModel:
             raise ModelError(f"{self.where}: a bidirectional model, trained by mlm, cannot {command}")
 
 
+ModelOrPath: TypeAlias = OpenedModel | str | os.PathLike[str]
+
+
 def open_model(
     path: str | os.PathLike[str],
     device: torch.device | str | None = None,
@@ -100,85 +103,54 @@ def open_model(
             raise ConfigError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
         dtype = DTYPES[dtype]
     folder = Folder(path)
-    return (open_huggingface_model if is_hugging_face(folder) else open_checkpoint)(folder, device, dtype, on_unknown)
+    hugging_face = is_hugging_face(folder)
+    if hugging_face:
+        theirs = HuggingFaceFolder.open(folder)
+        if theirs.tokenizer is None:
+            raise ConfigError(f"{folder}: there is no {TOKENIZER} to read sequences with")
+        found, messages, tokenizer = theirs.found(), list[str](), theirs.tokenizer
+    else:
+        found, messages = read_newest(folder)
+        tokenizer = build_tokenizer(found.state.config.tokenizer)
+    config, decoder = found.state.config, found.state.model
+    if on_unknown is not None:
+        tokenizer = build_tokenizer(config.tokenizer.model_copy(update={"on_unknown": on_unknown}))
+    Contract.of_checkpoint(found, tokenizer).check()
+    with torch.device("meta"):
+        model = Decoder(decoder, found.seq_len or 0)
+        fine_tune(model, config.fine_tuning)
+    model.to(dtype).to_empty(device=device)
+    model.tie_weights()
+    load(found, found.reader(), model, optimizer=None)
+    model.requires_grad_(True)  # what training had frozen too
+    return OpenedModel(
+        model=model,
+        tokenizer=tokenizer,
+        mask=inference_mask(tokenizer, decoder, device, dtype),
+        seq_len=found.seq_len,
+        trained=decoder,
+        where=str(found.path),
+        fingerprint=found.fingerprint,
+        config=None if hugging_face else config,
+        messages=(*messages, *length_dependent_rope_note(model)),
+    )
 
 
-def opened_model(model: OpenedModel | str | os.PathLike[str]) -> OpenedModel:
+def opened_model(model: ModelOrPath) -> OpenedModel:
     """Return the model itself, or the one at a path, opened in float32. Raises what `open_model` does."""
     return model if isinstance(model, OpenedModel) else open_model(model)
 
 
-def open_checkpoint(folder: Folder, device: torch.device, dtype: torch.dtype, on_unknown: str | None) -> OpenedModel:
-    """Open a checkpoint of this package, or the newest good one in a folder."""
-    found, skipped = read_newest(folder)
-    config, decoder = found.state.config, found.state.model
-    tokenizer = with_unknown_policy(config.tokenizer, make_tokenizer(config), on_unknown)
-    Contract.of_checkpoint(found, tokenizer).check()
-    with torch.device("meta"):
-        model = make_model(config, decoder)
-    load_weights(model, found, device, dtype)
-    return OpenedModel(
-        model=model,
-        tokenizer=tokenizer,
-        mask=inference_mask(tokenizer, decoder, device, dtype),
-        seq_len=config.training.seq_len,
-        trained=decoder,
-        where=str(found.path),
-        fingerprint=found.fingerprint(),
-        config=config,
-        messages=(*skipped, *length_dependent_rope_note(model)),
-    )
-
-
-def open_huggingface_model(folder: Folder, device: torch.device, dtype: torch.dtype, on_unknown: str | None) -> OpenedModel:
-    """Open a Hugging Face folder; nothing is converted on disk."""
-    opened = HuggingFaceFolder.open(folder)
-    if opened.tokenizer is None:
-        raise ConfigError(f"{folder}: there is no {TOKENIZER} to read sequences with")
-    tokenizer, decoder = with_unknown_policy(opened.table, opened.tokenizer, on_unknown), opened.decoder
-    with torch.device("meta"):
-        model = Decoder(decoder, opened.seq_len or 0)
-    load_weights(model, opened.found(), device, dtype)
-    return OpenedModel(
-        model=model,
-        tokenizer=tokenizer,
-        mask=inference_mask(tokenizer, decoder, device, dtype),
-        seq_len=opened.seq_len,
-        trained=decoder,
-        where=str(folder),
-        fingerprint=opened.fingerprint,
-        messages=length_dependent_rope_note(model),
-    )
-
-
-def length_dependent_rope_note(model: Decoder) -> tuple[str, ...]:
+def length_dependent_rope_note(model: Decoder) -> list[str]:
     """Return what to know of a model whose rotary angles depend on a length."""
     rope = model.config.rope
     if not rope.by_length:
-        return ()
+        return []
     length = max(model.max_document_length, rope.trained_length)
-    return (
+    return [
         f'model.rope.scaling is "{rope.scaling}": texts of every length have the rotary angles of {length:,} tokens here '
-        "(longer ones their own with --extrapolate), where transformers has those of the length of each text",
-    )
-
-
-def with_unknown_policy(table: TokenizerConfig, tokenizer: Tokenizer, on_unknown: str | None) -> Tokenizer:
-    """Return the tokenizer of a table, or where a policy is given the same with it.
-
-    Raises DataConfigError where it knows none.
-    """
-    if on_unknown is None:
-        return tokenizer
-    return build_tokenizer(table.model_copy(update={"on_unknown": on_unknown}))
-
-
-def load_weights(model: Decoder, found: Found, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a decoder from the meta device, with its values; what training had frozen is free."""
-    model.to(dtype).to_empty(device=device)
-    model.tie_weights()
-    load(found, found.reader(), model, optimizer=None)
-    model.requires_grad_(True)
+        "(longer ones their own with --extrapolate), where transformers has those of the length of each text"
+    ]
 
 
 def inference_mask(

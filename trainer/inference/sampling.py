@@ -1,22 +1,21 @@
 """Text from a model: plain sampling, one forward pass over the whole document per new token."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from ...datasets.rows import lay_out
 from ...datasets.tokenizers import TokenizeError, Tokenizer
 from ...models.attention import DocumentMask
 from ...models.decoder import Decoder
 from ..errors import ConfigError
-from .open import OpenedModel, opened_model
+from .documents import make_rows
+from .open import ModelOrPath, opened_model
 
 
 def sample(
-    model: OpenedModel | str | Path,
+    model: ModelOrPath,
     prompt: str | bytes,
     *,
     max_new_tokens: int = 200,
@@ -103,11 +102,9 @@ def sample_tokens(
     new: list[int] = []
     with torch.compiler.set_stance("force_eager"):  # lengths change with every token: a compiled block would recompile
         while len(new) < max_new_tokens:
-            row = np.array([*prompt, *new])
-            planes = lay_out([[row]], len(row) + -len(row) % multiple_of, tokenizer.pad_id)
-            used = (planes.tokens, planes.positions, planes.sequence_ids)
-            tokens, positions, sequence_ids = (torch.from_numpy(plane).to(device) for plane in used)
-            logits = model(tokens, positions, mask.build(sequence_ids))[0, len(row) - 1, : tokenizer.vocab_size]
+            ids = np.array([*prompt, *new])
+            row = make_rows([[ids]], mask, torch.device(device), multiple_of)
+            logits = model(row.tokens, row.positions, row.mask)[0, len(ids) - 1, : tokenizer.vocab_size]
             token = draw_token(logits.float().cpu(), temperature, top_k, generator)
             if dist.is_initialized():
                 dist.broadcast(token, src=0)

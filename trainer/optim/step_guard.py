@@ -8,7 +8,6 @@ ends.
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from ..checkpoints import GuardState
 from ..config import JobConfig
 from ..errors import NonFiniteError
-from ..processes import World, local
+from ..processes import World, local, whole
 from .spikes import SpikeWindow
 
 
@@ -146,8 +145,8 @@ def gradient_norm(parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]
     digits.
     """
     norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None], 2.0, dtype=torch.float32)
-    total: Any = torch.linalg.vector_norm(torch.stack(norms))
-    return total.full_tensor(), [local(norm) for norm in norms]
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    return whole(total), [local(norm) for norm in norms]
 
 
 def clip_gradients(parameters: list[nn.Parameter], norm: Tensor, max_norm: float) -> None:

@@ -8,7 +8,7 @@ from .compile import compile_for_all_widths
 from .context_parallel import context_block_size, context_complaints, without_context_parallel
 from .float8 import float8_complaints
 from .inputs import Inputs, stage
-from .parallelize import parallelize, sum_over_replicas
+from .parallelize import needs_fsdp, parallelize, sum_over_replicas
 
 __all__ = [
     "Inputs",
@@ -16,6 +16,7 @@ __all__ = [
     "context_block_size",
     "context_complaints",
     "float8_complaints",
+    "needs_fsdp",
     "parallelize",
     "stage",
     "sum_over_replicas",

@@ -36,7 +36,8 @@ def float8_complaints(config: JobConfig, model: DecoderConfig, layout: Layout, d
     complaints = []
     if importlib.util.find_spec("torchao") is None:
         complaints.append("float8.enable = true: needs torchao, which is not installed: pip install 'cistron[float8]'")
-    if device is not None and not f.emulate and not has_float8(device):
+    able = device is None or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY)
+    if device is not None and not able and not f.emulate:
         complaints.append(
             f"float8.enable = true: this device ({device.type}) has no float8 products; they need a GPU of compute capability "
             "8.9 or later (Ada, Hopper). float8.emulate = true rounds alike anywhere, slowly"
@@ -63,11 +64,6 @@ def float8_complaints(config: JobConfig, model: DecoderConfig, layout: Layout, d
         if value % (MULTIPLE * parts)
     ]
     return complaints
-
-
-def has_float8(device: torch.device) -> bool:
-    """Return whether the device multiplies float8 matrices."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
 
 
 def excluded(name: str, filters: list[str]) -> bool:

@@ -58,11 +58,10 @@ def stage(batch: Batch, mask: DocumentMask, world: World) -> Inputs:
     def moved(plane: Tensor) -> Tensor:
         return pinned(plane).to(world.device, non_blocking=True)
 
-    planes = {"tokens": batch.tokens, "labels": batch.labels, "positions": batch.positions}
-    optional = {"weights": batch.weights, "values": batch.values}
-    given = planes | {name: plane for name, plane in optional.items() if plane is not None}
-    own, queries, keys = spread_rows(list(given.values()), batch.sequence_ids, mask, world.mesh["cp"])
-    here = dict(zip(given, map(moved, own), strict=True))
+    planes = {name: getattr(batch, name) for name in ("tokens", "labels", "positions", "weights", "values")}
+    planes = {name: plane for name, plane in planes.items() if plane is not None}
+    own, queries, keys = spread_rows(list(planes.values()), batch.sequence_ids, mask, world.mesh["cp"])
+    here = dict(zip(planes, map(moved, own), strict=True))
     ids, spread = pinned(batch.sequence_ids), [None if t is None else pinned(t) for t in (queries, keys)]
     return Inputs(
         tokens=here["tokens"],

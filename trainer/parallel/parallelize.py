@@ -2,7 +2,8 @@
 
 Each step wraps what the one before left: compile sees sharded matmuls, checkpointing runs compiled blocks again, FSDP2
 gathers parameters around them. Every parameter ends up a DTensor over (data[, tp]), norms and embeddings included:
-clipping by a global norm needs all gradients on comparable meshes.
+clipping by a global norm needs all gradients on comparable meshes. One process that computes in the type it stores has
+nothing to gather, to sum or to cast: there the decoder stays plain.
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ...models.decoder import Decoder
 from ..config import JobConfig
-from ..processes import DTYPES, World
+from ..processes import DTYPES, Layout, World
 from .activation_checkpoint import apply_activation_checkpointing
 from .compile import apply_compile
 from .context_parallel import apply_context_parallel
@@ -21,6 +22,7 @@ from .tensor_parallel import apply_tensor_parallel, overlap_tensor_parallel
 
 def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
     """Apply the layout of `world` to a decoder on the meta device, in place."""
+    model.loss_chunk = config.training.loss_chunk_tokens
     if config.float8.enable:
         convert(model, config)
     if world.layout.tp > 1:
@@ -38,11 +40,22 @@ def parallelize(model: Decoder, config: JobConfig, world: World) -> None:
         apply_compile(model, one_width=config.data.layout == "packed")
     if not recomputed.by_operator:
         apply_activation_checkpointing(model, recomputed)
-    apply_fsdp(model, config, world.data_mesh)
+    if needs_fsdp(config, world.layout):
+        apply_fsdp(model, config, world.data_mesh)
+
+
+def needs_fsdp(config: JobConfig, layout: Layout) -> bool:
+    """Return whether FSDP2 has anything to do.
+
+    On one process in float32 it would copy each parameter once and each gradient twice a micro-batch, and every
+    operator on parameters would be one on DTensors: 3 to 10 % of a step of the debug job on a CPU, for the same bits.
+    """
+    t = config.training
+    return layout.world_size > 1 or {t.dtype, t.mixed_precision_param, t.mixed_precision_reduce} != {"float32"}
 
 
 def apply_fsdp(model: Decoder, config: JobConfig, mesh: DeviceMesh) -> None:
-    """Apply FSDP2, also on one rank, where it casts to the compute type: groups that are gathered and scattered as one.
+    """Apply FSDP2, on one rank for its casts to the compute type: groups that are gathered and scattered as one.
 
     They are the embedding, each block, and the last norm with the output, so that the first block waits for no output
     weight, and the output's gradient leaves while the blocks go backward. A tied table is needed at both ends: it stays

@@ -17,7 +17,7 @@ from .join import (
 from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, split_complaints, world_size
 from .memory import device_figures, host_figures, host_memory, private_memory, ran_out, request
 from .signals import StopRequest
-from .tensors import DTYPES, gradient, local, offset
+from .tensors import DTYPES, gradient, local, offset, whole
 from .world import ThreadTask, World
 
 __all__ = [
@@ -51,5 +51,6 @@ __all__ = [
     "speak",
     "split_complaints",
     "symmetric_memory_complaints",
+    "whole",
     "world_size",
 ]

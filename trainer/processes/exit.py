@@ -27,34 +27,35 @@ def run_command(command: Callable[[], None]) -> None:
     ending: tuple[str, int] | None = None
     try:
         command()
-    except (RankLostError, OutOfMemoryError) as error:  # which have printed their messages
-        ending = ("", 1 if isinstance(error, RankLostError) else 2)
-        traceback.clear_frames(error.__traceback__)
-    except (UserError, NonFiniteError, WorkerError, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt):  # before training took the signal over, or in a tool
-            ending = ("interrupted", 130)
-        else:
-            ending = (f"error: {error}", 2) if isinstance(error, UserError) else (f"stopped: {error}", 1)
-        traceback.clear_frames(error.__traceback__)
-    except (RuntimeError, MemoryError, OSError) as error:  # outside of training, which says more
-        if (owner := ran_out(error)) is None:
+    except (Exception, KeyboardInterrupt) as error:
+        if (ending := ending_of(error)) is None:
             raise
-        ending = (f"error: out of memory of the {owner}: {request(error)}; take fewer or shorter rows at once", 2)
         traceback.clear_frames(error.__traceback__)
     # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the
     # interpreter ends the process in std::terminate, in 2 of 40 refused runs, and SIGABRT hides the exit status.
     gc.collect()
     if ending:
-        end(*ending)
-
-
-def end(message: str, status: int) -> None:
-    """Exit with `status` and a message, unless it is empty, that is printed once."""
-    if message:
-        if first_may_speak():
+        message, status = ending
+        if message and first_may_speak():
             time.sleep(FIRST_SPEAKS_SECONDS)
-        speak(message)
-    sys.exit(status)
+        if message:
+            speak(message)
+        sys.exit(status)
+
+
+def ending_of(error: BaseException) -> tuple[str, int] | None:
+    """Return the message, empty where it was printed, and the exit status of an expected error; None: it is a bug."""
+    if isinstance(error, (RankLostError, OutOfMemoryError)):
+        return "", 1 if isinstance(error, RankLostError) else 2
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    if isinstance(error, (NonFiniteError, WorkerError)):
+        return f"stopped: {error}", 1
+    if isinstance(error, KeyboardInterrupt):  # before training took the signal over, or in a tool
+        return "interrupted", 130
+    if owner := ran_out(error):  # outside of training, which says more
+        return f"error: out of memory of the {owner}: {request(error)}; take fewer or shorter rows at once", 2
+    return None
 
 
 def first_may_speak() -> bool:

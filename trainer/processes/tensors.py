@@ -13,6 +13,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor, on every rank; where it is split or summed over ranks, all of them must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def gradient(p: Tensor) -> Tensor:
     """Return this rank's shard of the gradient of `p`, which is split as `p` itself is."""
     assert p.grad is not None

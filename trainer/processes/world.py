@@ -124,6 +124,10 @@ class World:
                 raise result
         return cast("list[T]", results)
 
+    def in_thread_on_rank_zero(self, work: Callable[[], T]) -> T:
+        """Return rank 0's result of work on files, on every rank. Raises OSError, CheckpointError: on all ranks."""
+        return self.in_thread_on_every_rank(lambda: work() if self.is_first else cast(T, None))[0]
+
     def on_every_rank(self, step: Callable[[], T]) -> T:
         """Do on every rank what any may fail at; the first rank's error is raised on all. Raises UserError."""
         result, error = None, None

@@ -29,6 +29,7 @@ def build_model_and_optimizer(
         model = make_model(config, decoder).to(DTYPES[config.training.dtype])
     parallelize(model, config, world)
     model.to_empty(device=world.device)
+    model.tie_weights()  # each of a tied pair was given memory of its own
     optimizer = build_optimizer(model, config)
     limit_collectives(config)  # Muon has process groups of its own
     if start.found is None:

@@ -75,25 +75,19 @@ def starting_point(config: JobConfig, run: Folder, folder: Folder, decoder: Deco
     check_shape(found, decoder, config, resuming)
     if resuming:
         check_angles(found, config.training.seq_len)
+        if found.state.guard is None:
+            raise CheckpointError(f"{found.path}: holds weights alone: checkpoint.initial_load_model_only must be true")
+        saved, ours = found.state.config.optimizer.name, config.optimizer.name
+        if saved != ours:  # its state would be of no use
+            raise CheckpointError(f"{found.path}: optimizer.name: checkpoint {saved!r}, this job {ours!r}; {FROM_WEIGHTS}")
     else:
         check_scaling(found, decoder, config.training.seq_len)
         messages = [*messages, *check_trained_length(found, decoder)]
-    if resuming and found.state.guard is None:
-        raise CheckpointError(f"{found.path}: holds weights alone: checkpoint.initial_load_model_only must be true")
-    if resuming:
-        check_optimizer(found, config.optimizer.name)
     check_fine_tuning(found, config, resuming)
     what = "resumed from" if resuming else "weights from"
     size, seconds = sum(size for size, _ in found.files.values()) / 1e9, time.perf_counter() - started
     how = f"{size:.3g} GB, checksums verified in {seconds:.1f} s" if found.files else "a Hugging Face folder"
     return StartingPoint(found, resuming, [*messages, f"{what} {found.path}, {how}"])
-
-
-def check_optimizer(found: Found, name: str) -> None:
-    """Raise CheckpointError where the checkpoint's optimizer is not `name`: its state would be of no use."""
-    saved = found.state.config.optimizer.name
-    if saved != name:
-        raise CheckpointError(f"{found.path}: optimizer.name: checkpoint {saved!r}, this job {name!r}; {FROM_WEIGHTS}")
 
 
 def check_shape(found: Found, decoder: DecoderConfig, config: JobConfig, resuming: bool) -> None:

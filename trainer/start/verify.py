@@ -28,15 +28,7 @@ from ..errors import refuse
 from ..metrics import profiling_complaints, sink_complaints
 from ..optim import optimizer_complaints
 from ..parallel import float8_complaints
-from ..processes import (
-    Layout,
-    degree_complaints,
-    layout_complaints,
-    pick_device,
-    split_complaints,
-    symmetric_memory_complaints,
-    world_size,
-)
+from ..processes import Layout, degree_complaints, layout_complaints, pick_device, split_complaints, symmetric_memory_complaints
 from .data import data_config, make_objective
 
 T = TypeVar("T")
@@ -60,37 +52,30 @@ def verify(config: JobConfig, layout: Layout, device: torch.device | None = None
     return job.parts
 
 
-def job_complaints(config: JobConfig, processes: int | None, device: torch.device) -> list[str]:
-    """Return what is wrong with a job that is to run elsewhere.
+class Launch:
+    """A job that is examined when its configuration is read, before its processes join.
 
     Args:
-        config: of the job.
-        processes: how many there will be; None: as many as the degrees name.
-        device: whose attention kernels are asked; nothing else of it is, as it need not be here.
-    """
-    job = Examination(config)
-    job.examine(job.layout(processes), None)
-    job.add(attention_complaints(config, device))
-    return job.complaints
-
-
-class Launch:
-    """A job that is to run on this process's device and the processes that were started: examined before they join.
+        processes: how many there are or will be; None: as many as the degrees name.
+        kernels: of a job that is to run elsewhere, the device whose attention kernels are asked; nothing else of it is,
+            as it need not be here. None: it runs here, and the device of this process is asked for everything.
 
     Attributes:
-        parts: tokenizer and decoder's shape of the job, for the trainer: a tokenizer of 128k tokens takes a second to
-            load. None: it was not examined, or refused.
+        parts: tokenizer and decoder's shape of the job: a tokenizer of 128k tokens takes a second to load. None: it was
+            not examined, or refused.
     """
 
-    parts: Parts | None = None
+    def __init__(self, processes: int | None, kernels: torch.device | None = None) -> None:
+        self.processes, self.kernels = processes, kernels
+        self.parts: Parts | None = None
 
     def complaints(self, config: JobConfig) -> list[str]:
         """Return what is wrong with the job; where nothing is, keep its parts."""
         job = Examination(config)
-        device = job.attempt(pick_device)
-        job.examine(job.layout(world_size()), device)
-        if device is not None:
-            job.add(attention_complaints(config, device))
+        here = job.attempt(pick_device) if self.kernels is None else None
+        job.examine(job.layout(self.processes), here)
+        if kernels := self.kernels or here:
+            job.add(attention_complaints(config, kernels))
         self.parts = None if job.complaints else job.parts
         return job.complaints
 

@@ -182,7 +182,8 @@ def test_shards_hold_the_weights_of_the_letters_they_were_made_of(tmp_path: Path
     storage = FileStore()
     for name, group_bytes, share in (("whole", 2**20, 0.5), ("parts", 32, 0.5)):
         corpus = RawCorpus(
-            files=storage.expand([path]), reader=FastaReader(storage, group_bytes), tokenizer=ByteTokenizer(), format="fasta",
+            files=storage.expand([path]), reader=FastaReader(storage, group_bytes=group_bytes), tokenizer=ByteTokenizer(),
+            format="fasta",
             field="", validation_share=share, deduplicate=False, seed=0, skip_bad=False, letters=letters,
         )  # fmt: skip
         result = corpus.convert(Task(0, tuple(corpus.split(10**6))), tmp_path / name, None, lambda _: None)
@@ -231,7 +232,7 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def lane(path: str, config: DocumentConfig, state: LaneState | None = None) -> Iterator[tuple[PackedRow, LaneState]]:
     storage = FileStore()
-    reader = FastaReader(storage, 48)
+    reader = FastaReader(storage, group_bytes=48)
     packer = Packer(24, EOS, 1, "best_fit", overlap=config.window_overlap)
     pieces = reader.split(storage.expand([path])[0], 10**6)
     documents = RawDocuments(pieces, reader, ByteTokenizer(), packer, (0, 0, 0), False, config)

@@ -7,12 +7,12 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from cistron.datasets.documents import DocumentConfig, Letters, Strands
+from cistron.datasets.config import DataConfig
+from cistron.datasets.documents import Letters, Strands
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import FileStore
-from cistron.datasets.lanes import Lane, LaneState, blocks
+from cistron.datasets.lanes import LaneState, blocks
 from cistron.datasets.lanes.blocks import Address
-from cistron.datasets.loading import Source
+from cistron.datasets.loading import RowSettings, Source
 from cistron.datasets.loading.sources import open_source
 from cistron.datasets.nucleotides import reverse_complement
 from cistron.datasets.readers import SourceConfig
@@ -51,11 +51,12 @@ def test_what_has_no_complement_is_named(data: bytes, named: str) -> None:
 
 
 SEQUENCES = ["".join(np.random.default_rng(number).choice(list("ACGTacgtN"), 3 + number * 7 % 200)) for number in range(120)]
-TURNING = DocumentConfig(reverse_complement=0.5)
+TURNING = DataConfig(reverse_complement=0.5)
 
 
-def source(path: str, lanes: int, config: DocumentConfig = TURNING) -> Source:
-    return open_source(SourceConfig(name="g", format="fasta", paths=[path]), lanes, 64, FileStore(), config)
+def source(path: str, lanes: int, config: DataConfig = TURNING) -> Source:
+    rows = RowSettings(seq_len=64, seed=0, batch_size=1)
+    return open_source(SourceConfig(name="g", format="fasta", paths=[path]), lanes, rows, config)
 
 
 def read(path: str, lanes: int, epoch: int = 0) -> list[str]:
@@ -63,7 +64,7 @@ def read(path: str, lanes: int, epoch: int = 0) -> list[str]:
     found = []
     packer = Packer(64, 0, 1, "best_fit")
     for lane in range(lanes):
-        documents = source(path, lanes).documents(lane, ByteTokenizer(), packer, (0, 0), False)
+        documents = source(path, lanes).documents(lane, ByteTokenizer(), packer, (0, 0))
         for built in documents.blocks(epoch, Address(0, -1, 1, 0)):
             found += bytes(built.block.arrays[0]).decode().split("\0")[:-1]
     return found
@@ -95,12 +96,11 @@ def test_a_lane_of_both_strands_resumes_to_the_bit(tmp_path: Path, long: str) ->
     path = write_fasta(tmp_path / "genome.fasta", [*SEQUENCES[:60], "ACGTTn" * 200])
     overlap = 9 if long == "window" else 0
     letters = Letters(lowercase_weight=0.5)
-    config = DocumentConfig(**letters.model_dump(), reverse_complement=0.5, long_documents=long, window_overlap=overlap)
+    config = DataConfig(**letters.model_dump(), reverse_complement=0.5, long_documents=long, window_overlap=overlap)
     packer = Packer(64, 0, 1, "best_fit", overlap=overlap)
 
     def rows(state: LaneState) -> Iterator[tuple[PackedRow, LaneState]]:
-        documents = source(path, 1, config).documents(0, ByteTokenizer(), packer, (0, 0), False)
-        return Lane(documents, packer, (0, 0, 0), state, "g").rows()
+        return source(path, 1, config).rows(0, ByteTokenizer(), packer, (0, 0), state, None)
 
     with patch.object(blocks, "block_tokens", lambda seq_len: 5 * seq_len):
         straight = list(islice(rows(LaneState()), 90))
@@ -119,11 +119,11 @@ def test_a_lane_of_both_strands_resumes_to_the_bit(tmp_path: Path, long: str) ->
 
 def test_a_letter_without_complement_is_a_bad_record(tmp_path: Path) -> None:
     path = write_fasta(tmp_path / "genome.fasta", ["ACGT", "ACGUUA"])
-    config = DocumentConfig(reverse_complement=1.0)
+    config = DataConfig(reverse_complement=1.0)
     packer = Packer(64, 0, 1, "best_fit")
     with pytest.raises(DataError, match=r"genome\.fasta, record r1, byte 36: 'U' is no IUPAC code of DNA"):
-        next(source(path, 1, config).documents(0, ByteTokenizer(), packer, (0, 0), False).blocks(0, Address(0, -1, 1, 0)))
-    skipping = source(path, 1, config).documents(0, ByteTokenizer(), packer, (0, 0), True)
+        next(source(path, 1, config).documents(0, ByteTokenizer(), packer, (0, 0)).blocks(0, Address(0, -1, 1, 0)))
+    skipping = source(path, 1, config.replace(on_bad_record="skip")).documents(0, ByteTokenizer(), packer, (0, 0))
     (built,) = skipping.blocks(0, Address(0, -1, 1, 0))
     assert (built.counts.documents, built.counts.skipped) == (1, 1)
 

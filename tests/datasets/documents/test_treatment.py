@@ -6,8 +6,8 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from cistron.datasets.documents import DocumentConfig, Letters
-from cistron.datasets.errors import DataConfigError, DataError, DataOrderError
+from cistron.datasets.documents import DocumentConfig, Letters, document_complaints
+from cistron.datasets.errors import DataConfigError, DataError, DataOrderError, refuse
 from cistron.datasets.lanes import raw_documents
 from cistron.datasets.loading import transport
 from cistron.datasets.readers import SourceConfig
@@ -28,6 +28,12 @@ from cistron.tests.helpers.corpora import (
 from pydantic import ValidationError
 
 
+def check(config: DocumentConfig, kind: str, policy: str) -> None:
+    """Refuse settings that do not fit each other, the tokenizer or the packing."""
+    tokenizer = build_tokenizer(TokenizerConfig(kind=kind))
+    refuse([*config.complaints(), *document_complaints(config, tokenizer, policy, 32)])
+
+
 @pytest.mark.parametrize(
     ("settings", "policy", "kind", "message"),
     [
@@ -44,13 +50,13 @@ from pydantic import ValidationError
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_by_its_key(settings: dict[str, Any], policy: str, kind: str, message: str) -> None:
     with pytest.raises(DataConfigError, match=message):
-        DocumentConfig(**settings).check(build_tokenizer(TokenizerConfig(kind=kind)), policy, 32)
+        check(DocumentConfig(**settings), kind, policy)
 
 
 def test_all_that_does_not_fit_is_told_at_once() -> None:
     settings = DocumentConfig(reverse_complement=0.5, exclude_tags=True, long_documents="truncate", window_overlap=3)
     with pytest.raises(DataConfigError) as caught:
-        settings.check(build_tokenizer(TokenizerConfig(kind="protein")), "concat", 32)
+        check(settings, "protein", "concat")
     keys = [line.split(" = ")[0] for line in str(caught.value).splitlines()]
     assert keys == [
         *("data.reverse_complement", "data.window_overlap", "data.exclude_tags"),

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from cistron.datasets.errors import DataError
 from cistron.datasets.files import FileStore
-from cistron.datasets.files.inflate import zstd
+from cistron.datasets.files.storage import zstd
+from cistron.datasets.readers import Piece, build_reader
+from cistron.tests.helpers.corpora import bgzip_block
 
 HEAD, TAIL = b"ACGT" * 70_000, b"protein\n" * 9
 SKIPPABLE = (0x184D2A50).to_bytes(4, "little") + (5).to_bytes(4, "little") + b"notes"
@@ -57,8 +59,10 @@ def test_what_is_cut_or_followed_by_garbage_is_refused_by_file(suffix: str, tmp_
             read(path, data)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", [*FORMATS, ".bgz"])
 def test_there_is_no_byte_behind_the_end(suffix: str, tmp_path: Path) -> None:
-    size = len(TAIL)
-    with pytest.raises(DataError, match=f"the file has {size} bytes uncompressed, and byte {size + 1} was asked for"):
-        read(tmp_path / f"x{suffix}", FORMATS[suffix](TAIL), size + 1)
+    path, size = tmp_path / f"x.jsonl{suffix}", len(TAIL)
+    path.write_bytes(FORMATS[suffix](TAIL) if suffix in FORMATS else bgzip_block(TAIL) + bgzip_block(b""))
+    with pytest.raises(DataError, match=f"the file has {size} bytes uncompressed, and byte {size + 1} was asked for") as caught:
+        next(build_reader("jsonl", "text", FileStore()).groups(Piece(str(path), 0, None, 1), size + 1, True))
+    assert str(caught.value).startswith(f"{path}: the compressed data is truncated or damaged: ")

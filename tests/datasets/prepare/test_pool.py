@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cistron.datasets.errors import DataError, WorkerError
-from cistron.datasets.prepare import Emit, Pool
+from cistron.datasets.prepare import Emit, run_tasks
 from cistron.tests.datasets.prepare import test_pool as here  # the name by which a worker can import this module
 
 
@@ -25,30 +25,22 @@ def refuse(number: int, emit: Emit) -> int:
     raise DataError("no", file="f", record=number)
 
 
-def name(number: int) -> str:
-    return f"task {number}"
-
-
 def test_all_tasks_are_done_and_their_events_heard() -> None:
     heard: list[int] = []
-    pool: Pool[int, int] = Pool(here.square, name, 2, heard.append)
-    assert sorted(pool.run(range(7))) == [(number, number**2) for number in range(7)]
+    assert sorted(run_tasks(here.square, range(7), 2, heard.append)) == [(number, number**2) for number in range(7)]
     assert sorted(heard) == list(range(7))
 
 
 def test_a_worker_that_dies_is_named_with_its_task() -> None:
-    pool: Pool[int, int] = Pool(here.die, name, 1, print)
-    with pytest.raises(WorkerError, match=r"worker process \d+ was killed by SIGKILL in the middle of task 3"):
-        list(pool.run(range(5)))
+    with pytest.raises(WorkerError, match=r"worker process \d+ was killed by SIGKILL in the middle of 3;"):
+        list(run_tasks(here.die, range(5), 1, print))
 
 
 def test_an_error_of_the_data_arrives_as_it_was_raised() -> None:
-    pool: Pool[int, int] = Pool(here.refuse, name, 1, print)
     with pytest.raises(DataError) as caught:
-        list(pool.run([4]))
+        list(run_tasks(here.refuse, [4], 1, print))
     assert (caught.value.problem, caught.value.file, caught.value.record) == ("no", "f", 4)
 
 
 def test_no_tasks_need_no_processes(tmp_path: Path) -> None:
-    pool: Pool[int, int] = Pool(here.square, name, 4, print)
-    assert list(pool.run([])) == []
+    assert list(run_tasks(here.square, [], 4, print)) == []

@@ -121,7 +121,7 @@ def test_long_documents_stream_to_the_side_that_their_end_decides(
     path = write_fasta(folder / "a.fasta", records, header="")
     options = {"validation_share": share, "deduplicate": deduplicate, "skip_bad": True}
     whole = make_corpus(path, FastaReader(FileStore()), **options)
-    parts = make_corpus(path, FastaReader(FileStore(), group_bytes), **options)
+    parts = make_corpus(path, FastaReader(FileStore(), group_bytes=group_bytes), **options)
     result = convert(parts, folder / "parts")
     assert result == convert(whole, folder / "whole")
     assert result.skipped == sum(not record or " " in record for record in records)
@@ -135,7 +135,7 @@ def test_long_documents_stream_to_the_side_that_their_end_decides(
 @pytest.mark.parametrize("group_bytes", [8, 10**6])
 def test_a_bad_document_is_refused_with_its_place_or_left_out_and_counted(tmp_path: Path, group_bytes: int) -> None:
     write_bytes(tmp_path / "a.fasta", b">one\nACGT\nACGT\n>two\nACGT\nAC\0TACGT\nACGT\n>three\nA\0\n>four\nTTTT\n")
-    reader = FastaReader(FileStore(), group_bytes)
+    reader = FastaReader(FileStore(), group_bytes=group_bytes)
     with pytest.raises(DataError, match="NUL byte") as caught:
         convert(make_corpus(str(tmp_path / "a.fasta"), reader), tmp_path / "strict")
     assert (caught.value.record, caught.value.offset) == ("two", 27)
@@ -171,7 +171,7 @@ def make_hf(folder: Path) -> HFTokenizer:
 def test_a_tokenizer_that_must_see_all_of_a_document_does(tmp_path: Path) -> None:
     tokenizer = make_hf(tmp_path)
     (tmp_path / "a.txt").write_text("ab" * 50)
-    convert(make_corpus(str(tmp_path / "a.txt"), TextReader(FileStore(), 7), tokenizer), tmp_path / "out")
+    convert(make_corpus(str(tmp_path / "a.txt"), TextReader(FileStore(), group_bytes=7), tokenizer), tmp_path / "out")
     (shard,) = open_shards(FileStore().expand([str(tmp_path / "out" / "train")], "*.json"), FileStore())
     assert shard.ids().tolist() == [256] * 50 + [257]
     assert (shard.manifest.eos_id, shard.manifest.vocab_size, shard.manifest.dtype) == (257, 258, "uint16")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from cistron.datasets.errors import DataError
 from cistron.datasets.files import FileStore
-from cistron.datasets.files.inflate import zstd
+from cistron.datasets.files.storage import zstd
 from cistron.datasets.readers import Piece, Reader, Records, build_reader, located
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.readers.lines import JsonlReader

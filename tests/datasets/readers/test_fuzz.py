@@ -185,10 +185,10 @@ def _join(stretches: list[tuple[Document, int, bool, bool]]) -> list[Document]:
 
 def _reader(format: str, size: int) -> Reader:
     if format == "text":
-        return TextReader(STORAGE, size)
+        return TextReader(STORAGE, group_bytes=size)
     if format == "fasta":
-        return FastaReader(STORAGE, size)
-    return JsonlReader(STORAGE, "text", size) if format == "jsonl" else ParquetReader(STORAGE, "text", size)
+        return FastaReader(STORAGE, group_bytes=size)
+    return (JsonlReader if format == "jsonl" else ParquetReader)(STORAGE, "text", group_bytes=size)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cistron.datasets.errors import DataConfigError, DataError
-from cistron.datasets.files.inflate import zstd
+from cistron.datasets.files.storage import zstd
 from cistron.datasets.readers import SequenceFiles
 
 RECORDS = [("a|1", "ACGT"), ("b", "A" * 3_000_000), ("c", "gg"), ("b", "T")]

@@ -98,7 +98,7 @@ def test_blocks_of_a_stream_of_text_end_where_their_rows_are_full(seq_len: int, 
     packer = Packer(seq_len, EOS, PAD, "best_fit")
     tokens = [0]
     rows = 0
-    for built in BlockBuilder(spans, packer.seq_len, packer.policy):
+    for built in BlockBuilder(spans, packer):
         tokens.append(sum(built.block.lengths))
         rows += len(packer.plan(built.block))
     assert sum(tokens) == sum(lengths)

@@ -68,7 +68,7 @@ def _slow_positions(sequence_ids: Tensor) -> Tensor:
 
 
 def _assert_equals_create_block_mask(
-    sequence_ids: Tensor, causal: bool, block_size: int, reach: DistanceRange = ALL_DISTANCES
+    sequence_ids: Tensor, causal: bool, block_size: int, reach: DistanceRange = ALL_DISTANCES, merged: int = 1
 ) -> None:
     positions = _slow_positions(sequence_ids)
 
@@ -81,8 +81,9 @@ def _assert_equals_create_block_mask(
         return same & (distance >= reach.least) & (near | (positions[b, k] < reach.sinks))
 
     batch, seq_len = sequence_ids.shape
-    theirs = create_block_mask(rule, batch, None, seq_len, seq_len, device="cpu", BLOCK_SIZE=block_size)
-    ours = document_block_mask(sequence_ids, causal, block_size, reach=reach)
+    blocks = (merged * block_size, block_size)
+    theirs = create_block_mask(rule, batch, None, seq_len, seq_len, device="cpu", BLOCK_SIZE=blocks)
+    ours = document_block_mask(sequence_ids, causal, block_size, reach=reach, merged=merged)
     assert (ours.shape, ours.BLOCK_SIZE, ours.seq_lengths) == (theirs.shape, theirs.BLOCK_SIZE, theirs.seq_lengths)
     for side in ("kv", "full_kv", "q", "full_q"):
         for table in (f"{side}_num_blocks", f"{side}_indices"):
@@ -109,8 +110,28 @@ def test_block_mask_equals_create_block_mask_on_a_batch_of_unlike_rows(causal: b
 
 @CAUSAL
 def test_block_mask_equals_create_block_mask_at_the_block_size_in_use(causal: bool) -> None:
-    rows = [_ids([300, 128, 84, 1, 127], 640), _ids([129, 127, 300], 640)]
-    _assert_equals_create_block_mask(torch.tensor(rows, dtype=torch.int32), causal, 128)
+    rows = torch.tensor([_ids([300, 128, 84, 1, 127], 640), _ids([129, 127, 300], 640)], dtype=torch.int32)
+    _assert_equals_create_block_mask(rows, causal, 128)
+
+
+@CAUSAL
+@pytest.mark.parametrize("seq_len", [512, 640, 650, 100, 256, 257])
+def test_pairs_of_blocks_equal_create_block_mask_with_blocks_of_256_queries(causal: bool, seq_len: int) -> None:
+    """As FlashAttention 4 has them on Blackwell; rows of an odd number of blocks end with half a pair."""
+    rows = [_ids(lengths, seq_len) for lengths in ([300, 128, 84, 1, 127], [129, 127, 300], [256, 256], [700], [])]
+    _assert_equals_create_block_mask(torch.tensor(rows, dtype=torch.int32), causal, 128, merged=2)
+
+
+@CAUSAL
+@pytest.mark.parametrize("lengths", [pytest.param(lengths, id=name) for name, lengths in ADVERSARIAL.items()])
+def test_pairs_of_blocks_equal_create_block_mask_on_adversarial_rows(lengths: list[int], causal: bool) -> None:
+    _assert_equals_create_block_mask(torch.tensor([_ids(lengths, 80)], dtype=torch.int32), causal, BLOCK, merged=2)
+
+
+@settings(max_examples=80, deadline=None)
+@given(batches(), st.booleans(), st.sampled_from([1, 3, BLOCK, 128]), st.integers(2, 4))
+def test_merged_blocks_equal_create_block_mask_on_any_rows(ids: Tensor, causal: bool, block: int, merged: int) -> None:
+    _assert_equals_create_block_mask(ids, causal, block, merged=merged)
 
 
 @settings(max_examples=120, deadline=None)
@@ -168,6 +189,7 @@ def test_what_a_window_or_a_map_leaves_equals_create_block_mask_on_any_rows(
     ids: Tensor, reach: DistanceRange, block: int
 ) -> None:
     _assert_equals_create_block_mask(ids, True, block, reach)
+    _assert_equals_create_block_mask(ids, True, block, reach, merged=2)
 
 
 def test_two_regions_split_the_blocks_of_a_row_instead_of_doubling_them() -> None:

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from cistron.tests.helpers.jobs import Case, column, forge, metrics, refusal, train_here, write_job
+from cistron.tests.helpers.jobs import Case, column, forge, metrics, refusal, train_here, why_incomplete, write_job
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.checkpoints import Folder, Saver, WholeTensors, read, read_newest, write_whole
 from cistron.trainer.checkpoints.dcp import HostBuffer
-from cistron.trainer.checkpoints.format import step_folders, why_incomplete
+from cistron.trainer.checkpoints.format import step_folders
 from cistron.trainer.config import load_config
 from cistron.trainer.errors import CheckpointError
 from cistron.trainer.metrics.sinks import JsonLines

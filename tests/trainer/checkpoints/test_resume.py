@@ -22,14 +22,14 @@ from cistron.tests.helpers.jobs import (
     train_here,
     train_until,
     wait_for_step,
+    why_incomplete,
     write_job,
     write_mixture,
 )
 from cistron.tests.helpers.ranks import Command, run_on_ranks
 from cistron.trainer.checkpoints import Folder
-from cistron.trainer.checkpoints.format import why_incomplete
 from cistron.trainer.config import load_config
-from cistron.trainer.processes import StopRequest, join
+from cistron.trainer.processes import StopRequest, join, local
 from cistron.trainer.train import Trainer, run
 from torch.multiprocessing import ProcessExitedException
 
@@ -285,7 +285,7 @@ def test_optimizer_settings_may_change_on_resume(finished: Path) -> None:
     trainer = Trainer(config, join(config), StopRequest())
     matrices, vectors = trainer.optimizer.param_groups
     assert (matrices["weight_decay"], vectors["weight_decay"], matrices["betas"]) == (0.5, 0.0, (0.9, 0.5))
-    moments = [trainer.optimizer.state[p]["exp_avg_sq"].to_local().abs().sum() for p in matrices["params"]]
+    moments = [local(trainer.optimizer.state[p]["exp_avg_sq"]).abs().sum() for p in matrices["params"]]
     assert min(moments) > 0, "the moments are the checkpoint's"
     trainer.close()
 

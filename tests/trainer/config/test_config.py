@@ -1,6 +1,7 @@
 """The configuration: strict, complete about mistakes, and readable back from what it prints."""
 
 import dataclasses
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -198,6 +199,22 @@ def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
             assert field.description.split(".")[0] in text
     for nested in (SourceConfig, Stage):  # lists of tables, which the command line takes as JSON
         assert all(field.description for field in nested.model_fields.values())
+
+
+def test_help_shows_what_a_preset_decides_as_such_and_otherwise_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_config(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    shown = dict(re.findall(r"--([\w.]+) (?:(?!--[\w.]+ ).)*?\(default: ([^()]*)\)", text))
+    for key in ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "norm_eps", "qk_norm", "tie_embeddings"):
+        assert shown[f"model.{key}"] == "the preset's"
+    assert shown["model.rope.theta"] == "the preset's"
+    assert shown["model.rope.scaling"] == "none"
+    assert shown["model.attention.executor"] == "auto"
+    for name, table in JobConfig.model_fields.items():
+        for key, field in getattr(table.annotation, "model_fields", {}).items():
+            if isinstance(field.default, (int, float)):
+                assert shown[f"{name}.{key}"] == str(field.default)
 
 
 def test_degrees_that_do_not_multiply_to_the_world_size_are_refused_with_the_arithmetic() -> None:

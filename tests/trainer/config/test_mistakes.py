@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import tomli_w
 from cistron.tests.helpers.jobs import refusal, write_job
-from cistron.tools.check import main as check
+from cistron.tools.cli import run
 from cistron.trainer.config import SINKS, load_config
 from cistron.trainer.errors import ConfigError
 from cistron.trainer.start import Launch
@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_so_many_mistakes_so_many_lines_each_with_its_key(folder: Path, names: set[str]) -> None:
     path, beginnings = planted(folder, names)
     with patch("torch.cuda.is_available", return_value=False), pytest.raises(ConfigError) as caught:
-        load_config([path], further=Launch().complaints)
+        load_config([path], further=Launch(1).complaints)
     lines = lines_of(str(caught.value))
     assert len(lines) == len(beginnings)
     for beginning in beginnings:
@@ -119,7 +119,7 @@ def test_what_took_four_rounds_takes_one(capsys: pytest.CaptureFixture[str]) -> 
         "model.attention.executor": "flex",
     }
     with pytest.raises(SystemExit) as caught:
-        check([str(DEBUG), *(word for key, value in options.items() for word in (f"--{key}", value))])
+        run("check", [str(DEBUG), *(word for key, value in options.items() for word in (f"--{key}", value))])
     assert caught.value.code == 2
     lines = lines_of(capsys.readouterr().err)
     for beginning in (
@@ -147,7 +147,7 @@ def test_mistakes_of_the_command_line_hide_no_others(folder: Path) -> None:
         "[{",
     ]
     with pytest.raises(ConfigError) as caught:
-        load_config([*words, "--data.stages", "[{", "more.toml", "--training.gc_freq"], further=Launch().complaints)
+        load_config([*words, "--data.stages", "[{", "more.toml", "--training.gc_freq"], further=Launch(1).complaints)
     lines = lines_of(str(caught.value))
     beginnings += [
         "command line: unknown option --training.stps, did you mean '--training.steps'?",
@@ -169,20 +169,20 @@ def test_what_may_follow_from_a_mistake_is_not_told_beside_it(folder: Path) -> N
         '[training]\nobjective = "mml"\n[checkpoint]\ninterval = "7"\nkeep_every_n = 14\n'
     )
     with pytest.raises(ConfigError) as caught:
-        load_config([str(folder / "follows.toml")], further=Launch().complaints)
+        load_config([str(folder / "follows.toml")], further=Launch(1).complaints)
     lines = lines_of(str(caught.value))
     assert [line.split(" ")[0] for line in lines] == ["training.objective", "checkpoint.interval", "validation.source:"]
 
 
 def test_a_file_that_cannot_be_read_hides_no_mistake_of_the_command_line(folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config([str(folder / "nowhere.toml"), "--training.seed", "x", "--training.stps"], further=Launch().complaints)
+        load_config([str(folder / "nowhere.toml"), "--training.seed", "x", "--training.stps"], further=Launch(1).complaints)
     assert len(lines_of(str(caught.value))) == 3
 
 
 def test_the_configuration_is_printed_although_it_does_not_fit_the_machine(folder: Path) -> None:
     _, options = load_config(
-        [str(folder / "job.toml"), "--comm.trace_buf_size", "8", "--print-config"], further=Launch().complaints
+        [str(folder / "job.toml"), "--comm.trace_buf_size", "8", "--print-config"], further=Launch(1).complaints
     )
     assert options.print_config
 

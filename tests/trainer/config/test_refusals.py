@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.tests.helpers.jobs import metrics, refusal, start, train_here, write_job
+from cistron.tests.helpers.jobs import metrics, refusal, start, train_here, why_incomplete, write_job
 from cistron.tests.helpers.ranks import run_on_ranks
-from cistron.trainer.checkpoints.format import why_incomplete
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import StopRequest, join, run_command
 from cistron.trainer.train import Trainer
@@ -215,6 +214,18 @@ BAD_SETTINGS = {
         (*rerope(16, 32), "--model.attention.executor", "varlen"),
         ['executor is "varlen" with model.attention.position_map = "rerope"', 'use "auto"'],
     ),
+    "kernels of FlexAttention where it does not compute": (
+        ("--model.attention.flex_backend", "triton"),
+        ['model.attention.flex_backend is "triton", and varlen computes attention', 'set executor = "flex"'],
+    ),
+    "FlashAttention 4 for a map": (
+        (*rerope(16, 32), "--device", "cuda", "--model.attention.flex_backend", "flash"),
+        ['model.attention.flex_backend is "flash"', "no gradient of the log-sum-exp", 'position_map = "rerope"', 'use "auto"'],
+    ),
+    "FlashAttention 4 in float32": (
+        ("--device", "cuda", "--model.attention.flex_backend", "flash", "--training.mixed_precision_param", "float32"),
+        ['model.attention.flex_backend is "flash": FlashAttention 4 computes in float16 or bfloat16'],
+    ),
     "a map of a model that sees both ways": (
         (*rerope(16, 32), "--training.objective", "mlm", "--tokenizer.kind", "protein"),
         ['position_map = "rerope" with a bidirectional model'],
@@ -247,12 +258,12 @@ def test_settings_that_do_not_fit_are_refused_with_the_arithmetic(
     overrides, expected = BAD_SETTINGS[case]
     config = write_job(tmp_path)
     overrides = tuple(o.replace("CORPUS", str(tmp_path / "corpus")) for o in overrides)
-    if any("parallelism" in o for o in overrides):  # what `check` does: no such processes need to exist
-        from cistron.tools.check import main
+    if any("parallelism" in o or o == "--device" for o in overrides):  # what `check` does: no such processes need to exist
+        from cistron.tools.cli import run
 
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
-            main([str(config), *overrides])
+            run("check", [str(config), *overrides])
         assert caught.value.code == 2
         message = capsys.readouterr().err
     else:

@@ -107,6 +107,8 @@ JOBS = {
     "checkpointed, bf16": (*LONG, *FULL, *BF16),
     "logits": (*LONG, "--model.vocab_size", "4096"),
     "chunks of logits, bf16": (*LONG, *BF16, "--model.vocab_size", "20000"),
+    "larger chunks of logits": (*LONG, "--model.vocab_size", "20000", "--training.loss_chunk_tokens", "1024"),
+    "smaller chunks of logits, bf16": (*LONG, *BF16, "--model.vocab_size", "4096", "--training.loss_chunk_tokens", "100"),
     "checkpointed by operator": (*LONG, *SOME),
     "checkpointed by operator, bf16": (*LONG, *SOME, *BF16),
     "every second block checkpointed": (*LONG, *SOME, "--activation_checkpoint.selective_ac_option", "2"),

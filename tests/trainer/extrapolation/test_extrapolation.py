@@ -20,7 +20,7 @@ from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig, ch
 from cistron.models.errors import ModelError
 from cistron.tests.helpers.jobs import column, metrics, refusal, train, train_here, write_job
 from cistron.tests.helpers.models import BYTE, CAUSAL, ready
-from cistron.tools import check
+from cistron.tools import check, cli
 from cistron.trainer.config import Continuation, Extrapolation, Passkey, load_config
 from cistron.trainer.errors import ConfigError
 from cistron.trainer.extrapolation import METHODS, LongRowModel, evaluate, trained_as
@@ -240,7 +240,7 @@ def test_a_key_is_hidden_at_its_depth_and_stands_at_the_end(kind: str) -> None:
     words = SEQUENCES.get(kind, PROSE)
     places = []
     for depth in (0.0, 0.5, 1.0):
-        for prompt in prompts(Passkey(samples=3), tokenizer, hay, 400, depth, seed=0):
+        for prompt in prompts(Passkey(samples=3), tokenizer, hay, 400, depth):
             assert len(prompt.ids) == 400
             assert prompt.ids[0] == hay[0][0] or tokenizer.bos_id is None
             text = tokenizer.decode(prompt.ids.tolist())
@@ -253,7 +253,7 @@ def test_a_key_is_hidden_at_its_depth_and_stands_at_the_end(kind: str) -> None:
 
 
 def test_a_key_counts_when_all_of_its_tokens_are_the_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompts(Passkey(samples=4), BYTE, texts(300), 256, 0.5, seed=0)
+    asked = prompts(Passkey(samples=4), BYTE, texts(300), 256, 0.5)
 
     def knows(wrong: int) -> float:
         """What a model retrieves that says the token after each but for one digit of the first `wrong` keys."""
@@ -271,7 +271,7 @@ def test_a_key_counts_when_all_of_its_tokens_are_the_likeliest(monkeypatch: pyte
 
 def test_a_length_that_has_no_room_for_a_key_is_refused() -> None:
     with pytest.raises(ConfigError, match="64 tokens are too few for needle, query and key"):
-        prompts(Passkey(), BYTE, texts(300), 64, 0.5, seed=0)
+        prompts(Passkey(), BYTE, texts(300), 64, 0.5)
 
 
 # continuations -------------------------------------------------------------------------------------------------------
@@ -408,7 +408,7 @@ def test_check_refuses_what_training_would_and_tells_what_qualifies(straight: Pa
     assert "of 8 documents there are 6 of at least 64 tokens" in said
     assert "warning: rerope: model.attention is not that of its training" in said
     with pytest.raises(SystemExit):
-        check.main(["--config", str(straight), "--eval.extrapolation.methods", '["yran"]'])
+        cli.run("check", ["--config", str(straight), "--eval.extrapolation.methods", '["yran"]'])
     assert "'yran' is no method" in capsys.readouterr().err
 
 

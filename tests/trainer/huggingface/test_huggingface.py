@@ -20,6 +20,7 @@ from cistron.models.decoder import Decoder
 from cistron.tests.helpers.jobs import refusal, save_in_layouts, train_here, write_job
 from cistron.tests.helpers.packed import EOS, LLAMA, PAD, QWEN, random_decoder
 from cistron.tests.helpers.ranks import run_on_ranks
+from cistron.tools import cli
 from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.build import make_decoder_config
 from cistron.trainer.checkpoints import Found, RunState, SavedContract, Spec, WholeTensors, write_whole
@@ -320,7 +321,7 @@ def test_the_command_takes_the_newest_good_checkpoint_and_says_what_is_wrong(
         save(tmp_path / f"step-{step}", random_decoder(LLAMA.replace(vocab_size=320), seed=step), table, eos=1, pad=2)
     (tmp_path / "step-300").mkdir()
     with pytest.raises(SystemExit) as caught:
-        command([str(tmp_path), str(tmp_path / "out")])
+        cli.run("export", [str(tmp_path), str(tmp_path / "out")])
     assert caught.value.code == 2
     assert "--tokenizer PATH says where it is now, --no-tokenizer leaves it out" in capsys.readouterr().err
     command([str(tmp_path), str(tmp_path / "out"), "--tokenizer", str(tokenizer), "--max-shard-size", "30KB"])

@@ -17,7 +17,7 @@ from cistron.trainer.checkpoints import GuardState, SpikeWindowState
 from cistron.trainer.config import load_config
 from cistron.trainer.errors import NonFiniteError
 from cistron.trainer.optim import clip_gradients, reduce_losses
-from cistron.trainer.processes import StopRequest, join
+from cistron.trainer.processes import StopRequest, join, local
 from cistron.trainer.train import Trainer
 from torch import Tensor
 
@@ -57,7 +57,7 @@ def train_with(argv: list[str], factors: dict[int, float], where: str, left_out:
     def remember(*, number: int, skip: Tensor) -> None:
         if number not in left_out:
             step(number=number, skip=skip)
-        ending.weights[number] = [p.to_local().clone() for p in trainer.model.parameters()]  # type: ignore[attr-defined]
+        ending.weights[number] = [local(p).clone() for p in trainer.model.parameters()]
 
     def listen(*args: Any) -> str:
         if message := check(*args):

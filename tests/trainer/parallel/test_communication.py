@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from cistron.tests.helpers.jobs import write_job
 from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.trainer.config import load_config
+from cistron.trainer.parallel import parallelize
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
 from torch import Tensor
@@ -117,8 +119,27 @@ def test_a_frozen_embedding_has_no_gradient_to_scatter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("policy", "times"), [("default", 1), ("always", 2)])
 def test_one_rank_casts_its_parameters_once_a_micro_batch(tmp_path: Path, policy: str, times: int) -> None:
-    options = ["--parallelism.fsdp_reshard_after_forward", policy, *ACCUMULATED]
+    half = ["--training.mixed_precision_param", "bfloat16"]
+    options = ["--parallelism.fsdp_reshard_after_forward", policy, *half, *ACCUMULATED]
     step = run_on_ranks(second_step, 1, str(write_job(tmp_path, steps=2)), options)[0]
     assert step.micro_batches == 16
     assert step.copies.count(MATRIX) == times * 16 * 2 * 3, "of two blocks"
     assert step.copies.count(TABLE) == 16 * (2 if policy == "default" else 3) + 16, "and the embedding's gradient"
+
+
+def second_step_under_fsdp(config_path: str, options: list[str]) -> Step:
+    """As `second_step`, with FSDP2 applied whether it is needed or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[parallelize.__module__], "needs_fsdp", lambda *_: True)
+        return second_step(config_path, options)
+
+
+@pytest.mark.parametrize("tied", ["false", "true"])
+def test_one_process_in_float32_copies_nothing_and_takes_the_steps_that_fsdp_would(tmp_path: Path, tied: str) -> None:
+    config, options = str(write_job(tmp_path, steps=2)), ["--model.tie_embeddings", tied, *ACCUMULATED]
+    plain = run_on_ranks(second_step, 1, config, options)[0]
+    wrapped = run_on_ranks(second_step_under_fsdp, 1, config, options)[0]
+    assert {MATRIX, TABLE} <= set(wrapped.copies)
+    assert not {MATRIX, TABLE} & set(plain.copies)
+    assert moved(plain, "gather") == moved(plain, "scatter") == []
+    assert plain.numbers == wrapped.numbers, "bit by bit"

@@ -13,7 +13,7 @@ from cistron.trainer.config import load_config
 from cistron.trainer.optim import gradient_norm
 from cistron.trainer.optim.adamw import AdamW
 from cistron.trainer.optim.optimizer import Rounding
-from cistron.trainer.processes import StopRequest, join
+from cistron.trainer.processes import StopRequest, join, local
 from cistron.trainer.train import Trainer
 from torch import Tensor, nn
 
@@ -49,7 +49,7 @@ def test_stored_types_are_those_asked_for_and_norm_and_clipping_stay_exact(tmp_p
     step = trainer.optimizer.step
 
     def look(**arguments: Any) -> None:
-        gradients = [p.grad.to_local() for p in trainer.model.parameters()]
+        gradients = [local(p.grad) for p in trainer.model.parameters()]
         exact = torch.cat([g.double().flatten() for g in gradients]).norm().item()
         assert {g.dtype for g in gradients} == {torch.bfloat16}
         assert gradient_norm(list(trainer.model.parameters()))[0].item() == pytest.approx(exact, rel=1e-6)

@@ -19,7 +19,7 @@ from cistron.trainer.config import load_config
 from cistron.trainer.huggingface import export
 from cistron.trainer.inference import open_model, sample, score
 from cistron.trainer.inference.embeddings import embed
-from cistron.trainer.processes import StopRequest, join
+from cistron.trainer.processes import StopRequest, join, local
 from cistron.trainer.train import Trainer
 
 LABELLED = """
@@ -183,7 +183,7 @@ def test_a_head_begins_on_the_trunk_of_a_language_model(job: Path, tmp_path: Pat
     config, _ = load_config([str(job), *start])
     trainer = Trainer(config, join(config), StopRequest())
     weights = WholeTensors(read(step).path)
-    ours = {name: value.to_local() for name, value in trainer.model.state_dict().items()}
+    ours = {name: local(value) for name, value in trainer.model.state_dict().items()}
     trainer.close()
     assert set(weights.names()) - ours.keys() == {"output.weight"}
     assert ours.keys() - set(weights.names()) == {"score.weight"}
@@ -212,6 +212,7 @@ def test_a_model_of_labels_gives_embeddings_and_is_refused_where_tokens_are_aske
 
 WRONG = {
     "classification needs two or more": ["--head.classes", '["dead"]'],
+    "training.loss_chunk_tokens = 64: is about logits of tokens": ["--training.loss_chunk_tokens", "64"],
     "head.classes = ['1', '1']: must differ": ["--head.classes", '["1", 1]'],
     "regression has values and no classes": ["--training.objective", "regression"],
     "data.sources.0.label = 'kind': training.objective = \"causal\" reads no labels": ["--training.objective", "causal"],

@@ -19,7 +19,7 @@ def test_a_run_loads_its_tokenizer_once(tmp_path: Path) -> None:
 
 
 def test_a_refused_job_has_no_parts(tmp_path: Path) -> None:
-    launch, job = Launch(), ["--config", str(write_job(tmp_path))]
+    launch, job = Launch(1), ["--config", str(write_job(tmp_path))]
     with pytest.raises(UserError, match=r"training\.local_batch_size = 3"):
         load_config([*job, "--training.local_batch_size", "3"], further=launch.complaints)
     assert launch.parts is None

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from cistron.models.attention import DocumentMask
 from cistron.models.decoder import Decoder
-from cistron.tests.helpers.jobs import column, metrics, refusal, train, train_here, write_job, write_mixture
-from cistron.trainer.checkpoints.format import why_incomplete
+from cistron.tests.helpers.jobs import column, metrics, refusal, train, train_here, why_incomplete, write_job, write_mixture
 from cistron.trainer.config import load_config
-from cistron.trainer.processes import StopRequest, join
+from cistron.trainer.processes import StopRequest, join, local
 from cistron.trainer.train import Trainer
 
 NAMES = ["words", "genes", "shards"]
@@ -84,7 +83,7 @@ def test_loss_and_gradients_are_the_weighted_mean_of_a_float64_reference(tmp_pat
     fetch = trainer.fetch
 
     def remember() -> Any:
-        parameters = {name: p.to_local().clone() for name, p in trainer.model.state_dict().items()}
+        parameters = {name: local(p).clone() for name, p in trainer.model.state_dict().items()}
         batches, error = fetch()
         seen.append((parameters, batches))
         return batches, error
