@@ -90,6 +90,8 @@ def test_attention_copies_no_tensor_to_lay_it_out_anew(causal: bool, executor: s
     mask = DocumentMask(EOS, PAD, causal, "sdpa" if executor == "sdpa" else "varlen").build(batch.sequence_ids)
     model = random_decoder(LLAMA.replace(causal=causal))
     if executor == "flash":
+        if not kernels._VARLEN_HAS_GQA:
+            pytest.skip("flash attention of torch 2.11 has no grouped heads: keys and values are repeated")
         monkeypatch.setattr(kernels, "_varlen", kernels._flash)
         model, device = model.to("meta"), "meta"
         mask = mask._replace(cu_seqlens=mask.cu_seqlens.to("meta"))

@@ -33,6 +33,7 @@ OPTIMIZERS = {
 MAY_WAIT = ("trainer/optim/step_guard.py", "trainer/metrics/log.py", "trainer/validation.py")
 TRAINED = 3  # graphs: a block, and two of the loss
 VALIDATED = 4  # and a block without gradients
+FROZEN = 4  # and the first block, whose input needs no gradient where the embedding is frozen
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,15 @@ CASES = [
     Case("llama3_1b", "varlen", "FSDP", "none", "AdamW", 41),
     Case("llama3_8b", "flex", "FSDP", "selective", "AdamW", graphs=VALIDATED),
     Case("llama3_8b", "varlen", "HSDP", "full", "AdamW", graphs=VALIDATED),
-    Case("dna_7b", "flex", "HSDP", "none", "Muon"),
-    Case("dna_7b", "varlen", "TP", "selective", "LoRA"),
-    Case("protein_650m", "flex", "TP", "full", "Muon"),
+    Case("dna_7b", "flex", "HSDP", "none", "Muon", 37),
+    Case("dna_7b", "varlen", "TP", "selective", "LoRA", 91, FROZEN),
+    Case("protein_650m", "flex", "TP", "full", "Muon", 62),
     Case("protein_650m", "varlen", "one GPU", "none", "AdamW", 36),
-    Case("llama3_1b", "flex", "CP", "full", "float8"),
+    Case("llama3_1b", "flex", "CP", "full", "float8", 147),
     Case("llama3_8b", "flex", "all", "selective", "float8", 161, VALIDATED),
-    Case("dna_7b", "flex", "all", "none", "LoRA"),
-    Case("protein_650m", "flex", "all", "full", "AdamW"),
-    Case("llama3_1b", "varlen", "TP", "none", "float8"),
+    Case("dna_7b", "flex", "all", "none", "LoRA", 75, FROZEN),
+    Case("protein_650m", "flex", "all", "full", "AdamW", 65),
+    Case("llama3_1b", "varlen", "TP", "none", "float8", 126),
 ]
 
 

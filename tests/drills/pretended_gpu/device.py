@@ -138,6 +138,7 @@ def torch_cuda(record: Record, main: Stream) -> None:
     }
     for name, value in answers.items():
         setattr(torch.cuda, name, constant(value).__func__)
+    torch.accelerator.current_stream = constant(main).__func__
     torch.cuda.get_rng_state = lambda *_: torch.zeros(16, dtype=torch.uint8)
     torch.cuda.default_generators = tuple(torch.Generator() for _ in range(DEVICES))
     torch.cuda.synchronize = lambda *_: record.wait("torch.cuda.synchronize")
