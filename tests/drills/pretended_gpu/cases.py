@@ -99,8 +99,8 @@ class Case:
 CASES = [
     Case("llama3_1b", "flex", "one GPU", "none", "AdamW", 39),
     Case("llama3_1b", "varlen", "FSDP", "none", "AdamW", 41),
-    Case("llama3_8b", "flex", "FSDP", "selective", "AdamW", graphs=VALIDATED),
-    Case("llama3_8b", "varlen", "HSDP", "full", "AdamW", graphs=VALIDATED),
+    Case("llama3_8b", "flex", "FSDP", "selective", "AdamW", 45, VALIDATED),
+    Case("llama3_8b", "varlen", "HSDP", "full", "AdamW", 57, VALIDATED),
     Case("dna_7b", "flex", "HSDP", "none", "Muon", 37),
     Case("dna_7b", "varlen", "TP", "selective", "LoRA", 91, FROZEN),
     Case("protein_650m", "flex", "TP", "full", "Muon", 62),
