@@ -44,8 +44,7 @@ def run(name: str, argv: Sequence[str]) -> None:
     """Run a command, whose module is imported only now; end the process with its message where it is refused."""
     from ..trainer.processes import run_command  # which loads torch
 
-    module = "cistron.trainer.train" if name == "train" else f"cistron.tools.{name}"
-    run_command(lambda: import_module(module).main(argv))
+    run_command(lambda: import_module(f"cistron.tools.{name}").main(argv))
 
 
 if __name__ == "__main__":
