@@ -9,18 +9,10 @@
 # compiled by Inductor and not: their losses must be those of one process. Exits 1 where anything fails, after the rest.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-lowest=2.11
-
+root=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-if [ -z "${CISTRON_VENV:-}" ]; then
-    CISTRON_VENV=$work/venv
-    python3 -m venv "$CISTRON_VENV"
-    "$CISTRON_VENV/bin/pip" install --quiet "torch==$lowest.*" 'torchao>=0.18' -e '.[dev]'
-fi
-. "$CISTRON_VENV/bin/activate"
-ln -s "$PWD" "$work/cistron"  # the root folder is the package, whatever it is called
-export PYTHONPATH=$work OMP_NUM_THREADS=1
+. tests/drills/lowest_environment.sh
 found=$(python -c 'import torch; print(torch.__version__)')
 case $found in
     "$lowest".*) echo "torch $found" ;;

@@ -10,17 +10,10 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
-lowest=2.11
-
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-if [ -z "${CISTRON_VENV:-}" ]; then
-    CISTRON_VENV=$work/venv
-    python3 -m venv "$CISTRON_VENV"
-    "$CISTRON_VENV/bin/pip" install --quiet "torch==$lowest.*" 'torchao>=0.18' -e "$root[dev]"
-fi
-python=$CISTRON_VENV/bin/python
-"$python" - "$lowest" <<'PYTHON'
+. "$here/../lowest_environment.sh"
+python - "$lowest" <<'PYTHON'
 import sys, torch
 if not (torch.__version__.startswith(sys.argv[1] + ".") and torch.version.cuda):
     sys.exit(f"torch {torch.__version__} in {sys.prefix}: must be {sys.argv[1]}, built for CUDA")
@@ -29,8 +22,7 @@ PYTHON
 mkdir "$work/driver"
 cc -shared -fPIC -o "$work/runtime.so" "$here/runtime.c"
 cc -shared -fPIC -o "$work/driver/libcuda.so.1" "$here/driver.c"
-ln -s "$root" "$work/cistron"  # the root folder is the package, whatever it is called
-export PYTHONPATH=$work OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
+export TORCHINDUCTOR_COMPILE_THREADS=1
 export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton
 LD_PRELOAD=$work/runtime.so LD_LIBRARY_PATH=$work/driver${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} \
-    "$python" -m cistron.tests.drills.pretended_gpu.drill "$@"
+    python -m cistron.tests.drills.pretended_gpu.drill "$@"
