@@ -56,7 +56,7 @@ class Task(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the files about it."""
+        """Name without suffix of all files that are written about this task."""
         return f"{self.number:06}"
 
     def __str__(self) -> str:

@@ -65,7 +65,7 @@ class Case:
 
     @property
     def processes(self) -> int:
-        """Ranks in all."""
+        """Number of ranks: the product of the degrees of its layout."""
         replicate, shard, context, tensor = LAYOUTS[self.layout]
         return replicate * shard * context * tensor
 

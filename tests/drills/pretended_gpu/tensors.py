@@ -61,7 +61,7 @@ class PretendedTensors(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Likewise."""
+        """Keep the operators that a compiler calls while it traces out of the counts."""
         return True
 
     def __torch_dispatch__(

@@ -64,7 +64,7 @@ class Watched(Trainer):
     graphs: dict[str, int]
 
     def fetch(self) -> tuple[list[Batch], Exception | None]:
-        """Begin a step."""
+        """Count from here on as of the next step, whose data are fetched first."""
         self.graphs[self.record.phase] = graphs_so_far()
         self.record.phase = f"step {self.progress.step + 1}"
         return super().fetch()
