@@ -9,10 +9,12 @@ from urllib.parse import urlsplit
 import xxhash
 from fsspec.core import url_to_fs
 
+from ...base import is_withheld, public_name
 from ..errors import DataError
 
 # What is not inflated would be read as text, byte for byte.
 FOREIGN_COMPRESSION = (".bz2", ".xz", ".zip", ".lz4", ".7z", ".br", ".snappy")
+WITHHELD = "*** stands for credentials, which are kept nowhere"
 STAMPED_BYTES = 2**16
 # What stores call the version of a file, in fsspec's `info`. Times of reading are not among them.
 VERSION_FIELDS = (
@@ -35,6 +37,11 @@ class DataFile(NamedTuple):
     path: str
     size: int
     stamp: str
+
+    @property
+    def public(self) -> "DataFile":
+        """The file under the name that is kept and compared: a URL without credentials."""
+        return self._replace(path=public_name(self.path))
 
 
 def is_remote(path: str) -> bool:
@@ -65,6 +72,8 @@ def find_files(pattern: str, folder_glob: str | None) -> list[DataFile]:
     if "{synthetic}" in target:
         target = target.replace("{synthetic}", _synthetic())
     remote = is_remote(target)
+    if is_withheld(target):
+        raise DataError(f"{WITHHELD}; name it in full in the TOML or on the command line", file=target)
     try:
         filesystem, root = url_to_fs(target if remote else str(Path(target).expanduser()))
     except ImportError as error:

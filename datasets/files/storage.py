@@ -80,7 +80,7 @@ class FileStore:
             listing = partial(find_files, pattern, folder_glob)
             files = listing() if local_path(pattern) else self._patience(LISTING_PATIENCE)(listing, pattern)
             found.update({file.path: file for file in files})
-        return [found[path] for path in sorted(found)]
+        return sorted(found.values(), key=lambda file: file.public)
 
     def local(self, path: str) -> str:
         """Return a local path to the stored bytes of `path`; those of a URL are copied into the cache if need be.

@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from ... import __version__
 from ...trainer.build import make_decoder_config, make_tokenizer
 from ...trainer.config import JobConfig, load_config
 from ...trainer.errors import ConfigError
 from ...trainer.estimates import estimate
-from ...trainer.processes import Layout, run_command
+from ...trainer.processes import Layout, Terminal, run_command
 from . import attention, collectives, disk, numerics, rates, training, versions
 from .examination import Examination
 from .launch import Ranks, own_folder, run_part, slurm_environment
@@ -78,7 +77,7 @@ def doctor(argv: Sequence[str], parts: Sequence[str], file: Path | None, limit: 
         config, _ = load_config(["--config", name, *argv], "cistron doctor")
     lines: list[Line] = []
     part_seconds: dict[str, float] = {}
-    console = Console(highlight=False, soft_wrap=True, quiet=ranks.rank > 0)
+    console = Terminal(quiet=ranks.rank > 0)
     with own_folder(config, ranks.share("folder", lambda: f".doctor-{time.time_ns()}")) as job:
         for part in parts:
             begun = time.perf_counter()
