@@ -11,7 +11,9 @@ A command ends with status 2 and the message of a `UserError`; with a traceback 
 import difflib
 from collections.abc import Iterable, Sequence
 
-from .outside import printable, redacted
+from typing_extensions import Self
+
+from .outside import one_line, printable, redacted
 
 
 class UserError(ValueError):
@@ -23,6 +25,11 @@ class UserError(ValueError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(redacted(str(message))))
+
+    @classmethod
+    def about(cls, file: str, problem: str) -> Self:
+        """Return the error about a file."""
+        return cls(f"{one_line(file)}: {problem}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -89,7 +89,7 @@ class JobConfig(Table):
         return needed if self.model.causal is None else self.model.causal
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the resolved configuration as plain values, to be kept: no credentials, no unset keys (TOML has no null)."""
+        """Return the resolved configuration as plain values to be kept, without credentials and unset keys."""
         values: dict[str, Any] = without_credentials(self.model_dump(exclude_none=True, exclude={"extends"}))
         return values
 
