@@ -112,7 +112,7 @@ def data_output() -> TextIO:
 
     Bytes of a command line that are no UTF-8 stay the same bytes.
     """
-    stream = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    stream: Any = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
     if stream.isatty():
         return cast("TextIO", PrintableStream(stream, printable))
     stream.reconfigure(encoding="utf-8", errors="surrogateescape")
