@@ -7,7 +7,7 @@ Nothing here knows of data, models or training, and nothing here loads torch.
 from .errors import UserError, aligned, nearest
 from .outside import is_withheld, one_line, presentable, printable, public_name, redacted, without_credentials
 from .parse import JSON_BYTES, Json, json_object, json_of, json_record, named, no_file, read_bytes, read_json, read_toml, shown
-from .registry import Registry, load_plugins
+from .registry import Registry, load_plugins, load_saved_plugins
 from .table import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight, changed
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "json_of",
     "json_record",
     "load_plugins",
+    "load_saved_plugins",
     "named",
     "nearest",
     "no_file",

@@ -185,7 +185,7 @@ def _block_index(storage: FileStore, path: str, version: int) -> BlockIndex:
 
 def fingerprint(files: Iterable[DataFile]) -> str:
     """Return a hash over names, sizes and stamps, by which a resumed run knows its corpus again."""
-    listing = "\n".join("\t".join(map(str, file)) for file in files)
+    listing = "\n".join("\t".join(map(str, file.public)) for file in files)
     return xxhash.xxh3_128_hexdigest(listing.encode())
 
 
@@ -197,7 +197,7 @@ def changes(saved: Sequence[Sequence[str | int]], files: Sequence[DataFile]) -> 
         files: As they are.
     """
     before = {str(path): DataFile(str(path), int(size), str(stamp)) for path, size, stamp in saved}
-    now = {file.path: file for file in files}
+    now = {file.public.path: file for file in files}
     lines = []
     for path in sorted(before | now):
         if path not in now:
