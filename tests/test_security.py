@@ -12,8 +12,8 @@ POLICY = (ROOT / "SECURITY.md").read_text()
 PACKAGES = ("base", "datasets", "models", "trainer", "tools")
 # What runs what it is given. `re.compile`, `torch.compile`, `model.eval()` and a file called .pickle do not.
 EXECUTING = re.compile(
-    r"\bpickle\.\w|import pickle|unpickle|torch\.load\(|weights_only|(?<![\w.])(?:eval|exec|compile|__import__)\(|trust_remote_code"
-    r"|allow_pickle\s*=\s*True|shell\s*=\s*True|os\.(?:system|popen)\(|yaml|marshal\.|shelve|runpy"
+    r"\bpickle\.\w|import pickle|unpickle|torch\.load\(|weights_only|(?<![\w.])(?:eval|exec|compile|__import__)\("
+    r"|trust_remote_code|allow_pickle\s*=\s*True|shell\s*=\s*True|os\.(?:system|popen)\(|yaml|marshal\.|shelve|runpy"
 )
 
 
