@@ -105,7 +105,7 @@ def doctor(argv: Sequence[str], parts: Sequence[str], file: Path | None, limit: 
 
 
 def first_device(config: JobConfig, limit: float) -> tuple[str, float]:
-    """Return the name of this rank's device and its memory, GiB; 0 for a CPU. A child asks, as CUDA survives no fork."""
+    """Return the name of this rank's device and its memory, GiB; 0 for a CPU. A child asks: CUDA survives no fork."""
     lines = run_part("device", device_line, config, limit)
     found = next((line for line in lines if line.verdict == "ok"), None)
     return (found.name, found.value or 0.0) if found else ("a device that did not answer", 0.0)

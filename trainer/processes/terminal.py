@@ -98,7 +98,7 @@ class Bar(Progress):
 def printable_output() -> Iterator[None]:
     """Make stdout and stderr harmless in the block, and for the traceback where it ends in a bug."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast("TextIO", PrintableStream(stream)) for stream in before)
+    sys.stdout, sys.stderr = (cast("TextIO", stream and PrintableStream(stream)) for stream in before)  # None: closed
     try:
         yield
     except SystemExit:
