@@ -5,7 +5,7 @@ torch.
 """
 
 from .errors import UserError, aligned, nearest
-from .registry import Registry, load_plugins
+from .registry import Registry, load_plugins, plugin_modules
 from .table import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight, changed
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "changed",
     "load_plugins",
     "nearest",
+    "plugin_modules",
 ]

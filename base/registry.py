@@ -104,17 +104,23 @@ class Registry(Generic[T]):
         return f"no such {self.kind}{nearest(name, self._says)}"
 
 
+def plugin_modules(modules: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return the plug-ins of installed packages, then `modules`: who names each, and the module."""
+    installed = [
+        (f"the entry point {point.name} = {point.value!r} of {GROUP}", point.value) for point in entry_points(group=GROUP)
+    ]
+    named = [*installed, *((f"job.plugins: {module!r}", module) for module in modules)]
+    return [(where, module.partition(":")[0]) for where, module in named]
+
+
 def load_plugins(modules: Sequence[str] = ()) -> None:
     """Import the plug-ins of installed packages, then `modules`; what is imported already is not imported again.
 
     Raises:
         UserError: one cannot be imported; names it and the reason.
     """
-    installed = [
-        (f"the entry point {point.name} = {point.value!r} of {GROUP}", point.value) for point in entry_points(group=GROUP)
-    ]
-    for where, module in [*installed, *((f"job.plugins: {module!r}", module) for module in modules)]:
+    for where, module in plugin_modules(modules):
         try:
-            importlib.import_module(module.partition(":")[0])
+            importlib.import_module(module)
         except Exception as error:  # whatever a module of others raises on import
             raise UserError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
