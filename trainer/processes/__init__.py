@@ -2,7 +2,7 @@
 
 Read `layout` (degrees of parallelism), `meeting` (how processes find each other), `agreement` (what they must have
 alike), `join` (device, process group, mesh) and `world` (what this process is among the others, and their small CPU
-collectives), then `signals`, `memory`, `exit` and `restarts`.
+collectives), then `signals`, `memory`, `exit`, `restarts` and `terminal`.
 """
 
 from .agreement import agree
@@ -13,17 +13,21 @@ from .meeting import launcher_store
 from .memory import device_figures, host_figures, host_memory, private_memory, ran_out, request
 from .signals import StopRequest
 from .tensors import DTYPES, gradient, local, offset, whole
+from .terminal import Bar, Terminal, data_output
 from .world import ThreadTask, World
 
 __all__ = [
     "DTYPES",
     "FIRST_SPEAKS_SECONDS",
     "NVIDIA_DRIVER",
+    "Bar",
     "Layout",
     "StopRequest",
+    "Terminal",
     "ThreadTask",
     "World",
     "agree",
+    "data_output",
     "degree_complaints",
     "device_figures",
     "device_remarks",

@@ -21,8 +21,10 @@ from ...datasets.errors import WorkerError
 from ..errors import MeetingError, NonFiniteError, OutOfMemoryError, RankLostError
 from .memory import ran_out, request
 from .restarts import leave_note, life, repeats_mistake
+from .terminal import printable_output
 
 
+@printable_output()
 def run_command(command: Callable[[], None]) -> None:
     """Run a command line's body; end the process with one message, no traceback, where an error is expected."""
     if repeats_mistake():
