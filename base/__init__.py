@@ -21,7 +21,7 @@ from .parse import (
     shown,
     text_of,
 )
-from .registry import Registry, load_plugins, load_saved_plugins
+from .registry import Registry, load_plugins, load_saved_plugins, plugin_modules
 from .table import (
     COUNT,
     IDS,
@@ -74,6 +74,7 @@ __all__ = [
     "nearest",
     "no_file",
     "one_line",
+    "plugin_modules",
     "presentable",
     "printable",
     "public_name",
