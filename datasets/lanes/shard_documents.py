@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..documents import Chosen, DocumentConfig, Strands, mirrored, too_long
 from ..errors import BadRecords, DataConfigError, DataError
+from ..files import last_name
 from ..randomness import Shuffle
 from ..rows import Block, Weights
 from ..shards import Shard
@@ -249,7 +250,7 @@ class ShardDocuments:
         chosen = np.zeros(len(units.shards), dtype=bool)
         for shard in np.unique(units.shards).tolist():
             here = units.shards == shard
-            chosen[here] = self.strands.chosen(self.corpus.shards[shard].path, units.documents[here], epoch)
+            chosen[here] = self.strands.chosen(last_name(self.corpus.shards[shard].path), units.documents[here], epoch)
         return chosen
 
     def _refuse(self, units: Units, place: int, problem: str) -> None:

@@ -133,6 +133,13 @@ class Shard:
         """How many tokens there are, each document's eos included."""
         return self.manifest.tokens
 
+    @property
+    def contents(self) -> DataFile:
+        """The shard as a file to be known again: by the checksums of its ids, offsets and weights, wherever it is."""
+        made = self.manifest
+        sums = ",".join(f"{ending}={made.checksums.get(ending)}" for ending in ("ids", "offsets", "weights"))
+        return DataFile(self.path, sum(made.sizes().values()), sums)
+
     def file(self, ending: str) -> str:
         """Path or URL of the shard's file with this ending."""
         return self.path.removesuffix("json") + ending

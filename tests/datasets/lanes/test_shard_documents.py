@@ -211,7 +211,7 @@ def test_units_of_long_documents_are_windows_too(genome: Path, overlap: int, sha
 def _chosen(corpus: ShardCorpus) -> list[bool]:
     """Which documents are read on their other strand, from the decision itself; how these look is tested."""
     strands = Strands(corpus.config.reverse_complement, 0, ByteTokenizer())
-    each = [strands.chosen(shard.path, np.arange(shard.documents), 0) for shard in corpus.shards]
+    each = [strands.chosen(Path(shard.path).name, np.arange(shard.documents), 0) for shard in corpus.shards]
     return np.concatenate(each).tolist() if corpus.config.reverse_complement else [False] * corpus.documents
 
 
