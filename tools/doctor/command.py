@@ -72,7 +72,8 @@ def doctor(argv: Sequence[str], parts: Sequence[str], file: Path | None, limit: 
     config, chosen_by_user = load_config(argv, "cistron doctor")
     slurm_environment()
     ranks = Ranks()
-    device, gib = json.loads(ranks.share("device", lambda: json.dumps(first_device(config, limit))))
+    own = first_device(config, limit)  # on every rank, as its child joins those of the others
+    device, gib = json.loads(ranks.share("device", lambda: json.dumps(own)))
     name = chosen_by_user.config or default_config(gib)
     if not chosen_by_user.config:
         config, _ = load_config(["--config", name, *argv], "cistron doctor")
@@ -105,7 +106,7 @@ def doctor(argv: Sequence[str], parts: Sequence[str], file: Path | None, limit: 
 
 
 def first_device(config: JobConfig, limit: float) -> tuple[str, float]:
-    """Return the name of rank 0's device and its memory, GiB; 0 for a CPU. A child asks, as CUDA survives no fork."""
+    """Return the name of this rank's device and its memory, GiB; 0 for a CPU. A child asks, as CUDA survives no fork."""
     lines = run_part("device", device_line, config, limit)
     found = next((line for line in lines if line.verdict == "ok"), None)
     return (found.name, found.value or 0.0) if found else ("a device that did not answer", 0.0)
