@@ -11,8 +11,10 @@ import pytest
 from cistron.datasets.config import Stage
 from cistron.datasets.documents import DocumentConfig
 from cistron.datasets.errors import DataConfigError, DataEnd, DataError, DataOrderError
+from cistron.datasets.files import checksum
 from cistron.datasets.loading import DataState, Loader, transport
 from cistron.datasets.readers import SourceConfig
+from cistron.datasets.shards.writer import block_sums
 from cistron.datasets.tokenizers import HFTokenizer
 from cistron.tests.datasets.tokenizers.test_build import PANIC, write_panicking
 from cistron.tests.helpers.corpora import (
@@ -220,17 +222,66 @@ def test_data_begun_anew_counts_on_from_its_row(tmp_path: Path) -> None:
     assert drawn[8:] == [1] * 8
 
 
-def test_a_flipped_byte_of_a_shard_is_found_by_data_verify(tmp_path: Path) -> None:
-    write_shard(tmp_path / "x", [[5, 6, 0], [7, 0], [8, 0], [9, 9, 0]])
-    data = config(SourceConfig(name="shards", format="tokens", paths=[str(tmp_path)]))
-    ids = tmp_path / "x.ids"
-    content = bytearray(ids.read_bytes())
-    content[2] ^= 1
-    ids.write_bytes(content)
-    with byte_loader(data) as loader:
-        take(loader, 1)
-    with pytest.raises(DataError, match=r"x\.ids: its bytes have changed: checksum"):
-        byte_loader(data.but(verify=True))
+LETTERS = 3 * 2**16  # three blocks
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Settings:
+    """Two shards of letters in three blocks each; `y` has weights."""
+    rng = np.random.default_rng(0)
+    for name in "xy":
+        documents = np.split(rng.integers(5, 60, LETTERS), range(1000, LETTERS, 1000))
+        write_shard(tmp_path / name, [[*document[1:], 0] for document in documents], weighted=name == "y")
+    return config(SourceConfig(name="shards", format="tokens", paths=[str(tmp_path)]), seq_len=1000)
+
+
+def _change(file: Path, place: int, value: int | float, dtype: str, resealed: bool) -> None:
+    """Replace an element of a shard's file; `resealed`: under checksums that fit."""
+    values = np.fromfile(file, dtype)
+    values[place] = value
+    file.write_bytes(values.tobytes())
+    if resealed:
+        manifest = file.with_suffix(".json")
+        content = json.loads(manifest.read_text())
+        endings = [ending for ending in ("ids", "weights") if file.with_suffix(f".{ending}").exists()]
+        dtypes = {"ids": np.dtype("<u2"), "weights": np.dtype("<f4")}
+        sums = block_sums([(file.with_suffix(f".{ending}"), dtypes[ending]) for ending in endings])
+        file.with_suffix(".sums").write_bytes(sums)
+        content["checksums"] = {ending: checksum(str(file.with_suffix(f".{ending}"))) for ending in content["checksums"]}
+        manifest.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "resealed", "message"),
+    [
+        ("x.ids", 61, False, r"x\.ids, record 65: its bytes have changed within tokens 65,536 to 131,071: checksum"),
+        ("x.ids", 999, True, r"x\.ids, record 70: token 70001 is id 999, and its manifest says that the largest is 59"),
+        ("y.weights", 0.5, False, r"y\.weights, record 65: its bytes have changed within tokens 65,536 to 131,071"),
+        ("y.weights", np.nan, True, r"y\.weights, record 70: the loss weight of token 70001 is nan"),
+        ("y.weights", -1.0, True, r"y\.weights, record 70: the loss weight of token 70001 is -1\.0"),
+        ("y.weights", np.inf, True, r"y\.weights, record 70: the loss weight of token 70001 is inf"),
+    ],
+)
+def test_a_changed_block_of_a_shard_is_told_before_any_of_it_is_used(
+    file: str, value: float, resealed: bool, message: str, tmp_path: Path, shards: Settings
+) -> None:
+    _change(tmp_path / file, 70_001, value, "<u2" if file.endswith("ids") else "<f4", resealed)
+    with byte_loader(shards) as loader, pytest.raises(DataError, match=message):
+        take(loader, 100)
+    with pytest.raises(DataError):
+        byte_loader(shards.but(verify=True))
+
+
+def test_a_shard_that_is_cut_short_under_its_map_is_told_and_not_a_signal(tmp_path: Path, shards: Settings) -> None:
+    loader = byte_loader(shards)
+    corpus = loader.sources[0].corpus
+    assert corpus is not None
+    corpus.maps(0)
+    os.truncate(tmp_path / "x.ids", 2**17)
+    with loader, pytest.raises(DataError, match=r"x\.ids: 131,072 bytes where its manifest promises 393,216"):
+        take(loader, 100)
+    with pytest.raises(DataError, match=r"x\.ids: 131,072 bytes where"):
+        byte_loader(shards)
 
 
 def test_ranks_share_the_work_of_verifying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
