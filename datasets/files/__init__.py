@@ -7,7 +7,7 @@ then `bgzip`, `remote` and `cache` (URLs), and `atomic` (writing, checksums).
 from .atomic import TEMPORARY, checksum, sync, temporary, whole, write_atomically
 from .bgzip import BgzfFile, ByteFile, DamagedError
 from .find import DataFile, is_compressed, is_remote, plain_name
-from .inventory import Listing, changes, fingerprint, last_name, listed, saved_order
+from .inventory import Listing, changes, deviations, fingerprint, last_name, listed, saved_order
 from .storage import FileStore, FileStoreConfig
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Listing",
     "changes",
     "checksum",
+    "deviations",
     "fingerprint",
     "is_compressed",
     "is_remote",

@@ -65,7 +65,7 @@ def last_name(path: str) -> str:
 
 def identity(file: DataFile) -> tuple[str, int, str]:
     """Return what decides the rows of a file: the last part of its name, its size and its stamp."""
-    return last_name(file.path), file.size, file.stamp
+    return last_name(file.public.path), file.size, file.stamp
 
 
 def fingerprint(files: Iterable[DataFile]) -> str:
@@ -100,13 +100,39 @@ def changes(saved: Listing, files: Sequence[DataFile]) -> list[str]:
         saved: The files as they were.
         files: As they are.
     """
-    before, now = _unmatched(listed(saved), files), _unmatched(files, listed(saved))
-    pairs = _pairs(before, now, lambda file: file.path) + _pairs(before, now, lambda file: last_name(file.path))
+    pairs, gone, new = _compared(listed(saved), files)
     resized = [f"{b.path} changed its size from {a.size} to {b.size} bytes" for a, b in pairs if a.size != b.size]
     others = [f"{b.path} was changed: its checksum was {a.stamp!r} and is {b.stamp!r}" for a, b in pairs if a.size == b.size]
-    lines = [*resized, *(f"{file.path} is gone" for file in before), *(f"{file.path} is new" for file in now), *others]
-    if not lines and fingerprint(listed(saved)) != fingerprint(files):
-        lines.append("its files are the same, and come in another order")
+    lines = [*resized, *(f"{file.path} is gone" for file in gone), *(f"{file.path} is new" for file in new), *others]
+    return _told(lines, listed(saved), files)
+
+
+def deviations(first: Sequence[DataFile], files: Sequence[DataFile]) -> list[str]:
+    """Return a line for each file of a rank that is not as rank 0 found it, as `changes` does.
+
+    Args:
+        first: The files of rank 0.
+        files: Those of the rank.
+    """
+    pairs, missing, more = _compared([file.public for file in first], files)
+    resized = [f"{b.path}: {b.size} bytes, and {a.size} on rank 0" for a, b in pairs if a.size != b.size]
+    others = [f"{b.path}: checksum {b.stamp!r}, and {a.stamp!r} on rank 0" for a, b in pairs if a.size == b.size]
+    lines = [*(f"{file.path}: missing" for file in missing), *(f"{file.path}: not on rank 0" for file in more)]
+    return _told([*resized, *lines, *others], first, files)
+
+
+def _compared(
+    before: Sequence[DataFile], now: Sequence[DataFile]
+) -> tuple[list[tuple[DataFile, DataFile]], list[DataFile], list[DataFile]]:
+    """Return files of the same path, else of the same name, that differ in pairs; those that are gone; and new ones."""
+    gone, new = _unmatched(before, now), [file.public for file in _unmatched(now, before)]
+    pairs = _pairs(gone, new, lambda file: file.path) + _pairs(gone, new, lambda file: last_name(file.path))
+    return pairs, gone, new
+
+
+def _told(lines: list[str], before: Sequence[DataFile], now: Sequence[DataFile]) -> list[str]:
+    if not lines and fingerprint(before) != fingerprint(now):
+        return ["its files are the same, and come in another order"]
     return lines if len(lines) <= NAMED else [*lines[:NAMED], f"and {len(lines) - NAMED} more"]
 
 

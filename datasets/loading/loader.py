@@ -146,7 +146,7 @@ class Loader(AbstractContextManager["Loader"]):
 
     def inventory(self) -> dict[str, list[list[str | int]]]:
         """Return path, size and stamp of all files by source, in their order, to be kept beside a state."""
-        return {source.config.name: [list(file) for file in source.files] for source in self.sources}
+        return {source.config.name: [list(file.public) for file in source.files] for source in self.sources}
 
     def close(self) -> None:
         """Stop reading and end the workers: after 10 s, in which a block is read, by force.

@@ -1,7 +1,7 @@
 """The processes of a run: how they divide into a layout, join, talk to each other, and end with one message and status.
 
 Read `layout` (degrees of parallelism), `join` (device, process group, mesh) and `world` (what this process is among the
-others, and their small CPU collectives), then `signals`, `memory` and `exit`.
+others, and their small CPU collectives), then `signals`, `memory`, `exit` and `terminal`.
 """
 
 from .exit import FIRST_SPEAKS_SECONDS, first_may_speak, lost_ranks_named, run_command, speak
@@ -18,16 +18,20 @@ from .layout import Layout, degree_complaints, global_batch_size, layout_complai
 from .memory import device_figures, host_figures, host_memory, private_memory, ran_out, request
 from .signals import StopRequest
 from .tensors import DTYPES, gradient, local, offset, whole
+from .terminal import Bar, Terminal, data_output
 from .world import ThreadTask, World
 
 __all__ = [
     "DTYPES",
     "FIRST_SPEAKS_SECONDS",
     "NVIDIA_DRIVER",
+    "Bar",
     "Layout",
     "StopRequest",
+    "Terminal",
     "ThreadTask",
     "World",
+    "data_output",
     "degree_complaints",
     "device_figures",
     "device_remarks",

@@ -20,8 +20,10 @@ from ...base import UserError
 from ...datasets.errors import WorkerError
 from ..errors import NonFiniteError, OutOfMemoryError, RankLostError
 from .memory import ran_out, request
+from .terminal import printable_output
 
 
+@printable_output()
 def run_command(command: Callable[[], None]) -> None:
     """Run a command line's body; end the process with one message, no traceback, where an error is expected."""
     ending: tuple[str, int] | None = None
