@@ -17,7 +17,7 @@ import xxhash
 from ..errors import DataError
 from .find import DataFile, is_remote, local_path
 
-# Files of up to so many bytes together are hashed whole, in 0.1 s from the page cache.
+# Files of up to so many bytes together are hashed whole: 256 MiB took 0.3 s from the page cache on a busy CPU.
 WHOLE_BYTES = 2**30
 # Else so much of each: a corpus of 1 TB has 10^3 to 10^5 files, each read of which takes 1 ms from a cold network disk.
 BLOCKS, BLOCK_BYTES = 8, 2**14
