@@ -4,7 +4,7 @@ Read `find` (names to files), `inventory` (whether they are those of before), `s
 then `bgzip`, `remote` and `cache` (URLs), and `atomic` (writing, checksums).
 """
 
-from .atomic import TEMPORARY, checksum, sync, temporary, whole, write_atomically
+from .atomic import TEMPORARY, check_writable, check_writable_folder, checksum, sync, temporary, whole, write_atomically
 from .bgzip import BgzfFile, ByteFile, DamagedError
 from .find import DataFile, is_compressed, is_remote, plain_name
 from .inventory import Listing, changes, deviations, fingerprint, last_name, listed, saved_order
@@ -20,6 +20,8 @@ __all__ = [
     "FileStoreConfig",
     "Listing",
     "changes",
+    "check_writable",
+    "check_writable_folder",
     "checksum",
     "deviations",
     "fingerprint",

@@ -12,7 +12,6 @@ A shard is five files that share a name, all of them little-endian and without a
 cache. Tokens are compared with their checksums where they are first read (`blocks`), or all of them by `verify_shard`.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ...base import json_object, read_bytes
 from ..documents import Letters
 from ..errors import DataConfigError, DataError
 from ..files import DataFile, FileStore, checksum, is_remote
@@ -233,27 +233,25 @@ def open_shards(files: Sequence[DataFile], storage: FileStore) -> list[Shard]:
 def _read(file: DataFile, storage: FileStore) -> Shard:
     if not file.path.endswith(".json"):
         raise DataError("a token shard is named by its manifest, which ends in .json", file=file.path)
-    try:
-        text = Path(storage.local(file.path)).read_bytes()
-        content = json.loads(text)
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"this manifest of a token shard is not valid JSON: {error}", file=file.path) from None
-    version = content.get("version") if isinstance(content, dict) else None
+    text = read_bytes(storage.local(file.path), DataError)
+    version = json_object(text, file.path, DataError).get("version")
     if version != VERSION:
         problem = f"expected the manifest of a token shard, version {VERSION}, found version {version}"
         remedy = "write the shard anew with `cistron prepare`"
         if version == 1:
             remedy = "`cistron prepare --upgrade FOLDER` adds the checksums of blocks that it lacks"
         raise DataError(f"{problem}; {remedy}", file=file.path)
+    return Shard(path=file.path, manifest=parse_manifest(text, file.path), storage=storage)
+
+
+def parse_manifest(text: bytes, path: str) -> Manifest:
+    """Return what a manifest of this version says. Raises DataError, which names the key that is wrong."""
     try:
-        manifest = Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         wrong = error.errors()[0]
         key = ".".join(map(str, wrong["loc"]))
-        raise DataError(f"this manifest of a token shard is damaged: {key}: {wrong['msg']}", file=file.path) from None
-    return Shard(path=file.path, manifest=manifest, storage=storage)
+        raise DataError(f"this manifest of a token shard is damaged: {key}: {wrong['msg']}", file=path) from None
 
 
 def _check(shard: Shard) -> None:

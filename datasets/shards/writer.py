@@ -15,11 +15,25 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from ...base import json_object, read_bytes
 from ..documents import Letters, Weights
 from ..errors import DataError
 from ..files import FileStore, checksum, sync, temporary, write_atomically
 from ..tokenizers import Ids, Tokenizer
-from .format import BLOCK, CHUNK, DTYPES, OFFSET, SUM, VERSION, WEIGHT, Manifest, Shard, SourceRecord, TokenizerRecord
+from .format import (
+    BLOCK,
+    CHUNK,
+    DTYPES,
+    OFFSET,
+    SUM,
+    VERSION,
+    WEIGHT,
+    Manifest,
+    Shard,
+    SourceRecord,
+    TokenizerRecord,
+    parse_manifest,
+)
 
 
 class ShardWriter:
@@ -200,16 +214,13 @@ def upgrade_shard(path: Path) -> bool:
     Raises:
         DataError: A file is not the one that was written, or the manifest is of neither version.
     """
-    try:
-        content = json.loads(path.read_bytes())
-        version = content["version"]
-        manifest = Manifest.model_validate_json(json.dumps({**content, "version": VERSION}))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"this is not the manifest of a token shard: {error}", file=str(path)) from None
+    content = json_object(read_bytes(path, DataError), str(path), DataError)
+    version = content.get("version")
     if version == VERSION:
         return False
     if version != 1:
         raise DataError(f"expected the manifest of a token shard, version 1 or {VERSION}, found {version}", file=str(path))
+    manifest = parse_manifest(json.dumps({**content, "version": VERSION}).encode(), str(path))
     shard = Shard(path=str(path), manifest=manifest, storage=FileStore())
     dtypes = {"ids": DTYPES[manifest.dtype], "offsets": OFFSET} | ({"weights": WEIGHT} if manifest.weights else {})
     for ending in dtypes:

@@ -6,12 +6,12 @@ from dataclasses import replace
 from functools import partial
 
 from ...base import aligned
-from ...datasets.errors import DataConfigError, DataOrderError
+from ...datasets.errors import DataOrderError
 from ...datasets.files import deviations, fingerprint
 from ...datasets.loading import DataShard, DataState
 from ..checkpoints import Found
 from ..config import JobConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RanksDifferError
 from ..processes import World, global_batch_size
 from .data import TrainData
 from .origin import StartingPoint
@@ -39,7 +39,7 @@ def resume_data(
 
     Raises:
         CheckpointError: the data is not that of the checkpoint.
-        DataConfigError: ranks have found other files.
+        RanksDifferError: ranks have found other files.
         DataConfigError, DataError, EosMismatchError: as `open_data` says.
     """
     opened, state, refusal = opened_anywhere(config, world, start, step, open_shard)
@@ -78,7 +78,7 @@ def agree_on_files(world: World, data: TrainData) -> None:
     differ.
 
     Raises:
-        DataConfigError: with the files in which ranks differ from the first.
+        RanksDifferError: with the files in which ranks differ from the first.
     """
     validation = data.validation.sources if data.validation else []
     sources = {f"data.sources.{source.config.name}": source.files for source in data.loader.sources}
@@ -98,7 +98,7 @@ def agree_on_files(world: World, data: TrainData) -> None:
     table = [(", ".join(who) if place == 0 else "", line) for own, who in ranks.items() for place, line in enumerate(own)]
     shown = "\n".join(aligned(table))
     right = "give every host the same files; their folders and times may differ"
-    raise DataConfigError(f"the data files of ranks differ from those of rank 0; {right}:\n\n{shown}")
+    raise RanksDifferError(f"the data files of ranks differ from those of rank 0; {right}:\n\n{shown}")
 
 
 def continue_or_refuse(
