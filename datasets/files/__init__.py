@@ -1,22 +1,25 @@
 """Files anywhere and however compressed: found by pattern, known again by stamps, written whole or not at all.
 
 Read `find` (names to files), `storage` (opening and inflating them), then `bgzip`, `remote` and `cache` (URLs), and
-`atomic` (writing, checksums).
+`atomic` (writing, checksums) and `lock` (who may write).
 """
 
-from .atomic import TEMPORARY, checksum, sync, temporary, whole, write_atomically
+from .atomic import TEMPORARY, TEMPORARY_NAME, checksum, sync, temporary, whole, write_atomically
 from .bgzip import BgzfFile, ByteFile, DamagedError
 from .find import DataFile, is_compressed, is_remote, plain_name
+from .lock import Lock
 from .storage import FileStore, FileStoreConfig, changes, fingerprint
 
 __all__ = [
     "TEMPORARY",
+    "TEMPORARY_NAME",
     "BgzfFile",
     "ByteFile",
     "DamagedError",
     "DataFile",
     "FileStore",
     "FileStoreConfig",
+    "Lock",
     "changes",
     "checksum",
     "fingerprint",

@@ -1,6 +1,8 @@
 """Files that are written whole or not at all, and their checksums."""
 
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +10,8 @@ from pathlib import Path
 import xxhash
 
 TEMPORARY = ".part"
+TEMPORARY_NAME = re.compile(r"\.\d+-[0-9a-f]{8}\.part$")
+_START = secrets.token_hex(4)  # of this interpreter; its forks have numbers of their own
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -34,8 +38,11 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def temporary(path: Path) -> Path:
-    """Return the name under which this process writes a file: one that was orphaned may still be writing its own."""
-    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    """Return the name under which this process writes a file, and no other on any machine or in any container.
+
+    One that was orphaned may still be writing its own, and in containers many processes are number 1.
+    """
+    return path.with_name(f"{path.name}.{os.getpid()}-{_START}{TEMPORARY}")
 
 
 def sync(path: Path) -> None:

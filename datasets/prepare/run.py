@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import ValidationError
 
 from ..errors import DataConfigError, DataError
-from ..files import TEMPORARY, DataFile, changes, sync, write_atomically
+from ..files import TEMPORARY, DataFile, Lock, changes, sync, write_atomically
 from ..readers import Piece
 from ..shards import Manifest, Record
 from ..tokenizers import LetterTokenizer, Tokenizer
@@ -170,11 +170,12 @@ def prepare(corpus: Corpus, folder: Path, *, shard_bytes: int, processes: int, m
 
     Raises:
         DataConfigError: The folder belongs to another plan, or to somebody else.
+        InUseError: Another preparation writes to it.
         DataError: A file cannot be read, a record is bad, or the folder cannot be written.
         WorkerError: A worker process died.
     """
     plan = folder / "plan"
-    with _writing(folder), _locked(plan):
+    with _writing(folder), Lock(plan, advice="; wait for its end, or name another --output"):
         _hold_plan(plan / "plan.json", _plan(corpus, shard_bytes))
         for leftover in folder.glob(f"*/*{TEMPORARY}"):
             leftover.unlink()
@@ -301,20 +302,3 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"cannot be written: {error}", file=str(folder)) from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder against other preparations on this machine, as long as the process lives at most."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise DataConfigError(f"--output: another `cistron prepare` is writing to {folder.parent}") from None
-        # Some network file systems lock nothing; temporary names differ by process there too.
-    try:
-        yield
-    finally:
-        os.close(descriptor)

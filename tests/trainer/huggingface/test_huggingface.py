@@ -287,8 +287,9 @@ def test_no_pickle_is_read(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_full_disk_leaves_no_half_export_nor_what_a_kill_left_before(tmp_path: Path) -> None:
     found, out = save(tmp_path / "step-1", random_decoder(LLAMA)), tmp_path / "out"
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "model.safetensors").touch()
+    left = tmp_path / "out.0123456789abcdef.partial"
+    left.mkdir()
+    (left / "model.safetensors").touch()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
     try:
