@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from typing_extensions import Self, override
+
 from ..base import UserError
 
 # "cistron.data": a line for each record passed over, up to so many of a lane in a process or of a shard.
@@ -52,6 +54,11 @@ class DataError(UserError):
         if offset is not None:
             place += f", byte {offset}"
         super().__init__(f"{place}: {problem}")
+
+    @classmethod
+    @override
+    def about(cls, file: str, problem: str) -> Self:
+        return cls(problem, file=file)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the fields across processes: exceptions pickle their message only, and ours is made of four parts."""
