@@ -332,7 +332,7 @@ def _place(folder: str) -> _Disk | _Store:
 def machine() -> str:
     """Return this boot of this machine and the namespace of its process numbers; empty where they are not known."""
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

@@ -12,10 +12,7 @@ A rerun goes on under the same plan and refuses another. Where duplicates are re
 documents.
 """
 
-import errno
-import fcntl
 import json
-import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cistron.datasets.files import FileStore
+from cistron.datasets.files import FileStore, Lock
 from cistron.datasets.shards import open_shards
 from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 from cistron.tests.helpers.corpora import write_fasta, write_jsonl

@@ -1,7 +1,6 @@
 """Folders of checkpoints, on a disk or behind an fsspec URL (`s3://bucket/run`, `gs://`, `memory://`)."""
 
 import itertools
-import json
 import os
 import re
 import secrets
@@ -14,6 +13,7 @@ from typing import IO, Any, cast
 import fsspec
 import xxhash
 
+from ...base import Json, json_object
 from ...datasets.files import Lock, sync, whole
 from ..errors import CheckpointError
 
@@ -139,12 +139,13 @@ class Folder:
         with self.open(name) as file:
             return file.read()
 
-    def read_json(self, name: str) -> Any:
-        """Return what a JSON file holds. Raises CheckpointError where it is none, or cannot be read."""
+    def read_json(self, name: str) -> Json:
+        """Return the object that a JSON file holds. Raises CheckpointError where it holds none or cannot be read."""
         try:
-            return json.loads(self.read(name))
-        except (OSError, ValueError) as e:
+            data = self.read(name)
+        except OSError as e:
             raise CheckpointError(f"{self / name}: not readable: {e}") from None
+        return json_object(data, str(self / name), CheckpointError)
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""

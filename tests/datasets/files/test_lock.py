@@ -49,7 +49,9 @@ def test_a_folder_is_held_until_the_end_of_the_block_and_nothing_stays(folder: s
                 pytest.fail("two hold it")
             assert len(claims(folder)) == 1
         assert claims(folder) == []
-    assert re.search(rf"run: in use: host '.+', process {os.getpid()}, since 20.+ writes to it; name another", str(caught.value))
+    assert re.search(
+        rf"run: in use: host '.+', process {os.getpid()}, since 20.+ writes to it; name another", str(caught.value)
+    )
     assert list(tmp_path.iterdir()) == [], "an empty folder that the lock has made goes with it"
 
 
@@ -70,7 +72,8 @@ def test_of_many_that_start_at_once_one_wins(tmp_path: Path, processes: bool) ->
     count, rounds = (4, 2) if processes else (8, 5)
     wins = tmp_path / "wins"
     wins.mkdir()
-    barrier, refused = (HERE.Barrier(count), HERE.Semaphore(0)) if processes else (threading.Barrier(count), threading.Semaphore(0))
+    kind = HERE if processes else threading
+    barrier, refused = kind.Barrier(count), kind.Semaphore(0)
 
     def start(number: int) -> None:
         barrier.wait(30)
@@ -90,7 +93,7 @@ def test_of_many_that_start_at_once_one_wins(tmp_path: Path, processes: bool) ->
             one.join(60)
         (winner,) = wins.iterdir()
         winner.unlink()
-    assert not (tmp_path / "run").exists()
+    assert claims(str(tmp_path / "run")) == []
 
 
 def hold(folder: str, taken: object) -> None:
@@ -226,11 +229,10 @@ def test_a_disk_that_is_away_for_a_while_is_said_once(
         raise OSError(116, "Stale file handle")
 
     beats: list[int] = []
-    with Lock(tmp_path):
-        with monkeypatch.context() as patch:
-            patch.setattr(lock._Disk, "renew", away)
-            while len(beats) < 3:
-                time.sleep(0.01)
+    with Lock(tmp_path), monkeypatch.context() as patch:
+        patch.setattr(lock._Disk, "renew", away)
+        while len(beats) < 3:
+            time.sleep(0.01)
     assert capsys.readouterr().err.count("could not be renewed: OSError: [Errno 116] Stale file handle") == 1
     assert list(tmp_path.iterdir()) == []
 
