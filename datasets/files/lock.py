@@ -24,10 +24,10 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import fsspec
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InUseError
 
@@ -35,6 +35,8 @@ BEAT_SECONDS = 5.0
 WATCH_SECONDS = 30.0
 POLL_SECONDS = 0.05
 CLAIM_BYTES = 4096
+
+Plain = Annotated[str, Field(pattern=r"^[ -~]{0,100}$")]  # which a terminal shows as it is
 
 
 class Claim(BaseModel):
@@ -51,18 +53,18 @@ class Claim(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    host: str
-    machine: str
+    host: Plain
+    machine: Plain
     pid: int
     started: int
-    since: str
+    since: Plain
     held: bool
 
     @classmethod
     def mine(cls) -> "Claim":
         """Return that of this process."""
         pid, now = os.getpid(), datetime.now().astimezone().isoformat(" ", "seconds")
-        return cls(host=socket.gethostname(), machine=machine(), pid=pid, started=started(pid), since=now, held=False)
+        return cls(host=socket.gethostname()[:100], machine=machine(), pid=pid, started=started(pid), since=now, held=False)
 
     @classmethod
     def read(cls, text: bytes) -> "Claim":
@@ -74,7 +76,7 @@ class Claim(BaseModel):
 
     def __str__(self) -> str:
         """Return a text for people."""
-        return f"host {self.host!r:.80}, process {self.pid}, since {self.since:.40}"
+        return f"host {self.host!r}, process {self.pid}, since {self.since}"
 
 
 class Lock:

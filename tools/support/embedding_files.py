@@ -22,6 +22,7 @@ from pydantic import JsonValue
 from safetensors import safe_open
 from torch import Tensor
 
+from ...base import read_json
 from ...datasets.files import Lock, whole
 from ...trainer.checkpoints import Folder, Spec, safetensors_bytes
 from ...trainer.errors import ConfigError
@@ -222,7 +223,7 @@ def _agree(partial: Path, plan: dict[str, JsonValue], begun: bool) -> None:
     if not begun:
         Folder(partial).write_atomically(file.name, json.dumps(plan, indent=1))
         return
-    before: dict[str, JsonValue] = json.loads(file.read_bytes())
+    before = read_json(file, ConfigError)
     if different := [f"{key} was {before.get(key)!r}, is {plan[key]!r}" for key in plan if before.get(key) != plan[key]]:
         raise ConfigError(
             "\n  ".join([f"{partial}: half an output of another command; finish that, or remove it:", *different])

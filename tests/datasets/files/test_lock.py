@@ -15,6 +15,7 @@ import pytest
 from cistron.datasets.errors import InUseError
 from cistron.datasets.files import Lock, lock
 
+ESCAPE = lock.Claim.mine().model_dump_json().replace('"since":"', '"since":"\\u001b[2J').encode()
 HERE = multiprocessing.get_context("fork")
 
 
@@ -164,7 +165,7 @@ def test_a_dead_holder_on_another_machine_is_taken_over_whatever_its_clock(
     assert "gives no sign; watching for" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"\xff" * 10, b"[" * 5000])
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff" * 10, b"[" * 5000, ESCAPE])
 def test_a_claim_that_cannot_be_read_counts_while_it_is_renewed(tmp_path: Path, text: bytes) -> None:
     damaged = tmp_path / f"lock-{'f' * 16}"
     damaged.write_bytes(text)

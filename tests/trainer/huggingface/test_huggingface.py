@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import resource
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from cistron.datasets.errors import InUseError
 from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
@@ -23,7 +25,17 @@ from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.tools import cli
 from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.build import make_decoder_config
-from cistron.trainer.checkpoints import Found, Progress, RunState, SavedContract, Spec, WholeTensors, write_whole
+from cistron.trainer.checkpoints import (
+    Found,
+    Progress,
+    RunState,
+    SavedContract,
+    Spec,
+    WholeTensors,
+    atomic_folder,
+    file_index,
+    write_whole,
+)
 from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
 from cistron.trainer.huggingface import export, import_folder
@@ -299,6 +311,57 @@ def test_a_full_disk_leaves_no_half_export_nor_what_a_kill_left_before(tmp_path:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["step-0"]
+
+
+def test_a_killed_replacement_gives_the_former_export_back(tmp_path: Path) -> None:
+    found, out = save(tmp_path / "step-0", random_decoder(LLAMA)), tmp_path / "out"
+    export(found, out, tokenizer=None)
+    out.rename(tmp_path / "out.0123456789abcdef.former")  # killed between the two renames
+    (tmp_path / "out.0123456789abcdef.partial").mkdir()
+    with pytest.raises(CheckpointError, match="out: exists already"):
+        export(found, out, tokenizer=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "step-0"]
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    """As where the lock was taken over: none of its files is lost or mixed."""
+    out = tmp_path / "out"
+
+    def write() -> None:
+        with atomic_folder(out) as folder:
+            (folder / "mine").touch()
+            out.mkdir()
+            (out / "theirs").touch()
+
+    with pytest.raises(CheckpointError, match="out: not written: Directory not empty"):
+        write()
+    assert [path.name for path in out.iterdir()] == ["theirs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_exports_at_once_have_one_winner_that_is_whole(tmp_path: Path) -> None:
+    founds = [save(tmp_path / f"step-{n}", random_decoder(LLAMA.replace(dim=dim))) for n, dim in enumerate((64, 128))]
+    told: list[str] = []
+    barrier = threading.Barrier(2)
+
+    def start(found: Found) -> None:
+        barrier.wait(30)
+        try:
+            told.extend(export(found, tmp_path / "out", tokenizer=None, replace=True))
+        except InUseError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=start, args=(found,)) for found in founds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    said = [line for line in told if line.startswith("exported")][-1]
+    winner = next(found for found in founds if str(found.path) in said)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["hidden_size"] == winner.state.model.dim
+    index = file_index(tmp_path / "out" / "model.safetensors")
+    assert index["model.norm.weight"][0].shape == (winner.state.model.dim,)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "step-0", "step-1"]
 
 
 def test_only_an_export_is_replaced_and_only_when_asked(tmp_path: Path) -> None:
