@@ -1,38 +1,88 @@
 """The ground floor, which every room may use: the error of a user's mistake, files under limits, tables, registries.
 
-Read `errors`, then `parse`, `table` and `registry`. Nothing here knows of data, models or training, and nothing here
-loads torch.
+Text from outside is made fit to be shown here too. Read `errors` and `outside`, then `parse`, `table` and `registry`.
+Nothing here knows of data, models or training, and nothing here loads torch.
 """
 
 from .errors import UserError, aligned, nearest
-from .parse import JSON_BYTES, Json, json_object, json_of, json_record, named, no_file, read_bytes, read_json, read_toml, shown
-from .registry import Registry, load_plugins
-from .table import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight, changed
+from .outside import is_withheld, one_line, presentable, printable, public_name, redacted, without_credentials
+from .parse import (
+    JSON_BYTES,
+    Json,
+    bounded,
+    json_object,
+    json_of,
+    json_record,
+    named,
+    no_file,
+    read_bytes,
+    read_json,
+    read_toml,
+    shown,
+    text_of,
+)
+from .registry import Registry, load_plugins, load_saved_plugins, plugin_modules
+from .table import (
+    COUNT,
+    IDS,
+    STEPS,
+    TOKENS,
+    Decay,
+    Degree,
+    Fraction,
+    Name,
+    NonNegative,
+    PathText,
+    Positive,
+    Steps,
+    Table,
+    Tokens,
+    Weight,
+    changed,
+)
 
 __all__ = [
+    "COUNT",
+    "IDS",
     "JSON_BYTES",
+    "STEPS",
+    "TOKENS",
     "Decay",
     "Degree",
     "Fraction",
     "Json",
     "Name",
     "NonNegative",
+    "PathText",
     "Positive",
     "Registry",
+    "Steps",
     "Table",
+    "Tokens",
     "UserError",
     "Weight",
     "aligned",
+    "bounded",
     "changed",
+    "is_withheld",
     "json_object",
     "json_of",
     "json_record",
     "load_plugins",
+    "load_saved_plugins",
     "named",
     "nearest",
     "no_file",
+    "one_line",
+    "plugin_modules",
+    "presentable",
+    "printable",
+    "public_name",
     "read_bytes",
     "read_json",
     "read_toml",
+    "redacted",
     "shown",
+    "text_of",
+    "without_credentials",
 ]

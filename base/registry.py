@@ -9,10 +9,14 @@ on import:
     @READERS.add("gff", says="a line is a document")
     class GffReader: ...
 
-A TOML names them in `job.plugins`; an installed package names its own in the entry-point group `cistron.plugins`.
+A TOML names them in `job.plugins`, the environment variable CISTRON_PLUGINS does (with commas between them), and an
+installed package names its own in the entry-point group `cistron.plugins`. A checkpoint names those of its job, and is
+not believed: it may be of others, and importing a module runs it.
 """
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
@@ -22,7 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from .errors import UserError, nearest
 
-GROUP = "cistron.plugins"
+GROUP, VARIABLE = "cistron.plugins", "CISTRON_PLUGINS"
 T = TypeVar("T")
 Part = TypeVar("Part")
 
@@ -104,17 +108,41 @@ class Registry(Generic[T]):
         return f"no such {self.kind}{nearest(name, self._says)}"
 
 
+def plugin_modules(modules: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return who names each plug-in, and its module: installed packages, CISTRON_PLUGINS, then `modules`."""
+    installed = [
+        (f"the entry point {point.name} = {point.value!r} of {GROUP}", point.value) for point in entry_points(group=GROUP)
+    ]
+    named = [(f"{VARIABLE}: {module!r}", module) for module in os.environ.get(VARIABLE, "").split(",") if module.strip()]
+    listed = [*installed, *named, *((f"job.plugins: {module!r}", module) for module in modules)]
+    return [(where, module.strip().partition(":")[0]) for where, module in listed]
+
+
 def load_plugins(modules: Sequence[str] = ()) -> None:
-    """Import the plug-ins of installed packages, then `modules`; what is imported already is not imported again.
+    """Import the plug-ins of installed packages and of CISTRON_PLUGINS, then `modules`; each is imported once.
 
     Raises:
         UserError: one cannot be imported; names it and the reason.
     """
-    installed = [
-        (f"the entry point {point.name} = {point.value!r} of {GROUP}", point.value) for point in entry_points(group=GROUP)
-    ]
-    for where, module in [*installed, *((f"job.plugins: {module!r}", module) for module in modules)]:
+    for where, module in plugin_modules(modules):
         try:
-            importlib.import_module(module.partition(":")[0])
+            importlib.import_module(module)
         except Exception as error:  # whatever a module of others raises on import
             raise UserError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def load_saved_plugins(modules: Sequence[str]) -> None:
+    """Import the plug-ins of installed packages and of CISTRON_PLUGINS, and expect `modules` among what is imported.
+
+    Args:
+        modules: That a checkpoint names.
+
+    Raises:
+        UserError: One is not imported: only the user can say that it may run.
+    """
+    load_plugins()
+    if unknown := [module for module in modules if module not in sys.modules]:
+        raise UserError(
+            f"job.plugins = {unknown}: modules that a checkpoint names are not imported for that, since they run when they "
+            f"are; where you trust them, name them in job.plugins of the TOML, or set {VARIABLE}={','.join(unknown)}"
+        )

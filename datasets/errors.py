@@ -6,7 +6,7 @@ from functools import partial
 
 from typing_extensions import Self, override
 
-from ..base import UserError
+from ..base import UserError, one_line, redacted
 
 # "cistron.data": a line for each record passed over, up to so many of a lane in a process or of a shard.
 LOG = logging.getLogger("cistron.data")
@@ -48,9 +48,9 @@ class DataError(UserError):
         self.file = file
         self.record = record
         self.offset = offset
-        place = file
+        place = one_line(redacted(file))
         if record is not None:
-            place += f", record {record}"
+            place += f", record {one_line(str(record))}"
         if offset is not None:
             place += f", byte {offset}"
         super().__init__(f"{place}: {problem}")

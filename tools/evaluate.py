@@ -1,7 +1,8 @@
 """`cistron evaluate CHECKPOINT --score x.fasta`: how likely a model finds each sequence, one line per sequence.
 
 A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods, in nats. CHECKPOINT is a Cistron
-checkpoint of any layout, or a Hugging Face folder. With --extrapolate in place of --score: documents longer than those
+checkpoint of any layout, or a Hugging Face folder. The lines are data: in a file or a pipe, names stand as they are; a
+terminal is shown their control characters as text. With --extrapolate in place of --score: documents longer than those
 of training (`cistron evaluate --extrapolate --help`).
 """
 
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
 from ..base import load_plugins
-from ..datasets.files import whole
+from ..datasets.files import check_writable, whole
 from ..datasets.nucleotides import CODES, reverse_complement
 from ..datasets.readers import NamedSequence, SequenceFiles
 from ..datasets.tokenizers import has_bases
 from ..trainer.errors import ConfigError
 from ..trainer.inference import Document, Score, log_likelihoods, read_documents
+from ..trainer.processes import data_output
 from . import cli
 from .extrapolate import main as extrapolate_main
 from .support import add_input_arguments, add_model_arguments, open_as_asked, progress_bar, writing
@@ -70,6 +72,8 @@ def run(options: argparse.Namespace) -> None:
     """Score all sequences of the input."""
     if options.output is not None and options.output.suffix not in WRITERS:
         raise ConfigError(f"--output {options.output}: its name must end in one of {', '.join(WRITERS)}")
+    if options.output is not None:
+        check_writable(options.output, "--output", ConfigError)
     files = SequenceFiles(options.score, options.format, options.field, options.id_field)
     opened = open_as_asked(options)
     sequences: Iterable[NamedSequence] = files
@@ -114,7 +118,7 @@ def open_writer(output: Path | None) -> Iterator[Writer]:
     """Yield what writes lines; a file appears when it is whole. Raises ConfigError where it cannot be written."""
     if output is None:
         try:
-            yield tsv_writer(sys.stdout)
+            yield tsv_writer(data_output())
             sys.stdout.flush()
         except BrokenPipeError:  # the reader has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

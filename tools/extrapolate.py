@@ -9,12 +9,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
-from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
+from ..base import public_name
+from ..datasets.files import check_writable_folder
 from ..datasets.readers import SequenceFiles
 from ..datasets.tokenizers import Ids
 from ..trainer.config import Continuation, Extrapolation, Passkey, validate
@@ -31,6 +31,7 @@ from ..trainer.extrapolation import (
     trained_as,
 )
 from ..trainer.inference import OpenedModel, read_documents
+from ..trainer.processes import Terminal
 from .support import add_input_arguments, add_model_arguments, add_table_options, given, open_as_asked, progress_bar
 
 OUTPUT = Path("outputs/extrapolation")
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate as the command line says."""
+    check_writable_folder(options.output, "--output", ConfigError)
     opened = open_as_asked(options)
     opened.refuse_encoder("be asked for longer documents")
     table = table_of(options, opened)
@@ -61,10 +63,10 @@ def run(options: argparse.Namespace) -> None:
     key = "training.seq_len of its job" if opened.config else "max_position_embeddings"
     trained, said = trained_as(opened.trained, opened.seq_len or opened.model.max_document_length, key)
     asked = plan(table, trained, opened.tokenizer, lambda longest: long_documents(options, opened, longest))
-    make_output_folder(options.output)
-    console = Console(highlight=False, soft_wrap=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    console = Terminal()
     for line in (said, *asked.messages):
-        console.print(line, markup=False)
+        console.print(line)
     weights = opened.model.tok_embeddings.weight
     with progress_bar("extrapolate", console, in_bytes=False) as bar:
         bar.begin("", total_tokens(table, asked))
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
             tick=bar.advance,
         )
         results = evaluate(long_model, table, asked)
-    found = {"checkpoint": opened.where, **results_json(results, table, asked)}
+    found = {"checkpoint": public_name(opened.where), **results_json(results, table, asked)}
     write_results(options.output, found, results, trained.length, table.score_last, console)
 
 
@@ -109,18 +111,8 @@ def long_documents(options: argparse.Namespace, opened: OpenedModel, longest: in
     return read_sources(opened.config, opened.tokenizer, longest)
 
 
-def make_output_folder(folder: Path) -> None:
-    """Make the folder, and a file in it that is gone again. Raises ConfigError where that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"--output {folder}: cannot be written: {error}") from None
-
-
 def write_results(
-    folder: Path, found: dict[str, Any], results: list[LengthResult], trained: int, score_last: int, console: Console
+    folder: Path, found: dict[str, Any], results: list[LengthResult], trained: int, score_last: int, console: Terminal
 ) -> None:
     """Tables, JSON, picture and TensorBoard, in place of those of an earlier evaluation."""
     from ..trainer.extrapolation import draw_curves, make_tables  # matplotlib takes 0.3 s to import
@@ -136,4 +128,4 @@ def write_results(
             for name, value in result.curves().items():
                 method, measure, length = name.split("/")
                 board.add_scalar(f"extrapolation/{method}/{measure}", value, int(length))  # the length is the step
-    console.print(f"{folder}/extrapolation.json, extrapolation.png, tensorboard", markup=False)
+    console.print(f"{folder}/extrapolation.json, extrapolation.png, tensorboard")

@@ -1,11 +1,18 @@
-"""`cistron generate CHECKPOINT --prompt TEXT`: sample from a checkpoint of any layout, on one device."""
+"""`cistron generate CHECKPOINT --prompt TEXT`: sample from a checkpoint of any layout, on one device.
+
+Written to a file or a pipe, prompt and samples are as they are; on a terminal, control characters in them are shown as
+text.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
+from ..base import COUNT
 from ..trainer.inference import open_model, sample
+from ..trainer.processes import data_output
 from . import cli
+from .support import whole_number
 
 
 def main(argv: Sequence[str]) -> None:
@@ -17,7 +24,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token (default: 0.8)")
     parser.add_argument("--top-k", type=int, default=50, help="draw from the k most likely tokens (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
-    parser.add_argument("--samples", type=int, default=1, help="how many, with seeds seed, seed + 1, ... (default: 1)")
+    parser.add_argument(
+        "--samples", type=whole_number(1, COUNT), default=1, help="how many, with seeds seed, seed + 1, ... (default: 1)"
+    )
     options = parser.parse_args(argv)
     opened = open_model(options.checkpoint)
     for message in opened.messages:
@@ -31,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
             top_k=options.top_k,
             seed=options.seed + index,
         )
-        print(f"{options.prompt}{text}")
+        print(f"{options.prompt}{text}", file=data_output())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,24 @@
 """Files anywhere and however compressed: found by pattern, known again by stamps, written whole or not at all.
 
-Read `find` (names to files), `storage` (opening and inflating them), then `bgzip`, `remote` and `cache` (URLs), and
-`atomic` (writing, checksums) and `lock` (who may write).
+Read `find` (names to files), `storage` (opening and inflating them), then `bgzip`; `redirects`, `remote` and `cache`
+(URLs); and `atomic` (writing, checksums) and `lock` (who may write).
 """
 
-from .atomic import TEMPORARY, TEMPORARY_NAME, checksum, sync, temporary, whole, write_atomically
+from .atomic import (
+    TEMPORARY,
+    TEMPORARY_NAME,
+    check_writable,
+    check_writable_folder,
+    checksum,
+    sync,
+    temporary,
+    whole,
+    write_atomically,
+)
 from .bgzip import BgzfFile, ByteFile, DamagedError
 from .find import DataFile, is_compressed, is_remote, plain_name
 from .lock import Lock
+from .redirects import file_system
 from .storage import FileStore, FileStoreConfig, changes, fingerprint
 
 __all__ = [
@@ -21,7 +32,10 @@ __all__ = [
     "FileStoreConfig",
     "Lock",
     "changes",
+    "check_writable",
+    "check_writable_folder",
     "checksum",
+    "file_system",
     "fingerprint",
     "is_compressed",
     "is_remote",

@@ -26,10 +26,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
 
-import fsspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InUseError
+from .redirects import file_system
 
 BEAT_SECONDS = 5.0
 WATCH_SECONDS = 30.0
@@ -283,7 +283,7 @@ class _Store:
     def __init__(self, url: str) -> None:
         self.url = url
         self.filesystem: Any
-        self.filesystem, self.path = fsspec.core.url_to_fs(url)
+        self.filesystem, self.path = file_system(url)
         self.beats = 0
 
     def __str__(self) -> str:

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Annotated, cast
 
 import xxhash
 from pydantic import Field
 
-from ...base import NonNegative, Table
+from ...base import PathText, Table
 from ..errors import DataError
 from .bgzip import HEAD_BYTES, BgzfFile, BlockIndex, ByteFile, DamagedError, block_size, find_blocks
 from .cache import find_copy, make_copy
@@ -30,8 +30,10 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# Windows of up to 2^31 bytes, the largest, as `zstd --long=31` writes them.
-ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
+# zstd's window is memory of each lane. Of any file 128 MiB, `zstd --long=27`, as zstd itself takes unasked; more, up to
+# the 2 GiB of --long=31, of a file so large that its contents need it.
+WINDOW_LOGS = range(27, 32)
+WINDOW_SHARE = 16  # a file has at least the 16th part of a larger window
 # A listing of many files takes many requests.
 LISTING_PATIENCE = 10
 DAMAGED = "the compressed data is truncated or damaged"
@@ -40,12 +42,14 @@ DAMAGED = "the compressed data is truncated or damaged"
 class FileStoreConfig(Table):
     """The keys of `[data]` about remote files."""
 
-    cache_dir: str | None = None
+    cache_dir: PathText | None = None
     """Folder for copies of remote files; unset: they are read over the network each time."""
-    cache_gb: float = Field(default=50.0, gt=0.0)
+    cache_gb: float = Field(default=50.0, gt=0.0, le=1e9)
     """Size that the copies are kept below (10^9 bytes); what was used longest ago goes first."""
-    retries: NonNegative = 5
+    retries: Annotated[int, Field(ge=0, le=16)] = 5
     """Further attempts, at growing intervals, at a remote read that fails."""
+    allow_private_redirects: bool = False
+    """Whether an http server of the internet may redirect to an address of this host or of a private network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +81,10 @@ class FileStore:
         """
         found = {}
         for pattern in patterns:
-            listing = partial(find_files, pattern, folder_glob)
+            listing = partial(find_files, pattern, folder_glob, self.config.allow_private_redirects)
             files = listing() if local_path(pattern) else self._patience(LISTING_PATIENCE)(listing, pattern)
             found.update({file.path: file for file in files})
-        return [found[path] for path in sorted(found)]
+        return sorted(found.values(), key=lambda file: file.public)
 
     def local(self, path: str) -> str:
         """Return a local path to the stored bytes of `path`; those of a URL are copied into the cache if need be.
@@ -114,6 +118,10 @@ class FileStore:
                 unit = "zstd frame" if _is_zstd(path) else "gzip member"
                 raise DataError(f"{DAMAGED}: the file ends within a {unit}", file=path) from None
             except (DamagedError, gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
+                if "too much memory" in str(error):
+                    window = 2 ** _window_log(raw) // 2**20
+                    problem = f"its zstd window is larger than {window} MiB, the most of a file of this size; compress it again"
+                    raise DataError(f"{problem} with at most --long={WINDOW_LOGS[0]}", file=path) from None
                 raise DataError(f"{DAMAGED}: {error}", file=path) from error
 
     @contextmanager
@@ -121,7 +129,7 @@ class FileStore:
         """Open a path or URL for reading its bytes as they are stored; see `open`."""
         try:
             local = self._find_local(path) if whole else local_path(path)
-            remote = cast("IO[bytes]", RemoteFile(path, self._patience())) if local is None else None
+            remote = cast("IO[bytes]", self._remote(path)) if local is None else None
             with remote or Path(cast("str", local)).open("rb") as raw:
                 yield raw
         except OSError as error:
@@ -136,21 +144,22 @@ class FileStore:
             return local
         folder, limit = Path(cache_dir).expanduser(), self.config.cache_gb * 1e9
         [file] = self.expand([path])
-        if (copy := find_copy(folder, file)) is not None:
-            return str(copy)
-        if file.size > limit:
-            return None
+        opener = partial(self._remote, path)
         try:
-            with RemoteFile(path, self._patience()) as source:
-                return str(make_copy(folder, limit, file, cast("IO[bytes]", source)))
+            if (copy := find_copy(folder, file, opener)) is None and file.size <= limit:
+                copy = make_copy(folder, limit, file, opener, lambda: self.expand([path]) == [file])
         except OSError as error:
             raise DataError(f"cannot be copied into data.cache_dir: {error}", file=path) from error
+        return None if copy is None else str(copy)
+
+    def _remote(self, path: str) -> RemoteFile:
+        return RemoteFile(path, self._patience(), self.config.allow_private_redirects)
 
     def _uncompressed(self, path: str, raw: IO[bytes]) -> ByteFile:
         if not is_compressed(path):
             return cast("ByteFile", raw)
         if _is_zstd(path):
-            return zstd.ZstdFile(raw, options=ZSTD_OPTIONS)
+            return zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: _window_log(raw)})
         head = raw.read(HEAD_BYTES)
         raw.seek(0)
         if block_size(head) is None:
@@ -160,6 +169,12 @@ class FileStore:
 
 def _is_zstd(path: str) -> bool:
     return plain_name(path).endswith((".zst", ".zstd"))
+
+
+def _window_log(raw: object) -> int:
+    """Return the binary logarithm of the largest window that a file of this size may have."""
+    size = raw.size if isinstance(raw, RemoteFile) else os.fstat(cast("IO[bytes]", raw).fileno()).st_size
+    return max(WINDOW_LOGS[0], min(WINDOW_LOGS[-1], (WINDOW_SHARE * size).bit_length() - 1))
 
 
 def _version(raw: object) -> int:
@@ -182,7 +197,7 @@ def _block_index(storage: FileStore, path: str, version: int) -> BlockIndex:
 
 def fingerprint(files: Iterable[DataFile]) -> str:
     """Return a hash over names, sizes and stamps, by which a resumed run knows its corpus again."""
-    listing = "\n".join("\t".join(map(str, file)) for file in files)
+    listing = "\n".join("\t".join(map(str, file.public)) for file in files)
     return xxhash.xxh3_128_hexdigest(listing.encode())
 
 
@@ -194,7 +209,7 @@ def changes(saved: Sequence[Sequence[str | int]], files: Sequence[DataFile]) -> 
         files: As they are.
     """
     before = {str(path): DataFile(str(path), int(size), str(stamp)) for path, size, stamp in saved}
-    now = {file.path: file for file in files}
+    now = {file.public.path: file for file in files}
     lines = []
     for path in sorted(before | now):
         if path not in now:

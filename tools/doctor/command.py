@@ -6,20 +6,22 @@ slow, wrong or not here. The exit status is 1 where something is wrong.
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from ... import __version__
+from ...datasets.files import check_writable, write_atomically
 from ...trainer.build import make_decoder_config, make_tokenizer
 from ...trainer.config import JobConfig, load_config
 from ...trainer.errors import ConfigError
 from ...trainer.estimates import estimate
-from ...trainer.processes import Layout, run_command
+from ...trainer.processes import Layout, Terminal, run_command
+from ..support import number
 from . import attention, collectives, disk, numerics, rates, training, versions
 from .examination import Examination
 from .launch import Ranks, own_folder, run_part, slurm_environment
@@ -42,7 +44,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
     parser.add_argument("--parts", default=",".join(PARTS), help="which, in this order (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too, on rank 0")
-    parser.add_argument("--part-seconds", type=float, default=120.0, help="time limit of each part (default: %(default)g)")
+    parser.add_argument(
+        "--part-seconds", type=number(0.001, 24 * 3600), default=120.0, help="time limit of each part (default: %(default)g)"
+    )
     options, others = parser.parse_known_args(argv)
     status = 0
 
@@ -65,20 +69,21 @@ def chosen(text: str) -> list[str]:
 def doctor(argv: Sequence[str], parts: Sequence[str], file: Path | None, limit: float) -> int:
     """Run the parts, print and write the report; returns the exit status."""
     started = time.perf_counter()
-    if limit <= 0:
-        raise ConfigError(f"--part-seconds {limit:g}: must be above 0")
     if file and not file.parent.is_dir():
         raise ConfigError(f"--json {file}: there is no folder {file.parent}")
+    if file and os.environ.get("RANK", "0") == "0":
+        check_writable(file, "--json", ConfigError)
     config, chosen_by_user = load_config(argv, "cistron doctor")
     slurm_environment()
     ranks = Ranks()
-    device, gib = json.loads(ranks.share("device", lambda: json.dumps(first_device(config, limit))))
+    own = first_device(config, limit)  # on every rank, as its child joins those of the others
+    device, gib = json.loads(ranks.share("device", lambda: json.dumps(own)))
     name = chosen_by_user.config or default_config(gib)
     if not chosen_by_user.config:
         config, _ = load_config(["--config", name, *argv], "cistron doctor")
     lines: list[Line] = []
     part_seconds: dict[str, float] = {}
-    console = Console(highlight=False, soft_wrap=True, quiet=ranks.rank > 0)
+    console = Terminal(quiet=ranks.rank > 0)
     with own_folder(config, ranks.share("folder", lambda: f".doctor-{time.time_ns()}")) as job:
         for part in parts:
             begun = time.perf_counter()
@@ -100,12 +105,15 @@ def doctor(argv: Sequence[str], parts: Sequence[str], file: Path | None, limit: 
     console.print(f"\n{counts}; {ranks.count} process(es) on {len({*ranks.hosts})} machine(s), {name}, {seconds:.0f} s")
     status = int(report.count("wrong") > 0)
     if file and ranks.rank == 0:
-        file.write_text(report.model_dump_json(indent=2) + "\n")
+        try:
+            write_atomically(file, (report.model_dump_json(indent=2) + "\n").encode())
+        except OSError as error:
+            raise ConfigError(f"--json {file}: cannot be written: {error.strerror}") from None
     return ranks.agree(status)
 
 
 def first_device(config: JobConfig, limit: float) -> tuple[str, float]:
-    """Return the name of rank 0's device and its memory, GiB; 0 for a CPU. A child asks, as CUDA survives no fork."""
+    """Return the name of this rank's device and its memory, GiB; 0 for a CPU. A child asks: CUDA survives no fork."""
     lines = run_part("device", device_line, config, limit)
     found = next((line for line in lines if line.verdict == "ok"), None)
     return (found.name, found.value or 0.0) if found else ("a device that did not answer", 0.0)

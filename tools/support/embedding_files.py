@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from pydantic import JsonValue
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...base import read_json
-from ...datasets.files import Lock, whole
+from ...base import json_of, read_json
+from ...datasets.files import Lock, check_writable, check_writable_folder, whole
 from ...trainer.checkpoints import Folder, Spec, safetensors_bytes
 from ...trainer.errors import ConfigError
 
@@ -46,12 +46,19 @@ class Part(NamedTuple):
     @classmethod
     def find(cls, path: Path) -> "Part":
         """Return the part that a file holds."""
-        return cls(path, len(cls(path, 0).lengths()))
+        try:
+            found = cls(path, len(cls(path, 0).lengths()))
+            names = found.names()
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: not a part of an output: {error}; remove it and those after it") from None
+        if len(names) != found.sequences:
+            raise ConfigError(f"{path}: {len(names)} names of {found.sequences} sequences; remove it and those after it")
+        return found
 
     def names(self) -> list[str]:
         """Return the names of the sequences."""
         with safe_open(self.path, framework="pt") as file:
-            names: list[str] = json.loads(file.metadata()["names"])
+            names: list[str] = json_of(file.metadata()["names"].encode(), str(self.path), ConfigError)
         return names
 
     def lengths(self) -> list[int]:
@@ -176,6 +183,10 @@ def check_output(output: Path) -> None:
         raise ConfigError(f"--output {output}: its name must end in one of {', '.join(WRITERS)}")
     if output.exists():
         raise ConfigError(f"--output {output}: exists already; name another file, or remove it")
+    if output.parent.is_dir():
+        check_writable(output, "--output", ConfigError)
+    else:
+        check_writable_folder(output.parent, "--output", ConfigError)
 
 
 def _write_safetensors(file: EmbeddingFile, path: Path) -> None:

@@ -6,8 +6,9 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
-from ...datasets.files import DataFile
+from ...datasets.files import DataFile, write_atomically
 from ...datasets.prepare import LengthStatistics, PreparationResult
+from ...trainer.errors import ConfigError
 
 FILES = 20  # listed by name
 PAGE = """<!doctype html>
@@ -22,8 +23,11 @@ td + td {{ text-align: right; font-variant-numeric: tabular-nums }} img {{ max-w
 
 
 def write_report(path: Path, sections: Sequence[str]) -> None:
-    """Write the page; the same sections give the same bytes."""
-    path.write_text(PAGE.format(sections="\n".join(sections)), encoding="utf-8")
+    """Write the page; the same sections give the same bytes. Raises ConfigError where it cannot be written."""
+    try:
+        write_atomically(path, PAGE.format(sections="\n".join(sections)).encode())
+    except OSError as error:
+        raise ConfigError(f"--report {path}: cannot be written: {error.strerror}; all shards are") from None
 
 
 def report_section(name: str, files: Sequence[DataFile], result: PreparationResult, s: LengthStatistics, seq_len: int) -> str:
@@ -57,7 +61,7 @@ def report_section(name: str, files: Sequence[DataFile], result: PreparationResu
         ("documents longer than a row", f"{s.split:,} ({s.split / s.documents:.2%})"),
         ("fragments of these", f"{s.fragments:,}"),
     ]
-    names = "".join(f"<li>{escape(file.path)}</li>" for file in files[:FILES])
+    names = "".join(f"<li>{escape(file.public.path)}</li>" for file in files[:FILES])
     more = f"<p>and {len(files) - FILES:,} more</p>" if len(files) > FILES else ""
     return f"""<h2>{escape(name)}</h2>
 {table(rows)}

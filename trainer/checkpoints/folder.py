@@ -10,11 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
-import fsspec
 import xxhash
 
-from ...base import Json, json_object
-from ...datasets.files import Lock, sync, whole
+from ...base import Json, is_withheld, json_object
+from ...datasets.files import Lock, file_system, sync, whole
 from ..errors import CheckpointError
 
 PIECE_BYTES = 2**24
@@ -33,9 +32,11 @@ class Folder:
     def __init__(self, path: "str | os.PathLike[str]") -> None:
         given = re.sub(r"^(file|local)://", "", os.fspath(path)).rstrip("/") or "/"
         self.path = str(Path(given).expanduser()) if given.startswith("~") else given
+        if is_withheld(self.path):
+            raise CheckpointError(f"{self.path}: *** stands for credentials, which are kept nowhere; name the folder in full")
         self.is_local = "://" not in self.path
         try:
-            self.filesystem: Any = fsspec.core.url_to_fs(self.path)[0]
+            self.filesystem: Any = file_system(self.path)[0]
         except (ImportError, ValueError) as e:
             raise CheckpointError(f"{self.path}: {e}") from None
 

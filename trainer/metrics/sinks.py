@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typing_extensions import override
 
 from ..checkpoints import Folder
 from ..config import JobConfig
 from ..errors import ConfigError
+from ..processes import Bar, Terminal
 
 FILES = ("metrics", "validation", "extrapolation")  # kinds of records that a run may have in its folder, as <kind>.jsonl
 
@@ -188,17 +188,17 @@ class ConsoleLines(Sink):
 
     @override
     def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.bar: Progress | None = None
+        self.console = Terminal()
+        self.bar: Bar | None = None
         if sys.stdout.isatty():
             columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.console)
+            self.bar = Bar(*columns, console=self.console)
             self.task = self.bar.add_task("train", total=config.training.steps, completed=start_step)
             self.bar.start()
 
     def say(self, message: str) -> None:
         """Print a message above the bar."""
-        self.console.print(message, markup=False)
+        self.console.print(message)
 
     def advance(self, step: int) -> None:
         """Show how far the run has come."""
