@@ -305,7 +305,7 @@ def test_an_inventory_that_is_none_is_named(straight: Path, tmp_path: Path, cont
 def test_a_note_of_the_newest_checkpoint_may_be_damaged(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(finished.parent / "run" / "checkpoint")
     (finished.parent / "run" / NEWEST).write_bytes(b"\xff\x00step")
-    assert "though the run has saved \\xff" in refusal(capsys, finished)
+    assert "step; is its disk mounted?" in refusal(capsys, finished)
 
 
 def test_an_export_publishes_no_memory_and_only_the_tensors_of_its_model(straight: Path, tmp_path: Path) -> None:
