@@ -1,7 +1,7 @@
-"""Files anywhere and however compressed: found by pattern, known again by stamps, written whole or not at all.
+"""Files anywhere and however compressed: found by pattern, known again by content, written whole or not at all.
 
-Read `find` (names to files), `storage` (opening and inflating them), then `bgzip`; `redirects`, `remote` and `cache`
-(URLs); and `atomic` (writing, checksums) and `lock` (who may write).
+Read `find` (names to files), `inventory` (whether they are those of before), `storage` (opening and inflating them),
+then `bgzip`; `redirects`, `remote` and `cache` (URLs); `atomic` (writing, checksums) and `lock` (who may write).
 """
 
 from .atomic import (
@@ -17,9 +17,10 @@ from .atomic import (
 )
 from .bgzip import BgzfFile, ByteFile, DamagedError
 from .find import DataFile, is_compressed, is_remote, plain_name
+from .inventory import Listing, changes, deviations, fingerprint, last_name, listed, saved_order
 from .lock import Lock
 from .redirects import file_system
-from .storage import FileStore, FileStoreConfig, changes, fingerprint
+from .storage import FileStore, FileStoreConfig
 
 __all__ = [
     "TEMPORARY",
@@ -30,16 +31,21 @@ __all__ = [
     "DataFile",
     "FileStore",
     "FileStoreConfig",
+    "Listing",
     "Lock",
     "changes",
     "check_writable",
     "check_writable_folder",
     "checksum",
+    "deviations",
     "file_system",
     "fingerprint",
     "is_compressed",
     "is_remote",
+    "last_name",
+    "listed",
     "plain_name",
+    "saved_order",
     "sync",
     "temporary",
     "whole",

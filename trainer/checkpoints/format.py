@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import xxhash
-from pydantic import StrictInt, StrictStr, TypeAdapter, ValidationError
+from pydantic import StrictStr, TypeAdapter, ValidationError
 from torch import Tensor
 
 from ...base import aligned, shown
@@ -29,10 +29,10 @@ from .dcp import CheckpointReader
 from .folder import Folder
 from .manifest import INDEX, INVENTORY, MANIFEST, STATE, listed_files, manifest_text
 from .state import RunState
-from .tensors import Index, Spec, write_tensors
+from .tensors import Count, Index, Spec, write_tensors
 
 STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
-FILES_OF_SOURCES = TypeAdapter(dict[str, list[list[StrictStr | StrictInt]]])
+FILES_OF_SOURCES = TypeAdapter(dict[str, list[tuple[StrictStr, Count, StrictStr]]])  # path, size, stamp
 
 
 @dataclass(frozen=True)
