@@ -118,6 +118,8 @@ def _ranks(model: dict[str, Any]) -> tuple[dict[str, bytes], list[int]]:
             raise NotEqualError(f"it merges {left!r} and {right!r}, of which one is never made")
         made[token] = made[left] + made[right]
         last = token
+    if without := made.keys() - vocabulary.keys():  # as where a file gives two tokens one id
+        raise NotEqualError(f"its token {min(without)!r} has no id of its own")
     return made, [vocabulary[token] for token in made]
 
 

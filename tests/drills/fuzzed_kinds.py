@@ -145,7 +145,7 @@ def checkpoint(folder: Path) -> tuple[dict[str, Mutation], Callable[[Path], obje
                 except OSError as error:  # which loading turns into a CheckpointError
                     raise SystemError(error) from None
 
-    return {f"step-2/{name}": json_file for name in ("state.json", "inventory.json")}, read
+    return {f"step-2/{name}": json_file for name in ("tensors.json", "state.json", "inventory.json")}, read
 
 
 @maker

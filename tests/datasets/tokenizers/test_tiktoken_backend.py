@@ -203,3 +203,18 @@ def test_other_ids_on_the_sample_leave_the_library_at_work(tmp_path: Path) -> No
     expected = tokenizer.encode_batch([b"1111"]).ids.tolist()
     assert tokenizer.choose_backend(lambda: [b"1111"]) == "tokenizers encodes: tiktoken gives other ids"
     assert tokenizer.encode_batch([b"1111"]).ids.tolist() == expected
+
+
+def test_two_tokens_of_one_id_are_left_to_the_library(tmp_path: Path) -> None:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=270, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(["the cat sat on the mat"] * 9, trainer)
+    content = json.loads(made.to_str())
+    vocabulary = content["model"]["vocab"]
+    *_, before, last = sorted(vocabulary, key=vocabulary.__getitem__)
+    vocabulary[before] = vocabulary[last]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = HFTokenizer(str(tmp_path), eos_token="<eos>")
+    assert "has no id of its own" in tokenizer.choose_backend(lambda: [b"the cat"])
