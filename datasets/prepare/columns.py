@@ -112,5 +112,8 @@ class ListReader(TokenReader):
         try:
             with pyarrow.parquet.ParquetFile(self.storage.local(path)) as parquet:
                 yield parquet
-        except (pyarrow.ArrowException, OSError) as error:
+        except DataError:
+            raise
+        # of a damaged footer also names that are no text, and numbers that do not fit
+        except (pyarrow.ArrowException, OSError, ValueError, LookupError, MemoryError, OverflowError) as error:
             raise DataError(f"cannot be read as parquet: {error}", file=path) from None
