@@ -80,6 +80,7 @@ class Trainer:
         self.progress = state.progress if state else Progress.start()
         step = self.progress.step
         self.data, self.data_state, refusal = resume_data(config, world, self.start, step, self.open_shard)
+        self.data = world.on_every_rank(lambda: self.data.begun(self.mask, stop))
         self.first_batch = self.data.first
         self.prompt = world.gather(prompt_of(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
         self.evaluations, planned = world.on_every_rank(self.open_evaluations)
@@ -254,7 +255,7 @@ class Trainer:
         return batch or self.data.loader.next(self.stop)
 
     def open_shard(self, shard: DataShard) -> TrainData:
-        """Start the loader of a part of the data, and check the eos contract before a model exists."""
+        """Open the loader of a part of the data, and check the eos contract before a model exists."""
         return open_data(
             self.config,
             self.world.layout,
@@ -265,7 +266,6 @@ class Trainer:
             buckets=self.micro_batches if self.config.data.length_buckets else 1,
             shard=shard,
             checkpoint=self.start.found,
-            interrupted=self.stop,
         )
 
     def open_evaluations(self) -> tuple[list[Evaluation], list[str]]:

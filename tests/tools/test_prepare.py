@@ -18,7 +18,7 @@ import pytest
 from cistron.datasets.files import FileStore
 from cistron.datasets.shards import open_shards
 from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
-from cistron.tests.helpers.corpora import write_fasta, write_jsonl
+from cistron.tests.helpers.corpora import write_fasta, write_jsonl, write_shard
 from cistron.tools import cli, prepare
 from cistron.trainer.config import load_config
 
@@ -175,6 +175,18 @@ def test_verify_says_that_all_is_well_or_what_is_not(corpus: Path, tmp_path: Pat
     data[1000] ^= 1
     path.write_bytes(data)
     assert f"{path}: its bytes have changed" in refused(capsys, "--verify", str(output), "--processes", "1")
+
+
+def test_shards_of_version_1_are_upgraded_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shard(tmp_path / "x", [[5, 0], [6, 0]])
+    manifest = json.loads((tmp_path / "x.json").read_text())
+    del manifest["checksums"]["sums"]
+    (tmp_path / "x.json").write_text(json.dumps({**manifest, "version": 1}))
+    (tmp_path / "x.sums").unlink()
+    assert "--upgrade FOLDER" in refused(capsys, "--verify", str(tmp_path), "--processes", "1")
+    prepare.main(["--upgrade", str(tmp_path), "--processes", "1"])
+    prepare.main(["--verify", str(tmp_path), "--processes", "1"])
+    assert "1 shards were given checksums of their blocks\n1 shards with 4 tokens are as they" in capsys.readouterr().out
 
 
 def test_the_sources_of_a_job_each_get_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

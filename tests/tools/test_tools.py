@@ -218,7 +218,7 @@ def test_inspect_draws_a_picture_and_marks_every_boundary(tmp_path: Path, capsys
     layout = Layout.resolve(config)
     tokenizer, shape = verify(config, layout)
     mask = training_mask(config, tokenizer, torch.device("cpu"))
-    feed = open_data(config, layout, tokenizer, mask, shape.vocab_size, batch_size=3)
+    feed = open_data(config, layout, tokenizer, mask, shape.vocab_size, batch_size=3).begun(mask)
     feed.loader.close()
     assert feed.first is not None
     batch = feed.first
@@ -280,6 +280,8 @@ def test_generate_refuses_what_it_cannot_sample_from(trained: Path, tmp_path: Pa
         ([newest, "--prompt", "a\0b"], "NUL byte"),
         ([newest, "--prompt", "x", "--top-k", "0"], "top_k = 0: must be"),
         ([newest, "--prompt", "x", "--temperature", "nan"], "temperature = nan: must be"),
+        ([newest, "--prompt", "x", "--max-new-tokens", "1000000000000"], "max_new_tokens = 1000000000000: must be"),
+        ([newest, "--prompt", "x", "--seed", str(2**64)], f"seed = {2**64}: must be"),
     ):
         with pytest.raises(SystemExit) as caught:
             cli.run("generate", arguments)

@@ -6,6 +6,7 @@ Whatever every rank must know before a step (how many targets, has anyone been t
 through one small CPU all-reduce, so that no GPU is ever synchronised for it.
 """
 
+import socket
 import threading
 import time
 import traceback
@@ -134,13 +135,23 @@ class World:
         return self.in_thread_on_every_rank(lambda: work() if self.is_first else cast(T, None))[0]
 
     def on_every_rank(self, step: Callable[[], T]) -> T:
-        """Do on every rank what any may fail at; the first rank's error is raised on all. Raises UserError."""
+        """Do on every rank what any may fail at; the first rank's error is raised on all. Raises UserError.
+
+        One that only some ranks have, as of a file that their host lacks, says which.
+        """
         result, error = None, None
         try:
             result = step()
         except UserError as e:
             error = e
-        self.raise_together(error)
+        found = self.gather((error, socket.gethostname()))
+        failed = [rank for rank, (other, _) in enumerate(found) if other is not None]
+        if failed:
+            first, host = found[failed[0]]
+            assert first is not None
+            if len(failed) < len(found):
+                first.args = (f"{first} [found by rank {failed[0]} ({host}), {len(failed)} in all]",)
+            raise first
         return cast(T, result)
 
     def raise_together(self, error: Exception | None) -> None:
