@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -40,6 +41,7 @@ from .start import (
     TrainData,
     build_model_and_optimizer,
     host_facts,
+    locked_run,
     open_data,
     open_run_folder,
     resume_data,
@@ -353,7 +355,13 @@ def run(argv: Sequence[str]) -> None:
 
 
 def train_job(config: JobConfig, parts: Parts | None) -> TrainedRun:
-    """Train a job whose configuration has passed its checks, and whose parts these are."""
+    """Train a job whose configuration has passed its checks, and whose parts these are, in a folder that is its own."""
+    with ExitStack() as folders:
+        return train_in(folders, config, parts)
+
+
+def train_in(folders: ExitStack, config: JobConfig, parts: Parts | None) -> TrainedRun:
+    """Train a job, and leave its folder locked in `folders`."""
     trainer: Trainer | None = None
     with (
         StopRequest() as stop,
@@ -366,6 +374,7 @@ def train_job(config: JobConfig, parts: Parts | None) -> TrainedRun:
             with out_of_memory_told(
                 config, world, lambda: f"step {trainer.progress.step + 1}" if trainer else "before the first step", stop
             ):
+                folders.enter_context(locked_run(config, world))
                 trainer = Trainer(config, world, stop, parts)
                 try:
                     trainer.train()

@@ -1,6 +1,5 @@
 """`cistron prepare` from the command line: the same bytes however it is run, whatever ends it, and clear refusals."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cistron.datasets.files import FileStore
+from cistron.datasets.files import FileStore, Lock
 from cistron.datasets.shards import open_shards
 from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 from cistron.tests.helpers.corpora import write_fasta, write_jsonl, write_shard
@@ -156,11 +155,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
 
 def test_two_preparations_of_one_folder_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(tmp_path / "a.jsonl", ["one"])
-    (tmp_path / "out" / "plan").mkdir(parents=True)
-    other = os.open(tmp_path / "out" / "plan", os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    assert "another `cistron prepare` is writing to" in refused(capsys, *arguments(tmp_path, tmp_path / "out"))
-    os.close(other)
+    with Lock(tmp_path / "out" / "plan"):
+        assert "out/plan: in use: host " in refused(capsys, *arguments(tmp_path, tmp_path / "out"))
     prepare.main(arguments(tmp_path, tmp_path / "out"))
 
 

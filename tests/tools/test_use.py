@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from cistron.datasets.files import Lock
 from cistron.datasets.nucleotides import reverse_complement
 from cistron.tests.helpers.models import CAUSAL, ENCODER, PROTEIN, random_sequences, write_checkpoint, write_fasta
 from cistron.tools import cli, embed, evaluate
@@ -129,6 +130,8 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(
     assert len(list(partial.glob("part-*"))) >= 2
     assert not output.exists()
 
+    with Lock(partial):
+        assert f"{partial}: in use: host " in refused(capfd, "embed", *command)
     said = refused(capfd, "embed", *command, "--pool", "last")
     assert "half an output of another command" in said
     assert "pool was 'mean', is 'last'" in said

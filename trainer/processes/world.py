@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from ...base import UserError
-from ..errors import CheckpointError
 from .layout import Layout
 
 # torch 2.13's own FSDP2 takes the flattened dimension of shard x cp out of the mesh in the way that it warns of.
@@ -38,7 +37,7 @@ class ThreadTask(Generic[T]):
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
-        self.result: T | OSError | CheckpointError
+        self.result: T | OSError | UserError
         self.work = work
         self.thread = threading.Thread(target=self.run, name="cistron-files", daemon=True)
         self.thread.start()
@@ -47,7 +46,7 @@ class ThreadTask(Generic[T]):
         """Do the work, and keep its result or its error; the body of the thread."""
         try:
             self.result = self.work()
-        except (OSError, CheckpointError) as e:
+        except (OSError, UserError) as e:
             self.result = e
         except BaseException as e:  # a bug, or a store's own way to complain
             traceback.print_exc()
@@ -57,7 +56,7 @@ class ThreadTask(Generic[T]):
         """Return whether the work has ended."""
         return not self.thread.is_alive()
 
-    def outcome(self) -> T | OSError | CheckpointError:
+    def outcome(self) -> T | OSError | UserError:
         """Wait for the end of the work; return what it returned, or the exception in which it ended."""
         self.thread.join()
         return self.result
@@ -121,17 +120,17 @@ class World:
             time.sleep(POLL_SECONDS)
 
     def in_thread_on_every_rank(self, work: Callable[[], T]) -> list[T]:
-        """Return all ranks' results of work on files, in a thread. Raises OSError, CheckpointError: on all ranks."""
+        """Return all ranks' results of work on files, in a thread. Raises OSError, UserError: on all ranks."""
         task = ThreadTask(work)
         self.wait_for(task.done)
         results = self.gather(task.outcome())
         for result in results:
-            if isinstance(result, (OSError, CheckpointError)):
+            if isinstance(result, (OSError, UserError)):
                 raise result
         return cast("list[T]", results)
 
     def in_thread_on_rank_zero(self, work: Callable[[], T]) -> T:
-        """Return rank 0's result of work on files, on every rank. Raises OSError, CheckpointError: on all ranks."""
+        """Return rank 0's result of work on files, on every rank. Raises OSError, UserError: on all ranks."""
         return self.in_thread_on_every_rank(lambda: work() if self.is_first else cast(T, None))[0]
 
     def on_every_rank(self, step: Callable[[], T]) -> T:
