@@ -4,13 +4,17 @@ torchrun --nproc_per_node 2 -m cistron.trainer.train --config x.toml [--section.
 """
 
 import gc
-import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+
+if __name__ == "__main__":  # importing torch takes seconds, and Ctrl-C would print where it was
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import torch
 import torch.distributed as dist
@@ -28,12 +32,23 @@ from .extrapolation import LongEvaluation
 from .heartbeat import Heartbeat
 from .huggingface import export_step
 from .messages import introduction, prompt_of, sample_text
-from .metrics import Outcome, StepCounts, profiling
+from .metrics import Outcome, StepCounts, last_record, profiling
 from .optim import StepGuard, clip_gradients, gradient_norm, learning_rate, reduce_losses, set_learning_rate
 from .out_of_memory import out_of_memory_told
 from .parallel import Inputs, compile_for_all_widths, stage, sum_over_replicas
 from .prefetch import Prefetcher
-from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command, world_size
+from .processes import (
+    StopRequest,
+    World,
+    discard_unwritten,
+    drop,
+    global_batch_size,
+    join,
+    lost_ranks_named,
+    run_command,
+    standard_streams,
+    world_size,
+)
 from .start import (
     Launch,
     Parts,
@@ -295,6 +310,14 @@ class Trainer:
         for hint in self.config.hints(step, str(self.checkpoints)):
             self.log.say(hint)
 
+    def will_stop(self) -> str:
+        """Return what the run does when it is told to stop now."""
+        step = self.progress.step
+        saving = "saving" if self.config.checkpoint.enable else "ending unsaved: checkpoint.enable is false"
+        if step >= self.config.training.steps or self.ending:
+            return saving
+        return f"finishing step {step + 1}, then {saving}"
+
     def close(self) -> None:
         """Stop the loader's workers and flush the reports."""
         self.data.loader.close()
@@ -349,13 +372,15 @@ def run(argv: Sequence[str]) -> None:
         print(config.to_toml(), end="")
     else:
         train_job(config, launch.parts)
+        discard_unwritten()
 
 
 def train_job(config: JobConfig, parts: Parts | None) -> TrainedRun:
     """Train a job whose configuration has passed its checks, and whose parts these are."""
     trainer: Trainer | None = None
     with (
-        StopRequest() as stop,
+        standard_streams(drop),
+        StopRequest(lambda: trainer.will_stop() if trainer else "stopping before the first step") as stop,
         lost_ranks_named(
             lambda: f"after step {trainer.progress.step}" if trainer else "at the start", config.comm.timeout_seconds
         ),
@@ -377,13 +402,12 @@ def train_job(config: JobConfig, parts: Parts | None) -> TrainedRun:
         for message in export_step(config, trainer.checkpoints / f"step-{trainer.progress.step}"):
             trainer.log.say(message)
     folder = Path(config.job.dump_folder)
-    file = folder / "metrics.jsonl"
-    records = file.read_text().splitlines() if file.is_file() else []
-    return TrainedRun(folder, trainer.progress.step, json.loads(records[-1]) if records else {})
+    return TrainedRun(folder, trainer.progress.step, last_record(folder / "metrics.jsonl"))
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `cistron train`, which torchrun starts as `cistron.trainer.train`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_command(lambda: run(argv))
 
 

@@ -1,7 +1,7 @@
 """The processes of a run: how they divide into a layout, join, talk to each other, and end with one message and status.
 
 Read `layout` (degrees of parallelism), `join` (device, process group, mesh) and `world` (what this process is among the
-others, and their small CPU collectives), then `signals`, `memory` and `exit`.
+others, and their small CPU collectives), then `signals`, `streams`, `memory` and `exit`.
 """
 
 from .exit import FIRST_SPEAKS_SECONDS, first_may_speak, lost_ranks_named, run_command, speak
@@ -17,6 +17,7 @@ from .join import (
 from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, split_complaints, world_size
 from .memory import device_figures, host_figures, host_memory, private_memory, ran_out, request
 from .signals import StopRequest
+from .streams import Stream, discard_unwritten, drop, standard_streams
 from .tensors import DTYPES, gradient, local, offset, whole
 from .world import ThreadTask, World
 
@@ -26,11 +27,14 @@ __all__ = [
     "NVIDIA_DRIVER",
     "Layout",
     "StopRequest",
+    "Stream",
     "ThreadTask",
     "World",
     "degree_complaints",
     "device_figures",
     "device_remarks",
+    "discard_unwritten",
+    "drop",
     "first_may_speak",
     "global_batch_size",
     "gradient",
@@ -50,6 +54,7 @@ __all__ = [
     "run_command",
     "speak",
     "split_complaints",
+    "standard_streams",
     "symmetric_memory_complaints",
     "whole",
     "world_size",

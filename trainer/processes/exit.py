@@ -1,10 +1,11 @@
 """How a run ends when it cannot go on: one message, once, and an exit status that says who can help.
 
-Status 2: the user's (configuration, data, contract, checkpoint, memory). Status 1: the numbers went wrong, a loader
-process was killed, another rank was lost, or a bug (with traceback). Status 130: Ctrl-C before there was anything to
-save.
+Status 2: the user's (configuration, data, contract, checkpoint, memory, a full disk under stdout). Status 1: the
+numbers went wrong, a loader process was killed, another rank was lost, or a bug (with traceback). Status 130: Ctrl-C
+before there was anything to save. Status 0 too where the reader of stdout has left, as after `| head`.
 """
 
+import errno
 import gc
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch.distributed as dist
 
@@ -20,17 +21,27 @@ from ...base import UserError
 from ...datasets.errors import WorkerError
 from ..errors import NonFiniteError, OutOfMemoryError, RankLostError
 from .memory import ran_out, request
+from .streams import OutputError, discard_unwritten, occupy_descriptors, refuse_output, standard_streams
 
 
 def run_command(command: Callable[[], None]) -> None:
     """Run a command line's body; end the process with one message, no traceback, where an error is expected."""
     ending: tuple[str, int] | None = None
+    occupy_descriptors()
     try:
-        command()
+        with standard_streams(refuse_output):
+            try:
+                command()
+            except SystemExit:  # of argparse, which has printed the help
+                sys.stdout.flush()
+                raise
+            sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if (ending := ending_of(error)) is None:
             raise
         traceback.clear_frames(error.__traceback__)
+    finally:
+        discard_unwritten()
     # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the
     # interpreter ends the process in std::terminate, in 2 of 40 refused runs, and SIGABRT hides the exit status.
     gc.collect()
@@ -47,6 +58,9 @@ def ending_of(error: BaseException) -> tuple[str, int] | None:
     """Return the message, empty where it was printed, and the exit status of an expected error; None: it is a bug."""
     if isinstance(error, (RankLostError, OutOfMemoryError)):
         return "", 1 if isinstance(error, RankLostError) else 2
+    if isinstance(error, OutputError):
+        lost = f"error: standard output: {error.strerror}; what was printed is not whole"
+        return ("", 0) if error.errno == errno.EPIPE else (lost, 2)
     if isinstance(error, UserError):
         return f"error: {error}", 2
     if isinstance(error, (NonFiniteError, WorkerError)):
@@ -70,7 +84,8 @@ def first_may_speak() -> bool:
 def speak(message: str) -> None:
     """Print a message on stderr; of several ranks each names itself, but the first."""
     rank = os.environ.get("RANK", "0")
-    print(f"[rank {rank}] {message}" if rank != "0" else message, file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # stderr may be gone
+        print(f"[rank {rank}] {message}" if rank != "0" else message, file=sys.stderr, flush=True)
 
 
 FIRST_SPEAKS_SECONDS = 3.0
