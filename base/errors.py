@@ -11,12 +11,25 @@ A command ends with status 2 and the message of a `UserError`; with a traceback 
 import difflib
 from collections.abc import Iterable, Sequence
 
+from typing_extensions import Self
+
+from .outside import one_line, printable, redacted
+
 
 class UserError(ValueError):
     """A mistake in a TOML, on a command line, in data or in a checkpoint.
 
-    The message names the key, file or record, the value found, and what would be right.
+    The message names the key, file or record, the value found, and what would be right. Whatever of it
+    comes from outside, it holds no control characters and no credentials.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(redacted(str(message))))
+
+    @classmethod
+    def about(cls, file: str, problem: str) -> Self:
+        """Return the error about a file."""
+        return cls(f"{one_line(file)}: {problem}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -9,10 +9,14 @@ on import:
     @READERS.add("gff", says="a line is a document")
     class GffReader: ...
 
-A TOML names them in `job.plugins`; an installed package names its own in the entry-point group `cistron.plugins`.
+A TOML names them in `job.plugins`, the environment variable CISTRON_PLUGINS does (with commas between them), and an
+installed package names its own in the entry-point group `cistron.plugins`. A checkpoint names those of its job, and is
+not believed: it may be of others, and importing a module runs it.
 """
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
@@ -22,7 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from .errors import UserError, nearest
 
-GROUP = "cistron.plugins"
+GROUP, VARIABLE = "cistron.plugins", "CISTRON_PLUGINS"
 T = TypeVar("T")
 Part = TypeVar("Part")
 
@@ -105,7 +109,7 @@ class Registry(Generic[T]):
 
 
 def load_plugins(modules: Sequence[str] = ()) -> None:
-    """Import the plug-ins of installed packages, then `modules`; what is imported already is not imported again.
+    """Import the plug-ins of installed packages and of CISTRON_PLUGINS, then `modules`; each is imported once.
 
     Raises:
         UserError: one cannot be imported; names it and the reason.
@@ -113,8 +117,26 @@ def load_plugins(modules: Sequence[str] = ()) -> None:
     installed = [
         (f"the entry point {point.name} = {point.value!r} of {GROUP}", point.value) for point in entry_points(group=GROUP)
     ]
-    for where, module in [*installed, *((f"job.plugins: {module!r}", module) for module in modules)]:
+    named = [(f"{VARIABLE}: {module!r}", module) for module in os.environ.get(VARIABLE, "").split(",") if module.strip()]
+    for where, module in [*installed, *named, *((f"job.plugins: {module!r}", module) for module in modules)]:
         try:
-            importlib.import_module(module.partition(":")[0])
+            importlib.import_module(module.strip().partition(":")[0])
         except Exception as error:  # whatever a module of others raises on import
             raise UserError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def load_saved_plugins(modules: Sequence[str]) -> None:
+    """Import the plug-ins of installed packages and of CISTRON_PLUGINS, and expect `modules` among what is imported.
+
+    Args:
+        modules: That a checkpoint names.
+
+    Raises:
+        UserError: One is not imported: only the user can say that it may run.
+    """
+    load_plugins()
+    if unknown := [module for module in modules if module not in sys.modules]:
+        raise UserError(
+            f"job.plugins = {unknown}: modules that a checkpoint names are not imported for that, since they run when they "
+            f"are; where you trust them, name them in job.plugins of the TOML, or set {VARIABLE}={','.join(unknown)}"
+        )

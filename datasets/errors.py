@@ -4,7 +4,9 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..base import UserError
+from typing_extensions import Self, override
+
+from ..base import UserError, one_line, redacted
 
 # "cistron.data": a line for each record passed over, up to so many of a lane in a process or of a shard.
 LOG = logging.getLogger("cistron.data")
@@ -42,12 +44,17 @@ class DataError(UserError):
         self.file = file
         self.record = record
         self.offset = offset
-        place = file
+        place = one_line(redacted(file))
         if record is not None:
-            place += f", record {record}"
+            place += f", record {one_line(str(record))}"
         if offset is not None:
             place += f", byte {offset}"
         super().__init__(f"{place}: {problem}")
+
+    @classmethod
+    @override
+    def about(cls, file: str, problem: str) -> Self:
+        return cls(problem, file=file)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the fields across processes: exceptions pickle their message only, and ours is made of four parts."""

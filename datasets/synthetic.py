@@ -39,6 +39,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..base import printable
 from .nucleotides import reverse_complement
 from .randomness import uniform
 
@@ -294,7 +295,8 @@ def main(argv: Sequence[str]) -> None:
         write(options.folder, options.seed, options.size)
     except OSError as error:
         parser.error(f"{options.folder}: cannot be written: {error}")
-    print(f"wrote {', '.join(sorted(path.name for path in options.folder.iterdir()))} to {options.folder}")
+    names = ", ".join(sorted(path.name for path in options.folder.iterdir()))
+    print(printable(f"wrote {names} to {options.folder}"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from ..datasets.loading import Batch
@@ -21,7 +20,7 @@ from ..trainer.config import JobConfig, load_config
 from ..trainer.estimates import HOST, HOW, checkpoint_bytes, estimate, frozen_flops, host_estimate, peak_of, row_flops, sizes_of
 from ..trainer.extrapolation import plan_of
 from ..trainer.parallel import context_block_size
-from ..trainer.processes import Layout, global_batch_size, host_memory, private_memory
+from ..trainer.processes import Layout, Terminal, global_batch_size, host_memory, private_memory
 from ..trainer.start import Launch, open_data, verify
 from . import cli
 from .support import report_sources, report_targets
@@ -50,15 +49,15 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     tokenizer, decoder = launch.parts or verify(config, layout)
     mask = training_mask(config, tokenizer, kernels)
     programs = private_memory()  # before there are rows
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     console.rule("configuration")
-    console.print(config.to_toml(), markup=False)
+    console.print(config.to_toml())
 
     rows = max(8, min(256, TOKENS // config.training.seq_len))
     feed = open_data(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=rows)
     feed.loader.close()
     console.rule("eos contract")
-    console.print(str(feed.contract), markup=False)
+    console.print(str(feed.contract))
     if feed.first is None:
         console.print(f"no rows are looked at: the data ends within the first {rows} (data.sources.max_epochs)")
     else:
@@ -80,11 +79,11 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     if config.eval.extrapolation.enable:
         console.rule("longer documents")
         for line in plan_of(config, tokenizer, decoder).messages:
-            console.print(line, markup=False)
+            console.print(line)
     console.print("\nall checks passed")
 
 
-def report_layout(console: Console, config: JobConfig, layout: Layout, mask: DocumentMask) -> None:
+def report_layout(console: Terminal, config: JobConfig, layout: Layout, mask: DocumentMask) -> None:
     """The degrees, and what of a row one process has."""
     seq_len = config.training.seq_len
     console.print(f"{layout} process(es), parameters over shard x context = {layout.shard * layout.cp}")
@@ -97,7 +96,7 @@ def report_layout(console: Console, config: JobConfig, layout: Layout, mask: Doc
 
 
 def report_model(
-    console: Console, config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str
+    console: Terminal, config: JobConfig, decoder: DecoderConfig, layout: Layout, executor: Executor, device: str
 ) -> None:
     """Parameters, FLOPs, and what the memory of one device holds at its peak."""
     seq_len = config.training.seq_len
@@ -131,7 +130,7 @@ def report_model(
     console.print(f"checkpoints of {size / 2**30:.3f} GiB" if config.checkpoint.enable else "no checkpoints")
 
 
-def report_host(console: Console, parts: dict[str, float], layout: Layout, device: str) -> None:
+def report_host(console: Terminal, parts: dict[str, float], layout: Layout, device: str) -> None:
     """What one process takes of its host, and how many of them this machine has room for."""
     grid, size = Table("host memory of one process", "GiB", "what", box=None), sum(parts.values())
     for part, taken in parts.items():
@@ -147,7 +146,7 @@ def report_host(console: Console, parts: dict[str, float], layout: Layout, devic
     console.print(f"{short}this machine has {host / 2**30:.1f} GiB: room for {room} such process(es); the job has {processes}")
 
 
-def report_rows(console: Console, batch: Batch, eos_id: int) -> None:
+def report_rows(console: Terminal, batch: Batch, eos_id: int) -> None:
     """How well real rows are filled."""
     used = batch.sequence_ids >= 0
     documents = (batch.sequence_ids.amax(1) + 1).float().mean()

@@ -14,7 +14,7 @@ from typing import get_args
 import torch
 from pydantic import JsonValue
 
-from ..base import load_plugins
+from ..base import load_plugins, public_name
 from ..datasets.readers import SequenceFiles
 from ..trainer.inference import Pool, choose_layers, embeddings, meaning, read_documents, widths
 from . import cli
@@ -60,10 +60,10 @@ def run(options: argparse.Namespace) -> None:
         "pool": options.pool,
         "dtype": options.dtype,
         "on_unknown": getattr(opened.tokenizer, "on_unknown", None),
-        "input": [list(file) for file in files.files],
+        "input": [list(file.public) for file in files.files],
         "fields": [options.format, options.field, options.id_field],
     }
-    metadata = {"model": opened.where, "pool": options.pool, "dtype": options.dtype}
+    metadata = {"model": public_name(opened.where), "pool": options.pool, "dtype": options.dtype}
     metadata |= {layer: meaning(layer) for layer in layers}
     output = EmbeddingFile(options.output, plan, layers, options.pool != "none", metadata)
     if output.done:

@@ -1,7 +1,8 @@
 """`cistron evaluate CHECKPOINT --score x.fasta`: how likely a model finds each sequence, one line per sequence.
 
 A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods, in nats. CHECKPOINT is a Cistron
-checkpoint of any layout, or a Hugging Face folder. With --extrapolate in place of --score: documents longer than those
+checkpoint of any layout, or a Hugging Face folder. The lines are data: in a file or a pipe, names stand as they are; a
+terminal is shown their control characters as text. With --extrapolate in place of --score: documents longer than those
 of training (`cistron evaluate --extrapolate --help`).
 """
 
@@ -21,6 +22,7 @@ from ..datasets.readers import NamedSequence, SequenceFiles
 from ..datasets.tokenizers import has_bases
 from ..trainer.errors import ConfigError
 from ..trainer.inference import Document, Score, log_likelihoods, read_documents
+from ..trainer.processes import data_output
 from . import cli
 from .extrapolate import main as extrapolate_main
 from .support import add_input_arguments, add_model_arguments, open_as_asked, progress_bar, writing
@@ -112,7 +114,7 @@ def means(scores: Iterator[tuple[Document, Score]]) -> Iterator[tuple[Document, 
 def open_writer(output: Path | None) -> Iterator[Writer]:
     """Yield what writes lines; a file appears when it is whole. Raises ConfigError where it cannot be written."""
     if output is None:
-        yield tsv_writer(sys.stdout)
+        yield tsv_writer(data_output())
         return
     with ExitStack() as opened:
         with writing(output):

@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
+from ..base import public_name
 from ..datasets.readers import SequenceFiles
 from ..datasets.tokenizers import Ids
 from ..trainer.config import Continuation, Extrapolation, Passkey, validate
@@ -31,6 +31,7 @@ from ..trainer.extrapolation import (
     trained_as,
 )
 from ..trainer.inference import OpenedModel, read_documents
+from ..trainer.processes import Terminal
 from .support import add_input_arguments, add_model_arguments, add_table_options, given, open_as_asked, progress_bar
 
 OUTPUT = Path("outputs/extrapolation")
@@ -62,9 +63,9 @@ def run(options: argparse.Namespace) -> None:
     trained, said = trained_as(opened.trained, opened.seq_len or opened.model.max_document_length, key)
     asked = plan(table, trained, opened.tokenizer, lambda longest: long_documents(options, opened, longest))
     make_output_folder(options.output)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     for line in (said, *asked.messages):
-        console.print(line, markup=False)
+        console.print(line)
     weights = opened.model.tok_embeddings.weight
     with progress_bar("extrapolate", console, in_bytes=False) as bar:
         bar.begin("", total_tokens(table, asked))
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
             tick=bar.advance,
         )
         results = evaluate(long_model, table, asked)
-    found = {"checkpoint": opened.where, **results_json(results, table, asked)}
+    found = {"checkpoint": public_name(opened.where), **results_json(results, table, asked)}
     write_results(options.output, found, results, trained.length, table.score_last, console)
 
 
@@ -120,7 +121,7 @@ def make_output_folder(folder: Path) -> None:
 
 
 def write_results(
-    folder: Path, found: dict[str, Any], results: list[LengthResult], trained: int, score_last: int, console: Console
+    folder: Path, found: dict[str, Any], results: list[LengthResult], trained: int, score_last: int, console: Terminal
 ) -> None:
     """Tables, JSON, picture and TensorBoard, in place of those of an earlier evaluation."""
     from ..trainer.extrapolation import draw_curves, make_tables  # matplotlib takes 0.3 s to import
@@ -136,4 +137,4 @@ def write_results(
             for name, value in result.curves().items():
                 method, measure, length = name.split("/")
                 board.add_scalar(f"extrapolation/{method}/{measure}", value, int(length))  # the length is the step
-    console.print(f"{folder}/extrapolation.json, extrapolation.png, tensorboard", markup=False)
+    console.print(f"{folder}/extrapolation.json, extrapolation.png, tensorboard")

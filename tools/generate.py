@@ -1,10 +1,15 @@
-"""`cistron generate CHECKPOINT --prompt TEXT`: sample from a checkpoint of any layout, on one device."""
+"""`cistron generate CHECKPOINT --prompt TEXT`: sample from a checkpoint of any layout, on one device.
+
+Written to a file or a pipe, prompt and samples are as they are; on a terminal, control characters in them are shown as
+text.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from ..trainer.inference import open_model, sample
+from ..trainer.processes import data_output
 from . import cli
 
 
@@ -31,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
             top_k=options.top_k,
             seed=options.seed + index,
         )
-        print(f"{options.prompt}{text}")
+        print(f"{options.prompt}{text}", file=data_output())
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.text import Text
 from torch.nn.attention.flex_attention import BlockMask
 
+from ..base import printable
 from ..datasets.loading import Batch
 from ..datasets.tokenizers import Tokenizer
 from ..models.attention import DocumentMask, document_block_mask
@@ -18,7 +18,7 @@ from ..models.positions import reaches
 from ..trainer.build import training_mask
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
-from ..trainer.processes import Layout, global_batch_size
+from ..trainer.processes import Layout, Terminal, global_batch_size
 from ..trainer.start import Launch, open_data, verify
 from . import cli
 from .support import report_sources
@@ -52,7 +52,7 @@ def run(argv: Sequence[str], options: argparse.Namespace) -> None:
     mask = training_mask(config, tokenizer, cpu)
     feed = open_data(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=options.rows)
     feed.loader.close()
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     report_sources(console, config, feed.loader, tokenizer, global_batch_size(config, layout))
     batch = feed.first
     if batch is None:
@@ -72,7 +72,7 @@ def decoded(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
     for document in range(documents):
         ids = batch.tokens[row][sequence_ids == document].tolist()
         ended = ids[-1] == tokenizer.eos_id
-        text.append(tokenizer.decode(ids[:-1] if ended else ids), style=STYLES[document % len(STYLES)])
+        text.append(printable(tokenizer.decode(ids[:-1] if ended else ids)), style=STYLES[document % len(STYLES)])
         text.append(f" {'⏹' if ended else '⋯'} {len(ids)} tokens\n", style="bold reverse")
     if padding := int((sequence_ids < 0).sum()):
         text.append(f"{padding} positions of padding", style="dim")

@@ -41,12 +41,11 @@ from .processes import (
     StopRequest,
     World,
     discard_unwritten,
-    drop,
+    dropped_output,
     global_batch_size,
     join,
     lost_ranks_named,
     run_command,
-    standard_streams,
     world_size,
 )
 from .start import (
@@ -379,7 +378,7 @@ def train_job(config: JobConfig, parts: Parts | None) -> TrainedRun:
     """Train a job whose configuration has passed its checks, and whose parts these are."""
     trainer: Trainer | None = None
     with (
-        standard_streams(drop),
+        dropped_output(),
         StopRequest(lambda: trainer.will_stop() if trainer else "stopping before the first step") as stop,
         lost_ranks_named(
             lambda: f"after step {trainer.progress.step}" if trainer else "at the start", config.comm.timeout_seconds

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import xxhash
-from fsspec.core import url_to_fs
 
+from ...base import is_withheld, public_name
 from ..errors import DataError
+from .redirects import file_system
 
 # What is not inflated would be read as text, byte for byte.
 FOREIGN_COMPRESSION = (".bz2", ".xz", ".zip", ".lz4", ".7z", ".br", ".snappy")
+WITHHELD = "*** stands for credentials, which are kept nowhere"
 STAMPED_BYTES = 2**16
 # What stores call the version of a file, in fsspec's `info`. Times of reading are not among them.
 VERSION_FIELDS = (
@@ -36,6 +38,11 @@ class DataFile(NamedTuple):
     size: int
     stamp: str
 
+    @property
+    def public(self) -> "DataFile":
+        """The file under the name that is kept and compared: a URL without credentials."""
+        return self._replace(path=public_name(self.path))
+
 
 def is_remote(path: str) -> bool:
     """Tell a URL from a local path."""
@@ -56,17 +63,19 @@ def local_path(path: str) -> str | None:
     """Return the local path that a path or file:// URL means, None of other URLs."""
     if not is_remote(path):
         return path
-    return str(url_to_fs(path)[1]) if path.startswith(("file://", "local://")) else None
+    return str(file_system(path)[1]) if path.startswith(("file://", "local://")) else None
 
 
-def find_files(pattern: str, folder_glob: str | None) -> list[DataFile]:
+def find_files(pattern: str, folder_glob: str | None, private_redirects: bool = False) -> list[DataFile]:
     """Return the files that one pattern names; see `files.FileStore.expand`."""
     target = pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
     if "{synthetic}" in target:
         target = target.replace("{synthetic}", _synthetic())
     remote = is_remote(target)
+    if is_withheld(target):
+        raise DataError(f"{WITHHELD}; name it in full in the TOML or on the command line", file=target)
     try:
-        filesystem, root = url_to_fs(target if remote else str(Path(target).expanduser()))
+        filesystem, root = file_system(target if remote else str(Path(target).expanduser()), private_redirects)
     except ImportError as error:
         raise DataError(f"the fsspec driver of this URL is not installed: {error}", file=target) from None
     except ValueError as error:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from fsspec.core import url_to_fs
 from typing_extensions import override
 
 from ..errors import DataError
+from .redirects import RedirectError, file_system
 
 READ_AHEAD_BYTES = 2**23
 T = TypeVar("T")
@@ -48,6 +48,8 @@ class Patience:
             except Exception as error:
                 if _is_absent(error):
                     raise DataError("there is no such file", file=path) from error
+                if isinstance(refused := error.__cause__ or error, RedirectError):
+                    raise DataError(f"cannot be read: {refused}", file=path) from error
                 if isinstance(error, (PermissionError, IsADirectoryError)):
                     raise DataError(f"cannot be read: {_said(error)}", file=path) from error
                 if tried == self.retries:
@@ -88,14 +90,20 @@ def _within(seconds: float, access: Callable[[], T]) -> T:
 
 
 class RemoteFile(io.RawIOBase):
-    """The stored bytes of a URL; a failed read goes on where it was, through a new connection."""
+    """The stored bytes of a URL; a failed read goes on where it was, through a new connection.
 
-    def __init__(self, path: str, patience: Patience) -> None:
+    Args:
+        path: The URL.
+        patience: With the store.
+        private_redirects: As `redirects.file_system` has it.
+    """
+
+    def __init__(self, path: str, patience: Patience, private_redirects: bool = False) -> None:
         self._path = path
         self._patience = patience
         self._at = 0
         self._handle: Any = None
-        self._filesystem, self._root = url_to_fs(path)
+        self._filesystem, self._root = file_system(path, private_redirects)
         self._from_start_only = False
         self.size: int = patience(lambda: self._filesystem.info(self._root)["size"], path)
         if not isinstance(self.size, int):

@@ -46,6 +46,8 @@ class FileStoreConfig(Table):
     """Size that the copies are kept below (10^9 bytes); what was used longest ago goes first."""
     retries: NonNegative = 5
     """Further attempts, at growing intervals, at a remote read that fails."""
+    allow_private_redirects: bool = False
+    """Whether an http server of the internet may redirect to an address of this host or of a private network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +79,10 @@ class FileStore:
         """
         found = {}
         for pattern in patterns:
-            listing = partial(find_files, pattern, folder_glob)
+            listing = partial(find_files, pattern, folder_glob, self.config.allow_private_redirects)
             files = listing() if local_path(pattern) else self._patience(LISTING_PATIENCE)(listing, pattern)
             found.update({file.path: file for file in files})
-        return [found[path] for path in sorted(found)]
+        return sorted(found.values(), key=lambda file: file.public)
 
     def local(self, path: str) -> str:
         """Return a local path to the stored bytes of `path`; those of a URL are copied into the cache if need be.
@@ -121,7 +123,7 @@ class FileStore:
         """Open a path or URL for reading its bytes as they are stored; see `open`."""
         try:
             local = self._find_local(path) if whole else local_path(path)
-            remote = cast("IO[bytes]", RemoteFile(path, self._patience())) if local is None else None
+            remote = cast("IO[bytes]", self._remote(path)) if local is None else None
             with remote or Path(cast("str", local)).open("rb") as raw:
                 yield raw
         except OSError as error:
@@ -136,15 +138,16 @@ class FileStore:
             return local
         folder, limit = Path(cache_dir).expanduser(), self.config.cache_gb * 1e9
         [file] = self.expand([path])
-        if (copy := find_copy(folder, file)) is not None:
-            return str(copy)
-        if file.size > limit:
-            return None
+        opener = partial(self._remote, path)
         try:
-            with RemoteFile(path, self._patience()) as source:
-                return str(make_copy(folder, limit, file, cast("IO[bytes]", source)))
+            if (copy := find_copy(folder, file, opener)) is None and file.size <= limit:
+                copy = make_copy(folder, limit, file, opener, lambda: self.expand([path]) == [file])
         except OSError as error:
             raise DataError(f"cannot be copied into data.cache_dir: {error}", file=path) from error
+        return None if copy is None else str(copy)
+
+    def _remote(self, path: str) -> RemoteFile:
+        return RemoteFile(path, self._patience(), self.config.allow_private_redirects)
 
     def _uncompressed(self, path: str, raw: IO[bytes]) -> ByteFile:
         if not is_compressed(path):
@@ -182,7 +185,7 @@ def _block_index(storage: FileStore, path: str, version: int) -> BlockIndex:
 
 def fingerprint(files: Iterable[DataFile]) -> str:
     """Return a hash over names, sizes and stamps, by which a resumed run knows its corpus again."""
-    listing = "\n".join("\t".join(map(str, file)) for file in files)
+    listing = "\n".join("\t".join(map(str, file.public)) for file in files)
     return xxhash.xxh3_128_hexdigest(listing.encode())
 
 
@@ -194,7 +197,7 @@ def changes(saved: Sequence[Sequence[str | int]], files: Sequence[DataFile]) -> 
         files: As they are.
     """
     before = {str(path): DataFile(str(path), int(size), str(stamp)) for path, size, stamp in saved}
-    now = {file.path: file for file in files}
+    now = {file.public.path: file for file in files}
     lines = []
     for path in sorted(before | now):
         if path not in now:

@@ -148,7 +148,7 @@ class Loader(AbstractContextManager["Loader"]):
 
         Kept beside a state, it lets a refusal name the file that has changed.
         """
-        return {source.config.name: [list(file) for file in source.files] for source in self.sources}
+        return {source.config.name: [list(file.public) for file in source.files] for source in self.sources}
 
     def close(self) -> None:
         """Stop reading and end the workers: after 10 s, in which a block is read, by force.

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from ...base import public_name
 from ..errors import DataError
 from ..files import DataFile, FileStore
 from ..readers import Piece
@@ -105,7 +106,9 @@ class TokenCorpus(Corpus):
                     emit(Event(stored=tokens.stored))
                 dropped, appended = dropped + contract.dropped, appended + contract.appended
                 size, records = sizes[piece.path], contract.documents
-                sources.append(SourceRecord(path=piece.path, size=size, start=piece.start, end=piece.end, records=records))
+                sources.append(
+                    SourceRecord(path=public_name(piece.path), size=size, start=piece.start, end=piece.end, records=records)
+                )
             written = writer.finish(sources)
         finally:
             writer.discard()

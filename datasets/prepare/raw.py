@@ -18,6 +18,7 @@ import numpy.typing as npt
 import xxhash
 from typing_extensions import override
 
+from ...base import public_name
 from ..documents import LetterEncoder, Letters, Weighed, Weights
 from ..errors import BadRecords, DataError
 from ..files import whole
@@ -81,7 +82,9 @@ class RawCorpus(Corpus):
                     if records.error is not None and not self.skip_bad:
                         raise located(self.reader, records.error, records.bad_offset)
                     if records.continues_bad:  # it has a place among the documents, and is equal to no other
-                        file.write(xxhash.xxh3_128_digest(f"{piece.path}:{records.bad_offset}".encode(), self.seed))
+                        file.write(
+                            xxhash.xxh3_128_digest(f"{public_name(piece.path)}:{records.bad_offset}".encode(), self.seed)
+                        )
 
     @override
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
@@ -188,7 +191,9 @@ class _Conversion:
             if records.continues_bad:
                 self._break_off()
         size = self._sizes[piece.path]
-        return SourceRecord(path=piece.path, size=size, start=piece.start, end=piece.end, records=self._records - before)
+        return SourceRecord(
+            path=public_name(piece.path), size=size, start=piece.start, end=piece.end, records=self._records - before
+        )
 
     def _take(self, run: Records) -> None:
         """Take whole documents: leave out what is empty, a duplicate or bad, and divide the rest."""

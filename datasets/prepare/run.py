@@ -218,7 +218,7 @@ def _plan(corpus: Corpus, shard_bytes: int) -> dict[str, Any]:
         "version": VERSION,
         "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, **ids, **policy},
         "settings": {"shard_bytes": shard_bytes, **corpus.settings()},
-        "files": [list(file) for file in corpus.files],
+        "files": [list(file.public) for file in corpus.files],
     }
 
 

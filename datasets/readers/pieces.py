@@ -7,6 +7,7 @@ import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ...base import public_name
 from ..errors import DataConfigError
 from ..files import ByteFile, DataFile
 
@@ -87,8 +88,8 @@ def assign(pieces: list[Piece], lanes: int, source: str, split: str) -> list[lis
         )
     assigned: list[list[Piece]] = [[] for _ in range(lanes)]
     loads = [(0, lane) for lane in range(lanes)]
-    for piece in sorted(pieces, key=lambda piece: (-piece.size, piece.path, piece.start)):
+    for piece in sorted(pieces, key=lambda piece: (-piece.size, public_name(piece.path), piece.start)):
         load, lane = heapq.heappop(loads)
         assigned[lane].append(piece)
         heapq.heappush(loads, (load + piece.size, lane))
-    return [sorted(lane, key=lambda piece: (piece.path, piece.start)) for lane in assigned]
+    return [sorted(lane, key=lambda piece: (public_name(piece.path), piece.start)) for lane in assigned]

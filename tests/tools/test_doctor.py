@@ -393,6 +393,7 @@ def test_the_whole_on_two_ranks_under_slurm(tmp_path: Path) -> None:
     names = {line["name"] for line in found["lines"]}
     assert {"all-reduce", "write", "tokens", "data loader", "checkpoint's stall", "peak memory", "block mask"} <= names
     assert found["hosts"] == [socket.gethostname()] * 2
+    assert found["device"] == "CPU"
     assert list(found["part_seconds"]) == ["versions", "collectives", "disk", "training"]
     assert "training" in outputs[0]
     assert outputs[1].strip() == "" or "─" not in outputs[1]

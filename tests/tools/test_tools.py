@@ -85,7 +85,7 @@ def test_check_counts_the_tokens_that_carry_loss_and_shows_them_as_they_are(
     # of 5 others the first is never a target, and N weighs nothing
     assert rows[("all", "others")] == [str(int(tokens) // 4 * 5), str(int(tokens) // 4 * 3), "1"]
     names = {piece: index for index, piece in enumerate(("[/INST]", "[red]", "<end>"))}
-    assert [targets.name(index, cast(Any, Words(names))) for index in names.values()] == [r"'\[/INST]'", r"'\[red]'", "eos (2)"]
+    assert [targets.name(index, cast(Any, Words(names))) for index in names.values()] == ["'[/INST]'", "'[red]'", "eos (2)"]
 
 
 class Words:
@@ -226,6 +226,18 @@ def test_inspect_draws_a_picture_and_marks_every_boundary(tmp_path: Path, capsys
     assert f"\n{tokenizer.decode(first.tolist())} ⏹" in output, "the text of the rows"
     assert output.count("⏹") == int((batch.tokens == 0).sum())
     assert output.count("⏹") + output.count("⋯") == int((batch.sequence_ids.amax(1) + 1).sum())
+
+
+def test_inspect_shows_the_escapes_of_a_document_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a\x1b]0;title\x07b [red]c[/red] \x9b1m \r\u202e end"
+    (tmp_path / "hostile.jsonl").write_text((json.dumps({"text": text}) + "\n") * 50)
+    source = [{"name": "x\x1b[2J[red]", "format": "jsonl", "paths": [str(tmp_path / "hostile.jsonl")]}]
+    options = ["--output", str(tmp_path / "x.png"), "--rows", "1", "--decode", "1"]
+    cli.run("inspect", [str(write_job(tmp_path)), *options, "--data.sources", json.dumps(source), "--data.lanes", "1"])
+    out = capsys.readouterr().out
+    assert "a\\x1b]0;title\\x07b [red]c[/red] \\x9b1m \\r\\u202e end" in out
+    assert "[red] (jsonl)" in out, "no markup in the name of a source"
+    assert not set(out) & set("\x1b\x07\x9b\r\u202e")
 
 
 def test_inspect_and_check_show_both_regions_of_a_position_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

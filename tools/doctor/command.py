@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from ... import __version__
 from ...trainer.build import make_decoder_config, make_tokenizer
 from ...trainer.config import JobConfig, load_config
 from ...trainer.errors import ConfigError
 from ...trainer.estimates import estimate
-from ...trainer.processes import Layout, run_command
+from ...trainer.processes import Layout, Terminal, run_command
 from . import attention, collectives, disk, numerics, rates, training, versions
 from .examination import Examination
 from .launch import Ranks, own_folder, run_part, slurm_environment
@@ -72,13 +71,14 @@ def doctor(argv: Sequence[str], parts: Sequence[str], file: Path | None, limit: 
     config, chosen_by_user = load_config(argv, "cistron doctor")
     slurm_environment()
     ranks = Ranks()
-    device, gib = json.loads(ranks.share("device", lambda: json.dumps(first_device(config, limit))))
+    own = first_device(config, limit)  # on every rank, as its child joins those of the others
+    device, gib = json.loads(ranks.share("device", lambda: json.dumps(own)))
     name = chosen_by_user.config or default_config(gib)
     if not chosen_by_user.config:
         config, _ = load_config(["--config", name, *argv], "cistron doctor")
     lines: list[Line] = []
     part_seconds: dict[str, float] = {}
-    console = Console(highlight=False, soft_wrap=True, quiet=ranks.rank > 0)
+    console = Terminal(quiet=ranks.rank > 0)
     with own_folder(config, ranks.share("folder", lambda: f".doctor-{time.time_ns()}")) as job:
         for part in parts:
             begun = time.perf_counter()
@@ -105,7 +105,7 @@ def doctor(argv: Sequence[str], parts: Sequence[str], file: Path | None, limit: 
 
 
 def first_device(config: JobConfig, limit: float) -> tuple[str, float]:
-    """Return the name of rank 0's device and its memory, GiB; 0 for a CPU. A child asks, as CUDA survives no fork."""
+    """Return the name of this rank's device and its memory, GiB; 0 for a CPU. A child asks: CUDA survives no fork."""
     lines = run_part("device", device_line, config, limit)
     found = next((line for line in lines if line.verdict == "ok"), None)
     return (found.name, found.value or 0.0) if found else ("a device that did not answer", 0.0)

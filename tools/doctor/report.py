@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Literal, TypeAlias
 
-from rich.console import Console
 from rich.table import Table as Grid
+from rich.text import Text
 
 from ...base import Table
+from ...trainer.processes import Terminal
 
 # From best to worst. "not here" is a thing that this machine or this launch does not have: nothing is wrong with it.
 Verdict: TypeAlias = Literal["ok", "not here", "slow", "wrong"]
@@ -74,14 +75,14 @@ def merged(ranks: Sequence[Sequence[Line]]) -> list[Line]:
     return [worst[name] for name in names]
 
 
-def print_part(console: Console, part: str, seconds: float, lines: Sequence[Line], processes: int) -> None:
+def print_part(console: Terminal, part: str, seconds: float, lines: Sequence[Line], processes: int) -> None:
     """Print the lines of one part as a table."""
     console.rule(f"{part}, {seconds:.0f} s")
     grid = Grid("verdict", "what", "measured", "compared with", box=None)
     for line in lines:
         where = f" (rank {line.rank}, {line.host})" if processes > 1 and line.verdict in ("slow", "wrong") else ""
-        colour = COLOURS[line.verdict]
-        grid.add_row(f"[{colour}]{line.verdict}[/]", line.name + where, measured(line), line.compared_with.replace("[", r"\["))
+        verdict = Text(line.verdict, style=COLOURS[line.verdict])
+        grid.add_row(verdict, line.name + where, measured(line), line.compared_with)
     console.print(grid)
 
 

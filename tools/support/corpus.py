@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
@@ -19,6 +18,7 @@ from ...datasets.prepare import Lengths, LengthStatistics, length_statistics, sh
 from ...datasets.readers import Piece, Reader
 from ...datasets.tokenizers import TokenizeError, Tokenizer
 from ...trainer.config import JobConfig
+from ...trainer.processes import Terminal
 
 # Read of a raw source, in bytes: in all, and of one piece, so that the sample comes from at least 8 places.
 SAMPLE, SAMPLE_PER_PIECE = 2**21, 2**18
@@ -49,7 +49,7 @@ class Holdings:
         return s.tokens / seq_len if config.data.packing == "concat" else s.rows
 
 
-def report_sources(console: Console, config: JobConfig, loader: Loader, tokenizer: Tokenizer, rows_per_step: int) -> None:
+def report_sources(console: Terminal, config: JobConfig, loader: Loader, tokenizer: Tokenizer, rows_per_step: int) -> None:
     """Print what encodes raw text and, for each source, its size, how it packs, its epochs and its lengths.
 
     Args:
@@ -59,7 +59,7 @@ def report_sources(console: Console, config: JobConfig, loader: Loader, tokenize
         tokenizer: Of the job.
         rows_per_step: Rows of an optimizer step over all ranks.
     """
-    console.print(f"encoding: {loader.encoding}", markup=False)
+    console.print(f"encoding: {loader.encoding}")
     for source in loader.sources:
         holdings = look_into(source, tokenizer, config.training.seq_len)
         lines = ["", f"{source.config.name} ({source.config.format}): {on_disk(source, config.data.lanes)}"]
@@ -73,7 +73,7 @@ def report_sources(console: Console, config: JobConfig, loader: Loader, tokenize
                 f"  {in_steps(holdings, config, source.config.name, rows_per_step)}",
                 f"  tokens of a document: median {holdings.statistics.median:,}, longest {holdings.statistics.longest:,}",
             ]
-        console.print("\n".join(lines), markup=False)
+        console.print("\n".join(lines))
         if holdings is not None:
             console.print(Padding(histogram_table(holdings.statistics.histogram), (0, 0, 0, 4), expand=False))
 

@@ -57,7 +57,7 @@ def report_section(name: str, files: Sequence[DataFile], result: PreparationResu
         ("documents longer than a row", f"{s.split:,} ({s.split / s.documents:.2%})"),
         ("fragments of these", f"{s.fragments:,}"),
     ]
-    names = "".join(f"<li>{escape(file.path)}</li>" for file in files[:FILES])
+    names = "".join(f"<li>{escape(file.public.path)}</li>" for file in files[:FILES])
     more = f"<p>and {len(files) - FILES:,} more</p>" if len(files) > FILES else ""
     return f"""<h2>{escape(name)}</h2>
 {table(rows)}

@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ...datasets.prepare import Event
+from ...trainer.processes import Bar, Terminal
 
 LINE_SECONDS = 10.0
 MESSAGES = 20  # printed; all are counted
@@ -23,7 +23,7 @@ class ProgressBar:
         in_bytes: Whether bytes are counted, and their speed is shown.
     """
 
-    def __init__(self, name: str, live: Progress | None, in_bytes: bool) -> None:
+    def __init__(self, name: str, live: Bar | None, in_bytes: bool) -> None:
         self._name = name
         self._live = live
         self._in_bytes = in_bytes
@@ -71,7 +71,7 @@ class ProgressBar:
 
 
 @contextmanager
-def progress_bar(name: str, console: Console | None = None, *, in_bytes: bool = True) -> Iterator[ProgressBar]:
+def progress_bar(name: str, console: Terminal | None = None, *, in_bytes: bool = True) -> Iterator[ProgressBar]:
     """Show progress while the block runs.
 
     Args:
@@ -79,10 +79,11 @@ def progress_bar(name: str, console: Console | None = None, *, in_bytes: bool = 
         console: Of the command, where it prints while the bar is shown.
         in_bytes: Whether bytes are counted, and their speed is shown.
     """
-    console = console or Console()
+    console = console or Terminal()
     if not console.is_terminal:
         yield ProgressBar(name, None, in_bytes)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as live:
+    said, speed = (TextColumn(of, markup=False) for of in ("{task.description}", "{task.fields[speed]}"))
+    columns = (said, BarColumn(), TaskProgressColumn(), speed)
+    with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as live:
         yield ProgressBar(name, live, in_bytes)

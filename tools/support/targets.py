@@ -1,20 +1,19 @@
 """Report which tokens carry loss: counted over the first rows of a job, and shown by position in one of them."""
 
 import torch
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ...datasets.loading import Batch
 from ...datasets.rows import DocumentLabels, MaskedTokens, Objective
 from ...datasets.tokenizers import Tokenizer
+from ...trainer.processes import Terminal
 
 SHOWN = 10  # positions at the head of the example row, and about the end of its first document
 SPECIAL = ("eos", "bos", "pad", "mask", "unk")
 KINDS = ("eos", "bos", "other special tokens", "lowercase letters", "all others")
 
 
-def report_targets(console: Console, batch: Batch, objective: Objective, tokenizer: Tokenizer) -> None:
+def report_targets(console: Terminal, batch: Batch, objective: Objective, tokenizer: Tokenizer) -> None:
     """Print how many tokens of each kind there are, how many are targets at which weight, and an example row.
 
     Args:
@@ -86,4 +85,4 @@ def name(index: int, tokenizer: Tokenizer) -> str:
     for role in SPECIAL:
         if index == getattr(tokenizer, f"{role}_id"):
             return f"{role} ({index})"
-    return escape(repr(tokenizer.decode([index])))  # "[INST]" is a token, and no style of the table
+    return repr(tokenizer.decode([index]))

@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 import fsspec
 import xxhash
 
+from ...base import is_withheld
 from ...datasets.files import whole
 from ..errors import CheckpointError
 
@@ -32,6 +33,8 @@ class Folder:
     def __init__(self, path: "str | os.PathLike[str]") -> None:
         given = re.sub(r"^(file|local)://", "", os.fspath(path)).rstrip("/") or "/"
         self.path = str(Path(given).expanduser()) if given.startswith("~") else given
+        if is_withheld(self.path):
+            raise CheckpointError(f"{self.path}: *** stands for credentials, which are kept nowhere; name the folder in full")
         self.is_local = "://" not in self.path
         try:
             self.filesystem: Any = fsspec.core.url_to_fs(self.path)[0]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, PlainSer
 from pydantic_core import ErrorDetails
 
 from ... import __version__
-from ...base import load_plugins, nearest
+from ...base import load_saved_plugins, nearest
 from ...datasets.loading import DataState
 from ...models.config import DecoderConfig
 from ..config import JobConfig, table_at
@@ -95,7 +95,7 @@ class SavedContract(BaseModel):
 
 
 def _of_this_version(config: Any) -> Any:
-    """Return the tables of a saved configuration as this version has them; the plug-ins that they name are loaded."""
+    """Return the tables of a saved configuration as this version has them; the plug-ins that they name must be."""
     if not isinstance(config, dict):
         return config
     tables = {name: dict(table) if isinstance(table, dict) else table for name, table in config.items()}
@@ -104,7 +104,8 @@ def _of_this_version(config: Any) -> Any:
     if isinstance(tables.get("optimizer"), dict):
         tables["optimizer"].pop("implementation", None)  # of AdamW, all with the same results
     if isinstance(tables.get("job"), dict):
-        load_plugins(tables["job"].get("plugins", ()))
+        plugins = tables["job"].get("plugins")
+        load_saved_plugins([name for name in plugins if isinstance(name, str)] if isinstance(plugins, list) else [])
     return tables
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationInfo, model_validator
 
-from ...base import Table, changed
+from ...base import Table, changed, without_credentials
 from ...datasets.config import DataConfig
 from ...datasets.rows import OBJECTIVES, MaskingConfig
 from ...datasets.tokenizers import TokenizerConfig
@@ -89,11 +89,12 @@ class JobConfig(Table):
         return needed if self.model.causal is None else self.model.causal
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the resolved configuration as plain values, without unset keys, as TOML has no null."""
-        return self.model_dump(exclude_none=True, exclude={"extends"})
+        """Return the resolved configuration as plain values to be kept, without credentials and unset keys."""
+        values: dict[str, Any] = without_credentials(self.model_dump(exclude_none=True, exclude={"extends"}))
+        return values
 
     def to_toml(self) -> str:
-        """Return the resolved configuration as TOML that reads back to the same job."""
+        """Return the resolved configuration as TOML that reads back to the same job, but for credentials in URLs."""
         return tomli_w.dumps(self.to_dict())
 
     def remarks(self, step: int) -> list[str]:

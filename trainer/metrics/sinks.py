@@ -15,16 +15,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typing_extensions import override
 
 from ..checkpoints import Folder
 from ..config import JobConfig
 from ..errors import ConfigError
-from ..processes import Stream
+from ..processes import Bar, Terminal, output_failure
 from .records import append, append_record, forget_after
 
 FILES = ("metrics", "validation", "extrapolation")  # kinds of records that a run may have in its folder, as <kind>.jsonl
@@ -217,23 +216,18 @@ class ConsoleLines(Sink):
 
     @override
     def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None:
-        self.failures: list[Exception] = []
-        # rich keeps what it could not write, and ends the process where the reader of a pipe has gone
-        self.stdout = Stream(sys.stdout, self.failures.append)
-        self.console = Console(file=cast("IO[str]", self.stdout), highlight=False, soft_wrap=True)
-        self.bar: Progress | None = None
-        if self.stdout.isatty():
+        self.console = Terminal()
+        self.bar: Bar | None = None
+        if sys.stdout.isatty():
             columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.console)
+            self.bar = Bar(*columns, console=self.console)
             self.task = self.bar.add_task("train", total=config.training.steps, completed=start_step)
             self.bar.start()
 
     def say(self, message: str) -> None:
         """Print a message above the bar. Raises OSError."""
-        self.console.print(message, markup=False)
-        if self.failures:
-            failure = self.failures[-1]
-            self.failures.clear()
+        self.console.print(message)
+        if failure := output_failure():
             raise failure
 
     def advance(self, step: int) -> None:

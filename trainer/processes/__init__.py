@@ -1,7 +1,7 @@
 """The processes of a run: how they divide into a layout, join, talk to each other, and end with one message and status.
 
 Read `layout` (degrees of parallelism), `join` (device, process group, mesh) and `world` (what this process is among the
-others, and their small CPU collectives), then `signals`, `streams`, `memory` and `exit`.
+others, and their small CPU collectives), then `signals`, `memory`, `exit`, `streams` and `terminal`.
 """
 
 from .exit import FIRST_SPEAKS_SECONDS, first_may_speak, lost_ranks_named, run_command, speak
@@ -17,24 +17,28 @@ from .join import (
 from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, split_complaints, world_size
 from .memory import device_figures, host_figures, host_memory, private_memory, ran_out, request
 from .signals import StopRequest
-from .streams import Stream, discard_unwritten, drop, standard_streams
+from .streams import Stream, discard_unwritten, dropped_output, output_failure
 from .tensors import DTYPES, gradient, local, offset, whole
+from .terminal import Bar, Terminal, data_output
 from .world import ThreadTask, World
 
 __all__ = [
     "DTYPES",
     "FIRST_SPEAKS_SECONDS",
     "NVIDIA_DRIVER",
+    "Bar",
     "Layout",
     "StopRequest",
     "Stream",
+    "Terminal",
     "ThreadTask",
     "World",
+    "data_output",
     "degree_complaints",
     "device_figures",
     "device_remarks",
     "discard_unwritten",
-    "drop",
+    "dropped_output",
     "first_may_speak",
     "global_batch_size",
     "gradient",
@@ -47,6 +51,7 @@ __all__ = [
     "local",
     "lost_ranks_named",
     "offset",
+    "output_failure",
     "pick_device",
     "private_memory",
     "ran_out",
@@ -54,7 +59,6 @@ __all__ = [
     "run_command",
     "speak",
     "split_complaints",
-    "standard_streams",
     "symmetric_memory_complaints",
     "whole",
     "world_size",

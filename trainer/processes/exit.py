@@ -21,37 +21,44 @@ from ...base import UserError
 from ...datasets.errors import WorkerError
 from ..errors import NonFiniteError, OutOfMemoryError, RankLostError
 from .memory import ran_out, request
-from .streams import OutputError, discard_unwritten, occupy_descriptors, refuse_output, standard_streams
+from .streams import OutputError, discard_unwritten, guarded_output
+from .terminal import printable_output
 
 
+@guarded_output()
+@printable_output()
 def run_command(command: Callable[[], None]) -> None:
     """Run a command line's body; end the process with one message, no traceback, where an error is expected."""
-    ending: tuple[str, int] | None = None
-    occupy_descriptors()
     try:
-        with standard_streams(refuse_output):
-            try:
-                command()
-            except SystemExit:  # of argparse, which has printed the help
-                sys.stdout.flush()
-                raise
+        if ending := how_it_ends(command):
+            message, status = ending
+            if message and first_may_speak():
+                time.sleep(FIRST_SPEAKS_SECONDS)
+            if message:
+                speak(message)
+            sys.exit(status)
+    finally:
+        discard_unwritten()
+
+
+def how_it_ends(command: Callable[[], None]) -> tuple[str, int] | None:
+    """Run a command, and return the message and exit status where an error is expected; raise others."""
+    ending: tuple[str, int] | None = None
+    try:
+        try:
+            command()
+        except SystemExit:  # of argparse, which has printed the help
             sys.stdout.flush()
+            raise
+        sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if (ending := ending_of(error)) is None:
             raise
         traceback.clear_frames(error.__traceback__)
-    finally:
-        discard_unwritten()
     # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the
     # interpreter ends the process in std::terminate, in 2 of 40 refused runs, and SIGABRT hides the exit status.
     gc.collect()
-    if ending:
-        message, status = ending
-        if message and first_may_speak():
-            time.sleep(FIRST_SPEAKS_SECONDS)
-        if message:
-            speak(message)
-        sys.exit(status)
+    return ending
 
 
 def ending_of(error: BaseException) -> tuple[str, int] | None:

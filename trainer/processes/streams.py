@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TextIO, cast
+from typing import Any, TextIO, cast
 
 
 class OutputError(OSError):
@@ -21,13 +21,17 @@ class Stream:
     """A text stream that hands its failures to a function.
 
     Args:
-        stream: what to write to, or a Stream around it; None: there is none, as Python has it where it was closed.
+        stream: what to write to; None: there is none, as Python has it where it was closed.
         failed: is given each exception.
+
+    Attributes:
+        error: the last failure that nobody has asked for; see `output_failure`.
     """
 
-    def __init__(self, stream: "IO[str] | Stream | None", failed: Callable[[Exception], None]) -> None:
-        self.stream: Any = stream.stream if isinstance(stream, Stream) else stream or Path(os.devnull).open("w")  # noqa: SIM115
+    def __init__(self, stream: TextIO | None, failed: Callable[[Exception], None]) -> None:
+        self.stream = stream or Path(os.devnull).open("w")  # noqa: SIM115
         self.failed = failed
+        self.error: Exception | None = None
 
     def __getattr__(self, name: str) -> Any:
         """Return what the stream itself has."""
@@ -42,7 +46,7 @@ class Stream:
                 encoding = self.stream.encoding
                 self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except (OSError, ValueError) as error:  # ValueError: it was closed
-            self.failed(error)
+            self.fail(error)
         return len(text)
 
     def flush(self) -> None:
@@ -50,7 +54,12 @@ class Stream:
         try:
             self.stream.flush()
         except (OSError, ValueError) as error:
-            self.failed(error)
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Keep a failure, and hand it over."""
+        self.error = error
+        self.failed(error)
 
 
 def drop(_error: Exception) -> None:
@@ -64,14 +73,49 @@ def refuse_output(error: Exception) -> None:
 
 
 @contextmanager
-def standard_streams(failed: Callable[[Exception], None]) -> Iterator[None]:
-    """While the block runs, drop what stderr does not take, and hand failures of stdout to `failed`."""
+def guarded_output() -> Iterator[None]:
+    """Drop what stderr does not take, and raise OutputError where stdout fails; for a traceback at the end too."""
+    occupy_descriptors()
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = cast(TextIO, Stream(sys.stdout, failed)), cast(TextIO, Stream(sys.stderr, drop))
+    sys.stdout, sys.stderr = cast(TextIO, Stream(sys.stdout, refuse_output)), cast(TextIO, Stream(sys.stderr, drop))
+    try:
+        yield
+    except SystemExit:
+        sys.stdout, sys.stderr = before
+        raise
+    sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def dropped_output() -> Iterator[None]:
+    """Drop what stdout and stderr do not take while the block runs."""
+    before = sys.stdout, sys.stderr
+    guarded = [(stream, stream.failed) for stream in map(guarded_below, before) if stream]
+    if not guarded:
+        sys.stdout, sys.stderr = (cast(TextIO, Stream(stream, drop)) for stream in before)
+    for stream, _ in guarded:
+        stream.failed = drop
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
+        for stream, failed in guarded:
+            stream.failed = failed
+
+
+def guarded_below(stream: TextIO) -> Stream | None:
+    """Return the Stream that another one, which may change the text, writes to, or that it is."""
+    found = getattr(stream, "rich_proxied_file", stream)
+    return found if isinstance(found, Stream) else None
+
+
+def output_failure() -> Exception | None:
+    """Return why stdout could not be written since this was called last; None: it could."""
+    stream = guarded_below(sys.stdout)
+    if stream is None:
+        return None
+    error, stream.error = stream.error, None
+    return error
 
 
 def occupy_descriptors() -> None:

@@ -30,6 +30,7 @@ class Server(ThreadingHTTPServer):
         files: Path without query -> contents.
         faults: What goes wrong with the next requests for data: "refuse", "cut" or "hang".
         ranges: Whether parts of a file can be asked for.
+        versions: Whether it tells the version of a file.
         requests: For data, that were answered.
     """
 
@@ -39,7 +40,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.faults: list[str] = []
-        self.ranges = True
+        self.ranges = self.versions = True
         self.requests = 0
         self.over = threading.Event()
 
@@ -62,7 +63,8 @@ class Handler(BaseHTTPRequestHandler):
         data = self._data()
         self.send_response(200 if data is not None else 404)
         self.send_header("Content-Length", str(len(data or b"")))
-        self.send_header("ETag", str(hash(data)))
+        if self.server.versions:
+            self.send_header("ETag", str(hash(data)))
         self.end_headers()
 
     def do_GET(self) -> None:
@@ -185,6 +187,51 @@ def test_a_cached_file_is_fetched_once_and_again_when_it_changed(server: Server,
     assert Path(storage.local(url)).read_bytes() == server.files["x.jsonl.gz"]
     server.files["x.jsonl.gz"] = gzip.compress(LINES[0])
     assert _read(storage, url) == NUMBERS[:1]
+
+
+def test_a_copy_that_was_written_to_is_fetched_again(server: Server, tmp_path: Path) -> None:
+    storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path), retries=0))
+    server.files["x.txt"] = b"right" * 100
+    copy = Path(storage.local(server.url("x.txt")))
+    os.utime(copy)  # another time, the same content
+    assert storage.local(server.url("x.txt")) == str(copy)
+    assert server.requests == 1
+    copy.write_bytes(b"wrong" * 100)
+    assert Path(storage.local(server.url("x.txt"))).read_bytes() == server.files["x.txt"]
+    assert server.requests == 2
+    assert [path.name for path in tmp_path.iterdir()] == [copy.name]
+
+
+def test_a_changed_file_of_the_same_size_is_noticed_where_the_server_tells_no_version(server: Server, tmp_path: Path) -> None:
+    server.versions = False
+    storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path), retries=0))
+    for data in (b"a" * 200_000, b"a" * 199_999 + b"b", b"c" * 200_000):
+        server.files["x.txt"] = data
+        assert [file.stamp for file in storage.expand([server.url("x.txt")])] == [""]
+        assert Path(storage.local(server.url("x.txt"))).read_bytes() == data
+        assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_changes_while_it_is_copied_is_not_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["x.txt"] = b"before"
+    listing = [FileStore.expand(HASTY, [server.url("x.txt")])]
+    server.files["x.txt"] = b"behind"
+    storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path), retries=0))
+    expand = FileStore.expand
+    monkeypatch.setattr(FileStore, "expand", lambda self, *names: listing.pop() if listing else expand(self, *names))
+    with pytest.raises(DataError, match="it changed while it was copied"):
+        storage.local(server.url("x.txt"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_renewed_signature_finds_the_copy_and_the_folder_holds_no_secret(server: Server, tmp_path: Path) -> None:
+    storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path), retries=0))
+    server.files["x.txt"] = b"text"
+    assert len({storage.local(server.url(f"x.txt?sig=5ecret{day}")) for day in range(3)}) == 1
+    assert server.requests == 1
+    assert not [path for path in tmp_path.iterdir() if "5ecret" in path.name]
 
 
 def test_the_copy_used_longest_ago_goes_first(tmp_path: Path) -> None:
