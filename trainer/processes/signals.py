@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -24,7 +25,7 @@ class StopRequest:
     Schedulers announce a preemption with a signal and kill seconds later. A handler that only sets a flag is safe at
     any moment, compilation and saving included; a repeated signal changes nothing. Python runs it between two of its
     own instructions, which a step of long rows keeps it from for minutes. So a thread, which the signal wakes through a
-    pipe, answers at once.
+    socket, answers at once.
 
     Args:
         doing: says what the run will do about it, for the answer.
@@ -40,22 +41,22 @@ class StopRequest:
         for sig in STOPS:
             if sig is not signal.SIGHUP or signal.getsignal(sig) is not signal.SIG_IGN:
                 self._previous[sig] = signal.signal(sig, self._remember)
-        self._answers, self._pipe = os.pipe()
-        os.set_blocking(self._pipe, False)
+        self._wakes, self._woken = socket.socketpair()
+        self._wakes.setblocking(False)
         self._thread = threading.Thread(target=self._answer, name="cistron-signals", daemon=True)
         self._thread.start()
-        self._woken = signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
+        self._before = signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Put the former handlers back; after a stop, ignore signals, so that a repeated one changes nothing."""
         for sig, handler in self._previous.items():
             signal.signal(sig, signal.SIG_IGN if self() else handler)
-        signal.set_wakeup_fd(self._woken)
-        os.write(self._pipe, END)  # to close it would not do: forked compilers have it too
+        signal.set_wakeup_fd(self._before)
+        self._wakes.send(END)  # to close it would not do: forked compilers have it too
         self._thread.join()
-        os.close(self._pipe)
-        os.close(self._answers)
+        self._wakes.close()
+        self._woken.close()
 
     def __call__(self) -> bool:
         """Return whether a stop was requested."""
@@ -67,7 +68,7 @@ class StopRequest:
     def _answer(self) -> None:
         """Answer the first signal; the body of the thread."""
         told = False
-        while (number := os.read(self._answers, 1)) != END:
+        while (number := self._woken.recv(1)) != END:
             if not told and number[0] in self._previous:
                 told = True
                 if is_first_told():
@@ -87,13 +88,13 @@ def is_first_told() -> bool:
     return first
 
 
-def forget_pipe() -> None:
+def forget_socket() -> None:
     """In a forked process: its signals are not the parent's."""
     with suppress(ValueError):  # forked by a thread of a subinterpreter
         signal.set_wakeup_fd(-1)
 
 
-os.register_at_fork(after_in_child=forget_pipe)
+os.register_at_fork(after_in_child=forget_socket)
 
 
 def end_with_launcher() -> None:

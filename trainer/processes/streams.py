@@ -90,29 +90,17 @@ def guarded_output() -> Iterator[None]:
 def dropped_output() -> Iterator[None]:
     """Drop what stdout and stderr do not take while the block runs."""
     before = sys.stdout, sys.stderr
-    guarded = [(stream, stream.failed) for stream in map(guarded_below, before) if stream]
-    if not guarded:
-        sys.stdout, sys.stderr = (cast(TextIO, Stream(stream, drop)) for stream in before)
-    for stream, _ in guarded:
-        stream.failed = drop
+    sys.stdout, sys.stderr = (cast(TextIO, Stream(stream, drop)) for stream in before)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
-        for stream, failed in guarded:
-            stream.failed = failed
-
-
-def guarded_below(stream: TextIO) -> Stream | None:
-    """Return the Stream that another one, which may change the text, writes to, or that it is."""
-    found = getattr(stream, "rich_proxied_file", stream)
-    return found if isinstance(found, Stream) else None
 
 
 def output_failure() -> Exception | None:
     """Return why stdout could not be written since this was called last; None: it could."""
-    stream = guarded_below(sys.stdout)
-    if stream is None:
+    stream: Any = sys.stdout
+    if not isinstance(stream, Stream):
         return None
     error, stream.error = stream.error, None
     return error
