@@ -6,24 +6,63 @@ Nothing here knows of data, models or training, and nothing here loads torch.
 
 from .errors import UserError, aligned, nearest
 from .outside import is_withheld, one_line, presentable, printable, public_name, redacted, without_credentials
-from .parse import JSON_BYTES, Json, json_object, json_of, json_record, named, no_file, read_bytes, read_json, read_toml, shown
-from .registry import Registry, load_plugins, load_saved_plugins
-from .table import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, Weight, changed
+from .parse import (
+    JSON_BYTES,
+    Json,
+    bounded,
+    json_object,
+    json_of,
+    json_record,
+    named,
+    no_file,
+    read_bytes,
+    read_json,
+    read_toml,
+    shown,
+    text_of,
+)
+from .registry import Registry, load_plugins, load_saved_plugins, plugin_modules
+from .table import (
+    COUNT,
+    IDS,
+    STEPS,
+    TOKENS,
+    Decay,
+    Degree,
+    Fraction,
+    Name,
+    NonNegative,
+    PathText,
+    Positive,
+    Steps,
+    Table,
+    Tokens,
+    Weight,
+    changed,
+)
 
 __all__ = [
+    "COUNT",
+    "IDS",
     "JSON_BYTES",
+    "STEPS",
+    "TOKENS",
     "Decay",
     "Degree",
     "Fraction",
     "Json",
     "Name",
     "NonNegative",
+    "PathText",
     "Positive",
     "Registry",
+    "Steps",
     "Table",
+    "Tokens",
     "UserError",
     "Weight",
     "aligned",
+    "bounded",
     "changed",
     "is_withheld",
     "json_object",
@@ -35,6 +74,7 @@ __all__ = [
     "nearest",
     "no_file",
     "one_line",
+    "plugin_modules",
     "presentable",
     "printable",
     "public_name",
@@ -43,5 +83,6 @@ __all__ = [
     "read_toml",
     "redacted",
     "shown",
+    "text_of",
     "without_credentials",
 ]

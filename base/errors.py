@@ -3,7 +3,7 @@
     UserError
         datasets.errors     DataConfigError (and DataOrderError), DataError
         models.errors       ModelError
-        trainer.errors      ConfigError, EosMismatchError, CheckpointError
+        trainer.errors      ConfigError, RanksDifferError, EosMismatchError, CheckpointError
 
 A command ends with status 2 and the message of a `UserError`; with a traceback where the error is a bug.
 """

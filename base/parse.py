@@ -105,7 +105,7 @@ def json_of(data: bytes, where: str, error: type[UserError], *, finite: bool = T
             raise _Refused(f"the key {twice[:60]!r} twice in one object; remove one of them")
         return values
 
-    text = _text(data, where, error)
+    text = text_of(data, where, error)
     try:
         content = json.loads(text, parse_int=integer, parse_float=number, parse_constant=number, object_pairs_hook=table)
         _check_depth(content)
@@ -168,7 +168,7 @@ def read_toml(path: str | os.PathLike[str], error: type[UserError]) -> Json:
             that is too long.
     """
     where = os.fspath(path)
-    text = _text(read_bytes(path, error, TOML_BYTES), where, error, empty=True)
+    text = text_of(read_bytes(path, error, TOML_BYTES), where, error, empty=True)
     try:
         # Before it is parsed: Python's parser recurses, and takes time by the square of the parts of a dotted key.
         _check_toml_depth(text)
@@ -181,6 +181,14 @@ def read_toml(path: str | os.PathLike[str], error: type[UserError]) -> Json:
     except ValueError as problem:
         raise error.about(where, f"not valid TOML: {problem}") from None
     return content
+
+
+def bounded(content: Any, where: str, error: type[UserError]) -> None:
+    """Raise an error of kind `error` where values that something else has parsed are nested too deeply or too long."""
+    try:
+        _check_depth(content)
+    except _Refused as problem:
+        raise error.about(where, f"has {problem}") from None
 
 
 def shown(value: object, most: int = 80) -> str:
@@ -202,8 +210,18 @@ class _Refused(Exception):
     """What a text has that is within its language, and beyond our limits."""
 
 
-def _text(data: bytes, where: str, error: type[UserError], empty: bool = False) -> str:
-    """Return UTF-8 as text."""
+def text_of(data: bytes, where: str, error: type[UserError], empty: bool = False) -> str:
+    """Return UTF-8 as text.
+
+    Args:
+        data: of a file.
+        where: path of the file, for messages.
+        error: kind of what is raised.
+        empty: whether there may be none.
+
+    Raises:
+        UserError: of kind `error`: it is empty, a pointer of git-lfs, begins with a byte order mark, or is no UTF-8.
+    """
     if not data and not empty:
         raise error.about(where, "is empty (0 bytes)")
     if data.startswith(LFS):

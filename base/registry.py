@@ -108,19 +108,25 @@ class Registry(Generic[T]):
         return f"no such {self.kind}{nearest(name, self._says)}"
 
 
+def plugin_modules(modules: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return who names each plug-in, and its module: installed packages, CISTRON_PLUGINS, then `modules`."""
+    installed = [
+        (f"the entry point {point.name} = {point.value!r} of {GROUP}", point.value) for point in entry_points(group=GROUP)
+    ]
+    named = [(f"{VARIABLE}: {module!r}", module) for module in os.environ.get(VARIABLE, "").split(",") if module.strip()]
+    listed = [*installed, *named, *((f"job.plugins: {module!r}", module) for module in modules)]
+    return [(where, module.strip().partition(":")[0]) for where, module in listed]
+
+
 def load_plugins(modules: Sequence[str] = ()) -> None:
     """Import the plug-ins of installed packages and of CISTRON_PLUGINS, then `modules`; each is imported once.
 
     Raises:
         UserError: one cannot be imported; names it and the reason.
     """
-    installed = [
-        (f"the entry point {point.name} = {point.value!r} of {GROUP}", point.value) for point in entry_points(group=GROUP)
-    ]
-    named = [(f"{VARIABLE}: {module!r}", module) for module in os.environ.get(VARIABLE, "").split(",") if module.strip()]
-    for where, module in [*installed, *named, *((f"job.plugins: {module!r}", module) for module in modules)]:
+    for where, module in plugin_modules(modules):
         try:
-            importlib.import_module(module.strip().partition(":")[0])
+            importlib.import_module(module)
         except Exception as error:  # whatever a module of others raises on import
             raise UserError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
 

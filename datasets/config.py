@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from ..base import NonNegative, Positive, Table, Weight, changed
+from ..base import STEPS, Table, Tokens, Weight, changed
 from .documents import DocumentConfig
 from .files import FileStoreConfig
 from .readers import SourceConfig
@@ -18,7 +18,7 @@ from .readers import SourceConfig
 class Stage(Table):
     """Other weights from a step on."""
 
-    step: Annotated[int, Field(ge=2)]
+    step: Annotated[int, Field(ge=2, le=STEPS)]
     """First step whose rows are drawn by these weights."""
     weights: dict[str, Weight]
     """The weight of each source that is used from then on, as { name = weight, ... }; a source left out has none."""
@@ -31,19 +31,19 @@ class DataConfig(FileStoreConfig, DocumentConfig):
     """The [[data.sources]] tables."""
     stages: list[Stage] = Field(default_factory=list)
     """The [[data.stages]] tables: weights that replace those of the sources, in ascending order of steps."""
-    lanes: Positive = 16
+    lanes: Annotated[int, Field(gt=0, le=2**16)] = 16
     """Independent row streams; a multiple of data-parallel ranks x workers. The lane of row i depends on i alone."""
     packing: Literal["best_fit", "concat"] = "best_fit"
     """best_fit: whole documents, least padding. concat: classic concatenate-and-chunk."""
     layout: Literal["packed", "padded"] = "packed"
     """packed: many documents in a row. padded: one, in rows as long as the longest of the micro-batch needs."""
-    pad_multiple: Positive = 128
+    pad_multiple: Tokens = 128
     """padded: rows are a multiple of this long, or training.seq_len."""
     length_buckets: bool = False
     """padded: assign a step's rows to its micro-batches by length, which takes less padding; its rows stay the same."""
     normalize_weights: bool = True
     """Divide a step's loss by the sum of its targets' weights; false: by the number of targets that have one."""
-    num_workers: NonNegative = 0
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Loader processes per rank; 0 reads ahead in a thread. Any value gives the same rows."""
     on_bad_record: Literal["error", "skip"] = "error"
     """error: a record that cannot be used ends the run. skip: it is left out, logged and counted."""

@@ -44,6 +44,7 @@ LONGEST = [
 # Not in the fast subset either: several seconds each of corpora, refusals at start, or hypothesis.
 SLOW = [
     "datasets/test_synthetic.py",
+    "drills/test_fuzz_drill.py",
     "documents/test_treatment.py",
     "files/test_remote.py",
     "huggingface/test_huggingface.py",

@@ -23,7 +23,7 @@ from ..trainer.parallel import context_block_size
 from ..trainer.processes import Layout, Terminal, global_batch_size, host_memory, private_memory
 from ..trainer.start import Launch, open_data, verify
 from . import cli
-from .support import report_sources, report_targets
+from .support import report_sources, report_targets, whole_number
 
 TOKENS = 2**19  # looked at, in at most 256 rows: 256 rows of 2,048 tokens pack and check in 0.1 s
 
@@ -32,7 +32,11 @@ def main(argv: Sequence[str]) -> None:
     """Parse the command line, verify the job, and print what it would do."""
     usage = "cistron check FILE [--world-size N] [--device {cpu,cuda}] [--section.key value ...]"
     parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
-    parser.add_argument("--world-size", type=int, help="number of processes to check for; default: as many as the degrees name")
+    parser.add_argument(
+        "--world-size",
+        type=whole_number(1, 2**20),
+        help="number of processes to check for; default: as many as the degrees name",
+    )
     parser.add_argument(
         "--device", default="cpu", choices=["cpu", "cuda"], help="for attention and the memory estimate (default: cpu)"
     )

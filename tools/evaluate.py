@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
 from ..base import load_plugins
-from ..datasets.files import whole
+from ..datasets.files import check_writable, whole
 from ..datasets.nucleotides import CODES, reverse_complement
 from ..datasets.readers import NamedSequence, SequenceFiles
 from ..datasets.tokenizers import has_bases
@@ -71,6 +71,8 @@ def run(options: argparse.Namespace) -> None:
     """Score all sequences of the input."""
     if options.output is not None and options.output.suffix not in WRITERS:
         raise ConfigError(f"--output {options.output}: its name must end in one of {', '.join(WRITERS)}")
+    if options.output is not None:
+        check_writable(options.output, "--output", ConfigError)
     files = SequenceFiles(options.score, options.format, options.field, options.id_field)
     opened = open_as_asked(options)
     sequences: Iterable[NamedSequence] = files

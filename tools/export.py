@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 
+from ..datasets.files import check_writable_folder
 from ..trainer.checkpoints import read_newest
+from ..trainer.errors import ConfigError
 from ..trainer.huggingface import export
 from . import cli
 
@@ -32,6 +34,7 @@ def main(argv: Sequence[str]) -> None:
     tokenizer.add_argument("--no-tokenizer", action="store_true", help="write no tokenizer files")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at OUT, and nothing else")
     options = parser.parse_args(argv)
+    check_writable_folder(options.out, "OUT", ConfigError)
     found, skipped = read_newest(options.checkpoint)
     table = found.state.config.tokenizer
     if options.tokenizer:

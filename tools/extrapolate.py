@@ -9,12 +9,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from ..base import public_name
+from ..datasets.files import check_writable_folder
 from ..datasets.readers import SequenceFiles
 from ..datasets.tokenizers import Ids
 from ..trainer.config import Continuation, Extrapolation, Passkey, validate
@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate as the command line says."""
+    check_writable_folder(options.output, "--output", ConfigError)
     opened = open_as_asked(options)
     opened.refuse_encoder("be asked for longer documents")
     table = table_of(options, opened)
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     key = "training.seq_len of its job" if opened.config else "max_position_embeddings"
     trained, said = trained_as(opened.trained, opened.seq_len or opened.model.max_document_length, key)
     asked = plan(table, trained, opened.tokenizer, lambda longest: long_documents(options, opened, longest))
-    make_output_folder(options.output)
+    options.output.mkdir(parents=True, exist_ok=True)
     console = Terminal()
     for line in (said, *asked.messages):
         console.print(line)
@@ -108,16 +109,6 @@ def long_documents(options: argparse.Namespace, opened: OpenedModel, longest: in
     if opened.config is None or not opened.config.validation.sources:
         raise ConfigError("--extrapolate: the model's job has no [[validation.sources]]; name files with --input")
     return read_sources(opened.config, opened.tokenizer, longest)
-
-
-def make_output_folder(folder: Path) -> None:
-    """Make the folder, and a file in it that is gone again. Raises ConfigError where that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"--output {folder}: cannot be written: {error}") from None
 
 
 def write_results(

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..datasets.files import check_writable_folder
+from ..trainer.errors import ConfigError
 from ..trainer.huggingface import import_folder
 from . import cli
 
@@ -21,6 +23,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--eos-token", metavar="TEXT", help="that ends a document (default: what tokenizer_config.json says)")
     parser.add_argument("--pad-token", metavar="TEXT", help="that fills rows (default: likewise, else the eos)")
     options = parser.parse_args(argv)
+    check_writable_folder(options.out, "OUT", ConfigError)
     said = import_folder(options.source, options.out, eos_token=options.eos_token, pad_token=options.pad_token)
     print("\n".join(said))
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from torch.nn.attention.flex_attention import BlockMask
 
 from ..base import printable
+from ..datasets.files import check_writable
 from ..datasets.loading import Batch
 from ..datasets.tokenizers import Tokenizer
 from ..models.attention import DocumentMask, document_block_mask
@@ -21,7 +22,7 @@ from ..trainer.errors import ConfigError
 from ..trainer.processes import Layout, Terminal, global_batch_size
 from ..trainer.start import Launch, open_data, verify
 from . import cli
-from .support import report_sources
+from .support import report_sources, whole_number, writing
 
 STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of consecutive documents
 EMPTY, PARTIAL, FULL = 0, 1, 2
@@ -32,18 +33,19 @@ def main(argv: Sequence[str]) -> None:
     usage = "cistron inspect FILE [--output PNG] [--rows N] [--decode N] [--section.key value ...]"
     parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=Path("packed_batch.png"), help="the picture (default: packed_batch.png)")
-    parser.add_argument("--rows", type=int, default=16, help="rows of the batch in the picture (default: 16)")
-    parser.add_argument("--decode", type=int, default=2, help="rows to decode in the terminal (default: 2)")
+    parser.add_argument(
+        "--rows", type=whole_number(1, 2**16), default=16, help="rows of the batch in the picture (default: 16)"
+    )
+    parser.add_argument("--decode", type=whole_number(0, 2**16), default=2, help="rows to decode in the terminal (default: 2)")
     options, others = parser.parse_known_args(argv)
     run(others, options)
 
 
 def run(argv: Sequence[str], options: argparse.Namespace) -> None:
     """Pack the first rows as training would, hold the contract against them, and show them."""
-    if options.rows < 1 or options.decode < 0:
-        raise ConfigError(f"--rows {options.rows} --decode {options.decode}: must be at least 1 and 0")
     if options.output.suffix.lower() != ".png" or not options.output.parent.is_dir():
         raise ConfigError(f"--output {options.output}: must be a .png in a folder that exists")
+    check_writable(options.output, "--output", ConfigError)
     cpu = torch.device("cpu")
     launch = Launch(None, cpu)
     config, _ = load_config(argv, "cistron inspect", launch.complaints)
@@ -60,7 +62,8 @@ def run(argv: Sequence[str], options: argparse.Namespace) -> None:
     for row in range(min(options.decode, options.rows)):
         console.rule(f"row {batch.rows[row]}")
         console.print(decoded(batch, row, tokenizer))
-    draw_rows(batch, mask, options.output)
+    with writing(options.output):
+        draw_rows(batch, mask, options.output)
     console.print(f"\nwrote {options.output}: {options.rows} rows, and the mask of the row with most documents")
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import tomli_w
 
-from ..base import load_plugins
+from ..base import IDS, TOKENS, load_plugins
 from ..datasets.config import DataConfig
 from ..datasets.documents import Letters, letter_complaints
 from ..datasets.errors import DataConfigError, refuse
-from ..datasets.files import FileStore, FileStoreConfig
+from ..datasets.files import FileStore, FileStoreConfig, check_writable, check_writable_folder
 from ..datasets.prepare import (
     Corpus,
     DumpReader,
@@ -116,15 +116,26 @@ def run(options: argparse.Namespace) -> None:
     """Prepare every source, then report what there is now."""
     from .support import progress_bar
 
-    for name, smallest in (("processes", 1), ("shard_mb", 1), ("seq_len", 2), ("seed", 0)):
-        if getattr(options, name) is not None and getattr(options, name) < smallest:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {smallest}")
+    limits = {
+        "processes": (1, 4096),
+        "shard_mb": (1, 10**6),
+        "seq_len": (2, TOKENS),
+        "seed": (0, 2**63 - 1),
+        "eos_id": (0, IDS),
+    }
+    for name, (least, most) in limits.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least {least} and at most {most}")
     if not 0.0 <= options.validation_share < 1.0:
         raise ConfigError(f"--validation-share {options.validation_share}: must be at least 0 and below 1")
     if options.output is None:
         raise ConfigError("--output is not set; name the folder for the shards")
-    if options.report is not None and not options.report.parent.is_dir():
-        raise ConfigError(f"--report {options.report}: its folder does not exist")
+    check_writable_folder(options.output, "--output", ConfigError)
+    if options.report is not None:
+        if not options.report.parent.is_dir():
+            raise ConfigError(f"--report {options.report}: its folder does not exist")
+        check_writable(options.report, "--report", ConfigError)
 
     prepared, said = [], []
     for work in works_of(options):

@@ -1,10 +1,11 @@
-"""Errors of the trainer: three kinds of mistakes that a user can correct, and three failures of a run.
+"""Errors of the trainer: four kinds of mistakes that a user can correct, and four failures of a run.
 
 UserError
     ConfigError         the TOML or the command line
+    RanksDifferError    the processes of a run do not run the same job
     EosMismatchError    who says where documents end
     CheckpointError     a checkpoint
-NonFiniteError, RankLostError, OutOfMemoryError
+NonFiniteError, MeetingError, RankLostError, OutOfMemoryError
 """
 
 from collections.abc import Sequence
@@ -22,12 +23,20 @@ def refuse(complaints: Sequence[str]) -> None:
         raise ConfigError("\n  ".join(["the configuration does not fit:", *complaints] if complaints[1:] else complaints))
 
 
+class RanksDifferError(UserError):
+    """Ranks differ in what all must have alike; the message, the same on all of them, is a table of who has what."""
+
+
 class EosMismatchError(UserError):
     """Two parties disagree about where documents end; the message is a table of what each says, and where."""
 
 
 class NonFiniteError(ArithmeticError):
     """Loss or gradient was not finite for too many steps, none of which was taken; raised on every rank."""
+
+
+class MeetingError(RuntimeError):
+    """The processes of a run did not meet within `comm.timeout_seconds`; names the address and who is missing."""
 
 
 class RankLostError(RuntimeError):

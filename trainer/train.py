@@ -53,6 +53,7 @@ from .start import (
     Parts,
     TrainData,
     build_model_and_optimizer,
+    host_facts,
     open_data,
     open_run_folder,
     resume_data,
@@ -384,8 +385,8 @@ def train_job(config: JobConfig, parts: Parts | None) -> TrainedRun:
             lambda: f"after step {trainer.progress.step}" if trainer else "at the start", config.comm.timeout_seconds
         ),
     ):
-        world = join(config)
         try:
+            world = join(config, further=lambda: host_facts(config, parts) if parts else {})
             with out_of_memory_told(
                 config, world, lambda: f"step {trainer.progress.step + 1}" if trainer else "before the first step", stop
             ):
@@ -395,7 +396,8 @@ def train_job(config: JobConfig, parts: Parts | None) -> TrainedRun:
                 finally:
                     trainer.close()
         finally:
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                dist.destroy_process_group()
     # no process group is left: rank 0 takes as long as the weights need, and no rank waits for it in a collective
     if world.is_first and config.checkpoint.last_save_in_hf and trainer.progress.step >= config.training.steps:
         for message in export_step(config, trainer.checkpoints / f"step-{trainer.progress.step}"):

@@ -1,10 +1,11 @@
 """What is done with documents between their files and the rows: letters weighed, strands chosen, long ones cut."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from typing_extensions import Self, override
 
-from ...base import Fraction, NonNegative
+from ...base import TOKENS, Fraction
 from ..tokenizers import Tokenizer
 from .letters import Letters, letter_complaints
 from .strands import strand_complaints
@@ -17,7 +18,7 @@ class DocumentConfig(Letters):
     """Probability that a document is read on its other strand, drawn per document and epoch; byte, dna; in training."""
     long_documents: Literal["split", "window", "truncate", "error"] = "split"
     """Longer than a row. split: rows and a rest. window: overlapping rows. truncate: first row. error: a bad record."""
-    window_overlap: NonNegative = 0
+    window_overlap: Annotated[int, Field(ge=0, lt=TOKENS)] = 0
     """long_documents window: tokens that a row repeats from the one before, as context without loss."""
 
     @override

@@ -4,7 +4,7 @@ Read `find` (names to files), `storage` (opening and inflating them), then `bgzi
 `atomic` (writing, checksums).
 """
 
-from .atomic import TEMPORARY, checksum, sync, temporary, whole, write_atomically
+from .atomic import TEMPORARY, check_writable, check_writable_folder, checksum, sync, temporary, whole, write_atomically
 from .bgzip import BgzfFile, ByteFile, DamagedError
 from .find import DataFile, is_compressed, is_remote, plain_name
 from .storage import FileStore, FileStoreConfig, changes, fingerprint
@@ -18,6 +18,8 @@ __all__ = [
     "FileStore",
     "FileStoreConfig",
     "changes",
+    "check_writable",
+    "check_writable_folder",
     "checksum",
     "fingerprint",
     "is_compressed",

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import xxhash
 
+from ...base import UserError, no_file
+
 TEMPORARY = ".part"
+PROBE_BYTES = 2**16  # a full disk takes an empty file
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -29,6 +32,50 @@ def whole(path: Path) -> Iterator[Path]:
         sync(path.parent)
         partial.replace(path)
         sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_writable(path: Path, what: str, error: type[UserError]) -> None:
+    """Find out, before the work that fills it, whether a file can be written.
+
+    Args:
+        path: of the file, which this leaves as it is.
+        what: the option that names it, for the message.
+        error: kind of what is raised.
+
+    Raises:
+        UserError: of kind `error`: it is a folder, a pipe or a device, its folder is not there or not writable, or the
+            disk is full.
+    """
+    try:
+        if path.exists() and (other := no_file(path.stat().st_mode)) is not None:
+            raise error(f"{what} {path}: cannot be written: this is {other}; name a file")
+        _probe(path)
+    except OSError as problem:
+        raise error(f"{what} {path}: cannot be written: {problem.strerror}") from None
+
+
+def check_writable_folder(folder: Path, what: str, error: type[UserError]) -> None:
+    """Find out, before the work that fills it, whether a folder can be made and files in it be written; see above."""
+    try:
+        there = folder.absolute()
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            raise error(f"{what} {folder}: cannot be written: {there} is a file; name a folder")
+        _probe(there / folder.name)
+    except OSError as problem:
+        raise error(f"{what} {folder}: cannot be written: {problem.strerror}") from None
+
+
+def _probe(path: Path) -> None:
+    partial = temporary(path)
+    try:
+        with partial.open("xb") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
     finally:
         partial.unlink(missing_ok=True)
 

@@ -76,6 +76,8 @@ def find_files(pattern: str, folder_glob: str | None, private_redirects: bool = 
         raise DataError(f"{WITHHELD}; name it in full in the TOML or on the command line", file=target)
     try:
         filesystem, root = file_system(target if remote else str(Path(target).expanduser()), private_redirects)
+    except RuntimeError:
+        raise DataError("there is no such user, whose home folder `~` would be", file=target) from None
     except ImportError as error:
         raise DataError(f"the fsspec driver of this URL is not installed: {error}", file=target) from None
     except ValueError as error:
@@ -91,6 +93,12 @@ def find_files(pattern: str, folder_glob: str | None, private_redirects: bool = 
             if remote:  # maybe only for now
                 raise
             raise DataError("there is no such file", file=target) from None
+        except OSError as error:
+            if remote:
+                raise
+            raise DataError(f"cannot be read: {error.strerror}", file=target) from None  # links in a circle, a name too long
+        if info["type"] == "other":
+            raise DataError("this is a pipe or a device, where a file is read; write it to a file", file=target)
         if info["type"] != "directory":
             file = _file(filesystem, info, remote)
             if file.size == 0:

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Annotated, cast
 
 import xxhash
 from pydantic import Field
 
-from ...base import NonNegative, Table
+from ...base import PathText, Table
 from ..errors import DataError
 from .bgzip import HEAD_BYTES, BgzfFile, BlockIndex, ByteFile, DamagedError, block_size, find_blocks
 from .cache import find_copy, make_copy
@@ -30,8 +30,10 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# Windows of up to 2^31 bytes, the largest, as `zstd --long=31` writes them.
-ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
+# zstd's window is memory of each lane. Of any file 128 MiB, `zstd --long=27`, as zstd itself takes unasked; more, up to
+# the 2 GiB of --long=31, of a file so large that its contents need it.
+WINDOW_LOGS = range(27, 32)
+WINDOW_SHARE = 16  # a file has at least the 16th part of a larger window
 # A listing of many files takes many requests.
 LISTING_PATIENCE = 10
 DAMAGED = "the compressed data is truncated or damaged"
@@ -40,11 +42,11 @@ DAMAGED = "the compressed data is truncated or damaged"
 class FileStoreConfig(Table):
     """The keys of `[data]` about remote files."""
 
-    cache_dir: str | None = None
+    cache_dir: PathText | None = None
     """Folder for copies of remote files; unset: they are read over the network each time."""
-    cache_gb: float = Field(default=50.0, gt=0.0)
+    cache_gb: float = Field(default=50.0, gt=0.0, le=1e9)
     """Size that the copies are kept below (10^9 bytes); what was used longest ago goes first."""
-    retries: NonNegative = 5
+    retries: Annotated[int, Field(ge=0, le=16)] = 5
     """Further attempts, at growing intervals, at a remote read that fails."""
     allow_private_redirects: bool = False
     """Whether an http server of the internet may redirect to an address of this host or of a private network."""
@@ -116,6 +118,10 @@ class FileStore:
                 unit = "zstd frame" if _is_zstd(path) else "gzip member"
                 raise DataError(f"{DAMAGED}: the file ends within a {unit}", file=path) from None
             except (DamagedError, gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
+                if "too much memory" in str(error):
+                    window = 2 ** _window_log(raw) // 2**20
+                    problem = f"its zstd window is larger than {window} MiB, the most of a file of this size; compress it again"
+                    raise DataError(f"{problem} with at most --long={WINDOW_LOGS[0]}", file=path) from None
                 raise DataError(f"{DAMAGED}: {error}", file=path) from error
 
     @contextmanager
@@ -153,7 +159,7 @@ class FileStore:
         if not is_compressed(path):
             return cast("ByteFile", raw)
         if _is_zstd(path):
-            return zstd.ZstdFile(raw, options=ZSTD_OPTIONS)
+            return zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: _window_log(raw)})
         head = raw.read(HEAD_BYTES)
         raw.seek(0)
         if block_size(head) is None:
@@ -163,6 +169,12 @@ class FileStore:
 
 def _is_zstd(path: str) -> bool:
     return plain_name(path).endswith((".zst", ".zstd"))
+
+
+def _window_log(raw: object) -> int:
+    """Return the binary logarithm of the largest window that a file of this size may have."""
+    size = raw.size if isinstance(raw, RemoteFile) else os.fstat(cast("IO[bytes]", raw).fileno()).st_size
+    return max(WINDOW_LOGS[0], min(WINDOW_LOGS[-1], (WINDOW_SHARE * size).bit_length() - 1))
 
 
 def _version(raw: object) -> int:

@@ -41,14 +41,14 @@ class DumpReader(TokenReader):
         local = self.storage.local(path)
         try:
             if path.endswith(".npy"):
-                ids: npt.NDArray[Any] = np.load(local, mmap_mode="r")
+                ids: npt.NDArray[Any] = np.lib.format.open_memmap(local, mode="r")
             elif self.dtype is None:
                 raise DataError("a raw dump does not say how its ids are written; give --dtype", file=path)
             else:
                 ids = np.memmap(local, np.dtype(self.dtype).newbyteorder("<"), "r")
-        except ValueError as error:  # also of numpy: no array, or a part of an element at the end
-            if isinstance(error, DataError):
-                raise
+        except DataError:
+            raise
+        except Exception as error:  # numpy's, which evaluates a header as Python: whatever a parser raises of garbage
             raise DataError(f"not an array of ids: {error}", file=path) from None
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise DataError(f"expected integers in one dimension, found {ids.dtype} of shape {ids.shape}", file=path)

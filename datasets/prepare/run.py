@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from pydantic import ValidationError
+from pydantic import JsonValue
 
+from ...base import json_record, read_bytes
 from ..errors import DataConfigError, DataError
 from ..files import TEMPORARY, DataFile, changes, sync, write_atomically
 from ..readers import Piece
@@ -37,6 +38,7 @@ from .duplicates import DIGEST_BYTES, mark_duplicates
 from .pool import Emit, run_tasks
 
 VERSION = 1
+PLAN_BYTES = 2**28  # it names every file of the corpus
 # A corpus of small files: a manifest names each of them.
 MAX_PIECES = 4096
 
@@ -63,6 +65,22 @@ class Task(NamedTuple):
         """Describe the task by its first piece."""
         first = self.pieces[0]
         return f"{first.path} from {first.start} on" + (f" and {len(self.pieces) - 1} more pieces" * (len(self.pieces) > 1))
+
+
+class Plan(Record):
+    """What `plan.json` holds: everything that decides the bytes of the shards.
+
+    Attributes:
+        version: Of this format.
+        tokenizer: Kind, fingerprint and special ids.
+        settings: Of the corpus.
+        files: Path, size and stamp of each.
+    """
+
+    version: Literal[1]
+    tokenizer: dict[str, JsonValue]
+    settings: dict[str, JsonValue]
+    files: list[tuple[str, int, str]]
 
 
 class Event(NamedTuple):
@@ -230,14 +248,18 @@ def _hold_plan(path: Path, plan: dict[str, Any]) -> None:
             raise DataConfigError(f"--output: {foreign} is there already and no plan says by whom; name another folder")
         write_atomically(path, json.dumps(plan, indent=1).encode() + b"\n")
         return
-    saved = json.loads(path.read_bytes())
+    try:
+        saved = json_record(Plan, read_bytes(path, DataConfigError, PLAN_BYTES), str(path), DataConfigError)
+    except DataConfigError as error:
+        remedy = f"so nobody can tell what {path.parent.parent} was made of: name another folder, or remove this one"
+        raise DataConfigError(f"--output: {error}; {remedy}") from None
     differences = [
         f"{key} was {before!r} and is {now!r}"
         for table in ("tokenizer", "settings")
-        for key in sorted({*saved[table], *plan[table]})
-        if (before := saved[table].get(key)) != (now := plan[table].get(key))
+        for key in sorted({*getattr(saved, table), *plan[table]})
+        if (before := getattr(saved, table).get(key)) != (now := plan[table].get(key))
     ]
-    differences += changes(saved["files"], [DataFile(*file) for file in plan["files"]])
+    differences += changes(saved.files, [DataFile(*file) for file in plan["files"]])
     if differences:
         listing = "".join(f"\n  {line}" for line in differences)
         raise DataConfigError(
@@ -255,7 +277,7 @@ def _finished(folder: Path, task: Task) -> PreparationResult | None:
             sizes = Manifest.model_validate_json(path.read_bytes()).sizes()
             if any(path.with_suffix(f".{ending}").stat().st_size != size for ending, size in sizes.items()):
                 return None
-    except (FileNotFoundError, ValidationError):
+    except (FileNotFoundError, ValueError):  # none, or none of ours: the task is done again
         return None
     return result
 

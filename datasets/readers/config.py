@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import override
 
-from ...base import Name, Positive, Table, Weight
+from ...base import Name, PathText, Positive, Table, Weight
 from .formats import has_fields
 from .records import READERS
 
@@ -17,7 +17,7 @@ class SourceFiles(Table):
     """Name in logs, in metrics.jsonl and in the checkpointed data state."""
     format: Annotated[str, READERS.choice]
     """What a document is in these files."""
-    paths: list[str] = Field(min_length=1)
+    paths: list[PathText] = Field(min_length=1)
     """Files, globs, URLs; tokens: manifests (*.json), folders. {stdlib}: Python's library; {synthetic}: a genome."""
     field: str = "text"
     """jsonl, tsv and parquet: the key or column that holds the document."""

@@ -1,7 +1,8 @@
 """parquet: a row is a record, its document in one column of strings; addresses are row numbers of the file.
 
 Row groups are decoded one at a time and page by page, of the needed column only. To go on within a row group its rows
-before are decoded again and dropped.
+before are decoded again and dropped. A document that a file holds once and many rows refer to is held once here too:
+otherwise 500 bytes, a long value of zeros in thousands of rows, would take gigabytes.
 """
 
 from collections.abc import Iterator
@@ -72,10 +73,8 @@ class ParquetReader(FieldReader):
             if row + batch.num_rows > offset:
                 skipped = max(0, offset - row)
                 values, *labels = (_leaves(batch, names)[skipped:] for names in columns)
-                if pa.types.is_integer(values.type):
-                    values = values.cast(pa.string())
-                label_values = labels[0].to_pylist() if labels else None
-                yield from self._records(values.cast(pa.large_binary()).to_pylist(), label_values, row + skipped, path)
+                label_values = _plain(labels[0]).to_pylist() if labels else None
+                yield from self._records(_documents(values), label_values, row + skipped, path)
             row += batch.num_rows
         if row != end:
             raise DataError(f"row group {number} ends at row {row} of {end}: the file is damaged", file=path)
@@ -117,9 +116,17 @@ class ParquetReader(FieldReader):
         """Open a file and find the names that lead to the column of documents and, where they are read, of labels."""
         try:
             with self.storage.open_stored(path, whole) as raw:
-                parquet = pq.ParquetFile(raw, buffer_size=READ_BYTES, page_checksum_verification=True)
-                _check(parquet, path)
-                columns = [self._check_strings(*_find_column(parquet.schema_arrow, self.field, path), path)]
+                plain = pq.ParquetFile(raw)
+                _check(plain, path)
+                names, found = _find_column(plain.schema_arrow, self.field, path)
+                columns = [self._check_strings(names, found, path)]
+                parquet = pq.ParquetFile(
+                    raw,
+                    metadata=plain.metadata,
+                    buffer_size=READ_BYTES,
+                    page_checksum_verification=True,
+                    read_dictionary=[".".join(names)] if found in STRINGS else [],
+                )
                 if self.label is not None:
                     columns.append(_find_column(parquet.schema_arrow, self.label.field, path)[0])
                 yield parquet, columns
@@ -161,7 +168,22 @@ def _leaves(batch: pa.RecordBatch, names: list[str]) -> pa.Array:
     values = batch.column(names[0])
     for name in names[1:]:
         values = pc.struct_field(values, name)
+    return values
+
+
+def _plain(values: pa.Array) -> pa.Array:
     return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
+
+def _documents(values: pa.Array) -> list[bytes | None]:
+    """Return strings, or whole numbers as text, as bytes; rows with the same value of a dictionary share theirs."""
+    if pa.types.is_dictionary(values.type):
+        distinct = _documents(values.dictionary)
+        return [None if place is None else distinct[place] for place in values.indices.to_pylist()]
+    if pa.types.is_integer(values.type):
+        values = values.cast(pa.string())
+    documents: list[bytes | None] = values.cast(pa.large_binary()).to_pylist()
+    return documents
 
 
 def _check(parquet: pq.ParquetFile, path: str) -> None:

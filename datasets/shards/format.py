@@ -11,7 +11,6 @@ A shard is four files that share a name, all of them little-endian and without a
 cache. What takes a pass over every token is left to `verify_shard`, at 5 GB/s from there.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ...base import json_object, read_bytes
 from ..documents import Letters
 from ..errors import DataConfigError, DataError
 from ..files import DataFile, FileStore, checksum, is_remote
@@ -189,14 +189,8 @@ def open_shards(files: Sequence[DataFile], storage: FileStore) -> list[Shard]:
 def _read(file: DataFile, storage: FileStore) -> Shard:
     if not file.path.endswith(".json"):
         raise DataError("a token shard is named by its manifest, which ends in .json", file=file.path)
-    try:
-        text = Path(storage.local(file.path)).read_bytes()
-        content = json.loads(text)
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"this manifest of a token shard is not valid JSON: {error}", file=file.path) from None
-    version = content.get("version") if isinstance(content, dict) else None
+    text = read_bytes(storage.local(file.path), DataError)
+    version = json_object(text, file.path, DataError).get("version")
     if version != VERSION:
         problem = f"expected the manifest of a token shard, version {VERSION}, found version {version}"
         raise DataError(f"{problem}; write the shard anew with `cistron prepare`", file=file.path)

@@ -7,7 +7,7 @@ then the kinds, each of which enters itself there: `bytes`, `letters` (proteins 
 
 from .bytes import ByteTokenizer
 from .config import POLICIES, TOKENIZERS, TokenizerConfig, build_tokenizer
-from .hf import HFTokenizer
+from .hf import HFTokenizer, stated_ids
 from .letters import CLS, EOS, MAP, UNK, LetterTokenizer
 from .protocol import Encoded, Ids, TokenizeError, Tokenizer, has_bases
 from .token_bytes import token_bytes
@@ -29,5 +29,6 @@ __all__ = [
     "TokenizerConfig",
     "build_tokenizer",
     "has_bases",
+    "stated_ids",
     "token_bytes",
 ]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 
 from typing_extensions import override
 
-from ...base import Registry, Table
+from ...base import PathText, Registry, Table
 from ..errors import refuse
 from .protocol import Tokenizer
 
@@ -18,7 +18,7 @@ class TokenizerConfig(Table):
 
     kind: Annotated[str, TOKENIZERS.choice] = "byte"
     """What a document is made of, and how it becomes ids."""
-    path: str | None = None
+    path: PathText | None = None
     """hf: the tokenizer.json or the folder that holds it."""
     eos_token: str | None = None
     """hf: the token that ends a document; unset: tokenizer_config.json's."""

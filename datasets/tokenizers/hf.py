@@ -1,7 +1,6 @@
 """Tokenizers of the Hugging Face library: special ids, `config.json` beside them, and the faster tiktoken backend."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,10 +11,14 @@ import numpy.typing as npt
 import tokenizers
 from typing_extensions import override
 
+from ...base import IDS, Json, UserError, read_bytes, read_json, shown, text_of
 from ..errors import DataConfigError
 from .config import TOKENIZERS, TokenizerConfig
 from .protocol import Encoded, TokenizeError, Tokenizer
 from .tiktoken_backend import NotEqualError, TiktokenBackend
+
+TOKENIZER_BYTES = 2**28  # of a tokenizer.json; the largest that is published with weights has 35 MB
+ID_KEYS = ("eos_token_id", "pad_token_id", "mask_token_id", "vocab_size")
 
 
 @TOKENIZERS.add("hf", says="any tokenizer.json")
@@ -32,24 +35,32 @@ class HFTokenizer(Tokenizer):
     ) -> None:
         given = Path(path).expanduser()
         file = given / "tokenizer.json" if given.is_dir() else given
-        if not file.is_file():
+        if not file.exists():
             raise DataConfigError(f"tokenizer.path: there is no tokenizer.json at {given}")
         self._arguments = (path, eos_token, pad_token, mask_token)
-        source = file.read_bytes()
+        source = read_bytes(file, DataConfigError, TOKENIZER_BYTES)
+        text = text_of(source, str(file), DataConfigError)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(source.decode())
-        except Exception as error:  # the library raises bare Exception
-            raise DataConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from error
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        except BaseException as error:  # the library raises bare Exception, and panics of Rust are no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise DataConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from None
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document stays text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.fingerprint = hashlib.sha256(source).hexdigest()
         # Ids may have gaps, so that the count of tokens can be less than the largest id + 1.
         known = self._tokenizer.get_vocab(with_added_tokens=True).values()
-        self.vocab_size = max(known) + 1
+        self.vocab_size = max(known, default=-1) + 1
+        if not 0 < self.vocab_size <= IDS:
+            raise DataConfigError(
+                f"tokenizer.path: {file} has {len(known)} tokens, the largest id of which is {self.vocab_size - 1}; "
+                f"there must be one, and all ids below {IDS}"
+            )
 
         settings_file = file.with_name("tokenizer_config.json")
-        settings = _read_json(settings_file) if settings_file.is_file() else {}
+        settings = read_json(settings_file, DataConfigError) if settings_file.is_file() else {}
         eos = eos_token or _token_text(settings.get("eos_token"))
         if eos is None:
             raise DataConfigError(
@@ -85,15 +96,7 @@ class HFTokenizer(Tokenizer):
         config_file = file.with_name("config.json")
         self.hf_config: dict[str, Any] | None = None
         if config_file.is_file():
-            config = _read_json(config_file)
-            written: dict[str, Any] = {
-                key: config[key] for key in ("eos_token_id", "pad_token_id", "mask_token_id", "vocab_size") if key in config
-            }
-            for key, value in written.items():
-                ids = value if key == "eos_token_id" and isinstance(value, list) else [value]
-                if value is not None and not all(type(item) is int for item in ids):
-                    expected = "an integer, a list of integers" if key == "eos_token_id" else "an integer"
-                    raise DataConfigError(f"{config_file}: {key} is {value!r}; it must be {expected} or null")
+            written = stated_ids(read_json(config_file, DataConfigError), str(config_file), DataConfigError)
             self.hf_config = {"where": str(config_file), **written}
 
     @classmethod
@@ -180,14 +183,19 @@ def _open(arguments: tuple[str, str | None, str | None, str | None], proven: boo
     return tokenizer
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise DataConfigError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataConfigError(f"{file} holds a {type(content).__name__}, not a JSON object")
-    return content
+def stated_ids(content: Json, where: str, error: type[UserError]) -> Json:
+    """Return the ids, and the size of the vocabulary, that a `config.json` or `generation_config.json` states.
+
+    Raises:
+        UserError: of kind `error`: one is no integer, or beyond every vocabulary.
+    """
+    written = {key: content[key] for key in ID_KEYS if key in content}
+    for key, value in written.items():
+        ids = value if key == "eos_token_id" and isinstance(value, list) else [value]
+        if value is not None and not all(type(item) is int and abs(item) <= IDS for item in ids):
+            expected = "an integer, a list of integers" if key == "eos_token_id" else "an integer"
+            raise error.about(where, f"{key} is {shown(value)}; it must be {expected} or null, and below {IDS}")
+    return written
 
 
 def _token_text(value: object) -> str | None:

@@ -1,34 +1,37 @@
 """The shape of a decoder, as numbers: what a preset fixes, and what a vocabulary and an objective add to it."""
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from typing_extensions import override
 
-from ...base import Table
+from ...base import IDS, Table
 from ..errors import ModelError
 from .positions import AttentionConfig, RopeConfig
 
 Pool: TypeAlias = Literal["mean", "last"]
+# Ten to a hundred times what was ever trained; a shape that nobody means would take hours to lay out.
+LAYERS, WIDTH, HEADS = 1024, 2**20, 2**12
+Vocabulary = Annotated[int, Field(le=IDS)]
 HEAD_KEYS = ("head_outputs", "pool")  # of `DecoderConfig`: what `[head]` chooses, not `[model]`
 
 
 class Shape(Table):
     """What `[model]` and `DecoderConfig` share, and a preset fixes."""
 
-    dim: int
+    dim: Annotated[int, Field(le=WIDTH)]
     """Width of the residual stream."""
-    n_layers: int
+    n_layers: Annotated[int, Field(le=LAYERS)]
     """Number of transformer blocks."""
-    n_heads: int
+    n_heads: Annotated[int, Field(le=HEADS)]
     """Number of query heads."""
-    n_kv_heads: int
+    n_kv_heads: Annotated[int, Field(le=HEADS)]
     """Number of key and value heads, each shared by n_heads / n_kv_heads query heads (grouped-query attention)."""
-    head_dim: int
+    head_dim: Annotated[int, Field(le=HEADS)]
     """Width of one head; n_heads x head_dim need not equal dim."""
-    hidden_dim: int
+    hidden_dim: Annotated[int, Field(le=2**22)]
     """Width of the SwiGLU feed-forward."""
-    norm_eps: float
+    norm_eps: Annotated[float, Field(le=1.0)]
     """Epsilon of the RMS norms."""
     qk_norm: bool
     """RMS-normalise queries and keys per head, before rotation (Qwen3)."""
@@ -74,11 +77,11 @@ class DecoderConfig(Shape):
         ModelError: listing every inconsistency at once.
     """
 
-    vocab_size: int
+    vocab_size: Vocabulary
     """Rows of the embedding table; every token id is below it."""
     causal: bool = True
     """Whether a token sees only its past; False makes the same network bidirectional."""
-    head_outputs: int = 0
+    head_outputs: Annotated[int, Field(le=2**16)] = 0
     """Numbers that a head gives for each document: one for each class, or 1, a value; 0: it is a language model."""
     pool: Pool = "mean"
     """How a head makes one vector of a document's tokens."""

@@ -4,11 +4,11 @@
 """
 
 import math
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from ...base import Table, changed
+from ...base import TOKENS, Table, changed
 
 Scaling: TypeAlias = Literal["none", "linear", "ntk", "ntk_mixed", "dynamic_ntk", "ntk_by_parts", "yarn", "llama3", "longrope"]
 # options of `RopeConfig` that some scalings alone read
@@ -31,32 +31,36 @@ SLACK = 1 + 1e-9  # a product of decimals that just fit is off by 1e-16 of itsel
 MEANT = ": tokens of the rows that the weights were first trained on"
 
 
+Number = Annotated[float, Field(le=1e6)]
+Length = Annotated[int, Field(le=TOKENS)]
+
+
 class RopeConfig(Table):
     """Rotary position embedding."""
 
-    theta: float = 10_000.0
+    theta: Annotated[float, Field(le=1e15)] = 10_000.0
     """Base of the rotary frequencies: wavelengths from 2 pi to 2 pi theta tokens."""
     scaling: Scaling = "none"
     """How frequencies change for documents longer than in training (docs/length_extrapolation.md)."""
-    factor: float = 1.0
+    factor: Number = 1.0
     """Times original_seq_len that the scaling is made for."""
-    original_seq_len: int | None = None
+    original_seq_len: Length | None = None
     """Tokens of the rows that the weights were first trained on; never inferred from training.seq_len."""
-    beta_fast: float = 32.0
+    beta_fast: Number = 32.0
     """ntk_by_parts, yarn: dimensions with more rotations than this within original_seq_len keep their frequency."""
-    beta_slow: float = 1.0
+    beta_slow: Number = 1.0
     """ntk_by_parts, yarn: dimensions with fewer rotations have it divided by factor."""
     ramp: Literal["index", "paper"] = "index"
     """ntk_by_parts, yarn: between the two by the index of the dimension (released code), or by rotations (paper)."""
-    low_freq_factor: float = 1.0
+    low_freq_factor: Number = 1.0
     """llama3: as beta_slow."""
-    high_freq_factor: float = 4.0
+    high_freq_factor: Number = 4.0
     """llama3: as beta_fast."""
-    short_factor: list[float] = Field(default_factory=list)
+    short_factor: list[Number] = Field(default_factory=list)
     """longrope: divisor of each dimension's frequency up to original_seq_len; head_dim / 2 numbers."""
-    long_factor: list[float] = Field(default_factory=list)
+    long_factor: list[Number] = Field(default_factory=list)
     """longrope: likewise beyond it."""
-    attention_factor: float | None = None
+    attention_factor: Number | None = None
     """yarn, longrope: multiplies cosines and sines, hence scores by its square; unset: what the method's paper says."""
 
     def __hash__(self) -> int:
@@ -152,17 +156,17 @@ class AttentionConfig(Table):
 
     mask: Literal["full", "sliding", "lambda"] = "full"
     """sliding: the last `window` tokens. lambda: these and the first `sinks` of the document."""
-    window: int | None = None
+    window: Length | None = None
     """sliding, lambda: tokens that one sees, itself included."""
-    sinks: int = 4
+    sinks: Length = 4
     """lambda, distance_cap: first tokens of a document that all later ones see."""
     position_map: Literal["none", "rerope", "leaky_rerope", "self_extend", "distance_cap"] = "none"
     """Distances of far pairs, which take a second pass of attention."""
-    map_window: int | None = None
+    map_window: Length | None = None
     """position_map: distance from which on pairs are far; below model.rope.original_seq_len."""
-    leak: float = 16.0
+    leak: Number = 16.0
     """leaky_rerope: what distances beyond map_window are divided by."""
-    group: int = 8
+    group: Length = 8
     """self_extend: tokens that share a position far away."""
     logn: bool = False
     """Multiply the query at position P by max(1, ln(P + 1) / ln(original_seq_len)) (Su 2021)."""

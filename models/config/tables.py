@@ -6,7 +6,7 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from typing_extensions import Self, override
 
 from ...base import NonNegative, Table
-from .decoder import DecoderConfig, Pool, Shape
+from .decoder import DecoderConfig, Pool, Shape, Vocabulary
 from .positions import AttentionConfig
 from .presets import PRESETS
 
@@ -32,7 +32,7 @@ class ModelConfig(Shape):
 
     preset: Annotated[str, PRESETS.choice] = "debug"
     """Shape to start from."""
-    vocab_size: int | None = None
+    vocab_size: Vocabulary | None = None
     """Rows of the embedding table; unset: the tokenizer's vocabulary. May be larger, never smaller."""
     eos_id: NonNegative | None = None
     """Id that ends a document, as the attention mask reads it; unset: the tokenizer's. Must agree with all others."""
@@ -79,7 +79,7 @@ class ModelConfig(Shape):
 class HeadConfig(Table):
     """What is predicted of whole documents, for training.objective = "classification" and "regression"."""
 
-    classes: list[str | int] = Field(default_factory=list)
+    classes: list[str | int] = Field(default_factory=list, max_length=2**16)
     """classification: the labels that there are, as the data writes them; numbers are compared as text."""
     pool: Pool = "mean"
     """mean: over all tokens of the document, its eos included. last: the eos alone, which attends to all if causal."""

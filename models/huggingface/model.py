@@ -10,9 +10,13 @@ All three lay out every matrix as the decoder does, rotary halves included, so t
 embeddings are those of `rope.py`. What one side cannot say is refused, all of it at once.
 """
 
+from types import NoneType
 from typing import Any
 
-from ..config import AttentionConfig, DecoderConfig
+from pydantic import ValidationError
+
+from ...base import TOKENS, shown
+from ..config import AttentionConfig, DecoderConfig, RopeConfig
 from ..errors import ModelError
 from .rope import inexpressible, rope_from_hf, rope_to_hf
 
@@ -174,15 +178,31 @@ def from_hf(content: dict[str, Any]) -> DecoderConfig:
     """
     name = _architecture_of(content)
     complaints = [
-        f"{key} is {content[key]!r}; supported: {value!r}"
+        f"{key} is {shown(content[key])}; supported: {value!r}"
         for key, value in _FIXED.items()
         if content.get(key) is not None and content[key] != value
     ]
     values = _DEFAULTS[name] | content
     sizes = [*_SIZES, *(key for key in _OPTIONAL_SIZES if values.get(key) is not None)]
-    complaints += [f"{key} is {values.get(key)!r}; it must be an integer" for key in sizes if type(values.get(key)) is not int]
-    attention = AttentionConfig() if complaints else _attention_of(name, values, complaints)
-    rope = rope_from_hf(content, values["max_position_embeddings"], complaints)
+    complaints += [
+        f"{key} is {shown(value)}; it must be an integer above 0"
+        for key in sizes
+        if type(value := values.get(key)) is not int or value < 1
+    ]
+    if type(values["rms_norm_eps"]) not in (int, float):
+        complaints.append(f"rms_norm_eps is {shown(values['rms_norm_eps'])}; it must be a number")
+    if not isinstance(values.get("tie_word_embeddings"), (bool, NoneType)):
+        complaints.append(f"tie_word_embeddings is {shown(values['tie_word_embeddings'])}; it must be true or false")
+    longest = values["max_position_embeddings"]
+    if longest is not None and (type(longest) is not int or not 2 <= longest <= TOKENS):
+        complaints.append(f"max_position_embeddings is {shown(longest)}; it must be an integer from 2 to {TOKENS}")
+    rope, attention = RopeConfig(), AttentionConfig()
+    try:
+        attention = attention if complaints else _attention_of(name, values, complaints)
+        rope = rope_from_hf(content, longest, complaints)
+    except ValidationError as error:
+        beyond = ((wrong["loc"][0], shown(wrong["input"]), wrong["msg"]) for wrong in error.errors())
+        complaints += [f"{key} is {value}: {problem}" for key, value, problem in beyond]
     if complaints:
         raise ModelError("\n  ".join([f"config.json: {name} with settings that this decoder does not have:", *complaints]))
     heads = values["num_attention_heads"]
@@ -206,11 +226,11 @@ def from_hf(content: dict[str, Any]) -> DecoderConfig:
 def _architecture_of(content: dict[str, Any]) -> str:
     """Return the class that `config.json` names, or its `model_type` does. Raises ModelError for any other."""
     kind = content.get("model_type")
-    named: list[str] = content.get("architectures") or [name for name in MODEL_TYPES if MODEL_TYPES[name] == kind]
-    known = [name for name in named if name in MODEL_TYPES]
-    if len(named) != 1 or not known:
+    named = content.get("architectures") or [name for name in MODEL_TYPES if MODEL_TYPES[name] == kind]
+    known = [name for name in MODEL_TYPES if [name] == named]
+    if not known:
         raise ModelError(
-            f"config.json: architectures is {content.get('architectures')!r} (model_type {kind!r}); "
+            f"config.json: architectures is {shown(content.get('architectures'))} (model_type {shown(kind)}); "
             f"supported: {', '.join(MODEL_TYPES)}"
         )
     return known[0]
@@ -218,15 +238,23 @@ def _architecture_of(content: dict[str, Any]) -> str:
 
 def _attention_of(name: str, values: dict[str, Any], complaints: list[str]) -> AttentionConfig:
     """Return the window that all layers have, or none; add to `complaints` a window that the decoder cannot have."""
-    types: set[str] = set(values.get("layer_types") or ())
+    listed = values.get("layer_types") or []
+    if not isinstance(listed, list) or not all(isinstance(kind, str) for kind in listed):
+        complaints.append(f"layer_types is {shown(listed)}; it must be a list of names")
+        return AttentionConfig()
+    types = set(listed)
     if values.get("use_sliding_window") and name == QWEN3:
         window, full = values.get("sliding_window", 4096), values.get("max_window_layers", 28)
+        if type(full) is not int:
+            complaints.append(f"max_window_layers is {shown(full)}; it must be an integer")
+            return AttentionConfig()
         if not types and full < values["num_hidden_layers"]:
             types = {"sliding_attention", "full_attention"} if full else {"sliding_attention"}
         if types == {"sliding_attention"} and type(window) is int:
             return AttentionConfig(mask="sliding", window=window)
         if "sliding_attention" in types:
-            complaints.append(f"sliding_window is {window!r} in some layers; supported: one window in every layer, or none")
+            what = "supported: one window in every layer, or none"
+            complaints.append(f"sliding_window is {shown(window)} in some layers; {what}")
     elif values.get("use_sliding_window"):
         complaints.append("use_sliding_window is True; supported: False")
     elif strange := sorted(types - {"full_attention"}):

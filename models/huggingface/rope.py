@@ -21,6 +21,7 @@ as transformers 5 does.
 import math
 from typing import Any
 
+from ...base import shown
 from ..config import RopeConfig
 from ..positions import ntk_theta
 
@@ -97,23 +98,23 @@ def rope_from_hf(content: dict[str, Any], max_positions: Any, complaints: list[s
     """
     key = "rope_scaling" if content.get("rope_scaling") else "rope_parameters"
     rope: dict[str, Any] = content.get(key) or {}
-    if any(isinstance(value, dict) for value in rope.values()):
-        complaints.append(f"{key} is {rope!r}; supported: one set for all layers")
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        complaints.append(f"{key} is {shown(rope)}; supported: one set for all layers, an object")
         return RopeConfig()
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default" and kind not in _SCALINGS:
-        complaints.append(f"{key}: rope_type is {kind!r}; supported: 'default', {', '.join(map(repr, _SCALINGS))}")
+    if kind != "default" and not (isinstance(kind, str) and kind in _SCALINGS):
+        complaints.append(f"{key}: rope_type is {shown(kind)}; supported: 'default', {', '.join(map(repr, _SCALINGS))}")
         return RopeConfig()
     partial = rope.get("partial_rotary_factor", content.get("partial_rotary_factor"))
     if partial not in (None, 1):
-        complaints.append(f"partial_rotary_factor is {partial!r}; supported: 1.0")
+        complaints.append(f"partial_rotary_factor is {shown(partial)}; supported: 1.0")
     if rope.get("truncate") is False:
         complaints.append(f"{key}: truncate is False; supported: True")
 
     def number(name: str, value: Any) -> float:
         if type(value) in (int, float) and 0 < value < math.inf:
             return float(value)
-        complaints.append(f"{name} is {value!r}; it must be a number above 0")
+        complaints.append(f"{name} is {shown(value)}; it must be a number above 0")
         return 1.0
 
     found: dict[str, Any] = {"theta": number("rope_theta", rope.get("rope_theta", content.get("rope_theta", 10_000.0)))}
@@ -148,7 +149,11 @@ def rope_from_hf(content: dict[str, Any], max_positions: Any, complaints: list[s
         found |= {name: number(f"{key}: {name}", rope.get(name)) for name in ("low_freq_factor", "high_freq_factor")}
     if kind == "longrope":
         for name in ("short_factor", "long_factor"):
-            found[name] = [number(f"{key}: {name}", value) for value in rope.get(name) or ()]
+            given = rope.get(name) or []
+            if not isinstance(given, list):
+                complaints.append(f"{key}: {name} is {shown(given)}; it must be a list of numbers")
+                return RopeConfig()
+            found[name] = [number(f"{key}: {name}", value) for value in given]
     if kind in ("yarn", "longrope") and rope.get("attention_factor") is not None:
         found["attention_factor"] = number(f"{key}: attention_factor", rope["attention_factor"])
     elif kind == "yarn" and rope.get("mscale") and rope.get("mscale_all_dim"):

@@ -6,6 +6,7 @@ slow, wrong or not here. The exit status is 1 where something is wrong.
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +15,13 @@ from pathlib import Path
 import torch
 
 from ... import __version__
+from ...datasets.files import check_writable, write_atomically
 from ...trainer.build import make_decoder_config, make_tokenizer
 from ...trainer.config import JobConfig, load_config
 from ...trainer.errors import ConfigError
 from ...trainer.estimates import estimate
 from ...trainer.processes import Layout, Terminal, run_command
+from ..support import number
 from . import attention, collectives, disk, numerics, rates, training, versions
 from .examination import Examination
 from .launch import Ranks, own_folder, run_part, slurm_environment
@@ -41,7 +44,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
     parser.add_argument("--parts", default=",".join(PARTS), help="which, in this order (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too, on rank 0")
-    parser.add_argument("--part-seconds", type=float, default=120.0, help="time limit of each part (default: %(default)g)")
+    parser.add_argument(
+        "--part-seconds", type=number(0.001, 24 * 3600), default=120.0, help="time limit of each part (default: %(default)g)"
+    )
     options, others = parser.parse_known_args(argv)
     status = 0
 
@@ -64,10 +69,10 @@ def chosen(text: str) -> list[str]:
 def doctor(argv: Sequence[str], parts: Sequence[str], file: Path | None, limit: float) -> int:
     """Run the parts, print and write the report; returns the exit status."""
     started = time.perf_counter()
-    if limit <= 0:
-        raise ConfigError(f"--part-seconds {limit:g}: must be above 0")
     if file and not file.parent.is_dir():
         raise ConfigError(f"--json {file}: there is no folder {file.parent}")
+    if file and os.environ.get("RANK", "0") == "0":
+        check_writable(file, "--json", ConfigError)
     config, chosen_by_user = load_config(argv, "cistron doctor")
     slurm_environment()
     ranks = Ranks()
@@ -100,7 +105,10 @@ def doctor(argv: Sequence[str], parts: Sequence[str], file: Path | None, limit: 
     console.print(f"\n{counts}; {ranks.count} process(es) on {len({*ranks.hosts})} machine(s), {name}, {seconds:.0f} s")
     status = int(report.count("wrong") > 0)
     if file and ranks.rank == 0:
-        file.write_text(report.model_dump_json(indent=2) + "\n")
+        try:
+            write_atomically(file, (report.model_dump_json(indent=2) + "\n").encode())
+        except OSError as error:
+            raise ConfigError(f"--json {file}: cannot be written: {error.strerror}") from None
     return ranks.agree(status)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from ...trainer.config import JobConfig
 from ...trainer.processes import join, launcher_store
@@ -162,7 +162,10 @@ def run_part(part: str, examine: Callable[[Examination], None], config: JobConfi
                 os.waitpid(child, 0)
         file = folder / "lines"
         text = file.read_text().splitlines() if file.is_file() else []
-        lines = [Line.model_validate_json(line) for line in text]
+        lines = []
+        for line in text:
+            with suppress(ValidationError):  # the last one of a child that was killed while it wrote
+                lines.append(Line.model_validate_json(line))
         problem = ""
         if status is None:
             problem = f"{limit:.0f} s (--part-seconds) were over; it was in {standing(folder / 'stack')}"

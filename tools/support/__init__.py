@@ -6,7 +6,7 @@ Read `model_input` first: how a command opens a model. `embedding_files` writes 
 
 from .corpus import report_sources
 from .embedding_files import EmbeddingFile, check_output, writing
-from .model_input import add_input_arguments, add_model_arguments, open_as_asked
+from .model_input import add_input_arguments, add_model_arguments, number, open_as_asked, whole_number
 from .prepare_report import report_section, write_report
 from .progress import progress_bar
 from .table_options import add_table_options, given, read_table
@@ -19,12 +19,14 @@ __all__ = [
     "add_table_options",
     "check_output",
     "given",
+    "number",
     "open_as_asked",
     "progress_bar",
     "read_table",
     "report_section",
     "report_sources",
     "report_targets",
+    "whole_number",
     "write_report",
     "writing",
 ]

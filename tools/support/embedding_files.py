@@ -18,10 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from pydantic import JsonValue
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...datasets.files import whole
+from ...base import json_of, read_json
+from ...datasets.files import check_writable, check_writable_folder, whole
 from ...trainer.checkpoints import Folder, Spec, safetensors_bytes
 from ...trainer.errors import ConfigError
 
@@ -44,12 +45,19 @@ class Part(NamedTuple):
     @classmethod
     def find(cls, path: Path) -> "Part":
         """Return the part that a file holds."""
-        return cls(path, len(cls(path, 0).lengths()))
+        try:
+            found = cls(path, len(cls(path, 0).lengths()))
+            names = found.names()
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: not a part of an output: {error}; remove it and those after it") from None
+        if len(names) != found.sequences:
+            raise ConfigError(f"{path}: {len(names)} names of {found.sequences} sequences; remove it and those after it")
+        return found
 
     def names(self) -> list[str]:
         """Return the names of the sequences."""
         with safe_open(self.path, framework="pt") as file:
-            names: list[str] = json.loads(file.metadata()["names"])
+            names: list[str] = json_of(file.metadata()["names"].encode(), str(self.path), ConfigError)
         return names
 
     def lengths(self) -> list[int]:
@@ -162,6 +170,10 @@ def check_output(output: Path) -> None:
         raise ConfigError(f"--output {output}: its name must end in one of {', '.join(WRITERS)}")
     if output.exists():
         raise ConfigError(f"--output {output}: exists already; name another file, or remove it")
+    if output.parent.is_dir():
+        check_writable(output, "--output", ConfigError)
+    else:
+        check_writable_folder(output.parent, "--output", ConfigError)
 
 
 def _write_safetensors(file: EmbeddingFile, path: Path) -> None:
@@ -209,7 +221,7 @@ def _agree(partial: Path, plan: dict[str, JsonValue], begun: bool) -> None:
     if not begun:
         Folder(partial).write_atomically(file.name, json.dumps(plan, indent=1))
         return
-    before: dict[str, JsonValue] = json.loads(file.read_bytes())
+    before = read_json(file, ConfigError)
     if different := [f"{key} was {before.get(key)!r}, is {plan[key]!r}" for key in plan if before.get(key) != plan[key]]:
         raise ConfigError(
             "\n  ".join([f"{partial}: half an output of another command; finish that, or remove it:", *different])

@@ -1,8 +1,12 @@
 """What the commands that use a trained model have in common on their command lines."""
 
 import argparse
+import math
+import re
 import sys
+from collections.abc import Callable
 
+from ...base import COUNT, shown
 from ...datasets.readers import raw_formats
 from ...datasets.tokenizers import POLICIES
 from ...trainer.inference import BATCH_TOKENS, DTYPES, OpenedModel, open_model
@@ -44,9 +48,31 @@ def open_as_asked(options: argparse.Namespace) -> OpenedModel:
     return opened
 
 
-def positive(text: str) -> int:
-    """Return a whole number above 0. Raises argparse's error for anything else."""
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return the type of an option that takes whole numbers from `least` to `most`."""
+
+    def read(text: str) -> int:
+        number = int(text) if re.fullmatch(r"-?[0-9]{1,19}", text) else least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number from {least} to {most}")
+        return number
+
+    return read
+
+
+def number(least: float, most: float) -> Callable[[str], float]:
+    """Return the type of an option that takes numbers from `least` to `most`."""
+
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number from {least:g} to {most:g}")
+        return number
+
+    return read
+
+
+positive = whole_number(1, COUNT)

@@ -6,8 +6,9 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
-from ...datasets.files import DataFile
+from ...datasets.files import DataFile, write_atomically
 from ...datasets.prepare import LengthStatistics, PreparationResult
+from ...trainer.errors import ConfigError
 
 FILES = 20  # listed by name
 PAGE = """<!doctype html>
@@ -22,8 +23,11 @@ td + td {{ text-align: right; font-variant-numeric: tabular-nums }} img {{ max-w
 
 
 def write_report(path: Path, sections: Sequence[str]) -> None:
-    """Write the page; the same sections give the same bytes."""
-    path.write_text(PAGE.format(sections="\n".join(sections)), encoding="utf-8")
+    """Write the page; the same sections give the same bytes. Raises ConfigError where it cannot be written."""
+    try:
+        write_atomically(path, PAGE.format(sections="\n".join(sections)).encode())
+    except OSError as error:
+        raise ConfigError(f"--report {path}: cannot be written: {error.strerror}; all shards are") from None
 
 
 def report_section(name: str, files: Sequence[DataFile], result: PreparationResult, s: LengthStatistics, seq_len: int) -> str:

@@ -76,7 +76,7 @@ def what_is_lost(run: Folder, folder: Folder) -> str:
         return "every checkpoint is damaged; restore one, or start afresh with --checkpoint.load_step 0"
     if run.size(NEWEST) is None:
         return ""
-    saved = run.read(NEWEST).decode()
+    saved = run.read(NEWEST)[:80].decode(errors="replace")
     return f"no checkpoint, though the run has saved {saved}; is its disk mounted? --checkpoint.load_step 0 starts afresh"
 
 

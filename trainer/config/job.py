@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationInfo, model_validator
 
-from ...base import Table, changed, without_credentials
+from ...base import PathText, Table, changed, without_credentials
 from ...datasets.config import DataConfig
 from ...datasets.rows import OBJECTIVES, MaskingConfig
 from ...datasets.tokenizers import TokenizerConfig
@@ -38,7 +38,7 @@ from .tables import (
 class JobConfig(Table):
     """Train a decoder on eos-delimited packed rows. An option is a TOML key: --training.steps is [training] steps."""
 
-    extends: str | None = None
+    extends: PathText | None = None
     """Another TOML, relative to this one, whose keys this one starts from."""
     job: Job = Job()
     model: ModelConfig = ModelConfig.model_validate({})

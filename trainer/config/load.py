@@ -18,18 +18,14 @@ from pydantic import BaseModel
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 from typing_extensions import override
 
-from ...base import UserError, load_plugins, nearest
+from ...base import UserError, bounded, load_plugins, nearest, read_toml, shown
 from ...models.config import preset_default
 from ..errors import ConfigError
 from .job import JobConfig
 from .mistakes import Values, keys_that_take, names_any, registries, table_at, validate
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 SHIPPED = Path(__file__).resolve().parents[2] / "train_configs"
+EXTENDS = 32  # files that a TOML may lead to, itself included
 
 
 class CommandLine(JobConfig, BaseSettings):
@@ -159,7 +155,15 @@ def drop(words: list[str], option: str) -> None:
 
 def is_config(word: str) -> bool:
     """Return whether a word of a command line is a TOML or names a shipped one."""
-    return word.endswith(".toml") or (SHIPPED / f"{word}.toml").is_file()
+    return word.endswith(".toml") or is_file(SHIPPED / f"{word}.toml")
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file; of a name that is too long for the system there is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def read_overrides(cli: CliSettingsSource[Any], options: Namespace) -> tuple[Values, list[str]]:
@@ -169,15 +173,26 @@ def read_overrides(cli: CliSettingsSource[Any], options: Namespace) -> tuple[Val
         text = value[0] if isinstance(value, list) else value
         wrong = table_as_word(key, text) if isinstance(text, str) else ""
         try:
-            cli(parsed_args=Namespace(**{key: value}))()
+            bounded(cli(parsed_args=Namespace(**{key: value}))(), f"--{key}", ConfigError)
+        except ConfigError as error:
+            wrong = wrong or str(error)
+        except RecursionError:
+            wrong = wrong or f"--{key}: has lists or tables that are nested too deeply"
         except SettingsError as error:
-            wrong = wrong or f"{error}; lists and tables are written as JSON"
+            told = shown_error(error) if key in str(error) else f"--{key} {shown(value, 40)}: {shown_error(error)}"
+            wrong = wrong or f"{told}; lists and tables are written as JSON"
         if wrong:
             lines.append(f"command line: {wrong}")
         else:
             usable[key] = value
     overrides: Values = cli(parsed_args=Namespace(**usable))()
     return overrides, lines
+
+
+def shown_error(error: Exception) -> str:
+    """Return what an error says, of a long text the beginning."""
+    text = str(error)
+    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def table_as_word(key: str, word: str) -> str:
@@ -199,31 +214,41 @@ def find_config(name: str, folder: Path = Path()) -> Path:
         ConfigError: a bare name that is neither; names the nearest.
     """
     path = folder / name
-    if path.is_file() or Path(name).suffix or Path(name).name != name:
+    if is_file(path) or Path(name).suffix or Path(name).name != name:
         return path
-    if (SHIPPED / f"{name}.toml").is_file():
+    if is_file(SHIPPED / f"{name}.toml"):
         return SHIPPED / f"{name}.toml"
     shipped = [file.stem for file in SHIPPED.glob("*.toml")]
     raise ConfigError(f"{path}: no such file, and no shipped configuration of this name{nearest(name, shipped)}")
 
 
-def extends_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, Values]]:
+def extends_chain(path: Path) -> list[tuple[Path, Values]]:
     """Return the files to merge and what is in them, base first.
 
     Raises:
-        ConfigError: for a missing or malformed file and for a circle.
+        ConfigError: for a missing or malformed file, for a circle and for more than `EXTENDS` files.
     """
-    if path in seen:
-        raise ConfigError(f"{path}: `extends` goes in a circle: {' -> '.join(map(str, [*seen, path]))}")
+    chain: list[tuple[Path, Values]] = []
+    while True:
+        values = read_toml(path, ConfigError)
+        chain.insert(0, (path, values))
+        base = values.get("extends")
+        if not isinstance(base, str):
+            return chain
+        path = find_config(base, path.parent)
+        seen = [before for before, _ in reversed(chain)]
+        if any(same_file(path, before) for before in seen):
+            raise ConfigError(f"{path}: `extends` goes in a circle: {' -> '.join(map(str, [*seen, path]))}")
+        if len(seen) == EXTENDS:
+            raise ConfigError(f"{path}: `extends` leads through more than {EXTENDS} files; join some of them")
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file; what cannot be found out is refused when it is read."""
     try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the config file: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    base = values.get("extends")
-    before = extends_chain(find_config(base, path.parent), (*seen, path)) if isinstance(base, str) else []
-    return [*before, (path, values)]
+        return one == other or one.samefile(other)
+    except (OSError, ValueError):
+        return False
 
 
 def deep_merge(base: Values, over: Values) -> Values:

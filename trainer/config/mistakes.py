@@ -9,17 +9,19 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from ...base import Registry, nearest
+from ...base import Registry, nearest, shown
 from .job import JobConfig
 
 Values: TypeAlias = dict[str, Any]  # a TOML as plain values
 Place: TypeAlias = tuple[str | int, ...]  # of a value in them: ("data", "sources", 0, "name")
+MOST = 100  # mistakes that are described at once
 SHAPE = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim")
 # A key that may be taken out, and the keys whose limits follow from it.
 DECIDES = {
@@ -70,13 +72,16 @@ def validate(values: Values, names_are_known: bool = True) -> Validated:
             problems: dict[Place, list[ErrorDetails]] = {}
             for problem in error.errors():
                 problems.setdefault(place_of(problem, values), []).append(problem)
+        described = dict(islice(problems.items(), MOST))
+        if len(problems) > MOST:
+            lines.append(f"{len(problems)} keys or values are wrong; the first {MOST} of them:")
         lines += [
             line
-            for place, found in problems.items()
+            for place, found in described.items()
             if not names_any(dotted(place), removed) and (names_are_known or found[0]["type"] != "unknown_name")
             for line in describe_problems(place, found)
         ]
-        for place, found in problems.items():
+        for place, found in described.items():
             removed |= decided_by(place, found[0])
         wrong = {place[:-1] if found[0]["type"] == "missing" else place for place, found in problems.items()}
         for place in sorted(wrong, reverse=True):  # from the end of a list: the others keep their places
@@ -128,27 +133,28 @@ def describe_problems(place: Place, problems: Sequence[ErrorDetails]) -> list[st
     """Return one line: key, value found, what would be right; or the lines of a check that names its keys itself."""
     problem, key = problems[0], dotted(place)
     kind, found = problem["type"], problem["input"]
+    quoted = shown(found, 200)
     if kind == "extra_forbidden":
         return [f"{key}: unknown key{nearest(str(place[-1]), table_at(place[:-1]).model_fields)}"]
     if kind == "missing":
         return [f"{key}: missing, and it has no default"]
     if kind == "value_error":
         text = str(problem["ctx"]["error"])
-        return text.split("\n") if text.startswith(key) else [f"{key} = {found!r}: {text}"]
+        return text.split("\n") if text.startswith(key) else [f"{key} = {quoted}: {text}"]
     if kind == "model_type":
         taking = keys_that_take(place, found)
         what = f'{taking[0]} = "{found}"' if len(taking) == 1 else f"and its keys: {', '.join(taking)}"
-        return [f"{key} = {found!r}: it is a table; write [{key}] {what}"]
+        return [f"{key} = {quoted}: it is a table; write [{key}] {what}"]
     hint = ""
     if kind == "literal_error" and isinstance(found, str):
         close = difflib.get_close_matches(found, re.findall(r"'([^']*)'", problem["ctx"]["expected"]), n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
     if kind == "list_type":
-        hint = f": write [[{key}]]" if isinstance(found, dict) else f": write [{found!r}]"
+        hint = f": write [[{key}]]" if isinstance(found, dict) else f": write [{quoted}]"
     if kind == "unknown_name":
-        return [f"{key} = {found!r}: {problem['msg']}"]
+        return [f"{key} = {quoted}: {problem['msg']}"]
     messages = dict.fromkeys(problem["msg"][0].lower() + problem["msg"][1:] for problem in problems)
-    return [f"{key} = {found!r}: {', or '.join(messages)}{hint}"]
+    return [f"{key} = {quoted}: {', or '.join(messages)}{hint}"]
 
 
 def keys_that_take(path: Sequence[str | int], value: Any) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, Field, field_validator
 from typing_extensions import override
 
-from ...base import Decay, Degree, Fraction, Name, NonNegative, Positive, Table, changed
+from ...base import COUNT, TOKENS, Decay, Degree, Fraction, Name, NonNegative, PathText, Positive, Steps, Table, Tokens, changed
 from ...datasets.readers import SourceFiles
 from ...datasets.rows import OBJECTIVES
 from .registries import OPTIMIZERS, SINKS
@@ -16,7 +16,7 @@ from .registries import OPTIMIZERS, SINKS
 class Job(Table):
     """Where the run lives."""
 
-    dump_folder: str = "outputs"
+    dump_folder: PathText = "outputs"
     """Folder of this run: metrics.jsonl, TensorBoard files, checkpoints, the resolved config."""
     description: str = ""
     """One line about the job, for people."""
@@ -35,19 +35,19 @@ class Training(Table):
 
     objective: Annotated[str, OBJECTIVES.choice] = "causal"
     """What a model learns to predict."""
-    seq_len: Annotated[int, Field(ge=2)] = 2048
+    seq_len: Annotated[int, Field(ge=2, le=TOKENS)] = 2048
     """Tokens per row."""
-    local_batch_size: Positive = 8
+    local_batch_size: Annotated[int, Field(gt=0, le=2**20)] = 8
     """Largest number of rows in one forward pass of one rank; more are accumulated."""
-    global_batch_size: int = -1
+    global_batch_size: Annotated[int, Field(ge=-1, le=2**24)] = -1
     """Rows per optimizer step over all ranks; -1: local_batch_size x data-parallel ranks."""
-    steps: Positive = 1000
+    steps: Steps = 1000
     """Optimizer steps of the whole job."""
-    max_norm: float = Field(default=1.0, gt=0.0)
+    max_norm: float = Field(default=1.0, gt=0.0, le=1e30)
     """Gradients are clipped to this global 2-norm."""
     max_nonfinite_steps: Positive = 10
     """End the run after so many steps in a row whose loss or gradient norm is not finite; none of them is taken."""
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides initial weights and the order of the data."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of parameters and gradients; bfloat16 saves 4 bytes a parameter, and updates are rounded stochastically."""
@@ -68,15 +68,15 @@ class OptimizerConfig(Table):
     """Which one; Muon's learning rate is AdamW's."""
     state_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the moments; bfloat16 halves them, rounded stochastically."""
-    lr: float = Field(default=8e-4, gt=0.0)
+    lr: float = Field(default=8e-4, gt=0.0, le=1e3)
     """Peak learning rate."""
     beta1: Decay = 0.9
     """Decay of the first moment."""
     beta2: Decay = 0.95
     """Decay of the second moment."""
-    eps: float = Field(default=1e-8, gt=0.0)
+    eps: float = Field(default=1e-8, gt=0.0, le=1.0)
     """Added to the denominator."""
-    weight_decay: float = Field(default=0.1, ge=0.0)
+    weight_decay: float = Field(default=0.1, ge=0.0, le=100.0)
     """Decoupled weight decay."""
 
 
@@ -85,9 +85,9 @@ class SkipStep(Table):
 
     enable: bool = False
     """Call off a step whose loss or gradient norm is above mean + sigma x standard deviation of the window's."""
-    sigma: float = Field(default=6.0, gt=0.0)
+    sigma: float = Field(default=6.0, gt=0.0, le=1e6)
     """Standard deviations above the mean that are allowed."""
-    window: Annotated[int, Field(ge=20)] = 128
+    window: Annotated[int, Field(ge=20, le=2**20)] = 128
     """Steps whose losses and norms are compared with; nothing is called off before half of them, and 20, are there."""
 
 
@@ -109,7 +109,7 @@ class Parallelism(Table):
 
     data_parallel_replicate_degree: Degree = 1
     """Copies of the sharded model (HSDP)."""
-    data_parallel_shard_degree: int = -1
+    data_parallel_shard_degree: Annotated[int, Field(ge=-1, le=2**20)] = -1
     """Ranks that share one copy of parameters, gradients and optimizer state (FSDP2); -1: all that are left."""
     tensor_parallel_degree: Degree = 1
     """Ranks that split every matrix and, between the norms, the sequence."""
@@ -169,9 +169,9 @@ class Float8(Table):
 class Lora(Table):
     """Low-rank adapters (Hu et al. 2021): they alone are trained, and `cistron export` merges them into the weights."""
 
-    rank: NonNegative = 0
+    rank: Annotated[int, Field(ge=0, le=2**16)] = 0
     """Inner width of the adapters; 0: none."""
-    alpha: float = Field(default=16.0, gt=0.0)
+    alpha: float = Field(default=16.0, gt=0.0, le=1e6)
     """What an adapter adds counts alpha / rank times."""
     targets: list[Name] = Field(default_factory=lambda: ["layers.*.attention.w?", "layers.*.feed_forward.w?"], min_length=1)
     """Globs over the names of the blocks' linear layers; those that match have an adapter."""
@@ -203,7 +203,7 @@ class Checkpoint(Table):
 
     enable: bool = True
     """Save and resume."""
-    folder: str = "checkpoint"
+    folder: PathText = "checkpoint"
     """Folder of the step-<N> inside job.dump_folder, or an absolute path or fsspec URL (s3://bucket/run)."""
     interval: Positive = 500
     """Steps between checkpoints; the last step is always saved."""
@@ -215,9 +215,9 @@ class Checkpoint(Table):
     """Keep those of steps that are multiples of this for good; 0: none."""
     max_failures: Positive = 3
     """Saves in a row that may fail (a full disk) before the run ends; after each, the next interval tries again."""
-    load_step: Annotated[int, Field(ge=-1)] = -1
+    load_step: Annotated[int, Field(ge=-1, le=COUNT)] = -1
     """Step to resume from; -1: the newest good one, 0: none, start afresh."""
-    initial_load_path: str | None = None
+    initial_load_path: PathText | None = None
     """Checkpoint (…/step-N, a path or URL) or Hugging Face folder to start from; unused once this run has its own."""
     initial_load_model_only: bool = True
     """Take only the weights of initial_load_path; false: also its step, its optimizer and its place in the data."""
@@ -249,9 +249,9 @@ class ValidationConfig(Table):
     """Validate after step 1, every `freq` steps and after the last one."""
     freq: Positive = 500
     """Steps between validations."""
-    steps: Annotated[int, Field(ge=-1)] = -1
+    steps: Annotated[int, Field(ge=-1, le=COUNT)] = -1
     """Read at most this many times training.global_batch_size rows; -1: every document once."""
-    local_batch_size: Positive | None = None
+    local_batch_size: Annotated[int, Field(gt=0, le=2**20)] | None = None
     """Rows in one forward pass of one rank; unset: as many as in training."""
     sources: list[SourceFiles] = Field(default_factory=list)
     """The [[validation.sources]] tables, as those of [[data.sources]] without weight and max_epochs."""
@@ -278,7 +278,7 @@ class Metrics(Table):
     """Report to Weights & Biases as well (pip install 'cistron[wandb]'), which its WANDB_* variables steer."""
     sinks: list[Annotated[str, SINKS.choice]] = Field(default_factory=list)
     """Further metric sinks by name, most often a plug-in's (docs/extending.md)."""
-    peak_flops: float | None = Field(default=None, gt=0.0)
+    peak_flops: float | None = Field(default=None, gt=0.0, le=1e21)
     """Peak FLOP/s of one device, for MFU on devices Cistron does not know."""
 
 
@@ -287,38 +287,41 @@ class Profiling(Table):
 
     enable_profiling: bool = False
     """Record one step in every `profile_freq` with torch.profiler, on every rank."""
-    profile_freq: Annotated[int, Field(ge=2)] = 10
+    profile_freq: Annotated[int, Field(ge=2, le=COUNT)] = 10
     """Steps from one recorded step or memory snapshot to the next, counted from the first step of a process."""
-    save_traces_folder: str = "profile_traces"
+    save_traces_folder: PathText = "profile_traces"
     """Folder inside job.dump_folder; traces are step-<N>/rank<R>.json.gz in it, for Perfetto or chrome://tracing."""
     enable_memory_snapshot: bool = False
     """CUDA: record allocations, and write them every `profile_freq` steps and where memory runs out."""
-    save_memory_snapshot_folder: str = "memory_snapshot"
+    save_memory_snapshot_folder: PathText = "memory_snapshot"
     """Folder inside job.dump_folder; snapshots are step-<N>/rank<R>.pickle in it, for pytorch.org/memory_viz."""
+
+
+WEEK = 7 * 24 * 3600  # a process that answers after a week is lost
 
 
 class Comm(Table):
     """Process groups."""
 
-    timeout_seconds: Positive = 600
+    timeout_seconds: Annotated[int, Field(gt=0, le=WEEK)] = 600
     """A collective that takes longer ends the run instead of hanging."""
-    trace_buf_size: NonNegative = 0
+    trace_buf_size: Annotated[int, Field(ge=0, le=10**6)] = 0
     """NCCL: collectives that each rank's flight recorder remembers, and writes down when one times out; 0: none."""
-    save_traces_folder: str = "comm_traces"
+    save_traces_folder: PathText = "comm_traces"
     """Folder inside job.dump_folder for what the flight recorder writes, a file rank_<R> per rank."""
 
 
 Metric: TypeAlias = Literal["BLEU", "ROUGE"]
 ONCE: Any = AfterValidator(lambda values: list(dict.fromkeys(values)))  # what is named twice is measured once
-LENGTH = re.compile(r"([1-9]\d*)(x?)")  # the command line has numbers as text too
+LENGTH = re.compile(r"([1-9]\d{0,7})(x?)")  # the command line has numbers as text too
 
 
 class Passkey(Table):
     """A number that stands once in a long document, and is to be repeated at its end."""
 
-    samples: NonNegative = 10
+    samples: Annotated[int, Field(ge=0, le=10**6)] = 10
     """Documents for each depth and length; 0: no pass keys."""
-    digits: Positive = 5
+    digits: Annotated[int, Field(gt=0, le=1000)] = 5
     """Letters of a key."""
     depths: Annotated[list[Fraction], ONCE] = Field(default=[0.0, 0.25, 0.5, 0.75, 1.0], min_length=1)
     """Where the key stands: 0 at the document's beginning, 1 right before the query."""
@@ -342,9 +345,9 @@ class Passkey(Table):
 class Continuation(Table):
     """How near the most likely continuation of a long document comes to the real one."""
 
-    samples: NonNegative = 0
+    samples: Annotated[int, Field(ge=0, le=10**6)] = 0
     """Documents for each length; 0: none. Each token is a forward pass over the whole document."""
-    tokens: Positive = 32
+    tokens: Tokens = 32
     """Tokens of a continuation; the prompt is as many shorter than the length."""
     metrics: Annotated[list[Metric], ONCE] = Field(default=["BLEU", "ROUGE"], min_length=1)
     """BLEU by sacrebleu, ROUGE (the F-measures of ROUGE-1, -2, -L) by rouge-score: pip install 'cistron[eval]'."""
@@ -357,11 +360,11 @@ class Extrapolation(Table):
     """Evaluate in training too, every `freq` steps and after the last one, on [[validation.sources]]."""
     freq: Positive = 5000
     """Steps between evaluations in training."""
-    lengths: list[Positive | str] = Field(default=["1x", "2x", "4x", "8x"], min_length=1)
+    lengths: list[Tokens | str] = Field(default=["1x", "2x", "4x", "8x"], min_length=1)
     """Tokens, or as "4x" multiples of model.rope.original_seq_len; unset there: of training.seq_len."""
     methods: Annotated[list[Name], ONCE] = Field(default_factory=list)
     """What to compare (docs/length_extrapolation.md); unset: all that the model allows."""
-    score_last: Positive = 64
+    score_last: Tokens = 64
     """Last tokens of the longest length, whose loss is taken again with less and less before them."""
     documents: Positive = 32
     """Documents of each length that are used, the first that are long enough; how many there are is said."""
@@ -378,9 +381,9 @@ class Extrapolation(Table):
     @override
     def complaints(self) -> list[str]:
         return [
-            f'eval.extrapolation.lengths = {length!r}: must be a number of tokens, or a multiple such as "4x"'
+            f'eval.extrapolation.lengths = {length!r}: must be tokens, up to {TOKENS}, or a multiple, "4x", up to "1024x"'
             for length in self.lengths
-            if not LENGTH.fullmatch(str(length))
+            if not (match := LENGTH.fullmatch(str(length))) or int(match[1]) > (1024 if match[2] else TOKENS)
         ]
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 import xxhash
+from pydantic import ValidationError
 
+from ...base import Json, shown, text_of
 from ...datasets.errors import DataConfigError
-from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
+from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer, stated_ids
 from ...models.config import PRESETS, DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import from_hf, hf_names
@@ -20,7 +22,7 @@ from ..build import Contract, Statement, contract_of
 from ..checkpoints import MANIFEST, FileSet, Folder, Found, Index, RunState, SavedContract, file_index
 from ..config import JobConfig
 from ..errors import CheckpointError, ConfigError
-from .tokenizer_files import TOKENIZER, Json, own_kind, read_json
+from .tokenizer_files import TOKENIZER, json_if_there, own_kind
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -70,14 +72,15 @@ class HuggingFaceFolder:
         if not folder.is_local:
             raise ConfigError(f"{folder}: a Hugging Face folder must be on a disk")
         path = Path(folder)
-        config = read_json(path / CONFIG)
+        config = json_if_there(path / CONFIG)
         if config is None:
             raise ConfigError(f"{path}: has no {CONFIG}: not a folder of a Hugging Face model")
         decoder = from_hf(dict(config))
         index = find_tensors(path, decoder)
         table, tokenizer = find_tokenizer(path, eos_token, pad_token)
         longest = decoder.rope.original_seq_len if decoder.rope.by_length else config.get("max_position_embeddings")
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.glob("*.safetensors"))]
+        weights = [file for file in sorted(path.glob("*.safetensors")) if file.is_file()]
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
         return cls(
             path=path,
             decoder=decoder,
@@ -105,7 +108,11 @@ class HuggingFaceFolder:
         """
         tables = self.tables(table or self.table)
         rows = {"seq_len": self.seq_len} if self.seq_len else {}
-        return JobConfig.model_validate({**tables, "training": {**tables.get("training", {}), **rows}})
+        try:
+            return JobConfig.model_validate({**tables, "training": {**tables.get("training", {}), **rows}})
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, each['loc']))} = {shown(each['input'])}: {each['msg']}" for each in error.errors()]
+            raise ConfigError("\n  ".join([f"{self.path}: no job can start from this model:", *wrong])) from None
 
     def found(self) -> Found:
         """Return the weights as if they were those of a checkpoint, to begin a run or to use a model."""
@@ -151,9 +158,8 @@ def find_tensors(source: Path, decoder: DecoderConfig) -> Index:
         ConfigError: there are no safetensors.
         CheckpointError: listing every tensor that is missing, unexpected, or of another shape or type.
     """
-    index = read_json(source / INDEX)
-    files = sorted(set(map(str, index.get("weight_map", {}).values()))) if index else [WEIGHTS]
-    missing = [name for name in files if Path(name).name != name or not (source / name).is_file()]
+    files = files_of_weights(source)
+    missing = [name for name in files if not is_plain_file(source, name)]
     if missing:
         pickles = sorted(path.name for path in source.glob("*.bin"))
         hint = (
@@ -163,6 +169,8 @@ def find_tensors(source: Path, decoder: DecoderConfig) -> Index:
             else ""
         )
         raise ConfigError(f"{source}: there is no {', '.join(missing)}{hint}")
+    for file in files:
+        refuse_pointer(source / file)
     index = {name: entry for file in files for name, entry in file_index(source / file).items()}
     found = {name: entry for name, entry in index.items() if not name.endswith(".rotary_emb.inv_freq")}
     with torch.device("meta"):
@@ -188,6 +196,34 @@ def find_tensors(source: Path, decoder: DecoderConfig) -> Index:
         raise CheckpointError("\n  ".join([f"{source}: the tensors are not those that {CONFIG} describes:", *complaints]))
     others = {name: entry for name, entry in index.items() if name not in shapes}
     return {**{f"model.{ours}": index[theirs] for ours, theirs in names.items()}, **others}
+
+
+def files_of_weights(source: Path) -> list[str]:
+    """Return the names of the files that hold the tensors. Raises ConfigError for an index that names none."""
+    index = json_if_there(source / INDEX)
+    if index is None:
+        return [WEIGHTS]
+    named = index.get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        problem = f"weight_map is {shown(named)}; it must be an object with the file of each tensor by its name"
+        raise ConfigError(f"{source / INDEX}: {problem}")
+    return sorted(set(named.values()))
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise CheckpointError where git-lfs has left a pointer in place of the weights."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(b"version "):  # as no safetensors file does: it would be of 10^18 bytes
+        text_of(head, str(path), CheckpointError)
+
+
+def is_plain_file(folder: Path, name: str) -> bool:
+    """Return whether a name, which leads nowhere else, is that of a file in a folder."""
+    try:
+        return Path(name).name == name and (folder / name).is_file()
+    except (OSError, ValueError):  # longer than names are, or with a NUL
+        return False
 
 
 def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -> tuple[TokenizerConfig, Tokenizer | None]:
@@ -219,7 +255,8 @@ def agreed_contract(source: Path, config: Json, decoder: DecoderConfig, tokenize
     """
     statements = [Statement.of_tokenizer(tokenizer)] if tokenizer else []
     statements.append(Statement(party="model", where=f"{source / CONFIG} (vocab_size)", vocab=decoder.vocab_size))
-    for file, content in ((CONFIG, config), (GENERATION, read_json(source / GENERATION) or {})):
+    for file, content in ((CONFIG, config), (GENERATION, json_if_there(source / GENERATION) or {})):
+        content = stated_ids(content, str(source / file), ConfigError)
         statements.append(Statement.of_hf_file(file.removesuffix(".json"), str(source / file), content))
     Contract(statements).check()
     if tokenizer:

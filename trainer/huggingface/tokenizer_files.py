@@ -19,17 +19,18 @@ They too refuse nothing: what training would, becomes `<unk>`, and the name of a
 
 import json
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import tokenizers
 
+from ...base import Json, read_bytes, read_json
 from ...datasets.tokenizers import CLS, EOS, TOKENIZERS, UNK, LetterTokenizer, Tokenizer, TokenizerConfig
 from ..errors import ConfigError
 
-Json: TypeAlias = dict[str, Any]  # what a file of Hugging Face's says, of any model
 TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 BESIDE = ("added_tokens.json", "chat_template.jinja", "merges.txt", "tokenizer.model", "vocab.json", "vocab.txt")
 TOKENIZER_FILES = {TOKENIZER, SETTINGS, SPECIAL, *BESIDE}
+LARGEST = 2**28  # bytes of one of them
 ROLES = {"eos": "eos_token", "pad": "pad_token", "bos": "cls_token", "mask": "mask_token", "unk": "unk_token"}
 # A class that reads tokenizer.json and adds nothing, in transformers 4 and 5; 4 would remove spaces before punctuation.
 # No class of an exported model takes token types.
@@ -57,9 +58,9 @@ def tokenizer_files(table: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, b
         assert table.path
         given = Path(table.path).expanduser()
         folder = given if given.is_dir() else given.parent
-        source = (given / TOKENIZER if given.is_dir() else given).read_bytes()
-        beside = {name: (folder / name).read_bytes() for name in BESIDE if (folder / name).is_file()}
-        settings, special = read_json(folder / SETTINGS) or dict(PLAIN), read_json(folder / SPECIAL) or {}
+        source = read_bytes(given / TOKENIZER if given.is_dir() else given, ConfigError, LARGEST)
+        beside = {name: read_bytes(folder / name, ConfigError, LARGEST) for name in BESIDE if (folder / name).is_file()}
+        settings, special = json_if_there(folder / SETTINGS) or dict(PLAIN), json_if_there(folder / SPECIAL) or {}
     library = tokenizers.Tokenizer.from_str(source.decode())
     for role, key in ROLES.items():
         index = getattr(tokenizer, f"{role}_id")
@@ -109,7 +110,8 @@ def own_kind(file: Path) -> str | None:
     """Return which of our kinds a `tokenizer.json` is, also after transformers has rewritten it; None: another."""
     letters = {kind: found for kind in TOKENIZERS if issubclass(found := TOKENIZERS[kind], LetterTokenizer)}
     own = {"byte": byte_tokenizer(), **{kind: letter_tokenizer(found()) for kind, found in letters.items()}}
-    vocabulary = (read_json(file) or {}).get("model", {}).get("vocab")
+    model = read_json(file, ConfigError, LARGEST).get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
     return next((kind for kind, source in own.items() if vocabulary == json.loads(source)["model"]["vocab"]), None)
 
 
@@ -118,17 +120,9 @@ def added_around(source: bytes) -> list[str]:
     return list(tokenizers.Tokenizer.from_str(source.decode()).encode("").tokens)
 
 
-def read_json(path: Path) -> Json | None:
+def json_if_there(path: Path) -> Json | None:
     """Return the object in a JSON file, None where there is no file. Raises ConfigError for anything else."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}, not a JSON object")
-    return content
+    return read_json(path, ConfigError) if path.exists() else None
 
 
 def _text(token: Any) -> Any:

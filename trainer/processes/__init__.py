@@ -1,20 +1,15 @@
 """The processes of a run: how they divide into a layout, join, talk to each other, and end with one message and status.
 
-Read `layout` (degrees of parallelism), `join` (device, process group, mesh) and `world` (what this process is among the
-others, and their small CPU collectives), then `signals`, `memory`, `exit`, `streams` and `terminal`.
+Read `layout` (degrees of parallelism), `meeting` (how processes find each other), `agreement` (what they must have
+alike), `join` (device, process group, mesh) and `world` (what this process is among the others, and their small CPU
+collectives), then `signals`, `memory`, `exit`, `restarts`, `streams` and `terminal`.
 """
 
+from .agreement import agree
 from .exit import FIRST_SPEAKS_SECONDS, first_may_speak, lost_ranks_named, run_command, speak
-from .join import (
-    NVIDIA_DRIVER,
-    device_remarks,
-    join,
-    launcher_store,
-    limit_collectives,
-    pick_device,
-    symmetric_memory_complaints,
-)
+from .join import NVIDIA_DRIVER, device_remarks, join, limit_collectives, pick_device, symmetric_memory_complaints
 from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, split_complaints, world_size
+from .meeting import launcher_store
 from .memory import device_figures, host_figures, host_memory, private_memory, ran_out, request
 from .signals import StopRequest
 from .streams import Stream, discard_unwritten, dropped_output, output_failure
@@ -33,6 +28,7 @@ __all__ = [
     "Terminal",
     "ThreadTask",
     "World",
+    "agree",
     "data_output",
     "degree_complaints",
     "device_figures",

@@ -19,8 +19,9 @@ import torch.distributed as dist
 
 from ...base import UserError
 from ...datasets.errors import WorkerError
-from ..errors import NonFiniteError, OutOfMemoryError, RankLostError
+from ..errors import MeetingError, NonFiniteError, OutOfMemoryError, RankLostError
 from .memory import ran_out, request
+from .restarts import leave_note, life, repeats_mistake
 from .streams import OutputError, discard_unwritten, guarded_output
 from .terminal import printable_output
 
@@ -29,6 +30,10 @@ from .terminal import printable_output
 @printable_output()
 def run_command(command: Callable[[], None]) -> None:
     """Run a command line's body; end the process with one message, no traceback, where an error is expected."""
+    if repeats_mistake():
+        if os.environ.get("LOCAL_RANK") == "0":
+            speak(f"error: the mistake above is not tried again so soon (torchrun's restart {life()})")
+        sys.exit(2)
     try:
         if ending := how_it_ends(command):
             message, status = ending
@@ -54,6 +59,8 @@ def how_it_ends(command: Callable[[], None]) -> tuple[str, int] | None:
     except (Exception, KeyboardInterrupt) as error:
         if (ending := ending_of(error)) is None:
             raise
+        if isinstance(error, UserError):
+            leave_note(error)
         traceback.clear_frames(error.__traceback__)
     # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the
     # interpreter ends the process in std::terminate, in 2 of 40 refused runs, and SIGABRT hides the exit status.
@@ -70,7 +77,7 @@ def ending_of(error: BaseException) -> tuple[str, int] | None:
         return ("", 0) if error.errno == errno.EPIPE else (lost, 2)
     if isinstance(error, UserError):
         return f"error: {error}", 2
-    if isinstance(error, (NonFiniteError, WorkerError)):
+    if isinstance(error, (NonFiniteError, WorkerError, MeetingError)):
         return f"stopped: {error}", 1
     if isinstance(error, KeyboardInterrupt):  # before training took the signal over, or in a tool
         return "interrupted", 130

@@ -1,6 +1,7 @@
-"""How a process joins the others: device, process group, mesh, time limits."""
+"""How a process joins the others: device, process group, what all must have alike, mesh, time limits."""
 
 import os
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.rendezvous import rendezvous
 
 from ..config import JobConfig
 from ..errors import ConfigError
-from .layout import Layout, world_size
+from .agreement import compare_settings
+from .layout import Layout, launch_number, world_size
+from .meeting import meet
 from .signals import end_with_launcher
 from .world import World
 
@@ -24,7 +26,7 @@ def pick_device() -> torch.device:
     """Return this process's GPU by torchrun's LOCAL_RANK where CUDA is there, else the CPU. Raises ConfigError."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    local, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    local, devices = launch_number("LOCAL_RANK", 0), torch.cuda.device_count()
     if local >= devices:
         raise ConfigError(f"process {local} of this machine has no GPU: it has {devices}; start at most as many (NGPU)")
     device = torch.device("cuda", local)
@@ -63,15 +65,18 @@ def symmetric_memory_complaints(config: JobConfig, device: torch.device) -> list
     return [f"{what}, but {device} cannot read that of GPU(s) {unreachable}; leave it out"] if unreachable else []
 
 
-def join(config: JobConfig, store: Any = None) -> World:
-    """Join the process group (a group of one without torchrun) and lay the mesh.
+def join(config: JobConfig, store: Any = None, further: Callable[[], Mapping[str, str]] = dict) -> World:
+    """Join the process group (a group of one without torchrun), compare with the other ranks, and lay the mesh.
 
     Args:
         config: of the job.
         store: in which ranks find each other's addresses; None: the launcher's.
+        further: returns what else all ranks must have alike, see `compare_settings`; not called where there is one.
 
     Raises:
         ConfigError: when `[parallelism]` does not fit the number of processes or the devices.
+        MeetingError: other ranks did not come in time.
+        RanksDifferError: ranks do not run the same job; on all of them.
     """
     layout = Layout.resolve(config, world_size())
     device = pick_device()
@@ -83,13 +88,15 @@ def join(config: JobConfig, store: Any = None) -> World:
             end_with_launcher()
         if "WORLD_SIZE" in os.environ:
             if store is None:
-                store, rank, ranks = launcher_store(timeout)
+                store, rank, ranks = meet(timeout, device=device.type, torch=torch.__version__)
             else:
-                rank, ranks = int(os.environ["RANK"]), world_size()
+                rank, ranks = launch_number("RANK"), world_size()
             dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=ranks)
         else:
             store = dist.HashStore()  # type: ignore[attr-defined]  # public, but re-exported implicitly
             dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
+    if layout.world_size > 1:
+        compare_settings(config, further())
     shape = (layout.replicate, layout.shard, layout.cp, layout.tp)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "cp", "tp"))
     if layout.cp > 1:
@@ -98,20 +105,6 @@ def join(config: JobConfig, store: Any = None) -> World:
         mesh["shard", "cp", "tp"]._flatten("sharded")
     limit_collectives(config)
     return World(rank=dist.get_rank(), layout=layout, device=device, mesh=mesh)
-
-
-def launcher_store(timeout: timedelta) -> tuple[Any, int, int]:
-    """Return the store in which ranks find each other's addresses, this rank, and the number of ranks.
-
-    torchrun keeps one store over the lives of its ranks, in which those of `--max-restarts` would find the addresses of
-    the dead (github.com/pytorch/pytorch/issues/135712). On one machine its count of restarts tells lives apart;
-    machines may differ in theirs, and need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which makes a new store for each life.
-    """
-    store, rank, ranks = next(rendezvous("env://", timeout=timeout))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        life = os.environ["TORCHELASTIC_RESTART_COUNT"]
-        store = dist.PrefixStore(f"life {life}", store)  # type: ignore[attr-defined]  # public, as above
-    return store, rank, ranks
 
 
 def limit_collectives(config: JobConfig) -> None:

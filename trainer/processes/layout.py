@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ...models.config import DecoderConfig
 from ..config import JobConfig
-from ..errors import refuse
+from ..errors import ConfigError, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,19 @@ def degree_complaints(config: JobConfig, world_size: int | None) -> list[str]:
 
 
 def world_size() -> int:
-    """Return the number of processes that the launcher started: torchrun's WORLD_SIZE, else 1."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Return the number of processes that the launcher started: torchrun's WORLD_SIZE, else 1. Raises ConfigError."""
+    return launch_number("WORLD_SIZE", 1)
+
+
+def launch_number(name: str, default: int | None = None) -> int:
+    """Return a number that the launcher sets as an environment variable. Raises ConfigError where it is none."""
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text:
+        raise ConfigError(f"{name}: is not set, though WORLD_SIZE is; torchrun sets both")
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{name} = {text!r}: must be a number; torchrun sets it") from None
 
 
 def layout_complaints(config: JobConfig, layout: Layout) -> list[str]:

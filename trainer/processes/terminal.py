@@ -1,8 +1,8 @@
 """The last door before the terminal: all that a command prints is made harmless here, whoever wrote it.
 
 `run_command` puts a `PrintableStream` in the place of stdout and stderr, so that `print`, argparse, warnings of
-libraries, logging and tracebacks pass it. rich writes control sequences of its own, so it passes by: what it shows is
-made harmless by `Terminal`, which every command and sink takes for a console.
+libraries, logging and tracebacks pass it. rich writes control sequences of its own: `Terminal`, which every command and
+sink takes for a console, makes harmless what it shows, and its text passes as `Rendered`.
 
 Standard output that is data (the text of `cistron generate`, the table of `cistron evaluate`) is written as it is where
 it goes to a file or a pipe, since a program reads it; see `data_output`.
@@ -11,7 +11,7 @@ it goes to a file or a pipe, since a program reads it; see `data_output`.
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO, cast
+from typing import IO, Any, ClassVar, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import Progress, ProgressColumn
@@ -22,34 +22,37 @@ from typing_extensions import override
 from ...base import presentable, printable
 
 
+class Rendered(str):
+    """Text that is harmless already, whatever control characters it has."""
+
+
 class PrintableStream:
     """A text stream that shows control characters as text and hides credentials.
 
     Args:
         stream: what is written to.
-        show: makes text harmless.
 
     Attributes:
-        rich_proxied_file: the stream; rich, which looks for this name, writes to it directly.
-        bar: what shows a progress bar in this terminal, and prints whole lines above it.
+        bar: what shows a progress bar, and prints above it what is written to a terminal meanwhile.
     """
 
-    def __init__(self, stream: TextIO, show: Callable[[str], str] = presentable) -> None:
-        self.rich_proxied_file, self._show = stream, show
-        self.bar: Console | None = None
-        self._line = ""
+    bar: ClassVar[Console | None] = None
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._line = stream, ""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.rich_proxied_file, name)
+        return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         """Write text, made harmless; above the bar where there is one."""
-        if self.bar is None:
-            self.rich_proxied_file.write(self._show(text))
-        else:
-            *lines, self._line = (self._line + text).split("\n")
-            for line in lines:
-                self.bar.print(line)
+        if isinstance(text, Rendered):
+            return self._stream.write(str(text))
+        if self.bar is None or not self.isatty():
+            return self._stream.write(presentable(text))
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self.bar.print(line)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -58,11 +61,36 @@ class PrintableStream:
             self.write(line)
 
 
-class Terminal(Console):
-    """The console of every command: no markup, no emoji codes, no links, since brackets in a name are only brackets."""
+class _Rendering:
+    """Writes what is harmless already to a stream, stdout where none is named.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
+    Args:
+        stream: what is written to; None: stdout of the moment.
+        show: makes harmless what is not.
+    """
+
+    def __init__(self, stream: IO[str] | None = None, show: Callable[[str], str] = str) -> None:
+        self._stream, self._show = stream, show
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream or sys.stdout, name)
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        return (self._stream or sys.stdout).write(Rendered(self._show(text)))
+
+
+class Terminal(Console):
+    """The console of every command: no markup, no emoji codes, no links, since brackets in a name are only brackets.
+
+    Args:
+        file: what it writes to; None: stdout of the moment.
+        quiet: whether it writes nothing.
+    """
+
+    def __init__(self, file: IO[str] | None = None, *, quiet: bool = False) -> None:
+        out = cast("IO[str]", _Rendering(file))
+        super().__init__(file=out, quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     @override
     def render_str(self, text: str, **options: Any) -> Text:
@@ -78,19 +106,17 @@ class Terminal(Console):
 class Bar(Progress):
     """A progress bar; what is printed meanwhile to the same terminal appears above it."""
 
-    def __init__(self, *columns: str | ProgressColumn, console: Console, transient: bool = False) -> None:
+    def __init__(self, *columns: str | ProgressColumn, console: Terminal, transient: bool = False) -> None:
         super().__init__(*columns, console=console, transient=transient, redirect_stdout=False, redirect_stderr=False)
 
     @override
     def start(self) -> None:
         super().start()
-        for stream in _streams():
-            stream.bar = self.console if stream.isatty() else None
+        PrintableStream.bar = self.console
 
     @override
     def stop(self) -> None:
-        for stream in _streams():
-            stream.bar = None
+        PrintableStream.bar = None
         super().stop()
 
 
@@ -112,12 +138,7 @@ def data_output() -> TextIO:
 
     Bytes of a command line that are no UTF-8 stay the same bytes.
     """
-    stream: Any = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
-    if stream.isatty():
-        return cast("TextIO", PrintableStream(stream, printable))
-    stream.reconfigure(encoding="utf-8", errors="surrogateescape")
-    return cast("TextIO", stream)
-
-
-def _streams() -> list[PrintableStream]:
-    return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, PrintableStream)]
+    if sys.stdout.isatty():
+        return cast("TextIO", _Rendering(show=printable))
+    cast("Any", sys.stdout).reconfigure(encoding="utf-8", errors="surrogateescape")
+    return cast("TextIO", _Rendering())

@@ -62,6 +62,13 @@ class ThreadTask(Generic[T]):
         return self.result
 
 
+def gather(value: T) -> list[T]:
+    """Return every rank's value, in rank order, on every rank. For small plain objects."""
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """This process among the others."""
@@ -105,9 +112,7 @@ class World:
 
     def gather(self, value: T) -> list[T]:
         """Return every rank's value, in rank order, on every rank. For small plain objects."""
-        values = [value] * self.layout.world_size
-        dist.all_gather_object(values, value)
-        return values
+        return gather(value)
 
     def wait_for(self, done: Callable[[], bool]) -> None:
         """Return once `done()` holds on all ranks. One may wait for its disk for longer than a collective may take."""

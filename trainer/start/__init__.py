@@ -9,13 +9,14 @@ from .model import build_model_and_optimizer
 from .origin import starting_point
 from .resume import resume_data
 from .run_folder import open_run_folder
-from .verify import Launch, Parts, verify
+from .verify import Launch, Parts, host_facts, verify
 
 __all__ = [
     "Launch",
     "Parts",
     "TrainData",
     "build_model_and_optimizer",
+    "host_facts",
     "open_data",
     "open_run_folder",
     "resume_data",

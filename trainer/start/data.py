@@ -1,5 +1,7 @@
 """Open the data of a job: from `[data]` to a loader whose first rows have been checked against the eos contract."""
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +15,8 @@ from ..build import Contract
 from ..checkpoints import Found
 from ..config import JobConfig
 from ..processes import Layout, global_batch_size
+
+SILENT_TOKENS = 2**24  # of the first batch; half a minute at the rate of rows of 10^6 tokens
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ def open_data(
         sources = [*loader.sources, *(validation.sources if validation else ())]
         contract = Contract.of_job(config, tokenizer, loader.packer, mask, vocab_size, sources, checkpoint)
         contract.check()
+        if batch_size * rows.seq_len > SILENT_TOKENS and os.environ.get("RANK", "0") == "0":
+            what = f"{batch_size} rows of {rows.seq_len:,} tokens"
+            print(f"reading and packing the first {what}, which takes minutes where rows are this long", file=sys.stderr)
         try:
             first = loader.next(interrupted)
         except DataEnd:  # the loader raises it again at the first step

@@ -17,6 +17,8 @@ from ...models.decoder import Decoder
 from ...models.huggingface import architecture
 from ..build import (
     attention_complaints,
+    attention_said,
+    contract_of,
     fine_tune,
     fine_tuning_complaints,
     make_decoder_config,
@@ -149,6 +151,18 @@ class Examination:
             self.attempt(lambda: make_objective(config, tokenizer))
             data = data_config(config)
             self.add(document_complaints(data, tokenizer, data.policy, config.training.seq_len))
+
+
+def host_facts(config: JobConfig, parts: Parts) -> dict[str, str]:
+    """Return what depends on the host and must be alike on all ranks: the tokenizer, attention's kernels."""
+    tokenizer, decoder = parts
+    ids = contract_of(tokenizer, decoder).model_dump(exclude={"tokenizer", "vocab"})
+    return {
+        "tokenizer (fingerprint)": tokenizer.fingerprint,
+        **{f"tokenizer.{role}": str(id_) for role, id_ in ids.items()},
+        "vocabulary": str(decoder.vocab_size),
+        "attention": ": ".join(attention_said(config, pick_device())),
+    }
 
 
 def parameter_complaints(config: JobConfig, decoder: DecoderConfig) -> list[str]:

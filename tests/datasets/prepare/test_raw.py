@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import xxhash
 from cistron.datasets.documents import Letters
-from cistron.datasets.errors import DataError
+from cistron.datasets.errors import DataConfigError, DataError
 from cistron.datasets.files import FileStore
 from cistron.datasets.prepare import Event, PreparationResult, RawCorpus
 from cistron.datasets.prepare.duplicates import mark_duplicates
-from cistron.datasets.prepare.run import group
+from cistron.datasets.prepare.run import _hold_plan, group
 from cistron.datasets.readers import Reader
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.readers.lines import JsonlReader
@@ -202,3 +202,25 @@ def test_duplicates_are_marked_over_all_hash_files(
     expected = [document in documents[:place] for place, document in enumerate(documents)]
     assert np.fromfile(folder / "marks", np.bool_).tolist() == expected
     assert not list((folder / "scratch").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is empty"),
+        (b"garbage", "not valid JSON"),
+        (b"[]", "holds a list"),
+        (b"[" * 100_000, "nested more than 64 deep"),
+        (b"\xff", "is not UTF-8"),
+        (b'{"version": 1, "tokenizer": [], "settings": {}, "files": []}', "tokenizer = []"),
+        (b'{"version": 1, "tokenizer": {}, "settings": {}, "files": [["a", "b", "c"]]}', "files.0.1 = 'b'"),
+    ],
+)
+def test_a_plan_that_is_none_of_ours_is_refused_with_what_to_do(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "plan.json").write_bytes(content)
+    with pytest.raises(DataConfigError) as caught:
+        _hold_plan(tmp_path / "plan" / "plan.json", {"tokenizer": {}, "settings": {}, "files": []})
+    assert problem in str(caught.value)
+    assert "plan.json" in str(caught.value)
+    assert "name another folder, or remove this one" in str(caught.value)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -298,14 +299,33 @@ def test_a_gz_of_bgzip_is_split_by_its_gzi_or_without_it(tmp_path: Path) -> None
         reader.split(file, 100)
 
 
-def test_a_window_of_two_gibibytes_is_read_and_a_frame_cut_short_is_not_the_end(tmp_path: Path) -> None:
-    options = {zstd.CompressionParameter.window_log: 31, zstd.CompressionParameter.enable_long_distance_matching: 1}
+def zstd_of_window(log: int) -> bytes:
+    options = {zstd.CompressionParameter.window_log: log, zstd.CompressionParameter.enable_long_distance_matching: 1}
     compressor = zstd.ZstdCompressor(options=options)
-    frame = compressor.compress(b"document") + compressor.flush()
+    return compressor.compress(b"document") + compressor.flush()
+
+
+def test_a_large_zstd_window_is_read_of_a_large_file_alone(tmp_path: Path) -> None:
+    reader = build_reader("text", "text", STORAGE)
     path = tmp_path / "x.zst"
+    path.write_bytes(zstd_of_window(27))
+    assert _read(reader, str(path)) == [b"document"]
+    path.write_bytes(zstd_of_window(31))
+    with pytest.raises(DataError, match=r"zstd window is larger than 128 MiB, .* compress it again with at most --long=27"):
+        _read(reader, str(path))
+    skippable = struct.pack("<II", 0x184D2A50, 2**27)
+    with path.open("wb") as file:  # 128 MiB that hold nothing, then the frame
+        file.write(skippable)
+        file.seek(2**27, os.SEEK_CUR)
+        file.write(zstd_of_window(31))
+    assert _read(reader, str(path)) == [b"document"]
+
+
+def test_a_zstd_frame_cut_short_is_not_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "x.zst"
+    frame = zstd_of_window(27)
     path.write_bytes(frame)
     reader = build_reader("text", "text", STORAGE)
-    assert _read(reader, str(path)) == [b"document"]
     path.write_bytes(frame[:-1])
     with pytest.raises(DataError, match="ends within a zstd frame"):
         _read(reader, str(path))
@@ -361,3 +381,19 @@ def test_a_header_that_does_not_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a header line has more than 16 bytes") as caught:
         _read(TINY["fasta"], path)
     assert caught.value.offset == 8
+
+
+def test_a_long_value_that_many_rows_share_is_in_memory_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.parquet")
+    table = pa.table({"text": ["a" * 2**20] * 3000})
+    pq.write_table(table, path, compression="zstd", write_statistics=False)
+    assert Path(path).stat().st_size < 1000
+    reader = build_reader("parquet", "text", STORAGE)
+    (piece,) = reader.split(next(iter(STORAGE.expand([path]))), 2**30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    documents = 0
+    for group in reader.groups(piece, 0, True):
+        assert sum(map(len, group.documents)) <= 2**20
+        documents += len(group.documents)
+    assert documents == 3000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB; it took 2.9 GiB

@@ -155,7 +155,7 @@ def test_extends_merges_tables_key_by_key_and_replaces_lists(tmp_path: Path) -> 
 def test_extends_in_a_circle_and_a_missing_base_are_refused_by_name(tmp_path: Path) -> None:
     write(tmp_path, 'extends = "job.toml"\n', "other.toml")
     assert "goes in a circle" in mistakes(tmp_path, 'extends = "other.toml"\n')
-    assert "nowhere.toml: cannot read" in mistakes(tmp_path, 'extends = "nowhere.toml"\n')
+    assert "nowhere.toml: cannot be read" in mistakes(tmp_path, 'extends = "nowhere.toml"\n')
 
 
 def test_a_file_that_is_not_toml_is_refused_with_the_place(tmp_path: Path) -> None:

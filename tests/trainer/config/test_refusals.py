@@ -360,8 +360,8 @@ def test_a_divergence_ends_with_status_1_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_job(tmp_path, steps=60)
-    overrides = ("--optimizer.lr", "1e30", "--training.max_norm", "1e30", "--checkpoint.interval", "1")
-    overrides = (*overrides, "--training.max_nonfinite_steps", "1")
+    overrides = ("--optimizer.lr", "1000", "--optimizer.weight_decay", "100", "--training.max_norm", "1e30")
+    overrides = (*overrides, "--training.max_nonfinite_steps", "1", "--checkpoint.interval", "1")
     with pytest.raises(SystemExit) as caught:
         run_command(lambda: train_here(config, *overrides))
     assert caught.value.code == 1
