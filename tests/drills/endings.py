@@ -65,9 +65,11 @@ class Run:
         command = [sys.executable, "-m", "cistron.trainer.train", "--config", str(self.config), *overrides]
         paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        hangups = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a run would leave it ignored, as under nohup
         with self.log.open("ab") as log:
             out, err = log if stdout is None else stdout, log if stderr is None else stderr
             self.process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, start_new_session=True)
+        signal.signal(signal.SIGHUP, hangups)
 
     def wait_for_step(self, step: int) -> None:
         """Block until a step is recorded."""
