@@ -126,7 +126,7 @@ def finish(contender: Contender) -> None:
 
 def write_corpus(folder: Path, tokens: int) -> None:
     """Write jsonl of Python sources in documents of a web text's lengths, as bytes."""
-    lengths = iter(text_lengths(tokens // 800).tolist())
+    lengths = iter(text_lengths(-(-tokens // 800)).tolist())
     with (folder / "corpus.jsonl").open("w") as file:
         for document in python_documents():
             while document and (length := next(lengths, 0)):

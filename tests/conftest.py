@@ -24,21 +24,32 @@ MARKS = {
     "slow": {"train_here", "Trainer", "transformers"},
 }
 NOT_FOLLOWED = {"refusal"}  # ends before its first step
-# By CPU time: the first takes two minutes, the last twenty seconds.
+# By their time: the first takes three minutes, the last half of one.
 LONGEST = [
-    "parallel/test_layouts.py",
-    "checkpoints/test_resume.py",
     "processes/test_signals.py",
-    "parallel/test_compile.py",
-    "checkpoints/test_checkpoints.py",
-    "build/test_fine_tuning.py",
+    "checkpoints/test_resume.py",
+    "parallel/test_layouts.py",
     "estimates/test_memory.py",
-    "extrapolation/test_context_extension.py",
-    "huggingface/test_huggingface.py",
+    "checkpoints/test_checkpoints.py",
+    "drills/test_two_hosts.py",
+    "loading/test_same_rows.py",
+    "attention/test_documents.py",
+    "attention/test_masks.py",
+    "build/test_fine_tuning.py",
+    "config/test_refusals.py",
+    "tests/test_extending.py",
+    "start/test_mixture.py",
+    "benchmarks/test_gpu_drill.py",
     "extrapolation/test_extrapolation.py",
     "tools/test_prepare.py",
+    "start/test_labels.py",
+    "models/test_context.py",
     "tools/test_tools.py",
-    "tools/test_use.py",
+    "tools/test_doctor.py",
+    "tests/test_configs.py",
+    "trainer/test_validation.py",
+    "parallel/test_communication.py",
+    "scripts/test_sbatch.py",
 ]
 
 # Not in the fast subset either: several seconds each of corpora, refusals at start, or hypothesis.

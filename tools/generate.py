@@ -8,11 +8,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..base import COUNT, IDS, TOKENS
+from ..base import COUNT
 from ..trainer.inference import open_model, sample
 from ..trainer.processes import data_output
 from . import cli
-from .support import number, whole_number
+from .support import whole_number
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,14 +20,10 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="cistron generate", description=__doc__)
     parser.add_argument("checkpoint", help="<dump_folder>/checkpoint/step-<N>; without step-<N>: the newest; or a HF folder")
     parser.add_argument("--prompt", required=True, help="text to continue")
-    parser.add_argument(
-        "--max-new-tokens", type=whole_number(0, TOKENS), default=200, help="stop here if no eos came (default: 200)"
-    )
-    parser.add_argument("--temperature", type=number(0, 1e6), default=0.8, help="0 takes the most likely token (default: 0.8)")
-    parser.add_argument(
-        "--top-k", type=whole_number(1, IDS), default=50, help="draw from the k most likely tokens (default: 50)"
-    )
-    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help="of the draws (default: 0)")
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="stop here if no eos came (default: 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token (default: 0.8)")
+    parser.add_argument("--top-k", type=int, default=50, help="draw from the k most likely tokens (default: 50)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     parser.add_argument(
         "--samples", type=whole_number(1, COUNT), default=1, help="how many, with seeds seed, seed + 1, ... (default: 1)"
     )

@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_table_options(what, SourceFiles, "field")
     what.add_argument("--tokenizer", help="a tokenizer.json, the folder that holds one, byte, protein or dna")
     add_table_options(what, TokenizerConfig, "eos_token", "pad_token", "on_unknown")
-    add_table_options(what, FileStoreConfig, "cache_dir", "cache_gb")
+    add_table_options(what, FileStoreConfig, "cache_dir", "cache_gb", "allow_private_redirects")
 
     how = parser.add_argument_group("what to write")
     how.add_argument("--output", type=Path, metavar="DIR", help="folder for train/, validation/ and plan/")

@@ -22,7 +22,7 @@ from typing_extensions import override
 NAT64 = IPv6Network("64:ff9b::/96")
 
 
-class RedirectError(Exception):
+class RedirectError(OSError):
     """A redirect is not followed."""
 
 

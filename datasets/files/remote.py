@@ -48,7 +48,7 @@ class Patience:
             except Exception as error:
                 if _is_absent(error):
                     raise DataError("there is no such file", file=path) from error
-                if isinstance(refused := error.__cause__ or error, RedirectError):
+                if refused := _redirect(error):
                     raise DataError(f"cannot be read: {refused}", file=path) from error
                 if isinstance(error, (PermissionError, IsADirectoryError)):
                     raise DataError(f"cannot be read: {_said(error)}", file=path) from error
@@ -63,6 +63,13 @@ def _is_absent(error: Exception) -> bool:
     """Tell a file that is not there from a server that is not: fsspec's http says FileNotFoundError of both."""
     cause = error.__cause__
     return isinstance(error, FileNotFoundError) and (cause is None or getattr(cause, "status", None) in (404, 410))
+
+
+def _redirect(error: BaseException | None) -> RedirectError | None:
+    """Return the redirect that was refused, where an error comes of one."""
+    while error is not None and not isinstance(error, RedirectError):
+        error = error.__cause__
+    return error
 
 
 def _said(error: BaseException) -> str:

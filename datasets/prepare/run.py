@@ -269,15 +269,18 @@ def _hold_plan(path: Path, plan: dict[str, Any]) -> None:
 
 
 def _finished(folder: Path, task: Task) -> PreparationResult | None:
-    """Return the result of a task whose shards are all there, as far as their sizes tell."""
+    """Return the result of a task whose shards are all there, as far as their sizes tell; None: it is to be done."""
+    note, own = folder / "plan" / f"{task.name}.json", {f"{part}/{task.name}.json" for part in ("train", "validation")}
     try:
-        result = PreparationResult.model_validate_json((folder / "plan" / f"{task.name}.json").read_bytes())
+        result = json_record(PreparationResult, read_bytes(note, DataError), str(note), DataError)
+        if not own.issuperset(result.shards):
+            return None
         for shard in result.shards:
             path = folder / shard
-            sizes = Manifest.model_validate_json(path.read_bytes()).sizes()
+            sizes = json_record(Manifest, read_bytes(path, DataError), str(path), DataError).sizes()
             if any(path.with_suffix(f".{ending}").stat().st_size != size for ending, size in sizes.items()):
                 return None
-    except (FileNotFoundError, ValueError):  # none, or none of ours: the task is done again
+    except (FileNotFoundError, DataError):
         return None
     return result
 

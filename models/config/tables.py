@@ -24,12 +24,10 @@ class ModelAttention(AttentionConfig):
 
 
 class ModelConfig(Shape):
-    """The decoder: a preset and what to change in it. Unset keys keep the preset's value.
+    """The decoder: a preset and what to change in it. Unset keys keep the preset's value."""
 
-    Every key has its value once the table is read; `model_fields_set`, here and in the tables within, holds those that
-    the TOML itself sets.
-    """
-
+    # Every key has its value once the table is read; `model_fields_set`, here and in the tables within, holds those
+    # that the TOML itself sets.
     preset: Annotated[str, PRESETS.choice] = "debug"
     """Shape to start from."""
     vocab_size: Vocabulary | None = None

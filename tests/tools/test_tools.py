@@ -280,6 +280,8 @@ def test_generate_refuses_what_it_cannot_sample_from(trained: Path, tmp_path: Pa
         ([newest, "--prompt", "a\0b"], "NUL byte"),
         ([newest, "--prompt", "x", "--top-k", "0"], "top_k = 0: must be"),
         ([newest, "--prompt", "x", "--temperature", "nan"], "temperature = nan: must be"),
+        ([newest, "--prompt", "x", "--max-new-tokens", "1000000000000"], "max_new_tokens = 1000000000000: must be"),
+        ([newest, "--prompt", "x", "--seed", str(2**64)], f"seed = {2**64}: must be"),
     ):
         with pytest.raises(SystemExit) as caught:
             cli.run("generate", arguments)

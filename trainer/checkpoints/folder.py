@@ -10,11 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
-import fsspec
 import xxhash
 
 from ...base import is_withheld
-from ...datasets.files import whole
+from ...datasets.files import file_system, whole
 from ..errors import CheckpointError
 
 PIECE_BYTES = 2**24
@@ -37,7 +36,7 @@ class Folder:
             raise CheckpointError(f"{self.path}: *** stands for credentials, which are kept nowhere; name the folder in full")
         self.is_local = "://" not in self.path
         try:
-            self.filesystem: Any = fsspec.core.url_to_fs(self.path)[0]
+            self.filesystem: Any = file_system(self.path)[0]
         except (ImportError, ValueError) as e:
             raise CheckpointError(f"{self.path}: {e}") from None
 

@@ -381,7 +381,8 @@ class Extrapolation(Table):
     @override
     def complaints(self) -> list[str]:
         return [
-            f'eval.extrapolation.lengths = {length!r}: must be tokens, up to {TOKENS}, or a multiple, "4x", up to "1024x"'
+            f"eval.extrapolation.lengths = {length!r}: must be a number of tokens up to {TOKENS}, "
+            'or a multiple such as "4x" up to "1024x"'
             for length in self.lengths
             if not (match := LENGTH.fullmatch(str(length))) or int(match[1]) > (1024 if match[2] else TOKENS)
         ]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ...base import IDS, TOKENS
 from ...datasets.tokenizers import TokenizeError, Tokenizer
 from ...models.attention import DocumentMask
 from ...models.decoder import Decoder
@@ -46,9 +47,14 @@ def sample(
         ConfigError: the prompt has no tokens or cannot be encoded, or a number is out of its range.
         ModelError: a bidirectional model, or one with a head for labels; or what it predicts is not finite.
     """
-    for name, value, smallest in (("temperature", temperature, 0), ("top_k", top_k, 1), ("max_new_tokens", max_new_tokens, 0)):
-        if not smallest <= value < float("inf"):
-            raise ConfigError(f"{name} = {value}: must be finite and at least {smallest}")
+    for name, value, smallest, largest in (
+        ("temperature", temperature, 0, 10**6),
+        ("top_k", top_k, 1, IDS),
+        ("max_new_tokens", max_new_tokens, 0, TOKENS),
+        ("seed", seed, 0, 2**63 - 1),
+    ):
+        if not smallest <= value <= largest:
+            raise ConfigError(f"{name} = {value}: must be from {smallest} to {largest}")
     opened = opened_model(model)
     opened.refuse_encoder("generate")
     try:

@@ -12,6 +12,8 @@ import pytest
 from cistron.datasets.errors import DataError
 from cistron.datasets.files import FileStore, FileStoreConfig, redirects
 from cistron.datasets.files.redirects import RedirectError, is_inner, refuse_redirect
+from cistron.trainer.checkpoints import Folder
+from cistron.trainer.errors import CheckpointError
 from yarl import URL
 
 TEXT = b"a document\n"
@@ -99,6 +101,14 @@ def test_a_redirect_from_the_internet_to_an_inner_address_is_refused(host: str, 
     with pytest.raises(DataError, match=r"private network.*data\.allow_private_redirects = true") as caught:
         read(outer.url("to/x.txt"))
     assert caught.value.file == outer.url("to/x.txt")
+    assert not inner.seen
+
+
+def test_nor_does_a_checkpoint_behind_a_url_lead_there(servers: tuple[Server, Server]) -> None:
+    outer, inner = servers
+    outer.location = inner.url("manifest.json")
+    with pytest.raises(CheckpointError, match=r"manifest\.json: not readable"):
+        Folder(outer.url("to")).read_json("manifest.json")
     assert not inner.seen
 
 

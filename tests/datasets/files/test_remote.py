@@ -193,6 +193,7 @@ def test_a_copy_that_was_written_to_is_fetched_again(server: Server, tmp_path: P
     storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path), retries=0))
     server.files["x.txt"] = b"right" * 100
     copy = Path(storage.local(server.url("x.txt")))
+    assert copy.stat().st_mode & 0o777 == 0o600, "its user's alone"
     os.utime(copy)  # another time, the same content
     assert storage.local(server.url("x.txt")) == str(copy)
     assert server.requests == 1

@@ -13,7 +13,7 @@ from cistron.datasets.errors import DataConfigError, DataError
 from cistron.datasets.files import FileStore
 from cistron.datasets.prepare import Event, PreparationResult, RawCorpus
 from cistron.datasets.prepare.duplicates import mark_duplicates
-from cistron.datasets.prepare.run import _hold_plan, group
+from cistron.datasets.prepare.run import Task, _finished, _hold_plan, group
 from cistron.datasets.readers import Reader
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.readers.lines import JsonlReader
@@ -224,3 +224,10 @@ def test_a_plan_that_is_none_of_ours_is_refused_with_what_to_do(tmp_path: Path, 
     assert problem in str(caught.value)
     assert "plan.json" in str(caught.value)
     assert "name another folder, or remove this one" in str(caught.value)
+
+
+@pytest.mark.parametrize("shard", ["/dev/zero", "/etc", "a" * 5000, "../train/000000.json", "train/000001.json"])
+def test_a_note_about_a_task_names_its_own_shards_or_the_task_is_done_again(tmp_path: Path, shard: str) -> None:
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "000000.json").write_text(PreparationResult(shards=(shard,)).model_dump_json())
+    assert _finished(tmp_path, Task(0, ())) is None
