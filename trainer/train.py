@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from pydantic import JsonValue
 
-from ..base import UserError
+from ..base import UserError, discard_unwritten, dropped_output
 from ..datasets.errors import DataEnd
 from ..datasets.loading import Batch, DataShard, merge_states
 from .build import contract_of, training_mask
@@ -37,17 +37,7 @@ from .optim import StepGuard, clip_gradients, gradient_norm, learning_rate, redu
 from .out_of_memory import out_of_memory_told
 from .parallel import Inputs, compile_for_all_widths, stage, sum_over_replicas
 from .prefetch import Prefetcher
-from .processes import (
-    StopRequest,
-    World,
-    discard_unwritten,
-    dropped_output,
-    global_batch_size,
-    join,
-    lost_ranks_named,
-    run_command,
-    world_size,
-)
+from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command, world_size
 from .start import (
     Launch,
     Parts,

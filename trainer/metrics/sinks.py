@@ -20,10 +20,11 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typing_extensions import override
 
+from ...base import output_failure
 from ..checkpoints import Folder
 from ..config import JobConfig
 from ..errors import ConfigError
-from ..processes import Bar, Terminal, output_failure
+from ..processes import Bar, Terminal
 from .records import append, append_record, forget_after
 
 FILES = ("metrics", "validation", "extrapolation")  # kinds of records that a run may have in its folder, as <kind>.jsonl

@@ -2,7 +2,7 @@
 
 Read `layout` (degrees of parallelism), `meeting` (how processes find each other), `agreement` (what they must have
 alike), `join` (device, process group, mesh) and `world` (what this process is among the others, and their small CPU
-collectives), then `signals`, `memory`, `exit`, `restarts`, `streams` and `terminal`.
+collectives), then `signals`, `memory`, `exit`, `restarts` and `terminal`.
 """
 
 from .agreement import agree
@@ -12,7 +12,6 @@ from .layout import Layout, degree_complaints, global_batch_size, layout_complai
 from .meeting import launcher_store
 from .memory import device_figures, host_figures, host_memory, private_memory, ran_out, request
 from .signals import StopRequest
-from .streams import Stream, discard_unwritten, dropped_output, output_failure
 from .tensors import DTYPES, gradient, local, offset, whole
 from .terminal import Bar, Terminal, data_output
 from .world import ThreadTask, World
@@ -24,7 +23,6 @@ __all__ = [
     "Bar",
     "Layout",
     "StopRequest",
-    "Stream",
     "Terminal",
     "ThreadTask",
     "World",
@@ -33,8 +31,6 @@ __all__ = [
     "degree_complaints",
     "device_figures",
     "device_remarks",
-    "discard_unwritten",
-    "dropped_output",
     "first_may_speak",
     "global_batch_size",
     "gradient",
@@ -47,7 +43,6 @@ __all__ = [
     "local",
     "lost_ranks_named",
     "offset",
-    "output_failure",
     "pick_device",
     "private_memory",
     "ran_out",

@@ -17,12 +17,11 @@ from contextlib import contextmanager, suppress
 
 import torch.distributed as dist
 
-from ...base import UserError
+from ...base import OutputError, UserError, discard_unwritten, guarded_output
 from ...datasets.errors import WorkerError
 from ..errors import MeetingError, NonFiniteError, OutOfMemoryError, RankLostError
 from .memory import ran_out, request
 from .restarts import leave_note, life, repeats_mistake
-from .streams import OutputError, discard_unwritten, guarded_output
 from .terminal import printable_output
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cistron.base import Stream
 from cistron.tests.helpers.jobs import metrics, train_here, write_job
-from cistron.trainer.processes import Stream, run_command
+from cistron.trainer.processes import run_command
 from cistron.trainer.train import main
 
 FAILURES = {"no room": errno.ENOSPC, "no reader": errno.EPIPE, "no terminal": errno.EIO}
