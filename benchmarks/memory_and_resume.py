@@ -259,7 +259,7 @@ def embed_all(folder: Path, pool: str, ending: str, sequences: int) -> None:
     output = folder / f"{pool}{ending}"
     layer = "layers.0.feed_forward"
     embed.main(
-        [str(folder / "step-1"), "--input", str(folder / "x.fasta"), "--layer", layer, "--pool", pool, "--output", str(output)]
+        [str(folder / "step-0"), "--input", str(folder / "x.fasta"), "--layer", layer, "--pool", pool, "--output", str(output)]
     )
     seconds = time.perf_counter() - begun
     over.set()
@@ -280,7 +280,7 @@ def embeddings(options: argparse.Namespace) -> None:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "step-1")
+        write_model(folder / "step-0")
         write_sequences(folder / "x.fasta", options.sequences)
         for output in OUTPUTS:
             in_a_process_of_its_own(embed_all, folder, *output, options.sequences)
@@ -317,12 +317,12 @@ def write(folder: Path, layers: int) -> None:
     contract = SavedContract(eos=0, pad=1, vocab=shape.vocab_size, tokenizer=None)
     state = RunState.of(config=job, model=shape, contract=contract)
     torch.manual_seed(0)
-    write_whole(folder / "step-1", specs, lambda name: torch.randn(specs[name].shape), state)
+    write_whole(folder / "step-0", specs, lambda name: torch.randn(specs[name].shape), state)
 
 
 def export_it(folder: Path) -> None:
     """To safetensors in files of 500 MB."""
-    export(read(folder / "step-1"), folder / "hf", tokenizer=None, max_shard_size=500_000_000)
+    export(read(folder / "step-0"), folder / "hf", tokenizer=None, max_shard_size=500_000_000)
 
 
 def import_it(folder: Path) -> None:
@@ -332,7 +332,7 @@ def import_it(folder: Path) -> None:
 
 def compare(folder: Path) -> None:
     """Compare the imported weights with the first ones, bit for bit."""
-    first, back = WholeTensors(folder / "step-1"), WholeTensors(folder / "back" / "step-0")
+    first, back = WholeTensors(folder / "step-0"), WholeTensors(folder / "back" / "step-0")
     assert sorted(first.names()) == sorted(back.names())
     assert all(torch.equal(first.read(name), back.read(name)) for name in first.names())
 

@@ -161,7 +161,7 @@ def write_job(folder: Path, options: argparse.Namespace) -> DecoderConfig:
     layout = Layout.resolve(config)
     tokenizer, shape = verify(config, layout)
     mask = training_mask(config, tokenizer, torch.device("cpu"))
-    feed = open_data(config, layout, tokenizer, mask, shape.vocab_size, batch_size=options.rows)
+    feed = open_data(config, layout, tokenizer, mask, shape.vocab_size, batch_size=options.rows).begun(mask)
     assert feed.first
     batches = [feed.first, *(feed.loader.next() for _ in range(steps - 1))]
     feed.loader.close()

@@ -17,6 +17,10 @@ class DataConfigError(UserError):
     """A setting of `[data]` or `[tokenizer]` cannot be met; the message names the key."""
 
 
+class InUseError(UserError):
+    """Another process writes to a folder; the message names it."""
+
+
 class WorkerError(RuntimeError):
     """A worker process died: it was killed, most often for want of memory."""
 

@@ -58,7 +58,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     console.print(config.to_toml())
 
     rows = max(8, min(256, TOKENS // config.training.seq_len))
-    feed = open_data(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=rows)
+    feed = open_data(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=rows).begun(mask)
     feed.loader.close()
     console.rule("eos contract")
     console.print(str(feed.contract))

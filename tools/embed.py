@@ -65,17 +65,17 @@ def run(options: argparse.Namespace) -> None:
     }
     metadata = {"model": public_name(opened.where), "pool": options.pool, "dtype": options.dtype}
     metadata |= {layer: meaning(layer) for layer in layers}
-    output = EmbeddingFile(options.output, plan, layers, options.pool != "none", metadata)
-    if output.done:
-        print(f"{output.partial} holds {output.done} sequences: going on behind them", file=sys.stderr)
-    sequences = islice(files, output.done, None)
-    documents = read_documents(opened, files, sequences, options.max_length)
-    with progress_bar("embed") as bar, torch.no_grad():
-        bar.begin("sequences", sum(file.size for file in files.files))
-        for batch in embeddings(opened, documents, layers, options.pool, options.batch_tokens):
-            output.add([document.name for document in batch.documents], batch.lengths, batch.rows)
-            bar.reach(batch.documents[-1].stored, sum(batch.lengths))
-    output.finish()
+    with EmbeddingFile(options.output, plan, layers, options.pool != "none", metadata) as output:
+        if output.done:
+            print(f"{output.partial} holds {output.done} sequences: going on behind them", file=sys.stderr)
+        sequences = islice(files, output.done, None)
+        documents = read_documents(opened, files, sequences, options.max_length)
+        with progress_bar("embed") as bar, torch.no_grad():
+            bar.begin("sequences", sum(file.size for file in files.files))
+            for batch in embeddings(opened, documents, layers, options.pool, options.batch_tokens):
+                output.add([document.name for document in batch.documents], batch.lengths, batch.rows)
+                bar.reach(batch.documents[-1].stored, sum(batch.lengths))
+        output.finish()
     print(f"{options.output}: {output.done} sequences, {', '.join(f'{layer} ({meaning(layer)})' for layer in layers)}")
 
 

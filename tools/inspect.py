@@ -52,7 +52,7 @@ def run(argv: Sequence[str], options: argparse.Namespace) -> None:
     layout = Layout.resolve(config)
     tokenizer, decoder = launch.parts or verify(config, layout)
     mask = training_mask(config, tokenizer, cpu)
-    feed = open_data(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=options.rows)
+    feed = open_data(config, layout, tokenizer, mask, decoder.vocab_size, batch_size=options.rows).begun(mask)
     feed.loader.close()
     console = Terminal()
     report_sources(console, config, feed.loader, tokenizer, global_batch_size(config, layout))

@@ -6,13 +6,14 @@ cistron prepare --config job.toml --output DIR
 cistron prepare --format jsonl --field text --tokenizer PATH|byte|protein|dna 'data/*.jsonl.zst' --output DIR
 cistron prepare --import megatron --tokenizer PATH PREFIX --output DIR
 cistron prepare --verify DIR
+cistron prepare --upgrade DIR
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from ..datasets.prepare import (
     shard_lengths,
 )
 from ..datasets.readers import SourceFiles, build_reader, raw_formats
-from ..datasets.shards import open_shards, verify_shard
+from ..datasets.shards import open_shards, upgrade_shard, verify_shard
 from ..datasets.tokenizers import TOKENIZERS, Tokenizer, TokenizerConfig, build_tokenizer
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
@@ -64,6 +65,8 @@ def main(argv: Sequence[str]) -> None:
     options = make_parser().parse_args(argv)
     if options.verify:
         verify_shards(options.verify, options.processes)
+    elif options.upgrade:
+        upgrade_shards(options.upgrade, options.processes)
     else:
         run(options)
 
@@ -109,6 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
     tokens.add_argument("--weights-column", help="parquet: of loss weights, or of a loss mask of 0 and 1")
 
     parser.add_argument("--verify", metavar="DIR", help="only check all shards below a folder, byte by byte")
+    parser.add_argument("--upgrade", metavar="DIR", help="add checksums of blocks to shards of version 1 below a folder")
     return parser
 
 
@@ -309,18 +313,30 @@ def write_page(path: Path, prepared: Sequence[tuple[Work, PreparationResult]], s
 
 def verify_shards(folder: str, processes: int) -> None:
     """Check every shard below a folder, each byte of it. Raises DataError for the first that is not as written."""
+    found = on_all_shards("verify", folder, processes, verify_one)
+    print(f"{len(found):,} shards with {sum(found):,} tokens are as they were written")
+
+
+def upgrade_shards(folder: str, processes: int) -> None:
+    """Add checksums of blocks to every shard below a folder that lacks them. Raises DataError, as `verify_shards`."""
+    made = sum(on_all_shards("upgrade", folder, processes, upgrade_one))
+    print(f"{made:,} shards were given checksums of their blocks")
+
+
+def on_all_shards(option: str, folder: str, processes: int, work: Callable[[str, Emit], int]) -> list[int]:
+    """Do the work of an option on each shard below a folder, and return the results. Raises DataConfigError."""
     from .support import progress_bar
 
     paths = [str(path) for path in sorted(Path(folder).rglob("*.json")) if path.parent.name != "plan"]
     if not paths:
-        raise DataConfigError(f"--verify {folder}: there is no shard (no .json) in it")
-    tokens = 0
-    with progress_bar("verify") as monitor:
+        raise DataConfigError(f"--{option} {folder}: there is no shard (no .json) in it")
+    results = []
+    with progress_bar(option) as monitor:
         monitor.begin("shards", sum(map(size_of, paths)))
-        for path, found in run_tasks(verify_one, paths, processes, monitor):
-            tokens += found
+        for path, found in run_tasks(work, paths, processes, monitor):
+            results.append(found)
             monitor(Event(stored=size_of(path)))
-    print(f"{len(paths):,} shards with {tokens:,} tokens are as they were written")
+    return results
 
 
 def size_of(manifest: str) -> int:
@@ -334,6 +350,11 @@ def verify_one(path: str, _: Emit) -> int:
     (shard,) = open_shards(storage.expand([path]), storage)
     verify_shard(shard)
     return shard.tokens
+
+
+def upgrade_one(path: str, _: Emit) -> int:
+    """Upgrade one shard; return 1 where that was needed."""
+    return int(upgrade_shard(Path(path)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -44,6 +45,7 @@ from .start import (
     TrainData,
     build_model_and_optimizer,
     host_facts,
+    locked_run,
     open_data,
     open_run_folder,
     resume_data,
@@ -84,6 +86,7 @@ class Trainer:
         self.progress = state.progress if state else Progress.start()
         step = self.progress.step
         self.data, self.data_state, refusal = resume_data(config, world, self.start, step, self.open_shard)
+        self.data = world.on_every_rank(lambda: self.data.begun(self.mask, stop))
         self.first_batch = self.data.first
         self.prompt = world.gather(prompt_of(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
         self.evaluations, planned = world.on_every_rank(self.open_evaluations)
@@ -258,7 +261,7 @@ class Trainer:
         return batch or self.data.loader.next(self.stop)
 
     def open_shard(self, shard: DataShard) -> TrainData:
-        """Start the loader of a part of the data, and check the eos contract before a model exists."""
+        """Open the loader of a part of the data, and check the eos contract before a model exists."""
         return open_data(
             self.config,
             self.world.layout,
@@ -269,7 +272,6 @@ class Trainer:
             buckets=self.micro_batches if self.config.data.length_buckets else 1,
             shard=shard,
             checkpoint=self.start.found,
-            interrupted=self.stop,
         )
 
     def open_evaluations(self) -> tuple[list[Evaluation], list[str]]:
@@ -366,7 +368,13 @@ def run(argv: Sequence[str]) -> None:
 
 
 def train_job(config: JobConfig, parts: Parts | None) -> TrainedRun:
-    """Train a job whose configuration has passed its checks, and whose parts these are."""
+    """Train a job whose configuration has passed its checks, and whose parts these are, in a folder that is its own."""
+    with ExitStack() as folders:
+        return train_in(folders, config, parts)
+
+
+def train_in(folders: ExitStack, config: JobConfig, parts: Parts | None) -> TrainedRun:
+    """Train a job, and leave its folder locked in `folders`."""
     trainer: Trainer | None = None
     with (
         dropped_output(),
@@ -380,6 +388,7 @@ def train_job(config: JobConfig, parts: Parts | None) -> TrainedRun:
             with out_of_memory_told(
                 config, world, lambda: f"step {trainer.progress.step + 1}" if trainer else "before the first step", stop
             ):
+                folders.enter_context(locked_run(config, world))
                 trainer = Trainer(config, world, stop, parts)
                 try:
                     trainer.train()

@@ -29,16 +29,15 @@ class Strands:
         self._tokenizer = tokenizer
         self._pairs = _pairs(tokenizer) if share else np.empty(0, dtype=np.int16)
 
-    def chosen(self, file: str, documents: Addresses, epoch: int) -> Chosen:
+    def chosen(self, name: str, documents: Addresses, epoch: int) -> Chosen:
         """Tell which documents of a file are read on the other strand: a function of the arguments and the seed alone.
 
         Args:
-            file: Path or URL, of which the last part counts: a corpus may move.
+            name: The last part of the file's name: a corpus may move.
             documents: int64: address of each in the file, or its number.
             epoch: Times that all have been read.
         """
-        name = xxhash.xxh3_64_intdigest(file.rpartition("/")[2].encode())
-        key = random_bits(1, self._seed, name, epoch)
+        key = random_bits(1, self._seed, xxhash.xxh3_64_intdigest(name.encode()), epoch)
         drawn = scramble(documents.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key)
         return np.asarray(uniform(drawn) < self.share)
 

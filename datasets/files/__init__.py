@@ -1,32 +1,51 @@
-"""Files anywhere and however compressed: found by pattern, known again by stamps, written whole or not at all.
+"""Files anywhere and however compressed: found by pattern, known again by content, written whole or not at all.
 
-Read `find` (names to files), `storage` (opening and inflating them), then `bgzip`; `redirects`, `remote` and `cache`
-(URLs); and `atomic` (writing, checksums).
+Read `find` (names to files), `inventory` (whether they are those of before), `storage` (opening and inflating them),
+then `bgzip`; `redirects`, `remote` and `cache` (URLs); `atomic` (writing, checksums) and `lock` (who may write).
 """
 
-from .atomic import TEMPORARY, check_writable, check_writable_folder, checksum, sync, temporary, whole, write_atomically
+from .atomic import (
+    TEMPORARY,
+    TEMPORARY_NAME,
+    check_writable,
+    check_writable_folder,
+    checksum,
+    sync,
+    temporary,
+    whole,
+    write_atomically,
+)
 from .bgzip import BgzfFile, ByteFile, DamagedError
 from .find import DataFile, is_compressed, is_remote, plain_name
+from .inventory import Listing, changes, deviations, fingerprint, last_name, listed, saved_order
+from .lock import Lock
 from .redirects import file_system
-from .storage import FileStore, FileStoreConfig, changes, fingerprint
+from .storage import FileStore, FileStoreConfig
 
 __all__ = [
     "TEMPORARY",
+    "TEMPORARY_NAME",
     "BgzfFile",
     "ByteFile",
     "DamagedError",
     "DataFile",
     "FileStore",
     "FileStoreConfig",
+    "Listing",
+    "Lock",
     "changes",
     "check_writable",
     "check_writable_folder",
     "checksum",
+    "deviations",
     "file_system",
     "fingerprint",
     "is_compressed",
     "is_remote",
+    "last_name",
+    "listed",
     "plain_name",
+    "saved_order",
     "sync",
     "temporary",
     "whole",

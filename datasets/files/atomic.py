@@ -1,6 +1,8 @@
 """Files that are written whole or not at all, and their checksums."""
 
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,8 @@ import xxhash
 from ...base import UserError, no_file
 
 TEMPORARY = ".part"
+TEMPORARY_NAME = re.compile(r"\.\d+-[0-9a-f]{8}\.part$")
+_START = secrets.token_hex(4)  # of this interpreter; its forks have numbers of their own
 PROBE_BYTES = 2**16  # a full disk takes an empty file
 
 
@@ -81,8 +85,11 @@ def _probe(path: Path) -> None:
 
 
 def temporary(path: Path) -> Path:
-    """Return the name under which this process writes a file: one that was orphaned may still be writing its own."""
-    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    """Return the name under which this process writes a file, and no other on any machine or in any container.
+
+    One that was orphaned may still be writing its own, and in containers many processes are number 1.
+    """
+    return path.with_name(f"{path.name}.{os.getpid()}-{_START}{TEMPORARY}")
 
 
 def sync(path: Path) -> None:

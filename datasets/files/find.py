@@ -1,12 +1,10 @@
-"""Names to files: globs, `{stdlib}`, `{synthetic}`, `~` and URLs become a sorted list with sizes and stamps."""
+"""Names to files: globs, `{stdlib}`, `{synthetic}`, `~` and URLs become a sorted list with sizes."""
 
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-
-import xxhash
 
 from ...base import is_withheld, public_name
 from ..errors import DataError
@@ -15,12 +13,11 @@ from .redirects import file_system
 # What is not inflated would be read as text, byte for byte.
 FOREIGN_COMPRESSION = (".bz2", ".xz", ".zip", ".lz4", ".7z", ".br", ".snappy")
 WITHHELD = "*** stands for credentials, which are kept nowhere"
-STAMPED_BYTES = 2**16
-# What stores call the version of a file, in fsspec's `info`. Times of reading are not among them.
-VERSION_FIELDS = (
-    *("ETag", "etag", "md5", "md5Hash", "content_md5", "Content-MD5", "checksum", "sha256", "oid", "blob_id", "crc32c"),
-    *("generation", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "mtime", "created"),
+# What stores tell of a file's content and else of its version, in fsspec's `info`. Times of reading are not among them.
+CONTENT_FIELDS = (
+    *("md5", "md5Hash", "content_md5", "Content-MD5", "checksum", "sha256", "oid", "blob_id", "crc32c", "ETag", "etag"),
 )
+VERSION_FIELDS = ("generation", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "mtime", "created")
 
 
 class DataFile(NamedTuple):
@@ -29,9 +26,9 @@ class DataFile(NamedTuple):
     Attributes:
         path: Path or URL.
         size: Bytes as stored (before decompression).
-        stamp: Another one means that the content changed: of a local file the time of its last change and a hash of
-            its first and last 64 KiB, of a remote one what its store tells of the version. Empty where it tells
-            nothing.
+        stamp: Of the content; another one means that it changed. Of a local file a hash, see `inventory.stamped`; of a
+            remote one what its store tells of the content (a checksum, an ETag), else of the version. Empty where it
+            tells nothing.
     """
 
     path: str
@@ -67,7 +64,7 @@ def local_path(path: str) -> str | None:
 
 
 def find_files(pattern: str, folder_glob: str | None, private_redirects: bool = False) -> list[DataFile]:
-    """Return the files that one pattern names; see `files.FileStore.expand`."""
+    """Return the files that one pattern names, local ones without a stamp; see `files.FileStore.expand`."""
     target = pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
     if "{synthetic}" in target:
         target = target.replace("{synthetic}", _synthetic())
@@ -141,19 +138,6 @@ def _file(filesystem: Any, info: Mapping[str, Any], remote: bool) -> DataFile:
     if plain_name(path).endswith(FOREIGN_COMPRESSION):
         raise DataError("of compressed files .gz, .bgz and .zst are read; compress it by one of them", file=path)
     if not remote:
-        return DataFile(path, info["size"], _stamp(path, info["size"]))
-    version = ",".join(f"{key}={info[key]}" for key in VERSION_FIELDS if info.get(key) is not None)
-    return DataFile(path, info["size"], version)
-
-
-def _stamp(path: str, size: int) -> str:
-    """Return "mtime_ns:xxh3 of the first and last 64 KiB"."""
-    try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (a Path costs half as much again, of 100,000 files)
-            digest = xxhash.xxh3_64(file.read(STAMPED_BYTES))
-            if size > STAMPED_BYTES:
-                file.seek(max(size - STAMPED_BYTES, STAMPED_BYTES))
-                digest.update(file.read(STAMPED_BYTES))
-    except OSError as error:
-        raise DataError(f"cannot be read: {error}", file=path) from error
-    return f"{Path(path).stat().st_mtime_ns}:{digest.hexdigest()}"
+        return DataFile(path, info["size"], "")
+    told = [[f"{key}={info[key]}" for key in keys if info.get(key)] for keys in (CONTENT_FIELDS, VERSION_FIELDS)]
+    return DataFile(path, info["size"], ",".join(told[0] or told[1]))

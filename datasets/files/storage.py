@@ -1,4 +1,4 @@
-"""Files of a corpus: found by pattern, known again by their stamps, opened wherever they are and however compressed.
+"""Files of a corpus: found by pattern, opened wherever they are and however compressed.
 
 gzip and zstd are inflated by Python's own readers, which go back by inflating the file again from the first byte; bgzip
 by `bgzip`. Python has zstd from 3.14 on; `backports.zstd` is the same module.
@@ -8,14 +8,13 @@ import gzip
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Annotated, cast
 
-import xxhash
 from pydantic import Field
 
 from ...base import PathText, Table
@@ -23,6 +22,7 @@ from ..errors import DataError
 from .bgzip import HEAD_BYTES, BgzfFile, BlockIndex, ByteFile, DamagedError, block_size, find_blocks
 from .cache import find_copy, make_copy
 from .find import DataFile, find_files, is_compressed, local_path, plain_name
+from .inventory import stamped
 from .remote import Patience, RemoteFile
 
 if sys.version_info >= (3, 14):
@@ -67,7 +67,7 @@ class FileStore:
     timeout: float = 60.0
 
     def expand(self, patterns: Iterable[str], folder_glob: str | None = None) -> list[DataFile]:
-        """Return the files that `patterns` name, sorted by path, each once.
+        """Return the files that `patterns` name, sorted by path, each once, with stamps.
 
         Args:
             patterns: Paths, globs (`*`, `?`, `[...]`, `**`) or fsspec URLs; `{stdlib}` stands for the folder of
@@ -84,7 +84,7 @@ class FileStore:
             listing = partial(find_files, pattern, folder_glob, self.config.allow_private_redirects)
             files = listing() if local_path(pattern) else self._patience(LISTING_PATIENCE)(listing, pattern)
             found.update({file.path: file for file in files})
-        return sorted(found.values(), key=lambda file: file.public)
+        return stamped(sorted(found.values(), key=lambda file: file.public))
 
     def local(self, path: str) -> str:
         """Return a local path to the stored bytes of `path`; those of a URL are copied into the cache if need be.
@@ -193,31 +193,3 @@ def _block_index(storage: FileStore, path: str, version: int) -> BlockIndex:
             raise
     with storage.open_stored(path, whole=False) as raw:
         return find_blocks(cast("ByteFile", raw), gzi)
-
-
-def fingerprint(files: Iterable[DataFile]) -> str:
-    """Return a hash over names, sizes and stamps, by which a resumed run knows its corpus again."""
-    listing = "\n".join("\t".join(map(str, file.public)) for file in files)
-    return xxhash.xxh3_128_hexdigest(listing.encode())
-
-
-def changes(saved: Sequence[Sequence[str | int]], files: Sequence[DataFile]) -> list[str]:
-    """Return a line for each file that is not as it was, at most five and a line for the number of others.
-
-    Args:
-        saved: (path, size, stamp) of the files as they were.
-        files: As they are.
-    """
-    before = {str(path): DataFile(str(path), int(size), str(stamp)) for path, size, stamp in saved}
-    now = {file.public.path: file for file in files}
-    lines = []
-    for path in sorted(before | now):
-        if path not in now:
-            lines.append(f"{path} is gone")
-        elif path not in before:
-            lines.append(f"{path} is new")
-        elif before[path].size != now[path].size:
-            lines.append(f"{path} changed its size from {before[path].size} to {now[path].size} bytes")
-        elif before[path].stamp != now[path].stamp:
-            lines.append(f"{path} was changed: its stamp was {before[path].stamp!r} and is {now[path].stamp!r}")
-    return lines if len(lines) <= 5 else [*lines[:5], f"and {len(lines) - 5} more"]

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..documents import DocumentConfig, LetterEncoder, Strands, Weighed, mirrored, too_long
 from ..errors import BadRecords
+from ..files import last_name
 from ..randomness import permutation
 from ..readers import DocumentJoiner, Piece, Reader, Records, located, wrong_byte
 from ..rows import Packer
@@ -135,7 +136,8 @@ class RawDocuments:
             index = next(index for index, length in enumerate(lengths) if length > seq_len)
             cut = self._head is not None and lengths[index] > self._head
             raise TokenizeError(too_long(lengths[index], seq_len, at_least=cut), None, index)
-        chosen = np.flatnonzero(self._strands.chosen(arrived.file, np.array(arrived.offsets, dtype=np.int64), epoch))
+        addresses = np.array(arrived.offsets, dtype=np.int64)
+        chosen = np.flatnonzero(self._strands.chosen(last_name(arrived.file), addresses, epoch))
         if len(chosen):
             ids, weights = ids.copy(), None if weights is None else weights.copy()
             ends = np.cumsum(lengths)

@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from ..documents import Chosen, DocumentConfig, Strands, mirrored, too_long
 from ..errors import BadRecords, DataConfigError, DataError
+from ..files import last_name
 from ..randomness import Shuffle
 from ..rows import Block, Weights
-from ..shards import Shard
+from ..shards import BlockChecks, Shard
 from ..tokenizers import Ids, TokenizeError
 from .blocks import MAX_DOCUMENTS, Address, AddressedBlock, Counts
 
@@ -87,6 +88,7 @@ class ShardCorpus:
 
     def __post_init__(self) -> None:
         """Count documents and units, and list the documents of several units. Raises DataConfigError."""
+        self.checks = BlockChecks(self.shards)
         overlap = self.config.window_overlap
         # Tokens from the beginning of a unit to that of the next.
         self.unit = max((UNIT_TOKENS - overlap) // (self.seq_len - overlap), 1) * (self.seq_len - overlap)
@@ -120,6 +122,16 @@ class ShardCorpus:
             opened = self.shards[shard]
             self._maps[shard] = opened.ids(), opened.offsets().view(np.int64), opened.weights()
         return self._maps[shard]
+
+    def check(self, shards: Integers, begins: Integers, ends: Integers) -> None:
+        """Check tokens `begins` to `ends` of `shards` where they are read for the first time.
+
+        Raises:
+            DataError: They are not as they were written; names the file and the document.
+        """
+        for shard, blocks in self.checks.fresh(shards, begins, ends):
+            ids, offsets, weights = self.maps(shard)
+            self.checks.check(shard, blocks, offsets, ids, weights)
 
     def locate(self, units: Integers) -> Units:
         """Look up units by their numbers. Of a document that is truncated, the one unit is its first row."""
@@ -212,8 +224,10 @@ class ShardDocuments:
         weights: list[Weights] | None = None
         if any(item is not None for _, _, item in maps):
             weights = [np.broadcast_to(np.float32(1.0), len(ids)) if item is None else item for ids, _, item in maps]
-        if self.strands is not None and self.strands.share:
-            for place in np.flatnonzero(self._mirrored(units, epoch) & ~bad).tolist():
+        mirrored_units = self._mirrored(units, epoch) & ~bad
+        self._check(units.chosen(~bad), mirrored_units[~bad])
+        if self.strands is not None:
+            for place in np.flatnonzero(mirrored_units).tolist():
                 _, _, begin, end, start, length = (int(values[place]) for values in units)
                 part = (start - begin, min(start + length + 1, end) - begin)  # with the token behind
                 try:
@@ -245,12 +259,27 @@ class ShardDocuments:
 
     def _mirrored(self, units: Units, epoch: int) -> Chosen:
         """Tell which units are of documents that are read on their other strand."""
-        assert self.strands is not None
         chosen = np.zeros(len(units.shards), dtype=bool)
+        if self.strands is None or not self.strands.share:
+            return chosen
         for shard in np.unique(units.shards).tolist():
             here = units.shards == shard
-            chosen[here] = self.strands.chosen(self.corpus.shards[shard].path, units.documents[here], epoch)
+            chosen[here] = self.strands.chosen(last_name(self.corpus.shards[shard].path), units.documents[here], epoch)
         return chosen
+
+    def _check(self, units: Units, mirrored_units: Chosen) -> None:
+        """Check the tokens of units, and those behind that are a label only, before they are used."""
+        shards, begins, ends = units.shards, units.starts, units.starts + units.lengths + units.open
+        if mirrored_units.any():
+            # As far from the last letter of their document as the unit is from the first; and the eos.
+            eos = units.ends - 1
+            across = units.begins + eos
+            low = np.maximum(across - ends, units.begins)
+            high = np.maximum(across - begins, low + 1)
+            begins, ends = np.where(mirrored_units, low, begins), np.where(mirrored_units, high, ends)
+            shards = np.concatenate([shards, shards[mirrored_units]])
+            begins, ends = np.concatenate([begins, eos[mirrored_units]]), np.concatenate([ends, eos[mirrored_units] + 1])
+        self.corpus.check(shards, begins, ends)
 
     def _refuse(self, units: Units, place: int, problem: str) -> None:
         path = self.corpus.shards[int(units.shards[place])].path

@@ -65,7 +65,8 @@ class Loader(AbstractContextManager["Loader"]):
             overlap=config.window_overlap,
         )
         self._config, self._rows = config, rows
-        self.sources = [open_source(source, config.lanes, rows, config) for source in config.sources]
+        before = shard.inventory or {}
+        self.sources = [open_source(source, config.lanes, rows, config, before.get(source.name)) for source in config.sources]
         self.packer.weighted = any(source.weighted for source in self.sources)
 
         names = [source.name for source in config.sources]
@@ -144,10 +145,7 @@ class Loader(AbstractContextManager["Loader"]):
         return self._state
 
     def inventory(self) -> dict[str, list[list[str | int]]]:
-        """Return path, size and stamp of all files by source.
-
-        Kept beside a state, it lets a refusal name the file that has changed.
-        """
+        """Return path, size and stamp of all files by source, in their order, to be kept beside a state."""
         return {source.config.name: [list(file.public) for file in source.files] for source in self.sources}
 
     def close(self) -> None:

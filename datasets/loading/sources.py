@@ -7,7 +7,7 @@ from itertools import islice
 from ..config import DataConfig
 from ..documents import Letters, Strands
 from ..errors import BadRecords, DataConfigError, refuse
-from ..files import DataFile, FileStore
+from ..files import DataFile, FileStore, Listing, saved_order
 from ..lanes import Documents, Lane, LaneState, RawDocuments, ShardCorpus, ShardDocuments
 from ..readers import READERS, Label, Piece, Reader, SourceFiles, assign, build_reader, target_size
 from ..rows import PackedRow, Packer
@@ -22,7 +22,7 @@ class Source:
 
     Attributes:
         config: As given.
-        files: All of its files, those without a byte included; of token shards the manifests.
+        files: All of its files in their order, those without a byte included; of token shards their contents.
         lanes: Pieces of each lane; empty for token shards.
         reader: Of the format; None for token shards.
         corpus: Token shards; None for raw files.
@@ -87,7 +87,7 @@ class Source:
         return heads
 
 
-def open_source(config: SourceFiles, lanes: int, rows: RowSettings, data: DataConfig) -> Source:
+def open_source(config: SourceFiles, lanes: int, rows: RowSettings, data: DataConfig, saved: Listing | None = None) -> Source:
     """Look up a source's files and assign them to `lanes`.
 
     Args:
@@ -95,6 +95,7 @@ def open_source(config: SourceFiles, lanes: int, rows: RowSettings, data: DataCo
         lanes: Of the source.
         rows: How rows become batches.
         data: How files and documents are read; its own sources are not looked at.
+        saved: The files in the order of a run that goes on; None: the run begins.
 
     Raises:
         DataConfigError: A setting is wrong, or there are fewer pieces than lanes.
@@ -103,13 +104,17 @@ def open_source(config: SourceFiles, lanes: int, rows: RowSettings, data: DataCo
     storage = FileStore(data)
     refuse([f"data.sources.{line}" for line in config.complaints()])
     if READERS[config.format] is None:
-        files = storage.expand(config.paths, "*.json")
-        corpus = ShardCorpus(open_shards(files, storage), rows.seq_len, lanes, config.name, data)
-        _check_letters(corpus.shards, data)
-        return Source(config=config, files=files, lanes=[], reader=None, corpus=corpus, data=data)
+        shards = open_shards(storage.expand(config.paths, "*.json"), storage)
+        shards = [shards[place] for place in saved_order(saved, [shard.contents for shard in shards])]
+        corpus = ShardCorpus(shards, rows.seq_len, lanes, config.name, data)
+        _check_letters(shards, data)
+        return Source(
+            config=config, files=[shard.contents for shard in shards], lanes=[], reader=None, corpus=corpus, data=data
+        )
     label = None if config.label is None else Label(config.label, rows.objective.classes)
     reader = build_reader(config.format, config.field, storage, label)
     files = storage.expand(config.paths)
+    files = [files[place] for place in saved_order(saved, files)]
     target = target_size(files, lanes)
     pieces = [piece for file in files for piece in reader.split(file, target)]
     assigned = assign(pieces, lanes, config.name, f"format {config.format!r} is split {reader.cut}")

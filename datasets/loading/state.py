@@ -2,7 +2,7 @@
 
 As JSON it is
 
-    {"version": 2, "rows": global row at which the next batch begins, "begin": row at which this order of data began,
+    {"version": 3, "rows": global row at which the next batch begins, "begin": row at which this order of data began,
      "counts": rows of each source since then, "lanes": {"<source>/<lane>": LaneState}, "config": what determines the
      order}
 
@@ -17,12 +17,12 @@ from typing import Any, Literal
 from pydantic import JsonValue, ValidationError
 
 from ..errors import DataOrderError
-from ..files import DataFile, changes
+from ..files import DataFile, Listing, changes
 from ..lanes import LaneState
 from ..shards import Record
 
-# Path, size and stamp of each file, by source.
-Inventory = Mapping[str, Sequence[Sequence[str | int]]]
+# The files of each source.
+Inventory = Mapping[str, Listing]
 
 
 class DataState(Record):
@@ -37,7 +37,7 @@ class DataState(Record):
         config: The settings that determine the order of rows, and a fingerprint of the files.
     """
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     rows: int
     begin: int
     counts: list[int]
@@ -80,8 +80,8 @@ class DataShard:
         dp_rank: Data-parallel rank.
         dp_degree: Number of data-parallel ranks.
         state: Of a loader with the same settings, merged over its ranks; None: begin at `row`.
-        inventory: What `Loader.inventory` returned when the state was saved; it lets a refusal name the file that
-            changed.
+        inventory: What `Loader.inventory` returned when the state was saved: files that have moved are read in the
+            same order, and a refusal can name the file that changed.
         row: Global row to begin at, where there is no state.
     """
 

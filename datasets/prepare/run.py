@@ -12,10 +12,7 @@ A rerun goes on under the same plan and refuses another. Where duplicates are re
 documents.
 """
 
-import errno
-import fcntl
 import json
-import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +27,7 @@ from pydantic import JsonValue
 
 from ...base import json_record, read_bytes
 from ..errors import DataConfigError, DataError
-from ..files import TEMPORARY, DataFile, changes, sync, write_atomically
+from ..files import TEMPORARY, DataFile, Lock, changes, sync, write_atomically
 from ..readers import Piece
 from ..shards import Manifest, Record
 from ..tokenizers import LetterTokenizer, Tokenizer
@@ -188,11 +185,12 @@ def prepare(corpus: Corpus, folder: Path, *, shard_bytes: int, processes: int, m
 
     Raises:
         DataConfigError: The folder belongs to another plan, or to somebody else.
+        InUseError: Another preparation writes to it.
         DataError: A file cannot be read, a record is bad, or the folder cannot be written.
         WorkerError: A worker process died.
     """
     plan = folder / "plan"
-    with _writing(folder), _locked(plan):
+    with _writing(folder), Lock(plan, advice="; wait for its end, or name another --output"):
         _hold_plan(plan / "plan.json", _plan(corpus, shard_bytes))
         for leftover in folder.glob(f"*/*{TEMPORARY}"):
             leftover.unlink()
@@ -326,20 +324,3 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"cannot be written: {error}", file=str(folder)) from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder against other preparations on this machine, as long as the process lives at most."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise DataConfigError(f"--output: another `cistron prepare` is writing to {folder.parent}") from None
-        # Some network file systems lock nothing; temporary names differ by process there too.
-    try:
-        yield
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ...base import public_name
 from ..errors import DataConfigError
 from ..files import ByteFile, DataFile
 
@@ -70,7 +69,7 @@ def assign(pieces: list[Piece], lanes: int, source: str, split: str) -> list[lis
     """Assign `pieces` to lanes, longest first and each to the lane with the fewest bytes so far.
 
     Args:
-        pieces: Of all files of a source.
+        pieces: Of all files of a source, in their order, which a lane keeps.
         lanes: How many there are.
         source: Name of the source, for messages.
         split: Which files of its format can be split, for messages.
@@ -86,10 +85,10 @@ def assign(pieces: list[Piece], lanes: int, source: str, split: str) -> list[lis
             f"has {len(pieces)}; lower data.lanes, give it more files, or make token shards of them by `cistron prepare` "
             f"({split})"
         )
-    assigned: list[list[Piece]] = [[] for _ in range(lanes)]
+    assigned: list[list[int]] = [[] for _ in range(lanes)]
     loads = [(0, lane) for lane in range(lanes)]
-    for piece in sorted(pieces, key=lambda piece: (-piece.size, public_name(piece.path), piece.start)):
+    for place in sorted(range(len(pieces)), key=lambda place: -pieces[place].size):
         load, lane = heapq.heappop(loads)
-        assigned[lane].append(piece)
-        heapq.heappush(loads, (load + piece.size, lane))
-    return [sorted(lane, key=lambda piece: (public_name(piece.path), piece.start)) for lane in assigned]
+        assigned[lane].append(place)
+        heapq.heappush(loads, (load + pieces[place].size, lane))
+    return [[pieces[place] for place in sorted(lane)] for lane in assigned]

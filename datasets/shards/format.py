@@ -1,14 +1,15 @@
 """Token shards: documents as ids on disk, mapped into memory and checked before they are trusted.
 
-A shard is four files that share a name, all of them little-endian and without a header:
+A shard is five files that share a name, all of them little-endian and without a header:
 
     NAME.json     the manifest, written last: a shard without one does not exist
     NAME.ids      uint8, uint16 or uint32 [tokens]: the documents one after another, each ended by its eos
     NAME.offsets  uint64 [documents + 1]: where each document begins, and at last the number of tokens
     NAME.weights  float32 [tokens]: loss weight of each token as a target; only where the source has weights
+    NAME.sums     uint64 [1 or 2, blocks]: xxh3_64 of each 2^16 ids and, with weights, of each 2^16 weights
 
 `open_shards` makes the checks whose cost goes with the documents: 10^6 of them take 20 ms once the ids are in the page
-cache. What takes a pass over every token is left to `verify_shard`, at 5 GB/s from there.
+cache. Tokens are compared with their checksums where they are first read (`blocks`), or all of them by `verify_shard`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,10 +26,13 @@ from ..documents import Letters
 from ..errors import DataConfigError, DataError
 from ..files import DataFile, FileStore, checksum, is_remote
 
-VERSION = 1
+VERSION = 2
 CHUNK = 2**22  # elements looked at together
+# Elements with a checksum of their own: of fewer, the calls would cost more than the bytes; and a document that is read
+# by itself has its whole block read, 128 KiB of uint16.
+BLOCK = 2**16
 DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("<u1"), "uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-OFFSET, WEIGHT = np.dtype("<u8"), np.dtype("<f4")
+OFFSET, WEIGHT, SUM = np.dtype("<u8"), np.dtype("<f4"), np.dtype("<u8")
 Map = npt.NDArray[Any]
 
 
@@ -106,7 +110,13 @@ class Manifest(Record):
     def sizes(self) -> dict[str, int]:
         """Return the bytes that each file must have, by its ending."""
         sizes = {"ids": self.tokens * DTYPES[self.dtype].itemsize, "offsets": (self.documents + 1) * OFFSET.itemsize}
+        sizes["sums"] = (1 + self.weights) * self.blocks * SUM.itemsize
         return sizes | {"weights": self.tokens * WEIGHT.itemsize} if self.weights else sizes
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of ids there are; the last may be shorter."""
+        return -(-self.tokens // BLOCK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +143,13 @@ class Shard:
         """How many tokens there are, each document's eos included."""
         return self.manifest.tokens
 
+    @property
+    def contents(self) -> DataFile:
+        """The shard as a file to be known again: by the checksums of its ids, offsets and weights, wherever it is."""
+        made = self.manifest
+        sums = ",".join(f"{ending}={made.checksums.get(ending)}" for ending in ("ids", "offsets", "weights"))
+        return DataFile(self.path, sum(made.sizes().values()), sums)
+
     def file(self, ending: str) -> str:
         """Path or URL of the shard's file with this ending."""
         return self.path.removesuffix("json") + ending
@@ -149,16 +166,42 @@ class Shard:
         """Open the loss weights: read-only float32 [tokens], or None where the shard has none."""
         return self._map("weights", WEIGHT) if self.manifest.weights else None
 
+    def sums(self) -> npt.NDArray[np.uint64]:
+        """Read the checksums of blocks: uint64 [1 or 2, blocks], of the ids and of the weights."""
+        path = self.file("sums")
+        try:
+            values = np.fromfile(self.storage.local(path), SUM)
+        except OSError as error:
+            raise DataError(f"this file of the shard {self.path} cannot be read: {error}", file=path) from None
+        self.check_size("sums", values.nbytes)
+        return values.reshape(1 + self.manifest.weights, self.manifest.blocks)
+
+    def check_size(self, ending: str, found: int) -> None:
+        """Refuse a file that has not as many bytes as the manifest promises. Raises DataError."""
+        manifest = self.manifest
+        if found != (size := manifest.sizes()[ending]):
+            promised = f"{manifest.documents:,} documents, {manifest.tokens:,} tokens of {manifest.dtype}"
+            problem = f"{found:,} bytes where its manifest promises {size:,}: {promised}"
+            raise DataError(problem, file=self.file(ending))
+
+    def check_bytes(self, ending: str) -> None:
+        """Compare a file with its checksum in the manifest. Raises DataError."""
+        found, promised = checksum(self.storage.local(self.file(ending))), self.manifest.checksums.get(ending)
+        if found != promised:
+            problem = f"its bytes have changed: checksum {found}, and the manifest says {promised}"
+            raise DataError(problem, file=self.file(ending))
+
     def _map(self, ending: str, dtype: np.dtype[Any]) -> Map:
         import torch  # 2 s, which the processes of `cistron prepare` save
 
         path = self.file(ending)
         local = self.storage.local(path)
         try:
+            size = Path(local).stat().st_size
+            self.check_size(ending, size)
             # Unlike numpy's, torch's map keeps no file handle: a lane's block has documents of thousands of shards.
-            stored = torch.from_file(local, shared=False, size=Path(local).stat().st_size, dtype=torch.uint8).numpy()
-            values: Map = stored.view(dtype)
-        except (OSError, RuntimeError, ValueError) as error:  # ValueError: a part of an element is at the end
+            values: Map = torch.from_file(local, shared=False, size=size, dtype=torch.uint8).numpy().view(dtype)
+        except (OSError, RuntimeError) as error:
             raise DataError(f"this file of the shard {self.path} cannot be mapped: {error}", file=path) from None
         values.flags.writeable = False
         return values
@@ -167,8 +210,9 @@ class Shard:
 def open_shards(files: Sequence[DataFile], storage: FileStore) -> list[Shard]:
     """Read manifests and check that the files keep what these promise.
 
-    Checked are version and fields, sizes, offsets that begin at 0, rise and end at the number of tokens, an eos at the
-    end of every document, and ids that fit the vocabulary by the manifest's own word. Remote shards are fetched.
+    Checked are version and fields, sizes, offsets that are as they were written, begin at 0, rise and end at the number
+    of tokens, an eos at the end of every document, and ids that fit the vocabulary by the manifest's own word. Remote
+    shards are fetched.
 
     Raises:
         DataError: Something is missing or does not hold; the message names the file and, from 0 on, the document.
@@ -193,27 +237,34 @@ def _read(file: DataFile, storage: FileStore) -> Shard:
     version = json_object(text, file.path, DataError).get("version")
     if version != VERSION:
         problem = f"expected the manifest of a token shard, version {VERSION}, found version {version}"
-        raise DataError(f"{problem}; write the shard anew with `cistron prepare`", file=file.path)
+        remedy = "write the shard anew with `cistron prepare`"
+        if version == 1:
+            remedy = "`cistron prepare --upgrade FOLDER` adds the checksums of blocks that it lacks"
+        raise DataError(f"{problem}; {remedy}", file=file.path)
+    return Shard(path=file.path, manifest=parse_manifest(text, file.path), storage=storage)
+
+
+def parse_manifest(text: bytes, path: str) -> Manifest:
+    """Return what a manifest of this version says. Raises DataError, which names the key that is wrong."""
     try:
-        manifest = Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         wrong = error.errors()[0]
         key = ".".join(map(str, wrong["loc"]))
-        raise DataError(f"this manifest of a token shard is damaged: {key}: {wrong['msg']}", file=file.path) from None
-    return Shard(path=file.path, manifest=manifest, storage=storage)
+        raise DataError(f"this manifest of a token shard is damaged: {key}: {wrong['msg']}", file=path) from None
 
 
 def _check(shard: Shard) -> None:
     manifest = shard.manifest
-    for ending, size in manifest.sizes().items():
+    for ending in manifest.sizes():
         path = shard.file(ending)
         try:
             found = Path(shard.storage.local(path)).stat().st_size
         except FileNotFoundError:
             raise DataError(f"this file of the shard {shard.path} is missing", file=path) from None
-        if found != size:
-            promised = f"{manifest.documents:,} documents, {manifest.tokens:,} tokens of {manifest.dtype}"
-            raise DataError(f"{found:,} bytes where its manifest promises {size:,}: {promised}", file=path)
+        shard.check_size(ending, found)
+    for ending in ("offsets", "sums"):  # a thousandth of the shard
+        shard.check_bytes(ending)
     if manifest.largest_id >= manifest.vocab_size:
         problem = f"its largest id is {manifest.largest_id}, outside its vocabulary of {manifest.vocab_size}"
         raise DataError(problem, file=shard.path)
@@ -225,7 +276,7 @@ def _check(shard: Shard) -> None:
         problem = f"the last document ends at token {offsets[-1]}, not at the {manifest.tokens} that there are"
         raise DataError(problem, file=shard.file("offsets"))
     longest = 0
-    for first, bounds in _chunks(offsets, overlap=1):
+    for first, bounds in chunks(offsets, overlap=1):
         lengths = np.diff(bounds.view(np.int64))
         if lengths.min() <= 0:
             at = int(lengths.argmin())
@@ -243,54 +294,7 @@ def _check(shard: Shard) -> None:
         raise DataError(problem, file=shard.file("offsets"))
 
 
-def verify_shard(shard: Shard) -> None:
-    """Check what `open_shards` does not: every byte by its checksum, every id, every weight.
-
-    Raises:
-        DataError: A file is not the one that was written, an eos lies inside of a document, an id is outside the
-            vocabulary, or a weight is negative or not finite.
-    """
-    manifest = shard.manifest
-    for ending in manifest.sizes():
-        found = checksum(shard.storage.local(shard.file(ending)))
-        if found != manifest.checksums.get(ending):
-            problem = f"its bytes have changed: checksum {found}, and the manifest says {manifest.checksums.get(ending)}"
-            raise DataError(problem, file=shard.file(ending))
-
-    offsets, ends = shard.offsets(), 0
-    for first, ids in _chunks(shard.ids()):
-        largest = int(ids.max())
-        if largest >= manifest.vocab_size:
-            at = first + int(ids.argmax())
-            problem = f"token {at} is id {largest}, outside of the vocabulary of {manifest.vocab_size}"
-            raise DataError(problem, file=shard.file("ids"), record=_document(offsets, at))
-        ends += int(np.count_nonzero(ids == manifest.eos_id))
-    # Every document ends with an eos, so that one too many is inside of a document.
-    if ends != manifest.documents:
-        problem = f"{ends:,} eos ids ({manifest.eos_id}) in {manifest.documents:,} documents"
-        for first, ids in _chunks(shard.ids()):
-            places = first + np.flatnonzero(ids == manifest.eos_id)
-            documents = np.searchsorted(offsets, places, side="right") - 1
-            inside = places + 1 != offsets[documents + 1]
-            if inside.any():
-                at = int(inside.argmax())
-                problem += f", one of them inside of a document, at token {places[at]}"
-                raise DataError(problem, file=shard.file("ids"), record=int(documents[at]))
-    weights = shard.weights()
-    if weights is not None:
-        for first, part in _chunks(weights):
-            sound = np.isfinite(part) & (part >= 0)
-            if not sound.all():
-                at = int(sound.argmin())
-                problem = f"the loss weight of token {first + at} is {part[at]}; it must be finite and at least 0"
-                raise DataError(problem, file=shard.file("weights"), record=_document(offsets, first + at))
-
-
-def _document(offsets: Map, token: int) -> int:
-    return int(np.searchsorted(offsets, token, side="right")) - 1
-
-
-def _chunks(values: Map, overlap: int = 0) -> Iterator[tuple[int, Map]]:
+def chunks(values: Map, overlap: int = 0) -> Iterator[tuple[int, Map]]:
     """Yield parts of a map with the index of their first element; each repeats the last `overlap` elements of the one
     before.
     """

@@ -6,17 +6,34 @@ checksums, syncs, renames, and writes the manifest last: what is killed before l
 one file that one block writes; these stay open over many calls and get their names together.)
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
+from ...base import json_object, read_bytes
 from ..documents import Letters, Weights
-from ..files import checksum, sync, temporary, write_atomically
+from ..errors import DataError
+from ..files import FileStore, checksum, sync, temporary, write_atomically
 from ..tokenizers import Ids, Tokenizer
-from .format import CHUNK, DTYPES, OFFSET, VERSION, WEIGHT, Manifest, SourceRecord, TokenizerRecord
+from .format import (
+    BLOCK,
+    CHUNK,
+    DTYPES,
+    OFFSET,
+    SUM,
+    VERSION,
+    WEIGHT,
+    Manifest,
+    Shard,
+    SourceRecord,
+    TokenizerRecord,
+    parse_manifest,
+)
 
 
 class ShardWriter:
@@ -125,8 +142,9 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Close and remove the temporary files."""
-        for ending, file in self._files.items():
+        for file in self._files.values():
             file.close()
+        for ending in (*self._files, "sums"):
             self._temporary(ending).unlink(missing_ok=True)
 
     def finish(self, sources: Sequence[SourceRecord]) -> Manifest | None:
@@ -135,16 +153,21 @@ class ShardWriter:
         if not self.documents:
             self.discard()
             return None
-        for ending, file in self._files.items():
+        for file in self._files.values():
             file.close()
+        dtypes = {"ids": self._dtype, "weights": WEIGHT}
+        parts = [(self._temporary(ending), dtype) for ending, dtype in dtypes.items() if ending in self._files]
+        self._temporary("sums").write_bytes(block_sums(parts))
+        endings = (*self._files, "sums")
+        for ending in endings:
             sync(self._temporary(ending))
-        manifest = self._manifest(tuple(sources))
-        for ending in self._files:
+        manifest = self._manifest(tuple(sources), endings)
+        for ending in endings:
             self._temporary(ending).replace(self.path.with_suffix(f".{ending}"))
         write_atomically(self.path, manifest.model_dump_json(indent=1).encode() + b"\n")
         return manifest
 
-    def _manifest(self, sources: tuple[SourceRecord, ...]) -> Manifest:
+    def _manifest(self, sources: tuple[SourceRecord, ...], endings: Sequence[str]) -> Manifest:
         tokenizer = self._tokenizer
         ids = np.memmap(self._temporary("ids"), dtype=self._dtype, mode="r")
         chunks = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
@@ -165,10 +188,49 @@ class ShardWriter:
             longest_document=self._longest,
             largest_id=int(max(chunk.max() for chunk in chunks)),
             weights="weights" in self._files,
-            checksums={ending: checksum(str(self._temporary(ending))) for ending in self._files},
+            checksums={ending: checksum(str(self._temporary(ending))) for ending in endings},
             sources=sources,
             letters=self._letters,
         )
+
+
+def block_sums(parts: Sequence[tuple[Path, np.dtype[Any]]]) -> bytes:
+    """Return what NAME.sums holds: the checksums of all blocks of a shard's ids and, if they are given, of its weights.
+
+    Args:
+        parts: File and dtype of the ids, and of the weights.
+    """
+    found = []
+    for path, dtype in parts:
+        with path.open("rb") as file:
+            while data := file.read(BLOCK * dtype.itemsize):
+                found.append(xxhash.xxh3_64_intdigest(data))
+    return np.array(found, dtype=SUM).tobytes()
+
+
+def upgrade_shard(path: Path) -> bool:
+    """Give a shard of version 1 the checksums of blocks that version 2 has; return whether it was one.
+
+    Raises:
+        DataError: A file is not the one that was written, or the manifest is of neither version.
+    """
+    content = json_object(read_bytes(path, DataError), str(path), DataError)
+    version = content.get("version")
+    if version == VERSION:
+        return False
+    if version != 1:
+        raise DataError(f"expected the manifest of a token shard, version 1 or {VERSION}, found {version}", file=str(path))
+    manifest = parse_manifest(json.dumps({**content, "version": VERSION}).encode(), str(path))
+    shard = Shard(path=str(path), manifest=manifest, storage=FileStore())
+    dtypes = {"ids": DTYPES[manifest.dtype], "offsets": OFFSET} | ({"weights": WEIGHT} if manifest.weights else {})
+    for ending in dtypes:
+        shard.check_bytes(ending)
+    sums = path.with_suffix(".sums")
+    parts = [(path.with_suffix(f".{ending}"), dtype) for ending, dtype in dtypes.items() if ending != "offsets"]
+    write_atomically(sums, block_sums(parts))
+    made = manifest.model_copy(update={"checksums": {**manifest.checksums, "sums": checksum(str(sums))}})
+    write_atomically(path, made.model_dump_json(indent=1).encode() + b"\n")
+    return True
 
 
 def id_dtype(largest: int) -> np.dtype[Any]:

@@ -1,6 +1,7 @@
 """What the data path needs of a tokenizer: bytes to ids, special ids, and errors about what cannot be encoded."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -28,6 +29,24 @@ class TokenizeError(ValueError):
         self.offset = offset
         self.index = index
         super().__init__(problem, offset, index)
+
+
+class LibraryError(Exception):
+    """The library behind a tokenizer failed; the text is its own."""
+
+
+@contextmanager
+def library_errors() -> Iterator[None]:
+    """Turn whatever a library raises in the block into a LibraryError.
+
+    A panic of Rust, as a regular expression's limit of retries, is a BaseException of no public class.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise LibraryError(f"{type(error).__name__}: {error}") from None
 
 
 class Encoded(NamedTuple):

@@ -19,6 +19,8 @@ import numpy.typing as npt
 import tiktoken
 import tokenizers
 
+from .protocol import LibraryError, library_errors
+
 # What ByteLevel splits by, written in the `tokenizers` library.
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Stands between documents while they are encoded: U+FDD0, which Unicode reserves for a program's own use.
@@ -71,11 +73,12 @@ class TiktokenBackend:
         return zip(parts, self._pool.map(self._encode, parts), strict=True)
 
     def _encode(self, texts: list[str]) -> npt.NDArray[np.int32] | None:
-        if self._normalizer is not None:
-            texts = [text if text.isascii() else self._normalizer.normalize_str(text) for text in texts]
         try:
-            ranks = self._encoding.encode_to_numpy(END.join((*texts, "")), allowed_special={END}, disallowed_special=())
-        except ValueError:  # its regular expressions have a stack, which some 10^6 spaces in a row exhaust
+            with library_errors():
+                if self._normalizer is not None:
+                    texts = [text if text.isascii() else self._normalizer.normalize_str(text) for text in texts]
+                ranks = self._encoding.encode_to_numpy(END.join((*texts, "")), allowed_special={END}, disallowed_special=())
+        except LibraryError:  # its regular expressions have a stack, which some 10^6 spaces in a row exhaust
             return None
         if np.count_nonzero(ranks == self._end) != len(texts):  # a document holds an END of its own
             return None

@@ -26,7 +26,8 @@ from cistron.tools.support.embedding_files import EmbeddingFile
 from cistron.trainer.checkpoints import Folder, RunState, SavedContract, Spec, WholeTensors, write_whole
 from cistron.trainer.checkpoints import read as read_checkpoint
 from cistron.trainer.checkpoints.find import what_is_lost
-from cistron.trainer.checkpoints.format import MANIFEST, inspect, manifest_text
+from cistron.trainer.checkpoints.format import inspect
+from cistron.trainer.checkpoints.manifest import MANIFEST, manifest_text
 from cistron.trainer.checkpoints.state import GuardState, Progress, SpikeWindowState
 from cistron.trainer.checkpoints.tensors import FileSet, file_index
 from cistron.trainer.config import JobConfig, load_config
@@ -250,12 +251,17 @@ def plan(folder: Path) -> tuple[dict[str, Mutation], Callable[[Path], object]]:
 def embeddings(folder: Path) -> tuple[dict[str, Mutation], Callable[[Path], object]]:
     """A half-done output of `cistron embed`."""
     ours: dict[str, Any] = {"model": "x", "layers": ["norm"], "pool": "mean", "input": [["a", 1, "s"]]}
-    output = EmbeddingFile(folder / "e.safetensors", ours, ["norm"], True, {})
-    output.add(["a", "b"], [3, 4], {"norm": torch.zeros(2, 4)})
-    output._flush()
+
+    def read(at: Path) -> None:
+        with EmbeddingFile(at / "e.safetensors", ours, ["norm"], True, {}):
+            pass
+
+    with EmbeddingFile(folder / "e.safetensors", ours, ["norm"], True, {}) as output:
+        output.add(["a", "b"], [3, 4], {"norm": torch.zeros(2, 4)})
+        output._flush()
     (part,) = output.partial.glob("part-*")
     names = {"e.safetensors.partial/plan.json": json_file, f"e.safetensors.partial/{part.name}": mangled}
-    return names, lambda at: EmbeddingFile(at / "e.safetensors", ours, ["norm"], True, {})
+    return names, read
 
 
 @maker

@@ -23,7 +23,8 @@ from cistron.datasets.shards import ShardWriter, id_dtype
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.helpers.ranks import Command, run_on_ranks, start_on_ranks
 from cistron.trainer.checkpoints import Folder
-from cistron.trainer.checkpoints.format import inspect, manifest_text
+from cistron.trainer.checkpoints.format import inspect
+from cistron.trainer.checkpoints.manifest import manifest_text
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import StopRequest, join, run_command
 from cistron.trainer.train import Trainer, main, run

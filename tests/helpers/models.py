@@ -12,7 +12,7 @@ from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokeni
 from cistron.models.config import DecoderConfig
 from cistron.tests.helpers.packed import LLAMA, random_decoder
 from cistron.trainer.build import contract_of, make_model
-from cistron.trainer.checkpoints import RunState, Spec, write_whole
+from cistron.trainer.checkpoints import Progress, RunState, Spec, write_whole
 from cistron.trainer.config import JobConfig
 from cistron.trainer.inference import OpenedModel, inference_mask
 
@@ -43,7 +43,8 @@ def write_checkpoint(folder: Path, config: DecoderConfig, tokenizer: Tokenizer =
     generator = torch.Generator().manual_seed(0)
     for name, weight in weights.items():
         weight.normal_(1.0 if "norm" in name else 0.0, 0.2, generator=generator)
-    state = RunState.of(config=job, model=config, contract=contract_of(tokenizer, config))
+    step = Progress(step=int(folder.name.removeprefix("step-")), tokens_seen=0, rows_hash=0, source_tokens={})
+    state = RunState.of(config=job, model=config, contract=contract_of(tokenizer, config), progress=step)
     write_whole(folder, {k: Spec.of(v) for k, v in weights.items()}, weights.__getitem__, state)
     return folder
 

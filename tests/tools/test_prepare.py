@@ -1,6 +1,5 @@
 """`cistron prepare` from the command line: the same bytes however it is run, whatever ends it, and clear refusals."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cistron.datasets.files import FileStore
+from cistron.datasets.files import FileStore, Lock
 from cistron.datasets.shards import open_shards
 from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
-from cistron.tests.helpers.corpora import write_fasta, write_jsonl
+from cistron.tests.helpers.corpora import write_fasta, write_jsonl, write_shard
 from cistron.tools import cli, prepare
 from cistron.trainer.config import load_config
 
@@ -156,11 +155,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
 
 def test_two_preparations_of_one_folder_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(tmp_path / "a.jsonl", ["one"])
-    (tmp_path / "out" / "plan").mkdir(parents=True)
-    other = os.open(tmp_path / "out" / "plan", os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    assert "another `cistron prepare` is writing to" in refused(capsys, *arguments(tmp_path, tmp_path / "out"))
-    os.close(other)
+    with Lock(tmp_path / "out" / "plan"):
+        assert "out/plan: in use: host " in refused(capsys, *arguments(tmp_path, tmp_path / "out"))
     prepare.main(arguments(tmp_path, tmp_path / "out"))
 
 
@@ -175,6 +171,18 @@ def test_verify_says_that_all_is_well_or_what_is_not(corpus: Path, tmp_path: Pat
     data[1000] ^= 1
     path.write_bytes(data)
     assert f"{path}: its bytes have changed" in refused(capsys, "--verify", str(output), "--processes", "1")
+
+
+def test_shards_of_version_1_are_upgraded_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shard(tmp_path / "x", [[5, 0], [6, 0]])
+    manifest = json.loads((tmp_path / "x.json").read_text())
+    del manifest["checksums"]["sums"]
+    (tmp_path / "x.json").write_text(json.dumps({**manifest, "version": 1}))
+    (tmp_path / "x.sums").unlink()
+    assert "--upgrade FOLDER" in refused(capsys, "--verify", str(tmp_path), "--processes", "1")
+    prepare.main(["--upgrade", str(tmp_path), "--processes", "1"])
+    prepare.main(["--verify", str(tmp_path), "--processes", "1"])
+    assert "1 shards were given checksums of their blocks\n1 shards with 4 tokens are as they" in capsys.readouterr().out
 
 
 def test_the_sources_of_a_job_each_get_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,7 +218,7 @@ def test_inspect_draws_a_picture_and_marks_every_boundary(tmp_path: Path, capsys
     layout = Layout.resolve(config)
     tokenizer, shape = verify(config, layout)
     mask = training_mask(config, tokenizer, torch.device("cpu"))
-    feed = open_data(config, layout, tokenizer, mask, shape.vocab_size, batch_size=3)
+    feed = open_data(config, layout, tokenizer, mask, shape.vocab_size, batch_size=3).begun(mask)
     feed.loader.close()
     assert feed.first is not None
     batch = feed.first

@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from cistron.datasets.files import Lock
 from cistron.datasets.nucleotides import reverse_complement
-from cistron.datasets.readers import SequenceFiles
 from cistron.tests.helpers.models import CAUSAL, ENCODER, PROTEIN, random_sequences, write_checkpoint, write_fasta
 from cistron.tools import cli, embed, evaluate
 from cistron.tools.support import embedding_files
@@ -130,15 +130,15 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(
     assert len(list(partial.glob("part-*"))) >= 2
     assert not output.exists()
 
+    with Lock(partial):
+        assert f"{partial}: in use: host " in refused(capfd, "embed", *command)
     said = refused(capfd, "embed", *command, "--pool", "last")
     assert "half an output of another command" in said
     assert "pool was 'mean', is 'last'" in said
-    source.touch()
+    text = source.read_bytes()
+    source.write_bytes(text.swapcase())
     assert "input was" in refused(capfd, "embed", *command)
-    plan = partial / "plan.json"
-    stated = json.loads(plan.read_text())
-    stated["input"][0][2] = next(iter(SequenceFiles([str(source)]).files)).stamp
-    plan.write_text(json.dumps(stated))
+    source.write_bytes(text)  # at another time
 
     embed.main(command)
     assert "going on behind them" in capfd.readouterr().err

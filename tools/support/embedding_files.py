@@ -4,14 +4,15 @@
     <output>.partial/part-NNNNNN.safetensors      consecutive sequences: of each layer float32 [rows, width], names,
     lengths
 
-A rerun goes on behind the last part under the same plan and refuses another. The output is written from the parts, of
+A lock in that folder keeps the same command away while one runs. A rerun goes on behind the last part under the same
+plan and refuses another. The output is written from the parts, of
 which one layer of one is in memory at a time, and moved into place when it is whole.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...base import json_of, read_json
-from ...datasets.files import check_writable, check_writable_folder, whole
+from ...datasets.files import Lock, check_writable, check_writable_folder, whole
 from ...trainer.checkpoints import Folder, Spec, safetensors_bytes
 from ...trainer.errors import ConfigError
 
@@ -72,7 +73,7 @@ class Part(NamedTuple):
 
 
 class EmbeddingFile:
-    """The output of a command that may be killed.
+    """The output of a command that may be killed: a context manager, which holds the folder of its parts.
 
     Args:
         output: a `.safetensors` or `.parquet` file that is not there yet.
@@ -82,6 +83,7 @@ class EmbeddingFile:
         metadata: texts that the output holds.
 
     Raises:
+        InUseError: another process writes it.
         ConfigError: the output is there, is of an unknown kind, cannot be written or hold what there is of it, or is
             half done under another plan.
     """
@@ -89,18 +91,29 @@ class EmbeddingFile:
     def __init__(
         self, output: Path, plan: dict[str, JsonValue], layers: Sequence[str], pooled: bool, metadata: dict[str, str]
     ) -> None:
-        check_output(output)
-        self.output, self.layers, self.pooled, self.metadata = output, layers, pooled, metadata
+        self.output, self.plan, self.layers, self.pooled, self.metadata = output, plan, layers, pooled, metadata
         self.partial = output.with_name(f"{output.name}.partial")
-        with writing(output):
-            self.partial.mkdir(parents=True, exist_ok=True)
-            found = [Part.find(path) for path in sorted(self.partial.glob("part-*.safetensors"))]
-            _agree(self.partial, plan, begun=bool(found))
-        self.parts = found
+        self.lock = Lock(self.partial, advice="; wait for its end, or name another --output")
+        self.parts: list[Part] = []
         self._names: list[str] = []
         self._lengths: list[int] = []
         self._rows: dict[str, list[Tensor]] = {name: [] for name in layers}
         self._bytes = 0
+
+    def __enter__(self) -> "EmbeddingFile":
+        """Take the folder of the parts, and go on behind those that are there."""
+        with writing(self.output), ExitStack() as undo:
+            self.lock.__enter__()
+            undo.callback(self.lock.release)
+            check_output(self.output)
+            self.parts = [Part.find(path) for path in sorted(self.partial.glob("part-*.safetensors"))]
+            _agree(self.partial, self.plan, begun=bool(self.parts))
+            undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the folder go."""
+        self.lock.release()
 
     @property
     def done(self) -> int:

@@ -22,7 +22,19 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from .folder import Folder
-from .tensors import METADATA, FileSet, Index, Spec, TensorPiece, flat_bytes, header, index_text, read_index, safetensors_bytes
+from .tensors import (
+    METADATA,
+    FileSet,
+    Index,
+    Spec,
+    TensorPiece,
+    flat_bytes,
+    header,
+    index_text,
+    piece_name,
+    read_index,
+    safetensors_bytes,
+)
 
 SLAB_BYTES = 2**30
 
@@ -90,7 +102,7 @@ class RankFile(PlansAsTheyAre, StorageWriter):
         assert len(self.specs) == len(items), "two pieces of one name"
         results, begin = [], len(header(self.specs, METADATA))
         for name, data, item in items:
-            piece = TensorPiece(self.name, begin, tuple(data.chunk.offsets), tuple(data.chunk.sizes))
+            piece = TensorPiece(self.name, name, begin, tuple(data.chunk.offsets), tuple(data.chunk.sizes))
             size = self.specs[name].size
             results.append(WriteResult(index=item.index, size_in_bytes=size, storage_data=piece))
             begin += size
@@ -176,8 +188,8 @@ def staging_bytes(size: int, *, pinned: bool) -> int:
 
 
 def label(index: MetadataIndex) -> str:
-    """Return the name of a piece in its file: that of the tensor, and where in it the piece begins."""
-    return f"{index.fqn}@{','.join(map(str, index.offset or ()))}"
+    """Return the name of a piece in its file."""
+    return piece_name(index.fqn, index.offset or ())
 
 
 class CheckpointReader(PlansAsTheyAre, StorageReader):

@@ -13,7 +13,8 @@ from ..config import Checkpoint
 from ..errors import CheckpointError
 from ..processes import World
 from .folder import Folder
-from .format import MANIFEST, Found, complete_or_raise, damage, inspect, step_folders, undamaged_or_raise
+from .format import Found, complete_or_raise, damage, inspect, step_folders, undamaged_or_raise
+from .manifest import MANIFEST
 
 WENT_BACK = "load_step"  # beside the checkpoints
 NEWEST = "newest_checkpoint"  # in the run's folder
@@ -76,7 +77,7 @@ def what_is_lost(run: Folder, folder: Folder) -> str:
         return "every checkpoint is damaged; restore one, or start afresh with --checkpoint.load_step 0"
     if run.size(NEWEST) is None:
         return ""
-    saved = run.read(NEWEST)[:80].decode(errors="replace")
+    saved = run.read(NEWEST)[:500].decode(errors="replace")
     return f"no checkpoint, though the run has saved {saved}; is its disk mounted? --checkpoint.load_step 0 starts afresh"
 
 

@@ -1,9 +1,9 @@
 """Folders of checkpoints, on a disk or behind an fsspec URL (`s3://bucket/run`, `gs://`, `memory://`)."""
 
 import itertools
-import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,8 +12,8 @@ from typing import IO, Any, cast
 
 import xxhash
 
-from ...base import is_withheld
-from ...datasets.files import file_system, whole
+from ...base import Json, is_withheld, json_object
+from ...datasets.files import Lock, file_system, sync, whole
 from ..errors import CheckpointError
 
 PIECE_BYTES = 2**24
@@ -140,12 +140,13 @@ class Folder:
         with self.open(name) as file:
             return file.read()
 
-    def read_json(self, name: str) -> Any:
-        """Return what a JSON file holds. Raises CheckpointError where it is none, or cannot be read."""
+    def read_json(self, name: str) -> Json:
+        """Return the object that a JSON file holds. Raises CheckpointError where it holds none or cannot be read."""
         try:
-            return json.loads(self.read(name))
-        except (OSError, ValueError) as e:
+            data = self.read(name)
+        except OSError as e:
             raise CheckpointError(f"{self / name}: not readable: {e}") from None
+        return json_object(data, str(self / name), CheckpointError)
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
@@ -190,28 +191,51 @@ class Folder:
 
 
 @contextmanager
-def atomic_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside `out`; when the block ends well, it replaces `out`.
+def atomic_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a new folder beside `out`; when the block ends well, it becomes `out`, whole.
 
-    A block that fails, a full disk included, leaves `out` as it was; one that is killed leaves `<out>.partial`, which
-    the next one removes, or, killed between the two renames that replace an older `out`, that one as `<out>.former`.
+    A lock beside `out` keeps a second writer away. The folder has a name of its own, so that not even a writer whose
+    lock was taken over mixes its files with another's. A block that fails, a full disk included, leaves `out` as it
+    was. One that is killed leaves `<out>.<16 digits>.partial`, which the next one removes; or, killed between the two
+    renames that replace an older `out`, that one as `<out>.<16 digits>.former`, which the next one renames back first.
+
+    Args:
+        out: the folder; what is there must be an empty folder.
+        replace: whether it may be anything.
 
     Raises:
-        CheckpointError: it cannot be written: what the system said of which file.
+        InUseError: another process writes it.
+        CheckpointError: it cannot be written: what the system said of which file; or something is there.
     """
     out = out.absolute()
-    partial, former = (out.with_name(f"{out.name}.{state}") for state in ("partial", "former"))
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, former = (out.with_name(f"{out.name}.{secrets.token_hex(8)}.{state}") for state in ("partial", "former"))
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
-            shutil.rmtree(former, ignore_errors=True)
-            out.rename(former)
-        partial.rename(out)
-        shutil.rmtree(former, ignore_errors=True)
+        with Lock(out.parent, f"{out.name}.lock", "; wait for its end, or name another folder"):
+            clear_up(out)
+            if not replace and out.exists() and any(out.iterdir()):
+                raise CheckpointError(f"{out}: exists already; it was written meanwhile")
+            try:
+                partial.mkdir()
+                yield partial
+                for path in (*partial.rglob("*"), partial):
+                    sync(path)
+                if replace and out.exists():
+                    out.rename(former)
+                partial.rename(out)  # which an empty folder gives way to, and nothing else
+                sync(out.parent)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+                clear_up(out)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         raise CheckpointError(f"{out}: not written: {error.strerror or error}{where}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def clear_up(out: Path) -> None:
+    """Remove what writers of `out` have left, and give back a former `out` that none has replaced."""
+    ours = re.compile(rf"{re.escape(out.name)}\.[0-9a-f]{{16}}\.(partial|former)")
+    for path in [path for path in out.parent.iterdir() if ours.fullmatch(path.name)]:
+        if path.suffix == ".former" and not out.exists():
+            path.rename(out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)

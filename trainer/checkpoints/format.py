@@ -11,7 +11,6 @@ The manifest is written last and moved into place atomically: a folder without o
 unpickled.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,19 +18,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import xxhash
+from pydantic import StrictStr, TypeAdapter, ValidationError
 from torch import Tensor
 
-from ...base import aligned
+from ...base import aligned, shown
 from ...datasets.loading import Inventory
 from ..errors import CheckpointError
 from ..processes import World
 from .dcp import CheckpointReader
 from .folder import Folder
+from .manifest import INDEX, INVENTORY, MANIFEST, STATE, listed_files, manifest_text
 from .state import RunState
-from .tensors import INDEX, Index, Spec, write_tensors
+from .tensors import Count, Index, Spec, write_tensors
 
-MANIFEST, STATE, INVENTORY = "manifest.json", "state.json", "inventory.json"
-FORMAT = 2
+STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
+FILES_OF_SOURCES = TypeAdapter(dict[str, list[tuple[StrictStr, Count, StrictStr]]])  # path, size, stamp
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,13 @@ class Found:
         return CheckpointReader(self.path, self.index)
 
     def inventory(self) -> Inventory:
-        """Return the files that its data state is about, as the loader listed them."""
-        inventory: Inventory = self.path.read_json(INVENTORY)
-        return inventory
+        """Return the files that its data state is about, as the loader listed them. Raises CheckpointError."""
+        try:
+            return FILES_OF_SOURCES.validate_python(self.path.read_json(INVENTORY))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = f"{self.path / INVENTORY}: {'.'.join(map(str, first['loc']))}"
+            raise CheckpointError(f"{where} = {shown(first['input'])}: {first['msg']}") from None
 
     def damage(self, rank: int = 0, ranks: int = 1) -> list[str]:
         """Return what is wrong with its files, or with one rank's share of them: those that are not as written."""
@@ -82,15 +87,8 @@ class Found:
 def step_folders(folder: str | os.PathLike[str]) -> list[tuple[int, Folder]]:
     """Return the `step-<N>` folders, oldest first, complete or not."""
     folder = Folder(folder)
-    matches = [(re.fullmatch(r"step-(\d+)", name), name) for name in folder.names()]
+    matches = [(STEP.fullmatch(name), name) for name in folder.names()]
     return sorted(((int(match[1]), folder / name) for match, name in matches if match), key=lambda entry: entry[0])
-
-
-def manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
-    """Return the text of a manifest; its own checksum at the end tells damage of it from damage elsewhere."""
-    listing = {name: {"bytes": size, "xxh3_128": digest} for name, (size, digest) in sorted(files.items())}
-    own = xxhash.xxh3_128_hexdigest(json.dumps(listing).encode())
-    return json.dumps({"format": FORMAT, "files": listing, "xxh3_128": own}, indent=1)
 
 
 def inspect(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
@@ -105,15 +103,7 @@ def inspect(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
         if path.size(MANIFEST) is None:
             return None, f"no {MANIFEST}: it was interrupted while being written"
         text = path.read(MANIFEST)
-        try:
-            manifest = json.loads(text)
-            if manifest["format"] != FORMAT:
-                return None, f"of format {manifest['format']}; this version reads {FORMAT}"
-            files = {name: (entry["bytes"], entry["xxh3_128"]) for name, entry in manifest["files"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None, f"{MANIFEST} is not readable"
-        if manifest_text(files).encode() != text:
-            return None, f"{MANIFEST} is damaged: it does not fit the checksum in it"
+        files = listed_files(text)
         for name, (size, _) in files.items():
             if (found := path.size(name)) is None:
                 return None, f"{name} is missing"
@@ -123,6 +113,8 @@ def inspect(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
             return None, f"{STATE} is damaged: it does not fit its checksum in {MANIFEST}"
         where = str(path / STATE)
         state = RunState.read(path.read(STATE), where)
+        if (number := STEP.fullmatch(path.name)) and int(number[1]) != state.progress.step:
+            return None, f"{STATE} is of step {state.progress.step}, the folder says {number[1]}; was it renamed?"
         return Found(path, state, where, state.config.training.seq_len, xxhash.xxh3_128_hexdigest(text), files), ""
     except CheckpointError as e:
         return None, str(e)

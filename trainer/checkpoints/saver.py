@@ -24,11 +24,11 @@ from ..processes import ThreadTask, World
 from .dcp import HostBuffer, RankFile
 from .find import NEWEST, WENT_BACK
 from .folder import Folder
-from .format import INVENTORY, MANIFEST, STATE, step_folders
 from .format import commit as checkpoint_commit
+from .format import step_folders
 from .load import tensors_of
+from .manifest import INDEX, INVENTORY, MANIFEST, STATE
 from .state import RunState
-from .tensors import INDEX
 
 WAIT_MESSAGE_SECONDS = 60.0
 FULL = (errno.ENOSPC, errno.EDQUOT)

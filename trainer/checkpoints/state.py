@@ -10,17 +10,18 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, PlainSerializer, ValidationError
 from pydantic_core import ErrorDetails
 
 from ... import __version__
-from ...base import load_saved_plugins, nearest
+from ...base import json_object, load_saved_plugins, nearest, shown
 from ...datasets.loading import DataState
 from ...models.config import DecoderConfig
 from ..config import JobConfig, table_at
 from ..errors import CheckpointError
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Progress(BaseModel):
@@ -35,10 +36,10 @@ class Progress(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    step: int
-    tokens_seen: int
-    rows_hash: int
-    source_tokens: dict[str, int]
+    step: Count
+    tokens_seen: Count
+    rows_hash: Annotated[int, Field(ge=0, lt=2**64)]
+    source_tokens: dict[str, Count]
 
     @classmethod
     def start(cls) -> "Progress":
@@ -73,10 +74,10 @@ class GuardState(BaseModel):
 
     model_config = STRICT
 
-    nonfinite: int
-    spikes: int
-    nonfinite_in_a_row: int
-    last_skipped: int
+    nonfinite: Count
+    spikes: Count
+    nonfinite_in_a_row: Count
+    last_skipped: Count
     window: SpikeWindowState | None = None
 
 
@@ -85,13 +86,13 @@ class SavedContract(BaseModel):
 
     model_config = STRICT
 
-    eos: int
-    pad: int
-    vocab: int
+    eos: Count
+    pad: Count
+    vocab: Count
     tokenizer: str | None
-    bos: int | None = None
-    mask: int | None = None
-    unk: int | None = None
+    bos: Count | None = None
+    mask: Count | None = None
+    unk: Count | None = None
 
 
 def _of_this_version(config: Any) -> Any:
@@ -174,12 +175,18 @@ class RunState(BaseModel):
             where: its path, for messages.
 
         Raises:
-            CheckpointError: it is no JSON, or a key is missing, unknown or of another type: each is named.
+            CheckpointError: it is no JSON, or a key is missing, unknown, of another type or beyond its limits: each is
+                named, and the version that wrote it if it is another.
         """
+        content = json_object(text, where, CheckpointError, finite=False)
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             wrong = [f"{where}: {_explain(problem)}" for problem in error.errors()]
+            versions = content.get("versions")
+            writer = versions.get("cistron") if isinstance(versions, dict) else None
+            if isinstance(writer, str) and writer != __version__:
+                wrong.append(f"{where}: Cistron {shown(writer)} wrote it, this is {__version__!r}")
             raise CheckpointError("\n  ".join(wrong)) from None
 
     def data_state(self) -> DataState:

@@ -9,16 +9,19 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import IO, Annotated, Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from torch import Tensor
 
+from ...base import json_object, shown
 from ..errors import CheckpointError
 from .folder import Folder
+from .manifest import INDEX, MANIFEST, TENSORS, Files, files_of
+from .tiling import DIMENSIONS, wrongly_covered
 
-INDEX = "tensors.json"
+HEADER_BYTES = 10**8  # safetensors' own limit
 OPEN_FILES = 64  # at a time
 # https://github.com/huggingface/safetensors#format
 NAMES = {
@@ -94,20 +97,34 @@ def safetensors_bytes(
 
 @dataclass(frozen=True)
 class TensorPiece:
-    """Where the data of one piece of a tensor is: file and first byte; begin and extent in the tensor."""
+    """Where the data of one piece of a tensor is.
+
+    Attributes:
+        file: its file.
+        name: of the piece in that file.
+        begin: first byte in the file.
+        offsets: where in the tensor the piece begins.
+        sizes: its extent there.
+    """
 
     file: str
+    name: str
     begin: int
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
 
     @classmethod
-    def whole(cls, file: str, begin: int, shape: tuple[int, ...]) -> "TensorPiece":
+    def whole(cls, file: str, name: str, begin: int, shape: tuple[int, ...]) -> "TensorPiece":
         """Return the piece that is all of a tensor."""
-        return cls(file, begin, (0,) * len(shape), shape)
+        return cls(file, name, begin, (0,) * len(shape), shape)
 
 
 Index = dict[str, tuple[Spec, list[TensorPiece]]]
+
+
+def piece_name(tensor: str, offsets: Iterable[int]) -> str:
+    """Return the name of a piece in its file: that of the tensor, and where in it the piece begins."""
+    return f"{tensor}@{','.join(map(str, offsets))}"
 
 
 def index_text(tensors: Index) -> str:
@@ -123,39 +140,160 @@ def index_text(tensors: Index) -> str:
     return json.dumps(entries, separators=(",", ":"))
 
 
+Text = Annotated[str, Strict()]
+Count = Annotated[int, Strict(), Field(ge=0, lt=2**63)]
+Counts = Annotated[tuple[Count, ...], Field(max_length=DIMENSIONS)]
+
+
+class IndexEntry(BaseModel):
+    """What `tensors.json` says of a tensor."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dtype: Text
+    shape: Counts
+    pieces: list[tuple[Text, Count, Counts, Counts]]
+
+
+ENTRIES = TypeAdapter(dict[str, IndexEntry])
+
+
 def read_index(folder: Folder) -> Index:
-    """Return what `tensors.json` of a checkpoint says. Raises CheckpointError where it cannot be understood."""
+    """Return what `tensors.json` of a checkpoint says, checked against its manifest.
+
+    The files are left to `FileSet`, which compares what they say of themselves when it opens them.
+
+    Raises:
+        CheckpointError: it cannot be understood, or a tensor's pieces are not in files of the manifest, or do not make
+            up the tensor.
+    """
+    where, files = f"{folder / INDEX}", files_of(folder)
     try:
-        return {
-            name: (
-                Spec(DTYPES[entry["dtype"]], tuple(entry["shape"])),
-                [TensorPiece(file, begin, tuple(offsets), tuple(sizes)) for file, begin, offsets, sizes in entry["pieces"]],
-            )
-            for name, entry in folder.read_json(INDEX).items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{folder / INDEX}: not an index of tensors: {e!r}") from None
+        entries = ENTRIES.validate_python(folder.read_json(INDEX))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ": ".join([str(first["loc"][0]), ".".join(map(str, first["loc"][1:]))]) if first["loc"] else "the file"
+        raise CheckpointError(f"{where}: not an index of tensors: {place} = {shown(first['input'])}: {first['msg']}") from None
+    index: Index = {}
+    for name, entry in entries.items():
+        if entry.dtype not in DTYPES:
+            raise CheckpointError(f"{where}: {name}: dtype {shown(entry.dtype)}; known: {', '.join(DTYPES)}")
+        spec = Spec(DTYPES[entry.dtype], entry.shape)
+        pieces = [
+            TensorPiece(file, piece_name(name, offsets), begin, offsets, sizes) for file, begin, offsets, sizes in entry.pieces
+        ]
+        if wrong := what_is_wrong(spec, pieces, files):
+            raise CheckpointError(f"{where}: {name}: {wrong}")
+        index[name] = (spec, pieces)
+    return index
+
+
+def what_is_wrong(spec: Spec, pieces: Sequence[TensorPiece], files: Files) -> str:
+    """Return why pieces do not make up a tensor; empty where they do.
+
+    Args:
+        spec: of the tensor.
+        pieces: as the index has them.
+        files: that the manifest lists.
+    """
+    dtype, shape = spec
+
+    def named(piece: TensorPiece) -> str:
+        return f"its piece at {list(piece.offsets)} of extent {list(piece.sizes)} in {piece.file}"
+
+    begins: set[tuple[int, ...]] = set()
+    for piece in pieces:
+        if piece.file not in files or not TENSORS.fullmatch(piece.file):
+            return f"a piece of it is in {shown(piece.file)}, which is no file of tensors that {MANIFEST} lists"
+        if not len(piece.offsets) == len(piece.sizes) == len(shape):
+            return f"{named(piece)} has other dimensions than the tensor, {list(shape)}"
+        if any(start + extent > size for start, extent, size in zip(piece.offsets, piece.sizes, shape, strict=True)):
+            return f"{named(piece)} is not inside of the tensor, {list(shape)}"
+        if not 8 < piece.begin <= piece.begin + Spec(dtype, piece.sizes).size <= files[piece.file][0]:
+            return f"{named(piece)}, from byte {piece.begin} on, is not inside of the {files[piece.file][0]} bytes of that file"
+        if piece.offsets in begins:
+            return f"{named(piece)} begins where another one does"
+        begins.add(piece.offsets)
+    if wrong := wrongly_covered(shape, [(piece.offsets, piece.sizes) for piece in pieces]):
+        element, count = wrong
+        inside = lambda piece: all(  # noqa: E731
+            begin <= at < begin + extent for at, begin, extent in zip(element, piece.offsets, piece.sizes, strict=True)
+        )
+        among = sorted({piece.file for piece in pieces if not count or inside(piece)})
+        return (
+            f"its element {list(element)} is in {count or 'none'} of its {len(pieces)} pieces, and must be in one "
+            f"({', '.join(among[:4]) or 'it has no file'}{', ...' if among[4:] else ''})"
+        )
+    return ""
+
+
+class Header(BaseModel):
+    """What the header of a safetensors file says of a tensor."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dtype: Text
+    shape: tuple[Count, ...]
+    data_offsets: tuple[Count, Count]
+
+
+HEADERS = TypeAdapter(dict[str, Header])
+
+
+def read_header(file: IO[bytes], where: str) -> dict[str, tuple[Spec, int]]:
+    """Return type, shape and first byte of every tensor in a safetensors file, by name.
+
+    Args:
+        file: open for reading.
+        where: its path, for messages.
+
+    Raises:
+        CheckpointError: the header is not sound, the tensors do not fill the file without gaps, or one has a type that
+            torch has not.
+    """
+
+    def refused(reason: object) -> CheckpointError:
+        return CheckpointError(f"{where}: not a whole safetensors file that can be read: {reason}")
+
+    end = file.seek(0, 2)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(end - 8, HEADER_BYTES):
+        raise refused(f"its header is said to have {length} bytes, the file has {end}")
+    content = json_object(file.read(length), where, CheckpointError)
+    content.pop("__metadata__", None)
+    try:
+        headers = HEADERS.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise refused(f"{'.'.join(map(str, first['loc']))} = {shown(first['input'])}: {first['msg']}") from None
+    found: dict[str, tuple[Spec, int]] = {}
+    filled = 0
+    for name, header in sorted(headers.items(), key=lambda entry: entry[1].data_offsets):
+        if header.dtype not in DTYPES:
+            raise refused(f"{name}: dtype {shown(header.dtype)}; known: {', '.join(DTYPES)}")
+        spec = Spec(DTYPES[header.dtype], header.shape)
+        if header.data_offsets != (filled, filled + spec.size):
+            raise refused(f"{name}: data_offsets {list(header.data_offsets)}, it should be {[filled, filled + spec.size]}")
+        found[name] = (spec, 8 + length + filled)
+        filled += spec.size
+    if 8 + length + filled != end:
+        raise refused(f"it has {end} bytes, by its header {8 + length + filled}")
+    return found
 
 
 def file_index(path: Path) -> Index:
     """Return what a safetensors file on a disk holds.
 
     Raises:
-        CheckpointError: its header is not sound, the file has another length than the header says, or a tensor has a
-            type that torch has not.
+        CheckpointError: it cannot be read, or as `read_header`.
     """
     try:
-        with safe_open(path, framework="pt"):  # which finds what is not sound, and does not tell where data are
-            pass
-        with path.open("rb") as raw:
-            length = int.from_bytes(raw.read(8), "little")
-            entries = json.loads(raw.read(length))
-        entries.pop("__metadata__", None)
-        specs = {name: Spec(DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in entries.items()}
-    except (OSError, SafetensorError, KeyError) as error:
+        with path.open("rb") as file:
+            found = read_header(file, str(path))
+    except OSError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file that can be read: {error}") from None
-    begins = {name: 8 + length + entry["data_offsets"][0] for name, entry in entries.items()}
-    return {name: (spec, [TensorPiece.whole(path.name, begins[name], spec.shape)]) for name, spec in specs.items()}
+    return {name: (spec, [TensorPiece.whole(path.name, name, begin, spec.shape)]) for name, (spec, begin) in found.items()}
 
 
 class FileSet:
@@ -168,9 +306,10 @@ class FileSet:
 
     def __init__(self, folder: Folder, index: Index) -> None:
         self.folder, self.index = folder, index
-        self.data_begins: dict[str, int] = {}
-        for piece in (piece for _, pieces in index.values() for piece in pieces):
-            self.data_begins[piece.file] = min(piece.begin, self.data_begins.get(piece.file, piece.begin))
+        self.contents: dict[str, list[tuple[torch.dtype, TensorPiece]]] = {}  # of each file
+        for (dtype, _), pieces in index.values():
+            for piece in pieces:
+                self.contents.setdefault(piece.file, []).append((dtype, piece))
         self.files: dict[str, Any] = {}
 
     def __enter__(self) -> "FileSet":
@@ -187,7 +326,8 @@ class FileSet:
         """Return the part of a piece that begins at `offsets` within it; rows before and behind it are not read.
 
         Raises:
-            OSError: the file cannot be read or is not what the index says.
+            OSError: the file cannot be read.
+            CheckpointError: it is not what the index says.
         """
         file = self.files.get(piece.file) or self.open(piece.file)
         row_bytes = math.prod(piece.sizes[1:]) * dtype.itemsize
@@ -197,7 +337,7 @@ class FileSet:
         while done < len(view):
             count = file.readinto(view[done:])
             if not count:
-                raise OSError(f"{self.folder / piece.file}: ends within a tensor")
+                raise CheckpointError(f"{self.folder / piece.file}: ends within a tensor")
             done += count
         for dim in range(1, len(sizes)):
             tensor = tensor.narrow(dim, offsets[dim], sizes[dim])
@@ -217,12 +357,19 @@ class FileSet:
         return whole
 
     def open(self, name: str) -> Any:
-        """Open a file. Raises OSError where it is no safetensors file whose data begins where the index says."""
+        """Open a file. Raises CheckpointError where its header says something else than the index."""
         if len(self.files) == OPEN_FILES:
             self.files.pop(next(iter(self.files))).close()
         self.files[name] = file = self.folder.open(name)
-        if 8 + int.from_bytes(file.read(8), "little") != self.data_begins[name]:
-            raise OSError(f"{self.folder / name}: not the safetensors file that {INDEX} is about")
+        there = read_header(file, str(self.folder / name))
+        stated = {piece.name: (Spec(dtype, piece.sizes), piece.begin) for dtype, piece in self.contents[name]}
+        for piece in sorted(there.keys() | stated.keys()):
+            if there.get(piece) != stated.get(piece):
+                saying = [
+                    f"{NAMES[entry[0].dtype]} {list(entry[0].shape)} from byte {entry[1]} on" if entry else "nothing of it"
+                    for entry in (there.get(piece), stated.get(piece))
+                ]
+                raise CheckpointError(f"{self.folder / name}: {piece}: the header says {saying[0]}, {INDEX} {saying[1]}")
         return file
 
 
@@ -261,7 +408,7 @@ def write_tensors(
         Bytes and checksum of the file by its name, and the text of `tensors.json`.
     """
     file = "rank-00000.safetensors"
-    labels = {f"model.{name}@{','.join('0' for _ in spec.shape)}": spec for name, spec in specs.items()}
+    labels = {piece_name(f"model.{name}", (0,) * len(spec.shape)): spec for name, spec in specs.items()}
 
     def converted() -> Iterator[Tensor]:
         for name, (dtype, shape) in specs.items():
@@ -271,7 +418,7 @@ def write_tensors(
 
     index: Index = {}
     begin = len(header(labels, METADATA))
-    for name, spec in specs.items():
-        index[f"model.{name}"] = (spec, [TensorPiece.whole(file, begin, spec.shape)])
+    for label, (name, spec) in zip(labels, specs.items(), strict=True):
+        index[f"model.{name}"] = (spec, [TensorPiece.whole(file, label, begin, spec.shape)])
         begin += spec.size
     return {file: folder.write(file, safetensors_bytes(labels, converted(), METADATA))}, index_text(index)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...datasets.errors import DataConfigError
 from ...datasets.tokenizers import TokenizerConfig, build_tokenizer
 from ...models.config import DecoderConfig
+from ...models.decoder import Decoder
 from ...models.huggingface import architecture, to_hf
 from ...models.lora import ADAPTERS, merge
 from ..build import Contract
@@ -55,6 +56,7 @@ def export(
         What a person should know of it, a line each.
 
     Raises:
+        InUseError: another process writes `out`.
         ConfigError: `out` is taken, or the tokenizer is not there.
         EosMismatchError: the tokenizer is not the one that the checkpoint was trained with.
         ModelError: Hugging Face has no class for the decoder.
@@ -67,6 +69,11 @@ def export(
     ours = {theirs: name for name, theirs in stored_names(decoder).items()}
     if missing := sorted(set(ours.values()) - set(weights.names())):
         raise CheckpointError(f"{found.path}: lacks the weights {', '.join(missing)}")
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in Decoder(decoder).state_dict().items()}
+    if wrong := [name for name in ours.values() if weights.spec(name).shape != expected[name]]:
+        listing = [f"{name}: {list(weights.spec(name).shape)}, it should be {list(expected[name])}" for name in wrong]
+        raise CheckpointError("\n  ".join([f"{found.path}: the tensors are not those of its model:", *listing]))
     specs: dict[str, Spec] = {}
     for theirs, name in ours.items():
         saved, shape = weights.spec(name)
@@ -76,7 +83,7 @@ def export(
     extra = read_tokenizer(found, tokenizer, decoder) if tokenizer else {}
 
     parts = divide_by_size(specs, max_shard_size)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, replace=replace) as folder:
         for file, names in parts.items():
             tensors = (read_merged(weights, ours[name], config.fine_tuning.lora).to(specs[name].dtype) for name in names)
             stream = safetensors_bytes({name: specs[name] for name in names}, tensors, {"format": "pt"})

@@ -43,6 +43,7 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
         What a person should know of it, a line each.
 
     Raises:
+        InUseError: another process writes `out`.
         ConfigError: a file is missing, `out` is taken, or it cannot be known which id ends a document.
         ModelError: config.json describes what the decoder is not.
         CheckpointError: tensors are missing, unexpected, or of another shape or kind, each listed; or `out` cannot be

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import math
 import os
+import re
 import secrets
 import socket
 import sys
@@ -178,11 +179,14 @@ class WeightsAndBiases(Sink):
         file = folder / "wandb_id"
         if start_step == 0 or not file.exists():
             Folder(folder).write_atomically(file.name, secrets.token_hex(4))
+        run_id = file.read_bytes().decode("ascii", errors="replace").strip()
+        if not re.fullmatch(r"[\w-]{1,64}", run_id, re.ASCII):
+            raise ConfigError(f"{file}: holds {run_id[:40]!r}, which is no id of a W&B run; remove it to begin another run")
         try:
             self.run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "cistron"),
                 name=os.environ.get("WANDB_NAME", folder.name),
-                id=file.read_text(),
+                id=run_id,
                 resume="allow",
                 dir=str(folder),
                 config=config.to_dict(),

@@ -6,6 +6,7 @@ Whatever every rank must know before a step (how many targets, has anyone been t
 through one small CPU all-reduce, so that no GPU is ever synchronised for it.
 """
 
+import socket
 import threading
 import time
 import traceback
@@ -19,7 +20,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from ...base import UserError
-from ..errors import CheckpointError
 from .layout import Layout
 
 # torch 2.13's own FSDP2 takes the flattened dimension of shard x cp out of the mesh in the way that it warns of.
@@ -37,7 +37,7 @@ class ThreadTask(Generic[T]):
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
-        self.result: T | OSError | CheckpointError
+        self.result: T | OSError | UserError
         self.work = work
         self.thread = threading.Thread(target=self.run, name="cistron-files", daemon=True)
         self.thread.start()
@@ -46,7 +46,7 @@ class ThreadTask(Generic[T]):
         """Do the work, and keep its result or its error; the body of the thread."""
         try:
             self.result = self.work()
-        except (OSError, CheckpointError) as e:
+        except (OSError, UserError) as e:
             self.result = e
         except BaseException as e:  # a bug, or a store's own way to complain
             traceback.print_exc()
@@ -56,7 +56,7 @@ class ThreadTask(Generic[T]):
         """Return whether the work has ended."""
         return not self.thread.is_alive()
 
-    def outcome(self) -> T | OSError | CheckpointError:
+    def outcome(self) -> T | OSError | UserError:
         """Wait for the end of the work; return what it returned, or the exception in which it ended."""
         self.thread.join()
         return self.result
@@ -120,27 +120,37 @@ class World:
             time.sleep(POLL_SECONDS)
 
     def in_thread_on_every_rank(self, work: Callable[[], T]) -> list[T]:
-        """Return all ranks' results of work on files, in a thread. Raises OSError, CheckpointError: on all ranks."""
+        """Return all ranks' results of work on files, in a thread. Raises OSError, UserError: on all ranks."""
         task = ThreadTask(work)
         self.wait_for(task.done)
         results = self.gather(task.outcome())
         for result in results:
-            if isinstance(result, (OSError, CheckpointError)):
+            if isinstance(result, (OSError, UserError)):
                 raise result
         return cast("list[T]", results)
 
     def in_thread_on_rank_zero(self, work: Callable[[], T]) -> T:
-        """Return rank 0's result of work on files, on every rank. Raises OSError, CheckpointError: on all ranks."""
+        """Return rank 0's result of work on files, on every rank. Raises OSError, UserError: on all ranks."""
         return self.in_thread_on_every_rank(lambda: work() if self.is_first else cast(T, None))[0]
 
     def on_every_rank(self, step: Callable[[], T]) -> T:
-        """Do on every rank what any may fail at; the first rank's error is raised on all. Raises UserError."""
+        """Do on every rank what any may fail at; the first rank's error is raised on all. Raises UserError.
+
+        One that only some ranks have, as of a file that their host lacks, says which.
+        """
         result, error = None, None
         try:
             result = step()
         except UserError as e:
             error = e
-        self.raise_together(error)
+        found = self.gather((error, socket.gethostname()))
+        failed = [rank for rank, (other, _) in enumerate(found) if other is not None]
+        if failed:
+            first, host = found[failed[0]]
+            assert first is not None
+            if len(failed) < len(found):
+                first.args = (f"{first} [found by rank {failed[0]} ({host}), {len(failed)} in all]",)
+            raise first
         return cast(T, result)
 
     def raise_together(self, error: Exception | None) -> None:

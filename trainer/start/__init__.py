@@ -8,7 +8,7 @@ from .data import TrainData, open_data
 from .model import build_model_and_optimizer
 from .origin import starting_point
 from .resume import resume_data
-from .run_folder import open_run_folder
+from .run_folder import locked_run, open_run_folder
 from .verify import Launch, Parts, host_facts, verify
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "TrainData",
     "build_model_and_optimizer",
     "host_facts",
+    "locked_run",
     "open_data",
     "open_run_folder",
     "resume_data",

@@ -21,19 +21,43 @@ SILENT_TOKENS = 2**24  # of the first batch; half a minute at the rate of rows o
 
 @dataclass(frozen=True)
 class TrainData:
-    """Data ready to train on.
+    """Data to train on.
 
     Attributes:
-        loader: has delivered the first batch.
-        first: that batch; None when the wait for it was interrupted.
+        loader: of the job's sources.
         contract: what every party says about special ids.
         validation: what to validate on; None where `[validation]` is not enabled.
+        first: the first batch; None before `begun`, and when the wait for it was interrupted.
     """
 
     loader: Loader
-    first: Batch | None
     contract: Contract
     validation: SinglePass | None
+    first: Batch | None = None
+
+    def begun(self, mask: DocumentMask, interrupted: Callable[[], bool] = lambda: False) -> "TrainData":
+        """Fetch the first batch and hold it against the contract, and the first row of validation.
+
+        Args:
+            mask: the model's.
+            interrupted: polled while waiting.
+
+        Raises:
+            DataError, EosMismatchError: the loader is closed again.
+        """
+        try:
+            try:
+                first = self.loader.next(interrupted)
+            except DataEnd:  # the loader raises it again at the first step
+                first = None
+            if first is not None:
+                self.contract.check_rows(first, self.loader.packer.objective, mask)
+            if self.validation is not None:
+                self.contract.check_rows(self.validation.first_row(), self.loader.packer.objective, mask)
+        except BaseException:
+            self.loader.close()
+            raise
+        return replace(self, first=first)
 
 
 def make_objective(config: JobConfig, tokenizer: Tokenizer) -> Objective:
@@ -70,9 +94,8 @@ def open_data(
     buckets: int = 1,
     shard: DataShard = ALL_DATA,
     checkpoint: Found | None = None,
-    interrupted: Callable[[], bool] = lambda: False,
 ) -> TrainData:
-    """Start the loader and hold the contract, first in words and then against the first real rows.
+    """Look up the files of a job, and compare what every party says of the contract; `TrainData.begun` reads rows.
 
     Args:
         config: of the job.
@@ -84,7 +107,6 @@ def open_data(
         buckets: batches whose rows are assigned by length.
         shard: which rows are this rank's, and where to continue.
         checkpoint: with the weights to start from.
-        interrupted: polled while waiting.
 
     Raises:
         DataConfigError, DataError, EosMismatchError: the loader is closed again.
@@ -99,18 +121,10 @@ def open_data(
         if batch_size * rows.seq_len > SILENT_TOKENS and os.environ.get("RANK", "0") == "0":
             what = f"{batch_size} rows of {rows.seq_len:,} tokens"
             print(f"reading and packing the first {what}, which takes minutes where rows are this long", file=sys.stderr)
-        try:
-            first = loader.next(interrupted)
-        except DataEnd:  # the loader raises it again at the first step
-            first = None
-        if first is not None:
-            contract.check_rows(first, loader.packer.objective, mask)
-        if validation is not None:
-            contract.check_rows(validation.first_row(), loader.packer.objective, mask)
     except BaseException:
         loader.close()
         raise
-    return TrainData(loader, first, contract, validation)
+    return TrainData(loader, contract, validation)
 
 
 def open_validation(

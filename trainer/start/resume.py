@@ -1,14 +1,17 @@
 """The data of a run where its checkpoint left it or, if the data changed and the job accepts that, anew."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from ...base import aligned
 from ...datasets.errors import DataOrderError
+from ...datasets.files import deviations, fingerprint
 from ...datasets.loading import DataShard, DataState
 from ..checkpoints import Found
 from ..config import JobConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RanksDifferError
 from ..processes import World, global_batch_size
 from .data import TrainData
 from .origin import StartingPoint
@@ -19,7 +22,7 @@ Opener = Callable[[DataShard], TrainData]
 def resume_data(
     config: JobConfig, world: World, start: StartingPoint, step: int, open_shard: Opener
 ) -> tuple[TrainData, DataState | None, str]:
-    """Open this rank's data; every rank must call it.
+    """Open this rank's data, the same on all hosts; every rank must call it.
 
     Where one rank finds the data changed, all ranks begin it anew if `data.on_change` says so.
 
@@ -36,8 +39,22 @@ def resume_data(
 
     Raises:
         CheckpointError: the data is not that of the checkpoint.
+        RanksDifferError: ranks have found other files.
         DataConfigError, DataError, EosMismatchError: as `open_data` says.
     """
+    opened, state, refusal = opened_anywhere(config, world, start, step, open_shard)
+    try:
+        agree_on_files(world, opened)
+    except BaseException:
+        opened.loader.close()
+        raise
+    return opened, state, refusal
+
+
+def opened_anywhere(
+    config: JobConfig, world: World, start: StartingPoint, step: int, open_shard: Opener
+) -> tuple[TrainData, DataState | None, str]:
+    """Open this rank's data with the files that its host has; see `resume_data`."""
     shard = DataShard(dp_rank=world.dp_rank, dp_degree=world.layout.data_parallel)
     if start.resumed is None:
         return world.on_every_rank(lambda: open_shard(shard)), None, ""
@@ -52,6 +69,36 @@ def resume_data(
         opened.loader.close()
     anew = world.on_every_rank(lambda: open_shard(replace(shard, row=row)))
     return anew, None, f'{refusal}; data.on_change = "restart": the data begins anew, at row {row}'
+
+
+def agree_on_files(world: World, data: TrainData) -> None:
+    """Return where all ranks have found the same files: by their order, last names, sizes and contents.
+
+    Folders and times may differ between hosts. All ranks exchange a hash for each source, and files only where these
+    differ.
+
+    Raises:
+        RanksDifferError: with the files in which ranks differ from the first.
+    """
+    validation = data.validation.sources if data.validation else []
+    sources = {f"data.sources.{source.config.name}": source.files for source in data.loader.sources}
+    sources |= {f"validation.sources.{source.config.name}": source.files for source in validation}
+    hashes = {key: fingerprint(files) for key, files in sources.items()}
+    said = world.gather(hashes)
+    if all(other == said[0] for other in said):
+        return
+    differing = {
+        key: [file.public for file in sources[key]] for key in sources if any(other.get(key) != hashes[key] for other in said)
+    }
+    first = world.gather(differing if world.is_first else {})[0]
+    lines = [f"{key}: {line}" for key, files in differing.items() for line in deviations(first.get(key, []), files)]
+    ranks: dict[tuple[str, ...], list[str]] = {}
+    for rank, (host, own) in enumerate(world.gather((socket.gethostname(), tuple(lines)))):
+        ranks.setdefault(own, []).append(f"rank {rank} ({host})")
+    table = [(", ".join(who) if place == 0 else "", line) for own, who in ranks.items() for place, line in enumerate(own)]
+    shown = "\n".join(aligned(table))
+    right = "give every host the same files; their folders and times may differ"
+    raise RanksDifferError(f"the data files of ranks differ from those of rank 0; {right}:\n\n{shown}")
 
 
 def continue_or_refuse(

@@ -1,13 +1,46 @@
-"""The folder of a run: made, and opened for reports, once nothing can be refused any more."""
+"""The folder of a run: locked first of all, made and opened for reports once nothing can be refused any more."""
 
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from ...datasets.files import TEMPORARY_NAME, Lock
 from ...models.config import DecoderConfig
 from ..checkpoints import Folder, prepare_folders
 from ..config import JobConfig
 from ..errors import ConfigError
 from ..metrics import MetricsLog
 from ..processes import World
+
+
+@contextmanager
+def locked_run(config: JobConfig, world: World) -> Iterator[None]:
+    """Hold the run's folder and that of its checkpoints against other runs; every rank must call it.
+
+    Both, as two runs of different folders may name one for their checkpoints. Rank 0 takes them before anything in them
+    is read, and lets them go at the end of the block; those of a run that was killed are taken over.
+
+    Raises:
+        InUseError: a run that lives writes to one of them.
+        ConfigError: a folder cannot be written.
+    """
+    run = Folder(config.job.dump_folder)
+    wanted = [("checkpoint.folder", config.checkpoint.folder, run / config.checkpoint.folder)] * config.checkpoint.enable
+    wanted.append(("job.dump_folder", config.job.dump_folder, run))
+    # by where a path leads to: two locks in one folder would keep each other out
+    places = {os.path.realpath(folder) if folder.is_local else str(folder): (key, name) for key, name, folder in wanted}
+    with ExitStack() as held:
+
+        def take() -> None:
+            for place, (key, name) in sorted(places.items()):
+                try:
+                    held.enter_context(Lock(place, advice=f"; end it, or name another {key}"))
+                except OSError as error:
+                    raise ConfigError(f"{key} = {name!r}: cannot be written: {error.strerror}: {error.filename}") from None
+
+        world.in_thread_on_rank_zero(take)
+        yield
 
 
 def open_run_folder(
@@ -34,6 +67,8 @@ def open_run_folder(
         if world.is_first:
             run.make(parents=True)
             checkpoints.make(parents=True)
+            for leftover in filter(TEMPORARY_NAME.search, run.names()):  # of a run that was killed: this one has the lock
+                run.delete(leftover)
             run.write_atomically("config.toml", config.to_toml())
             if config.checkpoint.enable:
                 aside = prepare_folders(config.checkpoint, run, checkpoints, history)

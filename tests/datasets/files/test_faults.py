@@ -3,13 +3,20 @@
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cistron.datasets.config import Stage
+from cistron.datasets.documents import DocumentConfig
 from cistron.datasets.errors import DataConfigError, DataEnd, DataError, DataOrderError
+from cistron.datasets.files import checksum
 from cistron.datasets.loading import DataState, Loader, transport
 from cistron.datasets.readers import SourceConfig
+from cistron.datasets.shards.writer import block_sums
+from cistron.datasets.tokenizers import HFTokenizer
+from cistron.tests.datasets.tokenizers.test_build import PANIC, write_panicking
 from cistron.tests.helpers.corpora import (
     Settings,
     TakingTurns,
@@ -21,6 +28,7 @@ from cistron.tests.helpers.corpora import (
     text_source,
     words,
     write_bytes,
+    write_fasta,
     write_jsonl,
     write_shard,
     write_text,
@@ -97,6 +105,22 @@ def test_a_bad_record_is_raised_at_the_same_row_everywhere(with_bad_records: Set
     assert all(_until(DataError, data, *topology) == straight for topology in TOPOLOGIES[1:])
 
 
+def test_a_document_that_a_tokenizer_s_library_fails_at_is_a_bad_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = HFTokenizer(str(write_panicking(tmp_path)), "<|endoftext|>")
+    lines = [*words(5), PANIC, *words(30)]  # early enough to be of the sample, after which tiktoken would encode
+    source = SourceConfig(name="lines", format="jsonl", paths=[write_jsonl(tmp_path / "x.jsonl", lines)])
+    settings = config(source, lanes=1)
+    refused = pytest.raises(DataError, match=r"x\.jsonl, record 6, .*fails at this document")
+    with settings.loader(tokenizer) as loader, refused:
+        take(loader, 1)
+    with settings.but(on_bad_record="skip").loader(tokenizer) as loader:
+        take(loader, 1)
+    assert "skipped: " in caplog.text
+    assert "record 6, " in caplog.text
+
+
 def test_the_data_ends_at_the_same_row_everywhere(tmp_path: Path) -> None:
     source = text_source(write_text(tmp_path, words(60)))
     data = config(source.model_copy(update={"max_epochs": 2}))
@@ -120,7 +144,7 @@ def _resumed(data: Settings, before: Loader) -> Loader:
     return byte_loader(data, state=DataState.read(kept[0]), inventory=kept[1])
 
 
-@pytest.mark.parametrize("change", ["size", "time", "bytes", "gone", "new"])
+@pytest.mark.parametrize("change", ["size", "bytes", "gone", "new"])
 def test_a_changed_file_is_refused_by_name(change: str, tmp_path: Path) -> None:
     data = config(text_source(write_text(tmp_path, words(20))))
     loader = byte_loader(data)
@@ -128,8 +152,6 @@ def test_a_changed_file_is_refused_by_name(change: str, tmp_path: Path) -> None:
     found = file.stat()
     if change == "size":
         file.write_text("longer than before")
-    elif change == "time":
-        os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
     elif change == "bytes":
         file.write_bytes(file.read_bytes().replace(b":", b";"))
         os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
@@ -141,6 +163,37 @@ def test_a_changed_file_is_refused_by_name(change: str, tmp_path: Path) -> None:
     with pytest.raises(DataOrderError, match=rf"data\.sources\.main: {file} (changed|was changed|is gone|is new)") as caught:
         _resumed(data, loader)
     assert str(caught.value).count(".txt") == 1, "the others are not named"
+
+
+@pytest.mark.parametrize("kind", ["text", "fasta", "tokens"])
+def test_a_corpus_that_was_copied_to_another_place_goes_on_with_the_same_rows(kind: str, tmp_path: Path) -> None:
+    """Two folders, whose order by path is another one afterwards, and documents that are read on their other strand."""
+    for folder, seed in (("a", 0), ("b", 1)):
+        (tmp_path / folder).mkdir()
+        rng = np.random.default_rng(seed)
+        genes = ["".join(rng.choice(list("ACGT"), 50)) for _ in range(40)]
+        if kind == "fasta":
+            write_fasta(tmp_path / folder / "x.fasta", genes)
+        elif kind == "text":
+            write_text(tmp_path / folder, genes)
+        else:
+            write_shard(tmp_path / folder / "x", [[*gene.encode(), 0] for gene in genes])
+    ending = {"text": "txt", "fasta": "fasta", "tokens": "json"}[kind]
+    strands = DocumentConfig(reverse_complement=0.5)
+
+    def over(*folders: str) -> Settings:
+        paths = [str(tmp_path / folder / f"*.{ending}") for folder in folders]
+        return config(SourceConfig(name="main", format=kind, paths=paths)).but(documents=strands)
+
+    with byte_loader(over("a", "b")) as loader:
+        take(loader, 3)
+        for old, new in (("a", "z"), ("b", "c")):
+            shutil.copytree(tmp_path / old, tmp_path / new, copy_function=shutil.copyfile)
+        with _resumed(over("z", "c"), loader) as moved:
+            expected = numbered_rows(take(loader, 90))
+            assert numbered_rows(take(moved, 90)) == expected
+            with _resumed(over("a", "b"), moved) as back:
+                assert numbered_rows(take(back, 9)) == numbered_rows(take(loader, 9))
 
 
 def test_stages_that_have_not_begun_may_change_and_others_may_not(tmp_path: Path) -> None:
@@ -169,17 +222,66 @@ def test_data_begun_anew_counts_on_from_its_row(tmp_path: Path) -> None:
     assert drawn[8:] == [1] * 8
 
 
-def test_a_flipped_byte_of_a_shard_is_found_by_data_verify(tmp_path: Path) -> None:
-    write_shard(tmp_path / "x", [[5, 6, 0], [7, 0], [8, 0], [9, 9, 0]])
-    data = config(SourceConfig(name="shards", format="tokens", paths=[str(tmp_path)]))
-    ids = tmp_path / "x.ids"
-    content = bytearray(ids.read_bytes())
-    content[2] ^= 1
-    ids.write_bytes(content)
-    with byte_loader(data) as loader:
-        take(loader, 1)
-    with pytest.raises(DataError, match=r"x\.ids: its bytes have changed: checksum"):
-        byte_loader(data.but(verify=True))
+LETTERS = 3 * 2**16  # three blocks
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Settings:
+    """Two shards of letters in three blocks each; `y` has weights."""
+    rng = np.random.default_rng(0)
+    for name in "xy":
+        documents = np.split(rng.integers(5, 60, LETTERS), range(1000, LETTERS, 1000))
+        write_shard(tmp_path / name, [[*document[1:], 0] for document in documents], weighted=name == "y")
+    return config(SourceConfig(name="shards", format="tokens", paths=[str(tmp_path)]), seq_len=1000)
+
+
+def _change(file: Path, place: int, value: int | float, dtype: str, resealed: bool) -> None:
+    """Replace an element of a shard's file; `resealed`: under checksums that fit."""
+    values = np.fromfile(file, dtype)
+    values[place] = value
+    file.write_bytes(values.tobytes())
+    if resealed:
+        manifest = file.with_suffix(".json")
+        content = json.loads(manifest.read_text())
+        endings = [ending for ending in ("ids", "weights") if file.with_suffix(f".{ending}").exists()]
+        dtypes = {"ids": np.dtype("<u2"), "weights": np.dtype("<f4")}
+        sums = block_sums([(file.with_suffix(f".{ending}"), dtypes[ending]) for ending in endings])
+        file.with_suffix(".sums").write_bytes(sums)
+        content["checksums"] = {ending: checksum(str(file.with_suffix(f".{ending}"))) for ending in content["checksums"]}
+        manifest.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "resealed", "message"),
+    [
+        ("x.ids", 61, False, r"x\.ids, record 65: its bytes have changed within tokens 65,536 to 131,071: checksum"),
+        ("x.ids", 999, True, r"x\.ids, record 70: token 70001 is id 999, and its manifest says that the largest is 59"),
+        ("y.weights", 0.5, False, r"y\.weights, record 65: its bytes have changed within tokens 65,536 to 131,071"),
+        ("y.weights", np.nan, True, r"y\.weights, record 70: the loss weight of token 70001 is nan"),
+        ("y.weights", -1.0, True, r"y\.weights, record 70: the loss weight of token 70001 is -1\.0"),
+        ("y.weights", np.inf, True, r"y\.weights, record 70: the loss weight of token 70001 is inf"),
+    ],
+)
+def test_a_changed_block_of_a_shard_is_told_before_any_of_it_is_used(
+    file: str, value: float, resealed: bool, message: str, tmp_path: Path, shards: Settings
+) -> None:
+    _change(tmp_path / file, 70_001, value, "<u2" if file.endswith("ids") else "<f4", resealed)
+    with byte_loader(shards) as loader, pytest.raises(DataError, match=message):
+        take(loader, 100)
+    with pytest.raises(DataError):
+        byte_loader(shards.but(verify=True))
+
+
+def test_a_shard_that_is_cut_short_under_its_map_is_told_and_not_a_signal(tmp_path: Path, shards: Settings) -> None:
+    loader = byte_loader(shards)
+    corpus = loader.sources[0].corpus
+    assert corpus is not None
+    corpus.maps(0)
+    os.truncate(tmp_path / "x.ids", 2**17)
+    with loader, pytest.raises(DataError, match=r"x\.ids: 131,072 bytes where its manifest promises 393,216"):
+        take(loader, 100)
+    with pytest.raises(DataError, match=r"x\.ids: 131,072 bytes where"):
+        byte_loader(shards)
 
 
 def test_ranks_share_the_work_of_verifying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

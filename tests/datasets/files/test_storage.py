@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import FileStore, changes, fingerprint, whole
+from cistron.datasets.files import FileStore, changes, fingerprint, last_name, saved_order, whole
 from cistron.tests.helpers.corpora import write_bytes, write_text
 from fsspec.registry import known_implementations
 
@@ -98,32 +98,53 @@ def test_each_file_that_is_not_as_it_was_is_named(tmp_path: Path) -> None:
     before = expand([pattern])
     assert changes(before, before) == []
     names = [tmp_path / f"000{number}.txt" for number in range(5)]
-    with names[0].open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"!")
-    os.utime(names[0], ns=(0, 0))
+    names[0].write_text("x" * 20_000 + "!" + "x" * 179_999)
     os.utime(names[1], ns=(0, 0))
     names[2].write_text("longer")
     names[3].unlink()
     names[4].write_text("new")
     lines = changes(json.loads(json.dumps(before)), expand([pattern]))
-    for line, name, what in zip(lines, names, ["changed", "changed", "1 to 6 bytes", "is gone", "is new"], strict=True):
-        assert line.startswith(str(name))
-        assert what in line
+    expected = [(2, "changed its size from 1 to 6 bytes"), (3, "is gone"), (4, "is new"), (0, "was changed: its checksum was")]
+    for line, (number, what) in zip(lines, expected, strict=True):
+        assert line.startswith(f"{names[number]} {what}")
     assert fingerprint(expand([pattern])) != fingerprint(before) == fingerprint(list(before))
 
 
-def test_a_byte_changed_at_either_end_changes_the_stamp_even_at_the_same_time(tmp_path: Path) -> None:
+def test_files_are_known_again_under_another_folder_time_and_order(tmp_path: Path) -> None:
+    for folder in ("first", "then"):
+        write_text(tmp_path / folder, [folder, "the same in both"])
+    before = expand([str(tmp_path / "then" / "*"), str(tmp_path / "first" / "*")])
+    listing = json.loads(json.dumps(before))
+    (tmp_path / "first").rename(tmp_path / "x")
+    (tmp_path / "then").rename(tmp_path / "a")
+    now = expand([str(tmp_path / "*" / "*")])
+    assert [file.path for file in now] == sorted(file.path for file in now), "which is another order"
+    assert changes(listing, now) == ["its files are the same, and come in another order"]
+    again = [now[place] for place in saved_order(listing, now)]
+    assert fingerprint(again) == fingerprint(before)
+    assert [Path(file.path).read_text() for file in again] == ["first", "the same in both", "then", "the same in both"]
+    assert changes(listing, again) == []
+    renamed = [again[0]._replace(path=str(tmp_path / "x" / "other.txt")), *again[1:]]
+    assert changes(listing, renamed) == [f"{tmp_path}/first/0000.txt is gone", f"{tmp_path}/x/other.txt is new"]
+    assert expand([f"file://{again[0].path}"])[0].stamp == again[0].stamp
+    assert last_name("https://host/a/x.fa?signature=1/2") == "x.fa"
+
+
+def test_a_stamp_is_of_all_bytes_of_a_small_corpus_and_of_eight_blocks_of_a_file_of_a_large_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x"
-    stamps = set()
-    for at in (None, 0, 65_536, 199_999):
-        data = bytearray(200_000)
-        if at is not None:
-            data[at] = 1
-        path.write_bytes(data)
-        os.utime(path, ns=(0, 0))
-        stamps.add(expand([str(path)])[0].stamp)
-    assert len(stamps) == 3  # the middle is not looked at
+    unseen, seen = (16_384, 150_000), (0, 16_383, 30_000, 199_999)
+    for limit, count in ((2**30, 7), (199_999, 5)):
+        monkeypatch.setattr("cistron.datasets.files.inventory.WHOLE_BYTES", limit)
+        stamps = set()
+        for at in (None, *unseen, *seen):
+            data = bytearray(200_000)
+            if at is not None:
+                data[at] = 1
+            path.write_bytes(data)
+            stamps.add(expand([str(path)])[0].stamp)
+        assert len(stamps) == count
 
 
 def test_of_many_changes_five_are_named(tmp_path: Path) -> None:

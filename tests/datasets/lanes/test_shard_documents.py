@@ -211,7 +211,7 @@ def test_units_of_long_documents_are_windows_too(genome: Path, overlap: int, sha
 def _chosen(corpus: ShardCorpus) -> list[bool]:
     """Which documents are read on their other strand, from the decision itself; how these look is tested."""
     strands = Strands(corpus.config.reverse_complement, 0, ByteTokenizer())
-    each = [strands.chosen(shard.path, np.arange(shard.documents), 0) for shard in corpus.shards]
+    each = [strands.chosen(Path(shard.path).name, np.arange(shard.documents), 0) for shard in corpus.shards]
     return np.concatenate(each).tolist() if corpus.config.reverse_complement else [False] * corpus.documents
 
 
@@ -255,3 +255,41 @@ def test_a_shard_of_documents_that_are_truncated_refused_or_have_no_other_strand
     strict = ShardDocuments(_corpus(tmp_path, 8, 1), 0, (0, 0), False, Strands(1.0, 0, ByteTokenizer()))
     with pytest.raises(DataError, match=r"x\.json, record 2: 'U' is no IUPAC code of DNA"):
         list(strict.blocks(0, Address(0, -1, 1, 0)))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("long_documents", ["split", "window", "truncate"])
+def test_every_token_of_a_block_is_checked_before_it_is_used(share: float, long_documents: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    lengths = [1, 2, 700, 3000, 64, 256, 257, 5000]
+    documents = [[*random.choice(list(b"ACGT"), length), EOS] for length in lengths]
+    overlap = 8 if long_documents == "window" else 0
+    with (
+        patch.object(shard_blocks, "UNIT_TOKENS", 256),
+        patch.object(shard_blocks, "BLOCK_TOKENS", 1024),
+        patch("cistron.datasets.shards.format.BLOCK", 16),
+        patch("cistron.datasets.shards.blocks.BLOCK", 16),
+        patch("cistron.datasets.shards.writer.BLOCK", 16),
+        patch.object(ShardCorpus, "check", autospec=True) as check,
+    ):
+        write_shard(tmp_path / "x", documents)
+        treatment = {"reverse_complement": share, "long_documents": long_documents, "window_overlap": overlap}
+        corpus = _corpus(tmp_path, lanes=1, **treatment)
+        ids, *others = corpus.maps(0)
+        shown = np.full_like(ids, ord("A"))  # until it is checked
+        corpus._maps[0] = (shown, *others)
+
+        def noted(corpus: ShardCorpus, *tokens: Any) -> None:
+            for _, blocks in corpus.checks.fresh(*tokens):
+                for block in blocks:
+                    part = slice(block * 16, (block + 1) * 16)
+                    shown[part] = ids[part]
+
+        check.side_effect = noted
+        hidden = _all_rows(corpus)
+        check.side_effect = None
+        plain = _all_rows(_corpus(tmp_path, lanes=1, **treatment))
+    assert (shown == ids).all() == (long_documents != "truncate"), "what is not used is not checked"
+    assert [([*map(bytes, row.parts)], row.following) for row, _ in hidden] == [
+        ([*map(bytes, row.parts)], row.following) for row, _ in plain
+    ]

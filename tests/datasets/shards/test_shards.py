@@ -12,7 +12,7 @@ import pytest
 import xxhash
 from cistron.datasets.errors import DataConfigError, DataError
 from cistron.datasets.files import FileStore, FileStoreConfig
-from cistron.datasets.shards import Shard, ShardWriter, id_dtype, open_shards, verify_shard
+from cistron.datasets.shards import Shard, ShardWriter, id_dtype, open_shards, upgrade_shard, verify_shard
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,11 +31,13 @@ def write_by_hand(folder: Path, dtype: str = "uint16", **changes: Any) -> Path:
         "offsets": np.array(changes.pop("offsets", bounds)).astype("<u8").tobytes(),
         "weights": np.array(changes.pop("weight_values", WEIGHTS)).astype("<f4").tobytes(),
     }
+    sums = [xxhash.xxh3_64_intdigest(files[ending]) for ending in ("ids", "weights")]  # of one block each
+    files["sums"] = np.array(changes.pop("sums", sums), dtype="<u8").tobytes()
     folder.mkdir(parents=True, exist_ok=True)
     for ending, data in files.items():
         (folder / f"a.{ending}").write_bytes(data)
     manifest = {
-        "version": 1,
+        "version": 2,
         "tokenizer": {"kind": "hf", "fingerprint": "f", "where": "w"},
         "eos_id": 0,
         "bos_id": None,
@@ -77,7 +79,9 @@ def test_a_shard_is_what_the_format_says(tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("change", "problem", "file", "record"),
     [
-        ({"version": 2}, "expected the manifest of a token shard, version 1, found version 2", "json", None),
+        ({"version": 3}, "version 2, found version 3; write the shard anew", "json", None),
+        ({"version": 1}, "version 2, found version 1; `cistron prepare --upgrade FOLDER` adds the checksums", "json", None),
+        ({"sums": [1]}, "8 bytes where its manifest promises 16", "sums", None),
         ({"documents": "4"}, "documents: Input should be a valid integer", "json", None),
         ({"more": 1}, "more: Extra inputs are not permitted", "json", None),
         ({"documents": 0}, "documents: Input should be greater than or equal to 1", "json", None),
@@ -109,7 +113,8 @@ def test_a_shard_that_does_not_hold_together_is_refused_at_the_door(
     ("change", "problem", "file", "record"),
     [
         ({"ids": [5, 6, 0, 7, 0, 9, 0, 7, 300, 0, 11, 0]}, "5 eos ids (0) in 4 documents, one of them inside", "ids", 2),
-        ({"ids": [5, 6, 0, 7, 0, 9, 8, 7, 301, 0, 11, 0]}, "token 8 is id 301, outside of the vocabulary of 301", "ids", 2),
+        ({"ids": [5, 6, 0, 7, 0, 9, 8, 7, 301, 0, 11, 0]}, "token 8 is id 301, and its manifest says that the larg", "ids", 2),
+        ({"sums": [1, 2]}, "its bytes have changed within tokens 0 to 11: checksum", "ids", 0),
         ({"weight_values": [*WEIGHTS[:11], -1.0]}, "the loss weight of token 11 is -1.0", "weights", 3),
         ({"weight_values": [1.0, np.nan, *WEIGHTS[2:]]}, "the loss weight of token 1 is nan", "weights", 0),
     ],
@@ -128,7 +133,7 @@ def test_what_only_a_pass_over_all_tokens_shows_is_found_by_verify(
 @given(st.data())
 def test_verify_finds_any_flipped_bit(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = write_by_hand(tmp_path_factory.mktemp("shard"))
-    file = path.with_suffix("." + data.draw(st.sampled_from(["ids", "offsets", "weights"])))
+    file = path.with_suffix("." + data.draw(st.sampled_from(["ids", "offsets", "weights", "sums"])))
     content = bytearray(file.read_bytes())
     bit = data.draw(st.integers(0, 8 * len(content) - 1))
     content[bit // 8] ^= 1 << bit % 8
@@ -138,7 +143,43 @@ def test_verify_finds_any_flipped_bit(tmp_path_factory: pytest.TempPathFactory, 
     assert caught.value.file == str(file) or "document" in caught.value.problem or "last id" in caught.value.problem
 
 
-@pytest.mark.parametrize("ending", ["ids", "offsets", "weights"])
+@pytest.mark.parametrize("ending", ["offsets", "sums"])
+def test_a_small_file_that_changed_is_refused_at_the_door(tmp_path: Path, ending: str) -> None:
+    path = write_by_hand(tmp_path, offsets=[0, 3, 5, 10, 12])
+    file = path.with_suffix(f".{ending}")
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(DataError, match=rf"a\.{ending}: its bytes have changed: checksum"):
+        open_one(path)
+
+
+def test_a_shard_of_version_1_is_given_checksums_of_its_blocks(tmp_path: Path) -> None:
+    path = write_by_hand(tmp_path)
+    expected = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    manifest = json.loads(path.read_text())
+    del manifest["checksums"]["sums"]
+    old = json.dumps({**manifest, "version": 1})
+    path.write_text(old)
+    (tmp_path / "a.sums").unlink()
+
+    ids = tmp_path / "a.ids"
+    ids.write_bytes(expected["a.ids"].replace(b"\x05", b"\x06"))
+    with pytest.raises(DataError, match=r"a\.ids: its bytes have changed"):
+        upgrade_shard(path)
+    assert path.read_text() == old
+    ids.write_bytes(expected["a.ids"])
+
+    assert upgrade_shard(path)
+    verify_shard(open_one(path))
+    assert {name: (tmp_path / name).read_bytes() for name in expected if name != "a.json"} == {
+        name: data for name, data in expected.items() if name != "a.json"
+    }
+    assert not upgrade_shard(path), "it has them"
+    path.write_text(json.dumps({**manifest, "version": 3}))
+    with pytest.raises(DataError, match="version 1 or 2, found 3"):
+        upgrade_shard(path)
+
+
+@pytest.mark.parametrize("ending", ["ids", "offsets", "weights", "sums"])
 def test_a_missing_file_is_named(tmp_path: Path, ending: str) -> None:
     path = write_by_hand(tmp_path)
     path.with_suffix(f".{ending}").unlink()
@@ -180,7 +221,7 @@ def test_documents_written_in_any_parts_are_read_back(
     assert (manifest["documents"], manifest["tokens"]) == (len(documents), len(ids))
     assert (manifest["largest_id"], manifest["longest_document"]) == (ids.max(), max(map(len, documents)))
     verify_shard(open_one(folder / "a.json"))
-    assert {path.name for path in folder.iterdir()} == {"a.json", "a.ids", "a.offsets", "a.weights"}
+    assert {path.name for path in folder.iterdir()} == {"a.json", "a.ids", "a.offsets", "a.weights", "a.sums"}
 
 
 def test_an_open_document_can_be_taken_back_closed_or_moved(tmp_path: Path) -> None:
@@ -245,5 +286,5 @@ def test_remote_shards_that_the_cache_cannot_hold_are_refused_with_the_arithmeti
     writer.write(np.tile([3, 0], 5_000), np.arange(2, 10_001, 2))
     writer.finish([])
     storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path / "cache"), cache_gb=5e-6))
-    with pytest.raises(DataConfigError, match=r"data\.cache_gb: 5e-06 GB do not hold the 1 remote shards .* 50,008 bytes"):
+    with pytest.raises(DataConfigError, match=r"data\.cache_gb: 5e-06 GB do not hold the 1 remote shards .* 50,016 bytes"):
         open_shards(storage.expand([put_remote(tmp_path / "large")]), storage)

@@ -4,7 +4,9 @@ import json
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from cistron.datasets.tokenizers import HFTokenizer, TokenizeError, TokenizerCon
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 EOS = "<|endoftext|>"
 
@@ -246,3 +248,42 @@ def test_byte_and_hf_ids_are_integers(folder: Path) -> None:
         ids = tokenizer.encode(b"the cat")
         assert np.issubdtype(ids.dtype, np.integer)
         assert ids.ndim == 1
+
+
+def write_panicking(folder: Path) -> Path:
+    """Write a byte-level tokenizer whose expression exceeds its limit of retries on many a's before another letter."""
+    alphabet = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    split = pre_tokenizers.Split(Regex(r"(?:a|aa)+$|."), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.add_special_tokens([EOS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+PANIC = "a" * 1000 + "b"
+
+
+def test_a_document_at_which_the_library_panics_is_told_by_its_place(tmp_path: Path) -> None:
+    tokenizer = HFTokenizer(str(write_panicking(tmp_path)), EOS)
+    with pytest.raises(TokenizeError, match=r"library fails at this document: PanicException: .*retry-limit") as bad:
+        tokenizer.encode_batch([b"sound", PANIC.encode(), b"aaa"])
+    assert bad.value.index == 1
+    assert tokenizer.encode_batch([b"sound"]).lengths == [6], "what follows a panic is encoded as ever"
+
+
+def test_any_other_failure_of_the_library_is_told_alike_and_an_interrupt_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = Tokenizer(models.WordLevel({"known": 0, EOS: 1}, unk_token="nowhere"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.add_special_tokens([EOS])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = HFTokenizer(str(tmp_path), EOS)
+    with pytest.raises(TokenizeError, match=r"fails at this document: Exception: WordLevel error") as bad:
+        tokenizer.encode_batch([b"known", b"known known", b"strange"])
+    assert bad.value.index == 2
+    for passes in (KeyboardInterrupt, MemoryError):
+        monkeypatch.setattr(tokenizer, "_tokenizer", SimpleNamespace(encode_batch_fast=Mock(side_effect=passes)))
+        with pytest.raises(passes):
+            tokenizer.encode_batch([b"known"])

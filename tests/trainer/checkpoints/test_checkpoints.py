@@ -424,9 +424,9 @@ def test_an_unknown_store_is_refused(straight: Path, capsys: pytest.CaptureFixtu
 def test_whole_tensors_written_one_by_one_are_a_checkpoint(straight: Path, tmp_path: Path) -> None:
     source = WholeTensors(checkpoints(straight) / "step-8")
     state = read(checkpoints(straight) / "step-8").state
-    write_whole(tmp_path / "step-0", {name: source.spec(name) for name in source.names()}, source.read, state)
-    copy = WholeTensors(tmp_path / "step-0")
-    assert read(tmp_path / "step-0").state == state
+    write_whole(tmp_path / "step-8", {name: source.spec(name) for name in source.names()}, source.read, state)
+    copy = WholeTensors(tmp_path / "step-8")
+    assert read(tmp_path / "step-8").state == state
     assert all(torch.equal(source.read(name), copy.read(name)) for name in source.names())
 
 

@@ -109,6 +109,11 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no table": (lambda s: s.update(guard=3), "guard = 3: input should be an object"),
     "deep": (lambda s: s["model"]["rope"].update(thetta=1.0), "model.rope.thetta is 1.0: extra inputs are not permitted"),
     "inconsistent": (lambda s: s["model"].update(n_heads=3), "model.n_heads is 3 and model.n_kv_heads 2"),
+    "negative step": (lambda s: s["progress"].update(step=-1), "progress.step = -1: input should be greater"),
+    "negative tokens": (lambda s: s["progress"]["source_tokens"].update(words=-5), "progress.source_tokens.words = -5"),
+    "hash of 65 bits": (lambda s: s["progress"].update(rows_hash=2**64), "progress.rows_hash = 18446744073709551616"),
+    "negative count": (lambda s: s["guard"].update(spikes=-1), "guard.spikes = -1"),
+    "negative id": (lambda s: s["contract"].update(eos=-1), "contract.eos = -1"),
     "of a later version": (lambda s: s["config"]["training"].update(stepps=1), "config.training.stepps: unknown key"),
 }
 
@@ -137,6 +142,19 @@ def test_what_does_not_belong_in_a_state_is_named(case: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         RunState.read(json.dumps(state).encode(), WHERE)
     assert f"{WHERE}: {expected}" in str(caught.value)
+
+
+def test_the_version_that_wrote_a_state_is_told_where_it_does_not_fit() -> None:
+    state = json.loads(STATE)
+    state["epochs"], state["versions"]["cistron"] = 3, "9.0"
+    with pytest.raises(CheckpointError, match=r"epochs: unknown key[^\n]*\n  .*: Cistron '9.0' wrote it, this is "):
+        RunState.read(json.dumps(state).encode(), WHERE)
+
+
+@pytest.mark.parametrize("text", [b"[" * 10**5, b'{"progress": {"step": ' + b"9" * 5000 + b"}}", b"\xff", b"[]", b""])
+def test_what_is_no_state_at_all_is_named(text: bytes) -> None:
+    with pytest.raises(CheckpointError, match=WHERE):
+        RunState.read(text, WHERE)
 
 
 def test_all_mistakes_of_a_state_are_told_at_once() -> None:

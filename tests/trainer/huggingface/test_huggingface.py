@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import resource
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from cistron.datasets.errors import InUseError
 from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 from cistron.models.config import DecoderConfig, RopeConfig
 from cistron.models.decoder import Decoder
@@ -23,7 +25,17 @@ from cistron.tests.helpers.ranks import run_on_ranks
 from cistron.tools import cli
 from cistron.trainer import checkpoints as checkpoint
 from cistron.trainer.build import make_decoder_config
-from cistron.trainer.checkpoints import Found, RunState, SavedContract, Spec, WholeTensors, write_whole
+from cistron.trainer.checkpoints import (
+    Found,
+    Progress,
+    RunState,
+    SavedContract,
+    Spec,
+    WholeTensors,
+    atomic_folder,
+    file_index,
+    write_whole,
+)
 from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.errors import CheckpointError, ConfigError, EosMismatchError
 from cistron.trainer.huggingface import export, import_folder
@@ -67,7 +79,8 @@ def save(
     """A checkpoint that holds these weights and nothing else."""
     job = JobConfig(tokenizer=table or TokenizerConfig())
     contract = SavedContract(eos=eos, pad=pad, vocab=model.config.vocab_size, tokenizer=None, **(roles or {}))
-    state = RunState.of(config=job, model=model.config, contract=contract)
+    step = Progress(step=int(folder.name.removeprefix("step-")), tokens_seen=0, rows_hash=0, source_tokens={})
+    state = RunState.of(config=job, model=model.config, contract=contract, progress=step)
     weights = model.state_dict()
     write_whole(folder, {k: Spec.of(v) for k, v in weights.items()}, weights.__getitem__, state)
     return checkpoint.read(folder)
@@ -196,7 +209,7 @@ def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: 
     trained = build_tokenizer(table)
     model = random_decoder(LLAMA.replace(vocab_size=320))
     out = tmp_path / "out"
-    messages = export(save(tmp_path / "step-1", model, table, eos=1, pad=2), out, tokenizer=table)
+    messages = export(save(tmp_path / "step-0", model, table, eos=1, pad=2), out, tokenizer=table)
     assert any("puts <bos> around a text by itself" in message for message in messages)
     theirs = AutoTokenizer.from_pretrained(out)
     text = TEXT.replace("<|endoftext|>", "")
@@ -223,7 +236,7 @@ def test_the_tokenizer_leaves_and_comes_back_with_the_ids_of_training(tmp_path: 
 
 def test_a_dtype_may_be_chosen_and_rounds_to_nearest(tmp_path: Path) -> None:
     model = random_decoder(LLAMA)
-    export(save(tmp_path / "step-1", model), tmp_path / "out", tokenizer=None, dtype=torch.bfloat16)
+    export(save(tmp_path / "step-0", model), tmp_path / "out", tokenizer=None, dtype=torch.bfloat16)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert theirs.dtype == torch.bfloat16
     assert torch.equal(theirs.lm_head.weight, model.output.weight.bfloat16())
@@ -232,7 +245,7 @@ def test_a_dtype_may_be_chosen_and_rounds_to_nearest(tmp_path: Path) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An export of two shards."""
-    export(save(tmp_path / "step-1", random_decoder(QWEN)), tmp_path / "hf", tokenizer=None, max_shard_size=40_000)
+    export(save(tmp_path / "step-0", random_decoder(QWEN)), tmp_path / "hf", tokenizer=None, max_shard_size=40_000)
     return tmp_path / "hf"
 
 
@@ -286,9 +299,10 @@ def test_no_pickle_is_read(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_full_disk_leaves_no_half_export_nor_what_a_kill_left_before(tmp_path: Path) -> None:
-    found, out = save(tmp_path / "step-1", random_decoder(LLAMA)), tmp_path / "out"
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "model.safetensors").touch()
+    found, out = save(tmp_path / "step-0", random_decoder(LLAMA)), tmp_path / "out"
+    left = tmp_path / "out.0123456789abcdef.partial"
+    left.mkdir()
+    (left / "model.safetensors").touch()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
     try:
@@ -296,11 +310,62 @@ def test_a_full_disk_leaves_no_half_export_nor_what_a_kill_left_before(tmp_path:
             export(found, out, tokenizer=None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0"]
+
+
+def test_a_killed_replacement_gives_the_former_export_back(tmp_path: Path) -> None:
+    found, out = save(tmp_path / "step-0", random_decoder(LLAMA)), tmp_path / "out"
+    export(found, out, tokenizer=None)
+    out.rename(tmp_path / "out.0123456789abcdef.former")  # killed between the two renames
+    (tmp_path / "out.0123456789abcdef.partial").mkdir()
+    with pytest.raises(CheckpointError, match="out: exists already"):
+        export(found, out, tokenizer=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "step-0"]
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    """As where the lock was taken over: none of its files is lost or mixed."""
+    out = tmp_path / "out"
+
+    def write() -> None:
+        with atomic_folder(out) as folder:
+            (folder / "mine").touch()
+            out.mkdir()
+            (out / "theirs").touch()
+
+    with pytest.raises(CheckpointError, match="out: not written: Directory not empty"):
+        write()
+    assert [path.name for path in out.iterdir()] == ["theirs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_exports_at_once_have_one_winner_that_is_whole(tmp_path: Path) -> None:
+    founds = [save(tmp_path / f"step-{n}", random_decoder(LLAMA.replace(dim=dim))) for n, dim in enumerate((64, 128))]
+    told: list[str] = []
+    barrier = threading.Barrier(2)
+
+    def start(found: Found) -> None:
+        barrier.wait(30)
+        try:
+            told.extend(export(found, tmp_path / "out", tokenizer=None, replace=True))
+        except InUseError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=start, args=(found,)) for found in founds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    said = [line for line in told if line.startswith("exported")][-1]
+    winner = next(found for found in founds if str(found.path) in said)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["hidden_size"] == winner.state.model.dim
+    index = file_index(tmp_path / "out" / "model.safetensors")
+    assert index["model.norm.weight"][0].shape == (winner.state.model.dim,)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "step-0", "step-1"]
 
 
 def test_only_an_export_is_replaced_and_only_when_asked(tmp_path: Path) -> None:
-    found, out = save(tmp_path / "step-1", random_decoder(LLAMA)), tmp_path / "out"
+    found, out = save(tmp_path / "step-0", random_decoder(LLAMA)), tmp_path / "out"
     export(found, out, tokenizer=None, max_shard_size=20_000)
     with pytest.raises(ConfigError, match="exists already"):
         export(found, out, tokenizer=None)

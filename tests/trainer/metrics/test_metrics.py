@@ -18,6 +18,7 @@ from cistron.tests.helpers.jobs import metrics, refusal, train_here, write_job
 from cistron.trainer.build import make_model
 from cistron.trainer.checkpoints import Progress
 from cistron.trainer.config import SINKS, JobConfig, load_config
+from cistron.trainer.errors import ConfigError
 from cistron.trainer.estimates import document_flops, frozen_flops, peak_flops, row_flops, sizes_of
 from cistron.trainer.estimates.flops import named_peak
 from cistron.trainer.metrics import MetricsLog, MetricsRecord, Outcome, StepCounts
@@ -191,6 +192,9 @@ def test_weights_and_biases_has_every_number_of_every_record_and_a_resume_goes_o
     for record in metrics(config):
         assert logged[record["step"]] == MetricsRecord("metrics", record, "").curves
         assert logged[record["step"]]["loss"] == record["loss"]
+    (tmp_path / "run" / "wandb_id").write_bytes(b"\xff/..")
+    with pytest.raises(ConfigError, match=r"wandb_id: holds .*, which is no id of a W&B run"):
+        train_here(config, "--metrics.enable_wandb", "true", "--training.steps", "7")
     train_here(config, "--metrics.enable_wandb", "true", "--checkpoint.load_step", "0", "--training.steps", "1")
     assert wandb[2].options["id"] != first.options["id"], "a run from the start is another one"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cistron.base import UserError
@@ -67,7 +68,15 @@ def test_a_run_keeps_no_secret_and_resumes_under_another_signature(
         FileStore().expand([path])
 
 
-def test_shards_and_reports_hold_no_secret(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_and_reports_hold_no_secret(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_this_process(
+        work: Callable[[Any, Any], Any], tasks: Iterable[Any], processes: int, on_event: Any
+    ) -> Iterator[tuple[Any, Any]]:
+        return ((task, work(task, on_event)) for task in tasks)
+
+    monkeypatch.setattr("cistron.datasets.prepare.run.run_tasks", in_this_process)  # starting a worker takes seconds
     output, page = tmp_path / "shards", tmp_path / "page.html"
     options = ("--format", "jsonl", "--tokenizer", "byte", "--output", str(output), "--report", str(page), "--processes", "1")
     for day in (1, 2):  # the second finds everything done
