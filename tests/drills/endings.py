@@ -262,7 +262,7 @@ def cases() -> dict[str, Callable[[Path, Curve], str]]:
 
 def drill(folder: Path) -> bool:
     """Run all cases, print a table, and tell whether every guarantee holds."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     expected, good = undisturbed(folder), True
     every = cases()
     width = max(map(len, every))
