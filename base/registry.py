@@ -18,6 +18,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
 
@@ -108,13 +109,16 @@ class Registry(Generic[T]):
         return f"no such {self.kind}{nearest(name, self._says)}"
 
 
+@cache
+def installed_plugins() -> list[tuple[str, str]]:
+    """Return who names each plug-in of an installed package, and its module. To ask all packages takes 10 ms."""
+    return [(f"the entry point {point.name} = {point.value!r} of {GROUP}", point.value) for point in entry_points(group=GROUP)]
+
+
 def plugin_modules(modules: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Return who names each plug-in, and its module: installed packages, CISTRON_PLUGINS, then `modules`."""
-    installed = [
-        (f"the entry point {point.name} = {point.value!r} of {GROUP}", point.value) for point in entry_points(group=GROUP)
-    ]
     named = [(f"{VARIABLE}: {module!r}", module) for module in os.environ.get(VARIABLE, "").split(",") if module.strip()]
-    listed = [*installed, *named, *((f"job.plugins: {module!r}", module) for module in modules)]
+    listed = [*installed_plugins(), *named, *((f"job.plugins: {module!r}", module) for module in modules)]
     return [(where, module.strip().partition(":")[0]) for where, module in listed]
 
 

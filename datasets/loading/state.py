@@ -12,9 +12,9 @@ is the state of the run, from which any number of ranks and workers can continue
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from ..errors import DataOrderError
 from ..files import DataFile, Listing, changes
@@ -23,6 +23,7 @@ from ..shards import Record
 
 # The files of each source.
 Inventory = Mapping[str, Listing]
+RowCount = Annotated[int, Field(ge=0)]
 
 
 class DataState(Record):
@@ -38,9 +39,9 @@ class DataState(Record):
     """
 
     version: Literal[3] = 3
-    rows: int
-    begin: int
-    counts: list[int]
+    rows: RowCount
+    begin: RowCount
+    counts: list[RowCount]
     lanes: dict[str, LaneState]
     config: dict[str, JsonValue]
 

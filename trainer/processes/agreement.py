@@ -187,11 +187,11 @@ def versions(config: JobConfig) -> dict[str, str]:
     Hosts with a checkout each have the same version and may have other sources.
     """
     root = Path(__file__).resolve().parents[2]
-    sources = [path for room in ROOMS for path in (root / room).rglob("*.py")]
+    sources = digest_of(*(root / room for room in ROOMS))
     used = [*PACKAGES, *(["torchao"] if config.float8.enable else [])]
     found = {name: torch.__version__ if name == "torch" else installed(name) for name in used}
     python = ".".join(platform.python_version_tuple()[:2])
-    return {"cistron": f"{own_version()}, sources {digest_of(root, sources)}", "Python": python, **found}
+    return {"cistron": f"{own_version()}, sources {sources}", "Python": python, **found}
 
 
 def own_version() -> str:
@@ -215,17 +215,24 @@ def plugin_sources(config: JobConfig) -> dict[str, str]:
         if file is None:  # of a namespace package, or built into the interpreter
             continue
         path = Path(file)
-        sources = path.parent.rglob("*.py") if path.name == "__init__.py" else [path]
-        found[f"plug-in {name}"] = f"sources {digest_of(path.parent, sources)}"
+        found[f"plug-in {name}"] = f"sources {digest_of(path.parent if path.name == '__init__.py' else path)}"
     return found
 
 
-def digest_of(root: Path, files: Iterable[Path]) -> str:
-    """Return a digest of files' names below `root` and of their contents."""
+def digest_of(*places: Path) -> str:
+    """Return a digest of the Python sources that some files are and folders have: 1.1 MB in 7 ms for Cistron's own.
+
+    pathlib would take twice the time.
+    """
     digest = hashlib.sha256()
-    for path in sorted(files):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    for place in places:
+        folders = sorted(os.walk(place)) or [(str(place.parent), [], [place.name])]
+        for folder, _, names in folders:
+            within = folder.removeprefix(folders[0][0])
+            for name in sorted(name for name in names if name.endswith(".py")):
+                with open(f"{folder}/{name}", "rb") as file:  # noqa: PTH123
+                    content = file.read()
+                digest.update(f"{within}/{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:12]
 
 

@@ -230,11 +230,13 @@ def roll_call(store: Any, seat: Seat, said: Mapping[str, str], wait: Wait) -> No
         MeetingError: a rank did not come in time.
     """
     host, values = socket.gethostname(), {"WORLD_SIZE": str(seat.ranks), **said}
-    mine = json.dumps([host, values, os.getpid(), life(), secrets.token_hex(8)])  # containers may share name and number
+    entry = {"host": host, "values": values, "process": os.getpid(), "life": life(), "token": secrets.token_hex(8)}
+    mine = json.dumps(entry)  # with the token, as containers may share name and number
     if (found := store.compare_set(name_of(seat.rank), "", mine).decode()) != mine:
-        other, _, process, its_life, _ = json.loads(found)
-        message = f"RANK = {seat.rank}: was given to two processes, {process} on {other} and {os.getpid()} on {host}"
-        if its_life != life():
+        other = json.loads(found)
+        both = f"{other['process']} on {other['host']} and {os.getpid()} on {host}"
+        message = f"RANK = {seat.rank}: was given to two processes, {both}"
+        if other["life"] != life():
             message += (
                 "; the first is of an earlier life of torchrun: with several machines set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
             )
@@ -268,8 +270,8 @@ def judge(store: Any, ranks: int, wait: Wait) -> None:
         nonlocal mistake
         for rank in range(ranks):
             if rank not in here and store.check([name_of(rank)]):
-                host, values, *_ = json.loads(store.get(name_of(rank)))
-                here[rank] = host, values
+                entry = json.loads(store.get(name_of(rank)))
+                here[rank] = entry["host"], entry["values"]
         keys = [key for key in here[0][1] if len({values[key] for _, values in here.values()}) > 1]
         if keys:
             table = differences(here, keys)

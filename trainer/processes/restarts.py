@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ...base import UserError
+from ...base import Json, UserError, read_json
 from ...datasets.errors import DataConfigError
 from ...models.errors import ModelError
 from ..errors import ConfigError, EosMismatchError, RanksDifferError
@@ -63,9 +63,9 @@ def repeats_mistake() -> bool:
     return False
 
 
-def read(path: Path) -> dict[str, object]:
+def read(path: Path) -> Json:
     """Return the note; empty where there is none."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
+        return read_json(path, UserError)
+    except UserError:
         return {}

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cistron.datasets.errors import DataOrderError
+from cistron.datasets.loading import DataState
 from cistron.models.config import AttentionConfig, RopeConfig
 from cistron.trainer.checkpoints import Progress, RunState, SavedContract
 from cistron.trainer.errors import CheckpointError
@@ -149,6 +151,15 @@ def test_the_version_that_wrote_a_state_is_told_where_it_does_not_fit() -> None:
     state["epochs"], state["versions"]["cistron"] = 3, "9.0"
     with pytest.raises(CheckpointError, match=r"epochs: unknown key[^\n]*\n  .*: Cistron '9.0' wrote it, this is "):
         RunState.read(json.dumps(state).encode(), WHERE)
+
+
+@pytest.mark.parametrize("key", ["rows", "begin", "counts"])
+def test_no_count_of_the_place_in_the_data_is_negative(key: str) -> None:
+    state = json.loads(STATE)
+    state["data"]["version"] = DataState.model_fields["version"].default
+    state["data"][key] = [-1] if key == "counts" else -1
+    with pytest.raises(DataOrderError, match=rf"{key}.*: Input should be greater than or equal to 0"):
+        RunState.read(json.dumps(state).encode(), WHERE).data_state()
 
 
 @pytest.mark.parametrize("text", [b"[" * 10**5, b'{"progress": {"step": ' + b"9" * 5000 + b"}}", b"\xff", b"[]", b""])

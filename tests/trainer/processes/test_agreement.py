@@ -21,7 +21,7 @@ from cistron.tests.helpers.ranks import Command, run_on_ranks
 from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.errors import RanksDifferError
 from cistron.trainer.processes import Layout, agree, join
-from cistron.trainer.processes.agreement import MAY_DIFFER, differences, hosts_of, in_words
+from cistron.trainer.processes.agreement import MAY_DIFFER, differences, digest_of, hosts_of, in_words
 from cistron.trainer.start import host_facts, verify
 from cistron.trainer.train import main
 
@@ -126,6 +126,18 @@ def test_a_rank_that_differs_is_told_in_a_table(case: str, said: list[dict[str, 
 
 def test_other_sources_of_a_plug_in_are_told(said: list[dict[str, str]]) -> None:
     assert re.search(r"^plug-in cistron_differs \| sources \w{12} +\| sources \w{12}$", said[0]["plug-in"], re.MULTILINE)
+
+
+def test_sources_are_the_same_at_another_place_and_not_with_another_letter(tmp_path: Path) -> None:
+    digests = []
+    for place, text in (("a", "X = 1"), ("b", "X = 1"), ("c", "X = 2")):
+        (tmp_path / place / "plugin" / "part").mkdir(parents=True)
+        for file in ("one.py", "plugin/__init__.py", "plugin/part/two.py"):
+            (tmp_path / place / file).write_text(text if file != "plugin/__init__.py" else "")
+        digests.append([digest_of(tmp_path / place / name) for name in ("one.py", "plugin")])
+    first, same, other = digests
+    assert first == same
+    assert not set(first) & set(other)
 
 
 def named(said: dict[int, tuple[str, dict[str, str]]]) -> list[str]:
