@@ -20,6 +20,6 @@ if [ -z "${PYTORCH_ALLOC_CONF+set}${PYTORCH_CUDA_ALLOC_CONF+set}" ]; then
 fi
 
 if [ "$NGPU" -eq 1 ]; then
-    exec python3 -m cistron.trainer.train --config "$CONFIG_FILE" "$@"
+    exec python3 -m cistron.tools.cli train --config "$CONFIG_FILE" "$@"
 fi
 exec torchrun --standalone --nproc_per_node "$NGPU" -m cistron.trainer.train --config "$CONFIG_FILE" "$@"

@@ -1,7 +1,8 @@
 """The ground floor, which every room may use: the error of a user's mistake, files under limits, tables, registries.
 
-Text from outside is made fit to be shown here too. Read `errors` and `outside`, then `parse`, `table` and `registry`.
-Nothing here knows of data, models or training, and nothing here loads torch.
+Text from outside is made fit to be shown here too, and standard output and error to fail without harm. Read `errors`
+and `outside`, then `parse`, `table` and `registry`; `streams` stands alone. Nothing here knows of data, models or
+training, and nothing here loads torch.
 """
 
 from .errors import UserError, aligned, nearest
@@ -22,6 +23,7 @@ from .parse import (
     text_of,
 )
 from .registry import Registry, load_plugins, load_saved_plugins, plugin_modules
+from .streams import OutputError, Stream, discard_unwritten, dropped_output, guarded_output, output_failure
 from .table import (
     COUNT,
     IDS,
@@ -53,10 +55,12 @@ __all__ = [
     "Json",
     "Name",
     "NonNegative",
+    "OutputError",
     "PathText",
     "Positive",
     "Registry",
     "Steps",
+    "Stream",
     "Table",
     "Tokens",
     "UserError",
@@ -64,6 +68,9 @@ __all__ = [
     "aligned",
     "bounded",
     "changed",
+    "discard_unwritten",
+    "dropped_output",
+    "guarded_output",
     "is_withheld",
     "json_object",
     "json_of",
@@ -74,6 +81,7 @@ __all__ = [
     "nearest",
     "no_file",
     "one_line",
+    "output_failure",
     "plugin_modules",
     "presentable",
     "printable",

@@ -4,7 +4,8 @@ What a command refuses ends the process here, with one message and an exit statu
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from .. import __version__
@@ -42,9 +43,24 @@ def main() -> None:
 
 def run(name: str, argv: Sequence[str]) -> None:
     """Run a command, whose module is imported only now; end the process with its message where it is refused."""
-    from ..trainer.processes import run_command  # which loads torch
-
+    try:
+        with loading():
+            from ..trainer.processes import run_command
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     run_command(lambda: import_module(f"cistron.tools.{name}").main(argv))
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Say on a terminal what takes the first seconds, until they have passed."""
+    said = sys.stderr is not None and sys.stderr.isatty() and "torch" not in sys.modules
+    if said:
+        print("loading torch ...", end="\r", file=sys.stderr, flush=True)
+    yield
+    if said:
+        print("\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ of training (`cistron evaluate --extrapolate --help`).
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -117,12 +116,7 @@ def means(scores: Iterator[tuple[Document, Score]]) -> Iterator[tuple[Document, 
 def open_writer(output: Path | None) -> Iterator[Writer]:
     """Yield what writes lines; a file appears when it is whole. Raises ConfigError where it cannot be written."""
     if output is None:
-        try:
-            yield tsv_writer(data_output())
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader has closed the pipe
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        yield tsv_writer(data_output())
         return
     with ExitStack() as opened:
         with writing(output):

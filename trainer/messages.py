@@ -4,6 +4,7 @@ from ..datasets.loading import Batch, Loader
 from ..datasets.tokenizers import Tokenizer
 from ..models.config import DecoderConfig
 from ..models.decoder import Decoder
+from ..models.errors import ModelError
 from .build import attention_said
 from .config import JobConfig
 from .estimates import sizes_of
@@ -49,8 +50,11 @@ def prompt_of(batch: Batch, eos_id: int) -> list[int]:
 
 def sample_text(model: Decoder, tokenizer: Tokenizer, prompt: list[int], world: World) -> str:
     """Continue a prompt with what the model has learnt; every rank must call it."""
-    with without_context_parallel(model):
-        new = sample_tokens(
-            model, tokenizer, prompt, device=world.device, multiple_of=world.layout.tp, max_new_tokens=SAMPLE_TOKENS
-        )
+    try:
+        with without_context_parallel(model):
+            new = sample_tokens(
+                model, tokenizer, prompt, device=world.device, multiple_of=world.layout.tp, max_new_tokens=SAMPLE_TOKENS
+            )
+    except ModelError as error:
+        return f"warning: a sample: {error}"
     return f"\nA sample, continuing {tokenizer.decode(prompt)!r}:\n{tokenizer.decode(new)}\n"

@@ -4,7 +4,8 @@ torchrun --nproc_per_node 2 -m cistron.trainer.train --config x.toml [--section.
 """
 
 import gc
-import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -13,11 +14,14 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+if __name__ == "__main__":  # importing torch takes seconds, and Ctrl-C would print where it was
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import torch
 import torch.distributed as dist
 from pydantic import JsonValue
 
-from ..base import UserError
+from ..base import UserError, discard_unwritten, dropped_output
 from ..datasets.errors import DataEnd
 from ..datasets.loading import Batch, DataShard, merge_states
 from .build import contract_of, training_mask
@@ -29,7 +33,7 @@ from .extrapolation import LongEvaluation
 from .heartbeat import Heartbeat
 from .huggingface import export_step
 from .messages import introduction, prompt_of, sample_text
-from .metrics import Outcome, StepCounts, profiling
+from .metrics import Outcome, StepCounts, last_record, profiling
 from .optim import StepGuard, clip_gradients, gradient_norm, learning_rate, reduce_losses, set_learning_rate
 from .out_of_memory import out_of_memory_told
 from .parallel import Inputs, compile_for_all_widths, stage, sum_over_replicas
@@ -298,6 +302,14 @@ class Trainer:
         for hint in self.config.hints(step, str(self.checkpoints)):
             self.log.say(hint)
 
+    def will_stop(self) -> str:
+        """Return what the run does when it is told to stop now."""
+        step = self.progress.step
+        saving = "saving" if self.config.checkpoint.enable else "ending unsaved: checkpoint.enable is false"
+        if step >= self.config.training.steps or self.ending:
+            return saving
+        return f"finishing step {step + 1}, then {saving}"
+
     def close(self) -> None:
         """Stop the loader's workers and flush the reports."""
         self.data.loader.close()
@@ -352,6 +364,7 @@ def run(argv: Sequence[str]) -> None:
         print(config.to_toml(), end="")
     else:
         train_job(config, launch.parts)
+        discard_unwritten()
 
 
 def train_job(config: JobConfig, parts: Parts | None) -> TrainedRun:
@@ -364,7 +377,8 @@ def train_in(folders: ExitStack, config: JobConfig, parts: Parts | None) -> Trai
     """Train a job, and leave its folder locked in `folders`."""
     trainer: Trainer | None = None
     with (
-        StopRequest() as stop,
+        dropped_output(),
+        StopRequest(lambda: trainer.will_stop() if trainer else "stopping before the first step") as stop,
         lost_ranks_named(
             lambda: f"after step {trainer.progress.step}" if trainer else "at the start", config.comm.timeout_seconds
         ),
@@ -388,13 +402,12 @@ def train_in(folders: ExitStack, config: JobConfig, parts: Parts | None) -> Trai
         for message in export_step(config, trainer.checkpoints / f"step-{trainer.progress.step}"):
             trainer.log.say(message)
     folder = Path(config.job.dump_folder)
-    file = folder / "metrics.jsonl"
-    records = file.read_text().splitlines() if file.is_file() else []
-    return TrainedRun(folder, trainer.progress.step, json.loads(records[-1]) if records else {})
+    return TrainedRun(folder, trainer.progress.step, last_record(folder / "metrics.jsonl"))
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `cistron train`, which torchrun starts as `cistron.trainer.train`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_command(lambda: run(argv))
 
 

@@ -267,8 +267,8 @@ def _receive(messages: Iterator[Message]) -> Message:
 
 def _start_worker(worker: int) -> None:
     """Tie a worker to its parent, whose part it is to act on signals to the process group, and not to outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(stop, signal.SIG_IGN)
     # A queue's thread that is inside of torch when the interpreter winds down ends in std::terminate (1 exit in 10).
     atexit.register(os._exit, 0)
     parent = multiprocessing.parent_process()

@@ -1,6 +1,6 @@
 """Kill a run again and again, damage what it saved, and compare what it learns with a run that nothing happened to.
 
-    python tests/drills/fault_drill.py   50 kills, then each file of the newest checkpoint damaged
+    python tests/drills/fault_drill.py   50 kills, each file of the newest checkpoint damaged, then what else may happen
     python tests/drills/fault_drill.py --kills 10 --only kills
 
 **Kills.** A small job on two processes is trained to its end. Then it is trained again and gets SIGKILL at random
@@ -11,6 +11,9 @@ losses, gradient norms and the hash of all rows must be those of the undisturbed
 
 **Damage.** Each file of the newest checkpoint is cut off in the middle, has one bit flipped, or is removed, each in a
 copy of the finished run. The restart must name the file, go on from the checkpoint before, and end with the same curve.
+
+**Endings** (`endings.py`). On one process: the end of each report damaged, sinks failing in turn, SIGTERM, SIGINT,
+SIGHUP, SIGUSR1, stdout and stderr gone, and a second start of the same command.
 
 The job is tiny and saves every other step, so that the drill takes minutes and meets as many saves as a month of a real
 job.
@@ -30,6 +33,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import drills
+import endings
 
 LAUNCHER = ("--standalone", "--nproc_per_node", "2")
 INTERVAL = 2  # steps between checkpoints
@@ -112,8 +116,16 @@ class Life:
         return sum(drills.kill(rank) for rank in chosen) > 0
 
     def end(self) -> int:
-        """Wait for torchrun; its status."""
-        return self.process.wait(timeout=PATIENCE)
+        """Wait for torchrun, as long as the run gets on; its status."""
+        step, deadline = -1, 0.0
+        while (status := self.process.poll()) is None:
+            if (now := drills.last_step(self.run)) != step:
+                step, deadline = now, time.monotonic() + PATIENCE
+            if time.monotonic() > deadline:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                raise SystemExit(f"the run hangs: {self.log}")
+            time.sleep(0.05)
+        return status
 
 
 def wait_for_death(ranks: set[int], seconds: float) -> None:
@@ -250,34 +262,44 @@ def verdict(log: str, newest: str, file: str, same: bool) -> str:
     return f"named, {resumed[1]}, same curve" if same else "OTHER CURVE"
 
 
+def on_two_processes(folder: Path, options: argparse.Namespace) -> bool:
+    """Run the drills of kills and of damage, or one of them, and tell whether all went well."""
+    share = -(-options.kills // (3 * len(options.modes)))
+    steps = 40 + 12 * share  # a life takes up to 6 steps of its own and those up to the next save
+    config = drills.write_job(folder, "undisturbed", steps=steps, interval=INTERVAL, timeout=TIMEOUT)
+    finish(Life(config, []))
+    undisturbed = config.with_suffix("")
+    expected = drills.curve(undisturbed)
+    assert len(expected) == steps
+
+    def same(run: Path) -> bool:
+        return drills.curve(run) == expected
+
+    good = True
+    if options.only != "damage":
+        good &= kill_drill(folder, options.kills, options.seed, options.modes, same, steps)
+    if options.only != "kills":
+        good &= damage_drill(folder, undisturbed, same, steps)
+    return good
+
+
 def main() -> None:
-    """Run both drills; status 1 where a curve differs or damage goes unnoticed."""
+    """Run the drills; status 1 where a curve differs or damage goes unnoticed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="how often to kill (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of victims and moments (default: 0)")
-    parser.add_argument("--only", choices=("kills", "damage"), help="one of the two drills (default: both)")
+    parser.add_argument("--only", choices=("kills", "damage", "endings"), help="one of the drills (default: all)")
     parser.add_argument("--modes", nargs="+", default=["disabled", "async"], help="checkpoint.async_mode (default: both)")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder, removed afterwards)")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        share = -(-options.kills // (3 * len(options.modes)))
-        steps = 40 + 12 * share  # a life takes up to 6 steps of its own and those up to the next save
-        config = drills.write_job(folder, "undisturbed", steps=steps, interval=INTERVAL, timeout=TIMEOUT)
-        finish(Life(config, []))
-        undisturbed = config.with_suffix("")
-        expected = drills.curve(undisturbed)
-        assert len(expected) == steps
-
-        def same(run: Path) -> bool:
-            return drills.curve(run) == expected
-
         good = True
-        if options.only != "damage":
-            good &= kill_drill(folder, options.kills, options.seed, options.modes, same, steps)
-        if options.only != "kills":
-            good &= damage_drill(folder, undisturbed, same, steps)
+        if options.only != "endings":
+            good &= on_two_processes(folder, options)
+        if options.only in (None, "endings"):
+            good &= endings.drill(folder / "endings")
     sys.exit(0 if good else 1)
 
 

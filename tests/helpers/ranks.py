@@ -12,6 +12,7 @@ import gc
 import importlib
 import inspect
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
@@ -125,6 +126,7 @@ def _command_main(log: str, module: str, name: str, argv: list[str]) -> None:
     gc.freeze()  # what the server imported: 0.25 s of each collection
     transport.StatefulDataLoader = StatefulDataLoader  # type: ignore[misc]
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, and runs leave it ignored then
     with open(log, "w") as file:  # noqa: PTH123
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

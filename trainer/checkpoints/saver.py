@@ -5,10 +5,11 @@ that each step and each batch of a validation begin with, so that no collective 
 and none waits for a disk.
 """
 
+import errno
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from .manifest import INDEX, INVENTORY, MANIFEST, STATE
 from .state import RunState
 
 WAIT_MESSAGE_SECONDS = 60.0
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(kw_only=True)
@@ -46,6 +48,7 @@ class Saving:
         began: when, by `time.perf_counter`.
         stall: seconds for which training stood still for it.
         size: bytes of tensors; known when all are written.
+        again: whether it is written a second time, after a full disk was given space.
     """
 
     path: Folder
@@ -56,6 +59,7 @@ class Saving:
     began: float
     stall: float
     size: int = 0
+    again: bool = False
 
 
 class Saver:
@@ -116,12 +120,10 @@ class Saver:
         self.finish()  # one copy of the model in host memory, no second
         began = time.perf_counter()
         path = self.folder / f"step-{step}"
-        try:
-            self.world.in_thread_on_rank_zero(lambda: self.make_room(path))
-        except (OSError, CheckpointError) as e:
-            self.fail(path, [f"rank 0: {e}"])
-            return
-        if errors := self.stage(model, optimizer):
+        error = self.make_folder(path)
+        if error and self.make_space([error]):
+            error = self.make_folder(path)
+        if errors := [f"rank 0: {error}"] if error else self.stage(model, optimizer):
             self.fail(path, errors)
             return
         self.step = step
@@ -172,10 +174,13 @@ class Saver:
         saving, started = self.running, time.perf_counter()
         assert saving
         parts = self.world.gather(saving.task.outcome())
-        errors = [f"rank {rank}: {part}" for rank, part in enumerate(parts) if isinstance(part, Exception)]
-        if errors:
+        errors = {rank: part for rank, part in enumerate(parts) if isinstance(part, Exception)}
+        if errors and not saving.again and self.make_space(errors.values()) and not self.make_folder(saving.path):
+            saving.again, saving.size = True, 0
+            saving.task = ThreadTask(lambda: self.file.write(saving.path))
+        elif errors:
             self.running = None
-            self.fail(saving.path, errors)
+            self.fail(saving.path, [f"rank {rank}: {error}" for rank, error in errors.items()])
         elif not saving.size:
             files = {name: entry for part in cast("list[dict[str, Any]]", parts) for name, entry in part.items()}
             saving.size = sum(size for size, _ in files.values())
@@ -194,7 +199,31 @@ class Saver:
         """From now on no save may fail: training is over, and there will be no other to make up for it."""
         self.limit = 1
 
-    def make_room(self, path: Folder) -> None:
+    def make_folder(self, path: Folder) -> Exception | None:
+        """Make the empty folder of a new checkpoint, and return what went wrong, the same on all ranks."""
+        try:
+            self.world.in_thread_on_rank_zero(lambda: self.make_empty(path))
+        except (OSError, CheckpointError) as error:
+            return error
+        return None
+
+    def make_space(self, errors: Iterable[Exception]) -> bool:
+        """Remove checkpoints that are not to be kept where a disk is full, and return whether there were any.
+
+        Those are more than `checkpoint.keep_latest_k` where that was lowered. The newest complete one always stays.
+        """
+        if not any(isinstance(error, OSError) and error.errno in FULL for error in errors):
+            return False
+        try:
+            latest, every = self.config.keep_latest_k, self.config.keep_every_n
+            removed = self.world.in_thread_on_rank_zero(lambda: prune(self.folder, latest, every))
+        except (OSError, CheckpointError):
+            return False
+        if removed:
+            self.say(f"{self.folder}: the disk is full: removed {', '.join(removed)}, beyond keep_latest_k = {latest}")
+        return bool(removed)
+
+    def make_empty(self, path: Folder) -> None:
         """Make the empty folder of a new checkpoint; what a torn save left there is removed."""
         if self.folder.is_local and not self.folder.exists():
             raise FileNotFoundError(f"{self.folder}: the folder of the checkpoints is gone; is its disk still mounted?")
@@ -256,7 +285,7 @@ def prepare_folders(config: Checkpoint, run: Folder, folder: Folder, step: int) 
     return aside
 
 
-def prune(folder: Folder, latest: int, every: int) -> None:
+def prune(folder: Folder, latest: int, every: int) -> list[str]:
     """Right after a save, remove what torn ones left and complete checkpoints that are not to be kept.
 
     Args:
@@ -265,6 +294,9 @@ def prune(folder: Folder, latest: int, every: int) -> None:
         every: and all whose step is a multiple of this; 0: none for that.
 
     The manifest goes first, so that a checkpoint is never half there.
+
+    Returns:
+        The names of the complete ones that were removed.
     """
     folders = step_folders(folder)
     whole = [(step, path) for step, path in folders if path.size(MANIFEST) is not None]
@@ -274,3 +306,4 @@ def prune(folder: Folder, latest: int, every: int) -> None:
         if path not in kept:
             path.delete(MANIFEST)
             path.remove()
+    return [path.name for _, path in whole if path not in kept]

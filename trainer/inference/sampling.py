@@ -10,9 +10,13 @@ from ...base import IDS, TOKENS
 from ...datasets.tokenizers import TokenizeError, Tokenizer
 from ...models.attention import DocumentMask
 from ...models.decoder import Decoder
+from ...models.errors import ModelError
 from ..errors import ConfigError
+from ..processes import local
 from .documents import make_rows
 from .open import ModelOrPath, opened_model
+
+NOT_FINITE = -1  # in place of a token
 
 
 def sample(
@@ -41,7 +45,7 @@ def sample(
 
     Raises:
         ConfigError: the prompt has no tokens or cannot be encoded, or a number is out of its range.
-        ModelError: a bidirectional model, or one with a head for labels.
+        ModelError: a bidirectional model, or one with a head for labels; or what it predicts is not finite.
     """
     for name, value, smallest, largest in (
         ("temperature", temperature, 0, 10**6),
@@ -59,16 +63,19 @@ def sample(
         raise ConfigError(f"prompt: {error.problem}") from None
     if not len(ids):
         raise ConfigError("prompt: has no tokens; a model learns to continue documents, not to begin them")
-    new = sample_tokens(
-        opened.model,
-        opened.tokenizer,
-        ids.tolist(),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        seed=seed,
-        device=opened.device,
-    )
+    try:
+        new = sample_tokens(
+            opened.model,
+            opened.tokenizer,
+            ids.tolist(),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            device=opened.device,
+        )
+    except ModelError as error:
+        raise ModelError(f"{opened.where}: {error}") from None
     return opened.tokenizer.decode(new)
 
 
@@ -101,6 +108,9 @@ def sample_tokens(
         seed: of the draws.
         multiple_of: pad the row to a multiple of this, for sequence-parallel layouts.
         device: where the model is.
+
+    Raises:
+        ModelError: what it predicts is not finite, on every rank; the message names the parameters that are not.
     """
     attention = model.config.attention
     mask = DocumentMask(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, executor="sdpa", attention=attention)
@@ -114,6 +124,8 @@ def sample_tokens(
             token = draw_token(logits.float().cpu(), temperature, top_k, generator)
             if dist.is_initialized():
                 dist.broadcast(token, src=0)
+            if int(token) == NOT_FINITE:
+                raise ModelError(f"no text: what the model predicts is not finite; {why_not_finite(model)}")
             if int(token) == tokenizer.eos_id:
                 break
             new.append(int(token))
@@ -121,9 +133,25 @@ def sample_tokens(
 
 
 def draw_token(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> torch.Tensor:
-    """One token id, int64 [], from logits float32 [vocab]."""
+    """One token id, int64 [], from logits float32 [vocab]; NOT_FINITE where one of them is not."""
+    if not logits.isfinite().all():
+        return torch.tensor(NOT_FINITE)
     if temperature == 0.0:
         return logits.argmax()
     best, indices = logits.topk(min(top_k, len(logits)))
     choice = torch.multinomial(torch.softmax(best / temperature, dim=-1), 1, generator=generator)
     return indices[choice[0]]
+
+
+def why_not_finite(model: Decoder) -> str:
+    """Name the first parameter that is not finite, on any rank, and count the others; all ranks must call it."""
+    names = [name for name, p in model.named_parameters() if not local(p).isfinite().all()]
+    found = [names]
+    if dist.is_initialized():
+        found = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(found, names)
+    wrong = [name for name, _ in model.named_parameters() if any(name in part for part in found)]
+    if not wrong:
+        return "its parameters are, so its activations overflow"
+    more = f", nor are {len(wrong) - 1} other parameter(s)" if wrong[1:] else ""
+    return f"{wrong[0]} is not{more}"

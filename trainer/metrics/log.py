@@ -1,8 +1,9 @@
 """What a run reports: sums over the steps since the last record, and one record per logged step."""
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -12,6 +13,7 @@ from ..config import SINKS, JobConfig
 from ..estimates import document_flops, document_pairs, frozen_flops, peak_flops, row_flops, sizes_of
 from ..optim import learning_rate
 from ..processes import World
+from .guarded import GuardedSink
 from .sinks import ConsoleLines, MetricsRecord, Sink
 from .step_counts import StepCounts
 
@@ -57,13 +59,23 @@ class MetricsLog:
 
     def __init__(self, folder: Path, config: JobConfig, world: World, start_step: int, decoder: DecoderConfig) -> None:
         self.config, self.world, self.decoder = config, world, decoder
-        self.sources = [source.name for source in config.data.sources]
+        self.sources, self.reached = [source.name for source in config.data.sources], start_step
         self.peak_flops = peak_flops(config.metrics.peak_flops, world.device, float8=config.float8.enable)
         self.sizes = sizes_of(config, decoder)
         self.start_window()
-        opened = sink_classes(config) if world.is_first else {}
-        self.sinks = {name: sink(folder, config, start_step) for name, sink in opened.items()}
-        self.console = self.sinks.get("console")
+        chosen = sink_classes(config) if world.is_first else {}
+        self.guarded = {name: GuardedSink(partial(sink, folder, config), start_step) for name, sink in chosen.items()}
+        self.console = self.guarded.get("console")
+
+    @property
+    def sinks(self) -> dict[str, Sink]:
+        """The sinks that are open, by name."""
+        return {name: guarded.sink for name, guarded in self.guarded.items() if guarded.sink}
+
+    @property
+    def remarks(self) -> list[str]:
+        """What people should know of how the sinks were opened."""
+        return [f"warning: {remark}" for sink in self.sinks.values() for remark in sink.remarks]
 
     def start_window(self) -> None:
         """Start the sums of the next record at 0."""
@@ -73,17 +85,13 @@ class MetricsLog:
 
     def say(self, message: str) -> None:
         """Print a message on rank 0."""
-        if isinstance(self.console, ConsoleLines):
-            self.console.say(message)
+        if self.console:
+            self.console.use(self.reached, lambda console: cast(ConsoleLines, console).say(message))
 
     def write(self, record: MetricsRecord) -> None:
         """Write a record to every sink."""
-        for sink in self.sinks.values():
-            try:
-                sink.write(record)
-            except OSError as error:  # a full disk is no reason to stop
-                where = error.filename or type(sink).__name__
-                print(f"warning: step {record.step} is not in {where}: {error}", file=sys.stderr, flush=True)
+        for guarded in self.guarded.values():
+            guarded.write(record)
 
     def due(self, step: int) -> bool:
         """Return whether `step` is reported: the first, the last and every `metrics.log_freq`-th."""
@@ -99,8 +107,9 @@ class MetricsLog:
         self.data_seconds += data_seconds
         self.sums = self.sums.plus(totals)
         self.nats += outcome.by_source.double() * sum(totals.targets)
-        if isinstance(self.console, ConsoleLines):
-            self.console.advance(progress.step)
+        self.reached = progress.step
+        if self.console and isinstance(self.console.sink, ConsoleLines):
+            self.console.sink.advance(progress.step)
         if not self.due(progress.step):
             return
         if self.world.is_first:
@@ -120,6 +129,7 @@ class MetricsLog:
                     **memory(self.world.device),
                     "rows_hash": f"{progress.rows_hash:016x}",
                     **self.by_source(progress),
+                    **self.lost(),
                 }
             )
         self.start_window()
@@ -136,6 +146,11 @@ class MetricsLog:
                 for name, loss in zip(self.sources, losses, strict=True)
             }
         }
+
+    def lost(self) -> dict[str, Any]:
+        """Return how many records each sink has lost so far, by its name; nothing where none has."""
+        lost = {name: guarded.lost for name, guarded in self.guarded.items() if guarded.lost}
+        return {"lost_records": lost} if lost else {}
 
     def utilisation(self) -> dict[str, float | None]:
         """Return TFLOP/s of a device, and parts of its peak by both conventions of `estimates`; None: unknown."""
@@ -165,8 +180,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close every sink; nothing may be written afterwards."""
-        for sink in self.sinks.values():
-            sink.close()
+        for guarded in self.guarded.values():
+            guarded.close()
 
 
 def memory(device: torch.device) -> dict[str, float | None]:

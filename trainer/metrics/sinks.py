@@ -4,14 +4,16 @@ Rank 0 alone opens sinks, and writes every record to each of them.
 """
 
 import importlib.util
-import json
+import io
 import math
 import os
 import re
 import secrets
+import socket
 import sys
+import time
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typing_extensions import override
 
+from ...base import output_failure
 from ..checkpoints import Folder
 from ..config import JobConfig
 from ..errors import ConfigError
 from ..processes import Bar, Terminal
+from .records import append, append_record, forget_after
 
 FILES = ("metrics", "validation", "extrapolation")  # kinds of records that a run may have in its folder, as <kind>.jsonl
 
@@ -75,7 +79,14 @@ class Sink(ABC):
         folder: of the run.
         config: of the job.
         start_step: step resumed from; 0: a run from its first step. Records of later steps, if there are any, are void.
+
+    Attributes:
+        remarks: what people should know of how it was opened.
+        reopens: whether two failures in a row close it and open it anew; no use where nothing is held open.
     """
+
+    remarks: tuple[str, ...] = ()
+    reopens = True
 
     @abstractmethod
     def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None: ...
@@ -87,7 +98,10 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, record: MetricsRecord) -> None:
-        """Write one record. An OSError, such as a full disk, becomes a warning: it is no reason to end a run."""
+        """Write one record.
+
+        Any exception, such as that of a full disk, becomes a warning: it ends no run and reaches no other sink.
+        """
 
     def close(self) -> None:  # noqa: B027  # many sinks hold nothing back
         """Write what is still held back."""
@@ -96,43 +110,56 @@ class Sink(ABC):
 class JsonLines(Sink):
     """`metrics.jsonl`, `validation.jsonl`, `extrapolation.jsonl`: a line per record; floats keep all digits."""
 
+    reopens = False
+
     @override
     def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None:
         self.files = {kind: folder / f"{kind}.jsonl" for kind in FILES}
-        for file in self.files.values():
-            forget_after(file, start_step)
+        self.remarks = tuple(said for file in self.files.values() for said in forget_after(file, start_step))
         forget_files_after(folder / "extrapolation", start_step)
 
     @override
     def write(self, record: MetricsRecord) -> None:
-        file = self.files[record.kind]
-        size = file.stat().st_size if file.exists() else 0
-        try:
-            with file.open("a") as lines:
-                lines.write(json.dumps(record.values, allow_nan=False) + "\n")
-        except OSError:
-            with suppress(OSError):
-                os.truncate(file, size)  # no half line
-            raise
+        append_record(self.files[record.kind], record.values)
 
 
 class TensorBoard(Sink):
-    """TensorBoard files in the run's folder."""
+    """A TensorBoard file in the run's folder, to which each record is added whole or not at all.
+
+    `SummaryWriter` writes in a thread, which a full disk ends: what is lost shows at a later record, or at none.
+    """
+
+    reopens = False
 
     @override
     def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # 0.3 s, and not every run writes such files
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        self.event, self.summary, self.framed = Event, Summary, RecordWriter
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        # files are read in the order of their names
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}.{os.getpid()}"
+        self.file = folder / "tensorboard" / name
+        # points of older files are void from this step on
+        void = SessionLog(status=SessionLog.START)
+        self.add([Event(file_version="brain.Event:2"), Event(step=start_step + 1, session_log=void)])
+
+    def add(self, events: Sequence[Any]) -> None:
+        """Add events to the file, all or none. Raises OSError."""
+        data = io.BytesIO()
+        writer = self.framed(data)  # length and checksums around each
+        for event in events:
+            event.wall_time = time.time()
+            writer.write(event.SerializeToString())
+        append(self.file, data.getvalue())
 
     @override
     def write(self, record: MetricsRecord) -> None:
-        for name, value in record.curves.items():
-            self.writer.add_scalar(name, value, record.step)
-
-    @override
-    def close(self) -> None:
-        self.writer.close()
+        points = [self.summary.Value(tag=name, simple_value=value) for name, value in record.curves.items()]
+        self.add([self.event(step=record.step, summary=self.summary(value=[point])) for point in points])
 
 
 class WeightsAndBiases(Sink):
@@ -184,7 +211,13 @@ class WeightsAndBiases(Sink):
 
 
 class ConsoleLines(Sink):
-    """Lines on stdout and, on a terminal, a progress bar below them."""
+    """Lines on stdout and, on a terminal, a progress bar below them.
+
+    Raises:
+        OSError: stdout cannot be written: its disk is full, its reader or its terminal has gone.
+    """
+
+    reopens = False
 
     @override
     def __init__(self, folder: Path, config: JobConfig, start_step: int) -> None:
@@ -197,8 +230,10 @@ class ConsoleLines(Sink):
             self.bar.start()
 
     def say(self, message: str) -> None:
-        """Print a message above the bar."""
+        """Print a message above the bar. Raises OSError."""
         self.console.print(message)
+        if failure := output_failure():
+            raise failure
 
     def advance(self, step: int) -> None:
         """Show how far the run has come."""
@@ -222,23 +257,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(of) for of in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def forget_after(file: Path, step: int) -> None:
-    """Drop records of steps after `step`, and a last line that a crash cut in half; at step 0 set the file aside."""
-    if not file.exists():
-        return
-    if step == 0:
-        Folder(file.parent).set_aside(file.name)
-        return
-    kept = []
-    for line in file.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, TypeError, KeyError):
-            break
-    Folder(file.parent).write_atomically(file.name, "".join(kept))
 
 
 def forget_files_after(folder: Path, step: int) -> None:

@@ -1,10 +1,11 @@
 """How a run ends when it cannot go on: one message, once, and an exit status that says who can help.
 
-Status 2: the user's (configuration, data, contract, checkpoint, memory). Status 1: the numbers went wrong, a loader
-process was killed, another rank was lost, or a bug (with traceback). Status 130: Ctrl-C before there was anything to
-save.
+Status 2: the user's (configuration, data, contract, checkpoint, memory, a full disk under stdout). Status 1: the
+numbers went wrong, a loader process was killed, another rank was lost, or a bug (with traceback). Status 130: Ctrl-C
+before there was anything to save. Status 0 too where the reader of stdout has left, as after `| head`.
 """
 
+import errno
 import gc
 import os
 import re
@@ -12,11 +13,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch.distributed as dist
 
-from ...base import UserError
+from ...base import OutputError, UserError, discard_unwritten, guarded_output
 from ...datasets.errors import WorkerError
 from ..errors import MeetingError, NonFiniteError, OutOfMemoryError, RankLostError
 from .memory import ran_out, request
@@ -24,6 +25,7 @@ from .restarts import leave_note, life, repeats_mistake
 from .terminal import printable_output
 
 
+@guarded_output()
 @printable_output()
 def run_command(command: Callable[[], None]) -> None:
     """Run a command line's body; end the process with one message, no traceback, where an error is expected."""
@@ -31,9 +33,28 @@ def run_command(command: Callable[[], None]) -> None:
         if os.environ.get("LOCAL_RANK") == "0":
             speak(f"error: the mistake above is not tried again so soon (torchrun's restart {life()})")
         sys.exit(2)
+    try:
+        if ending := how_it_ends(command):
+            message, status = ending
+            if message and first_may_speak():
+                time.sleep(FIRST_SPEAKS_SECONDS)
+            if message:
+                speak(message)
+            sys.exit(status)
+    finally:
+        discard_unwritten()
+
+
+def how_it_ends(command: Callable[[], None]) -> tuple[str, int] | None:
+    """Run a command, and return the message and exit status where an error is expected; raise others."""
     ending: tuple[str, int] | None = None
     try:
-        command()
+        try:
+            command()
+        except SystemExit:  # of argparse, which has printed the help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if (ending := ending_of(error)) is None:
             raise
@@ -43,19 +64,16 @@ def run_command(command: Callable[[], None]) -> None:
     # Process groups live while anything refers to them: those frames, or cycles. A gloo thread that outlives the
     # interpreter ends the process in std::terminate, in 2 of 40 refused runs, and SIGABRT hides the exit status.
     gc.collect()
-    if ending:
-        message, status = ending
-        if message and first_may_speak():
-            time.sleep(FIRST_SPEAKS_SECONDS)
-        if message:
-            speak(message)
-        sys.exit(status)
+    return ending
 
 
 def ending_of(error: BaseException) -> tuple[str, int] | None:
     """Return the message, empty where it was printed, and the exit status of an expected error; None: it is a bug."""
     if isinstance(error, (RankLostError, OutOfMemoryError)):
         return "", 1 if isinstance(error, RankLostError) else 2
+    if isinstance(error, OutputError):
+        lost = f"error: standard output: {error.strerror}; what was printed is not whole"
+        return ("", 0) if error.errno == errno.EPIPE else (lost, 2)
     if isinstance(error, UserError):
         return f"error: {error}", 2
     if isinstance(error, (NonFiniteError, WorkerError, MeetingError)):
@@ -79,7 +97,8 @@ def first_may_speak() -> bool:
 def speak(message: str) -> None:
     """Print a message on stderr; of several ranks each names itself, but the first."""
     rank = os.environ.get("RANK", "0")
-    print(f"[rank {rank}] {message}" if rank != "0" else message, file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # stderr may be gone
+        print(f"[rank {rank}] {message}" if rank != "0" else message, file=sys.stderr, flush=True)
 
 
 FIRST_SPEAKS_SECONDS = 3.0

@@ -73,7 +73,8 @@ def open_run_folder(
             if config.checkpoint.enable:
                 aside = prepare_folders(config.checkpoint, run, checkpoints, history)
                 messages += [f"set aside {path}: this run goes on from an earlier step" for path in aside]
-        return MetricsLog(Path(config.job.dump_folder), config, world, history, decoder), messages
+        log = MetricsLog(Path(config.job.dump_folder), config, world, history, decoder)
+        return log, [*messages, *log.remarks]
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}"
         raise ConfigError(f"job.dump_folder = {config.job.dump_folder!r}: cannot be written: {reason}") from None

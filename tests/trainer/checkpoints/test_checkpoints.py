@@ -276,6 +276,29 @@ def test_a_full_disk_costs_the_checkpoint_not_the_run(
     assert "resumed from" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("mode", ["async", "disabled"])
+def test_a_full_disk_is_given_the_checkpoints_that_are_not_to_be_kept_any_more(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    """It has room for two. They were kept, and now one is to be: that one must not be lost for the next."""
+    write = Folder.write
+
+    def full(folder: Folder, name: str, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
+        if name.endswith(".safetensors") and len(list(checkpoints(finished).glob("step-*/manifest.json"))) >= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(folder, name, pieces)
+
+    monkeypatch.setattr(Folder, "write", full)
+    more = ("--training.steps", "9", "--checkpoint.async_mode", mode, "--checkpoint.keep_latest_k", "1")
+    assert len(list(checkpoints(finished).glob("step-*/manifest.json"))) == 2
+    train_here(finished, *more)
+    output = capsys.readouterr().out
+    assert "the disk is full: removed step-4, beyond keep_latest_k = 1" in output
+    assert "not saved" not in output
+    assert {path.name for path in checkpoints(finished).iterdir()} == {"step-9"}
+    assert why_incomplete(checkpoints(finished) / "step-9") is None
+
+
 def refusal_after_start(capsys: pytest.CaptureFixture[str], config: Path, *overrides: str) -> str:
     """Run a job that must end in a user's error after its first steps; returns all it said."""
     with pytest.raises(SystemExit) as caught:

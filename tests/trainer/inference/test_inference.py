@@ -13,9 +13,10 @@ from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokeni
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.config import AttentionConfig, DecoderConfig, RopeConfig
 from cistron.models.errors import ModelError
-from cistron.tests.helpers.jobs import forge
+from cistron.tests.helpers.jobs import forge, write_job
 from cistron.tests.helpers.models import BYTE, CAUSAL, ENCODER, PROTEIN, random_sequences, ready, write_checkpoint, write_fasta
 from cistron.trainer import checkpoints as checkpoint
+from cistron.trainer.config import load_config
 from cistron.trainer.errors import ConfigError, EosMismatchError
 from cistron.trainer.huggingface import export, import_folder
 from cistron.trainer.inference import (
@@ -25,11 +26,14 @@ from cistron.trainer.inference import (
     meaning,
     open_model,
     read_documents,
+    sample,
     sample_tokens,
     widths,
 )
 from cistron.trainer.inference.documents import encode_sequence, make_row, with_positions
 from cistron.trainer.inference.embeddings import embed
+from cistron.trainer.processes import StopRequest, join
+from cistron.trainer.train import Trainer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -290,3 +294,37 @@ def test_a_person_is_told_of_long_sequences_and_mapped_letters(tmp_path: Path, c
     assert "s1 has 72 tokens, and the model was trained on rows of 64" in said
     assert "s2" not in said
     assert "2 letters are none of the vocabulary" in said
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named_in_place_of_a_text(temperature: float, value: float) -> None:
+    opened = ready(CAUSAL, BYTE)
+    with torch.no_grad():
+        opened.model.get_parameter("layers.1.feed_forward.w2.weight")[3, 5] = value
+    with pytest.raises(ModelError) as caught:
+        sample(opened, "pack", temperature=temperature)
+    assert str(caught.value) == (
+        "random: no text: what the model predicts is not finite; layers.1.feed_forward.w2.weight is not"
+    )
+
+
+def test_activations_that_overflow_are_told_from_weights_that_are_not_finite() -> None:
+    opened = ready(CAUSAL, BYTE)
+    with torch.no_grad():
+        opened.model.norm.weight.fill_(3e38)
+        opened.model.get_parameter("output.weight").fill_(3e38)
+    with pytest.raises(ModelError, match="its parameters are, so its activations overflow"):
+        sample(opened, "pack")
+
+
+def test_a_run_ends_with_a_line_where_its_weights_give_no_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, _ = load_config(["--config", str(write_job(tmp_path, steps=1))])
+    trainer = Trainer(config, join(config), StopRequest())
+    with torch.no_grad():
+        trainer.model.tok_embeddings.weight[:, 0] = torch.nan
+    trainer.train()
+    trainer.close()
+    output = capsys.readouterr().out
+    assert "warning: a sample: no text: what the model predicts is not finite; tok_embeddings.weight is not" in output
+    assert (tmp_path / "run" / "checkpoint" / "step-1" / "manifest.json").exists()

@@ -7,12 +7,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from cistron.tests.helpers.jobs import column, fork, metrics, start, train_here, write_job
+from cistron.trainer.processes import StopRequest
 from cistron.trainer.processes.exit import why_lost
 
 VALIDATION = """
@@ -66,7 +69,7 @@ class Run:
 
     def ends_well(self, name: str) -> int:
         """Status 0, one sentence, no traceback, and all steps saved; returns how many."""
-        output, _ = self.process.communicate(timeout=240)
+        self.output = output = self.process.communicate(timeout=240)[0]
         assert self.process.returncode == 0, output
         assert "Traceback" not in output
         found = re.search(rf"{name}: stopped after step (\d+) of 100000", output)
@@ -112,6 +115,54 @@ def test_a_stop_during_compilation_takes_the_step_that_waits_for_it(
     assert not run.has_step(1)
     run.send(signal.SIGTERM)
     assert run.ends_well("SIGTERM") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_closed_terminal_and_slurms_signal_stop_a_run_with_workers_as_sigterm_does(
+    job: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = Run(job, tmp_path / "run", "--data.num_workers", "1", forked=True)
+    run.wait_for(lambda: run.has_step(2))
+    run.send(number)
+    run.ends_well(number.name)
+    assert re.search(rf"^{number.name}: finishing step \d+, then saving$", run.output, re.MULTILINE)
+
+
+def test_a_signal_is_answered_while_a_step_is_computed(capfd: pytest.CaptureFixture[str]) -> None:
+    """One call into C, as the products of a row of a million tokens are: Python's own handlers wait for its end."""
+    told: list[float] = []
+    with StopRequest(lambda: told.append(time.monotonic()) or "finishing step 7, then saving") as stop:  # type: ignore[func-returns-value]
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        torch.ones(3500, 3500) @ torch.ones(3500, 3500)
+        computed = time.monotonic()
+        assert stop.signal_name == "SIGUSR1"
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert told[0] < computed
+    assert capfd.readouterr().err == "SIGUSR1: finishing step 7, then saving\n", "once"
+    for number in (signal.SIGUSR1, signal.SIGTERM):  # which are ignored after a stop
+        signal.signal(number, signal.SIG_DFL)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_to_a_forked_child_is_not_the_parents(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopRequest() as stop:
+        child = os.fork()
+        if not child:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert not stop()
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
