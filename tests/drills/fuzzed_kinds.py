@@ -33,6 +33,7 @@ from cistron.trainer.checkpoints.tensors import FileSet, file_index
 from cistron.trainer.config import JobConfig, load_config
 from cistron.trainer.huggingface import HuggingFaceFolder, export
 from cistron.trainer.huggingface.tokenizer_files import tokenizer_files
+from cistron.trainer.metrics.records import forget_after, last_record
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 TEXT = "the cat sat on the mat, and the dog sat on the cat\n"
@@ -161,6 +162,19 @@ def safetensors(folder: Path) -> tuple[dict[str, Mutation], Callable[[Path], obj
                 files.whole(name)
 
     return {"model.safetensors": mangled}, read
+
+
+@maker
+def records(folder: Path) -> tuple[dict[str, Mutation], Callable[[Path], object]]:
+    """The end of `metrics.jsonl`, as a resume reads it."""
+    lines = [json.dumps({"step": step, "loss": 1.5 / step, "lr": 1e-3}) for step in range(1, 9)]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+
+    def read(at: Path) -> None:
+        forget_after(at / "metrics.jsonl", 5)
+        last_record(at / "metrics.jsonl")
+
+    return {"metrics.jsonl": mangled}, read
 
 
 @maker
