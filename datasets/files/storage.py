@@ -77,13 +77,19 @@ class FileStore:
 
         Raises:
             DataError: A file is missing, is a folder, has no bytes or is compressed by means that are not undone; a
-                glob matches nothing; a URL's driver is missing or unknown, or its store does not answer.
+                glob matches nothing; a URL's driver is missing or unknown, or its store does not answer; two URLs
+                differ only in what is kept secret, so that one could be taken for the other.
         """
         found = {}
         for pattern in patterns:
             listing = partial(find_files, pattern, folder_glob, self.config.allow_private_redirects)
             files = listing() if local_path(pattern) else self._patience(LISTING_PATIENCE)(listing, pattern)
             found.update({file.path: file for file in files})
+        known: set[str] = set()
+        for file in found.values():
+            if file.public.path in known:
+                raise DataError("two URLs differ only in what is withheld here; name each file once", file=file.public.path)
+            known.add(file.public.path)
         return stamped(sorted(found.values(), key=lambda file: file.public))
 
     def local(self, path: str) -> str:

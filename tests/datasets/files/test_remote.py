@@ -237,6 +237,14 @@ def test_a_renewed_signature_finds_the_copy_and_the_folder_holds_no_secret(serve
     assert not [path for path in tmp_path.iterdir() if "5ecret" in path.name]
 
 
+def test_two_urls_that_differ_only_in_a_secret_are_refused(server: Server, tmp_path: Path) -> None:
+    server.files["x.txt"] = b"text"
+    urls = [server.url(f"x.txt?key=part-{number}") for number in range(2)]
+    with pytest.raises(DataError, match="two URLs differ only in what is withheld") as caught:
+        FileStore(FileStoreConfig(retries=0)).expand(urls)
+    assert caught.value.file == server.url("x.txt?key=***")
+
+
 def test_the_copy_used_longest_ago_goes_first(tmp_path: Path) -> None:
     store = fsspec.filesystem("memory")
     for name in "abcd":
