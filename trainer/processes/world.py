@@ -166,7 +166,7 @@ class World:
         return cast(T, result)
 
     def slowly_on_every_rank(self, step: Callable[[], T]) -> T:
-        """Do as `on_every_rank`, in a thread: a rank with a cold disk is waited for longer than a collective may take."""
+        """Do as `on_every_rank`, in a thread: a rank may take longer than a collective may."""
         future: Future[T] = Future()
 
         def work() -> None:
