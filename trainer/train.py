@@ -86,7 +86,7 @@ class Trainer:
         self.progress = state.progress if state else Progress.start()
         step = self.progress.step
         self.data, self.data_state, refusal = resume_data(config, world, self.start, step, self.open_shard)
-        self.data = world.on_every_rank(lambda: self.data.begun(self.mask, stop))
+        self.data = world.slowly_on_every_rank(lambda: self.data.begun(self.mask, stop))
         self.first_batch = self.data.first
         self.prompt = world.gather(prompt_of(self.first_batch, self.tokenizer.eos_id) if self.first_batch else [])[0]
         self.evaluations, planned = world.on_every_rank(self.open_evaluations)

@@ -150,9 +150,15 @@ def _unmatched(files: Sequence[DataFile], others: Sequence[DataFile]) -> list[Da
 
 def _pairs(before: list[DataFile], now: list[DataFile], key: Callable[[DataFile], str]) -> list[tuple[DataFile, DataFile]]:
     """Take files that have the same key out of both lists, and return them in pairs."""
-    found = {key(file): file for file in reversed(now)}
-    pairs = [(file, found.pop(key(file))) for file in list(before) if key(file) in found]
-    for file, other in pairs:
-        before.remove(file)
-        now.remove(other)
+    places = {key(now[place]): place for place in reversed(range(len(now)))}
+    pairs: list[tuple[DataFile, DataFile]] = []
+    left: list[DataFile] = []
+    taken: set[int] = set()
+    for file in before:
+        if (place := places.pop(key(file), None)) is None:
+            left.append(file)
+        else:
+            pairs.append((file, now[place]))
+            taken.add(place)
+    before[:], now[:] = left, [file for place, file in enumerate(now) if place not in taken]
     return pairs

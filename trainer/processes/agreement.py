@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ...base import aligned, plugin_modules
 from ..config import JobConfig
 from ..errors import RanksDifferError
-from .world import gather
+from .world import from_first, gather
 
 BY_CONTENT = "hosts may have the same files at other places: their contents are compared"
 OF_RANK_0 = "only rank 0 reports"
@@ -86,9 +85,8 @@ def agree(what: str, values: Mapping[str, str], right: str) -> None:
     digest = hashlib.sha256(json.dumps(sorted(values.items())).encode()).digest()
     if len(set(gather(digest))) == 1:
         return
-    first: list[Mapping[str, str]] = [values]
-    dist.broadcast_object_list(first, src=0)
-    differs = sorted(key for key in values.keys() | first[0].keys() if values.get(key) != first[0].get(key))
+    first = from_first(values)
+    differs = sorted(key for key in values.keys() | first.keys() if values.get(key) != first.get(key))
     counts, parts = zip(*gather((len(differs), differs[:KEYS_TOLD])), strict=True)
     keys = sorted({key for part in parts for key in part})[:KEYS_TOLD]
     said = gather((socket.gethostname(), {key: values[key] for key in keys if key in values}))

@@ -12,6 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
@@ -69,6 +70,13 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def from_first(value: T) -> T:
+    """Return rank 0's value on every rank. However large it is, it is sent and kept once."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """This process among the others."""
@@ -114,6 +122,10 @@ class World:
         """Return every rank's value, in rank order, on every rank. For small plain objects."""
         return gather(value)
 
+    def from_first(self, value: T) -> T:
+        """Return rank 0's value on every rank."""
+        return from_first(value)
+
     def wait_for(self, done: Callable[[], bool]) -> None:
         """Return once `done()` holds on all ranks. One may wait for its disk for longer than a collective may take."""
         while self.sum([int(done())])[0] < self.layout.world_size:
@@ -152,6 +164,20 @@ class World:
                 first.args = (f"{first} [found by rank {failed[0]} ({host}), {len(failed)} in all]",)
             raise first
         return cast(T, result)
+
+    def slowly_on_every_rank(self, step: Callable[[], T]) -> T:
+        """Do as `on_every_rank`, in a thread: a rank may take longer than a collective may."""
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(step())
+            except BaseException as error:  # raised below
+                future.set_exception(error)
+
+        threading.Thread(target=work, name="cistron-slow", daemon=True).start()
+        self.wait_for(future.done)
+        return self.on_every_rank(future.result)
 
     def raise_together(self, error: Exception | None) -> None:
         """Raise the first rank's error on all ranks, if there is one, so that none waits for a rank that has left."""

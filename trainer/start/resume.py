@@ -57,9 +57,9 @@ def opened_anywhere(
     """Open this rank's data with the files that its host has; see `resume_data`."""
     shard = DataShard(dp_rank=world.dp_rank, dp_degree=world.layout.data_parallel)
     if start.resumed is None:
-        return world.on_every_rank(lambda: open_shard(shard)), None, ""
+        return world.slowly_on_every_rank(lambda: open_shard(shard)), None, ""
     row = step * global_batch_size(config, world.layout)
-    opened, state, refusal = world.on_every_rank(
+    opened, state, refusal = world.slowly_on_every_rank(
         partial(continue_or_refuse, config, start.resumed, step, row, shard, open_shard)
     )
     refusal = next(filter(None, world.gather(refusal)), "")
@@ -67,7 +67,7 @@ def opened_anywhere(
         return opened, state, ""
     if opened:
         opened.loader.close()
-    anew = world.on_every_rank(lambda: open_shard(replace(shard, row=row)))
+    anew = world.slowly_on_every_rank(lambda: open_shard(replace(shard, row=row)))
     return anew, None, f'{refusal}; data.on_change = "restart": the data begins anew, at row {row}'
 
 
@@ -90,7 +90,7 @@ def agree_on_files(world: World, data: TrainData) -> None:
     differing = {
         key: [file.public for file in sources[key]] for key in sources if any(other.get(key) != hashes[key] for other in said)
     }
-    first = world.gather(differing if world.is_first else {})[0]
+    first = world.from_first(differing)
     lines = [f"{key}: {line}" for key, files in differing.items() for line in deviations(first.get(key, []), files)]
     ranks: dict[tuple[str, ...], list[str]] = {}
     for rank, (host, own) in enumerate(world.gather((socket.gethostname(), tuple(lines)))):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from ...base import UserError
 from ...datasets.files import TEMPORARY_NAME, Lock
 from ...models.config import DecoderConfig
 from ..checkpoints import Folder, prepare_folders
@@ -34,13 +35,25 @@ def locked_run(config: JobConfig, world: World) -> Iterator[None]:
 
         def take() -> None:
             for place, (key, name) in sorted(places.items()):
-                try:
+                with written(key, name):
                     held.enter_context(Lock(place, advice=f"; end it, or name another {key}"))
-                except OSError as error:
-                    raise ConfigError(f"{key} = {name!r}: cannot be written: {error.strerror}: {error.filename}") from None
 
         world.in_thread_on_rank_zero(take)
         yield
+
+
+@contextmanager
+def written(key: str, name: str, kinds: type[Exception] = Exception) -> Iterator[None]:
+    """Turn what the system says of a folder, or a store in its own way, into a ConfigError about the option."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:  # of s3fs an OSError without a number, of gcsfs no OSError
+        reason = getattr(error, "strerror", None) or str(error)
+        kind = "" if reason and isinstance(error, OSError) else f"{type(error).__name__}: "
+        where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        raise ConfigError(f"{key} = {name!r}: cannot be written: {kind}{reason}{where}") from None
 
 
 def open_run_folder(
@@ -63,7 +76,8 @@ def open_run_folder(
         ConfigError: the folder cannot be written, or a metric sink refuses.
     """
     messages: list[str] = []
-    try:
+    name = config.job.dump_folder
+    with written("job.dump_folder", name):
         if world.is_first:
             run.make(parents=True)
             checkpoints.make(parents=True)
@@ -73,8 +87,6 @@ def open_run_folder(
             if config.checkpoint.enable:
                 aside = prepare_folders(config.checkpoint, run, checkpoints, history)
                 messages += [f"set aside {path}: this run goes on from an earlier step" for path in aside]
-        log = MetricsLog(Path(config.job.dump_folder), config, world, history, decoder)
+    with written("job.dump_folder", name, OSError):  # others are bugs
+        log = MetricsLog(Path(name), config, world, history, decoder)
         return log, [*messages, *log.remarks]
-    except OSError as error:
-        reason = f"{error.strerror}: {error.filename}"
-        raise ConfigError(f"job.dump_folder = {config.job.dump_folder!r}: cannot be written: {reason}") from None

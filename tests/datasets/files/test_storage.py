@@ -2,12 +2,13 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import fsspec
 import pytest
 from cistron.datasets.errors import DataError
-from cistron.datasets.files import FileStore, changes, fingerprint, last_name, saved_order, whole
+from cistron.datasets.files import DataFile, FileStore, changes, fingerprint, last_name, saved_order, whole
 from cistron.tests.helpers.corpora import write_bytes, write_text
 from fsspec.registry import known_implementations
 
@@ -152,6 +153,20 @@ def test_of_many_changes_five_are_named(tmp_path: Path) -> None:
     lines = changes([], files)
     assert len(lines) == 6
     assert lines[-1] == "and 3 more"
+
+
+def test_the_time_of_comparing_grows_with_the_files_not_with_their_pairs() -> None:
+    count = 200_000
+    before = [DataFile(f"/a/{number}.txt", 1, "old") for number in range(count)]
+    now = [DataFile(f"/b/{number}.txt", 1, "new") for number in range(count)]
+    for place in (0, -1):
+        now[place] = now[place]._replace(path=f"/b/other{place}.txt")
+    began = time.process_time()
+    lines = changes(before, now)
+    assert time.process_time() - began < 10
+    lines, more = lines[:4], lines[4:]
+    assert lines == ["/a/0.txt is gone", f"/a/{count - 1}.txt is gone", "/b/other0.txt is new", "/b/other-1.txt is new"]
+    assert more == ["/b/1.txt was changed: its checksum was 'old' and is 'new'", f"and {count - 3} more"]
 
 
 def test_a_file_that_is_written_in_parts_is_there_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count, product
 from math import prod
 from pathlib import Path
@@ -31,6 +33,7 @@ from cistron.trainer.checkpoints.tensors import (
     TensorPiece,
     index_text,
     piece_name,
+    read_header,
     read_index,
     what_is_wrong,
 )
@@ -41,6 +44,7 @@ from hypothesis import strategies as st
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 FOLDERS = count()
+TENSORS = sys.modules[FileSet.__module__]
 
 
 @st.composite
@@ -141,6 +145,28 @@ def read_all(folder: Folder) -> dict[str, torch.Tensor]:
     index = read_index(folder)
     with FileSet(folder, index) as files:
         return {name: files.whole(name) for name in index}
+
+
+def test_each_header_is_read_once_however_often_its_file_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = [((row,), (1,)) for row in range(3)]
+    tensors = {name: (torch.arange(3), boxes) for name in "abcd"}
+    folder, parsed = write(tensors, files=3), []
+    monkeypatch.setattr(TENSORS, "OPEN_FILES", 1)
+    monkeypatch.setattr(TENSORS, "read_header", lambda file, name: (parsed.append(name), read_header(file, name))[1])
+    for name, tensor in read_all(folder).items():
+        assert torch.equal(tensor, tensors[name][0])
+    assert sorted(parsed) == [f"{folder}/rank-0000{rank}.safetensors" for rank in range(3)]
+
+
+def test_a_file_that_was_refused_is_refused_again() -> None:
+    folder = write({"a": (torch.arange(3), [((0,), (3,))])}, files=1)
+    index = read_index(folder)
+    spec, pieces = index["a"]
+    with FileSet(folder, {"a": (spec, [replace(pieces[0], name="b")])}) as files:
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="the header says"):
+                files.whole("a")
+        assert not files.files
 
 
 def change(draw: st.DrawFn, index: dict[str, Any], name: str) -> None:

@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cistron.base import UserError
+from cistron.datasets.files import inventory
 from cistron.tests.helpers.corpora import words, write_jsonl
 from cistron.tests.helpers.jobs import write_job, write_shards
 from cistron.tests.helpers.ranks import run_on_ranks
@@ -123,3 +125,19 @@ def test_ranks_whose_files_differ_are_told_with_the_files(case: str, told: dict[
         assert part in message
     if case not in ("absent", "missing"):
         assert sum(line.count(": ") >= 2 for line in message.splitlines()[2:]) == 1, "files that are the same are not named"
+
+
+def opened_late(config_path: str) -> float:
+    """Open the data, of which rank 1 reads each file for longer than a collective may take; return the seconds."""
+    config, _ = load_config(["--config", config_path, "--comm.timeout_seconds", "3"])
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as patches:
+        if os.environ["RANK"] == "1":
+            stamp = inventory._stamped
+            patches.setattr(inventory, "_stamped", lambda file, whole: (time.sleep(5), stamp(file, whole))[1])
+        Trainer(config, join(config), StopRequest()).close()
+    return time.monotonic() - began
+
+
+def test_a_rank_whose_disk_is_slow_is_waited_for_longer_than_a_collective_may_take(tmp_path: Path) -> None:
+    assert min(run_on_ranks(opened_late, 2, str(write_job(tmp_path, steps=1)))) > 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -117,3 +118,28 @@ def test_every_rank_is_told_what_rank_zero_found(tmp_path: Path) -> None:
     assert first == other
     assert f"{tmp_path / 'run'}: in use: host " in first
     assert not Folder(tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "Permission denied: /a/b"),
+        (PermissionError("Access Denied"), "Access Denied"),  # as s3fs says it
+        (OSError(), "OSError: "),
+        (KeyError("no credentials"), "KeyError: 'no credentials'"),  # as some other store may
+    ],
+)
+def test_a_store_that_refuses_in_its_own_way_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    config = write_job(tmp_path, steps=1)
+    for method in (f"{Lock.__module__}.Lock.take", f"{Folder.__module__}.Folder.make"):
+        with monkeypatch.context() as patches:
+            patches.setattr(method, refuse)
+            message = refusal(capsys, config, "--checkpoint.enable", "false")
+        assert f"job.dump_folder = '{tmp_path / 'run'}': cannot be written: {told}" in message
+        assert "None" not in message
+        assert "Traceback" not in message
