@@ -7,15 +7,17 @@ from contextlib import suppress
 
 from .sinks import MetricsRecord, Sink
 
-LONGEST_WAIT_SECONDS = 60.0  # between two tries to open a sink anew
+LONGEST_WAIT_SECONDS = 60.0  # between two tries to open a sink anew, where they take no time
+TRIES_APART = 20  # times as long as the last took: at most 5 % of the training's time
 
 
 class GuardedSink:
     """Hands records to a sink, and counts what it fails at.
 
     A sink that fails at two records in a row is closed and opened anew for the next one, unless it holds nothing open;
-    again after 1, 2, 4, ... 60 s, as opening may wait for a network. A failure is told at the 1st, 2nd, 4th, 8th, ...
-    record in a row, its end and the sum of what was lost once.
+    again after 1, 2, 4, ... 60 s, and 20 times as long as the try took: opening may wait for a network, and training
+    waits meanwhile. A failure is told at the 1st, 2nd, 4th, 8th, ... record in a row, its end and the sum of what was
+    lost once.
 
     Args:
         open_after: opens the sink of a run that goes on after the given step.
@@ -55,13 +57,16 @@ class GuardedSink:
 
     def reopen(self) -> None:
         """Close the sink as far as it can be closed, and open it anew, to go on behind what it was given last."""
-        self.open_at = time.monotonic() + min(2.0**self.openings, LONGEST_WAIT_SECONDS)
-        self.openings += 1
-        broken, self.sink = self.sink, None
-        with suppress(Exception):
-            if broken:
-                broken.close()
-        self.sink = self.open_after(self.last)
+        begun, broken, self.sink = time.monotonic(), self.sink, None
+        try:
+            with suppress(Exception):
+                if broken:
+                    broken.close()
+            self.sink = self.open_after(self.last)
+        finally:
+            ended = time.monotonic()
+            self.open_at = ended + max(min(2.0**self.openings, LONGEST_WAIT_SECONDS), TRIES_APART * (ended - begun))
+            self.openings += 1
         for remark in self.sink.remarks:
             warn(remark)
 

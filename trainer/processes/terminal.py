@@ -49,6 +49,7 @@ class PrintableStream:
         if isinstance(text, Rendered):
             return self._stream.write(str(text))
         if self.bar is None or not self.isatty():
+            text, self._line = self._line + text, ""
             return self._stream.write(presentable(text))
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
@@ -118,6 +119,9 @@ class Bar(Progress):
     def stop(self) -> None:
         PrintableStream.bar = None
         super().stop()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, PrintableStream):
+                stream.write("")  # the line that nobody has ended
 
 
 @contextmanager

@@ -92,6 +92,26 @@ def test_two_in_a_row_open_it_anew_and_later_tries_wait_longer(clock: list[float
     sink.close()
 
 
+def test_a_slow_service_takes_no_more_than_a_twentieth_of_the_time(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = place()
+    Place.failing.update(range(1, 100), {"open"})
+    opened = Place.__init__
+
+    def slowly(self: Place, *args: Any) -> None:
+        clock[0] += 90.0
+        opened(self, *args)
+
+    monkeypatch.setattr(Place, "__init__", slowly)
+    give(sink, 1, 2, 3)
+    assert clock[0] == 90.0
+    clock[0] += 20 * 90.0 - 1
+    give(sink, 4)
+    assert clock[0] == 90.0 * 21 - 1
+    clock[0] += 1
+    give(sink, 5)
+    assert clock[0] == 90.0 * 22
+
+
 def test_warnings_become_rare(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     Place.failing = set(range(1, 1001))
     give(place(), *range(1, 1001))

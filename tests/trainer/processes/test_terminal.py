@@ -131,6 +131,15 @@ def test_on_a_terminal_only_what_rich_writes_itself_is_left(monkeypatch: pytest.
     assert out.endswith("behind\n")
 
 
+def test_a_line_without_an_end_outlives_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    def act() -> None:
+        with Bar("at", console=Terminal()):
+            print("half of a line", end="")
+        print(", and its end")
+
+    assert "half of a line, and its end" in shown(monkeypatch, act, terminal=True)
+
+
 def test_an_error_and_a_bug_are_shown_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> None:
         raise UserError(HOSTILE)
