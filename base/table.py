@@ -37,7 +37,7 @@ Steps = Annotated[int, Field(gt=0, le=STEPS)]
 Tokens = Annotated[int, Field(gt=0, le=TOKENS)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
-Weight = Annotated[float, Field(ge=0.0, le=1e9)]
+Weight = Annotated[float, Field(ge=0.0, le=1e15)]  # may be tokens of a source
 Name = Annotated[str, Field(min_length=1)]
 PathText = Annotated[str, AfterValidator(_path)]
 

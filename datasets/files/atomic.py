@@ -68,7 +68,7 @@ def check_writable_folder(folder: Path, what: str, error: type[UserError]) -> No
             there = there.parent
         if not there.is_dir():
             raise error(f"{what} {folder}: cannot be written: {there} is a file; name a folder")
-        _probe(there / folder.name)
+        _probe(there / "probe")  # a folder may be `.`, which has no name
     except OSError as problem:
         raise error(f"{what} {folder}: cannot be written: {problem.strerror}") from None
 

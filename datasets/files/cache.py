@@ -24,6 +24,7 @@ from .find import DataFile, plain_name
 from .remote import RemoteFile
 
 PART = ".part"
+COPY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}-")
 PART_SECONDS = 3600  # after which a copy that does not grow belongs to a dead process
 COPY_BYTES = 2**22
 END_BYTES = 2**16  # compared at both ends where a store tells no version
@@ -43,6 +44,8 @@ def find_copy(folder: Path, file: DataFile, opener: Opener) -> Path | None:
         opener: Opens it.
     """
     for copy in sorted(folder.glob(f"{_key(file)}-*")):
+        if not COPY.match(copy.name):
+            continue  # of another version of Cistron, or of somebody else: it goes when room is made
         with suppress(FileNotFoundError):  # another process makes room
             if _is_sound(copy, file.size) and (file.stamp or _same_ends(copy, file.size, opener)):
                 os.utime(copy, ns=(time.time_ns(), _unchanged_ns(copy)))

@@ -110,8 +110,8 @@ async def _client(private_redirects: bool, **options: Any) -> Any:
         trusted.add(request.url.raw_host)
 
     async def redirects(session: Any, context: Any, answer: Any) -> None:
-        begin, target = answer.response.url, answer.response.headers.get("Location", "")
-        end = begin.join(type(begin)(target))
+        begin, headers = answer.response.url, answer.response.headers
+        end = begin.join(type(begin)(headers.get("Location") or headers.get("URI") or ""))  # as aiohttp reads them
         await refuse_redirect(begin, end, private_redirects)
         if begin.raw_host in trusted and await is_inside(begin.host):
             trusted.add(end.raw_host)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning, m
 # Tokens per message: 1 MiB of int32, where the cost of a message is small against that of its rows.
 MESSAGE_TOKENS = 2**18
 MAX_MESSAGE_ROWS = 64
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # which the trainer acts on
 PREFETCHED_MESSAGES = 2  # of each worker
 MESSAGES_PER_WORKER = PREFETCHED_MESSAGES + 2  # one is made, and the rows of one are used
 
@@ -212,7 +214,7 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
         prefetch_factor=PREFETCHED_MESSAGES,
         worker_init_fn=_start_worker,
     )
-    with _no_main_module():
+    with _no_main_module(), _no_signals():
         messages = iter(loader)
     processes += messages._workers
     waiting: list[deque[tuple[PackedRow, LaneState] | Exception]] = [deque() for _ in range(workers)]
@@ -232,6 +234,22 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
         # torch ends workers when the iterator is collected, which the traceback of an exception would put off; they
         # ignore signals, so an exit of this process would wait for them.
         messages._shutdown_workers()
+
+
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    """Start processes that have what asks for a stop blocked from their beginning; here it waits meanwhile.
+
+    A signal to the process group would kill a worker that still imports, and Python's resource tracker, which blocks
+    SIGINT and SIGTERM by itself.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        resource_tracker.ensure_running()  # after which SIGINT and SIGTERM are not blocked here
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -267,7 +285,7 @@ def _receive(messages: Iterator[Message]) -> Message:
 
 def _start_worker(worker: int) -> None:
     """Tie a worker to its parent, whose part it is to act on signals to the process group, and not to outlive it."""
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)
     # A queue's thread that is inside of torch when the interpreter winds down ends in std::terminate (1 exit in 10).
     atexit.register(os._exit, 0)

@@ -34,7 +34,7 @@ from ..tokenizers import LetterTokenizer, Tokenizer
 from .duplicates import DIGEST_BYTES, mark_duplicates
 from .pool import Emit, run_tasks
 
-VERSION = 1
+VERSION = 2
 PLAN_BYTES = 2**28  # it names every file of the corpus
 # A corpus of small files: a manifest names each of them.
 MAX_PIECES = 4096
@@ -74,7 +74,7 @@ class Plan(Record):
         files: Path, size and stamp of each.
     """
 
-    version: Literal[1]
+    version: Literal[2]
     tokenizer: dict[str, JsonValue]
     settings: dict[str, JsonValue]
     files: list[tuple[str, int, str]]

@@ -31,7 +31,7 @@ SLACK = 1 + 1e-9  # a product of decimals that just fit is off by 1e-16 of itsel
 MEANT = ": tokens of the rows that the weights were first trained on"
 
 
-Number = Annotated[float, Field(le=1e6)]
+Number = Annotated[float, Field(le=1e9)]
 Length = Annotated[int, Field(le=TOKENS)]
 
 

@@ -93,19 +93,21 @@ class Run:
         return said
 
 
-def swapped(run: Run, file: Path, until: float) -> None:
-    """Let a full disk stand in the place of a file for some seconds; the run stands still while they change places."""
+def swapped(run: Run, file: Path) -> None:
+    """Let a full disk stand in the place of a file until a record is lost; the run stands still while they change."""
     aside = run.run / "elsewhere"
-    for step in ("full", "back"):
-        run.process.send_signal(signal.SIGSTOP)
-        if step == "full":
-            file.rename(aside)
-            file.symlink_to(FULL)
-        else:
-            file.unlink()
-            aside.rename(file)
-        run.process.send_signal(signal.SIGCONT)
-        time.sleep(until)
+    run.process.send_signal(signal.SIGSTOP)
+    file.rename(aside)
+    file.symlink_to(FULL)
+    run.process.send_signal(signal.SIGCONT)
+    deadline = time.monotonic() + PATIENCE
+    while "is not in" not in run.log.read_text(errors="replace"):
+        hold(run.process.poll() is None and time.monotonic() < deadline, "no record is told to be lost")
+        time.sleep(0.005)
+    run.process.send_signal(signal.SIGSTOP)
+    file.unlink()
+    aside.rename(file)
+    run.process.send_signal(signal.SIGCONT)
 
 
 def undisturbed(folder: Path) -> Curve:
@@ -160,10 +162,10 @@ def failing_sink(folder: Path, expected: Curve, sink: str) -> str:
     run = Run(folder, name, *more)
     run.wait_for_step(10)
     if sink == "jsonl":
-        swapped(run, run.metrics, 0.2)
+        swapped(run, run.metrics)
     elif sink == "tensorboard":
         (events,) = (run.run / "tensorboard").iterdir()
-        swapped(run, events, 0.2)
+        swapped(run, events)
     said = run.end()
     lost = {
         name: (int(n), int(a), int(b)) for name, n, a, b in re.findall(r"warning: (\w+) lacks (\d+) .* (\d+) to (\d+)", said)
@@ -172,6 +174,7 @@ def failing_sink(folder: Path, expected: Curve, sink: str) -> str:
     classes = {"jsonl": "JsonLines", "tensorboard": "TensorBoard"}
     hold(set(lost) <= {classes.get(sink)}, f"others lost records: {lost}")
     count, first, last = lost.get(classes.get(sink, ""), (0, 0, -1))
+    hold(count or sink == "of_the_drill", "nothing was lost")
     gone = set(range(first, last + 1)) if count else set()
     steps: dict[str, set[int]] = {
         "jsonl": set(drills.curve(run.run)),

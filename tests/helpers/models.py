@@ -43,7 +43,12 @@ def write_checkpoint(folder: Path, config: DecoderConfig, tokenizer: Tokenizer =
     generator = torch.Generator().manual_seed(0)
     for name, weight in weights.items():
         weight.normal_(1.0 if "norm" in name else 0.0, 0.2, generator=generator)
-    step = Progress(step=int(folder.name.removeprefix("step-")), tokens_seen=0, rows_hash=0, source_tokens={})
+    step = Progress(
+        step=int(folder.name.removeprefix("step-")) if folder.name.startswith("step-") else 0,
+        tokens_seen=0,
+        rows_hash=0,
+        source_tokens={},
+    )
     state = RunState.of(config=job, model=config, contract=contract_of(tokenizer, config), progress=step)
     write_whole(folder, {k: Spec.of(v) for k, v in weights.items()}, weights.__getitem__, state)
     return folder

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cistron.datasets.files import check_writable, check_writable_folder
+from cistron.datasets.files import atomic, check_writable, check_writable_folder
 from cistron.tests.helpers.corpora import write_jsonl
 from cistron.tools import check as check_command
 from cistron.tools import embed, evaluate, generate, inspect, prepare
@@ -34,6 +34,12 @@ def test_an_output_that_is_no_file_or_has_no_room_is_refused(tmp_path: Path, mon
             check_writable(path, "--report", ConfigError)
     check_writable(tmp_path / "file", "--report", ConfigError)
     check_writable_folder(tmp_path / "new" / "folder", "--output", ConfigError)
+    probed: list[Path] = []
+    with monkeypatch.context() as here:  # the folder above is nobody's to write to
+        here.chdir(tmp_path)
+        here.setattr(atomic, "_probe", probed.append)
+        check_writable_folder(Path(), "--output", ConfigError)
+    assert [path.parent for path in probed] == [tmp_path]
     with pytest.raises(ConfigError, match="is a file; name a folder"):
         check_writable_folder(tmp_path / "file" / "below", "--output", ConfigError)
     assert {path.name for path in tmp_path.iterdir()} == {"pipe", "file"}

@@ -32,6 +32,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     location = ""
+    header = "Location"
 
     def __init__(self, host: str) -> None:
         super().__init__((host, 0), Handler)
@@ -54,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         redirected = self.path.startswith("/to")
         self.send_response(302 if redirected else 200)
         if redirected:
-            self.send_header("Location", self.server.location)
+            self.send_header(self.server.header, self.server.location)
         body = b"" if redirected else TEXT
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -101,6 +102,14 @@ def test_a_redirect_from_the_internet_to_an_inner_address_is_refused(host: str, 
     with pytest.raises(DataError, match=r"private network.*data\.allow_private_redirects = true") as caught:
         read(outer.url("to/x.txt"))
     assert caught.value.file == outer.url("to/x.txt")
+    assert not inner.seen
+
+
+def test_a_redirect_by_the_other_header_that_clients_follow_is_refused_too(servers: tuple[Server, Server]) -> None:
+    outer, inner = servers
+    outer.location, outer.header = inner.url("x.txt"), "URI"
+    with pytest.raises(DataError, match="private network"):
+        read(outer.url("to/x.txt"))
     assert not inner.seen
 
 

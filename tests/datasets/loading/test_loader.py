@@ -368,10 +368,10 @@ def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def _workers(parent: int) -> list[int]:
-    """Process ids of a process's workers."""
+def _workers(parent: int, what: bytes = b"spawn_main") -> list[int]:
+    """Process ids of a process's workers, or of another kind of its children."""
     children = [int(pid) for path in Path(f"/proc/{parent}/task").glob("*/children") for pid in path.read_text().split()]
-    return sorted(pid for pid in children if b"spawn_main" in _cmdline(pid))
+    return sorted(pid for pid in children if what in _cmdline(pid))
 
 
 def _gone(pids: list[int], seconds: float) -> bool:
@@ -399,14 +399,25 @@ def test_workers_die_with_a_killed_parent(process: subprocess.Popen[str]) -> Non
     assert _gone(workers, 20)
 
 
+def test_a_worker_that_still_imports_has_signals_blocked_and_the_parent_gets_its_own_later() -> None:
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with transport._no_signals():
+        source = "import signal; print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))))"
+        said = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout
+    assert set(transport.STOPS) <= set(json.loads(said))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
+
+
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks at /proc")
 def test_workers_leave_signals_to_their_parent_and_a_killed_one_is_told(process: subprocess.Popen[str]) -> None:
     first, second = _workers(process.pid)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        os.kill(first, number)
-        os.kill(second, number)
+    (tracker,) = _workers(process.pid, b"resource_tracker")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for child in (first, second, tracker):
+            os.kill(child, number)
     assert not _gone([first], 0.5)
     assert not _gone([second], 0.1)
+    assert not _gone([tracker], 0.1)
     os.kill(first, signal.SIGKILL)
     _, errors = process.communicate("go on\n", timeout=60)
     assert process.returncode == 1

@@ -212,8 +212,8 @@ def test_duplicates_are_marked_over_all_hash_files(
         (b"[]", "holds a list"),
         (b"[" * 100_000, "nested more than 64 deep"),
         (b"\xff", "is not UTF-8"),
-        (b'{"version": 1, "tokenizer": [], "settings": {}, "files": []}', "tokenizer = []"),
-        (b'{"version": 1, "tokenizer": {}, "settings": {}, "files": [["a", "b", "c"]]}', "files.0.1 = 'b'"),
+        (b'{"version": 2, "tokenizer": [], "settings": {}, "files": []}', "tokenizer = []"),
+        (b'{"version": 2, "tokenizer": {}, "settings": {}, "files": [["a", "b", "c"]]}', "files.0.1 = 'b'"),
     ],
 )
 def test_a_plan_that_is_none_of_ours_is_refused_with_what_to_do(tmp_path: Path, content: bytes, problem: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from cistron.datasets.errors import DataError
 from cistron.datasets.files import FileStore
 from cistron.datasets.files.storage import zstd
-from cistron.datasets.readers import Piece, Reader, Records, build_reader, located
+from cistron.datasets.readers import Piece, Reader, Records, build_reader, located, parquet
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.readers.lines import JsonlReader
 from cistron.datasets.readers.parquet import STRINGS, ParquetReader
@@ -383,10 +383,45 @@ def test_a_header_that_does_not_end_is_refused(tmp_path: Path) -> None:
     assert caught.value.offset == 8
 
 
+def test_large_row_groups_of_values_of_their_own_are_read_without_a_dictionary(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.parquet")
+    texts = [f"{number:06}" + "x" * 2000 for number in range(20_000)]
+    pq.write_table(pa.table({"text": texts}), path, compression="none")
+    reader = build_reader("parquet", "text", STORAGE)
+    (piece,) = reader.split(next(iter(STORAGE.expand([path]))), 2**30)
+    most, documents = 0, []
+    for group in reader.groups(piece, 0, True):
+        documents += group.documents
+        most = max(most, pa.total_allocated_bytes())
+    assert documents == [text.encode() for text in texts]
+    assert most < 20e6, "of 40 MB"
+
+
+def test_of_a_dictionary_that_grows_with_the_row_group_only_what_a_batch_uses_is_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "x.parquet")
+    texts = [f"{number:06}" + "x" * 500 for number in range(20_000)]
+    pq.write_table(pa.table({"text": [*texts, None, *texts[:10]]}), path)
+    converted = []
+    plain = parquet._documents
+
+    def counted(values: pa.Array) -> list[bytes | None]:
+        converted.append(0 if pa.types.is_dictionary(values.type) else len(values))
+        return plain(values)
+
+    monkeypatch.setattr(parquet, "_documents", counted)
+    reader = build_reader("parquet", "text", STORAGE)
+    (piece,) = reader.split(next(iter(STORAGE.expand([path]))), 2**30)
+    documents = [document for group in reader.groups(piece, 0, True) for document in group.documents]
+    assert documents == [text.encode() for text in [*texts, *texts[:10]]]
+    assert 0 < sum(converted) <= len(texts) + 10
+
+
 def test_a_long_value_that_many_rows_share_is_in_memory_once(tmp_path: Path) -> None:
     path = str(tmp_path / "x.parquet")
     table = pa.table({"text": ["a" * 2**20] * 3000})
-    pq.write_table(table, path, compression="zstd", write_statistics=False)
+    pq.write_table(table, path, compression="zstd", write_statistics=False, dictionary_pagesize_limit=2**22)
     assert Path(path).stat().st_size < 1000
     reader = build_reader("parquet", "text", STORAGE)
     (piece,) = reader.split(next(iter(STORAGE.expand([path]))), 2**30)

@@ -180,7 +180,15 @@ def test_the_printed_configuration_reads_back_to_the_same_job(
         training={"steps": steps},
         optimizer={"lr": lr},
         data={
-            "sources": [{"name": text or "a", "format": "text", "paths": [text], "weight": weight, "max_epochs": eos}],
+            "sources": [
+                {
+                    "name": text or "a",
+                    "format": "text",
+                    "paths": ["/" + text.replace("\0", "")],
+                    "weight": weight,
+                    "max_epochs": eos,
+                }
+            ],
             "stages": [{"step": step, "weights": {text or "a": weight}}],
         },
     )
