@@ -9,6 +9,7 @@ A command ends with status 2 and the message of a `UserError`; with a traceback 
 """
 
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
 
 from typing_extensions import Self
@@ -21,10 +22,16 @@ class UserError(ValueError):
 
     The message names the key, file or record, the value found, and what would be right. Whatever of it
     comes from outside, it holds no control characters and no credentials.
+
+    Attributes:
+        passing: whether it may pass by itself, as a disk or a network does that is away: so is what is raised because
+            of an OSError, or of another passing error. Other processes get it with the error.
     """
 
-    def __init__(self, message: object = "") -> None:
+    def __init__(self, message: object = "", *, passing: bool = False) -> None:
         super().__init__(printable(redacted(str(message))))
+        cause = sys.exc_info()[1]
+        self.passing: bool = passing or isinstance(cause, OSError) or (isinstance(cause, UserError) and cause.passing)
 
     @classmethod
     def about(cls, file: str, problem: str) -> Self:

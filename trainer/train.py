@@ -27,7 +27,7 @@ from ..datasets.loading import Batch, DataShard, merge_states
 from .build import contract_of, training_mask
 from .checkpoints import Folder, Progress, RunState, Saver
 from .config import JobConfig, load_config
-from .errors import refuse
+from .errors import ConfigError, refuse
 from .evaluation import Evaluation
 from .extrapolation import LongEvaluation
 from .heartbeat import Heartbeat
@@ -359,7 +359,11 @@ def train(config: JobConfig | str | PathLike[str]) -> TrainedRun:
 def run(argv: Sequence[str]) -> None:
     """Train the job that `argv` describes."""
     launch = Launch(world_size())
-    config, options = load_config(argv, further=launch.complaints)
+    try:
+        config, options = load_config(argv, further=launch.complaints)
+    except ConfigError as error:
+        error.passing |= launch.passing
+        raise
     if options.print_config:
         print(config.to_toml(), end="")
     else:
@@ -384,11 +388,11 @@ def train_in(folders: ExitStack, config: JobConfig, parts: Parts | None) -> Trai
         ),
     ):
         try:
-            world = join(config, further=lambda: host_facts(config, parts) if parts else {})
+            world = join(config, further=lambda: host_facts(config, parts) if parts else {}, stop=stop)
             with out_of_memory_told(
                 config, world, lambda: f"step {trainer.progress.step + 1}" if trainer else "before the first step", stop
             ):
-                folders.enter_context(locked_run(config, world))
+                folders.enter_context(locked_run(config, world, stop))
                 trainer = Trainer(config, world, stop, parts)
                 try:
                     trainer.train()

@@ -18,7 +18,7 @@ from .atomic import (
 from .bgzip import BgzfFile, ByteFile, DamagedError
 from .find import DataFile, is_compressed, is_remote, plain_name
 from .inventory import Listing, changes, deviations, fingerprint, last_name, listed, saved_order
-from .lock import Lock
+from .lock import Lock, machine, started
 from .redirects import file_system
 from .storage import FileStore, FileStoreConfig
 
@@ -44,8 +44,10 @@ __all__ = [
     "is_remote",
     "last_name",
     "listed",
+    "machine",
     "plain_name",
     "saved_order",
+    "started",
     "sync",
     "temporary",
     "whole",

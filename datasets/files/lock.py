@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -88,14 +89,17 @@ class Lock:
         folder: path or fsspec URL.
         name: what the claims are called; several locks may be in one folder.
         advice: ends the message of a refusal.
+        stop: polled while the claim of another machine is watched; once true, that ends.
 
     Raises:
-        InUseError: a process that lives has it; names host, process and time.
+        InUseError: a process that lives has it, or may as a stop was requested; names host, process and time.
         OSError: the folder cannot be read or written.
     """
 
-    def __init__(self, folder: "str | os.PathLike[str]", name: str = "lock", advice: str = "") -> None:
-        self.place, self.advice = _place(os.fspath(folder)), advice
+    def __init__(
+        self, folder: "str | os.PathLike[str]", name: str = "lock", advice: str = "", stop: Callable[[], bool] = bool
+    ) -> None:
+        self.place, self.advice, self.stop = _place(os.fspath(folder)), advice, stop
         self.pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{16}}")
         self.name = f"{name}-{secrets.token_hex(8)}"
         self.claim = Claim.mine()
@@ -188,6 +192,8 @@ class Lock:
             now = self.place.read(name)
             if now != seen:
                 return now
+            if self.stop():
+                raise InUseError(f"{self.place}: told to stop while watching whether {claim} still writes to it")
             if told and time.monotonic() > told:
                 told = 0.0
                 say(f"{self.place}: {claim} had it, and gives no sign; watching for {WATCH_SECONDS:.0f} s")

@@ -36,7 +36,7 @@ class HFTokenizer(Tokenizer):
         given = Path(path).expanduser()
         file = given / "tokenizer.json" if given.is_dir() else given
         if not file.exists():
-            raise DataConfigError(f"tokenizer.path: there is no tokenizer.json at {given}")
+            raise DataConfigError(f"tokenizer.path: there is no tokenizer.json at {given}", passing=True)
         self._arguments = (path, eos_token, pad_token, mask_token)
         source = read_bytes(file, DataConfigError, TOKENIZER_BYTES)
         text = text_of(source, str(file), DataConfigError)

@@ -55,13 +55,13 @@ def load_config(
     merged, mistakes = read_overrides(cli, options)
     lines += mistakes
     files: list[Path] = []
-    unread = ""
+    unread, passing = "", False
     try:
         for path, values in reversed(extends_chain(find_config(options.config)) if options.config else []):
             files.insert(0, path)
             merged = deep_merge(values, merged)
     except ConfigError as error:
-        unread = str(error)
+        unread, passing = str(error), error.passing
         lines.append(unread)
     unusable = load_job_plugins(merged)
     if options.help:
@@ -76,7 +76,7 @@ def load_config(
         lines += [line for line in complaints if not names_any(line, valid.removed)]
     if lines:
         where = ", ".join(map(str, files)) or "command line"
-        raise ConfigError("\n  ".join([f"{where}: {len(lines)} mistake(s)", *lines]))
+        raise ConfigError("\n  ".join([f"{where}: {len(lines)} mistake(s)", *lines]), passing=passing)
     return valid.config, options
 
 
@@ -219,7 +219,7 @@ def find_config(name: str, folder: Path = Path()) -> Path:
     if is_file(SHIPPED / f"{name}.toml"):
         return SHIPPED / f"{name}.toml"
     shipped = [file.stem for file in SHIPPED.glob("*.toml")]
-    raise ConfigError(f"{path}: no such file, and no shipped configuration of this name{nearest(name, shipped)}")
+    raise ConfigError(f"{path}: no such file, and no shipped configuration of this name{nearest(name, shipped)}", passing=True)
 
 
 def extends_chain(path: Path) -> list[tuple[Path, Values]]:

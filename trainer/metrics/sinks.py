@@ -192,7 +192,8 @@ class WeightsAndBiases(Sink):
                 config=config.to_dict(),
             )
         except wandb.Error as error:
-            raise ConfigError(f"metrics.enable_wandb = true: {error}; run `wandb login`, or set WANDB_MODE=offline") from None
+            advice = "run `wandb login`, or set WANDB_MODE=offline"
+            raise ConfigError(f"metrics.enable_wandb = true: {error}; {advice}", passing=True) from None
 
     @override
     @classmethod

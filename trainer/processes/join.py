@@ -65,17 +65,20 @@ def symmetric_memory_complaints(config: JobConfig, device: torch.device) -> list
     return [f"{what}, but {device} cannot read that of GPU(s) {unreachable}; leave it out"] if unreachable else []
 
 
-def join(config: JobConfig, store: Any = None, further: Callable[[], Mapping[str, str]] = dict) -> World:
+def join(
+    config: JobConfig, store: Any = None, further: Callable[[], Mapping[str, str]] = dict, stop: Callable[[], bool] = bool
+) -> World:
     """Join the process group (a group of one without torchrun), compare with the other ranks, and lay the mesh.
 
     Args:
         config: of the job.
         store: in which ranks find each other's addresses; None: the launcher's.
         further: returns what else all ranks must have alike, see `compare_settings`; not called where there is one.
+        stop: polled until all ranks have met.
 
     Raises:
         ConfigError: when `[parallelism]` does not fit the number of processes or the devices.
-        MeetingError: other ranks did not come in time.
+        MeetingError: other ranks did not come in time, or a stop was requested before they did.
         RanksDifferError: ranks do not run the same job; on all of them.
     """
     layout = Layout.resolve(config, world_size())
@@ -88,7 +91,7 @@ def join(config: JobConfig, store: Any = None, further: Callable[[], Mapping[str
             end_with_launcher()
         if "WORLD_SIZE" in os.environ:
             if store is None:
-                store, rank, ranks = meet(timeout, device=device.type, torch=torch.__version__)
+                store, rank, ranks = meet(timeout, stop, device=device.type, torch=torch.__version__)
             else:
                 rank, ranks = launch_number("RANK"), world_size()
             dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=ranks)

@@ -21,12 +21,14 @@ from typing import Any, Generic, TypeVar
 
 import torch.distributed as dist
 
+from ...datasets.files import machine, started
 from ..errors import ConfigError, MeetingError
 from .agreement import differences, in_words
 from .layout import launch_number, world_size
 from .restarts import life
 
 T = TypeVar("T")
+REASON_SECONDS = 1.0  # for which a reason is kept: to find it, each rank is asked for
 SAY_AFTER_SECONDS = 10.0  # of waiting, for what
 HEARD_SECONDS = 3.0  # that rank 0, whose process may hold the store, stays for the others to read a bad verdict
 POLL_SECONDS = (0.005, 0.25)  # first and longest; a rank's own wait grows by a third each time
@@ -62,10 +64,11 @@ class Seat:
 
 
 class Wait:
-    """A time limit, and what is waited for."""
+    """A time limit, a stop that may be requested before it, and what is waited for."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, stop: Callable[[], bool] = bool) -> None:
         self.deadline = time.monotonic() + seconds
+        self.stop = stop
         self.reason = ""
 
     @property
@@ -74,11 +77,14 @@ class Wait:
         return max(0.0, self.deadline - time.monotonic())
 
     def until(self, done: Callable[[], bool], reason: Callable[[], str]) -> None:
-        """Return once `done()`. Raises MeetingError with the reason after the limit."""
+        """Return once `done()`. Raises MeetingError with the reason after the limit, and at a stop."""
         pause, longest = POLL_SECONDS
+        found = -REASON_SECONDS
         while not done():
-            self.reason = reason()
-            if not self.left:
+            ends = not self.left or self.stop()
+            if ends or time.monotonic() - found > REASON_SECONDS:
+                self.reason, found = reason(), time.monotonic()
+            if ends:
                 raise MeetingError(self.reason)
             time.sleep(min(pause, self.left))
             pause = min(pause * 4 / 3, longest)
@@ -108,10 +114,13 @@ class InTime(Generic[T]):
 
     def outcome(self, say: Callable[[str], None]) -> T:
         """Return the result, and say after a while what is waited for. Raises what the work raised, or MeetingError."""
-        self.thread.join(min(SAY_AFTER_SECONDS, self.wait.left))
-        if self.thread.is_alive() and self.wait.left:
-            say(self.wait.reason)
-        self.thread.join(self.wait.left + 0.5)  # the thread knows best what is missing, and ends at the limit by itself
+        says = time.monotonic() + SAY_AFTER_SECONDS
+        while self.thread.is_alive() and self.wait.left and not self.wait.stop():
+            self.thread.join(min(POLL_SECONDS[1], self.wait.left))
+            if self.thread.is_alive() and self.wait.left and time.monotonic() > says:
+                says = self.wait.deadline
+                say(self.wait.reason)
+        self.thread.join(0.5)  # the thread knows best what is missing, and ends by itself
         if self.thread.is_alive():
             raise MeetingError(self.wait.reason)
         if self.error:
@@ -137,11 +146,12 @@ def launcher_store(timeout: timedelta) -> tuple[Any, int, int]:
     return in_time(seat, timeout, lambda wait: open_store(seat, timeout, wait)), seat.rank, seat.ranks
 
 
-def meet(timeout: timedelta, **said: str) -> tuple[Any, int, int]:
+def meet(timeout: timedelta, stop: Callable[[], bool] = bool, **said: str) -> tuple[Any, int, int]:
     """Return what `launcher_store` does, once all ranks are there and have said the same.
 
     Args:
         timeout: in which all must have come.
+        stop: whether this process was told to stop, which ends the wait.
         said: what a process group needs to be alike, by name; WORLD_SIZE is added.
 
     Raises:
@@ -154,21 +164,23 @@ def meet(timeout: timedelta, **said: str) -> tuple[Any, int, int]:
         roll_call(store, seat, said, wait)
         return store
 
-    return in_time(seat, timeout, enter), seat.rank, seat.ranks
+    return in_time(seat, timeout, enter, stop), seat.rank, seat.ranks
 
 
-def in_time(seat: Seat, timeout: timedelta, work: Callable[[Wait], T]) -> T:
-    """Return what work in a thread returns. Raises MeetingError, with the address, where it takes too long."""
+def in_time(seat: Seat, timeout: timedelta, work: Callable[[Wait], T], stop: Callable[[], bool] = bool) -> T:
+    """Return what work in a thread returns. Raises MeetingError, with the address, at the limit and at a stop."""
     limit = f"comm.timeout_seconds = {timeout.total_seconds():g}"
     who = f"rank {seat.rank} on {socket.gethostname()}"
 
     def say(reason: str) -> None:
         print(f"[{who}] still waits at {seat}: {reason} ({limit})", file=sys.stderr, flush=True)
 
-    wait = Wait(timeout.total_seconds())
+    wait = Wait(timeout.total_seconds(), stop)
     try:
         return InTime(lambda: work(wait), wait).outcome(say)
     except MeetingError as error:
+        if stop():
+            raise MeetingError(f"{who} was told to stop before it met all others at {seat}: {error}") from None
         raise MeetingError(f"{who} did not meet all others at {seat} within {limit}: {error}") from None
 
 
@@ -230,11 +242,16 @@ def roll_call(store: Any, seat: Seat, said: Mapping[str, str], wait: Wait) -> No
         MeetingError: a rank did not come in time.
     """
     host, values = socket.gethostname(), {"WORLD_SIZE": str(seat.ranks), **said}
-    entry = {"host": host, "values": values, "process": os.getpid(), "life": life(), "token": secrets.token_hex(8)}
+    pid = os.getpid()
+    process = {"process": pid, "machine": machine(), "started": started(pid)}
+    entry = {"host": host, "values": values, **process, "life": life(), "token": secrets.token_hex(8)}
     mine = json.dumps(entry)  # with the token, as containers may share name and number
-    if (found := store.compare_set(name_of(seat.rank), "", mine).decode()) != mine:
+    found = store.compare_set(name_of(seat.rank), "", mine).decode()
+    if found != mine and is_of_the_dead(json.loads(found)) and not store.check([VERDICT]):  # a supervisor's restart
+        found = store.compare_set(name_of(seat.rank), found, mine).decode()
+    if found != mine:
         other = json.loads(found)
-        both = f"{other['process']} on {other['host']} and {os.getpid()} on {host}"
+        both = f"{other['process']} on {other['host']} and {pid} on {host}"
         message = f"RANK = {seat.rank}: was given to two processes, {both}"
         if other["life"] != life():
             message += (
@@ -244,10 +261,15 @@ def roll_call(store: Any, seat: Seat, said: Mapping[str, str], wait: Wait) -> No
         raise ConfigError(message)
     if seat.rank == 0:
         judge(store, seat.ranks, wait)
-    wait.until(
-        lambda: bool(store.check([VERDICT])),
-        lambda: missing(store, seat.ranks) if not wait.left else "other ranks" if store.check([name_of(0)]) else "rank 0",
-    )
+    try:
+        wait.until(
+            lambda: bool(store.check([VERDICT])),
+            lambda: missing(store, seat.ranks) if not wait.left else "other ranks" if store.check([name_of(0)]) else "rank 0",
+        )
+    except MeetingError:
+        if wait.stop():
+            store.compare_set(VERDICT, "", json.dumps({"late": f"rank {seat.rank} on {host} was told to stop"}))
+        raise
     verdict = json.loads(store.get(VERDICT))
     store.add("heard", 1)
     if seat.rank == 0 and "ranks" not in verdict:
@@ -259,6 +281,12 @@ def roll_call(store: Any, seat: Seat, said: Mapping[str, str], wait: Wait) -> No
     if verdict["ranks"] != seat.ranks:  # a rank that rank 0 does not know of
         theirs = f"{verdict['ranks']} for rank 0 on {verdict['host']}"
         raise ConfigError(f"WORLD_SIZE = {seat.ranks} for rank {seat.rank} on {host}, {theirs}")
+
+
+def is_of_the_dead(entry: Mapping[str, Any]) -> bool:
+    """Return whether the process that made an entry of this life, on this machine, is gone."""
+    here = entry["life"] == life() and entry["machine"] == machine() != ""
+    return here and bool(started(entry["process"]) != entry["started"])
 
 
 def judge(store: Any, ranks: int, wait: Wait) -> None:
@@ -281,7 +309,8 @@ def judge(store: Any, ranks: int, wait: Wait) -> None:
     try:
         wait.until(decided, lambda: missing(store, ranks))
     except MeetingError as error:
-        store.compare_set(VERDICT, "", json.dumps({"late": str(error)}))
+        late = f"rank 0 was told to stop; {error}" if wait.stop() else str(error)
+        store.compare_set(VERDICT, "", json.dumps({"late": late}))
         return
     good = {"ranks": ranks, "host": socket.gethostname()}
     store.compare_set(VERDICT, "", json.dumps({"mistake": mistake} if mistake else good))

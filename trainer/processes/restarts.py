@@ -5,8 +5,9 @@ torchrun starts its ranks again after any status but 0, and nothing that a rank 
 each launch, and a life that begins soon after ends at once. A life that begins later examines everything, as someone
 may have mended it; so does another launch, which has another folder.
 
-A mistake in the job itself is noted when it is first met. Files and networks may come back by themselves: what is wrong
-with data or a checkpoint is noted when two lives in a row end in the same message.
+A mistake in the job itself is noted as lasting when it is first met. Files and networks may come back by themselves:
+what is wrong with data, a checkpoint or a folder lasts when two lives in a row end in the same message, on any rank of
+this machine.
 """
 
 import json
@@ -30,23 +31,24 @@ def life() -> int:
 
 
 def note() -> Path | None:
-    """Return the file of the note; None where torchrun starts nothing again.
+    """Return the file of this rank's note in this life; None where torchrun starts nothing again.
 
     torchrun names <folder of the launch>/attempt_<life>/<local rank>/error.json to each rank.
     """
     error_file = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0" or not error_file.parent.parent.name.startswith("attempt_"):
         return None
-    return error_file.parents[2] / "cistron_mistake.json"
+    return error_file.parents[2] / f"cistron_mistake-{life()}-{os.environ.get('LOCAL_RANK', '0')}.json"
 
 
 def leave_note(error: UserError) -> None:
     """Note a mistake for the next lives, if there can be any."""
     if (path := note()) is None:
         return
-    found = read(path)
-    again = (found.get("message"), found.get("life")) == (str(error), life() - 1)
-    noted = {"message": str(error), "life": life(), "lasting": isinstance(error, OF_THE_JOB) or again}
+    before = path.parent.glob(f"cistron_mistake-{life() - 1}-*.json")
+    of_the_job = isinstance(error, OF_THE_JOB) and not error.passing
+    again = any(read(other).get("message") == str(error) for other in before)
+    noted = {"message": str(error), "lasting": of_the_job or again}
     with suppress(OSError):  # then the next life examines all of it again
         part = path.with_name(f"{path.name}.{os.getpid()}")
         part.write_text(json.dumps(noted))
@@ -54,12 +56,12 @@ def leave_note(error: UserError) -> None:
 
 
 def repeats_mistake() -> bool:
-    """Return whether the life before this one has just ended in a mistake that lasts."""
+    """Return whether a life before this one has just ended in a mistake that lasts."""
     if life() == 0 or (path := note()) is None:
         return False
-    found = read(path)
     with suppress(OSError):
-        return bool(found.get("lasting")) and time.time() - path.stat().st_mtime < SOON_SECONDS
+        notes = [other for before in range(life()) for other in path.parent.glob(f"cistron_mistake-{before}-*.json")]
+        return any(read(other).get("lasting") for other in notes if time.time() - other.stat().st_mtime < SOON_SECONDS)
     return False
 
 

@@ -17,6 +17,7 @@ from torch.distributed import distributed_c10d
 # A scheduler's, Ctrl-C, a terminal that is closed, Slurm's --signal.
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 END = b"\0"  # no signal has this number
+ANSWER_SECONDS = 2.0  # that the end waits for an answer: the store it asks may hang
 
 
 class StopRequest:
@@ -54,9 +55,10 @@ class StopRequest:
             signal.signal(sig, signal.SIG_IGN if self() else handler)
         signal.set_wakeup_fd(self._before)
         self._wakes.send(END)  # to close it would not do: forked compilers have it too
-        self._thread.join()
-        self._wakes.close()
-        self._woken.close()
+        self._thread.join(ANSWER_SECONDS)
+        if not self._thread.is_alive():
+            self._wakes.close()
+            self._woken.close()
 
     def __call__(self) -> bool:
         """Return whether a stop was requested."""
@@ -83,7 +85,8 @@ def is_first_told() -> bool:
     first = os.environ.get("RANK", "0") == "0"
     if not dist.is_initialized():
         return first
-    with suppress(RuntimeError):  # the process that holds the store is gone
+    # RuntimeError: the process that holds the store is gone. ValueError: this one's group, which ends meanwhile
+    with suppress(RuntimeError, ValueError):
         first |= distributed_c10d._get_default_store().add("told to stop", 1) == 1
     return first
 

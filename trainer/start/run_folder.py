@@ -1,7 +1,7 @@
 """The folder of a run: locked first of all, made and opened for reports once nothing can be refused any more."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,14 +16,19 @@ from ..processes import World
 
 
 @contextmanager
-def locked_run(config: JobConfig, world: World) -> Iterator[None]:
+def locked_run(config: JobConfig, world: World, stop: Callable[[], bool] = bool) -> Iterator[None]:
     """Hold the run's folder and that of its checkpoints against other runs; every rank must call it.
 
     Both, as two runs of different folders may name one for their checkpoints. Rank 0 takes them before anything in them
     is read, and lets them go at the end of the block; those of a run that was killed are taken over.
 
+    Args:
+        config: of the job.
+        world: this process among the others.
+        stop: polled while it is found out whether a run of another machine lives.
+
     Raises:
-        InUseError: a run that lives writes to one of them.
+        InUseError: a run that lives writes to one of them, or a stop was requested meanwhile.
         ConfigError: a folder cannot be written.
     """
     run = Folder(config.job.dump_folder)
@@ -36,7 +41,7 @@ def locked_run(config: JobConfig, world: World) -> Iterator[None]:
         def take() -> None:
             for place, (key, name) in sorted(places.items()):
                 with written(key, name):
-                    held.enter_context(Lock(place, advice=f"; end it, or name another {key}"))
+                    held.enter_context(Lock(place, advice=f"; end it, or name another {key}", stop=stop))
 
         world.in_thread_on_rank_zero(take)
         yield
@@ -53,7 +58,7 @@ def written(key: str, name: str, kinds: type[Exception] = Exception) -> Iterator
         reason = getattr(error, "strerror", None) or str(error)
         kind = "" if reason and isinstance(error, OSError) else f"{type(error).__name__}: "
         where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        raise ConfigError(f"{key} = {name!r}: cannot be written: {kind}{reason}{where}") from None
+        raise ConfigError(f"{key} = {name!r}: cannot be written: {kind}{reason}{where}", passing=True) from None
 
 
 def open_run_folder(

@@ -65,11 +65,13 @@ class Launch:
     Attributes:
         parts: tokenizer and decoder's shape of the job: a tokenizer of 128k tokens takes a second to load. None: it was
             not examined, or refused.
+        passing: whether a complaint may pass by itself, see `UserError`.
     """
 
     def __init__(self, processes: int | None, kernels: torch.device | None = None) -> None:
         self.processes, self.kernels = processes, kernels
         self.parts: Parts | None = None
+        self.passing = False
 
     def complaints(self, config: JobConfig) -> list[str]:
         """Return what is wrong with the job; where nothing is, keep its parts."""
@@ -78,7 +80,7 @@ class Launch:
         job.examine(job.layout(self.processes), here)
         if kernels := self.kernels or here:
             job.add(attention_complaints(config, kernels))
-        self.parts = None if job.complaints else job.parts
+        self.parts, self.passing = None if job.complaints else job.parts, job.passing
         return job.complaints
 
 
@@ -90,11 +92,13 @@ class Examination:
 
     Attributes:
         complaints: a line for every mistake found so far.
+        passing: whether one of them may pass by itself, see `UserError`.
     """
 
     def __init__(self, config: JobConfig) -> None:
         self.config = config
         self.complaints: list[str] = []
+        self.passing = False
         self.tokenizer: Tokenizer | None = None
         self.tokenizer = self.attempt(lambda: make_tokenizer(config))
         self.some_tokenizer = self.tokenizer or build_tokenizer(TokenizerConfig())
@@ -112,6 +116,7 @@ class Examination:
         try:
             return step()
         except UserError as error:
+            self.passing |= error.passing
             self.add(line.strip() for line in str(error).split("\n") if not line.endswith(":"))
             return None
 

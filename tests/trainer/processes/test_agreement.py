@@ -140,6 +140,20 @@ def test_sources_are_the_same_at_another_place_and_not_with_another_letter(tmp_p
     assert not set(first) & set(other)
 
 
+def test_what_an_editor_or_an_environment_leaves_is_no_source_and_what_cannot_be_read_counts(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("X = 1")
+    before = digest_of(tmp_path)
+    (tmp_path / ".#one.py").symlink_to("nobody@nowhere.1")
+    for folder in (".git", "__pycache__", "node_modules/a", "venv/lib"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "other.py").write_text("")
+    (tmp_path / "venv" / "pyvenv.cfg").touch()
+    assert digest_of(tmp_path) == before
+    (tmp_path / "gone.py").symlink_to("nowhere")
+    assert digest_of(tmp_path) != before
+    assert digest_of(tmp_path / "gone.py") == digest_of(tmp_path / "gone.py")
+
+
 def named(said: dict[int, tuple[str, dict[str, str]]]) -> list[str]:
     """The head of the table of some ranks, without the empty cell."""
     return [cell.strip() for cell in differences(said, ["key"])[0].split("|")][1:]

@@ -1,6 +1,8 @@
 """Processes that cannot find each other say so within the time limit, with the address and who is missing."""
 
+import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -8,12 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 from cistron.base import UserError
+from cistron.datasets.files import machine, started
 from cistron.trainer.errors import MeetingError
-from cistron.trainer.processes import launcher_store, run_command
+from cistron.trainer.processes import StopRequest, launcher_store, run_command
 from cistron.trainer.processes.meeting import Seat, Wait, meet, roll_call
 
 LIMIT = timedelta(seconds=1)
@@ -82,6 +86,79 @@ def test_without_rank_0_the_others_say_that() -> None:
 def test_a_number_given_twice_is_told_on_all() -> None:
     ends = call((0, 3), (1, 3), (1, 3))
     assert all("ConfigError: RANK = 1: was given to two processes" in end for end in ends)
+
+
+def rest_of_a_process(store: Any, ends: bool) -> int:
+    """The number of a process that entered as rank 1 and then ended, or is there still as this one's parent."""
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    life_of_it = {"machine": machine(), "process": child, "started": started(child), "life": 0, "token": ""}
+    store.set("rank 1", json.dumps({"host": "h", "values": {"WORLD_SIZE": "2"}, **life_of_it}))
+    if ends:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return child
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_rank_that_was_started_again_alone_takes_the_place_of_the_dead(ends: bool) -> None:
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    child = rest_of_a_process(store, ends)
+    if ends:
+        other = threading.Thread(target=roll_call, args=(store, seat(0, 2), {}, Wait(20.0)))
+        other.start()
+        roll_call(store, seat(1, 2), {}, Wait(20.0))
+        other.join(30)
+        assert json.loads(store.get("rank 1"))["process"] == os.getpid()
+    else:
+        with pytest.raises(UserError, match=f"given to two processes, {child} on h"):
+            roll_call(store, seat(1, 2), {}, Wait(20.0))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_stop_ends_the_roll_call_of_all() -> None:
+    store, told, ends = dist.HashStore(), threading.Event(), list[str]()  # type: ignore[attr-defined]
+
+    def enter(rank: int, wait: Wait) -> None:
+        with pytest.raises(MeetingError) as caught:
+            roll_call(store, seat(rank, 3), {}, wait)
+        ends.append(str(caught.value))
+
+    begun = time.monotonic()
+    threads = [
+        threading.Thread(target=enter, args=(0, Wait(60.0))),
+        threading.Thread(target=enter, args=(1, Wait(60.0, told.is_set))),
+    ]
+    for thread in threads:
+        thread.start()
+    told.set()
+    for thread in threads:
+        thread.join(30)
+    assert time.monotonic() - begun < 20
+    assert any("rank 1 on" in end and "was told to stop" in end for end in ends)
+    assert len(ends) == 2
+
+
+def test_a_signal_ends_the_wait_for_a_silent_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    with port_of(None) as number, StopRequest() as stop:
+        for name, value in {**HOLD, "MASTER_PORT": str(number)}.items():
+            monkeypatch.setenv(name, value)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        begun = time.monotonic()
+        with pytest.raises(MeetingError, match=r"rank 1 on .* was told to stop before it met all others at MASTER_ADDR"):
+            meet(timedelta(seconds=60), stop)
+        assert time.monotonic() - begun < 20
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # which is ignored after a stop
+
+
+def test_the_missing_are_not_looked_for_at_every_poll() -> None:
+    asked = []
+    with pytest.raises(MeetingError):
+        Wait(0.5).until(lambda: False, lambda: asked.append(1) or "reason")  # type: ignore[func-returns-value]
+    assert len(asked) == 2  # at the begin, and at the limit
 
 
 @pytest.mark.parametrize("said", [{"device": "cpu/cuda"}, {"torch": "2.13.0/2.12.0"}], ids=str)

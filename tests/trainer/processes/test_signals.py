@@ -17,6 +17,7 @@ import torch
 from cistron.tests.helpers.jobs import column, fork, metrics, start, train_here, write_job
 from cistron.trainer.processes import StopRequest
 from cistron.trainer.processes.exit import why_lost
+from cistron.trainer.processes.signals import is_first_told
 
 VALIDATION = """
 [validation]
@@ -141,6 +142,23 @@ def test_a_signal_is_answered_while_a_step_is_computed(capfd: pytest.CaptureFixt
     assert capfd.readouterr().err == "SIGUSR1: finishing step 7, then saving\n", "once"
     for number in (signal.SIGUSR1, signal.SIGTERM):  # which are ignored after a stop
         signal.signal(number, signal.SIG_DFL)
+
+
+def test_an_answer_that_hangs_in_a_store_does_not_keep_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cistron.trainer.processes.signals.ANSWER_SECONDS", 0.1)
+    hangs = threading.Event()
+    with StopRequest(lambda: str(hangs.wait(30))) as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        begun = time.monotonic()
+        assert stop()
+    assert time.monotonic() - begun < 10
+    hangs.set()
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
+def test_a_group_that_ends_meanwhile_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)  # and there is none: torch raises ValueError
+    assert is_first_told() is True
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
