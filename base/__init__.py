@@ -9,6 +9,7 @@ from .errors import UserError, aligned, nearest
 from .outside import is_withheld, one_line, presentable, printable, public_name, redacted, without_credentials
 from .parse import (
     JSON_BYTES,
+    LISTING_BYTES,
     Json,
     bounded,
     json_object,
@@ -16,6 +17,7 @@ from .parse import (
     json_record,
     named,
     no_file,
+    problems,
     read_bytes,
     read_json,
     read_toml,
@@ -47,6 +49,7 @@ __all__ = [
     "COUNT",
     "IDS",
     "JSON_BYTES",
+    "LISTING_BYTES",
     "STEPS",
     "TOKENS",
     "Decay",
@@ -85,6 +88,7 @@ __all__ = [
     "plugin_modules",
     "presentable",
     "printable",
+    "problems",
     "public_name",
     "read_bytes",
     "read_json",

@@ -29,6 +29,7 @@ Json: TypeAlias = dict[str, Any]  # an object as it was written, before anybody 
 Record = TypeVar("Record", bound=BaseModel)
 TOML_BYTES = 2**20
 JSON_BYTES = 2**26  # small objects take up to 25 times as much memory as text: 1.6 GiB at the worst
+LISTING_BYTES = 2**28  # of a file of ours that names every file of a corpus
 DEPTH = 64  # of nested tables, lists and objects; Python and pydantic recurse to 200 and more
 # Some tokenizers write 10^30 for "unlimited"; a float, which some numbers become, overflows from 10^308 on.
 DIGITS = 100
@@ -152,10 +153,9 @@ def json_record(model: type[Record], data: bytes, where: str, error: type[UserEr
     try:
         return model.model_validate_json(data)
     except ValidationError as problem:
-        wrong = problem.errors()
-        lines = [f"{'.'.join(map(str, each['loc']))} = {shown(each['input'])}: {each['msg']}" for each in wrong[:5]]
-        more = [f"and {len(wrong) - 5} more"] if len(wrong) > 5 else []
-        raise error.about(where, "; ".join([*lines, *more])) from None
+        lines = problems(problem)
+        more = [f"and {len(lines) - 5} more"] if len(lines) > 5 else []
+        raise error.about(where, "; ".join([*lines[:5], *more])) from None
 
 
 def read_toml(path: str | os.PathLike[str], error: type[UserError]) -> Json:
@@ -189,6 +189,11 @@ def bounded(content: Any, where: str, error: type[UserError]) -> None:
         _check_depth(content)
     except _Refused as problem:
         raise error.about(where, f"has {problem}") from None
+
+
+def problems(error: ValidationError) -> list[str]:
+    """Return a line for each value that a model refuses: its place, what was found, what would be right."""
+    return [f"{'.'.join(map(str, each['loc']))} = {shown(each['input'])}: {each['msg']}" for each in error.errors()]
 
 
 def shown(value: object, most: int = 80) -> str:

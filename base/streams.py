@@ -29,7 +29,7 @@ class Stream:
     """
 
     def __init__(self, stream: TextIO | None, failed: Callable[[Exception], None]) -> None:
-        self.stream = stream or Path(os.devnull).open("w")  # noqa: SIM115
+        self.stream = stream or Path(os.devnull).open("w")  # noqa: SIM115 (as long as the stream it stands for)
         self.failed = failed
         self.error: Exception | None = None
 
@@ -67,7 +67,7 @@ def drop(_error: Exception) -> None:
 
 
 def refuse_output(error: Exception) -> None:
-    """Raise OutputError."""
+    """Raise OutputError for what standard output does not take; of no number that of a closed descriptor."""
     number = error.errno if isinstance(error, OSError) and error.errno else errno.EBADF
     raise OutputError(number, os.strerror(number)) from None
 

@@ -44,7 +44,7 @@ class Clock:
         self.function, self.seconds = function, 0.0
 
     def __call__(self, *arguments: Any) -> None:
-        """Call it."""
+        """Call the function, and add the CPU time that it takes."""
         begun = time.thread_time()
         self.function(*arguments)
         self.seconds += time.thread_time() - begun

@@ -12,6 +12,7 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of compilers imports
 
 import gc
 import importlib
+import signal
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 
@@ -110,6 +111,15 @@ def pytest_collection_finish() -> None:
     """Collect no garbage among what the imports left: 0.25 s of every refusal and run, which end in a collection."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """Undo what a test does to signals here: one that is ignored would reach no command that a later test starts."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 _known: dict[FunctionType, set[str]] = {}

@@ -109,7 +109,7 @@ class Lock:
         self.thread = threading.Thread(target=self.renew, name="cistron-lock", daemon=True)
 
     def __enter__(self) -> None:
-        """Take the folder."""
+        """Take the folder, or leave no claim in it where it is in use."""
         try:
             self.take()
         except BaseException:
@@ -117,7 +117,7 @@ class Lock:
             raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Let it go."""
+        """Let the folder go, whatever ended the block."""
         self.release()
 
     def take(self) -> None:
@@ -144,7 +144,7 @@ class Lock:
             raise InUseError(f"{self.place}: in use: {holder} writes to it{self.advice}")
 
     def write(self, held: bool) -> None:
-        """Write the claim."""
+        """Write the claim, wanted or held, and have the thread renew it from then on."""
         with self.changing:
             self.claim = self.claim.model_copy(update={"held": held})
             self.place.write(self.name, self.claim)
@@ -153,7 +153,7 @@ class Lock:
                 self.thread.start()
 
     def withdraw(self) -> None:
-        """Remove the claim."""
+        """Remove the claim, and leave the folder to the others who want it."""
         with self.changing:
             if self.present:
                 self.place.delete(self.name)

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import JsonValue
 
-from ...base import json_record, read_bytes
+from ...base import LISTING_BYTES, json_record, read_bytes
 from ..errors import DataConfigError, DataError
 from ..files import TEMPORARY, DataFile, Lock, changes, sync, write_atomically
 from ..readers import Piece
@@ -35,7 +35,6 @@ from .duplicates import DIGEST_BYTES, mark_duplicates
 from .pool import Emit, run_tasks
 
 VERSION = 2
-PLAN_BYTES = 2**28  # it names every file of the corpus
 # A corpus of small files: a manifest names each of them.
 MAX_PIECES = 4096
 
@@ -247,7 +246,7 @@ def _hold_plan(path: Path, plan: dict[str, Any]) -> None:
         write_atomically(path, json.dumps(plan, indent=1).encode() + b"\n")
         return
     try:
-        saved = json_record(Plan, read_bytes(path, DataConfigError, PLAN_BYTES), str(path), DataConfigError)
+        saved = json_record(Plan, read_bytes(path, DataConfigError, LISTING_BYTES), str(path), DataConfigError)
     except DataConfigError as error:
         remedy = f"so nobody can tell what {path.parent.parent} was made of: name another folder, or remove this one"
         raise DataConfigError(f"--output: {error}; {remedy}") from None

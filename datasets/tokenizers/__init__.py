@@ -7,7 +7,7 @@ then the kinds, each of which enters itself there: `bytes`, `letters` (proteins 
 
 from .bytes import ByteTokenizer
 from .config import POLICIES, TOKENIZERS, TokenizerConfig, build_tokenizer
-from .hf import HFTokenizer, stated_ids
+from .hf import TOKENIZER_BYTES, HFTokenizer, stated_ids
 from .letters import CLS, EOS, MAP, UNK, LetterTokenizer
 from .protocol import Encoded, Ids, TokenizeError, Tokenizer, has_bases
 from .token_bytes import token_bytes
@@ -18,6 +18,7 @@ __all__ = [
     "MAP",
     "POLICIES",
     "TOKENIZERS",
+    "TOKENIZER_BYTES",
     "UNK",
     "ByteTokenizer",
     "Encoded",

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -251,16 +252,16 @@ def second_start(folder: Path, expected: Curve) -> str:
 
 def cases() -> dict[str, Callable[[Path, Curve], str]]:
     """Every case by its name."""
-    found: dict[str, Callable[[Path, Curve], str]] = {}
-    for name, damage in DAMAGES.items():
-        found[f"reports: {name}"] = lambda folder, curve, damage=damage: damaged_tails(folder, curve, damage)  # type: ignore[misc]
-    for sink in ("jsonl", "tensorboard", "of_the_drill"):
-        found[f"fails for a while: {sink}"] = lambda folder, curve, sink=sink: failing_sink(folder, curve, sink)  # type: ignore[misc]
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        found[number.name] = lambda folder, curve, number=number: signalled(folder, curve, number)  # type: ignore[misc]
-    for what in ("no reader", "stdout full", "stdout and stderr full"):
-        found[what] = lambda folder, curve, what=what: without_streams(folder, curve, what)  # type: ignore[misc]
-    return {**found, "started twice": second_start}
+    return {
+        **{f"reports: {name}": partial(damaged_tails, damage=damage) for name, damage in DAMAGES.items()},
+        **{f"fails for a while: {sink}": partial(failing_sink, sink=sink) for sink in ("jsonl", "tensorboard", "of_the_drill")},
+        **{
+            number.name: partial(signalled, number=number)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+        },
+        **{what: partial(without_streams, what=what) for what in ("no reader", "stdout full", "stdout and stderr full")},
+        "started twice": second_start,
+    }
 
 
 def drill(folder: Path) -> bool:

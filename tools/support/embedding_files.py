@@ -22,7 +22,7 @@ from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...base import json_of, read_json
+from ...base import LISTING_BYTES, json_of, read_json
 from ...datasets.files import Lock, check_writable, check_writable_folder, whole
 from ...trainer.checkpoints import Folder, Spec, safetensors_bytes
 from ...trainer.errors import ConfigError
@@ -224,7 +224,6 @@ def _write_parquet(file: EmbeddingFile, path: Path) -> None:
             writer.write_table(pa.table([pa.array(part.names()), pa.array(part.lengths()), *columns], schema=schema))
 
 
-PLAN_BYTES = 2**28  # it names every file of the input
 WRITERS: dict[str, Callable[[EmbeddingFile, Path], None]] = {".safetensors": _write_safetensors, ".parquet": _write_parquet}
 
 
@@ -235,7 +234,7 @@ def _agree(partial: Path, plan: dict[str, JsonValue], begun: bool) -> None:
     if not begun:
         Folder(partial).write_atomically(file.name, json.dumps(plan, indent=1))
         return
-    before = read_json(file, ConfigError, PLAN_BYTES)
+    before = read_json(file, ConfigError, LISTING_BYTES)
     if different := [f"{key} was {before.get(key)!r}, is {plan[key]!r}" for key in plan if before.get(key) != plan[key]]:
         raise ConfigError(
             "\n  ".join([f"{partial}: half an output of another command; finish that, or remove it:", *different])

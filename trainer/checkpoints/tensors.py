@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from ...base import json_object, shown
+from ...base import json_object, problems, shown
 from ..errors import CheckpointError
 from .folder import Folder
 from .manifest import INDEX, MANIFEST, TENSORS, Files, files_of
@@ -266,8 +266,7 @@ def read_header(file: IO[bytes], where: str) -> dict[str, tuple[Spec, int]]:
     try:
         headers = HEADERS.validate_python(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise refused(f"{'.'.join(map(str, first['loc']))} = {shown(first['input'])}: {first['msg']}") from None
+        raise refused(problems(error)[0]) from None
     found: dict[str, tuple[Spec, int]] = {}
     filled = 0
     for name, header in sorted(headers.items(), key=lambda entry: entry[1].data_offsets):

@@ -12,7 +12,7 @@ import torch
 import xxhash
 from pydantic import ValidationError
 
-from ...base import Json, shown, text_of
+from ...base import Json, problems, shown, text_of
 from ...datasets.errors import DataConfigError
 from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer, stated_ids
 from ...models.config import PRESETS, DecoderConfig
@@ -111,8 +111,7 @@ class HuggingFaceFolder:
         try:
             return JobConfig.model_validate({**tables, "training": {**tables.get("training", {}), **rows}})
         except ValidationError as error:
-            wrong = [f"{'.'.join(map(str, each['loc']))} = {shown(each['input'])}: {each['msg']}" for each in error.errors()]
-            raise ConfigError("\n  ".join([f"{self.path}: no job can start from this model:", *wrong])) from None
+            raise ConfigError("\n  ".join([f"{self.path}: no job can start from this model:", *problems(error)])) from None
 
     def found(self) -> Found:
         """Return the weights as if they were those of a checkpoint, to begin a run or to use a model."""

@@ -24,13 +24,12 @@ from typing import Any
 import tokenizers
 
 from ...base import Json, read_bytes, read_json
-from ...datasets.tokenizers import CLS, EOS, TOKENIZERS, UNK, LetterTokenizer, Tokenizer, TokenizerConfig
+from ...datasets.tokenizers import CLS, EOS, TOKENIZER_BYTES, TOKENIZERS, UNK, LetterTokenizer, Tokenizer, TokenizerConfig
 from ..errors import ConfigError
 
 TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 BESIDE = ("added_tokens.json", "chat_template.jinja", "merges.txt", "tokenizer.model", "vocab.json", "vocab.txt")
 TOKENIZER_FILES = {TOKENIZER, SETTINGS, SPECIAL, *BESIDE}
-LARGEST = 2**28  # bytes of one of them
 ROLES = {"eos": "eos_token", "pad": "pad_token", "bos": "cls_token", "mask": "mask_token", "unk": "unk_token"}
 # A class that reads tokenizer.json and adds nothing, in transformers 4 and 5; 4 would remove spaces before punctuation.
 # No class of an exported model takes token types.
@@ -58,8 +57,8 @@ def tokenizer_files(table: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, b
         assert table.path
         given = Path(table.path).expanduser()
         folder = given if given.is_dir() else given.parent
-        source = read_bytes(given / TOKENIZER if given.is_dir() else given, ConfigError, LARGEST)
-        beside = {name: read_bytes(folder / name, ConfigError, LARGEST) for name in BESIDE if (folder / name).is_file()}
+        source = read_bytes(given / TOKENIZER if given.is_dir() else given, ConfigError, TOKENIZER_BYTES)
+        beside = {name: read_bytes(folder / name, ConfigError, TOKENIZER_BYTES) for name in BESIDE if (folder / name).is_file()}
         settings, special = json_if_there(folder / SETTINGS) or dict(PLAIN), json_if_there(folder / SPECIAL) or {}
     library = tokenizers.Tokenizer.from_str(source.decode())
     for role, key in ROLES.items():
@@ -110,7 +109,7 @@ def own_kind(file: Path) -> str | None:
     """Return which of our kinds a `tokenizer.json` is, also after transformers has rewritten it; None: another."""
     letters = {kind: found for kind in TOKENIZERS if issubclass(found := TOKENIZERS[kind], LetterTokenizer)}
     own = {"byte": byte_tokenizer(), **{kind: letter_tokenizer(found()) for kind, found in letters.items()}}
-    model = read_json(file, ConfigError, LARGEST).get("model")
+    model = read_json(file, ConfigError, TOKENIZER_BYTES).get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     return next((kind for kind, source in own.items() if vocabulary == json.loads(source)["model"]["vocab"]), None)
 

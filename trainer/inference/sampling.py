@@ -12,7 +12,7 @@ from ...models.attention import DocumentMask
 from ...models.decoder import Decoder
 from ...models.errors import ModelError
 from ..errors import ConfigError
-from ..processes import local
+from ..processes import gather, local
 from .documents import make_rows
 from .open import ModelOrPath, opened_model
 
@@ -146,10 +146,7 @@ def draw_token(logits: torch.Tensor, temperature: float, top_k: int, generator: 
 def why_not_finite(model: Decoder) -> str:
     """Name the first parameter that is not finite, on any rank, and count the others; all ranks must call it."""
     names = [name for name, p in model.named_parameters() if not local(p).isfinite().all()]
-    found = [names]
-    if dist.is_initialized():
-        found = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(found, names)
+    found = gather(names) if dist.is_initialized() else [names]
     wrong = [name for name, _ in model.named_parameters() if any(name in part for part in found)]
     if not wrong:
         return "its parameters are, so its activations overflow"

@@ -14,7 +14,7 @@ from .memory import device_figures, host_figures, host_memory, private_memory, r
 from .signals import StopRequest
 from .tensors import DTYPES, gradient, local, offset, whole
 from .terminal import Bar, Terminal, data_output
-from .world import ThreadTask, World
+from .world import ThreadTask, World, gather
 
 __all__ = [
     "DTYPES",
@@ -32,6 +32,7 @@ __all__ = [
     "device_figures",
     "device_remarks",
     "first_may_speak",
+    "gather",
     "global_batch_size",
     "gradient",
     "host_figures",

@@ -12,12 +12,13 @@ import os
 import secrets
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent import futures
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -26,6 +27,7 @@ from ..errors import ConfigError, MeetingError
 from .agreement import differences, in_words
 from .layout import launch_number, world_size
 from .restarts import life
+from .world import in_thread
 
 T = TypeVar("T")
 REASON_SECONDS = 1.0  # for which a reason is kept: to find it, each rank is asked for
@@ -90,42 +92,27 @@ class Wait:
             pause = min(pause * 4 / 3, longest)
 
 
-class InTime(Generic[T]):
-    """Work in a thread that is left behind where it does not end in time: torch may hang in it.
+def outcome(future: "Future[T]", wait: Wait, say: Callable[[str], None]) -> T:
+    """Return what work in a thread, in which torch may hang, results in.
 
     Args:
-        work: what is to be done.
+        future: of the work, which ends by itself at the limit unless it hangs.
         wait: its time limit.
+        say: is told after a while what is waited for.
+
+    Raises:
+        MeetingError: it did not end in time. What the work raises is raised too.
     """
-
-    def __init__(self, work: Callable[[], T], wait: Wait) -> None:
-        self.work, self.wait = work, wait
-        self.result: T
-        self.error: Exception | None = None
-        self.thread = threading.Thread(target=self.run, name="cistron-meeting", daemon=True)
-        self.thread.start()
-
-    def run(self) -> None:
-        """Do the work, and keep its result or its error; the body of the thread."""
-        try:
-            self.result = self.work()
-        except Exception as error:
-            self.error = error
-
-    def outcome(self, say: Callable[[str], None]) -> T:
-        """Return the result, and say after a while what is waited for. Raises what the work raised, or MeetingError."""
-        says = time.monotonic() + SAY_AFTER_SECONDS
-        while self.thread.is_alive() and self.wait.left and not self.wait.stop():
-            self.thread.join(min(POLL_SECONDS[1], self.wait.left))
-            if self.thread.is_alive() and self.wait.left and time.monotonic() > says:
-                says = self.wait.deadline
-                say(self.wait.reason)
-        self.thread.join(0.5)  # the thread knows best what is missing, and ends by itself
-        if self.thread.is_alive():
-            raise MeetingError(self.wait.reason)
-        if self.error:
-            raise self.error
-        return self.result
+    says = time.monotonic() + SAY_AFTER_SECONDS
+    while not future.done() and wait.left and not wait.stop():
+        futures.wait([future], min(POLL_SECONDS[1], wait.left))
+        if not future.done() and wait.left and time.monotonic() > says:
+            says = wait.deadline
+            say(wait.reason)
+    futures.wait([future], 0.5)  # the thread knows best what is missing
+    if not future.done():
+        raise MeetingError(wait.reason)
+    return future.result()
 
 
 def launcher_store(timeout: timedelta) -> tuple[Any, int, int]:
@@ -177,7 +164,7 @@ def in_time(seat: Seat, timeout: timedelta, work: Callable[[Wait], T], stop: Cal
 
     wait = Wait(timeout.total_seconds(), stop)
     try:
-        return InTime(lambda: work(wait), wait).outcome(say)
+        return outcome(in_thread(lambda: work(wait), "cistron-meeting"), wait, say)
     except MeetingError as error:
         if stop():
             raise MeetingError(f"{who} was told to stop before it met all others at {seat}: {error}") from None

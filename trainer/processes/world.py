@@ -63,6 +63,20 @@ class ThreadTask(Generic[T]):
         return self.result
 
 
+def in_thread(work: Callable[[], T], name: str) -> "Future[T]":
+    """Begin work in a thread of this name, which is left behind where it hangs; return where its outcome will be."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
 def gather(value: T) -> list[T]:
     """Return every rank's value, in rank order, on every rank. For small plain objects."""
     values = [value] * dist.get_world_size()
@@ -167,15 +181,7 @@ class World:
 
     def slowly_on_every_rank(self, step: Callable[[], T]) -> T:
         """Do as `on_every_rank`, in a thread: a rank may take longer than a collective may."""
-        future: Future[T] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(step())
-            except BaseException as error:  # raised below
-                future.set_exception(error)
-
-        threading.Thread(target=work, name="cistron-slow", daemon=True).start()
+        future = in_thread(step, "cistron-slow")
         self.wait_for(future.done)
         return self.on_every_rank(future.result)
 

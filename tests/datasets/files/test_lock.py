@@ -33,7 +33,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def claims(folder: str) -> list[str]:
-    """The claims in a folder."""
+    """Return the names of the claims that are in a folder, of holders and of those who want it."""
     return [name for name in lock._place(folder).names() if "lock" in name]
 
 

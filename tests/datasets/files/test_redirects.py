@@ -43,7 +43,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers HEAD and GET."""
+    """Answers HEAD and GET alike, by the location and the header that its server is set to."""
 
     server: Server
 

@@ -107,7 +107,14 @@ def test_a_rank_that_was_started_again_alone_takes_the_place_of_the_dead(ends: b
     store = dist.HashStore()  # type: ignore[attr-defined]
     child = rest_of_a_process(store, ends)
     if ends:
-        other = threading.Thread(target=roll_call, args=(store, seat(0, 2), {}, Wait(20.0)))
+        dead = store.get("rank 1")
+
+        def come_when_it_is_replaced() -> None:  # else rank 0 would take the dead for there
+            while store.get("rank 1") == dead:
+                time.sleep(0.005)
+            roll_call(store, seat(0, 2), {}, Wait(20.0))
+
+        other = threading.Thread(target=come_when_it_is_replaced)
         other.start()
         roll_call(store, seat(1, 2), {}, Wait(20.0))
         other.join(30)
