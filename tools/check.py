@@ -153,11 +153,13 @@ def report_host(console: Terminal, parts: dict[str, float], layout: Layout, devi
 def report_rows(console: Terminal, batch: Batch, eos_id: int) -> None:
     """How well real rows are filled."""
     used = batch.sequence_ids >= 0
-    documents = (batch.sequence_ids.amax(1) + 1).float().mean()
-    last = batch.tokens.gather(1, used.sum(1, keepdim=True) - 1)
+    read = used[:, 0]
+    documents = float((batch.sequence_ids.amax(1) + 1).sum() / read.sum().clamp(min=1))
+    last = batch.tokens[read].gather(1, used[read].sum(1, keepdim=True) - 1)
+    idle = f", {int((~read).sum())} of them idle, as their lanes wait for others to end an epoch" if not read.all() else ""
     console.print(
-        f"the first {len(batch.rows)} rows: {used.float().mean():.2%} of the positions used, {documents:.2f} documents or "
-        f"fragments per row, {int((last != eos_id).sum())} rows end in a fragment that goes on"
+        f"the first {len(batch.rows)} rows{idle}: {used.float().mean():.2%} of the positions used, {documents:.2f} documents "
+        f"or fragments in a row, {int((last != eos_id).sum())} rows end in a fragment that goes on"
     )
 
 

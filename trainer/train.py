@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from .optim import StepGuard, clip_gradients, gradient_norm, learning_rate, redu
 from .out_of_memory import out_of_memory_told
 from .parallel import Inputs, compile_for_all_widths, stage, sum_over_replicas
 from .prefetch import Prefetcher
-from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command, world_size
+from .processes import StopRequest, StoreExchange, World, global_batch_size, join, lost_ranks_named, run_command, world_size
 from .start import (
     Launch,
     Parts,
@@ -81,6 +81,9 @@ class Trainer:
         self.micro_batch_size = min(config.training.local_batch_size, rows_per_rank)
         self.micro_batches = rows_per_rank // self.micro_batch_size
 
+        several = world.layout.data_parallel > 1
+        timeout = config.comm.timeout_seconds
+        self.exchange = StoreExchange(world.rank, world.layout.world_size, timeout) if several else None
         self.start = starting_point(config, self.run_folder, self.checkpoints, self.decoder_config, world)
         state = self.start.resumed.state if self.start.resumed else None
         self.progress = state.progress if state else Progress.start()
@@ -140,10 +143,21 @@ class Trainer:
 
     def advance(self, batches: list[Batch], counts: StepCounts) -> Outcome:
         """Take the step of some micro-batches, after which the run is one step and their rows further."""
-        outcome = self.optimize(batches, counts)
+        outcome = self.optimize(batches, counts) if any(counts.targets) else self.pass_over(counts)
         self.data_state = batches[-1].state
-        self.progress.advance(dict(zip(self.log.sources, counts.tokens, strict=True)), counts.rows_hash)
+        tokens = dict(zip(self.log.sources, counts.tokens, strict=True))
+        self.progress.advance(tokens, counts.rows_hash, targets=any(counts.targets))
         return outcome
+
+    def pass_over(self, counts: StepCounts) -> Outcome:
+        """Change nothing in a step without a target, of rows that hold nothing but an eos or whose lanes wait.
+
+        A gradient of zero would still let weights decay, moments shrink and momentum act.
+        """
+        nothing = torch.zeros(1 + len(counts.targets), device=self.world.device)
+        if self.log.due(self.progress.step + 1):
+            self.report_skipped_steps()
+        return Outcome(nothing[0], nothing[0], nothing[1:], self.guard.skipped)
 
     def fetch(self) -> tuple[list[Batch], Exception | None]:
         """Return this rank's micro-batches of the next step, fewer after a request to stop, and how the data failed."""
@@ -183,9 +197,7 @@ class Trainer:
         A mean over a micro-batch would weigh a target by how full its own row is. So losses are summed, and divided by
         the number of targets, or the sum of their weights, of all ranks and micro-batches.
         """
-        # documents of exactly `seq_len` tokens leave rows that hold nothing but an eos, and a small step may have no
-        # other
-        targets = sum(counts.targets) or 1.0
+        targets = sum(counts.targets)
         # FSDP2 averages gradients over the ranks with tokens of their own; times their number, that is the sum
         scale = self.world.layout.gradient_ranks / targets
         sources = torch.arange(len(counts.targets), device=self.world.device)[:, None]
@@ -258,7 +270,7 @@ class Trainer:
     def next_batch(self) -> Batch | None:
         """Return the batch that the contract check read, then the loader's; None: told to stop while waiting."""
         batch, self.first_batch = self.first_batch, None
-        return batch or self.data.loader.next(self.stop)
+        return batch or self.data.loader.next(self.exchange.watch(self.stop) if self.exchange else self.stop)
 
     def open_shard(self, shard: DataShard) -> TrainData:
         """Open the loader of a part of the data, and check the eos contract before a model exists."""
@@ -270,7 +282,7 @@ class Trainer:
             self.decoder_config.vocab_size,
             batch_size=self.micro_batch_size,
             buckets=self.micro_batches if self.config.data.length_buckets else 1,
-            shard=shard,
+            shard=replace(shard, exchange=self.exchange),
             checkpoint=self.start.found,
         )
 

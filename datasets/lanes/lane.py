@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from ..errors import DataEnd, DataError
 from ..randomness import permutation
 from ..rows import Block, PackedRow, Packer, Part
 from .blocks import Address, AddressedBlock, Counts
@@ -17,7 +16,7 @@ from .raw_documents import DOCUMENTS, ROWS
 
 
 class LaneState(NamedTuple):
-    """Where a lane stands. All of it is as of the beginning of a block, but for `row`.
+    """Where a lane stands: in front of a row. All of it is as of the beginning of the row's block, but for `row`.
 
     Attributes:
         epoch: Times that the lane has read all of its documents.
@@ -64,11 +63,25 @@ class LaneState(NamedTuple):
         return LaneState(epoch=self.epoch, block=self.block + 1, **following._asdict(), **met)
 
 
+class LaneRow(NamedTuple):
+    """A row of a lane.
+
+    Attributes:
+        packed: Its documents; none where the lane has none in an epoch, or none with a token behind its last row.
+        state: Of the lane after it.
+        left: Rows of the lane that certainly follow in the same epoch: 0 exactly at its last one.
+    """
+
+    packed: PackedRow
+    state: LaneState
+    left: int
+
+
 class Documents(Protocol):
     """What a lane reads, over and over."""
 
     def blocks(self, epoch: int, start: Address) -> Iterator[AddressedBlock]:
-        """Yield the blocks of an epoch from an address on; offset -1 is the beginning of its piece."""
+        """Yield the blocks of an epoch from an address on, if any; offset -1 is the beginning of its piece."""
         ...
 
 
@@ -81,37 +94,41 @@ class Lane:
         packer: Packs them.
         key: (seed, source, lane), from which all random choices follow.
         state: Where to continue.
-        name: Of the source, for messages.
-        max_epochs: Times to read all; None: for ever.
     """
 
     documents: Documents
     packer: Packer
     key: tuple[int, int, int]
     state: LaneState
-    name: str
-    max_epochs: int | None = None
 
-    def rows(self) -> Iterator[tuple[PackedRow, LaneState]]:
-        """Yield rows, each with the state after it.
+    def rows(self) -> Iterator[LaneRow]:
+        """Yield rows, at least one for each epoch: where there is no document, one without any.
+
+        So the end of a lane's epoch is always at a row, and nobody has to look beyond a row to know of it.
 
         Raises:
-            DataError: A document cannot be read or encoded, or an epoch holds no document.
-            DataEnd: All documents were read `max_epochs` times.
+            DataError: A document cannot be read or encoded.
         """
         state = self.state
-        while self.max_epochs is None or state.epoch < self.max_epochs:
-            empty = True
-            for block, counts, following in self.documents.blocks(state.epoch, state.address):
-                empty = empty and not len(block.lengths)
-                before, taken, after = state[:6], state.row, state[7:]
-                for row in self.packer.rows(*self._shuffled(block, state)):
+        while True:
+            epoch = state.epoch
+            for block, counts, following in self.documents.blocks(epoch, state.address):
+                after = state.behind(counts, following)
+                before, taken, rest = state[:6], state.row, state[7:]
+                block, plan = self._shuffled(block, state)
+                left = len(plan) - 1 + (following is not None)
+                for row in self.packer.rows(block, plan):
                     taken += 1
-                    yield row, LaneState(*before, taken, *after)  # `_replace` takes four times as long
-                state = state.behind(counts, following)
-            if empty:
-                raise DataError("a lane of this source finds no document with a token in its files", file=self.name)
-        raise DataEnd(f"source {self.name!r} was read data.sources.max_epochs = {self.max_epochs} times")
+                    within = taken < state.row + len(plan)
+                    # `_replace` takes four times as long
+                    yield LaneRow(row, LaneState(*before, taken, *rest) if within else after, left)
+                    left -= 1
+                state = after
+                if following is None and not plan:  # a row before has promised one more
+                    yield LaneRow(PackedRow([]), state, 0)
+            if state.epoch == epoch:
+                state = state.behind(Counts(0), None)
+                yield LaneRow(PackedRow([]), state, 0)
 
     def _shuffled(self, block: Block, state: LaneState) -> tuple[Block, list[list[Part]]]:
         """Return the block with its documents in random order, and those rows of its plan that are still to come."""

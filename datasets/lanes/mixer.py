@@ -7,18 +7,46 @@ Tijdeman, "The chairman assignment problem", Discrete Mathematics 32, 1980). It 
 share.
 
 A schedule is often periodic. With row i from lane i mod `lanes`, some lanes of a source would then never be read: of
-two equal sources, which alternate, the first would only be read in its even lanes. So each round of `lanes` rows
-is rotated: its rows come from the lanes in order, beginning with a random one.
+two equal sources, which alternate, the first would only be read in its even lanes. So each round of `lanes` rows is
+rotated: its rows come from the lanes in order, beginning with the one by which sources are drawn most evenly from their
+lanes. After 1,000 rounds of 16 lanes the lanes of a source differ by 2 to 5 rows. Random rotations leave 30 to 50, for
+which the lanes that are ahead would have to wait, since an epoch lasts until its last lane has been read.
 """
 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
 
 from ..randomness import random_bits
 
 RowWeights = tuple[int, Sequence[float]]  # first row, and the weights of all sources from there on
 _PURPOSE = 0x6D6978  # "mix": keeps these draws apart from the lanes'
+# Rotations that are compared; of more lanes so many are drawn: 256 lanes of two sources are still within a row.
+_CANDIDATES = 64
+
+
+class Mixture(NamedTuple):
+    """Where a mixer stands.
+
+    Attributes:
+        begin: Row at which the counting began.
+        row: The next row.
+        counts: Rows of each source since `begin`.
+        lanes: The same for each lane of each source; empty where there is one source, or where all are 0.
+        rotation: By how many lanes the round of `row` is rotated, where a part of it has come.
+    """
+
+    begin: int = 0
+    row: int = 0
+    counts: Sequence[int] = ()
+    lanes: Sequence[Sequence[int]] = ()
+    rotation: int | None = None
+
+
+BEGINNING = Mixture()
 
 
 class Mixer:
@@ -28,60 +56,65 @@ class Mixer:
         stages: First row and weights of each, ascending, the first from row 0 on. Weights are not negative, not all 0,
             and in any unit.
         lanes: Rows of a round.
-        seed: Of the rotations.
-        begin: Row at which the counting began.
-        row: First row that is needed.
-        counts: Rows of each source in `begin`..`row`; zeros where they are the same.
+        seed: Of the rotations, where several are as good.
+        at: Where to begin.
     """
 
-    def __init__(
-        self, stages: Sequence[RowWeights], lanes: int, seed: int, begin: int = 0, row: int = 0, counts: Sequence[int] = ()
-    ) -> None:
-        self._lanes = lanes
-        self._seed = seed
-        self._row = row
-        self._rotation = (-1, 0)  # number of the round, and by how many lanes it is rotated
-        self._shares = _Shares(stages, begin)
+    def __init__(self, stages: Sequence[RowWeights], lanes: int, seed: int, at: Mixture = BEGINNING) -> None:
+        self._lanes, self._seed = lanes, seed
+        self._begin, self._row = at.begin, at.row
+        self._shares = _Shares(stages, at.begin)
         sources = len(stages[0][1])
-        self._counts = list(counts) or [0] * sources
-        self._windows = [self._window(source) for source in range(sources)] if sources > 1 else []
+        self._counts = list(at.counts) or [0] * sources  # those of the planned rows included
+        self._several = sources > 1
+        self._taken = [list(lane) for lane in at.lanes] or [[0] * lanes for _ in range(sources * self._several)]
+        self._windows = [self._window(source) for source in range(sources)] if self._several else []
+        self._planned: list[int] = []  # sources of the rows of this round that are still to come, the next one last
+        self._rotation = 0 if at.rotation is None else at.rotation
+        if at.rotation is not None and at.row % lanes:
+            self._plan()
 
-    def lane(self, row: int) -> int:
-        """Return the lane of global row `row`."""
-        return (row + self.rotation(row)) % self._lanes
-
-    def rotation(self, row: int) -> int:
-        """Return by how many lanes the round of `row` is rotated."""
-        number = row // self._lanes
-        if self._windows and self._rotation[0] != number:
-            self._rotation = number, int(random_bits(1, self._seed, _PURPOSE, number)[0]) % self._lanes
-        return self._rotation[1]
-
-    def source(self, row: int) -> int:
-        """Return the source of global row `row`; call it with ascending rows, each once."""
-        assert row >= self._row, "rows come in ascending order"
-        chosen = 0
-        while self._row <= row:
-            chosen = self._next()
-        return chosen
-
-    def counts(self, row: int) -> list[int]:
-        """Return how many rows of each source come before `row`, which no call of `source` has passed."""
-        while self._row < row:
-            self._next()
-        return list(self._counts)
-
-    def _next(self) -> int:
-        chosen = 0
-        if self._windows:
-            chosen = min(
-                (deadline, source) for source, (release, deadline) in enumerate(self._windows) if release <= self._row
-            )[1]
-        self._counts[chosen] += 1
+    def next(self) -> tuple[int, int]:
+        """Return source and lane of the next row."""
+        row = self._row
+        if not self._several:
+            self._row += 1
+            self._counts[0] += 1
+            return 0, row % self._lanes
+        if not self._planned:
+            self._plan()
+            self._rotate()
         self._row += 1
-        if self._windows:
+        source, lane = self._planned.pop(), (row + self._rotation) % self._lanes
+        self._taken[source][lane] += 1
+        return source, lane
+
+    def state(self) -> Mixture:
+        """Return where it stands, by value."""
+        if not self._several:
+            return Mixture(self._begin, self._row, list(self._counts))
+        lanes = [list(lanes) for lanes in self._taken]
+        return Mixture(self._begin, self._row, [sum(of) for of in lanes], lanes, self._rotation)
+
+    def _plan(self) -> None:
+        """Choose the sources of the rows that are still to come of this round."""
+        planned = []
+        for row in range(self._row, (self._row // self._lanes + 1) * self._lanes):
+            chosen = min((deadline, source) for source, (release, deadline) in enumerate(self._windows) if release <= row)[1]
+            self._counts[chosen] += 1
             self._windows[chosen] = self._window(chosen)
-        return chosen
+            planned.append(chosen)
+        self._planned = planned[::-1]
+
+    def _rotate(self) -> None:
+        """Choose the rotation of the planned rows whose lanes have had the fewest rows of their sources."""
+        row, lanes = self._row, self._lanes
+        draws = random_bits(1 + _CANDIDATES, self._seed, _PURPOSE, row // lanes)
+        candidates = np.arange(lanes) if lanes <= _CANDIDATES else (draws[1:] % np.uint64(lanes)).astype(np.int64)
+        places = (np.arange(row, row + len(self._planned)) + candidates[:, None]) % lanes
+        taken = np.array(self._taken)[np.array(self._planned[::-1]), places].sum(1)
+        best = candidates[taken == taken.min()]
+        self._rotation = int(best[int(draws[0] % np.uint64(len(best)))])
 
     def _window(self, source: int) -> tuple[int, int]:
         """Return the first and the last row at which the next row of `source` may stand."""

@@ -10,16 +10,18 @@ from .host_memory import LoaderMemory, loader_memory
 from .loader import Loader
 from .single_pass import SinglePass
 from .sources import Source
-from .state import ALL_DATA, DataShard, DataState, Inventory, merge_states
+from .state import ALL_DATA, DataShard, DataState, Exchange, Inventory, RanksLeft, merge_states
 
 __all__ = [
     "ALL_DATA",
     "Batch",
     "DataShard",
     "DataState",
+    "Exchange",
     "Inventory",
     "Loader",
     "LoaderMemory",
+    "RanksLeft",
     "RowSettings",
     "SinglePass",
     "Source",

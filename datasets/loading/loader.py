@@ -10,7 +10,8 @@ of one rank, and the rows do not depend on R or W.
 
 import atexit
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -20,14 +21,15 @@ from ..config import DataConfig
 from ..documents import document_complaints
 from ..errors import DataConfigError, refuse
 from ..files import fingerprint
+from ..lanes import Epochs, LaneState, Mixer
 from ..rows import Packer
 from ..shards import verify_shard
 from ..tokenizers import Tokenizer
 from .batch import Batch, RowSettings
 from .read_ahead import ReadAhead
 from .sources import Source, open_source
-from .state import ALL_DATA, DataShard, DataState, check_state
-from .transport import RowStream, in_order
+from .state import ALL_DATA, DataShard, DataState, RanksLeft, check_state
+from .transport import Row, RowStream, drawn_by_workers, drawn_here, in_order
 
 CLOSE_SECONDS = 10.0
 # Batches made ahead: at most 8, fewer where they are large.
@@ -96,7 +98,8 @@ class Loader(AbstractContextManager["Loader"]):
         }
         state = shard.state
         if state is None:
-            state = DataState(rows=shard.row, begin=shard.row, counts=[0] * len(names), lanes={}, config=identity)
+            row, counts = shard.row, [0] * len(names)
+            state = DataState(rows=row, begin=row, counts=counts, drawn=[], rotation=None, lanes={}, config=identity)
         check_state(state, identity, {source.config.name: source.files for source in self.sources}, shard.inventory)
         if len(names) > 1 and state.rows % shard.dp_degree:  # in a rotated round, the ranks would not take a row each
             raise DataConfigError(
@@ -109,22 +112,37 @@ class Loader(AbstractContextManager["Loader"]):
         self.encoding = tokenizer.kind
         if any(source.lanes for source in self.sources):
             self.encoding = tokenizer.choose_backend(self._sample) or tokenizer.kind
-        own = {
-            source.lane_name(lane) for source in self.sources for lane in range(shard.dp_rank, config.lanes, shard.dp_degree)
-        }
-        lanes = {name: at for name, at in state.lanes.items() if name in own}
+        self._exchange = shard.exchange
+        own = range(shard.dp_rank, config.lanes, shard.dp_degree)
+        most = [source.max_epochs for source in config.sources]
+        self._epochs = [self._epochs_of(*source, state, own) for source in zip(self.sources, most, strict=True)]
+        names_of_own = {source.lane_name(lane) for source in self.sources for lane in own}
+        lanes = {name: at for name, at in state.lanes.items() if name in names_of_own}
         self._state = state.model_copy(update={"config": identity, "lanes": lanes})
-        self._degree = shard.dp_degree
+        # What workers need not know.
+        shard = replace(shard, state=None, inventory=None, exchange=None)
         self._stream = RowStream(self.sources, tokenizer, self.packer, config, rows, shard, self._state)
         self._depth = batches_ahead(rows.batch_size, rows.seq_len)
         self._ahead: ReadAhead[Batch] | None = None
         self._processes: list[Any] = []  # workers
 
+    def _epochs_of(self, source: Source, most: int | None, state: DataState, own: range) -> Epochs:
+        """Return the epochs of a source where the run's state has them."""
+        lanes = [state.lanes.get(source.lane_name(lane), LaneState()) for lane in range(self._config.lanes)]
+        return Epochs(
+            source.config.name,
+            [lane.epoch for lane in lanes],
+            own,
+            seen=any(lane != LaneState() for lane in lanes),
+            greatest=self._exchange or list,
+            most=most,
+        )
+
     def _sample(self) -> list[bytes]:
         return [document for source in self.sources for document in source.sample()]
 
     def next(self, interrupted: Callable[[], bool] = lambda: False) -> Batch | None:
-        """Return the next batch, or None when `interrupted()` turns true while waiting for it.
+        """Return the next batch, or None when, while waiting for it, `interrupted()` turns true or another rank leaves.
 
         Raises:
             DataError: A file or record cannot be used.
@@ -135,9 +153,14 @@ class Loader(AbstractContextManager["Loader"]):
             # Before multiprocessing's own exit handler, which would wait for workers that nothing tells to stop.
             atexit.register(self.close)
             self._ahead = ReadAhead(self._batches, self._depth)
-        batch = self._ahead.next(interrupted)
+        try:
+            batch = self._ahead.next(interrupted)
+        except RanksLeft:
+            return None
         if batch is not None and batch.state is not None:
             self._state = batch.state
+        if batch is None and self._exchange is not None:
+            self._exchange.leave()
         return batch
 
     def state(self) -> DataState:
@@ -154,6 +177,8 @@ class Loader(AbstractContextManager["Loader"]):
         A worker that waits for a dead disk or encodes a huge document would else hold up the exit for as long.
         """
         if self._ahead is not None:
+            if self._exchange is not None:
+                self._exchange.leave()
             if not self._ahead.stop(CLOSE_SECONDS):
                 for process in self._processes:
                     process.kill()
@@ -165,17 +190,27 @@ class Loader(AbstractContextManager["Loader"]):
 
     def _batches(self) -> Iterator[Batch]:
         """Gather rows, in this rank's order, into batches with the state after each."""
-        mixer = self._stream.mixer()
-        rows = in_order(self._stream, mixer, self._config.num_workers, self._processes)
-        done, lanes = self._state.rows, dict(self._state.lanes)
+        workers = self._config.num_workers
+        try:
+            stream = self._stream
+            with drawn_by_workers(stream, workers, self._processes) if workers else nullcontext(drawn_here(stream)) as draw:
+                mixer = stream.mixer()
+                yield from self._gathered(mixer, in_order(stream, mixer, self._epochs, draw))
+        except BaseException:
+            if self._exchange is not None:
+                self._exchange.leave()
+            raise
+
+    def _gathered(self, mixer: Mixer, rows: Iterator[Row]) -> Iterator[Batch]:
+        lanes = dict(self._state.lanes)
         size, buckets = self._rows.batch_size, self._rows.buckets
         while True:
             taken = [next(rows) for _ in range(size * buckets)]
             for (_, source, lane), _, at in taken:
-                lanes[self.sources[source].lane_name(lane)] = at
-            done += size * buckets * self._degree
+                if at is not None:
+                    lanes[self.sources[source].lane_name(lane)] = at
             # Of the batches of a group only the last one's state is used: they are one step's.
-            state = self._state.model_copy(update={"rows": done, "counts": mixer.counts(done), "lanes": dict(lanes)})
+            state = self._state.drawn_until(mixer.state(), dict(lanes))
             if buckets > 1:
                 taken.sort(key=lambda row: sum(map(len, row.packed.parts)))
             for start in range(0, len(taken), size):

@@ -15,7 +15,7 @@ from itertools import islice
 
 from ..config import DataConfig
 from ..documents import DocumentConfig, document_complaints
-from ..errors import DataConfigError, DataEnd, refuse
+from ..errors import DataConfigError, DataError, refuse
 from ..lanes import LaneState
 from ..readers import SourceFiles
 from ..rows import PackedRow, Packer
@@ -91,17 +91,20 @@ class SinglePass:
     def _rows(self) -> Iterator[tuple[int, PackedRow]]:
         """Yield all rows, each with the number of its source; one of each source repeatedly, until they are over."""
         lanes = {
-            number: source.rows(0, self._tokenizer, self.packer, (self._settings.seed, number), LaneState(), 1)
+            number: source.rows(0, self._tokenizer, self.packer, (self._settings.seed, number), LaneState())
             for number, source in enumerate(self.sources)
         }
+        found: set[int] = set()
         while lanes:
             for number, lane in list(lanes.items()):
-                try:
-                    row, _ = next(lane)
-                except DataEnd:
+                row = next(lane)
+                if row.packed.parts:
+                    found.add(number)
+                    yield number, row.packed
+                if not row.left:
                     del lanes[number]
-                else:
-                    yield number, row
+                    if number not in found:
+                        raise DataError("no document with a token is in its files", file=self.sources[number].config.name)
 
     def _batch(self, taken: list[tuple[int, tuple[int, PackedRow]]], size: int) -> Batch:
         """Lay out rows, each with its number and its source's; what is missing to `size` is padding, numbered -1."""

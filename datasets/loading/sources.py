@@ -8,9 +8,9 @@ from ..config import DataConfig
 from ..documents import Letters, Strands
 from ..errors import BadRecords, DataConfigError, refuse
 from ..files import DataFile, FileStore, Listing, saved_order
-from ..lanes import Documents, Lane, LaneState, RawDocuments, ShardCorpus, ShardDocuments
+from ..lanes import Documents, Lane, LaneRow, LaneState, RawDocuments, ShardCorpus, ShardDocuments
 from ..readers import READERS, Label, Piece, Reader, SourceFiles, assign, build_reader, target_size
-from ..rows import PackedRow, Packer
+from ..rows import Packer
 from ..shards import Shard, open_shards
 from ..tokenizers import Tokenizer
 from .batch import RowSettings
@@ -61,11 +61,10 @@ class Source:
         return f"{self.config.name}/{lane}"
 
     def rows(
-        self, lane: int, tokenizer: Tokenizer, packer: Packer, key: tuple[int, int], state: LaneState, max_epochs: int | None
-    ) -> Iterator[tuple[PackedRow, LaneState]]:
+        self, lane: int, tokenizer: Tokenizer, packer: Packer, key: tuple[int, int], state: LaneState
+    ) -> Iterator[LaneRow]:
         """Yield the rows of a lane, see `Lane`; `key` is (seed, number of the source)."""
-        documents = self.documents(lane, tokenizer, packer, key)
-        return Lane(documents, packer, (*key, lane), state, self.config.name, max_epochs).rows()
+        return Lane(self.documents(lane, tokenizer, packer, key), packer, (*key, lane), state).rows()
 
     def documents(self, lane: int, tokenizer: Tokenizer, packer: Packer, key: tuple[int, int]) -> Documents:
         """Return what a lane reads; `key` is (seed, number of the source)."""

@@ -2,23 +2,24 @@
 
 As JSON it is
 
-    {"version": 3, "rows": global row at which the next batch begins, "begin": row at which this order of data began,
-     "counts": rows of each source since then, "lanes": {"<source>/<lane>": LaneState}, "config": what determines the
-     order}
+    {"version": 4, "rows": global row at which the next batch begins, "begin": row at which this order of data began,
+     "counts": rows of each source since then, "drawn": the same by lane, "rotation": of the round of lanes,
+     "lanes": {"<source>/<lane>": LaneState}, "config": what determines the order}
 
-A lane that is not listed has not been read. The state of a rank lists the lanes of that rank. Merged over all ranks, it
-is the state of the run, from which any number of ranks and workers can continue.
+A lane that is not listed has not been read. A source is in the earliest epoch of its lanes. The state of a rank lists
+the lanes of that rank. Merged over all ranks, it is the state of the run, from which any number of ranks and workers
+can continue.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, JsonValue, ValidationError
 
 from ..errors import DataOrderError
 from ..files import DataFile, Listing, changes
-from ..lanes import LaneState
+from ..lanes import LaneState, Mixture
 from ..shards import Record
 
 # The files of each source.
@@ -33,15 +34,19 @@ class DataState(Record):
         version: Of this format.
         rows: Global row at which the next batch begins.
         begin: Global row at which this order of the data began.
-        counts: Rows drawn from each source since `begin`.
+        counts: Rows drawn from each source since `begin`, those without documents included.
+        drawn: The same for each lane of each source; empty where there is one source.
+        rotation: By how many lanes the round of `rows` is rotated; None where there is one source, or no row yet.
         lanes: State of each lane that was read, by its name.
         config: The settings that determine the order of rows, and a fingerprint of the files.
     """
 
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     rows: RowCount
     begin: RowCount
     counts: list[RowCount]
+    drawn: list[list[RowCount]]
+    rotation: RowCount | None
     lanes: dict[str, LaneState]
     config: dict[str, JsonValue]
 
@@ -58,6 +63,18 @@ class DataState(Record):
             wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
             raise DataOrderError(f"the checkpoint's data state cannot be read by this program: {wrong}") from None
 
+    @property
+    def mixture(self) -> Mixture:
+        """Where the mixer of sources stands."""
+        return Mixture(self.begin, self.rows, self.counts, self.drawn, self.rotation)
+
+    def drawn_until(self, at: Mixture, lanes: dict[str, LaneState]) -> "DataState":
+        """Return the state where the mixer stands at `at` and lanes at `lanes`."""
+        counts, drawn = list(at.counts), [list(of_lanes) for of_lanes in at.lanes]
+        return self.model_copy(
+            update={"rows": at.row, "counts": counts, "drawn": drawn, "rotation": at.rotation, "lanes": lanes}
+        )
+
     def left_out(self) -> str:
         """Return what the run has left out so far, as text for people; empty if nothing."""
         counts = {
@@ -73,6 +90,26 @@ class DataState(Record):
         return sum(getattr(lane, counter) for lane in self.lanes.values())
 
 
+class RanksLeft(Exception):
+    """Another rank reads no further, so that this one cannot know how to go on: the run is about to end."""
+
+
+class Exchange(Protocol):
+    """How the data of a rank asks those of others."""
+
+    def __call__(self, values: Sequence[int]) -> Sequence[int]:
+        """Return the greatest of each of `values` over all ranks, which make the same calls in the same order.
+
+        Raises:
+            RanksLeft: A rank has left, this one included.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Make no more calls, and let no rank wait for one."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataShard:
     """Which part of the data a rank has, and where it continues. The default is all of the data, from the first row on.
@@ -84,6 +121,7 @@ class DataShard:
         inventory: What `Loader.inventory` returned when the state was saved: files that have moved are read in the
             same order, and a refusal can name the file that changed.
         row: Global row to begin at, where there is no state.
+        exchange: Asks the other ranks, of which there must be a loader each; None: there are none, or no row is read.
     """
 
     dp_rank: int = 0
@@ -91,6 +129,7 @@ class DataShard:
     state: DataState | None = None
     inventory: Inventory | None = None
     row: int = 0
+    exchange: Exchange | None = None
 
 
 ALL_DATA = DataShard()

@@ -11,11 +11,11 @@ import signal
 import sys
 import threading
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import count, islice
+from dataclasses import dataclass, field
+from itertools import count
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from types import ModuleType
@@ -28,7 +28,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ..config import DataConfig
 from ..errors import DataEnd, DataError, WorkerError
-from ..lanes import LaneState, Mixer
+from ..lanes import Epochs, LaneRow, LaneState, Mixer
 from ..rows import PackedRow, Packer, Weights
 from ..tokenizers import Ids, Tokenizer
 from .batch import RowSettings
@@ -65,51 +65,56 @@ class RowOrigin(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row with the state of its lane after it."""
+    """A row, and the state of its lane after it; None where the lane waits for others to end the epoch."""
 
     origin: RowOrigin
     packed: PackedRow
-    state: LaneState
+    state: LaneState | None
 
 
-# Lengths of a row's parts, the number of its weights, the token that follows, labels, and the state of its lane.
-Outline = tuple[list[int], int, int | None, list[float] | None, list[int]]
+# Number of a source, and of one of its lanes.
+LaneKey = tuple[int, int]
+# The lane, lengths of a row's parts, the number of its weights, the token that follows, labels, the state of the lane,
+# and its rows that certainly follow.
+Outline = tuple[LaneKey, list[int], int, int | None, list[float] | None, list[int], int]
 
 
 class Message(NamedTuple):
-    """Consecutive rows of a worker, and what ended it if it ended.
+    """Rows of a worker, of each lane those that follow one another.
 
     Attributes:
-        worker: Its number.
         ids: int32: the parts of all rows, one after another.
         weights: float32: of all rows, one after another.
         outlines: Of each row what is not in these.
-        error: Comes after the rows.
+        errors: What comes instead of the next row of a lane, once for each lane.
     """
 
-    worker: int
     ids: torch.Tensor
     weights: torch.Tensor
     outlines: list[Outline]
-    error: DataError | DataEnd | None
+    errors: list[tuple[LaneKey, DataError]]
 
-    def rows(self) -> Iterator[tuple[PackedRow, LaneState]]:
+    def rows(self) -> Iterator[tuple[LaneKey, LaneRow]]:
         """Yield the rows, views of the message."""
         ids, weights = self.ids.numpy(), self.weights.numpy()
         at = weighed = 0
-        for lengths, weighted, following, label_values, state in self.outlines:
+        for key, lengths, weighted, following, label_values, state, left in self.outlines:
             parts = []
             for length in lengths:
                 parts.append(ids[at : at + length])
                 at += length
             own = weights[weighed : weighed + weighted] if weighted else None
-            yield PackedRow(parts, following, own, label_values), LaneState(*state)
+            yield key, LaneRow(PackedRow(parts, following, own, label_values), LaneState(*state), left)
             weighed += weighted
 
 
 @dataclass(eq=False)
 class RowStream(IterableDataset[Message]):
     """The rows of one rank, or of one of its workers when iterated there.
+
+    A worker does not know which lanes wait for others to end an epoch. It makes rows in the order of rows without any
+    waiting, and reads in shared memory how often each lane has waited so far: so many rows fewer need be made. A worker
+    is never short of a row, and ahead of their use by no more than its messages.
 
     Attributes:
         sources: Where rows are drawn from.
@@ -119,6 +124,7 @@ class RowStream(IterableDataset[Message]):
         settings: How rows become batches.
         shard: The rank's part of the data.
         state: Where the data of the rank begins.
+        waited: int64 [sources, lanes], shared with workers: rows that each lane has waited for others.
     """
 
     sources: Sequence[Source]
@@ -128,80 +134,150 @@ class RowStream(IterableDataset[Message]):
     settings: RowSettings
     shard: DataShard
     state: DataState
+    waited: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the memory that is shared, where there are workers."""
+        self.waited = torch.zeros(len(self.sources), self.config.lanes, dtype=torch.int64)
+        if self.config.num_workers:
+            self.waited.share_memory_()
 
     def mixer(self) -> Mixer:
         """Return the mixer at the state's row."""
         weights = [((step - 1) * self.settings.rows_per_step, weights) for step, weights in self.config.phases()]
-        at = self.state
-        return Mixer(weights, self.config.lanes, self.settings.seed, at.begin, at.rows, at.counts)
+        return Mixer(weights, self.config.lanes, self.settings.seed, self.state.mixture)
 
-    def origins(self, mixer: Mixer) -> Iterator[RowOrigin]:
-        """Yield this rank's rows: of any `degree` rows that follow one another, the one whose lane is its own."""
-        degree = self.shard.dp_degree
-        for first in count(self.state.rows, degree):
-            row = first + (self.shard.dp_rank - mixer.rotation(first) - first) % degree
-            yield RowOrigin(row, mixer.source(row), mixer.lane(row))
+    def lane(self, key: LaneKey) -> Iterator[LaneRow]:
+        """Return the rows of a lane of this rank."""
+        number, lane = key
+        source = self.sources[number]
+        state = self.state.lanes.get(source.lane_name(lane), LaneState())
+        return source.rows(lane, self.tokenizer, self.packer, (self.settings.seed, number), state)
 
-    def rows(self, origins: Iterator[RowOrigin]) -> Iterator[Row]:
-        """Yield the rows of some of this rank's origins."""
-        lanes: dict[tuple[int, int], Iterator[tuple[PackedRow, LaneState]]] = {}
-        for origin in origins:
-            key = origin.source, origin.lane
-            if key not in lanes:
-                source, epochs = self.sources[origin.source], self.config.sources[origin.source].max_epochs
-                state = self.state.lanes.get(source.lane_name(origin.lane), LaneState())
-                of_source = (self.settings.seed, origin.source)
-                lanes[key] = source.rows(origin.lane, self.tokenizer, self.packer, of_source, state, epochs)
-            yield Row(origin, *next(lanes[key]))
-
-    def owner(self, origin: RowOrigin, workers: int) -> int:
-        """Return which of this rank's workers reads the lane of `origin`."""
-        return origin.lane // self.shard.dp_degree % workers
+    def owner(self, lane: int, workers: int) -> int:
+        """Return which of this rank's workers reads a lane."""
+        return lane // self.shard.dp_degree % workers
 
     def __iter__(self) -> Iterator[Message]:
-        """Yield a worker's messages; an error inside of one, since raised through torchdata it would lose its parts."""
+        """Yield a worker's messages: of so many rows that are its own, or of fewer where lanes have waited."""
         info = get_worker_info()
         assert info is not None
-        origins = (origin for origin in self.origins(self.mixer()) if self.owner(origin, info.num_workers) == info.id)
+        shard, mixer, waited = self.shard, self.mixer(), self.waited.numpy()
         size = message_rows(self.packer.seq_len)
-        rows = self.rows(origins)
-        error: DataError | DataEnd | None = None
-        while error is None:
-            taken: list[Row] = []
-            try:
-                for row in islice(rows, size):
-                    taken.append(row)  # what came before an error stays
-            except (DataError, DataEnd) as raised:
-                error = raised
-            ids: list[Ids] = [np.empty(0, dtype=np.int32)]
-            weights: list[Weights] = [np.empty(0, dtype=np.float32)]
-            outlines: list[Outline] = []
-            for _, (parts, following, own, label_values), state in taken:
-                ids += parts
-                weights += [] if own is None else [own]
-                outlines.append(([*map(len, parts)], 0 if own is None else len(own), following, label_values, list(state)))
-            joined = np.concatenate(ids, dtype=np.int32, casting="same_kind")
-            yield Message(info.id, torch.from_numpy(joined), torch.from_numpy(np.concatenate(weights)), outlines, error)
+        lanes: dict[LaneKey, Iterator[LaneRow]] = {}
+        come: dict[LaneKey, int] = {}  # rows of the run that a lane's rows are for, if it never waits
+        made: dict[LaneKey, int] = {}
+        while True:
+            taken: list[tuple[LaneKey, LaneRow]] = []
+            errors: list[tuple[LaneKey, DataError]] = []
+            own = 0
+            while own < size:
+                key = mixer.next()
+                lane = key[1]
+                if lane % shard.dp_degree != shard.dp_rank or self.owner(lane, info.num_workers) != info.id:
+                    continue
+                own += 1
+                if key not in come:
+                    lanes[key], come[key], made[key] = self.lane(key), 0, 0
+                come[key] += 1
+                if made[key] < come[key] - waited[key]:
+                    made[key] += 1
+                    try:
+                        taken.append((key, next(lanes[key])))
+                    except DataError as error:
+                        errors.append((key, error))
+                        made[key] = sys.maxsize
+            yield _message(taken, errors)
 
 
-def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]) -> Iterator[Row]:
-    """Yield the rows of a rank in order, made by `workers` processes, or in this thread when 0.
+def _message(taken: Sequence[tuple[LaneKey, LaneRow]], errors: list[tuple[LaneKey, DataError]]) -> Message:
+    """Return rows and errors as they travel: an error that is raised through torchdata would lose its fields."""
+    ids: list[Ids] = [np.empty(0, dtype=np.int32)]
+    weights: list[Weights] = [np.empty(0, dtype=np.float32)]
+    outlines: list[Outline] = []
+    for key, ((parts, following, own, label_values), state, left) in taken:
+        ids += parts
+        weights += [] if own is None else [own]
+        weighted = 0 if own is None else len(own)
+        outlines.append((key, [*map(len, parts)], weighted, following, label_values, list(state), left))
+    joined = np.concatenate(ids, dtype=np.int32, casting="same_kind")
+    return Message(torch.from_numpy(joined), torch.from_numpy(np.concatenate(weights)), outlines, errors)
+
+
+def in_order(stream: RowStream, mixer: Mixer, epochs: Sequence[Epochs], draw: Callable[[LaneKey], LaneRow]) -> Iterator[Row]:
+    """Yield the rows of a rank in order; a lane whose epoch is over before that of its source waits.
+
+    Of any `degree` rows that follow one another the rank has the one whose lane is its own. It looks at all of them, as
+    all ranks do, so that they ask each other in the same order.
 
     Args:
-        stream: Makes them.
+        stream: Of the rank.
         mixer: At the stream's row.
+        epochs: Of each source.
+        draw: Returns the next row of a lane.
+
+    Raises:
+        DataError: As it was raised where the row was made; or a source has no document.
+        DataEnd: A source was read `max_epochs` times. What is left of that step are rows of other sources, and waiting.
+        RanksLeft: As `Exchange` says.
+    """
+    rank, degree, settings = stream.shard.dp_rank, stream.shard.dp_degree, stream.settings
+    # Rows that are trained on together, or not at all.
+    step = max(settings.rows_per_step, settings.batch_size * settings.buckets * degree)
+    waited = stream.waited.numpy()
+    nothing = PackedRow([])
+    over = ""
+    for first in count(0, degree):
+        mine: Row | None = None
+        for row in range(first, first + degree):
+            key = mixer.next()
+            source, lane = key
+            at = epochs[source]
+            at.arrive(lane)
+            if at.over and not over:
+                source_config = stream.config.sources[source]
+                over = f"source {source_config.name!r} was read data.sources.max_epochs = {source_config.max_epochs} times"
+            if over and row % step == 0:
+                raise DataEnd(over)
+            if lane % degree != rank:
+                continue
+            origin = RowOrigin(stream.state.rows + row, source, lane)
+            if at.reads(lane):
+                packed, state, left = draw(key)
+                at.took(lane, left, bool(packed.parts))
+                mine = Row(origin, packed, state)
+            else:
+                waited[key] += 1
+                mine = Row(origin, nothing, None)
+        assert mine is not None
+        yield mine
+
+
+def drawn_here(stream: RowStream) -> Callable[[LaneKey], LaneRow]:
+    """Return what makes the next row of a lane in this thread."""
+    lanes: dict[LaneKey, Iterator[LaneRow]] = {}
+
+    def draw(key: LaneKey) -> LaneRow:
+        if key not in lanes:
+            lanes[key] = stream.lane(key)
+        return next(lanes[key])
+
+    return draw
+
+
+@contextmanager
+def drawn_by_workers(stream: RowStream, workers: int, processes: list[Any]) -> Iterator[Callable[[LaneKey], LaneRow]]:
+    """Start processes, and give what returns the next row of a lane that they made; end them with the block.
+
+    Args:
+        stream: Makes the rows.
         workers: Their number.
         processes: Workers are put into this list, for who must end one that hangs.
 
     Raises:
         DataError: As it was raised where the row was made.
-        DataEnd: Likewise.
         WorkerError: A worker died.
     """
-    origins = stream.origins(mixer)
-    if not workers:
-        yield from stream.rows(origins)
-        return
     # No automatic collation, and no snapshots of a state that is never used. Workers are spawned: a forked child
     # would hold the parent's CUDA context, gloo sockets and the locks of its threads, and a fork server would die of a
     # SIGTERM to the process group, its children with it.
@@ -217,19 +293,23 @@ def in_order(stream: RowStream, mixer: Mixer, workers: int, processes: list[Any]
     with _no_main_module(), _no_signals():
         messages = iter(loader)
     processes += messages._workers
-    waiting: list[deque[tuple[PackedRow, LaneState] | Exception]] = [deque() for _ in range(workers)]
+    made: defaultdict[LaneKey, deque[LaneRow | DataError]] = defaultdict(deque)
+
+    def draw(key: LaneKey) -> LaneRow:
+        of_lane = made[key]
+        while not of_lane:
+            message = _receive(messages)
+            for lane, row in message.rows():
+                made[lane].append(row)
+            for lane, error in message.errors:
+                made[lane].append(error)
+        item = of_lane.popleft()
+        if isinstance(item, DataError):
+            raise item
+        return item
+
     try:
-        for origin in origins:
-            made = waiting[stream.owner(origin, workers)]
-            while not made:
-                message = _receive(messages)
-                waiting[message.worker].extend(message.rows())
-                if message.error is not None:
-                    waiting[message.worker].append(message.error)
-            item = made.popleft()
-            if isinstance(item, Exception):
-                raise item
-            yield Row(origin, *item)
+        yield draw
     finally:
         # torch ends workers when the iterator is collected, which the traceback of an exception would put off; they
         # ignore signals, so an exit of this process would wait for them.

@@ -281,7 +281,7 @@ class Packer:
         used = list(map(sum, lengths_of_rows))
         width = self.seq_len
         if self.policy == "padded":
-            width = min(width, -(-max(used) // self.pad_multiple) * self.pad_multiple)
+            width = min(width, -(-max(*used, 1) // self.pad_multiple) * self.pad_multiple)
         parts: list[Ids] = []
         lengths: list[int] = []
         of_parts: list[int] = []

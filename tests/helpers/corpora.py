@@ -4,9 +4,12 @@ import gzip
 import json
 import os
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import cycle
 from pathlib import Path
@@ -27,6 +30,8 @@ from cistron.datasets.rows import PackedRow
 from cistron.datasets.shards import ShardWriter
 from cistron.datasets.tokenizers import Encoded, Tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
+from cistron.trainer.processes import StoreExchange
+from torch.distributed import HashStore
 
 
 def words(count: int, seed: int = 0) -> list[str]:
@@ -140,6 +145,9 @@ def byte_loader(settings: Settings, batch_size: int = 4, **shard: Any) -> Loader
     return settings.but(batch_size=batch_size).loader(**shard)
 
 
+_ONE_AT_A_TIME = threading.Lock()  # ranks may be threads
+
+
 class TakingTurns:
     """Stands in for StatefulDataLoader: the workers' iterators, round robin in this process (a real one costs 3 s)."""
 
@@ -154,7 +162,7 @@ class TakingTurns:
     def __next__(self) -> Message:
         worker, rows = next(self._turns)
         info = SimpleNamespace(id=worker, num_workers=self._count)
-        with patch.object(transport, "get_worker_info", lambda: info):
+        with _ONE_AT_A_TIME, patch.object(transport, "get_worker_info", lambda: info):
             return next(rows)
 
     def _shutdown_workers(self) -> None:
@@ -185,14 +193,29 @@ def take(loader: Loader, count: int) -> list[Batch]:
 def take_on_ranks(
     settings: Settings, ranks: int, batches: int, state: DataState | None = None
 ) -> tuple[list[Batch], DataState]:
-    """Take batches on every rank, one after the other; return them, and the run's state as a checkpoint keeps it."""
-    taken: list[Batch] = []
-    states = []
-    for rank in range(ranks):
-        with settings.loader(dp_rank=rank, dp_degree=ranks, state=state) as loader:
-            taken += take(loader, batches)
-            states.append(DataState.read(json.loads(loader.state().model_dump_json())))
+    """Take batches on every rank, each in a thread; return them, and the run's state as a checkpoint keeps it."""
+    with loaders(settings, ranks, state=state) as of_ranks, ThreadPoolExecutor(ranks) as threads:
+        taken = [batch for of_rank in threads.map(lambda loader: take(loader, batches), of_ranks) for batch in of_rank]
+        states = [DataState.read(json.loads(loader.state().model_dump_json())) for loader in of_ranks]
     return taken, merge_states(states)
+
+
+@contextmanager
+def loaders(settings: Settings, ranks: int, **shard: Any) -> Iterator[list[Loader]]:
+    """Open the loaders of all ranks, in this process; what one reads may have to wait for others."""
+    store = HashStore()
+    with ExitStack() as opened:
+        yield [
+            opened.enter_context(
+                settings.loader(
+                    dp_rank=rank,
+                    dp_degree=ranks,
+                    exchange=StoreExchange(rank, ranks, 60, store) if ranks > 1 else None,
+                    **shard,
+                )
+            )
+            for rank in range(ranks)
+        ]
 
 
 def numbered_rows(batches: Iterable[Batch]) -> dict[int, tuple[bytes, ...]]:

@@ -32,6 +32,7 @@ class Progress(BaseModel):
         tokens_seen: tokens of them, padding left out.
         rows_hash: sum of the hashes of all rows since step 1, modulo 2^64.
         source_tokens: tokens of each source by its name.
+        steps_without_targets: those of the steps that had none, and changed nothing.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -40,20 +41,23 @@ class Progress(BaseModel):
     tokens_seen: Count
     rows_hash: Annotated[int, Field(ge=0, lt=2**64)]
     source_tokens: dict[str, Count]
+    steps_without_targets: Count = 0
 
     @classmethod
     def start(cls) -> "Progress":
         """Return the progress of a job that has taken no step."""
         return cls(step=0, tokens_seen=0, rows_hash=0, source_tokens={})
 
-    def advance(self, tokens: Mapping[str, int], rows_hash: int) -> None:
+    def advance(self, tokens: Mapping[str, int], rows_hash: int, *, targets: bool = True) -> None:
         """Count one optimizer step.
 
         Args:
             tokens: of each source by its name, padding left out.
             rows_hash: of the step's rows.
+            targets: whether the step had any.
         """
         self.step += 1
+        self.steps_without_targets += not targets
         self.tokens_seen += sum(tokens.values())
         self.rows_hash = (self.rows_hash + rows_hash) % 2**64
         for name, count in tokens.items():

@@ -120,12 +120,14 @@ class MetricsLog:
                     "grad_norm": float(outcome.grad_norm),
                     "lr": learning_rate(self.config, progress.step),
                     "steps_skipped": int(outcome.skipped),
+                    "steps_without_targets": progress.steps_without_targets,
                     "tokens_per_second": sum(self.sums.tokens) / self.seconds,
                     "tokens_seen": progress.tokens_seen,
                     **self.utilisation(),
                     "data_wait": self.data_seconds / self.seconds,
                     "packing_use": sum(self.sums.tokens) / self.sums.positions,
                     "documents_per_row": self.sums.documents / self.sums.rows,
+                    "idle_rows": self.sums.idle_rows / self.sums.rows,
                     **memory(self.world.device),
                     "rows_hash": f"{progress.rows_hash:016x}",
                     **self.by_source(progress),
@@ -171,10 +173,11 @@ class MetricsLog:
     def report(self, values: dict[str, Any]) -> None:
         """Write the record of a step. The line has all digits of the loss, so that runs can be compared bit for bit."""
         mfu = "" if values["mfu"] is None else f"  mfu {values['mfu']:.1%} (documents {values['mfu_documents']:.1%})"
+        idle = f"  idle rows {values['idle_rows']:.1%}" if values["idle_rows"] else ""
         line = (
             f"step {values['step']:>6}  loss {values['loss']!r}  grad_norm {values['grad_norm']:.4f}  lr {values['lr']:.3e}  "
             f"{values['tokens_per_second']:,.0f} tok/s{mfu}  data wait {values['data_wait']:.1%}  packed "
-            f"{values['packing_use']:.1%}  {values['memory_gib']:.2f} GiB"
+            f"{values['packing_use']:.1%}{idle}  {values['memory_gib']:.2f} GiB"
         )
         self.write(MetricsRecord("metrics", values, line))
 

@@ -17,6 +17,7 @@ class StepCounts(NamedTuple):
     Attributes:
         documents: or fragments.
         rows: how many.
+        idle_rows: those without a document, whose lanes wait for others to end an epoch of their source.
         positions: of tokens and of padding.
         causal_pairs: (query, key) pairs of tokens that a causal document mask and its window leave: work of attention.
         rows_hash: sum of `row_hash`.
@@ -26,6 +27,7 @@ class StepCounts(NamedTuple):
 
     documents: int
     rows: int
+    idle_rows: int
     positions: int
     causal_pairs: int
     rows_hash: int
@@ -45,6 +47,7 @@ class StepCounts(NamedTuple):
         return cls(
             documents=sum(int((b.sequence_ids.amax(1) + 1).sum()) for b in batches),
             rows=sum(len(b.rows) for b in batches),
+            idle_rows=sum(int((b.sequence_ids[:, 0] < 0).sum()) for b in batches),
             positions=sum(b.tokens.numel() for b in batches),
             causal_pairs=sum(int(keys_seen(attention, b.positions[b.sequence_ids >= 0]).sum()) for b in batches),
             rows_hash=sum(row_hash(b, i) for b in batches for i in range(len(b.rows))),
@@ -55,13 +58,13 @@ class StepCounts(NamedTuple):
     @property
     def counts(self) -> list[int]:
         """All integer counts in a fixed order, which `from_counts` reads."""
-        return [self.documents, self.rows, self.positions, self.causal_pairs, self.rows_hash, *self.tokens]
+        return [self.documents, self.rows, self.idle_rows, self.positions, self.causal_pairs, self.rows_hash, *self.tokens]
 
     @classmethod
     def from_counts(cls, counts: list[int], targets: list[float]) -> "StepCounts":
         """Return the counts that sums of `counts` and of `targets` stand for."""
-        documents, rows, positions, causal_pairs, rows_hash, *tokens = counts
-        return cls(documents, rows, positions, causal_pairs, rows_hash, tokens, targets)
+        documents, rows, idle_rows, positions, causal_pairs, rows_hash, *tokens = counts
+        return cls(documents, rows, idle_rows, positions, causal_pairs, rows_hash, tokens, targets)
 
     def plus(self, other: "StepCounts") -> "StepCounts":
         """Return the sum of both."""

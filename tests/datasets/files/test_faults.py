@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from cistron.tests.helpers.corpora import (
     TakingTurns,
     byte_loader,
     config,
+    loaders,
     numbered_rows,
     take,
     take_on_ranks,
@@ -45,15 +47,20 @@ def _until(ending: type[Exception], data: Settings, ranks: int, workers: int) ->
     """Take rows on every rank until `ending`; return those before the first that is missing, and the message there."""
     rows: dict[int, tuple[bytes, ...]] = {}
     messages: dict[int, str] = {}  # by the rank's next row
-    for rank in range(ranks):
-        changed = data.but(num_workers=workers)
-        with byte_loader(changed, batch_size=1, dp_rank=rank, dp_degree=ranks) as loader:
-            for row in range(rank, 1200, ranks):
-                try:
-                    rows |= numbered_rows(take(loader, 1))
-                except ending as error:
-                    messages[row] = str(error)
-                    break
+
+    def read(loader: Loader) -> None:
+        for row in range(of_ranks.index(loader), 1200, ranks):
+            try:
+                if (batch := loader.next()) is None:  # another rank has ended
+                    return
+                rows.update(numbered_rows([batch]))
+            except ending as error:
+                messages[row] = str(error)
+                return
+
+    settings = data.but(num_workers=workers, batch_size=1, rows_per_step=4)
+    with loaders(settings, ranks) as of_ranks, ThreadPoolExecutor(ranks) as threads:
+        list(threads.map(read, of_ranks))
     first = min(messages)
     return [rows[row] for row in range(first)], messages[first]
 

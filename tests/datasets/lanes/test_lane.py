@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice, pairwise, takewhile
+from itertools import accumulate, islice, pairwise
 from typing import Any
 from unittest.mock import patch
 
@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cistron.datasets.documents import DocumentConfig
-from cistron.datasets.errors import DataEnd, DataError
+from cistron.datasets.errors import DataError
 from cistron.datasets.files import DataFile
-from cistron.datasets.lanes import Lane, LaneState, RawDocuments, blocks
+from cistron.datasets.lanes import Lane, LaneRow, LaneState, RawDocuments, blocks
 from cistron.datasets.readers import Piece, Records
 from cistron.datasets.rows import NextToken, Objective, PackedRow, Packer, row_violations
 from cistron.datasets.rows.objectives import IGNORE
@@ -136,7 +136,6 @@ class Case:
     broken: frozenset[int] = frozenset()
     poison: frozenset[int] = frozenset()
     skip_bad: bool = True
-    max_epochs: int | None = None
     long: str = "split"
     overlap: int = 0
     objective: Objective | None = None
@@ -152,22 +151,31 @@ class Case:
         key = (seed, 0, 0)
         config = DocumentConfig(long_documents=self.long, window_overlap=self.overlap)
         raw = RawDocuments(parts, reader, Plain(self.streams, self.poison), self.packer, key, self.skip_bad, config)
-        return Lane(raw, self.packer, key, state or LaneState(), "main", self.max_epochs)
+        return Lane(raw, self.packer, key, state or LaneState())
 
     def rows(self, count: int, state: LaneState | None = None) -> list[tuple[PackedRow, LaneState]]:
         with patch.object(blocks, "block_tokens", lambda seq_len: self.block_rows * seq_len):
-            return list(islice(self.lane(state).rows(), count))
+            return [(row, state) for row, state, _ in islice(self.lane(state).rows(), count)]
+
+    def epochs(self, count: int, seed: int = 0) -> list[list[LaneRow]]:
+        """Return all rows of the first epochs."""
+        with patch.object(blocks, "block_tokens", lambda seq_len: self.block_rows * seq_len):
+            found: list[list[LaneRow]] = [[]]
+            for row in self.lane(seed=seed).rows():
+                found[-1].append(row)
+                if not row.left and len(found) == count:
+                    return found
+                if not row.left:
+                    found.append([])
+        raise AssertionError("a lane has no end")
 
     def epoch(self, number: int = 0, seed: int = 0) -> np.ndarray:
         """Return the rows of an epoch: int64 [4, rows, seq_len]."""
-        with patch.object(blocks, "block_tokens", lambda seq_len: self.block_rows * seq_len):
-            rows = takewhile(lambda row: row[1].epoch <= number, self.lane(seed=seed).rows())
-            return self.planes([row for row, state in rows if state.epoch == number])
+        return self.planes([row.packed for row in self.epochs(number + 1, seed)[number]])
 
     def packed(self) -> list[PackedRow]:
         """Return the rows of the first epoch as they are packed."""
-        with patch.object(blocks, "block_tokens", lambda seq_len: self.block_rows * seq_len):
-            return [row for row, _ in takewhile(lambda row: row[1].epoch == 0, self.lane().rows())]
+        return [row.packed for row in self.epochs(1)[0]]
 
     def planes(self, rows: list[PackedRow]) -> np.ndarray:
         return np.stack([plane.astype(np.int64) for plane in self.packer.expand(rows, range(len(rows)))[:4]])
@@ -315,8 +323,8 @@ def test_a_document_that_does_not_fit_can_be_a_bad_record(streams: bool) -> None
     assert (state.documents, state.skipped) == (2, 2), "7 tokens and an eos fit"
     with pytest.raises(DataError, match=r"byte 5: the document has 9 tokens, its eos included, and training\.seq_len = 8"):
         replace(case, skip_bad=False, pieces=1).rows(30)
-    with pytest.raises(DataError, match="finds no document"):
-        replace(case, lengths=(9, 30)).rows(30)
+    (row,) = replace(case, lengths=(9, 30)).epochs(1)[0]
+    assert (row.packed, row.state.skipped) == (PackedRow([]), 0), "both were met, and are counted by the block behind"
 
 
 def test_rows_do_not_depend_on_how_documents_arrive() -> None:
@@ -386,13 +394,16 @@ def test_a_bad_document_is_raised_where_none_is_skipped() -> None:
             replace(case, skip_bad=False).rows(9)
 
 
-def test_a_lane_ends_after_its_last_epoch() -> None:
-    case = Case((4, 5, 60), 8, "best_fit", max_epochs=2)
-    rows: list[PackedRow] = []
-    with pytest.raises(DataEnd, match=r"source 'main' was read data\.sources\.max_epochs = 2 times"):
-        rows.extend(row for row, _ in case.lane().rows())
-    endless = replace(case, max_epochs=None)
-    assert len(rows) == endless.epoch(0).shape[1] + endless.epoch(1).shape[1]
+@settings(max_examples=60, deadline=None)
+@given(cases(), st.data())
+def test_each_row_tells_how_many_certainly_follow_and_the_last_of_an_epoch_that_it_is_the_last(
+    case: Case, data: st.DataObject
+) -> None:
+    poison = data.draw(st.frozensets(st.integers(2, sum(case.lengths) + 2), max_size=5))
+    for number, rows in enumerate(replace(case, poison=poison).epochs(3)):
+        assert [row.state.epoch for row in rows] == [number] * (len(rows) - 1) + [number + 1]
+        for place, row in enumerate(rows):
+            assert 0 < row.left < len(rows) - place or (row.left == 0 and place == len(rows) - 1)
 
 
 @pytest.mark.parametrize("policy", ["best_fit", "concat"])
@@ -412,6 +423,6 @@ def test_a_giant_document_is_encoded_once_and_its_stretches_are_let_go(policy: s
     assert encoded <= 5003 + 640
 
 
-def test_an_epoch_without_documents_is_refused() -> None:
-    with pytest.raises(DataError, match="main: a lane of this source finds no document"):
-        Case((0, 0, 0), 8, "best_fit").rows(1)
+def test_an_epoch_without_documents_is_a_row_without_any() -> None:
+    for rows in Case((0, 0, 0), 8, "best_fit").epochs(3):
+        assert [(row.packed, row.left) for row in rows] == [(PackedRow([]), 0)]

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,9 +9,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from cistron.datasets.documents import DocumentConfig, Strands
-from cistron.datasets.errors import BadRecords, DataConfigError, DataEnd, DataError
+from cistron.datasets.errors import BadRecords, DataConfigError, DataError
 from cistron.datasets.files import FileStore
-from cistron.datasets.lanes import Lane, LaneState, ShardCorpus, ShardDocuments
+from cistron.datasets.lanes import Lane, LaneRow, LaneState, ShardCorpus, ShardDocuments
 from cistron.datasets.lanes import shard_documents as shard_blocks
 from cistron.datasets.lanes.blocks import Address
 from cistron.datasets.nucleotides import reverse_complement
@@ -69,19 +68,26 @@ def _corpus(folder: Path, seq_len: int = 32, lanes: int = LANES, **treatment: An
     return ShardCorpus(shards, seq_len, lanes, "main", DocumentConfig(**treatment))
 
 
-def _lane(corpus: ShardCorpus, lane: int, policy: str, state: LaneState | None = None, epochs: int = 1) -> Lane:
+def _lane(corpus: ShardCorpus, lane: int, policy: str, state: LaneState | None = None) -> Lane:
     strands = Strands(corpus.config.reverse_complement, 0, ByteTokenizer())
     documents = ShardDocuments(corpus, lane, (0, 0), policy == "concat", strands, BadRecords(skip=True))
     packer = Packer(corpus.seq_len, EOS, PAD, policy, overlap=corpus.config.window_overlap)
-    return Lane(documents, packer, (0, 0, lane), state or LaneState(), "main", epochs)
+    return Lane(documents, packer, (0, 0, lane), state or LaneState())
+
+
+def _epoch(corpus: ShardCorpus, lane: int, policy: str) -> Iterator[LaneRow]:
+    """Yield the rows of a lane's first epoch."""
+    for row in _lane(corpus, lane, policy).rows():
+        yield row
+        if not row.left:
+            return
 
 
 def _all_rows(corpus: ShardCorpus) -> list[tuple[PackedRow, LaneState]]:
     """Return the rows of an epoch of all lanes."""
     found: list[tuple[PackedRow, LaneState]] = []
     for lane in range(corpus.lanes):
-        with suppress(DataEnd):
-            found.extend(_lane(corpus, lane, "best_fit").rows())
+        found.extend((row.packed, row.state) for row in _epoch(corpus, lane, "best_fit"))
     return found
 
 
@@ -89,9 +95,7 @@ def _all_rows(corpus: ShardCorpus) -> list[tuple[PackedRow, LaneState]]:
 def test_an_epoch_of_all_lanes_holds_every_token_once(policy: str, corpus: ShardCorpus) -> None:
     rows = []
     for lane in range(LANES):
-        with suppress(DataEnd):
-            for row, _ in _lane(corpus, lane, policy).rows():
-                rows.append(row)
+        rows += [row.packed for row in _epoch(corpus, lane, policy)]
     planes = Packer(corpus.seq_len, EOS, PAD, policy).expand(rows, range(len(rows)))
     assert row_violations(*planes[:4], eos_id=EOS) == []
     total = sum(shard.tokens for shard in corpus.shards)
@@ -114,15 +118,12 @@ def test_an_epoch_of_all_lanes_holds_every_token_once(policy: str, corpus: Shard
 def test_a_lane_of_shards_resumes_to_the_bit(corpus: ShardCorpus, policy: str, lane: int, stop: int) -> None:
     rows = _lane(corpus, lane, policy).rows()
     for _ in range(stop):
-        _, state = next(rows)
+        _, state, _ = next(rows)
     again = _lane(corpus, lane, policy, state).rows()
     for _ in range(5):
-        try:
-            row, state = next(rows)
-        except DataEnd:
-            break
-        resumed, resumed_state = next(again)
-        assert state == resumed_state
+        row, state, left = next(rows)
+        resumed, resumed_state, resumed_left = next(again)
+        assert (state, left) == (resumed_state, resumed_left)
         assert row.following == resumed.following
         assert all((a == b).all() for a, b in zip(row.parts, resumed.parts, strict=True))
 
@@ -244,10 +245,10 @@ def test_a_shard_of_documents_that_are_truncated_refused_or_have_no_other_strand
     assert [row.following for row, _ in rows if row.following] == [ord("A")] * 2
     assert [bytes(part.tolist()) for row, _ in rows for part in row.parts if len(part) == 8] == [b"ACGTACGT"] * 2
     first_rows = _corpus(tmp_path, 8, 1, long_documents="truncate")
-    state = next(state for _, state in _lane(first_rows, 0, "best_fit", epochs=2).rows() if state.epoch)
+    state = next(state for _, state, _ in _lane(first_rows, 0, "best_fit").rows() if state.epoch)
     assert (state.documents, state.truncated) == (5, 2)
     bad = _corpus(tmp_path, 8, 1, long_documents="error", reverse_complement=1.0)
-    state = next(state for _, state in _lane(bad, 0, "best_fit", epochs=2).rows() if state.epoch)
+    state = next(state for _, state, _ in _lane(bad, 0, "best_fit").rows() if state.epoch)
     assert (state.documents, state.skipped) == (2, 3)
     strict = ShardDocuments(bad, 0, (0, 0), False, Strands(1.0, 0, ByteTokenizer()))
     with pytest.raises(DataError, match=r"x\.json, record [03]: the document has (33|13) tokens, its eos included"):

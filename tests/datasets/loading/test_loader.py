@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from cistron.datasets.config import DataConfig
 from cistron.datasets.errors import DataConfigError, DataError, DataOrderError
+from cistron.datasets.lanes import LaneRow
 from cistron.datasets.loading import DataState, merge_states, transport
-from cistron.datasets.loading.transport import Row, RowStream
+from cistron.datasets.loading.transport import LaneKey, RowStream
 from cistron.datasets.readers import SourceConfig
 from cistron.datasets.rows import row_violations
 from cistron.tests.helpers.corpora import (
@@ -25,6 +26,7 @@ from cistron.tests.helpers.corpora import (
     TakingTurns,
     byte_loader,
     config,
+    loaders,
     numbered_rows,
     take,
     take_on_ranks,
@@ -137,7 +139,7 @@ def test_a_state_is_small_plain_json(mixed: Settings) -> None:
         ({"rows": None}, "rows: Field required"),
         ({"rows": "7"}, "rows: Input should be a valid integer"),
         ({"extra": 1}, "extra: Extra inputs are not permitted"),
-        ({"version": 1}, "version: Input should be 3"),
+        ({"version": 3}, "version: Input should be 4"),
         ({"lanes": {"genes/0": [0, 0, 0, "x"]}}, "lanes.genes/0.3: Input should be a valid integer"),
         ({"counts": None, "begin": 1.5}, "begin: .*; counts: Field required"),
     ],
@@ -196,7 +198,8 @@ def test_a_state_of_other_files_or_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_states_of_ranks_at_different_rows_do_not_merge(mixed: Settings) -> None:
-    with byte_loader(mixed, dp_degree=2) as first, byte_loader(mixed, dp_rank=1, dp_degree=2) as second:
+    with loaders(mixed, 2) as (first, second):
+        second.next(interrupted=lambda: True)
         take(first, 1)
         with pytest.raises(AssertionError, match="different rows"):
             merge_states([first.state(), second.state()])
@@ -311,11 +314,11 @@ def test_an_error_in_a_worker_names_file_record_and_offset(tmp_path: Path) -> No
 def test_waiting_for_a_batch_can_be_interrupted(mixed: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
-    def stall(self: RowStream, places: object) -> Iterator[Row]:
+    def stall(self: RowStream, key: LaneKey) -> Iterator[LaneRow]:
         released.wait()
         return iter(())
 
-    monkeypatch.setattr(RowStream, "rows", stall)
+    monkeypatch.setattr(RowStream, "lane", stall)
     polls = iter([False, True])
     with byte_loader(mixed) as loader:
         assert loader.next(interrupted=lambda: next(polls)) is None
