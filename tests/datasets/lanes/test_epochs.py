@@ -73,6 +73,7 @@ class Given:
     chunk: int
     files: list[Any] = field(default_factory=list)
     lanes: list[Any] = field(default_factory=list)
+    pieces: None = None
     corpus: None = None
     weighted: bool = False
 
