@@ -139,12 +139,13 @@ def test_check_is_exact_about_token_shards_and_estimates_raw_sources(
     assert f"400 documents, {tokens:,} tokens" in of["shards"]
     assert "2 documents are longer than a row and make 10 fragments" in of["shards"]
     assert "longest 300" in of["shards"]
-    rows = number(of["shards"].split("an epoch of ")[1], "rows takes")
+    rows = number(of["shards"].split("an epoch of ")[1], "rows")
     assert tokens / 64 < rows < 1.05 * tokens / 64
+    rows += number(of["shards"], "idle ones")  # lanes wait for the one that has most tokens
     # steps 5 to 10 draw 3 of 4 rows from the shards
     assert "0.0% of the rows, then 75.0% of the rows from step 5" in of["shards"]
     assert number(of["shards"], "epochs") == pytest.approx(6 * 8 * 0.75 / rows, abs=0.005)
-    assert number(of["shards"].split("rows takes ")[1], "steps;") == pytest.approx(rows / (8 * 0.75), abs=0.5)
+    assert number(of["shards"].split(" takes ")[1], "steps;") == pytest.approx(rows / (8 * 0.75), abs=1)
 
     lines = [line for file in (tmp_path / "corpus").iterdir() for line in file.read_text().splitlines()]
     lengths = [len(json.loads(line)["text"]) + 1 for line in lines]

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ...datasets.loading import Loader, Source
 from ...datasets.prepare import Lengths, LengthStatistics, length_statistics, shard_lengths
+from ...datasets.randomness import Shuffle
 from ...datasets.readers import Piece, Reader
 from ...datasets.tokenizers import TokenizeError, Tokenizer
 from ...trainer.config import JobConfig
@@ -22,6 +23,7 @@ from ...trainer.processes import Terminal
 
 # Read of a raw source, in bytes: in all, and of one piece, so that the sample comes from at least 8 places.
 SAMPLE, SAMPLE_PER_PIECE = 2**21, 2**18
+COUNTED_UNITS = 2**20  # 0.2 s
 SAMPLED_PIECES = 256  # each may be a file of its own on a remote store
 BAR = 40  # characters of the longest bar
 
@@ -60,7 +62,7 @@ def report_sources(console: Terminal, config: JobConfig, loader: Loader, tokeniz
         rows_per_step: Rows of an optimizer step over all ranks.
     """
     console.print(f"encoding: {loader.encoding}")
-    for source in loader.sources:
+    for number, source in enumerate(loader.sources):
         holdings = look_into(source, tokenizer, config.training.seq_len)
         lines = ["", f"{source.config.name} ({source.config.format}): {on_disk(source, config.data.lanes)}"]
         lines += [f"  {remark}" for remark in source.remarks()]
@@ -70,7 +72,7 @@ def report_sources(console: Terminal, config: JobConfig, loader: Loader, tokeniz
             lines += [
                 f"  {in_tokens(holdings)}",
                 f"  {in_rows(holdings, config)}",
-                f"  {in_steps(holdings, config, source.config.name, rows_per_step)}",
+                f"  {in_steps(holdings, config, number, largest_lane(source, config, number), rows_per_step)}",
                 f"  tokens of a document: median {holdings.statistics.median:,}, longest {holdings.statistics.longest:,}",
             ]
         console.print("\n".join(lines))
@@ -172,8 +174,35 @@ def in_rows(holdings: Holdings, config: JobConfig) -> str:
     return f"packing uses {s.packing_efficiency:.2%} of {seq_len} positions; {of}{split}"
 
 
-def in_steps(holdings: Holdings, config: JobConfig, name: str, rows_per_step: int) -> str:
-    """Describe how many steps an epoch takes at the source's share, and how many epochs the job makes."""
+def largest_lane(source: Source, config: JobConfig, number: int) -> float:
+    """Return what the largest lane of the first epoch has, divided by the mean: of bytes, or of tokens.
+
+    An epoch takes so many times the rows of its documents, since the other lanes wait. Lanes of more than 2^20 units
+    of token shards, which chance divides, count as equal.
+    """
+    lanes = config.data.lanes
+    if source.corpus is None:
+        loads = [float(sum(piece.size for piece in pieces)) for pieces in source.lanes]
+    elif source.corpus.units > COUNTED_UNITS:
+        return 1.0
+    else:
+        units = Shuffle(source.corpus.units, config.training.seed, number, 0)[np.arange(source.corpus.units)]
+        lengths = source.corpus.locate(units).lengths
+        loads = [float(lengths[lane::lanes].sum()) for lane in range(lanes)]
+    return max(loads) * lanes / sum(loads)
+
+
+def in_steps(holdings: Holdings, config: JobConfig, number: int, largest: float, rows_per_step: int) -> str:
+    """Describe how many steps an epoch takes at the source's share, and how many epochs the job makes.
+
+    Args:
+        holdings: Of the source.
+        config: Of the job.
+        number: Of the source.
+        largest: Rows of the largest lane divided by the mean.
+        rows_per_step: Rows of an optimizer step over all ranks.
+    """
+    name = config.data.sources[number].name
     phases = list(weight_phases(config))
     shares = ", then ".join(
         f"{of[name]:.1%} of the rows" + (f" from step {first}" if first > 1 else "") for first, _, of in phases
@@ -181,13 +210,15 @@ def in_steps(holdings: Holdings, config: JobConfig, name: str, rows_per_step: in
     first = next((of[name] for _, _, of in phases if of[name]), 0.0)
     if holdings.scale is None or not first:  # compressed, or of a stage that the job does not reach
         return shares
-    rows = holdings.rows(config) * holdings.scale
+    filled = holdings.rows(config) * holdings.scale
+    rows = max(filled * largest, config.data.lanes)
+    idle = f" and about {rows - filled:,.0f} idle ones" if rows - filled >= 0.5 else ""
     epochs = sum(steps * of[name] for _, steps, of in phases) * rows_per_step / rows
     about = "" if holdings.scale == 1.0 and holdings.statistics.planned == holdings.statistics.documents else "about "
     of_epoch = rows / (rows_per_step * first)
     takes = f"{about}{of_epoch:,.0f} steps" if of_epoch >= 1 else "less than a step"
     return (
-        f"{shares}: an epoch of {about}{rows:,.0f} rows takes {takes}; the job's "
+        f"{shares}: an epoch of {about}{filled:,.0f} rows{idle} takes {takes}; the job's "
         f"{config.training.steps:,} make {epochs:.2f} epochs"
     )
 
