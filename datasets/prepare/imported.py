@@ -1,7 +1,8 @@
 """Token files of other programs to token shards, with the eos contract checked on the way.
 
-Every document must end with its only eos. Where a source says that its documents carry none, one is appended to those
-without; nothing else is ever changed. Documents of nothing but an eos are left out and counted.
+Every document must end with its only eos; where a corpus keeps eos ids inside of documents, these are counted. Where a
+source says that its documents carry none, one is appended to those without; nothing else is ever changed. Documents of
+nothing but an eos are left out and counted.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +20,7 @@ from ..errors import DataError
 from ..files import DataFile, FileStore
 from ..readers import Piece
 from ..shards import ShardWriter, SourceRecord, id_dtype
-from ..tokenizers import Ids, Tokenizer
+from ..tokenizers import Ids
 from .pool import Emit
 from .run import Corpus, Event, PreparationResult, Task
 
@@ -82,25 +83,28 @@ class TokenCorpus(Corpus):
 
     Attributes:
         append_eos: Documents may lack their eos.
+        keeps_eos: Documents may hold eos ids inside.
     """
 
     reader: TokenReader
     append_eos: bool
+    keeps_eos: bool = False
 
     @override
     def settings(self) -> dict[str, Any]:
-        return {"append_eos": self.append_eos, **self.reader.settings()}
+        return {"append_eos": self.append_eos, "keeps_eos": self.keeps_eos, **self.reader.settings()}
 
     @override
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
         dtype = id_dtype(self.tokenizer.vocab_size - 1)
-        writer = ShardWriter(folder / "train", task.name, self.tokenizer, dtype, weighted=self.reader.weighted)
+        kinds: dict[str, Any] = {"weighted": self.reader.weighted, "keeps_eos": self.keeps_eos}
+        writer = ShardWriter(folder / "train", task.name, self.tokenizer, dtype, **kinds)
         sizes = {file.path: file.size for file in self.files}
         sources = []
         dropped = appended = 0
         try:
             for piece in task.pieces:
-                contract = _Contract(self.tokenizer, self.append_eos, piece.path, self.reader.first_document(piece))
+                contract = _Contract(self, piece.path, self.reader.first_document(piece))
                 for tokens in self.reader.tokens(piece):
                     writer.write(*contract.hold(tokens))
                     emit(Event(stored=tokens.stored))
@@ -117,6 +121,7 @@ class TokenCorpus(Corpus):
             tokens=writer.tokens,
             dropped=dropped,
             eos_appended=appended,
+            interior_eos=0 if written is None else written.interior_eos,
             shards=() if written is None else (f"train/{writer.path.name}",),
         )
 
@@ -130,13 +135,14 @@ class _Contract:
         appended: Documents that were given an eos.
     """
 
-    def __init__(self, tokenizer: Tokenizer, append_eos: bool, path: str, first_document: int | None) -> None:
+    def __init__(self, corpus: TokenCorpus, path: str, first_document: int | None) -> None:
         self.documents = 0
         self.dropped = 0
         self.appended = 0
-        self._eos = tokenizer.eos_id
-        self._vocab_size = tokenizer.vocab_size
-        self._append_eos = append_eos
+        self._eos = corpus.tokenizer.eos_id
+        self._vocab_size = corpus.tokenizer.vocab_size
+        self._append_eos = corpus.append_eos
+        self._keeps_eos = corpus.keeps_eos
         self._path = path
         self._first_document = first_document
         self._open = 0  # tokens of the document that the part before left open
@@ -166,9 +172,10 @@ class _Contract:
             count = f"{np.count_nonzero(~closed):,} of the {len(ends):,} documents looked at do not end with eos {self._eos}"
             raise self._error(f"{count}, this one with {ids[at]}; give --append-eos if they carry none", tokens.ends, at)
         eos = ids == self._eos
-        if np.count_nonzero(eos) != np.count_nonzero(closed):
+        if not self._keeps_eos and np.count_nonzero(eos) != np.count_nonzero(closed):
             eos[ends[closed] - 1] = False
-            raise self._error(f"the eos {self._eos} is inside of a document", tokens.ends, int(eos.argmax()))
+            problem = f"the eos {self._eos} is inside of a document"
+            raise self._error(f"{problem}; --interior-eos keep takes it as a token", tokens.ends, int(eos.argmax()))
 
         self.documents += len(tokens.ends)
         lone = closed & (lengths == 1)
