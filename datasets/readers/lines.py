@@ -111,7 +111,7 @@ class JsonlReader(LineReader):
     """Documents in one field of JSON objects, an object per line."""
 
     format_name = "jsonl"
-    endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
+    endings = (".jsonl", ".ndjson", ".json")
 
     @override
     def parser(self, path: str) -> tuple[ParseLine, int]:

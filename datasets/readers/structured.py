@@ -18,8 +18,6 @@ from .records import READERS
 class StructuredReader(JsonlReader):
     """Lines are parsed once: a document is no string, so that the quick look for one finds none."""
 
-    endings: ClassVar[tuple[str, ...]] = ()
-
     @override
     def _record(self, line: bytes) -> tuple[bytes, float]:
         record = self._object(line)

@@ -1,4 +1,4 @@
-"""Conversations become the ids of transformers' own template, answers are told, and no message's text is a special token."""
+"""Conversations become the ids of transformers, answers are told, and no message's text becomes a special token."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-CHATML = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+CHATML = """{% for message in messages %}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 # As ChatML, but the last turn alone shows what was thought, and answers are stripped.
 THINKING = """{%- set ns = namespace(last=-1) %}
@@ -58,7 +59,7 @@ TEMPLATES = {"chatml": CHATML, "thinking": THINKING, "llama": LLAMA, "inst": INS
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
 PIECES = ["a", " b", "\n", "  ", "é", "<|im_end|", ">", "<", "12", "[INST]", "中文", "'s", "</think>x"]
 quick = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 
 
@@ -80,7 +81,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder = root / name
         folder.mkdir()
         made.save(str(folder / "tokenizer.json"))
-        table: dict[str, Any] = {"eos_token": "<|im_end|>", "bos_token": {"content": "<s>"}}
+        table: dict[str, Any] = {
+            "eos_token": "<|im_end|>",
+            "bos_token": {"__type": "AddedToken", "content": "<s>", "special": True},
+        }
         if name == "llama":
             (folder / "chat_template.jinja").write_text(template)
             table["chat_template"] = "not this one"
@@ -95,6 +99,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def opened(folders: dict[str, Path]) -> dict[str, HFTokenizer]:
     return {name: HFTokenizer(str(folder)) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def theirs(folders: dict[str, Path]) -> dict[str, Any]:
+    return {name: PreTrainedTokenizerFast.from_pretrained(str(folder)) for name, folder in folders.items()}
 
 
 def encoded(tokenizer: HFTokenizer, messages: Any, roles: list[str] | None = None) -> tuple[list[int], list[float]]:
@@ -128,13 +137,12 @@ def trained_text(tokenizer: HFTokenizer, messages: Any, roles: list[str] | None 
 @quick
 @given(data=st.data())
 def test_the_ids_are_those_that_transformers_has(
-    name: str, data: st.DataObject, folders: dict[str, Path], opened: dict[str, HFTokenizer]
+    name: str, data: st.DataObject, theirs: dict[str, Any], opened: dict[str, HFTokenizer]
 ) -> None:
     text = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
     contents = data.draw(st.lists(text, min_size=1, max_size=5))
     messages = chat(*contents, system=data.draw(st.none() | text) if name != "inst" else None)
-    theirs = PreTrainedTokenizerFast.from_pretrained(str(folders[name]))
-    wanted = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
+    wanted = theirs[name].apply_chat_template(messages, tokenize=True, return_dict=False)
     ids, _ = encoded(opened[name], messages)
     eos = opened[name].eos_id
     assert ids == (wanted if wanted[-1:] == [eos] else [*wanted, eos])
@@ -153,7 +161,7 @@ def test_other_roles_may_be_trained(opened: dict[str, HFTokenizer]) -> None:
     messages = chat("hi", "one", "more", system="be kind")
     for name in ("chatml", "marked"):
         header = "<|im_start|>user\n"
-        assert trained_text(opened[name], messages, ["user"]) == [f"{header}hi<|im_end|>", f"{header}more<|im_end|>"][:None]
+        assert trained_text(opened[name], messages, ["user"]) == [f"{header}hi<|im_end|>", f"{header}more<|im_end|>"]
         assert trained_text(opened[name], messages, ["nobody"]) == []
     assert trained_text(opened["chatml"], chat("a", "b"), ["assistant", "user"])[-1].endswith("b<|im_end|>")
 
@@ -203,7 +211,7 @@ def test_a_template_that_rewrites_what_came_before_must_mark_its_answers(folders
 
 def test_eos_inside_is_refused_unless_it_is_kept(opened: dict[str, HFTokenizer]) -> None:
     encode = MessageEncoder(DocumentConfig(), opened["chatml"])
-    with pytest.raises(TokenizeError, match="is the eos .* inside of the document; data.interior_eos"):
+    with pytest.raises(TokenizeError, match=r"is the eos .* inside of the document; data.interior_eos"):
         encode([json.dumps(chat("a", "b")).encode()])
     MessageEncoder(DocumentConfig(), opened["llama"])([json.dumps(chat("a", "b")).encode()])
 
@@ -214,7 +222,8 @@ def test_a_vocabulary_that_makes_special_tokens_of_text_is_refused_when_it_does(
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     made.add_special_tokens(["<eos>", "<turn>"])
     made.save(str(tmp_path / "tokenizer.json"))
-    template = "{% for m in messages %}<turn> {{ m.role }} : {{ m.content }} {% endfor %}<eos>"
+    template = "{% for m in messages %}<turn> {{ m.role }} : {{ m.content }} {% endfor %}"
+    template += "{% if not add_generation_prompt %}<eos>{% endif %}"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", "chat_template": template}))
     tokenizer = HFTokenizer(str(tmp_path))
     assert encoded(tokenizer, chat("hello", "hello hello"))[0] == [1, 3, 6, 5, 1, 4, 6, 5, 5, 0]
