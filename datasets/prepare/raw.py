@@ -7,7 +7,7 @@ or a document for validation.
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -52,7 +52,7 @@ class RawCorpus(Corpus):
     deduplicate: bool
     seed: int
     skip_bad: bool
-    config: DocumentConfig = field(default_factory=DocumentConfig)
+    config: DocumentConfig
 
     @override
     def settings(self) -> dict[str, Any]:

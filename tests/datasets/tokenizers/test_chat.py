@@ -139,7 +139,7 @@ def trained_text(tokenizer: HFTokenizer, messages: Any, roles: list[str] | None 
 def test_the_ids_are_those_that_transformers_has(
     name: str, data: st.DataObject, theirs: dict[str, Any], opened: dict[str, HFTokenizer]
 ) -> None:
-    text = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
+    text = st.lists(st.sampled_from(PIECES), max_size=6).map("".join).filter(lambda content: "<|im_end|>" not in content)
     contents = data.draw(st.lists(text, min_size=1, max_size=5))
     messages = chat(*contents, system=data.draw(st.none() | text) if name != "inst" else None)
     wanted = theirs[name].apply_chat_template(messages, tokenize=True, return_dict=False)
