@@ -11,6 +11,7 @@ cistron prepare --upgrade DIR
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from ..datasets.prepare import (
     Event,
     ListReader,
     MegatronReader,
+    PadId,
     PreparationResult,
     RawCorpus,
     TokenCorpus,
@@ -39,6 +41,7 @@ from ..datasets.prepare import (
     prepare,
     run_tasks,
     shard_lengths,
+    stated_pad,
 )
 from ..datasets.readers import SourceFiles, build_reader, in_folder, raw_formats
 from ..datasets.shards import open_shards, upgrade_shard, verify_shard
@@ -115,6 +118,11 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     tokens.add_argument("--dtype", choices=["uint8", "uint16", "uint32", "int32", "int64"], help="tokens: of raw files")
     tokens.add_argument("--column", default="input_ids", help="parquet: of the ids (default: input_ids)")
+    tokens.add_argument(
+        "--pad-id", metavar="ID|none",
+        help="that fills documents up at their ends, and is taken off (default: parquet's column attention_mask says, "
+        "else the tokenizer's pad, unless it is the eos or a byte)",
+    )  # fmt: skip
     tokens.add_argument("--weights-column", help="parquet: of loss weights, or of a loss mask of 0 and 1")
 
     parser.add_argument("--verify", metavar="DIR", help="only check all shards below a folder, byte by byte")
@@ -182,6 +190,9 @@ def works_of(options: argparse.Namespace) -> list[Work]:
     storage = FileStore(read_table(FileStoreConfig, "data", given(options, FileStoreConfig)))
     if options.kind:
         return [Work(options.output.name, token_corpus(options, tokenizer, storage), options.output)]
+    for name in ("append_eos", "eos_id", "dtype", "offsets", "weights_column", "pad_id"):
+        if getattr(options, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is for --import, which is not given")
     files = read_table(SourceFiles, "data", {**given(options, SourceFiles), "name": "PATHS"})
     corpus = raw_corpus(options, tokenizer, storage, read_table(DocumentConfig, "data", given(options, DocumentConfig)), files)
     return [Work(options.output.name, corpus, options.output)]
@@ -252,12 +263,13 @@ def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: Fil
     for name, kind in own.items():
         if getattr(options, name) is not None and options.kind != kind:
             raise ConfigError(f"--{name.replace('_', '-')} is for --import {kind}, and not for {options.kind}")
-    paths, eos_id, keeps_eos = options.paths, tokenizer.eos_id, options.interior_eos == "keep"
+    paths, eos_id, pad_id = options.paths, tokenizer.eos_id, read_pad(options.pad_id)
+    pad, keeps_eos = stated_pad(tokenizer, pad_id), options.interior_eos == "keep"
     reader: TokenReader
     if options.kind == "megatron":
         prefixes = [path.removesuffix(".bin").removesuffix(".idx") for path in paths]
         paths = [prefix + ending for prefix in prefixes for ending in (".bin", ".idx")]
-        reader = MegatronReader(storage, eos_id, options.append_eos)
+        reader = MegatronReader(storage, eos_id, options.append_eos, pad)
     elif options.kind == "tokens":
         if options.eos_id is None:
             raise ConfigError(f"--eos-id is not set; say which id ends a document of the dump (the tokenizer's is {eos_id})")
@@ -269,11 +281,26 @@ def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: Fil
             raise ConfigError(
                 "--interior-eos keep: nothing but its eos ids says where the documents of a dump end; give --offsets"
             )
-        reader = DumpReader(storage, eos_id, options.append_eos, options.dtype, options.offsets)
+        reader = DumpReader(storage, eos_id, options.append_eos, options.dtype, pad, options.offsets)
     else:
-        reader = ListReader(storage, options.column, options.weights_column)
-    files = storage.expand(paths)
-    return TokenCorpus(files=files, reader=reader, tokenizer=tokenizer, append_eos=options.append_eos, keeps_eos=keeps_eos)
+        reader = ListReader(storage, options.column, options.weights_column, masked=pad_id is None)
+    return TokenCorpus(
+        files=storage.expand(paths),
+        reader=reader,
+        tokenizer=tokenizer,
+        append_eos=options.append_eos,
+        pad_id=pad_id,
+        keeps_eos=keeps_eos,
+    )
+
+
+def read_pad(text: str | None) -> PadId:
+    """Return what `--pad-id` says. Raises ConfigError."""
+    if text is None or text == "none":
+        return text  # type: ignore[return-value]
+    if not re.fullmatch(r"-?[0-9]{1,10}", text):
+        raise ConfigError(f"--pad-id {text}: must be an id, or none where there is no padding")
+    return int(text)
 
 
 def summary(work: Work, result: PreparationResult, seconds: float) -> str:
@@ -293,6 +320,7 @@ def summary(work: Work, result: PreparationResult, seconds: float) -> str:
         "letters mapped": result.mapped,
         "documents given an eos": result.eos_appended,
         "eos ids inside of documents kept": result.interior_eos,
+        "tokens of padding taken off": result.padding,
     }
     lines.append("; ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing left out")
     lines.append(f"{seconds:.1f} s")
