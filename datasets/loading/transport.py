@@ -98,13 +98,13 @@ class Message(NamedTuple):
         """Yield the rows, views of the message."""
         ids, weights = self.ids.numpy(), self.weights.numpy()
         at = weighed = 0
-        for key, lengths, weighted, following, label_values, state, left in self.outlines:
+        for (source, lane), lengths, weighted, following, label_values, state, left in self.outlines:
             parts = []
             for length in lengths:
                 parts.append(ids[at : at + length])
                 at += length
             own = weights[weighed : weighed + weighted] if weighted else None
-            yield key, LaneRow(PackedRow(parts, following, own, label_values), LaneState(*state), left)
+            yield (source, lane), LaneRow(PackedRow(parts, following, own, label_values), LaneState(*state), left)
             weighed += weighted
 
 
@@ -299,10 +299,10 @@ def drawn_by_workers(stream: RowStream, workers: int, processes: list[Any]) -> I
         of_lane = made[key]
         while not of_lane:
             message = _receive(messages)
-            for lane, row in message.rows():
-                made[lane].append(row)
-            for lane, error in message.errors:
-                made[lane].append(error)
+            for of, row in message.rows():
+                made[of].append(row)
+            for (source, lane), error in message.errors:  # torch makes lists of tuples
+                made[source, lane].append(error)
         item = of_lane.popleft()
         if isinstance(item, DataError):
             raise item

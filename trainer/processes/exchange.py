@@ -8,6 +8,7 @@ meanwhile, gives up after `comm.timeout_seconds`.
 
 import itertools
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -40,13 +41,17 @@ class StoreExchange:
         self.rank, self.ranks, self.timeout = rank, ranks, timeout
         self.number = 0  # of the next exchange
         self.left = False
+        self.lock = threading.Lock()  # nothing is entered once this rank has left
         self.waits: tuple[float, list[str]] | None = None  # since when, and for the entries of which ranks
 
     def __call__(self, values: Sequence[int]) -> list[int]:
         """Return the greatest of each of `values` over all ranks. Raises RanksLeft."""
         number = self.number
         entries = [f"{number} of rank {rank}" for rank in range(self.ranks)]
-        self.store.set(entries[self.rank], json.dumps(list(values)))
+        with self.lock:
+            if self.left:
+                raise RanksLeft
+            self.store.set(entries[self.rank], json.dumps(list(values)))
         if self.rank == 0:
             self.wait_for(entries, entries)
             everyone = [json.loads(self.store.get(entry)) for entry in entries]
@@ -72,9 +77,12 @@ class StoreExchange:
 
     def leave(self) -> None:
         """Let no rank wait for this one in the exchange that it has not finished; others end all those before."""
-        self.left = True
+        with self.lock:
+            self.left = True
         with suppress(RuntimeError):  # the process that holds the store is gone
-            self.store.set(f"{self.number} {LEFT}", "")
+            # others may have finished the one that this rank has entered, and wait in the next
+            for number in (self.number, self.number + 1):
+                self.store.set(f"{number} {LEFT}", "")
 
     def watch(self, stop: Callable[[], bool]) -> Callable[[], bool]:
         """Return what the main thread polls while it waits for rows: whether to stop waiting.
