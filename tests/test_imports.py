@@ -33,7 +33,8 @@ models.attention models.huggingface
 models.decoder | models.init
 trainer.errors | trainer.config | trainer.processes
 trainer.checkpoints trainer.parallel | trainer.build trainer.optim | trainer.estimates trainer.huggingface
-trainer.heartbeat trainer.prefetch | trainer.metrics trainer.inference | trainer.start trainer.messages trainer.evaluation
+trainer.heartbeat trainer.prefetch trainer.exchange
+trainer.metrics trainer.inference | trainer.start trainer.messages trainer.evaluation
 trainer.validation trainer.extrapolation trainer.out_of_memory | trainer.train
 tools.support tools.cli | tools.extrapolate | tools.check tools.doctor tools.embed tools.evaluate tools.export tools.generate
 tools.import tools.inspect tools.prepare tools.train

@@ -29,6 +29,7 @@ from .checkpoints import Folder, Progress, RunState, Saver
 from .config import JobConfig, load_config
 from .errors import ConfigError, refuse
 from .evaluation import Evaluation
+from .exchange import StoreExchange
 from .extrapolation import LongEvaluation
 from .heartbeat import Heartbeat
 from .huggingface import export_step
@@ -38,7 +39,7 @@ from .optim import StepGuard, clip_gradients, gradient_norm, learning_rate, redu
 from .out_of_memory import out_of_memory_told
 from .parallel import Inputs, compile_for_all_widths, stage, sum_over_replicas
 from .prefetch import Prefetcher
-from .processes import StopRequest, StoreExchange, World, global_batch_size, join, lost_ranks_named, run_command, world_size
+from .processes import StopRequest, World, global_batch_size, join, lost_ranks_named, run_command, world_size
 from .start import (
     Launch,
     Parts,

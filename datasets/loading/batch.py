@@ -1,7 +1,7 @@
 """A batch, as the loader hands it to the trainer, and what beside `[data]` decides how rows become batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -70,6 +70,19 @@ class Batch:
         """Return which tokens are an eos inside of a document: bool, as `tokens`."""
         ends = torch.from_numpy(document_ends(self.sequence_ids.numpy(), self.goes_on))
         return (self.sequence_ids >= 0) & (self.tokens == eos_id) & ~ends
+
+    def with_documents(self) -> "Batch":
+        """Return the rows that hold a document: the batch itself, or copies."""
+        held = (self.sequence_ids[:, 0] >= 0).nonzero().flatten()
+        if len(held) == len(self.rows):
+            return self
+        planes = {name: getattr(self, name) for name in ("tokens", "labels", "positions", "sequence_ids", "weights", "values")}
+        lists = {name: getattr(self, name) for name in ("rows", "sources", "goes_on")}
+        return replace(
+            self,
+            **{name: None if plane is None else plane[held] for name, plane in planes.items()},
+            **{name: values and [values[place] for place in held.tolist()] for name, values in lists.items()},
+        )
 
     @classmethod
     def of(

@@ -30,7 +30,7 @@ from cistron.datasets.rows import PackedRow
 from cistron.datasets.shards import ShardWriter
 from cistron.datasets.tokenizers import Encoded, Tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
-from cistron.trainer.processes import StoreExchange
+from cistron.trainer.exchange import StoreExchange
 from torch.distributed import HashStore
 
 

@@ -1,13 +1,11 @@
 """The processes of a run: how they divide into a layout, join, talk to each other, and end with one message and status.
 
 Read `layout` (degrees of parallelism), `meeting` (how processes find each other), `agreement` (what they must have
-alike), `join` (device, process group, mesh), `world` (what this process is among the others, and their small CPU
-collectives) and `exchange` (what their loaders ask each other), then `signals`, `memory`, `exit`, `restarts` and
-`terminal`.
+alike), `join` (device, process group, mesh) and `world` (what this process is among the others, and their small CPU
+collectives), then `signals`, `memory`, `exit`, `restarts` and `terminal`.
 """
 
 from .agreement import agree
-from .exchange import StoreExchange
 from .exit import FIRST_SPEAKS_SECONDS, first_may_speak, lost_ranks_named, run_command, speak
 from .join import NVIDIA_DRIVER, device_remarks, join, limit_collectives, pick_device, symmetric_memory_complaints
 from .layout import Layout, degree_complaints, global_batch_size, layout_complaints, split_complaints, world_size
@@ -25,7 +23,6 @@ __all__ = [
     "Bar",
     "Layout",
     "StopRequest",
-    "StoreExchange",
     "Terminal",
     "ThreadTask",
     "World",

@@ -17,8 +17,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from ...datasets.loading import RanksLeft
-from .agreement import in_words
+from ..datasets.loading import RanksLeft
 
 POLL_SECONDS = (0.0005, 0.05)  # first and longest; each is by a half longer than the one before
 LEFT = "left"
@@ -94,7 +93,7 @@ class StoreExchange:
         def interrupted() -> bool:
             if (waits := self.waits) and time.monotonic() - max(begun, waits[0]) > self.timeout and not stop():
                 absent = [rank for rank in range(len(waits[1])) if not self.store.check([waits[1][rank]])]
-                missing = f"rank {in_words(absent or [0])}"
+                missing = f"rank {', '.join(map(str, absent or [0]))}"
                 raise dist.DistStoreError(f"waiting for rows: the data of {missing} did not answer in {self.timeout:g} s")
             return stop()
 

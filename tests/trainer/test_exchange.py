@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cistron.datasets.loading import RanksLeft
-from cistron.trainer.processes import StoreExchange
+from cistron.trainer.exchange import StoreExchange
 from torch.distributed import DistStoreError, HashStore
 
 
