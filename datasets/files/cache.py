@@ -123,9 +123,8 @@ def _is_sound(copy: Path, size: int) -> bool:
     if stat.st_size != size:
         return False
     seconds, rest = divmod(stat.st_mtime_ns, 10**9)
-    return (not rest and seconds % REMAINDERS == _remainder(copy)) or checksum(str(copy)).endswith(
-        f":{copy.name.split('-')[1]}"
-    )
+    untouched = not rest and seconds % REMAINDERS == _remainder(copy)
+    return untouched or checksum(str(copy)).endswith(f":{copy.name.split('-')[1]}")
 
 
 def _same_ends(copy: Path, size: int, opener: Opener) -> bool:

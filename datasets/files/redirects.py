@@ -6,8 +6,10 @@ address to one that is private, of this host or link-local is refused, as is one
 names may be private, and a private server may redirect to others of its network, as those of clusters do.
 
 Names are judged by their addresses, before the redirect is followed and again when it connects, so that a name server
-that gives another answer the second time changes nothing. A proxy that the environment names (http_proxy, https_proxy;
-read where fsspec's client has `trust_env`) may be private; it looks names up that this host does not know. This holds for http and https; drivers of other stores follow
+that gives another answer the second time changes nothing.
+
+A proxy that the environment names (http_proxy, https_proxy; read where fsspec's client has `trust_env`) may be private;
+it looks up names that this host does not know. All of this holds for http and https; drivers of other stores follow
 redirects as their own libraries do.
 """
 

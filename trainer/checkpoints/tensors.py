@@ -241,7 +241,8 @@ def are_inside(spec: Spec, pieces: Sequence[TensorPiece], files: Files) -> bool:
     if any(not len(piece.offsets) == len(piece.sizes) == len(shape) for piece in pieces):
         return False
     offsets, sizes = (np.array([getattr(piece, name) for piece in pieces], dtype=np.int64) for name in ("offsets", "sizes"))
-    begins, ends = (np.array(list(numbers), dtype=np.int64) for numbers in zip(*((p.begin, files[p.file][0]) for p in pieces)))
+    begins = np.array([piece.begin for piece in pieces], dtype=np.int64)
+    ends = np.array([files[piece.file][0] for piece in pieces], dtype=np.int64)
     if not ((sizes <= np.array(shape)) & (offsets <= np.array(shape) - sizes)).all():
         return False
     if math.prod(shape) * dtype.itemsize >= 2**62 or (begins >= 2**62).any():
