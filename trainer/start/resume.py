@@ -72,14 +72,16 @@ def opened_anywhere(
     return anew, None, f'{refusal}; data.on_change = "restart": the data begins anew, at row {row}'
 
 
-def files_of(config: JobConfig, data: TrainData) -> dict[str, Sequence[DataFile]]:
+def files_of(config: JobConfig, data: TrainData) -> Mapping[str, Sequence[DataFile]]:
     """Return the files of each source that the job reads, `[eval.extrapolation]` included, by the source's key.
 
     Raises:
         DataError: those of `[eval.extrapolation]` alone cannot be found.
     """
     opened = {"data": data.loader.sources, "validation": data.validation.sources if data.validation else []}
-    found = {f"{table}.sources.{source.config.name}": source.files for table in opened for source in opened[table]}
+    found: dict[str, Sequence[DataFile]] = {
+        f"{table}.sources.{source.config.name}": source.files for table in opened for source in opened[table]
+    }
     if config.eval.extrapolation.enable and not data.validation:
         storage = FileStore(config.data)
         for source in config.validation.sources:

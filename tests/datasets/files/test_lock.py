@@ -172,7 +172,7 @@ def test_a_request_to_stop_ends_the_watch_of_another_machine(folder: str, monkey
     elsewhere(monkeypatch)
     monkeypatch.setattr(lock, "WATCH_SECONDS", 60)
     began, asked = time.monotonic(), iter([False, False, True])
-    with pytest.raises(InUseError, match=r"told to stop while watching whether host '.*' still writes to it"):
+    with pytest.raises(InUseError, match=r"told to stop while watching whether host .*, process .* still writes to it"):
         Lock(folder, stop=lambda: next(asked)).__enter__()
     assert time.monotonic() - began < 30
     assert claims(folder) == [f"lock-{'0' * 16}"], "the other's claim stays, its own goes"

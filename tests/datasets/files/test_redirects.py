@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append(dict(self.headers))
-        redirected = self.path.startswith("/to")
+        redirected = "/to/" in self.path  # which a proxy gets with the whole URL before it
         self.send_response(302 if redirected else 200)
         if redirected:
             self.send_header(self.server.header, self.server.location)
