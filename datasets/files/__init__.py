@@ -17,6 +17,7 @@ from .atomic import (
     write_atomically,
 )
 from .bgzip import BgzfFile, ByteFile, DamagedError
+from .contents import foreign
 from .find import DataFile, is_compressed, is_remote, uncompressed_name
 from .inventory import Listing, changes, deviations, fingerprint, last_name, listed, saved_order
 from .lock import Lock, machine, started
@@ -41,6 +42,7 @@ __all__ = [
     "deviations",
     "file_system",
     "fingerprint",
+    "foreign",
     "is_compressed",
     "is_remote",
     "last_name",

@@ -20,7 +20,7 @@ class SourceFiles(Table):
     paths: list[PathText] = Field(min_length=1)
     """Files, globs, URLs; tokens: manifests (*.json), folders. {stdlib}: Python's library; {synthetic}: a genome."""
     field: str = "text"
-    """jsonl, tsv and parquet: the key or column that holds the document."""
+    """jsonl, csv, tsv and parquet: the key (a.b: key b of the object at a) or column that holds the document."""
     label: Name | None = None
     """The same formats: key or column of the document's label, for training.objective classification, regression."""
 
