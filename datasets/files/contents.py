@@ -1,10 +1,21 @@
-"""What a file holds, by its first bytes: compressed data, and files of other programs that would be read as text."""
+"""What a file holds: by its first bytes, and inflated where it is xz or bzip2.
 
-from typing import NamedTuple
+Files of other programs would be read as text, byte for byte. Python's own readers of xz and bzip2 take whatever follows
+a member and is none for the end of the file.
+"""
 
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from ..errors import DataError
+from .bgzip import ByteFile, DamagedError
 from .find import compression
 
-HEAD_BYTES = 4096  # of a file, that are looked at
+HEAD_BYTES = 4096  # of a stored file, that are looked at
+# Of a file of text. A line this long without a line feed is rare, and one with a carriage return rarer.
+TEXT_HEAD_BYTES = 2**16
+CR_ONLY = "its lines end by a carriage return alone, as on an old Macintosh; convert it, as `tr '\\r' '\\n'` does"
+CHUNK = 2**16  # bytes read at once of a file that is inflated
 SKIPPABLE = [bytes([0x50 + number]) + b"\x2a\x4d\x18" for number in range(16)]  # frames of zstd that hold nothing
 MAGIC = {
     "gzip": (b"\x1f\x8b",),
@@ -86,3 +97,127 @@ def miscompressed(path: str, stored: bytes) -> str | None:
         return f"its name says {means}, and its first bytes are of {found}: the name must end in {NAMED[found]}"
     what = next((f", but as {kind.name}" for kind in KINDS if stored[kind.at :].startswith(kind.starts)), "")
     return f"it does not begin as {means} does{what}; if it is not compressed, take that ending off its name"
+
+
+class Rewound:
+    """A file whose first bytes were read and are read again: what is compressed goes back at a cost."""
+
+    def __init__(self, file: ByteFile, head: bytes) -> None:
+        self._file, self._head, self._at = file, head, 0
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next `size` bytes, fewer only at the end."""
+        if self._at >= len(self._head):
+            return self._file.read(size)
+        data = self._head[self._at : self._at + size]
+        self._at += len(data)
+        return data if len(data) == size else data + self._file.read(size - len(data))
+
+    def seek(self, offset: int, /) -> int:
+        """Go to a byte, and return its place or the file's size where there is none."""
+        if self._at < len(self._head) and offset == self._at:
+            return offset
+        self._at = len(self._head)
+        return self._file.seek(offset)
+
+
+def look_at_head(path: str, head: bytes) -> None:
+    """Refuse a file by how it begins, uncompressed. Raises DataError."""
+    if (problem := foreign(path, head)) is not None:
+        raise DataError(problem, file=path, offset=0)
+
+
+def look_at_lines(path: str, head: bytes) -> None:
+    """Refuse a file whose lines end by carriage returns alone. Raises DataError."""
+    if b"\r" in head.rstrip(b"\r") and b"\n" not in head:
+        raise DataError(CR_ONLY, file=path, offset=head.index(b"\r"))
+
+
+class Decompressor(Protocol):
+    """A member that is inflated, as `lzma` and `bz2` have it."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether its end was met."""
+        ...
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether it gives nothing more without more stored bytes."""
+        ...
+
+    @property
+    def unused_data(self) -> bytes:
+        """Stored bytes behind its end."""
+        ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        """Return more of what the member holds."""
+        ...
+
+
+class InflatedFile:
+    """A compressed file as its uncompressed bytes; going back inflates it again from its first.
+
+    Args:
+        raw: The file, as stored.
+        begin: Begins a member.
+        failures: What a member raises that is damaged.
+        padding: Zeros may stand between members in multiples of so many; 0: not at all.
+    """
+
+    def __init__(self, raw: ByteFile, begin: Callable[[], Decompressor], failures: type[Exception], padding: int = 0) -> None:
+        self._raw, self._begin, self._failures, self._padding = raw, begin, failures, padding
+        self._member = begin()
+        self._at = 0
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next `size` bytes, fewer only at the end.
+
+        Raises:
+            EOFError: The file ends within a member.
+            DamagedError: It is damaged.
+        """
+        parts, missing = [], size
+        while missing > 0 and (data := self._next(missing)):
+            parts.append(data)
+            missing -= len(data)
+        self._at += size - missing
+        return b"".join(parts)
+
+    def seek(self, offset: int, /) -> int:
+        """Go to a byte by inflating what lies before, and return its place, which is the size where there is none."""
+        if offset < self._at:
+            self._raw.seek(0)
+            self._member, self._at = self._begin(), 0
+        while self._at < offset and self.read(min(CHUNK, offset - self._at)):
+            pass
+        return self._at
+
+    def _next(self, most: int) -> bytes:
+        """Return some bytes, none at the end."""
+        while True:
+            stored = b""
+            if self._member.eof:
+                if not (stored := self._behind()):
+                    return b""
+                self._member = self._begin()
+            elif self._member.needs_input and not (stored := self._raw.read(CHUNK)):
+                raise EOFError
+            try:
+                data = self._member.decompress(stored, most)
+            except self._failures as error:
+                raise DamagedError(str(error)) from error
+            if data:
+                return data
+
+    def _behind(self) -> bytes:
+        """Return stored bytes from the beginning of the next member on, none where there is no other."""
+        rest, zeros = self._member.unused_data or self._raw.read(CHUNK), 0
+        while self._padding and rest and not (kept := rest.lstrip(b"\0")):
+            zeros, rest = zeros + len(rest), self._raw.read(CHUNK)
+        if self._padding and rest:
+            zeros, rest = zeros + len(rest) - len(kept), kept
+        if self._padding and zeros % self._padding:
+            raise DamagedError(f"{zeros} zeros follow a member, where multiples of {self._padding} may")
+        return rest

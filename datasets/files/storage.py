@@ -1,7 +1,7 @@
 """Files of a corpus: found by pattern, opened wherever they are and however compressed.
 
 gzip and zstd are inflated by Python's own readers, which go back by inflating the file again from the first byte; xz
-and bzip2 by `inflate`, bgzip by `bgzip`. Python has zstd from 3.14 on; `backports.zstd` is the same module.
+and bzip2 by `contents`, bgzip by `bgzip`. Python has zstd from 3.14 on; `backports.zstd` is the same module.
 """
 
 import gzip
@@ -21,9 +21,8 @@ from ...base import PathText, Table
 from ..errors import DataError
 from .bgzip import BgzfFile, BlockIndex, ByteFile, DamagedError, block_size, find_blocks
 from .cache import find_copy, make_copy
-from .contents import HEAD_BYTES, miscompressed
+from .contents import HEAD_BYTES, InflatedFile, miscompressed
 from .find import DataFile, FolderRule, compression, find_files, is_compressed, local_path, real_path
-from .inflate import InflatedFile
 from .inventory import last_name, stamped
 from .remote import Patience, RemoteFile
 

@@ -17,8 +17,7 @@ import numpy as np
 from typing_extensions import override
 
 from ..errors import DataError
-from ..files import ByteFile
-from .beginnings import look_at_lines
+from ..files import ByteFile, look_at_lines
 from .pieces import Piece
 from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, READERS, Reader, Records, Window
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from ..errors import DataError
-from .beginnings import look_at_lines
+from ..files import look_at_lines
 from .pieces import Piece
 from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, READERS, FieldReader, Reader, Records, Window
 

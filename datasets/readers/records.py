@@ -12,8 +12,7 @@ from typing import ClassVar, NamedTuple
 
 from ...base import Registry
 from ..errors import DataError
-from ..files import BgzfFile, ByteFile, DamagedError, DataFile, FileStore, is_compressed
-from .beginnings import HEAD_BYTES, Rewound, look
+from ..files import TEXT_HEAD_BYTES, BgzfFile, ByteFile, DamagedError, DataFile, FileStore, Rewound, is_compressed, look_at_head
 from .labels import Label
 from .pieces import Piece, record_starts
 
@@ -150,13 +149,13 @@ class Reader(ABC):
         """
         if offset:
             return file
-        head = file.read(HEAD_BYTES)
+        head = file.read(TEXT_HEAD_BYTES)
         self.look(path, head)
         return Rewound(file, head)
 
     def look(self, path: str, head: bytes) -> None:
         """Refuse a file by how it begins, uncompressed. Raises DataError."""
-        look(path, head)
+        look_at_head(path, head)
 
     def locate(self, path: str, offset: int, index: int) -> tuple[int | str | None, int | None]:
         """Return (record, byte in the file) of byte `index` of the document data that begins at `offset`.

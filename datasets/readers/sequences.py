@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from ..errors import DataConfigError, DataError
 from ..files import DataFile, FileStore, uncompressed_name
+from .config import build_reader, has_fields, in_folder, raw_formats
 from .fasta import ENDINGS
-from .formats import build_reader, has_fields, in_folder, raw_formats
 from .pieces import MAX_PIECE_BYTES, Piece
 from .records import READERS, DocumentJoiner, Reader, located, wrong_byte
 

@@ -23,7 +23,7 @@ def said(documents: list[bytes], alphabet: str = "bytes") -> list[str]:
 @pytest.mark.parametrize(
     ("documents", "kind", "foreign"),
     [
-        ([b"acgtNNRYACGT-"], "nucleotides", []),
+        ([b"acgtNNRYACGT-ACGT"], "nucleotides", []),
         ([b"ACGU" * 9], "nucleotides", []),
         ([b"ACGT" * 9, b"ACGUu"], "nucleotides", [("'U'", 1), ("'u'", 1)]),
         ([b"ACGT" * 99, PROTEIN], "nucleotides", [("'Q'", 6), ("'L'", 5), ("'I'", 4), ("'E'", 4), ("'F'", 2), ("'P'", 1)]),
