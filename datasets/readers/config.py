@@ -9,9 +9,10 @@ from pydantic import Field
 from typing_extensions import override
 
 from ...base import Name, PathText, Positive, Table, Weight
+from ..documents import Content
 from ..errors import DataConfigError
 from ..files import FileStore
-from . import fasta, tables, text  # noqa: F401 (they register)
+from . import fasta, structured, tables, text  # noqa: F401 (they register)
 from .labels import Label
 from .records import READERS, FieldReader, Reader
 
@@ -29,9 +30,15 @@ class SourceFiles(Table):
     paths: list[PathText] = Field(min_length=1)
     """Files, globs, URLs; tokens: manifests (*.json), folders. {stdlib}: Python's library; {synthetic}: a genome."""
     field: str = "text"
-    """jsonl, csv, tsv and parquet: the key (a.b: key b of the object at a) or column that holds the document."""
+    """The key (a.b: b of the object at a) or column of the document, its ids or messages: jsonl, csv, tsv, parquet."""
     label: Name | None = None
     """The same formats: key or column of the document's label, for training.objective classification, regression."""
+
+    @property
+    def content(self) -> Content | None:
+        """What the bytes of a document are; None: token shards, which are not read as bytes."""
+        reader = READERS[self.format]
+        return None if reader is None else reader.content
 
     @override
     def complaints(self) -> list[str]:

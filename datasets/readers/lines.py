@@ -135,14 +135,14 @@ class JsonlReader(LineReader, FieldReader):
         try:
             text = str(line, "utf-8")
             record, end = _parse(text)
-            value = record[self.field] if self.field in record else _at(record, self.field)
+            value = record[self.field] if self.field in record else at_key(record, self.field)
             document = value.encode() if end == len(text) else None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             document = None
         if document is None:
             record = self._object(line)
             document = self._document(record)
-        return document, 0.0 if self.label is None else self.label.number(_at(record, self.label.field), document)
+        return document, 0.0 if self.label is None else self.label.number(at_key(record, self.label.field), document)
 
     def _object(self, line: bytes) -> dict[str, Any]:
         """Return the JSON object of a line with all the care that the fast way leaves out.
@@ -160,10 +160,14 @@ class JsonlReader(LineReader, FieldReader):
 
     def _document(self, record: dict[str, Any]) -> bytes:
         """Return the document of a record. Raises ValueError, saying what is wrong with it."""
-        text = _at(record, self.field, MISSING)
+        text = at_key(record, self.field, MISSING)
         if text is MISSING:
             fields = ", ".join(map(repr, list(record)[:8])) or "none"
             raise ValueError(f"there is no field {self.field!r}; its fields are: {fields}")
+        return self._value(text)
+
+    def _value(self, text: Any) -> bytes:
+        """Return the document that a field's value is. Raises ValueError, saying what is wrong with it."""
         if self.numbers and type(text) is int:
             text = str(text)
         if not isinstance(text, str):
@@ -175,7 +179,7 @@ class JsonlReader(LineReader, FieldReader):
             raise ValueError(f"field {self.field!r} holds half a surrogate pair ({error.reason})") from None
 
 
-def _at(record: Any, name: str, otherwise: Any = None) -> Any:
+def at_key(record: Any, name: str, otherwise: Any = None) -> Any:
     """Return what a key holds; where there is none of the name, `a.b` is key b of the object at a."""
     if name in record:
         return record[name]

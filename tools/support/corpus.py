@@ -6,17 +6,18 @@ estimated.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from rich.padding import Padding
 from rich.table import Table
 
+from ...datasets.documents import make_encoder
 from ...datasets.loading import Loader, Source
 from ...datasets.prepare import Lengths, LengthStatistics, length_statistics, shard_lengths
 from ...datasets.readers import Piece, Reader
-from ...datasets.tokenizers import TokenizeError, Tokenizer
+from ...datasets.tokenizers import Encoded, TokenizeError, Tokenizer
 from ...trainer.config import JobConfig
 from ...trainer.processes import Terminal
 from .alphabet import Counts, alphabet_report, count_ids, count_letters
@@ -79,7 +80,7 @@ def report_sources(console: Terminal, config: JobConfig, loader: Loader, tokeniz
         console.print("\n".join(lines))
         if holdings is not None:
             console.print(Padding(histogram_table(holdings.statistics.histogram), (0, 0, 0, 4), expand=False))
-        if holdings is not None and tokenizer.alphabet is not None:
+        if holdings is not None and tokenizer.alphabet is not None and holdings.letters.any():
             for told in alphabet_report(holdings.letters, tokenizer.alphabet):
                 console.print(told if isinstance(told, str) else Padding(told, (0, 0, 0, 4), expand=False))
 
@@ -90,13 +91,17 @@ def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | 
         letters = count_letters([]) if tokenizer.alphabet is None else count_ids(source.corpus.shards, tokenizer)
         return Holdings(length_statistics(shard_lengths(source.corpus.shards), seq_len), scale=1.0, letters=letters)
     assert source.reader is not None
+    encode = tokenizer.encode_batch
+    if source.reader.content != "text":
+        encoder = make_encoder(source.reader.content, source.data, tokenizer)
+        encode = lambda documents: encoder(documents).encoded  # noqa: E731
     pieces = [piece for lane in source.lanes for piece in lane]
     lengths: list[Lengths] = []
     left, covered, cut, letters = SAMPLE, 0.0, 0, count_letters([])
     for piece in random.Random(0).sample(pieces, min(len(pieces), SAMPLED_PIECES)):
         documents, share, goes_on = head_of(source.reader, piece)
-        lengths.append(lengths_of(documents, tokenizer))
-        letters += count_letters(documents)
+        lengths.append(lengths_of(documents, encode))
+        letters += count_letters(documents if source.reader.content == "text" else [])
         covered += piece.size * share
         cut += goes_on
         left -= sum(map(len, documents))
@@ -130,14 +135,14 @@ def head_of(reader: Reader, piece: Piece) -> tuple[list[bytes], float, bool]:
     return documents, 1.0, False
 
 
-def lengths_of(documents: list[bytes], tokenizer: Tokenizer) -> Lengths:
+def lengths_of(documents: list[bytes], encode: Callable[[list[bytes]], Encoded]) -> Lengths:
     """Return how many tokens each document has, its eos included.
 
     Documents that cannot be encoded are left out: training names them.
     """
     while True:
         try:
-            return np.array(tokenizer.encode_batch(documents).lengths, dtype=np.int64)
+            return np.array(encode(documents).lengths, dtype=np.int64)
         except TokenizeError as error:
             documents = documents[: error.index] + documents[error.index + 1 :]
 
