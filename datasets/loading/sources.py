@@ -42,12 +42,18 @@ class Source:
         of_shards = self.corpus is not None and any(shard.manifest.weights for shard in self.corpus.shards)
         return of_shards or self.data.weighted or self.data.window_overlap > 0
 
+    @property
+    def letters(self) -> set[Letters]:
+        """What was done with letters: the job's settings, or those that its shards were prepared with."""
+        if self.corpus is None:
+            return {self.data.letters}
+        return {shard.manifest.letters for shard in self.corpus.shards}
+
     def remarks(self) -> list[str]:
         """Return a line where the shards were prepared with other letter settings than the job's; theirs hold."""
         if self.corpus is None:
             return []
-        made_with = {shard.manifest.letters for shard in self.corpus.shards}
-        kept = {key: {str(getattr(made, key)).lower() for made in made_with} for key in Letters.model_fields}
+        kept = {key: {str(getattr(made, key)).lower() for made in self.letters} for key in Letters.model_fields}
         job = {key: str(getattr(self.data, key)).lower() for key in kept}
         others = [key for key in kept if kept[key] != {job[key]}]
         if not others:

@@ -44,7 +44,7 @@ def add_table_options(group: OptionGroup, table: type[Table], *keys: str, prefix
         if get_origin(kind) is Annotated:
             kind = get_args(kind)[0]
         if kind is bool:
-            group.add_argument(flag, action="store_true", default=None, help=help)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help)
         elif get_origin(kind) is Literal:
             group.add_argument(flag, choices=get_args(kind), help=help, **many)
         else:

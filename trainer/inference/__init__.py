@@ -5,10 +5,19 @@ Read `open` first, then `documents`: how sequences become a row. `embeddings` (w
 commands use.
 """
 
-from .documents import BATCH_TOKENS, Document, Rows, make_rows, opening_tokens, read_documents, with_positions
+from .documents import (
+    BATCH_TOKENS,
+    Document,
+    Rows,
+    batches_of_records,
+    make_rows,
+    opening_tokens,
+    read_documents,
+    with_positions,
+)
 from .embeddings import Pool, embed, embeddings
 from .layers import choose_layers, meaning, widths
-from .likelihood import Score, log_likelihoods, score
+from .likelihood import Score, check_scorable, log_likelihoods, score
 from .open import DTYPES, OpenedModel, inference_mask, open_model
 from .sampling import sample, sample_tokens
 
@@ -20,6 +29,8 @@ __all__ = [
     "Pool",
     "Rows",
     "Score",
+    "batches_of_records",
+    "check_scorable",
     "choose_layers",
     "embed",
     "embeddings",

@@ -58,7 +58,7 @@ def sample(
     opened = opened_model(model)
     opened.refuse_encoder("generate")
     try:
-        ids = opened.tokenizer.encode(prompt.encode(errors="surrogateescape") if isinstance(prompt, str) else prompt)
+        ids = opened.tokenizer.encode(opened.shown(prompt))
     except TokenizeError as error:
         raise ConfigError(f"prompt: {error.problem}") from None
     if not len(ids):
