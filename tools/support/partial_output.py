@@ -121,7 +121,7 @@ class PartialOutput(ABC):
         """Remove the folder, what says that the output is whole behind all that was finished."""
         for path in self.partial.iterdir():
             if path.name not in (PLAN, FINISHED):
-                path.unlink()
+                path.unlink(missing_ok=True)
         (self.partial / FINISHED).unlink()
         shutil.rmtree(self.partial)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from cistron.datasets.documents import Letters
 from cistron.datasets.errors import BadRecords
 from cistron.datasets.readers import NamedSequence, SequenceFiles
 from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
@@ -328,4 +329,5 @@ def test_a_run_ends_with_a_line_where_its_weights_give_no_sample(tmp_path: Path,
     trainer.close()
     output = capsys.readouterr().out
     assert "warning: a sample: no text: what the model predicts is not finite; tok_embeddings.weight is not" in output
-    assert (tmp_path / "run" / "checkpoint" / "step-1" / "manifest.json").exists()
+    saved = checkpoint.read(tmp_path / "run" / "checkpoint" / "step-1")
+    assert saved.state.letters == {"words": [Letters()]}, "what was done with letters is known of a checkpoint"
