@@ -71,8 +71,9 @@ def run(options: argparse.Namespace) -> None:
         "layers": [*layers],
         "pool": options.pool,
     }
-    metadata = {"model": public_name(opened.where), "pool": options.pool, "dtype": options.dtype, "prefix": options.prefix}
-    metadata |= {"uppercase": str(opened.letters.uppercase).lower()} | {layer: meaning(layer) for layer in layers}
+    metadata = {"model": public_name(opened.where), "pool": options.pool, "dtype": options.dtype}
+    metadata |= {"uppercase": str(opened.letters.uppercase).lower(), "prefix": ascii(options.prefix)[1:-1]}
+    metadata |= {layer: meaning(layer) for layer in layers}
     with EmbeddingFile(options.output, plan, layers, options.pool != "none", metadata) as output:
         if output.complete:
             return
