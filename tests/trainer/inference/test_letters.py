@@ -148,7 +148,7 @@ def test_upper_case_goes_to_hugging_face_and_comes_back(tmp_path: Path, genome: 
     text = "gaTTaca|k__é|\n"
     assert theirs.encode(text).ids == list(text.encode().upper())
     back = open_model(folder, device="cpu")
-    assert back.messages == ("letters: uppercase = true; no job says what else its training did with them",)
+    assert "letters: uppercase = true; no job says what else its training did with them" in back.messages
     sequences = ["gatTACa", "GGcc"]
     assert [one.log_likelihood for one in score(back, sequences)] == [one.log_likelihood for one in score(opened, sequences)]
     import_folder(folder, tmp_path / "imported")
@@ -168,5 +168,5 @@ def test_a_folder_without_a_job_is_read_as_letters_stand(tmp_path: Path) -> None
     step = write_checkpoint(tmp_path / "step-1", CAUSAL)
     assert open_model(step, device="cpu").messages == (), "a job that did nothing to letters"
     export(checkpoint.read(step), tmp_path / "hf", tokenizer=TokenizerConfig(kind="byte"))
-    told = ("letters: as they stand; no job says what else its training did with them",)
-    assert open_model(tmp_path / "hf", device="cpu").messages == told
+    told = "letters: as they stand; no job says what else its training did with them"
+    assert told in open_model(tmp_path / "hf", device="cpu").messages
