@@ -16,7 +16,7 @@ from rich.table import Table
 from ...datasets.loading import Loader, Source
 from ...datasets.prepare import Lengths, LengthStatistics, length_statistics, shard_lengths
 from ...datasets.readers import Piece, Reader
-from ...datasets.tokenizers import TokenizeError, Tokenizer
+from ...datasets.tokenizers import Encoded, TokenizeError, Tokenizer
 from ...trainer.config import JobConfig
 from ...trainer.processes import Terminal
 
@@ -35,11 +35,13 @@ class Holdings:
         scale: Size of the whole divided by that of the sample: 1 for all documents, None where it is unknown.
         cut: Sampled documents that continue behind the sample. Their number is a guess, and their lengths are too
             short.
+        mapped: Letters of the sample that the tokenizer read as others, or unknown tokens, see `Encoded`.
     """
 
     statistics: LengthStatistics
     scale: float | None
     cut: int = 0
+    mapped: int = 0
 
     def rows(self, config: JobConfig) -> float:
         """Return how many rows the job packs the documents into."""
@@ -73,6 +75,8 @@ def report_sources(console: Terminal, config: JobConfig, loader: Loader, tokeniz
                 f"  {in_steps(holdings, config, source.config.name, rows_per_step)}",
                 f"  tokens of a document: median {holdings.statistics.median:,}, longest {holdings.statistics.longest:,}",
             ]
+            if holdings.mapped:
+                lines.append(f"  {holdings.mapped:,} letters mapped or unknown tokens in the sample")
         console.print("\n".join(lines))
         if holdings is not None:
             console.print(Padding(histogram_table(holdings.statistics.histogram), (0, 0, 0, 4), expand=False))
@@ -85,10 +89,12 @@ def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | 
     assert source.reader is not None
     pieces = [piece for lane in source.lanes for piece in lane]
     lengths: list[Lengths] = []
-    left, covered, cut = SAMPLE, 0.0, 0
+    left, covered, cut, mapped = SAMPLE, 0.0, 0, 0
     for piece in random.Random(0).sample(pieces, min(len(pieces), SAMPLED_PIECES)):
         documents, share, goes_on = head_of(source.reader, piece)
-        lengths.append(lengths_of(documents, tokenizer))
+        encoded = encoded_of(documents, tokenizer)
+        lengths.append(np.array(encoded.lengths, dtype=np.int64))
+        mapped += sum(encoded.mapped or ())
         covered += piece.size * share
         cut += goes_on
         left -= sum(map(len, documents))
@@ -97,7 +103,7 @@ def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | 
     if not sum(map(len, lengths)):
         return None
     scale = sum(piece.size for piece in pieces) / covered
-    return Holdings(length_statistics(lengths, seq_len), None if np.isnan(scale) else scale, cut)
+    return Holdings(length_statistics(lengths, seq_len), None if np.isnan(scale) else scale, cut, mapped)
 
 
 def head_of(reader: Reader, piece: Piece) -> tuple[list[bytes], float, bool]:
@@ -122,14 +128,11 @@ def head_of(reader: Reader, piece: Piece) -> tuple[list[bytes], float, bool]:
     return documents, 1.0, False
 
 
-def lengths_of(documents: list[bytes], tokenizer: Tokenizer) -> Lengths:
-    """Return how many tokens each document has, its eos included.
-
-    Documents that cannot be encoded are left out: training names them.
-    """
+def encoded_of(documents: list[bytes], tokenizer: Tokenizer) -> Encoded:
+    """Return documents as ids. Those that cannot be encoded are left out: training names them."""
     while True:
         try:
-            return np.array(tokenizer.encode_batch(documents).lengths, dtype=np.int64)
+            return tokenizer.encode_batch(documents)
         except TokenizeError as error:
             documents = documents[: error.index] + documents[error.index + 1 :]
 
