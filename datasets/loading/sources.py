@@ -9,7 +9,7 @@ from ..documents import Letters, Strands
 from ..errors import BadRecords, DataConfigError, refuse
 from ..files import DataFile, FileStore, Listing, saved_order
 from ..lanes import Documents, Lane, LaneState, RawDocuments, ShardCorpus, ShardDocuments
-from ..readers import READERS, Label, Piece, Reader, SourceFiles, assign, build_reader, target_size
+from ..readers import READERS, Label, Piece, Reader, SourceFiles, assign, build_reader, in_folder, target_size
 from ..rows import PackedRow, Packer
 from ..shards import Shard, open_shards
 from ..tokenizers import Tokenizer
@@ -113,7 +113,7 @@ def open_source(config: SourceFiles, lanes: int, rows: RowSettings, data: DataCo
         )
     label = None if config.label is None else Label(config.label, rows.objective.classes)
     reader = build_reader(config.format, config.field, storage, label)
-    files = storage.expand(config.paths)
+    files = storage.expand(config.paths, *in_folder(config.format))
     files = [files[place] for place in saved_order(saved, files)]
     target = target_size(files, lanes)
     pieces = [piece for file in files for piece in reader.split(file, target)]

@@ -6,7 +6,7 @@ whole records.
 """
 
 from .config import SourceConfig, SourceFiles
-from .formats import build_reader, raw_formats
+from .formats import build_reader, in_folder, raw_formats
 from .labels import Label
 from .pieces import Piece, assign, target_size
 from .records import GROUP_BYTES, READERS, DocumentJoiner, FieldReader, Reader, Records, located, wrong_byte
@@ -27,6 +27,7 @@ __all__ = [
     "SourceFiles",
     "assign",
     "build_reader",
+    "in_folder",
     "located",
     "raw_formats",
     "target_size",

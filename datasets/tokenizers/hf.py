@@ -214,6 +214,10 @@ class HFTokenizer(Tokenizer):
             problem = f"the document encodes to the special token {token!r} (id {barred}) of {self._file}; remove its text"
         return TokenizeError(problem, offset, index)
 
+    @override
+    def text_ids(self) -> Sequence[int]:
+        return self.residue_ids  # ids may have gaps, which are no tokens
+
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids to text, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
