@@ -114,6 +114,7 @@ def test_unknown_tokens_are_counted_by_source_and_without_padding(tmp_path: Path
     log.close()
     (name,) = log.sources
     assert [record.get("unknown_tokens") for record in metrics(tmp_path / "job.toml")] == [{name: sum(expected)}, None]
+    assert MetricsRecord("metrics", {"step": 3, "unknown_tokens": {"web": 5}}, "").curves == {"unknown_tokens/web": 5}
 
 
 def test_the_hash_of_rows_covers_their_weights() -> None:
