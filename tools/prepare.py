@@ -11,6 +11,7 @@ cistron prepare --upgrade DIR
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from ..datasets.prepare import (
     Event,
     ListReader,
     MegatronReader,
+    PadId,
     PreparationResult,
     RawCorpus,
     TokenCorpus,
@@ -39,6 +41,7 @@ from ..datasets.prepare import (
     prepare,
     run_tasks,
     shard_lengths,
+    stated_pad,
 )
 from ..datasets.readers import SourceFiles, build_reader, in_folder, raw_formats
 from ..datasets.shards import open_shards, upgrade_shard, verify_shard
@@ -109,6 +112,11 @@ def make_parser() -> argparse.ArgumentParser:
     tokens.add_argument("--eos-id", type=int, help="tokens: the id that ends documents")
     tokens.add_argument("--dtype", choices=["uint8", "uint16", "uint32", "int32", "int64"], help="tokens: of raw files")
     tokens.add_argument("--column", default="input_ids", help="parquet: of the ids (default: input_ids)")
+    tokens.add_argument(
+        "--pad-id", metavar="ID|none",
+        help="that fills documents up at their ends, and is taken off (default: parquet's column attention_mask says, "
+        "else the tokenizer's pad, unless it is the eos or a byte)",
+    )  # fmt: skip
     tokens.add_argument("--weights-column", help="parquet: of loss weights, or of a loss mask of 0 and 1")
 
     parser.add_argument("--verify", metavar="DIR", help="only check all shards below a folder, byte by byte")
@@ -176,6 +184,9 @@ def works_of(options: argparse.Namespace) -> list[Work]:
     storage = FileStore(read_table(FileStoreConfig, "data", given(options, FileStoreConfig)))
     if options.kind:
         return [Work(options.output.name, token_corpus(options, tokenizer, storage), options.output)]
+    for name in ("append_eos", "eos_id", "dtype", "weights_column", "pad_id"):
+        if getattr(options, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is for --import, which is not given")
     files = read_table(SourceFiles, "data", {**given(options, SourceFiles), "name": "PATHS"})
     corpus = raw_corpus(options, tokenizer, storage, read_table(Letters, "data", given(options, Letters)), files)
     return [Work(options.output.name, corpus, options.output)]
@@ -245,12 +256,13 @@ def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: Fil
     for name, kind in own.items():
         if getattr(options, name) is not None and options.kind != kind:
             raise ConfigError(f"--{name.replace('_', '-')} is for --import {kind}, and not for {options.kind}")
-    paths, eos_id = options.paths, tokenizer.eos_id
+    paths, eos_id, pad_id = options.paths, tokenizer.eos_id, read_pad(options.pad_id)
+    pad = stated_pad(tokenizer, pad_id)
     reader: TokenReader
     if options.kind == "megatron":
         prefixes = [path.removesuffix(".bin").removesuffix(".idx") for path in paths]
         paths = [prefix + ending for prefix in prefixes for ending in (".bin", ".idx")]
-        reader = MegatronReader(storage, eos_id, options.append_eos)
+        reader = MegatronReader(storage, eos_id, options.append_eos, pad)
     elif options.kind == "tokens":
         if options.eos_id is None:
             raise ConfigError(f"--eos-id is not set; say which id ends a document of the dump (the tokenizer's is {eos_id})")
@@ -258,10 +270,21 @@ def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: Fil
             raise ConfigError(
                 f"--eos-id {options.eos_id}: the tokenizer's eos is {eos_id} ({tokenizer.where}); they must agree"
             )
-        reader = DumpReader(storage, eos_id, options.append_eos, options.dtype)
+        reader = DumpReader(storage, eos_id, options.append_eos, options.dtype, pad)
     else:
-        reader = ListReader(storage, options.column, options.weights_column)
-    return TokenCorpus(files=storage.expand(paths), reader=reader, tokenizer=tokenizer, append_eos=options.append_eos)
+        reader = ListReader(storage, options.column, options.weights_column, masked=pad_id is None)
+    return TokenCorpus(
+        files=storage.expand(paths), reader=reader, tokenizer=tokenizer, append_eos=options.append_eos, pad_id=pad_id
+    )
+
+
+def read_pad(text: str | None) -> PadId:
+    """Return what `--pad-id` says. Raises ConfigError."""
+    if text is None or text == "none":
+        return text  # type: ignore[return-value]
+    if not re.fullmatch(r"-?[0-9]{1,10}", text):
+        raise ConfigError(f"--pad-id {text}: must be an id, or none where there is no padding")
+    return int(text)
 
 
 def summary(work: Work, result: PreparationResult, seconds: float) -> str:
@@ -280,6 +303,7 @@ def summary(work: Work, result: PreparationResult, seconds: float) -> str:
         "bad records skipped": result.skipped,
         "letters mapped" if isinstance(work.corpus.tokenizer, LetterTokenizer) else "unknown tokens": result.mapped,
         "documents given an eos": result.eos_appended,
+        "tokens of padding taken off": result.padding,
     }
     lines.append("; ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing left out")
     lines.append(f"{seconds:.1f} s")

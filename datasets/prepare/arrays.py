@@ -27,11 +27,13 @@ class DumpReader(TokenReader):
         eos_id: Ends documents.
         append_eos: The last document may lack it.
         dtype: Of raw files; None where all are `.npy`, which state theirs.
+        pad_id: Id of padding that may follow the last eos; None: there is none.
     """
 
     eos_id: int
     append_eos: bool
     dtype: str | None
+    pad_id: int | None = None
 
     @override
     def settings(self) -> dict[str, Any]:
@@ -60,13 +62,14 @@ class DumpReader(TokenReader):
     def split(self, file: DataFile, target: int) -> list[Piece]:
         """Cut behind an eos, after counting all of them. Raises DataError where they cannot be ends of documents."""
         ids = self._ids(file.path)
-        ends = sum(int(np.count_nonzero(ids[at : at + CHUNK] == self.eos_id)) for at in range(0, len(ids), CHUNK))
+        ends = sum(self._count_ends(ids, at) for at in range(0, len(ids), CHUNK))
         low, high = PLAUSIBLE
         if not low * ends <= len(ids) <= high * ends:
             mean = f"{len(ids) / ends:.2f} tokens a document" if ends else "so that there would be no end of a document"
+            pads = f", or it fills rows up: then give --pad-id {self.eos_id}" if ends and self.pad_id != self.eos_id else ""
             problem = f"{ends:,} of {len(ids):,} tokens are the eos {self.eos_id}, {mean}"
-            raise DataError(f"{problem}; that is not the eos of this dump, or --dtype is not its dtype", file=file.path)
-        if ids[-1] != self.eos_id and not self.append_eos:
+            raise DataError(f"{problem}; that is not the eos of this dump, or --dtype is not its dtype{pads}", file=file.path)
+        if ids[-1] not in (self.eos_id, self.pad_id) and not self.append_eos:
             problem = f"its last document ends with {ids[-1]}, not the eos {self.eos_id}; give --append-eos to end it"
             raise DataError(problem, file=file.path)
         itemsize = ids.dtype.itemsize
@@ -74,6 +77,13 @@ class DumpReader(TokenReader):
         while (cut := self._behind_eos(ids, starts[-1] + max(target // itemsize, 1))) < len(ids):
             starts.append(cut)
         return [Piece(file.path, start, end, (end - start) * itemsize) for start, end in pairwise([*starts, len(ids)])]
+
+    def _count_ends(self, ids: Ids, start: int) -> int:
+        """Return how many eos there are in a chunk; where they are padding too, how many that follow another token."""
+        found = ids[start : start + CHUNK] == self.eos_id
+        if self.pad_id == self.eos_id:
+            found[1:] &= ~found[:-1]
+        return int(np.count_nonzero(found))
 
     def _behind_eos(self, ids: Ids, start: int) -> int:
         """Return the first place at or after `start` that follows an eos; the end where there is none."""

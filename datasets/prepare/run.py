@@ -105,6 +105,7 @@ class PreparationResult(Record):
         skipped: Bad records left out.
         mapped: Letters of the documents written that `on_unknown = "map"` replaced, or their unknown tokens.
         eos_appended: Imported documents that came without an eos.
+        padding: Tokens of imported documents taken off as padding.
         shards: Manifests written, by their path in the output folder.
     """
 
@@ -116,6 +117,7 @@ class PreparationResult(Record):
     skipped: int = 0
     mapped: int = 0
     eos_appended: int = 0
+    padding: int = 0
     shards: tuple[str, ...] = ()
 
     def __add__(self, other: "PreparationResult") -> "PreparationResult":

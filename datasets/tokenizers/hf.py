@@ -118,6 +118,8 @@ class HFTokenizer(Tokenizer):
         self.hf_config: dict[str, Any] | None = None
         if config_file.is_file():
             stated = stated_ids(read_json(config_file, DataConfigError), str(config_file), DataConfigError)
+            if pad_token:
+                stated.pop("pad_token_id", None)  # whoever names the pad overrules it: padding goes by place
             self.hf_config = {"where": str(config_file), **stated}
 
     @classmethod
