@@ -1,8 +1,9 @@
 """Token files of other programs to token shards, with the eos contract checked on the way.
 
-Every document must end with its only eos, and hold neither padding nor a mask. Where a source says that its documents
-carry no eos, one is appended to those without; padding at the ends of documents is taken off and counted (`padding`).
-Nothing else is ever changed. Documents of nothing but an eos are left out and counted.
+Every document must end with its only eos, and hold neither padding nor a mask; where a corpus keeps eos ids inside of
+documents, these are counted. Where a source says that its documents carry no eos, one is appended to those without;
+padding at the ends of documents is taken off and counted (`padding`). Nothing else is ever changed. Documents that are
+an eos and nothing else are left out and counted.
 """
 
 from abc import ABC, abstractmethod
@@ -87,20 +88,24 @@ class TokenCorpus(Corpus):
     Attributes:
         append_eos: Documents may lack their eos.
         pad_id: Of the padding at the ends of documents.
+        keeps_eos: Documents may hold eos ids inside.
     """
 
     reader: TokenReader
     append_eos: bool
     pad_id: PadId = None
+    keeps_eos: bool = False
 
     @override
     def settings(self) -> dict[str, Any]:
-        return {"append_eos": self.append_eos, "pad_id": self.pad_id, **self.reader.settings()}
+        said = {"append_eos": self.append_eos, "pad_id": self.pad_id, "keeps_eos": self.keeps_eos}
+        return {**said, **self.reader.settings()}
 
     @override
     def convert(self, task: Task, folder: Path, marks: Path | None, emit: Emit) -> PreparationResult:
         dtype = id_dtype(self.tokenizer.vocab_size - 1)
-        writer = ShardWriter(folder / "train", task.name, self.tokenizer, dtype, weighted=self.reader.weighted)
+        kinds: dict[str, Any] = {"weighted": self.reader.weighted, "keeps_eos": self.keeps_eos}
+        writer = ShardWriter(folder / "train", task.name, self.tokenizer, dtype, **kinds)
         sizes = {file.path: file.size for file in self.files}
         sources = []
         dropped = appended = padding = 0
@@ -125,6 +130,7 @@ class TokenCorpus(Corpus):
             dropped=dropped,
             eos_appended=appended,
             padding=padding,
+            interior_eos=0 if written is None else written.interior_eos,
             shards=() if written is None else (f"train/{writer.path.name}",),
         )
 
@@ -148,6 +154,7 @@ class _Contract:
         self._eos = tokenizer.eos_id
         self._vocab_size = tokenizer.vocab_size
         self._append_eos = corpus.append_eos
+        self._keeps_eos = corpus.keeps_eos
         self._path = path
         self._first_document = first_document
         self._pad = stated_pad(tokenizer, corpus.pad_id)
@@ -192,12 +199,12 @@ class _Contract:
             count = f"{np.count_nonzero(~closed):,} of the {len(ends):,} documents looked at do not end with eos {self._eos}"
             raise self._error(f"{count}, this one with {ids[at]}; give --append-eos if they carry none", at)
         eos = ids == self._eos
-        if np.count_nonzero(eos) != np.count_nonzero(closed):
+        if not self._keeps_eos and np.count_nonzero(eos) != np.count_nonzero(closed):
             eos[ends[closed] - 1] = False
             at = int(eos.argmax())
             fills = self._pad != self._eos and ids[at + 1 : at + 2] == self._eos
             advice = f"; if it fills rows up, --pad-id {self._eos} takes it off" if np.any(fills) else ""
-            raise self._inside(f"the eos {self._eos} is", at, advice)
+            raise self._inside(f"the eos {self._eos} is", at, f"{advice}; --interior-eos keep takes it as a token")
 
         self.documents += ended
         lone = closed & (lengths == 1)
@@ -245,7 +252,8 @@ class _Contract:
         self._open_stored = stop - last if len(ends) else self._before + stop
         begin = int(ends[0]) if opened and len(ends) else 0  # of the first whole document
         whole = ends[opened:] - begin
-        if self._guess and (looks := unstated_padding(ids[begin:], whole, self._eos)):
+        text = None if self._keeps_eos and self._pad != self._eos else self._eos  # a run of what is refused else
+        if self._guess and (looks := unstated_padding(ids[begin:], whole, text)):
             pad, count = looks
             problem = (
                 f"{count:,} of the {len(whole):,} documents looked at have a run of id {pad} at the same end, like padding"

@@ -11,8 +11,9 @@ from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 from ...base import Registry
+from ..documents import Content
 from ..errors import DataError
-from ..files import BgzfFile, ByteFile, DamagedError, DataFile, FileStore, is_compressed
+from ..files import TEXT_HEAD_BYTES, BgzfFile, ByteFile, DamagedError, DataFile, FileStore, Rewound, is_compressed, look_at_head
 from .labels import Label
 from .pieces import Piece, record_starts
 
@@ -101,6 +102,7 @@ class Reader(ABC):
     Attributes:
         storage: Opens files.
         group_bytes: Bytes of the file, or of documents, that become a group or a stretch.
+        content: What the bytes of its documents are; class attribute.
         endings: Of the names of its files, compression aside; class attribute.
         boundary: Its first byte ends a record, the one after that begins the next: there files can be cut; None: they
             cannot; class attribute.
@@ -109,6 +111,7 @@ class Reader(ABC):
 
     storage: FileStore
     group_bytes: int = field(default=GROUP_BYTES, kw_only=True)
+    content: ClassVar[Content] = "text"
     endings: ClassVar[tuple[str, ...]] = ()
     boundary: ClassVar[bytes | None] = None
     cut: ClassVar[str] = "never"
@@ -140,6 +143,22 @@ class Reader(ABC):
         Raises:
             DataError: The file cannot be read, ends early, or is damaged in a way that hides where records begin.
         """
+
+    def begin(self, file: ByteFile, path: str, offset: int) -> ByteFile:
+        """Return an open file that is read from `offset` on, after a look at its first bytes where that is 0.
+
+        Raises:
+            DataError: By these bytes it is a file of another kind.
+        """
+        if offset:
+            return file
+        head = file.read(TEXT_HEAD_BYTES)
+        self.look(path, head)
+        return Rewound(file, head)
+
+    def look(self, path: str, head: bytes) -> None:
+        """Refuse a file by how it begins, uncompressed. Raises DataError."""
+        look_at_head(path, head)
 
     def locate(self, path: str, offset: int, index: int) -> tuple[int | str | None, int | None]:
         """Return (record, byte in the file) of byte `index` of the document data that begins at `offset`.
@@ -188,7 +207,7 @@ def whole_piece(file: DataFile) -> list[Piece]:
 
 
 class Window:
-    """A piece seen through a buffer that moves forward.
+    """A piece seen through a buffer that moves forward; a byte order mark at the file's beginning is passed over.
 
     Attributes:
         buffer: Bytes read and not yet taken.
@@ -207,6 +226,8 @@ class Window:
         self.over = False
         self._file = file
         self._piece = piece
+        if offset == 0 and self.fill(len(BOM)) and self.buffer.startswith(BOM):
+            self.take(len(BOM))
 
     def fill(self, size: int) -> bool:
         """Read until the buffer holds `size` bytes or the piece is over; tell whether it holds any.
