@@ -180,7 +180,10 @@ def read_documents(
     if not read:
         raise DataError("none of its records can be used", file=files.files[0].path)
     if mapped:
-        print(f"{mapped:,} letters are none of the vocabulary and were read as others: on_unknown is map", file=sys.stderr)
+        what = "letters are none of the vocabulary and were read as others: on_unknown is map"
+        if opened.tokenizer.alphabet is None:
+            what = "unknown tokens stand for what the vocabulary lacks"
+        print(f"{mapped:,} {what}", file=sys.stderr)
 
 
 def strands_of(sequence: NamedSequence) -> tuple[NamedSequence, NamedSequence]:
