@@ -64,6 +64,7 @@ class MetricsRecord:
         groups = [("{key}", self.values)]
         groups += [("{key}/" + name, of) for name, of in self.values.get("sources", {}).items()]
         groups += [("loss_at/{key}", self.values.get("positions", {}))]
+        groups += [("unknown_tokens/{key}", self.values.get("unknown_tokens", {}))]
         return {
             prefix + form.format(key=key): value
             for form, group in groups
@@ -190,6 +191,8 @@ class WeightsAndBiases(Sink):
                 resume="allow",
                 dir=str(folder),
                 config=config.to_dict(),
+                # Other ranks wait for rank 0 meanwhile. W&B's own limit is 90 s.
+                settings={"init_timeout": min(90.0, config.comm.timeout_seconds / 4)},
             )
         except wandb.Error as error:
             advice = "run `wandb login`, or set WANDB_MODE=offline"

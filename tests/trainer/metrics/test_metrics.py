@@ -22,6 +22,7 @@ from cistron.trainer.errors import ConfigError
 from cistron.trainer.estimates import document_flops, frozen_flops, peak_flops, row_flops, sizes_of
 from cistron.trainer.estimates.flops import named_peak
 from cistron.trainer.metrics import MetricsLog, MetricsRecord, Outcome, StepCounts
+from cistron.trainer.metrics.sinks import WeightsAndBiases
 from cistron.trainer.processes import join
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -91,6 +92,30 @@ def test_work_is_counted_alike_however_rows_are_divided() -> None:
     whole = StepCounts.of(parts, 1)
     halves = StepCounts.of(parts[:1], 1).plus(StepCounts.of(parts[1:], 1))
     assert whole == halves
+
+
+def test_unknown_tokens_are_counted_by_source_and_without_padding(tmp_path: Path) -> None:
+    rows = replace(batch(3, 64, 5), sources=[0, 1, 1])
+    used = rows.sequence_ids >= 0
+    tokens = torch.where(torch.arange(64) % 3 == 0, 7, rows.tokens)
+    counted = StepCounts.of([replace(rows, tokens=tokens)] * 2, 3, unk_id=7)
+    expected = (used & (tokens == 7)).sum(1).tolist()
+    assert counted.unknown == [2 * expected[0], 2 * (expected[1] + expected[2]), 0]
+    assert StepCounts.from_counts(counted.counts, counted.targets) == counted
+    assert StepCounts.of([rows], 3, unk_id=7).unknown == StepCounts.of([rows], 3).unknown == [0, 0, 0]
+
+    config, _ = load_config([str(write_job(tmp_path)), "--metrics.log_freq", "1"])
+    (tmp_path / "run").mkdir()
+    log, progress = MetricsLog(tmp_path / "run", config, join(config), 0, DEBUG), Progress.start()
+    for unk_id in (7, None):
+        totals = StepCounts.of([replace(rows, tokens=tokens, sources=[0] * 3)], 1, unk_id=unk_id)
+        progress.advance({"words": totals.tokens[0]}, totals.rows_hash)
+        outcome = Outcome(torch.tensor(2.5), torch.tensor(1.0), torch.tensor([2.5]), torch.tensor(0))
+        log.step(progress, totals, outcome, 0.25, 1.0)
+    log.close()
+    (name,) = log.sources
+    assert [record.get("unknown_tokens") for record in metrics(tmp_path / "job.toml")] == [{name: sum(expected)}, None]
+    assert MetricsRecord("metrics", {"step": 3, "unknown_tokens": {"web": 5}}, "").curves == {"unknown_tokens/web": 5}
 
 
 def test_the_hash_of_rows_covers_their_weights() -> None:
@@ -185,6 +210,7 @@ def test_weights_and_biases_has_every_number_of_every_record_and_a_resume_goes_o
     first, second = wandb
     assert first.finished
     assert second.options["id"] == first.options["id"]
+    assert first.options["settings"] == {"init_timeout": 90.0}, "less than comm.timeout_seconds"
     assert (first.options["project"], first.options["name"], first.options["resume"]) == ("proteins", "run", "allow")
     assert second.options["config"]["training"]["steps"] == 6
     logged = first.logged | second.logged
@@ -206,6 +232,9 @@ def test_a_refusal_by_weights_and_biases_is_a_refusal_of_the_job(
         raise ConnectionError("no API key")
 
     monkeypatch.setattr(sys.modules["wandb"], "init", without_key)
+    with pytest.raises(ConfigError, match="no API key") as caught:
+        WeightsAndBiases(tmp_path, JobConfig(), 0)
+    assert caught.value.passing, "a launcher's restart tries it again"
     message = refusal(capsys, write_job(tmp_path), "--metrics.enable_wandb", "true")
     assert "metrics.enable_wandb = true: no API key" in message
     assert not wandb
