@@ -4,10 +4,20 @@ Read `lane` (rows of one lane, and its state), `blocks` (what is packed, shuffle
 and `shard_documents` (what a lane reads), then `mixer` (which source and which lane each row of the run comes from).
 """
 
-from .blocks import block_tokens
+from .blocks import block_tokens, unit_bytes
 from .lane import Documents, Lane, LaneState
 from .mixer import Mixer
 from .raw_documents import RawDocuments
 from .shard_documents import ShardCorpus, ShardDocuments
 
-__all__ = ["Documents", "Lane", "LaneState", "Mixer", "RawDocuments", "ShardCorpus", "ShardDocuments", "block_tokens"]
+__all__ = [
+    "Documents",
+    "Lane",
+    "LaneState",
+    "Mixer",
+    "RawDocuments",
+    "ShardCorpus",
+    "ShardDocuments",
+    "block_tokens",
+    "unit_bytes",
+]

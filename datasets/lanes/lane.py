@@ -15,6 +15,8 @@ from ..rows import Block, PackedRow, Packer, Part
 from .blocks import Address, AddressedBlock, Counts
 from .raw_documents import DOCUMENTS, ROWS
 
+EMPTY_EPOCHS = 1024  # of a lane, where its source has fewer documents than lanes
+
 
 class LaneState(NamedTuple):
     """Where a lane stands. All of it is as of the beginning of a block, but for `row`.
@@ -100,6 +102,7 @@ class Lane:
             DataEnd: All documents were read `max_epochs` times.
         """
         state = self.state
+        met = state.epoch
         while self.max_epochs is None or state.epoch < self.max_epochs:
             empty = True
             for block, counts, following in self.documents.blocks(state.epoch, state.address):
@@ -109,8 +112,12 @@ class Lane:
                     taken += 1
                     yield row, LaneState(*before, taken, *after)  # `_replace` takes four times as long
                 state = state.behind(counts, following)
-            if empty:
+            if not empty:
+                met = state.epoch
+            elif state.epoch > met + EMPTY_EPOCHS:
                 raise DataError("a lane of this source finds no document with a token in its files", file=self.name)
+            elif state.block == 0:
+                state = state.behind(Counts(0), None)
         raise DataEnd(f"source {self.name!r} was read data.sources.max_epochs = {self.max_epochs} times")
 
     def _shuffled(self, block: Block, state: LaneState) -> tuple[Block, list[list[Part]]]:

@@ -42,12 +42,11 @@ class FastaReader(Reader):
 
     endings = (".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas")
     boundary = BOUNDARY
-    cut = "where it is uncompressed or in bgzip's blocks"
 
     @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
-        with self.storage.open(piece.path) as file:
-            window = Window(file, piece, offset)
+        with self.opened(piece) as file:
+            window = Window(file, piece, offset, BOUNDARY, first)
             if first:
                 yield from self._before_header(window, piece.path)
             # One byte more than a stretch: what a record comes in depends on its own beginning only.

@@ -31,7 +31,6 @@ class LineReader(FieldReader):
     max_line_bytes: int = MAX_LINE_BYTES
     format_name: ClassVar[str]
     boundary: ClassVar[bytes | None] = b"\n"
-    cut: ClassVar[str] = "where it is uncompressed or in bgzip's blocks"
 
     @abstractmethod
     def parser(self, path: str) -> tuple[ParseLine, int]:
@@ -43,8 +42,8 @@ class LineReader(FieldReader):
         number = 1 if offset == 0 else None  # of the line, where it is known for nothing
         if offset < begin:
             offset, number = begin, 2
-        with self.storage.open(piece.path) as file:
-            window = Window(file, piece, offset)
+        with self.opened(piece) as file:
+            window = Window(file, piece, offset, self.boundary)
             while window.fill(self.group_bytes):
                 offset = window.offset
                 whole = len(window.buffer) if window.over else window.buffer.rfind(b"\n") + 1

@@ -82,12 +82,12 @@ def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | 
     """Return all lengths of token shards, or those of a sample of raw files; None where there is no document."""
     if source.corpus is not None:
         return Holdings(length_statistics(shard_lengths(source.corpus.shards), seq_len), scale=1.0)
-    assert source.reader is not None
-    pieces = [piece for lane in source.lanes for piece in lane]
+    assert source.pieces is not None
+    pieces = source.pieces.line.pieces
     lengths: list[Lengths] = []
     left, covered, cut = SAMPLE, 0.0, 0
     for piece in random.Random(0).sample(pieces, min(len(pieces), SAMPLED_PIECES)):
-        documents, share, goes_on = head_of(source.reader, piece)
+        documents, share, goes_on = head_of(source.pieces.reader, piece)
         lengths.append(lengths_of(documents, tokenizer))
         covered += piece.size * share
         cut += goes_on
@@ -141,10 +141,10 @@ def on_disk(source: Source, lanes: int) -> str:
         size = sum(sum(shard.manifest.sizes().values()) for shard in shards)
         return f"{len(shards):,} shards, {size / 1e6:,.2f} MB; documents assigned one by one to {lanes} lanes"
     size, empty = sum(file.size for file in source.files), sum(file.size == 0 for file in source.files)
-    pieces = [len(lane) for lane in source.lanes]
+    pieces = len(source.pieces.line.pieces) if source.pieces else 0
     return (
-        f"{len(source.files):,} files{f' ({empty:,} empty)' if empty else ''}, {size / 1e6:,.2f} MB; {sum(pieces):,} pieces, "
-        f"{min(pieces)} to {max(pieces)} in each of {lanes} lanes"
+        f"{len(source.files):,} files{f' ({empty:,} empty)' if empty else ''}, {size / 1e6:,.2f} MB; {pieces:,} pieces, "
+        f"shared by {lanes} lanes"
     )
 
 
