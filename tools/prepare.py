@@ -40,7 +40,7 @@ from ..datasets.prepare import (
     run_tasks,
     shard_lengths,
 )
-from ..datasets.readers import SourceFiles, build_reader, raw_formats
+from ..datasets.readers import SourceFiles, build_reader, in_folder, raw_formats
 from ..datasets.shards import open_shards, upgrade_shard, verify_shard
 from ..datasets.tokenizers import TOKENIZERS, Tokenizer, TokenizerConfig, build_tokenizer
 from ..trainer.config import load_config
@@ -220,7 +220,7 @@ def raw_corpus(
     """Return a corpus of raw files, with the fastest backend of the tokenizer that is known to give the same ids."""
     refuse(letter_complaints(letters, tokenizer))
     corpus = RawCorpus(
-        files=storage.expand(source.paths),
+        files=storage.expand(source.paths, *in_folder(source.format)),
         reader=build_reader(source.format, source.field, storage),
         tokenizer=tokenizer,
         format=source.format,

@@ -1,7 +1,8 @@
 """Files anywhere and however compressed: found by pattern, known again by content, written whole or not at all.
 
-Read `find` (names to files), `inventory` (whether they are those of before), `storage` (opening and inflating them),
-then `bgzip`; `redirects`, `remote` and `cache` (URLs); `atomic` (writing, checksums) and `lock` (who may write).
+Read `find` (names to files) and `globs`, `inventory` (whether they are those of before), `storage` (opening and
+inflating them), then `bgzip`; `redirects`, `remote` and `cache` (URLs); `atomic` (writing, checksums) and `lock` (who
+may write).
 """
 
 from .atomic import (
@@ -16,7 +17,7 @@ from .atomic import (
     write_atomically,
 )
 from .bgzip import BgzfFile, ByteFile, DamagedError
-from .find import DataFile, is_compressed, is_remote, plain_name
+from .find import DataFile, is_compressed, is_remote, uncompressed_name
 from .inventory import Listing, changes, deviations, fingerprint, last_name, listed, saved_order
 from .lock import Lock, machine, started
 from .redirects import file_system
@@ -45,11 +46,11 @@ __all__ = [
     "last_name",
     "listed",
     "machine",
-    "plain_name",
     "saved_order",
     "started",
     "sync",
     "temporary",
+    "uncompressed_name",
     "whole",
     "write_atomically",
 ]

@@ -1,17 +1,21 @@
-"""Names to files: globs, `{stdlib}`, `{synthetic}`, `~` and URLs become a sorted list with sizes."""
+"""Names to files: paths, globs, folders, `{stdlib}`, `{synthetic}`, `~` and URLs become a list of files with sizes."""
 
+import os
+import stat
 import sysconfig
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ...base import is_withheld, public_name
 from ..errors import DataError
+from .globs import WILD, hidden, is_glob, matching
 from .redirects import file_system
 
-# What is not inflated would be read as text, byte for byte.
+# By their endings, what compressed files hold; of others the bytes would be read as text.
+COMPRESSION = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 FOREIGN_COMPRESSION = (".bz2", ".xz", ".zip", ".lz4", ".7z", ".br", ".snappy")
+A_FOLDER = "this is a folder; name its files with a pattern such as folder/*.jsonl"
 WITHHELD = "*** stands for credentials, which are kept nowhere"
 # What stores tell of a file's content and else of its version, in fsspec's `info`. Times of reading are not among them.
 CONTENT_FIELDS = (
@@ -41,6 +45,25 @@ class DataFile(NamedTuple):
         return self._replace(path=public_name(self.path))
 
 
+class FolderRule(NamedTuple):
+    """For which of its files a folder stands that is named as a path.
+
+    Attributes:
+        glob: Which names are looked at, from the folder on; None: a folder is refused.
+        endings: What they must end in, compression aside.
+    """
+
+    glob: str | None = None
+    endings: tuple[str, ...] = ("",)
+
+    def among(self, files: Iterable[DataFile], folder: str) -> list[DataFile]:
+        """Return the files that a folder stands for. Raises DataError where there are none."""
+        if found := [file for file in files if uncompressed_name(file.path).endswith(self.endings)]:
+            return found
+        names = self.glob if self.endings == ("",) else ", ".join(f"*{ending}" for ending in self.endings)
+        raise DataError(f"this folder holds no {names}; name its files with a pattern such as folder/**/*", file=folder)
+
+
 def is_remote(path: str) -> bool:
     """Tell a URL from a local path."""
     return "://" in path
@@ -51,71 +74,125 @@ def plain_name(path: str) -> str:
     return (urlsplit(path).path if is_remote(path) else path).lower()
 
 
+def compression(path: str) -> str | None:
+    """Return by which means a file is compressed, as its name tells; None: it is not."""
+    return COMPRESSION.get(f".{plain_name(path).rpartition('.')[2]}")
+
+
 def is_compressed(path: str) -> bool:
     """Tell by its name whether a file is inflated while it is read."""
-    return plain_name(path).endswith((".gz", ".bgz", ".zst", ".zstd"))
+    return compression(path) is not None
+
+
+def uncompressed_name(path: str) -> str:
+    """Return `plain_name` without the ending of a compression: its ending tells the format."""
+    name = plain_name(path)
+    return name.rpartition(".")[0] if is_compressed(path) else name
 
 
 def local_path(path: str) -> str | None:
     """Return the local path that a path or file:// URL means, None of other URLs."""
     if not is_remote(path):
         return path
-    return str(file_system(path)[1]) if path.startswith(("file://", "local://")) else None
+    scheme, _, rest = path.partition("://")
+    return rest if scheme in ("file", "local") else None
 
 
-def find_files(pattern: str, folder_glob: str | None, private_redirects: bool = False) -> list[DataFile]:
+def find_files(pattern: str, folder: FolderRule, private_redirects: bool = False) -> list[DataFile]:
     """Return the files that one pattern names, local ones without a stamp; see `files.FileStore.expand`."""
-    target = pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
-    if "{synthetic}" in target:
-        target = target.replace("{synthetic}", _synthetic())
-    remote = is_remote(target)
+    target = pattern
+    if not is_remote(pattern) and not os.path.lexists(pattern):
+        target = target.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
+        if "{synthetic}" in target:
+            target = target.replace("{synthetic}", _synthetic())
     if is_withheld(target):
         raise DataError(f"{WITHHELD}; name it in full in the TOML or on the command line", file=target)
+    path = local_path(target)
+    found = _remote_files(target, folder, private_redirects) if path is None else _local_files(path, folder)
+    if not found:
+        raise DataError("this pattern matches no file", file=pattern)
+    return found
+
+
+def real_path(path: str, folders: dict[str, str]) -> str:
+    """Return the path of a local file without links; `folders` keeps those of folders from one call to the next."""
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    path = os.path.join(folders[folder], name)  # noqa: PTH118 (of 10^5 files, a Path takes a second)
+    return os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114
+
+
+def _local_files(path: str, folder: FolderRule) -> list[DataFile]:
+    """Return the files of a local path, which may be a pattern; what exists by the very name is taken."""
+    nobody = False
+    if path.startswith("~") and not os.path.lexists(path):
+        home = os.path.expanduser(path)  # noqa: PTH111 (a name of a file may begin so too)
+        path, nobody = home, home == path
+    base, below = ("/", path[1:]) if path.startswith("/") else (os.getcwd(), path)  # noqa: PTH109 (may hold a `*`)
+    path = os.path.join(base, below)  # noqa: PTH118 (a Path drops `..` behind a link's back)
+    if os.path.lexists(path) or not is_glob(below):
+        if nobody:
+            raise DataError("there is no such user, whose home folder `~` would be", file=below)
+        if (file := _local_file(path, named=True)) is not None:
+            return [file]
+        if folder.glob is None:
+            raise DataError(A_FOLDER, file=path)
+        return folder.among([file for each in matching(path, folder.glob) if (file := _local_file(each))], path)
+    matches = matching(base, below)
+    found = [file for each in matches if (file := _local_file(each))]
+    if matches and not found:
+        raise DataError("this pattern matches folders only; name their files, such as folder/**/*.jsonl", file=path)
+    if nobody and not found:
+        raise DataError("there is no such user, whose home folder `~` would be", file=below)
+    return found
+
+
+def _local_file(path: str, named: bool = False) -> DataFile | None:
+    """Return a local file, or None of a folder; one of its own name, not out of a pattern, must have bytes."""
     try:
-        filesystem, root = file_system(target if remote else str(Path(target).expanduser()), private_redirects)
-    except RuntimeError:
-        raise DataError("there is no such user, whose home folder `~` would be", file=target) from None
+        info = os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        raise DataError("this link leads nowhere" if os.path.lexists(path) else "there is no such file", file=path) from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", file=path) from None  # links in a circle, a name too long
+    except ValueError as error:
+        raise DataError(f"is no name of a file: {error}", file=path) from None
+    if stat.S_ISDIR(info.st_mode):
+        return None
+    if not stat.S_ISREG(info.st_mode):
+        if not named:
+            return None
+        raise DataError("this is a pipe or a device, where a file is read; write it to a file", file=path)
+    return _file(path, info.st_size, "", named)
+
+
+def _remote_files(target: str, folder: FolderRule, private_redirects: bool) -> list[DataFile]:
+    """Return the files of a URL, which may be a pattern; what exists by the very name is taken."""
+    try:
+        filesystem, root = file_system(target, private_redirects)
     except ImportError as error:
         raise DataError(f"the fsspec driver of this URL is not installed: {error}", file=target) from None
     except ValueError as error:
         known = "spell it as file://, s3://, gs://, https://, ..., or install the fsspec driver that provides it"
         raise DataError(f"{error}; {known}", file=target) from None
-
     # A question mark in https://... opens a query.
-    path, wild = (root.partition("?")[0], "*[") if root.startswith(("http://", "https://")) else (root, "*?[")
-    if not any(character in path for character in wild) or filesystem.exists(root):
-        try:
-            info = filesystem.info(root)
-        except FileNotFoundError:
-            if remote:  # maybe only for now
-                raise
-            raise DataError("there is no such file", file=target) from None
-        except OSError as error:
-            if remote:
-                raise
-            raise DataError(f"cannot be read: {error.strerror}", file=target) from None  # links in a circle, a name too long
-        if info["type"] == "other":
-            raise DataError("this is a pipe or a device, where a file is read; write it to a file", file=target)
-        if info["type"] != "directory":
-            file = _file(filesystem, info, remote)
-            if file.size == 0:
-                raise DataError("this file is empty (0 bytes)", file=target)
-            return [file]
-        if folder_glob is None:
-            raise DataError("this is a folder; name its files with a pattern such as folder/*.jsonl", file=target)
-        root = f"{root.rstrip('/')}/{folder_glob}"
+    path, wild = (root.partition("?")[0], "*[") if root.startswith(("http://", "https://")) else (root, WILD)
+    if is_glob(path, wild) and not filesystem.exists(root):
+        return _remote_matches(filesystem, root)
+    info = filesystem.info(root)
+    if info["type"] != "directory":
+        return [_remote_file(filesystem, info, named=True)]
+    if folder.glob is None:
+        raise DataError(A_FOLDER, file=target)
+    return folder.among(_remote_matches(filesystem, f"{root.rstrip('/')}/{folder.glob}"), target)
 
-    listing = filesystem.glob(root, detail=True)
-    try:
-        # Of a link, `glob` tells that it is one and `info` what it leads to: data folders are often made of links.
-        found = [filesystem.info(path) if _unresolved(info) else info for path, info in listing.items()]
-    except FileNotFoundError as error:
-        raise DataError("this link leads nowhere", file=error.filename or pattern) from None
-    matches = [_file(filesystem, info, remote) for info in found if info["type"] == "file"]
-    if not matches:
-        where = f"this folder holds no {folder_glob}" if folder_glob else "this pattern matches no file"
-        raise DataError(where, file=pattern)
-    return matches
+
+def _remote_matches(filesystem: Any, pattern: str) -> list[DataFile]:
+    listing = {path: info for path, info in filesystem.glob(pattern, detail=True).items() if hidden(path) <= hidden(pattern)}
+    # Of a link, `glob` tells that it is one and `info` what it leads to.
+    found = [filesystem.info(path) if _unresolved(info) else info for path, info in listing.items()]
+    return [_remote_file(filesystem, info) for info in found if info["type"] == "file"]
 
 
 def _synthetic() -> str:
@@ -131,13 +208,17 @@ def _unresolved(info: Mapping[str, Any]) -> bool:
     return bool(info["type"] != "directory" and (info.get("islink") or info["type"] != "file" or info["size"] is None))
 
 
-def _file(filesystem: Any, info: Mapping[str, Any], remote: bool) -> DataFile:
-    path = str(filesystem.unstrip_protocol(info["name"])) if remote else str(info["name"])
+def _remote_file(filesystem: Any, info: Mapping[str, Any], named: bool = False) -> DataFile:
+    path = str(filesystem.unstrip_protocol(info["name"]))
     if not isinstance(info["size"], int):
         raise DataError("its file system states no size; copy it to a store that does", file=path)
+    told = [[f"{key}={info[key]}" for key in keys if info.get(key)] for keys in (CONTENT_FIELDS, VERSION_FIELDS)]
+    return _file(path, info["size"], ",".join(told[0] or told[1]), named)
+
+
+def _file(path: str, size: int, stamp: str, named: bool) -> DataFile:
     if plain_name(path).endswith(FOREIGN_COMPRESSION):
         raise DataError("of compressed files .gz, .bgz and .zst are read; compress it by one of them", file=path)
-    if not remote:
-        return DataFile(path, info["size"], "")
-    told = [[f"{key}={info[key]}" for key in keys if info.get(key)] for keys in (CONTENT_FIELDS, VERSION_FIELDS)]
-    return DataFile(path, info["size"], ",".join(told[0] or told[1]))
+    if named and not size:
+        raise DataError("this file is empty (0 bytes)", file=path)
+    return DataFile(path, size, stamp)

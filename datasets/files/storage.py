@@ -21,8 +21,8 @@ from ...base import PathText, Table
 from ..errors import DataError
 from .bgzip import HEAD_BYTES, BgzfFile, BlockIndex, ByteFile, DamagedError, block_size, find_blocks
 from .cache import find_copy, make_copy
-from .find import DataFile, find_files, is_compressed, local_path, plain_name
-from .inventory import stamped
+from .find import DataFile, FolderRule, find_files, is_compressed, local_path, plain_name, real_path
+from .inventory import last_name, stamped
 from .remote import Patience, RemoteFile
 
 if sys.version_info >= (3, 14):
@@ -66,25 +66,36 @@ class FileStore:
     delay: float = 0.5
     timeout: float = 60.0
 
-    def expand(self, patterns: Iterable[str], folder_glob: str | None = None) -> list[DataFile]:
-        """Return the files that `patterns` name, sorted by path, each once, with stamps.
+    def expand(
+        self, patterns: Iterable[str], folder_glob: str | None = None, endings: tuple[str, ...] = ("",)
+    ) -> list[DataFile]:
+        """Return the files that `patterns` name, sorted by path, each once, however many links lead to it, with stamps.
 
         Args:
-            patterns: Paths, globs (`*`, `?`, `[...]`, `**`) or fsspec URLs; `{stdlib}` stands for the folder of
-                Python's standard library, `{synthetic}` for that of `synthetic.py`, and a leading `~` for the home
-                folder. What exists by that very name is no glob.
-            folder_glob: Which of its files a folder stands for; None: a folder is refused.
+            patterns: Paths, globs (see `globs`) or fsspec URLs; `{stdlib}` stands for the folder of Python's standard
+                library, `{synthetic}` for that of `synthetic.py`, and a leading `~` for the home folder. What exists by
+                that very name is taken.
+            folder_glob: Which names of a folder it stands for, from the folder on; None: a folder is refused.
+            endings: What these end in, compression aside.
 
         Raises:
             DataError: A file is missing, is a folder, has no bytes or is compressed by means that are not undone; a
-                glob matches nothing; a URL's driver is missing or unknown, or its store does not answer; two URLs
-                differ only in what is kept secret, so that one could be taken for the other.
+                glob matches nothing, or a folder on its way cannot be listed; a URL's driver is missing or unknown, or
+                its store does not answer; two URLs differ only in what is kept secret, so that one could be taken for
+                the other.
         """
-        found = {}
+        found: dict[str, DataFile] = {}
+        folders: dict[str, str] = {}
+        rule = FolderRule(folder_glob, endings)
         for pattern in patterns:
-            listing = partial(find_files, pattern, folder_glob, self.config.allow_private_redirects)
-            files = listing() if local_path(pattern) else self._patience(LISTING_PATIENCE)(listing, pattern)
-            found.update({file.path: file for file in files})
+            listing = partial(find_files, pattern, rule, self.config.allow_private_redirects)
+            is_local = local_path(pattern) is not None
+            for file in listing() if is_local else self._patience(LISTING_PATIENCE)(listing, pattern):
+                # The name without a link is kept, so that it does not hang on where the corpus is mounted.
+                real = real_path(file.path, folders) if is_local else file.path
+                rank = [(last_name(each.path) != last_name(real), each.path) for each in (file, found.get(real, file))]
+                if rank[0] <= rank[1]:
+                    found[real] = file
         known: set[str] = set()
         for file in found.values():
             if file.public.path in known:

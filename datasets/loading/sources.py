@@ -9,7 +9,7 @@ from ..documents import Letters, Strands
 from ..errors import BadRecords, DataConfigError, refuse
 from ..files import DataFile, FileStore, Listing, saved_order
 from ..lanes import Documents, Lane, LaneState, RawDocuments, ShardCorpus, ShardDocuments, unit_bytes
-from ..readers import READERS, Label, LanePieces, PieceLine, SourceFiles, build_reader, target_size
+from ..readers import READERS, Label, LanePieces, PieceLine, SourceFiles, build_reader, in_folder, target_size
 from ..rows import PackedRow, Packer
 from ..shards import Shard, open_shards
 from ..tokenizers import Tokenizer
@@ -116,13 +116,13 @@ def open_source(
     if READERS[config.format] is None:
         shards = open_shards(storage.expand(config.paths, "*.json"), storage)
         shards = [shards[place] for place in saved_order(saved, [shard.contents for shard in shards])]
-        corpus = ShardCorpus(shards, rows.seq_len, lanes, config.name, data)
+        corpus = ShardCorpus(shards, rows.seq_len, lanes, data)
         _check_letters(shards, data)
         return Source(config=config, files=[shard.contents for shard in shards], pieces=None, corpus=corpus, data=data)
     label = None if config.label is None else Label(config.label, rows.objective.classes)
     reader = build_reader(config.format, config.field, storage, label)
     reader = replace(reader, unit=unit_bytes(rows.seq_len) if units else None)
-    files = storage.expand(config.paths)
+    files = storage.expand(config.paths, *in_folder(config.format))
     files = [files[place] for place in saved_order(saved, files)]
     target = target_size(files, lanes)
     pieces = [piece for file in files for piece in reader.split(file, target)]

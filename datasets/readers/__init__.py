@@ -6,7 +6,7 @@ cut, permuted and assigned to lanes), `stripes` (what can be read from its begin
 """
 
 from .config import SourceConfig, SourceFiles
-from .formats import build_reader, raw_formats
+from .formats import build_reader, in_folder, raw_formats
 from .labels import Label
 from .pieces import Piece, PieceLine, target_size
 from .records import GROUP_BYTES, READERS, DocumentJoiner, FieldReader, Reader, Records, located, wrong_byte
@@ -29,6 +29,7 @@ __all__ = [
     "SourceConfig",
     "SourceFiles",
     "build_reader",
+    "in_folder",
     "located",
     "raw_formats",
     "target_size",

@@ -37,6 +37,16 @@ def raw_formats() -> list[str]:
     return [name for name in READERS if READERS[name] is not None]
 
 
+def in_folder(format: str | None = None) -> tuple[str | None, tuple[str, ...]]:
+    """Return for which files a folder stands, as `FileStore.expand` takes it: all below with an ending of the format.
+
+    None as the format is any; a format without endings has no such folders.
+    """
+    readers = [READERS[name] for name in (raw_formats() if format is None else [format])]
+    endings = tuple(dict.fromkeys(ending for reader in readers if reader is not None for ending in reader.endings))
+    return "**/*" if endings else None, endings
+
+
 def has_fields(format: str) -> bool:
     """Return whether records of a format have named fields, so that labels can be read."""
     reader = READERS[format]

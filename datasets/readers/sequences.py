@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..errors import DataConfigError, DataError
-from ..files import DataFile, FileStore, plain_name
-from .formats import build_reader, has_fields, raw_formats
+from ..files import DataFile, FileStore, uncompressed_name
+from .formats import build_reader, has_fields, in_folder, raw_formats
 from .pieces import MAX_PIECE_BYTES, Piece
 from .records import READERS, DocumentJoiner, Reader, located, wrong_byte
 
@@ -52,7 +52,7 @@ class SequenceFiles:
         self, paths: Iterable[str], format: str | None = None, field: str = "text", id_field: str | None = None
     ) -> None:
         self._storage = FileStore()
-        self.files = self._storage.expand(paths)
+        self.files = self._storage.expand(paths, *in_folder(format))
         self._format = format or format_of(self.files)
         if id_field is not None and not has_fields(self._format):
             raise DataConfigError(f"--id-field {id_field}: a {self._format} file has no fields")
@@ -97,9 +97,7 @@ def format_of(files: Iterable[DataFile]) -> str:
     endings = {name: reader.endings for name in READERS if (reader := READERS[name]) is not None}
     formats: dict[str, str] = {}
     for file in files:
-        name = plain_name(file.path)
-        for ending in (".gz", ".bgz", ".zst", ".zstd"):
-            name = name.removesuffix(ending)
+        name = uncompressed_name(file.path)
         found = next((format for format in endings if name.endswith(endings[format])), None)
         if found is None:
             raise DataConfigError(f"{file.path}: its ending tells no format; name it with --format {'|'.join(raw_formats())}")

@@ -1,20 +1,17 @@
 """Lanes share files of any kind and size: each document is read once in an epoch, by one lane, and resumed anywhere."""
 
-import gzip
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
-from unittest.mock import patch
 
-import numpy as np
 import pytest
 from cistron.datasets.files import DataFile, FileStore
 from cistron.datasets.lanes import RawDocuments, blocks
 from cistron.datasets.lanes.blocks import Address, AddressedBlock
-from cistron.datasets.readers import LanePieces, Piece, PieceLine, Reader, build_reader, pieces, stripes
+from cistron.datasets.readers import LanePieces, PieceLine, Reader, build_reader, pieces
 from cistron.datasets.rows import Packer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.helpers.corpora import write_bytes, write_parquet
