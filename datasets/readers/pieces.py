@@ -88,6 +88,7 @@ class Part(NamedTuple):
         by a share gets that share of the stripes, however many there are.
         """
         even = self.even
+        stripe += self.shift % even  # other lanes in each epoch
         place = ((stripe % even << 64) + (GOLDEN * (stripe // even) + self.shift) % 2**64) // even
         return ((self.begin + (self.size * place >> 64)) * self.lanes + self.lanes - 1) // self.line
 
@@ -148,8 +149,8 @@ class PieceLine:
             return 0, 0
         return int(np.searchsorted(begins, low, side="right")) - 1, int(np.searchsorted(begins, high, side="left"))
 
-    def of_lane(self, lane: int, epoch: int, place: int) -> tuple[Piece, Part | None] | None:
-        """Return what a lane reads at a place of the line, a part if it has some stripes of it; None for nothing."""
+    def of_lane(self, lane: int, epoch: int, place: int) -> tuple[Piece | None, Part | None]:
+        """Return what a lane reads at a place of the line, if anything, and the part of which it has some stripes."""
         order, begins = self.order(epoch)
         number, begin, end = int(order[place]), int(begins[place]), int(begins[place + 1])
         low, high = self._bounds(lane)
@@ -157,7 +158,7 @@ class PieceLine:
         if low <= begin and end <= high:
             return piece, None
         if self.divided[number] == "never":
-            return (piece, None) if low <= (begin + end) // 2 < high else None
+            return piece if low <= (begin + end) // 2 < high else None, None
         if self.divided[number] == "stripes":
             shift = int(random_bits(1, *self.key, epoch, PIECES, place)[0])
             return piece, Part(begin, end - begin, self.bytes, self.lanes, shift)
@@ -165,7 +166,7 @@ class PieceLine:
         length, size = piece.end - piece.start, end - begin
         first, last = ((min(max(at, begin), end) - begin) * length // size for at in (low, high))
         cut = piece._replace(start=piece.start + first, end=piece.start + last, size=min(high, end) - max(low, begin))
-        return (cut, None) if first < last else None
+        return cut if first < last else None, None
 
     def _bounds(self, lane: int) -> tuple[int, int]:
         return lane * self.bytes // self.lanes, (lane + 1) * self.bytes // self.lanes

@@ -46,13 +46,11 @@ class LanePieces:
         """
         first, last = self.line.count(lane, epoch)
         for at in range(first + place, last):
-            found = self.line.of_lane(lane, epoch, at)
-            if found is None:
-                pass
-            elif found[1] is None:
-                yield at - first, found[0]
-            else:
-                stripes = self._stripes((epoch, at), *found)
+            piece, part = self.line.of_lane(lane, epoch, at)
+            if piece is not None and part is None:
+                yield at - first, piece
+            elif piece is not None and part is not None:
+                stripes = self._stripes((epoch, at), piece, part)
                 for stripe in stripes.of_lane(lane, max(offset, 0)):
                     yield at - first, stripe
                 if stripes.over:
