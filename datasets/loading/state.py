@@ -2,7 +2,7 @@
 
 As JSON it is
 
-    {"version": 3, "rows": global row at which the next batch begins, "begin": row at which this order of data began,
+    {"version": 4, "rows": global row at which the next batch begins, "begin": row at which this order of data began,
      "counts": rows of each source since then, "lanes": {"<source>/<lane>": LaneState}, "config": what determines the
      order}
 
@@ -38,7 +38,7 @@ class DataState(Record):
         config: The settings that determine the order of rows, and a fingerprint of the files.
     """
 
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     rows: RowCount
     begin: RowCount
     counts: list[RowCount]
