@@ -8,7 +8,7 @@ from ..models.errors import ModelError
 from .build import attention_said
 from .config import JobConfig
 from .estimates import sizes_of
-from .inference import sample_tokens
+from .inference import sample_tokens, text_behind
 from .parallel import without_context_parallel
 from .processes import World, device_remarks, global_batch_size
 
@@ -57,4 +57,4 @@ def sample_text(model: Decoder, tokenizer: Tokenizer, prompt: list[int], world: 
             )
     except ModelError as error:
         return f"warning: a sample: {error}"
-    return f"\nA sample, continuing {tokenizer.decode(prompt)!r}:\n{tokenizer.decode(new)}\n"
+    return f"\nA sample, continuing {tokenizer.decode(prompt)!r}:\n{text_behind(tokenizer, prompt, new)}\n"

@@ -188,6 +188,10 @@ class HFTokenizer(Tokenizer):
             index,
         )
 
+    @override
+    def text_ids(self) -> Sequence[int]:
+        return self.residue_ids  # ids may have gaps, which are no tokens
+
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids to text, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
