@@ -198,7 +198,7 @@ def test_a_file_of_one_document_is_read_by_one_lane(tmp_path: Path) -> None:
 
 def test_lanes_have_equal_shares_of_files_of_any_size(tmp_path: Path) -> None:
     draw = random.Random(7)
-    made = [[f"d{file}.{number}.{draw.getrandbits(320):080x}" for number in range(40 if file else 400)] for file in range(16)]
+    made = [[f"d{file}.{number}.{draw.getrandbits(320):080x}" for number in range(120 if file else 1200)] for file in range(16)]
     for format, suffix in (("jsonl", ".gz"), ("jsonl", ""), ("parquet", "")):
         folder = tmp_path / f"{format}{suffix}"
         folder.mkdir()
@@ -206,5 +206,5 @@ def test_lanes_have_equal_shares_of_files_of_any_size(tmp_path: Path) -> None:
         corpus = shared(build_reader(format, "text", STORAGE), files, 16, draw.choice([500, 10**6]))
         for epoch in range(2):
             sizes = [len(documents(corpus, lane, epoch)) for lane in range(16)]
-            assert sum(sizes) == 1000
-            assert max(sizes) <= 1.4 * 1000 / 16, (format, suffix, sizes)
+            assert sum(sizes) == 3000
+            assert max(sizes) <= 1.4 * 3000 / 16, (format, suffix, sizes)
