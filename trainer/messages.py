@@ -44,8 +44,8 @@ def introduction(
 
 def prompt_of(batch: Batch, eos_id: int) -> list[int]:
     """Return how the first document of a batch's first row begins, which a sample continues."""
-    first = batch.tokens[0, :16][batch.sequence_ids[0, :16] == 0].tolist()
-    return [token for token in first if token != eos_id]
+    first: list[int] = batch.tokens[0, :16][batch.sequence_ids[0, :16] == 0].tolist()
+    return first[:-1] if first[-1:] == [eos_id] else first
 
 
 def sample_text(model: Decoder, tokenizer: Tokenizer, prompt: list[int], world: World) -> str:

@@ -38,13 +38,24 @@ class Source:
     def weighted(self) -> bool:
         """Whether some of its targets may weigh other than 1."""
         of_shards = self.corpus is not None and any(shard.manifest.weights for shard in self.corpus.shards)
-        return of_shards or self.data.weighted or self.data.window_overlap > 0
+        of_roles = self.config.content == "messages"
+        return of_shards or of_roles or self.data.weighted or self.data.window_overlap > 0
+
+    @property
+    def interior_eos(self) -> int:
+        """How many eos ids lie inside of documents, as token shards say; raw files do not say."""
+        return sum(shard.manifest.interior_eos for shard in self.corpus.shards) if self.corpus is not None else 0
 
     def remarks(self) -> list[str]:
-        """Return a line where the shards were prepared with other letter settings than the job's; theirs hold."""
+        """Return what is to be known of the shards: eos ids inside, and other letter settings than the job's."""
         if self.corpus is None:
             return []
-        made_with = {shard.manifest.letters for shard in self.corpus.shards}
+        inside = f"source {self.config.name!r}: {self.interior_eos:,} eos ids are inside of documents, where nothing ends"
+        return [inside] * (self.interior_eos > 0) + self._letter_remarks(self.corpus)
+
+    def _letter_remarks(self, corpus: ShardCorpus) -> list[str]:
+        """Return a line where the shards were prepared with other letter settings than the job's; theirs hold."""
+        made_with = {shard.manifest.letters for shard in corpus.shards}
         kept = {key: {str(getattr(made, key)).lower() for made in made_with} for key in Letters.model_fields}
         job = {key: str(getattr(self.data, key)).lower() for key in kept}
         others = [key for key in kept if kept[key] != {job[key]}]
@@ -76,9 +87,9 @@ class Source:
 
     def sample(self) -> list[bytes]:
         """Return the heads of some raw documents from some files: at most 64 of 16 KiB."""
-        heads = []
+        heads: list[bytes] = []
         assert self.pieces is not None
-        opening = [piece for piece in self.pieces.line.pieces if piece.start == 0]
+        opening = [piece for piece in self.pieces.line.pieces if piece.start == 0 and self.config.content == "text"]
         for piece in opening[:: max(len(opening) // 4, 1)][:4]:
             groups = self.pieces.reader.groups(piece, piece.start, True)
             documents = (document for group in groups for document in group.documents)
@@ -118,6 +129,7 @@ def open_source(
         shards = [shards[place] for place in saved_order(saved, [shard.contents for shard in shards])]
         corpus = ShardCorpus(shards, rows.seq_len, lanes, data)
         _check_letters(shards, data)
+        _check_interior_eos(shards, data)
         return Source(config=config, files=[shard.contents for shard in shards], pieces=None, corpus=corpus, data=data)
     label = None if config.label is None else Label(config.label, rows.objective.classes)
     reader = build_reader(config.format, config.field, storage, label)
@@ -143,3 +155,13 @@ def _check_letters(shards: Sequence[Shard], letters: Letters) -> None:
                     f"data.{key} = {str(wanted).lower()}: {shard.path} was prepared with {str(found).lower()}; "
                     "leave the key out to take its weights as they are, or prepare it anew with this one"
                 )
+
+
+def _check_interior_eos(shards: Sequence[Shard], data: DataConfig) -> None:
+    """Refuse shards that keep eos ids inside of documents where the job does not."""
+    for shard in shards:
+        if shard.manifest.interior_eos and not data.keeps_eos:
+            raise DataConfigError(
+                f'data.interior_eos = "refuse": {shard.path} was prepared to keep {shard.manifest.interior_eos:,} eos ids '
+                'inside of documents; set interior_eos = "keep" to read it'
+            )

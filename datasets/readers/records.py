@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 from ...base import Registry
+from ..documents import Content
 from ..errors import DataError
 from ..files import BgzfFile, ByteFile, DamagedError, DataFile, FileStore, is_compressed
 from .labels import Label
@@ -109,6 +110,7 @@ class Reader(ABC):
         storage: Opens files.
         group_bytes: Bytes of the file, or of documents, that become a group or a stretch.
         unit: Bytes at whose multiples a longer document may be cut, so that lanes share it; None: none is.
+        content: What the bytes of its documents are; class attribute.
         endings: Of the names of its files, compression aside; class attribute.
         boundary: Its first byte ends a record, the one after that begins the next; None: records end otherwise; class
             attribute.
@@ -117,6 +119,7 @@ class Reader(ABC):
     storage: FileStore
     group_bytes: int = field(default=GROUP_BYTES, kw_only=True)
     unit: int | None = field(default=None, kw_only=True)
+    content: ClassVar[Content] = "text"
     endings: ClassVar[tuple[str, ...]] = ()
     boundary: ClassVar[bytes | None] = None
 
