@@ -13,10 +13,11 @@ import numpy as np
 from ..documents import DocumentConfig, Strands, Weighed, make_encoder, mirrored, too_long
 from ..errors import BadRecords
 from ..files import last_name
-from ..readers import DocumentJoiner, LanePieces, Piece, Records, located, wrong_byte
+from ..readers import DocumentJoiner, Piece, Records, located, wrong_byte
 from ..rows import Packer
 from ..tokenizers import Encoded, TokenizeError, Tokenizer, has_bases
 from .blocks import Address, AddressedBlock, BlockBuilder, DocumentOutcome, TokenRun
+from .stripes import LanePieces
 
 ROWS, DOCUMENTS = range(2)  # what a permutation is of, beside `readers.pieces.PIECES`
 
@@ -52,7 +53,7 @@ class RawDocuments:
         # neither the other strand nor the end of a tag is looked for behind them.
         letters = self.config.letters
         heads = self.config.long_documents in ("truncate", "error") and has_bases(self.tokenizer)
-        heads &= self.reader.content == "text"
+        heads &= self.files.reader.content == "text"
         whole = self.config.reverse_complement > 0 or letters.exclude_tags or letters.exclude_degenerate
         self._head = self.packer.seq_len + 2 if heads and not whole else None
 

@@ -8,8 +8,8 @@ from ..config import DataConfig
 from ..documents import Letters, Strands
 from ..errors import BadRecords, DataConfigError, refuse
 from ..files import DataFile, FileStore, Listing, saved_order
-from ..lanes import Documents, Lane, LaneState, RawDocuments, ShardCorpus, ShardDocuments, unit_bytes
-from ..readers import READERS, Label, LanePieces, PieceLine, SourceFiles, build_reader, in_folder, target_size
+from ..lanes import Documents, Lane, LanePieces, LaneState, RawDocuments, ShardCorpus, ShardDocuments, unit_bytes
+from ..readers import READERS, Label, PieceLine, SourceFiles, build_reader, in_folder, target_size
 from ..rows import PackedRow, Packer
 from ..shards import Shard, open_shards
 from ..tokenizers import Tokenizer

@@ -1,17 +1,15 @@
 """Raw files to documents: one reader per format, each of which reads on from any address that it has given.
 
 Read `records` (what a reader is and gives, and the registry of formats), `text` (the smallest reader), `pieces` (files
-cut, permuted and assigned to lanes), `stripes` (what can be read from its beginning only), then `lines`, `fasta` and
-`parquet`; `config` has the tables of sources, `sequences` reads whole records.
+cut, permuted and shared by lanes), then `lines`, `fasta` and `parquet`; `config` has the tables of sources, `sequences` reads whole records.
 """
 
 from .config import SourceConfig, SourceFiles
 from .formats import build_reader, in_folder, raw_formats
 from .labels import Label
-from .pieces import Piece, PieceLine, target_size
+from .pieces import Part, Piece, PieceLine, target_size
 from .records import GROUP_BYTES, READERS, DocumentJoiner, FieldReader, Reader, Records, located, wrong_byte
 from .sequences import NamedSequence, SequenceFiles
-from .stripes import LanePieces
 
 __all__ = [
     "GROUP_BYTES",
@@ -19,8 +17,8 @@ __all__ = [
     "DocumentJoiner",
     "FieldReader",
     "Label",
-    "LanePieces",
     "NamedSequence",
+    "Part",
     "Piece",
     "PieceLine",
     "Reader",

@@ -14,11 +14,11 @@ from cistron.datasets.documents import DocumentConfig, LetterEncoder, Letters, l
 from cistron.datasets.documents import letters as genome
 from cistron.datasets.errors import DataConfigError, DataError, refuse
 from cistron.datasets.files import FileStore
-from cistron.datasets.lanes import Lane, LaneState, RawDocuments, blocks
+from cistron.datasets.lanes import Lane, LanePieces, LaneState, RawDocuments, blocks
 from cistron.datasets.loading import Loader
 from cistron.datasets.prepare import RawCorpus
 from cistron.datasets.prepare.run import Task
-from cistron.datasets.readers import LanePieces, PieceLine, SourceConfig
+from cistron.datasets.readers import PieceLine, SourceConfig
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.rows import MaskedTokens, MaskingConfig, PackedRow, Packer
 from cistron.datasets.tokenizers import TokenizeError, TokenizerConfig, build_tokenizer

@@ -12,8 +12,8 @@ import pytest
 from cistron.datasets.documents import DocumentConfig
 from cistron.datasets.errors import DataEnd, DataError
 from cistron.datasets.files import DataFile
-from cistron.datasets.lanes import Lane, LaneState, RawDocuments, blocks
-from cistron.datasets.readers import LanePieces, Piece, PieceLine, Records
+from cistron.datasets.lanes import Lane, LanePieces, LaneState, RawDocuments, blocks
+from cistron.datasets.readers import Piece, PieceLine, Records
 from cistron.datasets.rows import NextToken, Objective, PackedRow, Packer, row_violations
 from cistron.datasets.rows.objectives import IGNORE
 from cistron.datasets.tokenizers import Encoded, TokenizeError

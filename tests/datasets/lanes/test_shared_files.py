@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from cistron.datasets.files import DataFile, FileStore
-from cistron.datasets.lanes import RawDocuments, blocks
+from cistron.datasets.lanes import LanePieces, RawDocuments, blocks, stripes
 from cistron.datasets.lanes.blocks import Address, AddressedBlock
-from cistron.datasets.readers import LanePieces, Piece, PieceLine, Reader, build_reader, pieces, stripes
+from cistron.datasets.readers import Piece, PieceLine, Reader, build_reader, pieces
 from cistron.datasets.rows import Packer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.tests.helpers.corpora import write_bytes, write_parquet

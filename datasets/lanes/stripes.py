@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..errors import DataError
-from .pieces import Part, Piece, PieceLine
-from .records import Reader
+from ..readers import Part, Piece, PieceLine, Reader
 
 # Of a source in a process, for lanes that have not come to them: those of a worker are a block of text apart, at most
 # 16 MB each and some 2 MB in rows of 2,048.
