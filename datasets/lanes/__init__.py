@@ -1,7 +1,8 @@
 """Lanes: the fixed, deterministic streams of packed rows that each source is read in, and the mixture of sources.
 
-Read `lane` (rows of one lane, and its state), `blocks` (what is packed, shuffled and resumed as one), `stripes` (how lanes
-share raw files), `raw_documents` and `shard_documents` (what a lane reads), then `mixer` (which source and which lane each row of the run comes from).
+Read `lane` (rows of one lane, and its state), `blocks` (what is packed, shuffled and resumed as one), `stripes` (how
+lanes share raw files), `raw_documents` and `shard_documents` (what a lane reads), then `mixer` (which source and which
+lane each row of the run comes from).
 """
 
 from .blocks import block_tokens, unit_bytes

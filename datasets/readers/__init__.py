@@ -1,7 +1,8 @@
 """Raw files to documents: one reader per format, each of which reads on from any address that it has given.
 
 Read `records` (what a reader is and gives, and the registry of formats), `text` (the smallest reader), `pieces` (files
-cut, permuted and shared by lanes), then `lines`, `fasta` and `parquet`; `config` has the tables of sources, `sequences` reads whole records.
+cut, permuted and shared by lanes), then `lines`, `fasta` and `parquet`; `config` has the tables of sources, `sequences`
+reads whole records.
 """
 
 from .config import SourceConfig, SourceFiles
