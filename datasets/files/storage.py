@@ -23,6 +23,7 @@ from .bgzip import HEAD_BYTES, BgzfFile, BlockIndex, ByteFile, DamagedError, blo
 from .cache import find_copy, make_copy
 from .find import DataFile, FolderRule, find_files, is_compressed, local_path, plain_name, real_path
 from .inventory import last_name, stamped
+from .redirects import file_system
 from .remote import Patience, RemoteFile
 
 if sys.version_info >= (3, 14):
@@ -162,12 +163,27 @@ class FileStore:
         folder, limit = Path(cache_dir).expanduser(), self.config.cache_gb * 1e9
         [file] = self.expand([path])
         opener = partial(self._remote, path)
+
+        def again() -> DataFile | None:
+            [now] = self.expand([path])
+            same = now == file or (now.size == file.size and bool(by_time.stamp) and self._by_time(now) == by_time)
+            return (file if now == file else by_time) if same else None
+
         try:
             if (copy := find_copy(folder, file, opener)) is None and file.size <= limit:
-                copy = make_copy(folder, limit, file, opener, lambda: self.expand([path]) == [file])
+                by_time = self._by_time(file)
+                copy = find_copy(folder, by_time, opener, by_time=True) if by_time.stamp else None
+                copy = copy or make_copy(folder, limit, file, opener, again)
         except OSError as error:
             raise DataError(f"cannot be copied into data.cache_dir: {error}", file=path) from error
         return None if copy is None else str(copy)
+
+    def _by_time(self, file: DataFile) -> DataFile:
+        """Return a remote file with its time of last change as stamp; with none where its store tells no time."""
+        filesystem, root = file_system(file.path, self.config.allow_private_redirects)
+        info = self._patience()(lambda: filesystem.info(root), file.path)
+        time = next((str(info[key]) for key in ("Last-Modified", "LastModified", "mtime", "updated") if info.get(key)), "")
+        return file._replace(stamp=f"changed at {time}" if time else "")
 
     def _remote(self, path: str) -> RemoteFile:
         return RemoteFile(path, self._patience(), self.config.allow_private_redirects)
