@@ -26,7 +26,9 @@ class TextReader(Reader):
     def divided(self, piece: Piece) -> Literal["bytes", "stripes", "never"]:
         if self.unit is None:
             return "never"
-        return "stripes" if piece.end is None else "bytes"
+        if piece.end is None:
+            return "stripes"
+        return "bytes" if piece.start or piece.end > self.unit else "never"  # one unit
 
     @override
     def stripes(self, piece: Piece, size: int) -> Iterator[Piece]:

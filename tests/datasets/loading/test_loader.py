@@ -137,7 +137,7 @@ def test_a_state_is_small_plain_json(mixed: Settings) -> None:
         ({"rows": None}, "rows: Field required"),
         ({"rows": "7"}, "rows: Input should be a valid integer"),
         ({"extra": 1}, "extra: Extra inputs are not permitted"),
-        ({"version": 1}, "version: Input should be 3"),
+        ({"version": 1}, "version: Input should be 4"),
         ({"lanes": {"genes/0": [0, 0, 0, "x"]}}, "lanes.genes/0.3: Input should be a valid integer"),
         ({"counts": None, "begin": 1.5}, "begin: .*; counts: Field required"),
     ],
