@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, NamedTuple
 from ...base import Registry
 from ..documents import Content
 from ..errors import DataError
-from ..files import BgzfFile, ByteFile, DamagedError, DataFile, FileStore, is_compressed
+from ..files import TEXT_HEAD_BYTES, BgzfFile, ByteFile, DamagedError, DataFile, FileStore, Rewound, is_compressed, look_at_head
 from .labels import Label
 from .pieces import Piece
 
@@ -153,7 +153,7 @@ class Reader(ABC):
         """
         assert self.boundary is not None
         with self.storage.open(piece.path) as file:
-            window = Window(file, piece, piece.start)
+            window = Window(self.begin(file, piece.path, piece.start), piece, piece.start)
             while window.fill(1):
                 start, searched, dropped = window.offset, size - window.offset % size - 1, 0
                 window.fill(searched + TAIL_BYTES)
@@ -182,6 +182,22 @@ class Reader(ABC):
         Raises:
             DataError: The file cannot be read, ends early, or is damaged in a way that hides where records begin.
         """
+
+    def begin(self, file: ByteFile, path: str, offset: int) -> ByteFile:
+        """Return an open file that is read from `offset` on, after a look at its first bytes where that is 0.
+
+        Raises:
+            DataError: By these bytes it is a file of another kind.
+        """
+        if offset:
+            return file
+        head = file.read(TEXT_HEAD_BYTES)
+        self.look(path, head)
+        return Rewound(file, head)
+
+    def look(self, path: str, head: bytes) -> None:
+        """Refuse a file by how it begins, uncompressed. Raises DataError."""
+        look_at_head(path, head)
 
     def locate(self, path: str, offset: int, index: int) -> tuple[int | str | None, int | None]:
         """Return (record, byte in the file) of byte `index` of the document data that begins at `offset`.
@@ -261,7 +277,7 @@ class HeldBytes:
 
 
 class Window:
-    """A piece seen through a buffer that moves forward.
+    """A piece seen through a buffer that moves forward; a byte order mark at the file's beginning is passed over.
 
     With a `boundary`, the piece stands for the records that begin between its bounds. What lies before the first of
     them is passed over, and the last one is read to its end.
@@ -297,6 +313,8 @@ class Window:
             self._find_first(self._boundary)
         elif (at := file.seek(offset)) < offset:
             raise DamagedError(f"the file has {at} bytes uncompressed, and byte {offset} was asked for")
+        elif offset == 0 and self.fill(len(BOM)) and self.buffer.startswith(BOM):
+            self.take(len(BOM))
 
     def _find_first(self, boundary: bytes) -> None:
         """Move to the first record that begins in the piece."""

@@ -18,7 +18,7 @@ from cistron.tests.helpers.corpora import write_bytes, write_parquet
 
 STORAGE = FileStore()
 SEQ_LEN = 32
-KINDS = [*product(["jsonl", "tsv", "fasta", "text"], ["", ".gz", ".zst", ".bgz"]), ("parquet", "")]
+KINDS = [*product(["jsonl", "csv", "tsv", "fasta", "text"], ["", ".gz", ".zst", ".bgz"]), ("parquet", "")]
 BEGIN = Address(0, -1, 1, 0)
 
 
@@ -34,6 +34,8 @@ def write(folder: Path, format: str, suffix: str, files: Sequence[Sequence[str]]
             content = "".join(documents)
         elif format == "jsonl":
             content = "".join(f'{{"text": "{document}"}}\n' for document in documents)
+        elif format == "csv":
+            content = "id,text\n" + "".join(f'{place},"{document}"\n' for place, document in enumerate(documents))
         elif format == "tsv":
             content = "id\ttext\n" + "".join(f"{place}\t{document}\n" for place, document in enumerate(documents))
         else:
