@@ -45,7 +45,7 @@ from ..datasets.prepare import (
 )
 from ..datasets.readers import SourceFiles, build_reader, in_folder, raw_formats
 from ..datasets.shards import open_shards, upgrade_shard, verify_shard
-from ..datasets.tokenizers import TOKENIZERS, Tokenizer, TokenizerConfig, build_tokenizer
+from ..datasets.tokenizers import TOKENIZERS, LetterTokenizer, Tokenizer, TokenizerConfig, build_tokenizer
 from ..trainer.config import load_config
 from ..trainer.errors import ConfigError
 from . import cli
@@ -317,7 +317,7 @@ def summary(work: Work, result: PreparationResult, seconds: float) -> str:
         "documents without tokens dropped": result.dropped,
         "duplicates left out": result.duplicates,
         "bad records skipped": result.skipped,
-        "letters mapped": result.mapped,
+        "letters mapped" if isinstance(work.corpus.tokenizer, LetterTokenizer) else "unknown tokens": result.mapped,
         "documents given an eos": result.eos_appended,
         "eos ids inside of documents kept": result.interior_eos,
         "tokens of padding taken off": result.padding,

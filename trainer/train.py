@@ -163,7 +163,8 @@ class Trainer:
         # ranks that differ in cp or tp hold the same rows: only the first counts them
         counted = batches if self.world.is_row_leader else []
         sources, normalize = len(self.log.sources), self.config.data.normalize_weights
-        mine = StepCounts.of(counted, sources, normalize=normalize, attention=self.mask.attention)
+        unk_id = self.tokenizer.unk_id
+        mine = StepCounts.of(counted, sources, normalize=normalize, attention=self.mask.attention, unk_id=unk_id)
         stopped, (shorts, errors, *counts) = self.heartbeat(int(short), int(error is not None), *mine.counts)
         targets = self.world.sum(mine.targets)
         if errors:

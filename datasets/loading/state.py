@@ -64,7 +64,7 @@ class DataState(Record):
             "bad record(s)": self.total("skipped"),
             "document(s) without a token": self.total("dropped"),
             "document(s) truncated": self.total("truncated"),
-            "letter(s) mapped": self.total("mapped"),
+            "letter(s) mapped or unknown token(s)": self.total("mapped"),
         }
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 

@@ -103,7 +103,7 @@ class PreparationResult(Record):
         dropped: Without tokens, so left out.
         duplicates: Equal to one before, so left out.
         skipped: Bad records left out.
-        mapped: Letters of the documents written that `on_unknown = "map"` replaced.
+        mapped: Letters of the documents written that `on_unknown = "map"` replaced, or their unknown tokens.
         eos_appended: Imported documents that came without an eos.
         interior_eos: Eos ids inside of the documents written.
         padding: Tokens of imported documents taken off as padding.

@@ -1,6 +1,7 @@
 """Tokenizers of the Hugging Face library: special ids, `config.json` beside them, and the faster tiktoken backend."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing_extensions import override
 from ...base import IDS, Json, UserError, read_bytes, read_json, shown, text_of
 from ..errors import DataConfigError
 from .config import TOKENIZERS, TokenizerConfig
+from .definition import fingerprint_of, kept_from_text, library_model, mark_special, unknown_of
 from .protocol import Encoded, LibraryError, TokenizeError, Tokenizer, library_errors
 from .tiktoken_backend import NotEqualError, TiktokenBackend
 
@@ -45,19 +47,11 @@ class HFTokenizer(Tokenizer):
         self._arguments = (path, eos_token, pad_token, mask_token)
         source = read_bytes(file, DataConfigError, TOKENIZER_BYTES)
         text = text_of(source, str(file), DataConfigError)
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except BaseException as error:  # the library raises bare Exception, and panics of Rust are no Exception
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise DataConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from None
-        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document stays text
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.fingerprint = hashlib.sha256(source).hexdigest()
+        library = _library(text, file)
+        content: Json = json.loads(text)  # what the library has taken is JSON, and of the shape that it has
         # Ids may have gaps, so that the count of tokens can be less than the largest id + 1.
-        known = self._tokenizer.get_vocab(with_added_tokens=True).values()
-        self.vocab_size = max(known, default=-1) + 1
+        known = library.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(known.values(), default=-1) + 1
         if not 0 < self.vocab_size <= IDS:
             raise DataConfigError(
                 f"tokenizer.path: {file} has {len(known)} tokens, the largest id of which is {self.vocab_size - 1}; "
@@ -74,38 +68,65 @@ class HFTokenizer(Tokenizer):
             )
         # Labels and masks go by position, never by id, so that padding with the eos is safe.
         pad = pad_token or _token_text(settings.get("pad_token")) or eos
-        self.eos_id = self._special_id("eos_token", eos, file)
-        self.pad_id = self._special_id("pad_token", pad, file)
-        marked = {index for index, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        mask, unknown = mask_token or _token_text(settings.get("mask_token")), _token_text(settings.get("unk_token"))
+
+        def id_of(key: str, token: str) -> int:
+            if token not in known:
+                raise DataConfigError(f"tokenizer.{key}: {token!r} is not a token of {file}")
+            return known[token]
+
+        self.eos_id, self.pad_id = id_of("eos_token", eos), id_of("pad_token", pad)
+        self.mask_id = None if mask is None else id_of("mask_token", mask)
+        marked = {known[token["content"]] for token in content["added_tokens"] if token["special"] and token["content"]}
         if self.pad_id not in marked | {self.eos_id}:
             raise DataConfigError(
                 f"tokenizer.pad_token: {pad!r} is not marked as special in {file}, so that a document's own token could be "
                 "taken for padding; name a special token, or the eos"
             )
-        mask, unknown = mask_token or _token_text(settings.get("mask_token")), _token_text(settings.get("unk_token"))
-        self.mask_id = None if mask is None else self._special_id("mask_token", mask, file)
         if self.mask_id is not None and self.mask_id not in marked:
             raise DataConfigError(
                 f"tokenizer.mask_token: {mask!r} is not marked as special in {file}, so that a document's own token could be "
                 "taken for a masked one; name a special token"
             )
-        # GPT-2's kin name their eos here. It stands for no unknown token: a document that has an eos is refused.
-        unk_id = None if unknown is None else self._tokenizer.token_to_id(unknown)
-        self.unk_id: int | None = None if unk_id == self.eos_id else unk_id
-        roles = (self.eos_id, self.pad_id, self.mask_id, self.unk_id)
-        self.special_ids = frozenset(marked).union(index for index in roles if index is not None)
-        self.residue_ids = tuple(sorted(set(known) - self.special_ids))
+        kind, lacking = type(library.model).__name__, unknown_of(content["model"])
+        if lacking is not None and known[lacking] == self.eos_id:
+            # As CLIP, which has every byte: it stands for no unknown token, and a letter that is lacking is refused.
+            if kind != "BPE":
+                raise DataConfigError(
+                    f"tokenizer.path: {file} writes its eos {eos!r} for what its vocabulary lacks: a document would seem to "
+                    "end there; give it an unknown token of its own"
+                )
+            lacking = None
+        unknown = lacking or unknown  # which GPT-2's kin say is the eos, though none is ever written
+        self.unk_id: int | None = None if unknown is None or unknown == eos else known.get(unknown)
+        roles = {token: known[token] for token in (eos, unknown, *_named(settings)) if token in known}
+        if mark_special(content, roles):
+            library = _library(json.dumps(content), file)
+        self.special_ids = frozenset(marked).union(roles.values())
+        self.residue_ids = tuple(sorted({*known.values()} - self.special_ids))
         self.where = str(file) if eos_token else f"{file} + {settings_file}"
-        self._eos = eos
+        self.fingerprint = fingerprint_of(kind, content, library)
+        self.former_fingerprints = (hashlib.sha256(source).hexdigest(),)  # shards and checkpoints of before tell the file
+
+        model = kept_from_text(kind, content, self.special_ids, self.eos_id, self.vocab_size)
+        if model is not None:
+            library.model = library_model(model)
+        library.encode_special_tokens = True  # "<|endoftext|>" in a document stays text
+        library.no_truncation()
+        library.no_padding()
+        self._tokenizer, self._file = library, file
+        # Which ids no text may become: special ones, but for the unknown token, and that of letters that would be lost.
+        self._barred = np.zeros(self.vocab_size + 1, dtype=bool)
+        self._barred[[*self.special_ids - {self.unk_id}, self.vocab_size]] = True
         self._backend: TiktokenBackend | None = None
 
         config_file = file.with_name("config.json")
         self.hf_config: dict[str, Any] | None = None
         if config_file.is_file():
-            written = stated_ids(read_json(config_file, DataConfigError), str(config_file), DataConfigError)
+            stated = stated_ids(read_json(config_file, DataConfigError), str(config_file), DataConfigError)
             if pad_token:
-                written.pop("pad_token_id", None)  # whoever names the pad overrules it: padding goes by place
-            self.hf_config = {"where": str(config_file), **written}
+                stated.pop("pad_token_id", None)  # whoever names the pad overrules it: padding goes by place
+            self.hf_config = {"where": str(config_file), **stated}
 
     @classmethod
     def build(cls, config: TokenizerConfig) -> "HFTokenizer":
@@ -113,12 +134,6 @@ class HFTokenizer(Tokenizer):
         if config.path is None:
             raise DataConfigError("tokenizer.path is not set; kind 'hf' needs a tokenizer.json or the folder that holds it")
         return cls(config.path, config.eos_token, config.pad_token, config.mask_token)
-
-    def _special_id(self, key: str, token: str, file: Path) -> int:
-        index = self._tokenizer.token_to_id(token)
-        if index is None:
-            raise DataConfigError(f"tokenizer.{key}: {token!r} is not a token of {file}")
-        return int(index)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Travel to a worker as arguments: pickling the inner tokenizer would lose `encode_special_tokens`."""
@@ -137,10 +152,15 @@ class HFTokenizer(Tokenizer):
             ids = self._encode_library(texts) if self._backend is None else self._encode_tiktoken(self._backend, texts)
         except LibraryError:
             ids = self._encode_singly(texts)
-        ends = np.flatnonzero(ids == self.eos_id)
-        if len(ends) != len(texts):
-            raise self._eos_found(documents, texts)
-        return Encoded(ids, np.diff(ends, prepend=-1).tolist())
+        barred = self._barred[ids]
+        if np.count_nonzero(barred) != len(texts):  # the eos of each
+            raise self._refusal(documents, texts)
+        lengths = np.diff(np.flatnonzero(barred), prepend=-1)
+        unknown = ids == self.unk_id
+        if self.unk_id is None or not unknown.any():
+            return Encoded(ids, lengths.tolist())
+        starts = np.cumsum(lengths) - lengths
+        return Encoded(ids, lengths.tolist(), np.add.reduceat(unknown, starts, dtype=np.int64).tolist())
 
     @override
     def choose_backend(self, sample: Callable[[], Sequence[bytes]]) -> str:
@@ -185,16 +205,22 @@ class HFTokenizer(Tokenizer):
                 raise TokenizeError(f"the tokenizers library fails at this document: {error}", None, index) from None
         return np.concatenate(rows)
 
-    def _eos_found(self, documents: Sequence[bytes], texts: list[str]) -> TokenizeError:
-        """Return the error for the first document from whose own text an eos came."""
-        index = next(i for i, text in enumerate(texts) if self.eos_id in self._encode_library([text])[:-1])
-        offset = documents[index].find(self._eos.encode())
-        return TokenizeError(
-            f"the document encodes to the eos {self._eos!r} (id {self.eos_id}); "
-            f"mark that token as special in {self.where}, or remove its text",
-            offset if offset >= 0 else None,
-            index,
-        )
+    def _refusal(self, documents: Sequence[bytes], texts: list[str]) -> TokenizeError:
+        """Return the error for the first document whose own text becomes an id that no text may become."""
+        index = next(i for i, text in enumerate(texts) if self._barred[self._encode_library([text])[:-1]].any())
+        found = self._tokenizer.encode(texts[index], add_special_tokens=False)
+        place, barred = next((place, one) for place, one in enumerate(found.ids) if self._barred[one])
+        begin, end = found.offsets[place]
+        offset = len(texts[index][:begin].encode())
+        if barred == self.vocab_size:
+            problem = (
+                f"{texts[index][begin:end]!r} is not in the vocabulary of {self._file}, which has no unknown token and would "
+                "leave it out; remove it, or name a tokenizer that knows it"
+            )
+        else:
+            token = self._tokenizer.id_to_token(barred)
+            problem = f"the document encodes to the special token {token!r} (id {barred}) of {self._file}; remove its text"
+        return TokenizeError(problem, offset, index)
 
     @override
     def text_ids(self) -> Sequence[int]:
@@ -203,6 +229,15 @@ class HFTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids to text, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def _library(text: str, file: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except BaseException as error:  # the library raises bare Exception, and panics of Rust are no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from None
 
 
 def _open(arguments: tuple[str, str | None, str | None, str | None], proven: bool) -> HFTokenizer:
@@ -232,3 +267,11 @@ def _token_text(value: object) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
+
+
+def _named(settings: Json) -> list[str]:
+    """Return the special tokens that a `tokenizer_config.json` names: one for a role each, and lists of others."""
+    lists = [settings.get(key) for key in ("additional_special_tokens", "extra_special_tokens")]
+    several = chain.from_iterable(values for values in lists if isinstance(values, list))
+    one_each = (value for key, value in settings.items() if key.endswith("_token"))
+    return [token for value in (*one_each, *several) if (token := _token_text(value))]

@@ -55,7 +55,8 @@ class Encoded(NamedTuple):
     Attributes:
         ids: 1-d integers of the tokenizer's dtype; may be read-only.
         lengths: Of each document with its eos: 1 for a document without tokens.
-        mapped: Letters of each document that `on_unknown = "map"` replaced; None where there are none in any.
+        mapped: Of each document, its letters that `on_unknown = "map"` replaced, or its unknown tokens where a token
+            may be many letters; None where there are none in any.
     """
 
     ids: Ids
@@ -82,6 +83,7 @@ class Tokenizer(Protocol):
         vocab_size: One more than the largest id.
         where: Where these ids are written, for a human reader.
         fingerprint: Changes whenever the encoding does.
+        former_fingerprints: Others under which ids of this tokenizer were written.
         streams: True where encoding a concatenation equals concatenating encodings, so that a document may be encoded
             chunk by chunk.
         hf_config: What the Hugging Face `config.json` beside the tokenizer states, None where there is none.
@@ -101,6 +103,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     where: str
     fingerprint: str
+    former_fingerprints: tuple[str, ...] = ()
     streams: bool
     hf_config: dict[str, Any] | None = None
 
@@ -117,7 +120,7 @@ class Tokenizer(Protocol):
         """Encode documents, UTF-8, and end each with an eos.
 
         Raises:
-            TokenizeError: A document is not valid for this tokenizer, or an eos came out of it; it is the first such.
+            TokenizeError: A document is not valid for this tokenizer, or has a special token in it; the first such one.
         """
         ...
 

@@ -24,6 +24,7 @@ from cistron.datasets.tokenizers import TokenizerConfig, build_tokenizer
 from cistron.tests.helpers.corpora import write_fasta, write_jsonl, write_shard
 from cistron.tools import cli, prepare
 from cistron.trainer.config import load_config
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 WORDS = ["pack", "row", "mask", "eos", "lane", "token"]
 
@@ -235,6 +236,24 @@ def test_letters_are_prepared_and_their_policy_is_part_of_the_plan(
     assert "1 letters mapped" in capsys.readouterr().out
     message = refused(capsys, *argv[:-1], str(tmp_path / "lenient"))
     assert "on_unknown was 'map' and is 'error'" in message
+
+
+def test_unknown_tokens_are_counted_and_letters_that_would_be_lost_are_bad_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = Tokenizer(models.WordLevel({"<e>": 0, "[?]": 1, "lane": 2}, unk_token="[?]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    letters = Tokenizer(models.BPE({"<e>": 0, "l": 1, "a": 2, "n": 3, "e": 4, " ": 5}, []))
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("lane <e> lane", "lane", "lane là")))
+    for name, made in (("words", words), ("letters", letters)):
+        made.add_special_tokens(["<e>"])
+        made.save(str(tmp_path / f"{name}.json"))
+    argv = ["--format", "jsonl", "--eos-token", "<e>", "--processes", "1", str(path), "--tokenizer"]
+    prepare.main([*argv, str(tmp_path / "words.json"), "--output", str(tmp_path / "a")])
+    assert "2 unknown tokens\n" in capsys.readouterr().out
+    prepare.main([*argv, str(tmp_path / "letters.json"), "--on-bad-record", "skip", "--output", str(tmp_path / "c")])
+    assert "2 bad records skipped\n" in capsys.readouterr().out
 
 
 def test_weights_are_prepared_by_flags_or_as_the_job_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

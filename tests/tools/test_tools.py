@@ -22,6 +22,7 @@ from cistron.trainer.build import training_mask
 from cistron.trainer.config import load_config
 from cistron.trainer.processes import Layout
 from cistron.trainer.start import open_data, verify
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,6 +99,21 @@ class Words:
 
     def decode(self, ids: list[int]) -> str:
         return self.names[ids[0]]
+
+
+def test_check_counts_what_a_vocabulary_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = Tokenizer(models.WordLevel({"<e>": 0, "[?]": 1, "lane": 2}, unk_token="[?]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["<e>"])
+    words.save(str(tmp_path / "words.json"))
+    (tmp_path / "x.jsonl").write_text('{"text": "lane pack lane row"}\n' * 30 + '{"text": "lane"}\n' * 40)
+    source = [{"name": "lanes", "format": "jsonl", "paths": [str(tmp_path / "x.jsonl")]}]
+    tokenizer = ["--tokenizer.kind", "hf", "--tokenizer.path", str(tmp_path / "words.json"), "--tokenizer.eos_token", "<e>"]
+    check.main([str(write_job(tmp_path)), "--data.sources", json.dumps(source), "--data.lanes", "1", *tokenizer])
+    said = capsys.readouterr().out
+    assert "60 letters mapped or unknown tokens in the sample" in said
+    (line,) = [line.split() for line in said.splitlines() if line.strip().startswith("unknown ")]
+    assert int(line[1].replace(",", "")) > 0
 
 
 def test_check_refuses_what_training_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

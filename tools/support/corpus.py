@@ -37,12 +37,14 @@ class Holdings:
         scale: Size of the whole divided by that of the sample: 1 for all documents, None where it is unknown.
         cut: Sampled documents that continue behind the sample. Their number is a guess, and their lengths are too
             short.
+        mapped: Letters of the sample that the tokenizer read as others, or unknown tokens, see `Encoded`.
         letters: How often each byte is in the sample, see `alphabet`; of token shards, each letter in theirs.
     """
 
     statistics: LengthStatistics
     scale: float | None
     cut: int = 0
+    mapped: int = 0
     letters: Counts = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
 
     def rows(self, config: JobConfig) -> float:
@@ -77,6 +79,8 @@ def report_sources(console: Terminal, config: JobConfig, loader: Loader, tokeniz
                 f"  {in_steps(holdings, config, source.config.name, rows_per_step)}",
                 f"  tokens of a document: median {holdings.statistics.median:,}, longest {holdings.statistics.longest:,}",
             ]
+            if holdings.mapped:
+                lines.append(f"  {holdings.mapped:,} letters mapped or unknown tokens in the sample")
         console.print("\n".join(lines))
         if holdings is not None:
             console.print(Padding(histogram_table(holdings.statistics.histogram), (0, 0, 0, 4), expand=False))
@@ -97,10 +101,12 @@ def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | 
         encoder = make_encoder(reader.content, source.data, tokenizer)
         encode = lambda documents: encoder(documents).encoded  # noqa: E731
     lengths: list[Lengths] = []
-    left, covered, cut, letters = SAMPLE, 0.0, 0, count_letters([])
+    left, covered, cut, mapped, letters = SAMPLE, 0.0, 0, 0, count_letters([])
     for piece in random.Random(0).sample(pieces, min(len(pieces), SAMPLED_PIECES)):
         documents, share, goes_on = head_of(reader, piece)
-        lengths.append(lengths_of(documents, encode))
+        encoded = encoded_of(documents, encode)
+        lengths.append(np.array(encoded.lengths, dtype=np.int64))
+        mapped += sum(encoded.mapped or ())
         letters += count_letters(documents if reader.content == "text" else [])
         covered += piece.size * share
         cut += goes_on
@@ -110,7 +116,7 @@ def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | 
     if not sum(map(len, lengths)):
         return None
     scale = sum(piece.size for piece in pieces) / covered
-    return Holdings(length_statistics(lengths, seq_len), None if np.isnan(scale) else scale, cut, letters)
+    return Holdings(length_statistics(lengths, seq_len), None if np.isnan(scale) else scale, cut, mapped, letters)
 
 
 def head_of(reader: Reader, piece: Piece) -> tuple[list[bytes], float, bool]:
@@ -135,14 +141,11 @@ def head_of(reader: Reader, piece: Piece) -> tuple[list[bytes], float, bool]:
     return documents, 1.0, False
 
 
-def lengths_of(documents: list[bytes], encode: Callable[[list[bytes]], Encoded]) -> Lengths:
-    """Return how many tokens each document has, its eos included.
-
-    Documents that cannot be encoded are left out: training names them.
-    """
+def encoded_of(documents: list[bytes], encode: Callable[[list[bytes]], Encoded]) -> Encoded:
+    """Return documents as ids. Those that cannot be encoded are left out: training names them."""
     while True:
         try:
-            return np.array(encode(documents).lengths, dtype=np.int64)
+            return encode(documents)
         except TokenizeError as error:
             documents = documents[: error.index] + documents[error.index + 1 :]
 

@@ -10,7 +10,7 @@ from ...trainer.processes import Terminal
 
 SHOWN = 10  # positions at the head of the example row, and about the end of its first document
 SPECIAL = ("eos", "bos", "pad", "mask", "unk")
-KINDS = ("eos", "bos", "other special tokens", "lowercase letters", "all others")
+KINDS = ("eos", "bos", "unknown", "other special tokens", "lowercase letters", "all others")
 
 
 def report_targets(console: Terminal, batch: Batch, objective: Objective, tokenizer: Tokenizer) -> None:
@@ -55,9 +55,10 @@ def of_kinds(ids: torch.Tensor, tokenizer: Tokenizer) -> list[torch.Tensor]:
     """Return for each of KINDS which tokens are of it: bool, of the shape of `ids`."""
     eos = ids == tokenizer.eos_id
     bos = torch.zeros_like(eos) if tokenizer.bos_id is None else ids == tokenizer.bos_id
-    special = torch.isin(ids, torch.tensor(sorted(tokenizer.special_ids))) & ~eos & ~bos
+    unknown = torch.zeros_like(eos) if tokenizer.unk_id is None else ids == tokenizer.unk_id
+    special = torch.isin(ids, torch.tensor(sorted(tokenizer.special_ids))) & ~eos & ~bos & ~unknown
     lowercase = (ids >= ord("a")) & (ids <= ord("z")) & (tokenizer.alphabet == "bytes")
-    return [eos, bos, special, lowercase, ~(eos | bos | special | lowercase)]
+    return [eos, bos, unknown, special, lowercase, ~(eos | bos | unknown | special | lowercase)]
 
 
 def example(batch: Batch, row: int, tokenizer: Tokenizer) -> Table:

@@ -35,7 +35,7 @@ class Statement:
         eos: every id that the party accepts as the end of a document.
         pad: fills rows up.
         vocab: number of ids.
-        tokenizer: fingerprint of the tokenizer that the party is, or whose ids it holds.
+        tokenizer: every fingerprint of the tokenizer that the party is, or whose ids it holds.
         bos: opens every document.
         mask: hides tokens of the masked objective.
         unk: stands for what the vocabulary lacks.
@@ -46,7 +46,7 @@ class Statement:
     eos: tuple[int, ...] | None = None
     pad: int | None = None
     vocab: int | None = None
-    tokenizer: str | None = None
+    tokenizer: tuple[str, ...] = ()
     bos: int | None = None
     mask: int | None = None
     unk: int | None = None
@@ -60,7 +60,7 @@ class Statement:
             eos=(tokenizer.eos_id,),
             pad=tokenizer.pad_id,
             vocab=tokenizer.vocab_size,
-            tokenizer=tokenizer.fingerprint,
+            tokenizer=(tokenizer.fingerprint, *tokenizer.former_fingerprints),
             **{role: getattr(tokenizer, f"{role}_id") for role in OTHERS},
         )
 
@@ -75,7 +75,8 @@ class Statement:
     def of_checkpoint(cls, found: Found) -> "Statement":
         """Return what a checkpoint says."""
         saved = found.state.contract
-        return cls(party="checkpoint", where=found.where, **saved.model_dump(exclude={"eos"}), eos=(saved.eos,))
+        several = {"eos": (saved.eos,), "tokenizer": (saved.tokenizer,) if saved.tokenizer else ()}
+        return cls(party="checkpoint", where=found.where, **{**saved.model_dump(), **several})
 
     def ids(self, role: str) -> set[int]:
         """Return the ids that the party gives a role; empty where it does not say."""
@@ -165,12 +166,12 @@ class Contract:
                 for role, other in combinations(ROLES, 2)
                 if (role, other) != ("eos", "pad") and (both := s.ids(role) & s.ids(other))
             ]
-        made = [s for s in self.statements if s.tokenizer is not None]
+        made = [s for s in self.statements if s.tokenizer]
         complaints += [
-            f"{s.party}: the ids are of a tokenizer with fingerprint {s.tokenizer}, that of [tokenizer] is "
-            f"{made[0].tokenizer}: name the one that made them"
+            f"{s.party}: the ids are of a tokenizer with fingerprint {s.tokenizer[0]}, that of [tokenizer] is "
+            f"{made[0].tokenizer[0]}: name the one that made them"
             for s in made[1:]
-            if s.tokenizer != made[0].tokenizer
+            if not {*s.tokenizer} & {*made[0].tokenizer}
         ]
         rows = next(s.vocab for s in self.statements if s.party == "model")
         assert rows is not None
@@ -256,7 +257,7 @@ def shard_statements(source: Source) -> list[Statement]:
             eos=(m.eos_id,),
             pad=m.pad_id,
             vocab=m.vocab_size,
-            tokenizer=m.tokenizer.fingerprint,
+            tokenizer=(m.tokenizer.fingerprint,),
             bos=m.bos_id,
             mask=m.mask_id,
         )

@@ -22,8 +22,7 @@ KINDS = [
     ),
     (
         r".+\.gguf",
-        "{name} is of GGUF: AutoModelForCausalLM.from_pretrained({folder!r}, gguf_file={name!r}).save_pretrained(OUT), "
-        "and the same of AutoTokenizer, " + SAVE,
+        "{name} is of GGUF: take the safetensors that it was made of, or write them from it as docs/huggingface.md shows",
     ),
     (
         r"\.metadata|.+\.distcp",

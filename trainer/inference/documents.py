@@ -114,7 +114,10 @@ def read_documents(
         mapped += document.mapped
         yield document
     if mapped:
-        print(f"{mapped:,} letters are none of the vocabulary and were read as others: on_unknown is map", file=sys.stderr)
+        what = "letters are none of the vocabulary and were read as others: on_unknown is map"
+        if opened.tokenizer.alphabet is None:
+            what = "unknown tokens stand for what the vocabulary lacks"
+        print(f"{mapped:,} {what}", file=sys.stderr)
 
 
 def encode_sequence(tokenizer: Tokenizer, sequence: NamedSequence) -> Document:

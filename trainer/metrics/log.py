@@ -129,6 +129,7 @@ class MetricsLog:
                     **memory(self.world.device),
                     "rows_hash": f"{progress.rows_hash:016x}",
                     **self.by_source(progress),
+                    **self.unknown(),
                     **self.lost(),
                 }
             )
@@ -146,6 +147,11 @@ class MetricsLog:
                 for name, loss in zip(self.sources, losses, strict=True)
             }
         }
+
+    def unknown(self) -> dict[str, Any]:
+        """Return the unknown tokens since the last record of each source that had any; nothing where none had."""
+        unknown = {name: count for name, count in zip(self.sources, self.sums.unknown, strict=True) if count}
+        return {"unknown_tokens": unknown} if unknown else {}
 
     def lost(self) -> dict[str, Any]:
         """Return how many records each sink has lost so far, by its name; nothing where none has."""

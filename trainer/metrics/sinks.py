@@ -64,6 +64,7 @@ class MetricsRecord:
         groups = [("{key}", self.values)]
         groups += [("{key}/" + name, of) for name, of in self.values.get("sources", {}).items()]
         groups += [("loss_at/{key}", self.values.get("positions", {}))]
+        groups += [("unknown_tokens/{key}", self.values.get("unknown_tokens", {}))]
         return {
             prefix + form.format(key=key): value
             for form, group in groups

@@ -21,6 +21,7 @@ class StepCounts(NamedTuple):
         causal_pairs: (query, key) pairs of tokens that a causal document mask and its window leave: work of attention.
         rows_hash: sum of `row_hash`.
         tokens: of each source, without padding.
+        unknown: of each source, tokens that stand for what the vocabulary lacks.
         targets: of each source, those of weight 0 left out; or the sum of their weights. A loss is a sum divided by it.
     """
 
@@ -30,17 +31,27 @@ class StepCounts(NamedTuple):
     causal_pairs: int
     rows_hash: int
     tokens: list[int]
+    unknown: list[int]
     targets: list[float]
 
     @classmethod
     def of(
-        cls, batches: Sequence[Batch], sources: int, *, normalize: bool = True, attention: AttentionConfig = FULL_ATTENTION
+        cls,
+        batches: Sequence[Batch],
+        sources: int,
+        *,
+        normalize: bool = True,
+        attention: AttentionConfig = FULL_ATTENTION,
+        unk_id: int | None = None,
     ) -> "StepCounts":
         """Count some micro-batches of a job with so many sources; `normalize`: targets by their weights."""
-        tokens, targets = torch.zeros(sources, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64)
+        tokens, unknown, targets = torch.zeros(3, sources, dtype=torch.float64)
         for batch in batches:
             of = torch.tensor(batch.sources)
-            tokens += torch.bincount(of, (batch.sequence_ids >= 0).sum(1), sources)
+            used = batch.sequence_ids >= 0
+            tokens += torch.bincount(of, used.sum(1), sources)
+            if unk_id is not None:
+                unknown += torch.bincount(of, (used & (batch.tokens == unk_id)).sum(1), sources)
             targets += torch.bincount(of, target_weights(batch.labels, batch.weights, normalize=normalize).sum(1), sources)
         return cls(
             documents=sum(int((b.sequence_ids.amax(1) + 1).sum()) for b in batches),
@@ -49,19 +60,21 @@ class StepCounts(NamedTuple):
             causal_pairs=sum(int(keys_seen(attention, b.positions[b.sequence_ids >= 0]).sum()) for b in batches),
             rows_hash=sum(row_hash(b, i) for b in batches for i in range(len(b.rows))),
             tokens=[int(count) for count in tokens],  # float64 is exact up to 2^53
+            unknown=[int(count) for count in unknown],
             targets=targets.tolist(),
         )
 
     @property
     def counts(self) -> list[int]:
         """All integer counts in a fixed order, which `from_counts` reads."""
-        return [self.documents, self.rows, self.positions, self.causal_pairs, self.rows_hash, *self.tokens]
+        return [self.documents, self.rows, self.positions, self.causal_pairs, self.rows_hash, *self.tokens, *self.unknown]
 
     @classmethod
     def from_counts(cls, counts: list[int], targets: list[float]) -> "StepCounts":
         """Return the counts that sums of `counts` and of `targets` stand for."""
-        documents, rows, positions, causal_pairs, rows_hash, *tokens = counts
-        return cls(documents, rows, positions, causal_pairs, rows_hash, tokens, targets)
+        documents, rows, positions, causal_pairs, rows_hash, *of_sources = counts
+        tokens, unknown = of_sources[: len(targets)], of_sources[len(targets) :]
+        return cls(documents, rows, positions, causal_pairs, rows_hash, tokens, unknown, targets)
 
     def plus(self, other: "StepCounts") -> "StepCounts":
         """Return the sum of both."""

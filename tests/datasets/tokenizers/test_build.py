@@ -208,16 +208,15 @@ def test_a_damaged_tokenizer_file_is_refused(tmp_path: Path) -> None:
         build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path)))
 
 
-def test_an_eos_not_marked_special_is_refused_in_a_document(folder: Path, tmp_path: Path) -> None:
+def test_an_eos_not_marked_special_is_text_in_a_document(folder: Path, tmp_path: Path) -> None:
     inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
     inner.add_tokens([AddedToken("</s>", special=False)])
     inner.save(str(tmp_path / "tokenizer.json"))
     tokenizer = HFTokenizer(str(tmp_path), eos_token="</s>")
     assert tokenizer.vocab_size == tokenizer.eos_id + 1
-    for bad in ([b"the cat", b"the </s> cat", b"</s>"], [b"", b"the </s>", b"\xff"]):
-        with pytest.raises(TokenizeError, match="mark that token as special") as caught:
-            tokenizer.encode_batch(bad)
-        assert (caught.value.index, caught.value.offset) == (1, 4)
+    ids, lengths, _ = tokenizer.encode_batch([b"the cat", b"the </s> cat", b"</s>"])
+    assert np.flatnonzero(ids == tokenizer.eos_id).tolist() == [end - 1 for end in np.cumsum(lengths)]
+    assert tokenizer.decode(ids) == "the cat</s>the </s> cat</s></s></s>"
 
 
 def test_bad_utf8_is_refused_where_it_stands(folder: Path) -> None:
@@ -232,12 +231,73 @@ def test_vocabulary_size_follows_the_largest_id(tmp_path: Path) -> None:
     assert HFTokenizer(str(tmp_path), eos_token="<e>").vocab_size == 91
 
 
-def test_a_fingerprint_follows_the_file(folder: Path, tmp_path: Path) -> None:
-    same = build_tokenizer(TokenizerConfig(kind="hf", path=str(_copy(folder, tmp_path, {"eos_token": EOS})))).fingerprint
-    assert same == build_tokenizer(TokenizerConfig(kind="hf", path=str(folder))).fingerprint
-    file = tmp_path / "tokenizer.json"
-    file.write_bytes(file.read_bytes() + b"\n")
-    assert build_tokenizer(TokenizerConfig(kind="hf", path=str(tmp_path))).fingerprint != same
+def _saved_again(content: dict[str, Any], change: str) -> dict[str, Any]:
+    """A tokenizer.json as another program or version writes it, with the same ids for every document."""
+    model = content["model"]
+    match change:
+        case "around":
+            content["post_processor"] = {
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "trim_offsets": False,
+                "use_regex": True,
+            }
+            content |= {"decoder": None, "truncation": None, "padding": None}
+        case "order":
+            content["model"] = dict(reversed(model.items())) | {"vocab": dict(reversed(model["vocab"].items()))}
+            content = dict(reversed(content.items()))
+        case "merges":
+            model["merges"] = [" ".join(pair) for pair in model["merges"]]
+        case "older":
+            for key in ("ignore_merges", "byte_fallback", "continuing_subword_prefix"):
+                del model[key]
+            del content["pre_tokenizer"]["use_regex"]
+        case "empty":
+            model |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+            content["normalizer"] = {"type": "Sequence", "normalizers": []}
+            content["pre_tokenizer"]["trim_offsets"] = False
+        case "flags":
+            content["added_tokens"][1] |= {"lstrip": True, "normalized": True}
+    return content
+
+
+def _another(content: dict[str, Any], change: str) -> dict[str, Any]:
+    """A tokenizer.json with other ids for some documents."""
+    match change:
+        case "normalizer":
+            content["normalizer"] = {"type": "NFKC"}
+        case "pre_tokenizer":
+            content["pre_tokenizer"]["use_regex"] = False
+        case "vocabulary":
+            vocabulary = content["model"]["vocab"]
+            vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+        case "merges":
+            content["model"]["merges"].reverse()
+        case "model":
+            content["model"]["ignore_merges"] = True
+        case "added":
+            content["added_tokens"].append(content["added_tokens"][1] | {"id": 400, "content": "<t>", "special": False})
+        case "special":
+            content["added_tokens"].append(content["added_tokens"][1] | {"id": 400, "content": "<t>"})
+    return content
+
+
+@pytest.mark.parametrize("change", ["around", "order", "merges", "older", "empty", "flags"])
+def test_a_tokenizer_that_is_saved_again_keeps_its_fingerprint(folder: Path, tmp_path: Path, change: str) -> None:
+    before = HFTokenizer(str(folder))
+    content = _saved_again(json.loads((_copy(folder, tmp_path, {"eos_token": EOS}) / "tokenizer.json").read_text()), change)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    after = HFTokenizer(str(tmp_path))
+    assert after.fingerprint == before.fingerprint
+    assert after.former_fingerprints != before.former_fingerprints, "which are of the file's bytes"
+    assert after.encode(b"the cat <pad> sat").tolist() == before.encode(b"the cat <pad> sat").tolist()
+
+
+@pytest.mark.parametrize("change", ["normalizer", "pre_tokenizer", "vocabulary", "merges", "model", "added", "special"])
+def test_a_tokenizer_with_other_ids_has_another_fingerprint(folder: Path, tmp_path: Path, change: str) -> None:
+    content = _another(json.loads((_copy(folder, tmp_path, {"eos_token": EOS}) / "tokenizer.json").read_text()), change)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert HFTokenizer(str(tmp_path)).fingerprint != HFTokenizer(str(folder)).fingerprint
 
 
 def test_byte_and_hf_ids_are_integers(folder: Path) -> None:

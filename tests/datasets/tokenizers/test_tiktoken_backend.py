@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiktoken
 from cistron.datasets.tokenizers import HFTokenizer
+from cistron.datasets.tokenizers.tiktoken_backend import _pattern
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -134,10 +136,48 @@ def test_a_tokenizer_of_another_kind_has_no_tiktoken_backend(tmp_path: Path, cha
     assert re.match(f"tokenizers encodes: .*{reason}", tokenizer.choose_backend(lambda: [b"the cat"]))
 
 
-def test_added_tokens_that_documents_may_hold_leave_no_tiktoken_backend(tmp_path: Path) -> None:
+@pytest.mark.parametrize("style", STYLES)
+def test_added_tokens_that_documents_may_hold_are_found_as_by_the_library(tmp_path: Path, style: str) -> None:
+    trained = _train(style, CORPUS)
+    trained.add_tokens(
+        [AddedToken(token, special=False, normalized=False) for token in ("<think>", "<thi", "\uff5cé\uff5c", "k> <")]
+    )
+    trained.add_special_tokens(["<|x <think"])
+    fast, plain = _open(trained, tmp_path), _open(trained, tmp_path)
+    assert fast.choose_backend(lambda: [text.encode() for text in CORPUS]).startswith("tiktoken encodes")
+    texts = [
+        "<think>a  <thi",
+        "a<think><think> \u0338b",
+        "<|x <think>the",
+        f"\uff5cé\uff5c{EOS}\uff5ce\u0301\uff5c",
+        "k> <think>",
+        "x <thinkk> <",
+        "  <thi",
+    ]
+    _assert_equal((fast, plain), [*texts, "".join(texts), "\ufdd1 <think>", "\ufdd100000000"])
+    assert trained.token_to_id("<think>") in fast.encode(b"a<think>b")
+
+
+@pytest.mark.parametrize(
+    ("added", "reason"),
+    [
+        ([AddedToken("<t>", special=False, lstrip=True)], "found in some places only, or that take spaces along"),
+        ([AddedToken("t", special=False, single_word=True)], "found in some places only, or that take spaces along"),
+        ([AddedToken("<t>", special=False, normalized=True)], "looked for in normalized text"),
+    ],
+)
+def test_added_tokens_of_other_kinds_leave_no_tiktoken_backend(tmp_path: Path, added: list[AddedToken], reason: str) -> None:
+    trained = _train("qwen", CORPUS)
+    trained.add_tokens(added)
+    assert reason in _open(trained, tmp_path).choose_backend(lambda: [b"the cat"])
+
+
+def test_tokens_of_normalized_text_are_found_where_nothing_is_normalized(tmp_path: Path) -> None:
     trained = _train("gpt2", CORPUS)
-    trained.add_tokens([AddedToken("<think>", special=False)])
-    assert "added tokens that are not special" in _open(trained, tmp_path).choose_backend(lambda: [b"the cat"])
+    trained.add_tokens([AddedToken("<tool>", special=False, normalized=True)])
+    fast, plain = _open(trained, tmp_path), _open(trained, tmp_path)
+    assert fast.choose_backend(lambda: [b"the cat"]).startswith("tiktoken encodes")
+    _assert_equal((fast, plain), ["a <tool> b<tool>", "<tool"])
 
 
 def _small(merges: list[tuple[str, str]], tokens: list[str], ignore_merges: bool = False) -> Tokenizer:
@@ -173,12 +213,18 @@ def test_a_vocabulary_that_tiktoken_would_read_otherwise_has_no_tiktoken_backend
         _small([("a", "b")], ["cab"]),  # never occurs
         _small([("a", "b")], ["<unused>"], ignore_merges=True),  # no word
         _small([("b", "c"), ("a", "b"), ("ab", "c"), ("a", "bc")], [], ignore_merges=True),  # every way to abc is listed
+        # As ranks of tiktoken are written: every way to a token, also of parts that come later.
+        _small(
+            [("a", "a"), ("a", "aaa"), ("aa", "aa"), ("aaa", "a"), ("a", "aa"), ("aa", "a"), ("b", "c")], [], ignore_merges=True
+        ),
+        # The bytes of abcd lead to a, bc, d: it is a whole word only.
+        _small([("b", "c"), ("a", "b"), ("c", "d"), ("ab", "cd")], [], ignore_merges=True),
     ],
-    ids=["orphan", "no-word", "converted"],
+    ids=["orphan", "no-word", "converted", "later-parts", "whole-only"],
 )
 def test_odd_tokens_that_both_libraries_read_alike_do_no_harm(tmp_path: Path, tokenizer: Tokenizer) -> None:
     opened = _open(tokenizer, tmp_path)
-    texts = ["cab abc xabc <unused> ab bcab cabab", "abcabc bc"]
+    texts = ["cab abc xabc <unused> ab bcab cabab", "abcabc bc", *("a" * length for length in range(12)), "abcd xabcd abcdabcd"]
     expected = opened.encode_batch([text.encode() for text in texts]).ids.tolist()
     assert opened.choose_backend(lambda: [b"abc cab"]).startswith("tiktoken encodes")
     assert opened.encode_batch([text.encode() for text in texts]).ids.tolist() == expected
@@ -188,6 +234,40 @@ def _split_by(expression: str) -> dict[str, Any]:
     split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}}
+
+
+DEEPSEEK = [
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ\u30a0-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
+    r"""|\s*[\r\n]+|\s+(?!\S)|\s+""".replace(r"\r\n", "\r\n"),
+]
+mixed = st.text(st.sampled_from("ab1\uff12٣ \n\r\t.,!=<中文・゛か\u3099\u3097\u3040ーカé\u0301\x01\x02\u00a0'한"), max_size=30)
+
+
+@given(texts=st.lists(mixed, min_size=1, max_size=5))
+@example(texts=["  1", "か\u3099\u3097\x01\u3040a", " 中 文\n1\n", "\u3040\u3097カ", "!a中!1"])
+def test_expressions_that_split_one_after_another_split_as_one(texts: list[str]) -> None:
+    """Words are what the library merges within, so that a vocabulary of pairs tells where each begins."""
+    library = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(each), "isolated") for each in DEEPSEEK])
+    content = {"type": "Sequence", "pretokenizers": [_split_by(each)["pre_tokenizer"]["pretokenizers"][0] for each in DEEPSEEK]}
+    content["pretokenizers"].append(_split_by("")["pre_tokenizer"]["pretokenizers"][1])
+    every = {bytes([byte]): byte for byte in range(256)}
+    tokens = {word.encode(): 0 for text in texts for word, _ in library.pre_tokenize_str(text)}
+    ranks = every | {word: 256 + place for place, word in enumerate(word for word in tokens if word not in every)}
+    encoding = tiktoken.Encoding("words", pat_str=_pattern(content), mergeable_ranks=ranks, special_tokens={})
+    for text in texts:
+        words = [word.encode() for word, _ in library.pre_tokenize_str(text)]
+        assert [encoding.decode_single_token_bytes(one) for one in encoding.encode_ordinary(text)] == words
+
+
+def test_words_that_are_kept_and_gaps_that_are_left_out_are_told_apart(tmp_path: Path) -> None:
+    changes = _split_by("a+|1")
+    changes["pre_tokenizer"]["pretokenizers"][0] |= {"behavior": "Removed", "invert": True}
+    tokenizer = _open(_small([("1", "1"), ("a", "a"), ("a", "1")], []), tmp_path, changes)
+    expected = tokenizer.encode_batch([b"aa1x1 a", b"xx"]).ids.tolist()
+    assert tokenizer.choose_backend(lambda: [b"a"]).startswith("tiktoken encodes")
+    assert tokenizer.encode_batch([b"aa1x1 a", b"xx"]).ids.tolist() == expected
 
 
 def test_what_the_expression_leaves_out_is_kept(tmp_path: Path) -> None:

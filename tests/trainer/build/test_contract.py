@@ -1,5 +1,6 @@
 """The eos contract: if any party is wrong, the run ends before its first step with a table of who says what."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import tokenizers
 from cistron.datasets.rows import Packer
+from cistron.datasets.tokenizers import HFTokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from cistron.models.attention import DocumentMask
 from cistron.tests.helpers.jobs import forge, metrics, refusal, train_here, write_job, write_mixture, write_shards
@@ -269,3 +271,14 @@ def test_agreement_is_accepted_and_anything_else_is_not(eos: list[int], pad: lis
         with pytest.raises(EosMismatchError) as caught:
             Contract(statements).check()
         assert all(s.party in str(caught.value) for s in statements), "the table lists every party"
+
+
+def test_ids_of_before_are_known_by_the_file_and_those_of_another_tokenizer_are_not(tmp_path: Path) -> None:
+    file = hf_tokenizer(tmp_path) / "tokenizer.json"
+    tokenizer = HFTokenizer(str(file))
+    of_file = hashlib.sha256(file.read_bytes()).hexdigest()
+    job = [Statement.of_tokenizer(tokenizer), Statement(party="model", where="m", vocab=tokenizer.vocab_size)]
+    for fingerprint in (of_file, tokenizer.fingerprint):
+        Contract([*job, Statement(party="token shards x", where="y", tokenizer=(fingerprint,))]).check()
+    with pytest.raises(EosMismatchError, match=f"token shards x: the ids are of a tokenizer with fingerprint {of_file[::-1]}"):
+        Contract([*job, Statement(party="token shards x", where="y", tokenizer=(of_file[::-1],))]).check()

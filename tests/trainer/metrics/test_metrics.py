@@ -94,6 +94,30 @@ def test_work_is_counted_alike_however_rows_are_divided() -> None:
     assert whole == halves
 
 
+def test_unknown_tokens_are_counted_by_source_and_without_padding(tmp_path: Path) -> None:
+    rows = replace(batch(3, 64, 5), sources=[0, 1, 1])
+    used = rows.sequence_ids >= 0
+    tokens = torch.where(torch.arange(64) % 3 == 0, 7, rows.tokens)
+    counted = StepCounts.of([replace(rows, tokens=tokens)] * 2, 3, unk_id=7)
+    expected = (used & (tokens == 7)).sum(1).tolist()
+    assert counted.unknown == [2 * expected[0], 2 * (expected[1] + expected[2]), 0]
+    assert StepCounts.from_counts(counted.counts, counted.targets) == counted
+    assert StepCounts.of([rows], 3, unk_id=7).unknown == StepCounts.of([rows], 3).unknown == [0, 0, 0]
+
+    config, _ = load_config([str(write_job(tmp_path)), "--metrics.log_freq", "1"])
+    (tmp_path / "run").mkdir()
+    log, progress = MetricsLog(tmp_path / "run", config, join(config), 0, DEBUG), Progress.start()
+    for unk_id in (7, None):
+        totals = StepCounts.of([replace(rows, tokens=tokens, sources=[0] * 3)], 1, unk_id=unk_id)
+        progress.advance({"words": totals.tokens[0]}, totals.rows_hash)
+        outcome = Outcome(torch.tensor(2.5), torch.tensor(1.0), torch.tensor([2.5]), torch.tensor(0))
+        log.step(progress, totals, outcome, 0.25, 1.0)
+    log.close()
+    (name,) = log.sources
+    assert [record.get("unknown_tokens") for record in metrics(tmp_path / "job.toml")] == [{name: sum(expected)}, None]
+    assert MetricsRecord("metrics", {"step": 3, "unknown_tokens": {"web": 5}}, "").curves == {"unknown_tokens/web": 5}
+
+
 def test_the_hash_of_rows_covers_their_weights() -> None:
     rows = batch(2, 64, 0)
     weights = torch.ones(2, 64)
