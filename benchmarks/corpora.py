@@ -1,5 +1,6 @@
 """What the benchmarks read: made once in a folder, from seeded random numbers or from Python's own sources."""
 
+import gzip
 import json
 import math
 import sysconfig
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 EOS = "<|endoftext|>"
@@ -91,6 +94,18 @@ def write_text(folder: Path, megabytes: int = 100) -> None:
     (folder / "tokenizer").mkdir()
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS, "bos_token": EOS}))
+
+
+def write_one_file(folder: Path, text_bytes: int = 2 * 10**9) -> None:
+    """Write the documents of `text/` as one gzip file and as one row group, and as one text of 2 GB over and over."""
+    lines = b"".join(path.read_bytes() for path in sorted((folder / "text").glob("*.jsonl")))
+    (folder / "one.jsonl.gz").write_bytes(gzip.compress(lines, 6))
+    documents = [json.loads(line)["text"] for line in lines.splitlines()]
+    pq.write_table(pa.table({"text": documents}), folder / "one.parquet", row_group_size=len(documents))
+    text = "\n\n".join(documents).encode()
+    with (folder / "one.txt").open("wb") as file:
+        for _ in range(-(-text_bytes // len(text))):
+            file.write(text)
 
 
 def write_shards(folder: Path, tokens: int, shards: int = 4) -> None:

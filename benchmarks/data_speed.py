@@ -158,6 +158,12 @@ GROUPS = {
         "text as bytes (jsonl)": lambda folder: cistron(folder, "byte", "text/*.jsonl"),
         "text as bytes, 2 workers": lambda folder: cistron(folder, "byte", "text/*.jsonl", workers=2),
     },
+    "one file": {
+        "jsonl, eight files": lambda folder: cistron(folder, "byte", "text/*.jsonl"),
+        "jsonl, one .gz": lambda folder: cistron(folder, "byte", "one.jsonl.gz"),
+        "parquet, one row group": lambda folder: cistron(folder, "parquet", "one.parquet"),
+        "text, one file of 2 GB": lambda folder: cistron(folder, "text", "one.txt"),
+    },
 }
 PEERS = {"torchtitan": "torchtitan", "MosaicML Streaming": "streaming", "OLMo-core packed": "olmo_core"}
 DISTRIBUTIONS = {"torchtitan": "torchtitan", "streaming": "mosaicml-streaming", "olmo_core": "ai2-olmo-core"}
@@ -187,7 +193,7 @@ def measure(name: str, folder: Path, seconds: float) -> None:
 
 def write_data(folder: Path) -> None:
     """Write what contenders read, unless it is there."""
-    from corpora import protein_lengths, write_fasta, write_shards, write_text
+    from corpora import protein_lengths, write_fasta, write_one_file, write_shards, write_text
 
     if (folder / "complete").exists():
         return
@@ -200,6 +206,7 @@ def write_data(folder: Path) -> None:
     }
     for name, letters in FASTA.items():
         write_fasta(folder / f"{name}.fasta", lengths[name], letters)
+    write_one_file(folder)
     (folder / "complete").touch()
 
 

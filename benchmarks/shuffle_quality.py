@@ -36,7 +36,7 @@ def write(folder: Path, lengths: Lengths) -> None:
     for number in range(4):
         part = texts[number * len(texts) // 4 : (number + 1) * len(texts) // 4]
         writer = ShardWriter(folder / "tokens", f"{number}", tokenizer, np.dtype(np.uint8))
-        ids, ends = tokenizer.encode_batch(part)
+        ids, ends, _ = tokenizer.encode_batch(part)
         writer.write(ids, np.cumsum(ends))
         writer.finish([])
 

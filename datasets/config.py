@@ -57,6 +57,12 @@ class DataConfig(FileStoreConfig, DocumentConfig):
         """How documents become rows: one of `rows.POLICIES`."""
         return "padded" if self.layout == "padded" else self.packing
 
+    @property
+    def units(self) -> bool:
+        """Whether lanes may share a document: no part of it hangs on those before it, and each is rows of its own."""
+        tags = self.exclude_tags or self.exclude_degenerate
+        return self.long_documents == "split" and self.policy != "concat" and not (self.whole or tags)
+
     def phases(self) -> list[tuple[int, list[float]]]:
         """Return first step and weights of all sources, for each part of the run that has its own weights."""
         own = [source.weight for source in self.sources]

@@ -68,6 +68,7 @@ class TokenRun(NamedTuple):
         mapped: int64 [documents]: letters of each that were replaced by others; None: none.
         tag: As in `Address`.
         context: As in `Address`.
+        ahead: Whether the last document goes on in another lane, so that its last token here is a target only.
     """
 
     ids: Ids
@@ -83,6 +84,7 @@ class TokenRun(NamedTuple):
     mapped: npt.NDArray[np.int64] | None = None
     tag: int = 0
     context: int = 0
+    ahead: bool = False
 
     def behind(self, document: int, tokens: int) -> "TokenRun":
         """Return what lies behind the first `tokens` of `document`: views."""
@@ -104,6 +106,7 @@ class TokenRun(NamedTuple):
             None if self.label_values is None else self.label_values[document:],
             None if self.mapped is None else self.mapped[document:],
             0 if document else self.tag,
+            ahead=self.ahead,
         )
 
     @property
@@ -161,6 +164,11 @@ def block_tokens(seq_len: int) -> int:
     return max(rows, -(-(2**18) // seq_len)) * seq_len
 
 
+def unit_bytes(seq_len: int) -> int:
+    """Return the tokens, one a byte, at whose multiples a long raw document is cut for several lanes: whole rows."""
+    return max(2**20 // seq_len, 8) * seq_len
+
+
 class BlockBuilder:
     """Cuts runs into blocks, holding no more than a block and a run.
 
@@ -200,6 +208,9 @@ class BlockBuilder:
         over = np.concatenate([np.ones(len(run.offsets), dtype=bool) for run in self._ahead])
         last = np.cumsum([len(run.offsets) for run in self._ahead]) - 1
         over[last] = [run.last for run in self._ahead]
+        shared = np.zeros(len(over), dtype=bool)
+        shared[last] = [run.ahead for run in self._ahead]
+        shared = shared[over & (lengths > 0)]
         ends = np.cumsum(lengths)[over & (lengths > 0)]
         closed, cut = self._cut(ends, total)
         bounds = np.concatenate([[0], ends[:closed], [cut]] if closed == 0 or ends[closed - 1] < cut else [[0], ends[:closed]])
@@ -213,7 +224,9 @@ class BlockBuilder:
         continued = self._ahead[0].context > 0
         counts = self._move(cut, self._overlap if closed < segments else 0)
         lengths, goes_on = np.diff(bounds), np.arange(segments) >= closed
-        truncated = 0
+        shared, truncated = shared[:closed], 0
+        goes_on[:closed] |= shared
+        lengths[:closed] -= shared
         if self._truncate:
             goes_on = lengths > self._seq_len
             lengths, truncated = np.minimum(lengths, self._seq_len), int(goes_on.sum())
@@ -227,7 +240,7 @@ class BlockBuilder:
             label_values,
             np.arange(segments) < 1 if continued else None,
         )
-        counts = counts._replace(documents=closed, truncated=truncated)
+        counts = counts._replace(documents=closed - int(shared.sum()), truncated=truncated)
         return AddressedBlock(block, counts, self._ahead[0].address if self._ahead else None)
 
     def _cut(self, ends: npt.NDArray[np.int64], total: int) -> tuple[int, int]:

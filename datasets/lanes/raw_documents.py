@@ -1,9 +1,9 @@
-"""Documents of raw files as a lane reads them: encoded in the order of the files, and treated as `[data]` says.
+"""Documents of raw files as a lane reads them: encoded piece by piece, and treated as `[data]` says.
 
 A record that cannot be used is raised or skipped. A document that turns out bad in a later part ends where it stands.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -13,62 +13,60 @@ import numpy as np
 from ..documents import DocumentConfig, Strands, Weighed, make_encoder, mirrored, too_long
 from ..errors import BadRecords
 from ..files import last_name
-from ..randomness import permutation
-from ..readers import DocumentJoiner, Piece, Reader, Records, located, wrong_byte
+from ..readers import DocumentJoiner, Piece, Records, located, wrong_byte
 from ..rows import Packer
 from ..tokenizers import Encoded, TokenizeError, Tokenizer, has_bases
 from .blocks import Address, AddressedBlock, BlockBuilder, DocumentOutcome, TokenRun
+from .stripes import LanePieces
 
-ROWS, DOCUMENTS, PIECES = range(3)  # what a permutation is of
+ROWS, DOCUMENTS = range(2)  # what a permutation is of, beside `readers.pieces.PIECES`
 
 
 @dataclass
 class RawDocuments:
-    """Documents of files that are read in order and encoded on the way.
+    """Documents of files that are read piece by piece and encoded on the way.
 
     Attributes:
-        pieces: The lane's parts of files.
-        reader: Reads them.
-        tokenizer: Encodes them.
+        files: All of the source, and how lanes share them.
+        lane: Its number.
+        tokenizer: Encodes documents.
         packer: What will pack the blocks.
-        key: As the lane's: pieces are read in an order drawn per epoch.
+        seed: Of the choices of strands.
         skip_bad: Pass over bad records instead of raising.
         config: What is done with documents.
     """
 
-    pieces: Sequence[Piece]
-    reader: Reader
+    files: LanePieces
+    lane: int
     tokenizer: Tokenizer
     packer: Packer
-    key: tuple[int, int, int]
+    seed: int
     skip_bad: bool
     config: DocumentConfig = field(default_factory=DocumentConfig)
 
     def __post_init__(self) -> None:
         """Make what encodes, mirrors and skips documents."""
-        self._encode = make_encoder(self.reader.content, self.config, self.tokenizer)
-        self._strands = Strands(self.config.reverse_complement, self.key[0], self.tokenizer)
+        self._encode = make_encoder(self.files.reader.content, self.config, self.tokenizer)
+        self._strands = Strands(self.config.reverse_complement, self.seed, self.tokenizer)
         self._pass_over = BadRecords(skip=self.skip_bad)
         # Of a document that is cut or refused, the first row and two bytes tell all, where a byte is a token and
         # neither the other strand nor the end of a tag is looked for behind them.
         letters = self.config.letters
         heads = self.config.long_documents in ("truncate", "error") and has_bases(self.tokenizer)
-        heads &= self.reader.content == "text"
+        heads &= self.files.reader.content == "text"
         whole = self.config.reverse_complement > 0 or letters.exclude_tags or letters.exclude_degenerate
         self._head = self.packer.seq_len + 2 if heads and not whole else None
 
     def blocks(self, epoch: int, start: Address) -> Iterator[AddressedBlock]:
         """Yield the blocks of an epoch from an address on; offset -1 is the beginning of its piece."""
-        order = permutation(len(self.pieces), *self.key, epoch, PIECES)
-        runs = self._runs([self.pieces[place] for place in order], start, epoch)
+        runs = self._runs(start, epoch)
         return iter(BlockBuilder(runs, self.packer, truncate=self.config.long_documents == "truncate"))
 
-    def _runs(self, pieces: Sequence[Piece], start: Address, epoch: int) -> Iterator[TokenRun]:
+    def _runs(self, start: Address, epoch: int) -> Iterator[TokenRun]:
         """Yield the epoch's documents from `start` on."""
-        _, offset, first, skip, tag, context = start
-        for place in range(start.piece, len(pieces)):
-            piece = pieces[place]
-            groups = self.reader.groups(piece, piece.start if offset < 0 else offset, bool(first))
+        begin, offset, first, skip, tag, context = start
+        for place, piece in self.files.of_lane(self.lane, epoch, begin, offset):
+            groups = self.files.reader.groups(piece, piece.start if offset < 0 else offset, bool(first))
             if self.config.whole or not self.tokenizer.streams:
                 groups = map(DocumentJoiner(self._head), groups)
             for run in self._encoded(place, piece, groups, tag, epoch):
@@ -84,7 +82,9 @@ class RawDocuments:
         tokens = True  # whether the document that a group continues has had any
         abandoned = False  # whether it turned out bad
         for group in groups:
-            documents, offsets, first, last, error, bad_offset, label_values, _ = group
+            documents, offsets, first, last, error, bad_offset, label_values, _, ahead = group
+            if ahead:
+                documents = [*documents[:-1], documents[-1] + ahead]
             begin = 0
             if abandoned and not first and documents:
                 begin, abandoned = 1, len(documents) == 1 and not last
@@ -98,11 +98,14 @@ class RawDocuments:
                     values = None if label_values is None else np.array(label_values[begin:end])
                     run = self._run(place, offsets[begin:end], weighed, opens, whole, tokens)
                     run = run._replace(label_values=values, tag=arrived.tag)
+                    if ahead and bad is None:
+                        run = run._replace(last=True, ahead=True)
                     tokens = whole or bool(run.lengths[-1]) or (tokens and not opens and end - begin == 1)
                     yield run
                 tag = weighed.tag
                 if bad is not None:
-                    self._pass_over(partial(wrong_byte, self.reader, piece.path, offsets[end], bad.offset or 0, bad.problem))
+                    at = offsets[end], bad.offset or 0
+                    self._pass_over(partial(wrong_byte, self.files.reader, piece.path, *at, bad.problem))
                     continued = end == 0 and not first
                     yield self._bad(place, offsets[end], not continued, continued and tokens, label_values is not None)
                     abandoned = end == len(documents) - 1 and not last
@@ -110,7 +113,7 @@ class RawDocuments:
                     end += 1
                 begin = end
             if error is not None and not (group.continues_bad and abandoned):
-                self._pass_over(partial(located, self.reader, error, bad_offset))
+                self._pass_over(partial(located, self.files.reader, error, bad_offset))
                 ended = group.continues_bad and tokens
                 yield self._bad(place, bad_offset, not group.continues_bad, ended, label_values is not None)
             if error is not None:

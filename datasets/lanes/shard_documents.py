@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..documents import Chosen, DocumentConfig, Strands, mirrored, too_long
-from ..errors import BadRecords, DataConfigError, DataError
+from ..errors import BadRecords, DataError
 from ..files import last_name
 from ..randomness import Shuffle
 from ..rows import Block, Weights
@@ -72,22 +72,17 @@ class ShardCorpus:
         shards: In order.
         seq_len: Tokens per row.
         lanes: Lanes of the source.
-        name: Of the source, for messages.
         config: What is done with documents.
-
-    Raises:
-        DataConfigError: There are fewer units than lanes.
     """
 
     shards: Sequence[Shard]
     seq_len: int
     lanes: int
-    name: str
     config: DocumentConfig = field(default_factory=DocumentConfig)
     _maps: dict[int, tuple[Ids, Integers, Weights | None]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        """Count documents and units, and list the documents of several units. Raises DataConfigError."""
+        """Count documents and units, and list the documents of several units."""
         self.checks = BlockChecks(self.shards)
         overlap = self.config.window_overlap
         # Tokens from the beginning of a unit to that of the next.
@@ -106,11 +101,6 @@ class ShardCorpus:
         # Units beyond the first ones, counted before each long document.
         self.before = np.concatenate([[0], np.cumsum(np.concatenate(extra))]) if extra else np.zeros(1, dtype=np.int64)
         self.units = self.documents + int(self.before[-1])
-        if self.units < self.lanes:
-            raise DataConfigError(
-                f"data.lanes: {self.lanes} lanes need as many documents, or units of {self.unit:,} tokens of long ones, and "
-                f"source {self.name!r} has {self.units}; lower data.lanes"
-            )
 
     def __getstate__(self) -> dict[str, object]:
         """Travel to a worker without the maps."""

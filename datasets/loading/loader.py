@@ -68,7 +68,11 @@ class Loader(AbstractContextManager["Loader"]):
         )
         self._config, self._rows = config, rows
         before = shard.inventory or {}
-        self.sources = [open_source(source, config.lanes, rows, config, before.get(source.name)) for source in config.sources]
+        units = config.units and tokenizer.streams
+        self.sources = [
+            open_source(source, config.lanes, rows, config, before.get(source.name), number=number, units=units)
+            for number, source in enumerate(config.sources)
+        ]
         self.packer.weighted = any(source.weighted for source in self.sources)
 
         names = [source.name for source in config.sources]
@@ -111,7 +115,7 @@ class Loader(AbstractContextManager["Loader"]):
             verify_sources(self.sources, shard)
         # Reported by `cistron check`: what turns text into ids.
         self.encoding = tokenizer.kind
-        if any(source.lanes for source in self.sources):
+        if any(source.pieces for source in self.sources):
             self.encoding = tokenizer.choose_backend(self._sample) or tokenizer.kind
         self._exchange = shard.exchange
         own = range(shard.dp_rank, config.lanes, shard.dp_degree)
@@ -140,7 +144,7 @@ class Loader(AbstractContextManager["Loader"]):
         )
 
     def _sample(self) -> list[bytes]:
-        return [document for source in self.sources for document in source.sample()]
+        return [document for source in self.sources if source.pieces for document in source.sample()]
 
     def next(self, interrupted: Callable[[], bool] = lambda: False) -> Batch | None:
         """Return the next batch, or None when, while waiting for it, `interrupted()` turns true or another rank leaves.

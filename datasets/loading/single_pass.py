@@ -60,7 +60,7 @@ class SinglePass:
         refuse([*DocumentConfig.complaints(config), *document_complaints(config, tokenizer, "best_fit", rows.seq_len)])
         ids = tokenizer.eos_id, tokenizer.pad_id
         self.packer = Packer(rows.seq_len, *ids, "best_fit", rows.objective, overlap=config.window_overlap)
-        self.sources = [open_source(source, 1, rows, config) for source in sources]
+        self.sources = [open_source(source, 1, rows, config, number=number) for number, source in enumerate(sources)]
         self.packer.weighted = any(source.weighted for source in self.sources)
         self._tokenizer, self._settings, self._shard = tokenizer, rows, shard
         if config.verify:

@@ -1,15 +1,15 @@
-"""The sources of a run as they are found: which files, cut into which pieces or shards, assigned to which lanes."""
+"""The sources of a run as they are found: which files, cut into which pieces or shards, shared by which lanes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from ..config import DataConfig
 from ..documents import Letters, Strands
 from ..errors import BadRecords, DataConfigError, refuse
 from ..files import DataFile, FileStore, Listing, saved_order
-from ..lanes import Documents, Lane, LaneRow, LaneState, RawDocuments, ShardCorpus, ShardDocuments
-from ..readers import READERS, Label, Piece, Reader, SourceFiles, assign, build_reader, in_folder, target_size
+from ..lanes import Documents, Lane, LanePieces, LaneRow, LaneState, RawDocuments, ShardCorpus, ShardDocuments, unit_bytes
+from ..readers import READERS, Label, PieceLine, SourceFiles, build_reader, in_folder, target_size
 from ..rows import Packer
 from ..shards import Shard, open_shards
 from ..tokenizers import Tokenizer
@@ -23,16 +23,14 @@ class Source:
     Attributes:
         config: As given.
         files: All of its files in their order, those without a byte included; of token shards their contents.
-        lanes: Pieces of each lane; empty for token shards.
-        reader: Of the format; None for token shards.
+        pieces: Of raw files, with their reader; None for token shards.
         corpus: Token shards; None for raw files.
         data: How documents are read.
     """
 
     config: SourceFiles
     files: list[DataFile]
-    lanes: list[list[Piece]]
-    reader: Reader | None
+    pieces: LanePieces | None
     corpus: ShardCorpus | None
     data: DataConfig
 
@@ -89,22 +87,32 @@ class Source:
         if self.corpus is not None:
             strands = Strands(self.data.reverse_complement, key[0], tokenizer)
             return ShardDocuments(self.corpus, lane, key, packer.policy == "concat", strands, BadRecords(skip=skip_bad))
-        assert self.reader is not None
-        return RawDocuments(self.lanes[lane], self.reader, tokenizer, packer, (*key, lane), skip_bad, self.data)
+        assert self.pieces is not None
+        return RawDocuments(self.pieces, lane, tokenizer, packer, key[0], skip_bad, self.data)
 
     def sample(self) -> list[bytes]:
-        """Return the heads of some raw documents from some lanes: at most 64 of 16 KiB."""
+        """Return the heads of some raw documents from some files: at most 64 of 16 KiB."""
         heads: list[bytes] = []
-        for pieces in self.lanes[:4] if self.config.content == "text" else ():
-            assert self.reader is not None
-            groups = self.reader.groups(pieces[0], pieces[0].start, True)
+        assert self.pieces is not None
+        opening = [piece for piece in self.pieces.line.pieces if piece.start == 0 and self.config.content == "text"]
+        for piece in opening[:: max(len(opening) // 4, 1)][:4]:
+            groups = self.pieces.reader.groups(piece, piece.start, True)
             documents = (document for group in groups for document in group.documents)
             heads += [document[: 2**14] for document in islice(documents, 16)]
         return heads
 
 
-def open_source(config: SourceFiles, lanes: int, rows: RowSettings, data: DataConfig, saved: Listing | None = None) -> Source:
-    """Look up a source's files and assign them to `lanes`.
+def open_source(
+    config: SourceFiles,
+    lanes: int,
+    rows: RowSettings,
+    data: DataConfig,
+    saved: Listing | None = None,
+    *,
+    number: int = 0,
+    units: bool = False,
+) -> Source:
+    """Look up a source's files and share them among `lanes`.
 
     Args:
         config: Which files, and where their labels are.
@@ -112,9 +120,11 @@ def open_source(config: SourceFiles, lanes: int, rows: RowSettings, data: DataCo
         rows: How rows become batches.
         data: How files and documents are read; its own sources are not looked at.
         saved: The files in the order of a run that goes on; None: the run begins.
+        number: Of the source in the job.
+        units: Whether a long document may be cut into units for several lanes.
 
     Raises:
-        DataConfigError: A setting is wrong, or there are fewer pieces than lanes.
+        DataConfigError: A setting is wrong, or no file has a byte.
         DataError: A file is missing, or cannot be read.
     """
     storage = FileStore(data)
@@ -122,20 +132,21 @@ def open_source(config: SourceFiles, lanes: int, rows: RowSettings, data: DataCo
     if READERS[config.format] is None:
         shards = open_shards(storage.expand(config.paths, "*.json"), storage)
         shards = [shards[place] for place in saved_order(saved, [shard.contents for shard in shards])]
-        corpus = ShardCorpus(shards, rows.seq_len, lanes, config.name, data)
+        corpus = ShardCorpus(shards, rows.seq_len, lanes, data)
         _check_letters(shards, data)
         _check_interior_eos(shards, data)
-        return Source(
-            config=config, files=[shard.contents for shard in shards], lanes=[], reader=None, corpus=corpus, data=data
-        )
+        return Source(config=config, files=[shard.contents for shard in shards], pieces=None, corpus=corpus, data=data)
     label = None if config.label is None else Label(config.label, rows.objective.classes)
     reader = build_reader(config.format, config.field, storage, label)
+    reader = replace(reader, unit=unit_bytes(rows.seq_len) if units else None)
     files = storage.expand(config.paths, *in_folder(config.format))
     files = [files[place] for place in saved_order(saved, files)]
     target = target_size(files, lanes)
     pieces = [piece for file in files for piece in reader.split(file, target)]
-    assigned = assign(pieces, lanes, config.name, f"format {config.format!r} is split {reader.cut}")
-    return Source(config=config, files=files, lanes=assigned, reader=reader, corpus=None, data=data)
+    if not pieces:
+        raise DataConfigError(f"data.sources.paths: no file of source {config.name!r} has a byte in it")
+    line = PieceLine(pieces, [reader.divided(piece) for piece in pieces], lanes, (rows.seed, number))
+    return Source(config=config, files=files, pieces=LanePieces(line, reader), corpus=None, data=data)
 
 
 def _check_letters(shards: Sequence[Shard], letters: Letters) -> None:

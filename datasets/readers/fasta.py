@@ -65,7 +65,6 @@ class FastaReader(Reader):
 
     endings = (".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas")
     boundary = BOUNDARY
-    cut = "where it is uncompressed or in bgzip's blocks"
 
     @override
     def look(self, path: str, head: bytes) -> None:
@@ -77,8 +76,8 @@ class FastaReader(Reader):
 
     @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
-        with self.storage.open(piece.path) as file:
-            window = Window(self.begin(file, piece.path, offset), piece, offset)
+        with self.opened(piece) as file:
+            window = Window(self.begin(file, piece.path, offset), piece, offset, BOUNDARY, first)
             if first:
                 yield from self._before_header(window, piece.path)
             # One byte more than a stretch: what a record comes in depends on its own beginning only.

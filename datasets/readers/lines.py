@@ -32,7 +32,6 @@ class LineReader(Reader):
     max_line_bytes: int = field(default=MAX_LINE_BYTES, kw_only=True)
     format_name: ClassVar[str]
     boundary: ClassVar[bytes | None] = b"\n"
-    cut: ClassVar[str] = "where it is uncompressed or in bgzip's blocks"
 
     @property
     def labelled(self) -> bool:
@@ -54,8 +53,8 @@ class LineReader(Reader):
         number = 1 if offset == 0 else None  # of the line, where it is known for nothing
         if offset < begin:
             offset, number = begin, 2
-        with self.storage.open(piece.path) as file:
-            window = Window(self.begin(file, piece.path, offset), piece, offset)
+        with self.opened(piece) as file:
+            window = Window(self.begin(file, piece.path, offset), piece, offset, self.boundary)
             while window.fill(self.group_bytes):
                 offset = window.offset
                 whole = len(window.buffer) if window.over else window.buffer.rfind(b"\n") + 1

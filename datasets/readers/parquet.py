@@ -9,7 +9,7 @@ value of the row group, so large ones that are stored as usual are read without:
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,7 +32,6 @@ class ParquetReader(FieldReader):
     """Documents in rows; `a.b` as the field is field b of column a."""
 
     endings = (".parquet",)
-    cut = "by row groups"
 
     @override
     def split(self, file: DataFile, target: int) -> list[Piece]:
@@ -52,32 +51,54 @@ class ParquetReader(FieldReader):
         return [piece for piece in pieces if piece.end != piece.start]
 
     @override
+    def divided(self, piece: Piece) -> Literal["bytes", "stripes", "never"]:
+        return "stripes"
+
+    @override
+    def stripes(self, piece: Piece, size: int) -> Iterator[Piece]:
+        """Cut a piece into stripes: as many rows of a row group as have some `size` bytes, decoded alone."""
+        for row, columns in self._columns(piece, piece.start, size):
+            yield Piece(piece.path, row, row + len(columns[0]), sum(column.nbytes for column in columns), columns)
+
+    @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
+        decoded = self._columns(piece, offset, self.group_bytes) if piece.content is None else [(piece.start, piece.content)]
+        for row, columns in decoded:
+            skipped = max(0, offset - row)
+            values, *labels = (column[skipped:] for column in columns)
+            label_values = _plain(labels[0]).to_pylist() if labels else None
+            yield from self._records(_documents(values), label_values, row + skipped, piece.path)
+
+    def _columns(self, piece: Piece, offset: int, size: int) -> Iterator[tuple[int, list[pa.Array]]]:
+        """Yield the row groups of a piece in parts: the first row of each, and its documents and labels.
+
+        The rows before `offset` are left out, but for those of its part. A part has rows of some `size` bytes.
+        """
         with self._open(piece.path, whole=True) as (parquet, columns):
             row = 0
             for number in range(parquet.num_row_groups):
                 begin, row = row, row + parquet.metadata.row_group(number).num_rows
                 if row > offset and (piece.end is None or begin < piece.end):
-                    yield from self._row_group(parquet, number, columns, begin, offset, piece.path)
+                    for at, arrays in self._row_group(parquet, number, columns, begin, size, piece.path):
+                        if at + len(arrays[0]) > offset:
+                            yield at, arrays
             if row < (piece.end or 0):
                 raise DataError(f"has {row} rows, and had {piece.end} when it was found", file=piece.path)
 
     def _row_group(
-        self, parquet: pq.ParquetFile, number: int, columns: list[list[str]], row: int, offset: int, path: str
-    ) -> Iterator[Records]:
-        """Yield documents of a row group that begins at `row`, from `offset` on; `columns` come from `_open`."""
+        self, parquet: pq.ParquetFile, number: int, columns: list[list[str]], row: int, size: int, path: str
+    ) -> Iterator[tuple[int, list[pa.Array]]]:
+        """Yield the parts of a row group that begins at `row`, see `_columns`; `columns` come from `_open`."""
         metadata = parquet.metadata.row_group(number)
         end = row + metadata.num_rows
         # By the size of all columns: to ask for that of one aborts the process where a footer is damaged (Arrow 26).
-        rows = self.group_bytes * metadata.num_rows // max(1, metadata.total_byte_size)
+        rows = size * metadata.num_rows // max(1, metadata.total_byte_size)
         rows = max(BATCH_ROWS, min(rows, GROUP_DOCUMENTS))
         wanted = [".".join(names) for names in columns]
         for batch in parquet.iter_batches(rows, row_groups=[number], columns=wanted, use_threads=False):
-            if row + batch.num_rows > offset:
-                skipped = max(0, offset - row)
-                values, *labels = (_leaves(batch, names)[skipped:] for names in columns)
-                label_values = _plain(labels[0]).to_pylist() if labels else None
-                yield from self._records(_documents(values), label_values, row + skipped, path)
+            # Lanes share a row group by its parts: so these must not hang on how many rows Arrow decodes at once.
+            assert batch.num_rows == rows or row + batch.num_rows >= end, "Arrow gives as many rows as asked for"
+            yield row, [_leaves(batch, names) for names in columns]
             row += batch.num_rows
         if row != end:
             raise DataError(f"row group {number} ends at row {row} of {end}: the file is damaged", file=path)

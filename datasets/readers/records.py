@@ -6,19 +6,23 @@ one and all later ones, byte for byte, whatever was read before. Its memory does
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from ...base import Registry
 from ..documents import Content
 from ..errors import DataError
 from ..files import TEXT_HEAD_BYTES, BgzfFile, ByteFile, DamagedError, DataFile, FileStore, Rewound, is_compressed, look_at_head
 from .labels import Label
-from .pieces import Piece, record_starts
+from .pieces import Piece
 
 GROUP_BYTES = 2**20
 GROUP_DOCUMENTS = 1024
+# Read at once where a record's end is looked for behind a piece, at first, and where its first record is.
+TAIL_BYTES, SEARCH_BYTES = 2**12, 2**16
+# A stripe of more bytes, which has one long record, is read from the file again and not held.
+MAX_HELD_BYTES = 2**24
 BOM = b"\xef\xbb\xbf"  # at the head of a file it is no part of a record
 
 
@@ -36,6 +40,7 @@ class Records(NamedTuple):
         bad_offset: Address of the bad record; -1 where there is none.
         label_values: Label of each document: the number of its class, or a value; None where labels are not read.
         headers: Of FASTA, the header line of each document, without a line end; empty for one that continues.
+        ahead: Where documents[-1] goes on in another piece, so that no group follows: its next letter.
     """
 
     documents: list[bytes]
@@ -46,6 +51,7 @@ class Records(NamedTuple):
     bad_offset: int = -1
     label_values: list[float] | None = None
     headers: Sequence[bytes] = ()
+    ahead: bytes = b""
 
     @property
     def continues_bad(self) -> bool:
@@ -74,6 +80,7 @@ class DocumentJoiner:
     def __call__(self, group: Records) -> Records:
         """Return the documents that end in a group, and the bad record behind them."""
         assert group.last or group.label_values is None, "records with labels come whole"
+        assert not group.ahead, "a document that lanes share is not joined"
         head = self._head
         documents, offsets, first = [data[:head] for data in group.documents], list(group.offsets), group.first
         headers = list(group.headers)
@@ -102,43 +109,75 @@ class Reader(ABC):
     Attributes:
         storage: Opens files.
         group_bytes: Bytes of the file, or of documents, that become a group or a stretch.
+        unit: Bytes at whose multiples a longer document may be cut, so that lanes share it; None: none is.
         content: What the bytes of its documents are; class attribute.
         endings: Of the names of its files, compression aside; class attribute.
-        boundary: Its first byte ends a record, the one after that begins the next: there files can be cut; None: they
-            cannot; class attribute.
-        cut: Where a file can be cut into pieces for several lanes, as a message ends: "is split ..."; class attribute.
+        boundary: Its first byte ends a record, the one after that begins the next; None: records end otherwise; class
+            attribute.
     """
 
     storage: FileStore
     group_bytes: int = field(default=GROUP_BYTES, kw_only=True)
+    unit: int | None = field(default=None, kw_only=True)
     content: ClassVar[Content] = "text"
     endings: ClassVar[tuple[str, ...]] = ()
     boundary: ClassVar[bytes | None] = None
-    cut: ClassVar[str] = "never"
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
-        """Cut a file at record starts into pieces of about `target` stored bytes; into one where it cannot be cut."""
+        """Cut a file into pieces of about `target` stored bytes, by its size alone; into one where it cannot be cut."""
         if self.boundary is None or file.size <= target:
             return whole_piece(file)
+        length = self.length(file)
+        return whole_piece(file) if length is None else even_pieces(file, length, -(-file.size // target))
+
+    def length(self, file: DataFile) -> int | None:
+        """Return the uncompressed bytes of a file that can be read from anywhere, None of others."""
+        if not is_compressed(file.path):
+            return file.size
         with self.storage.open(file.path, whole=False) as opened:
-            if isinstance(opened, BgzfFile):
-                size = opened.size
-            elif is_compressed(file.path):
-                return whole_piece(file)
-            else:
-                size = file.size
-            # Of a compressed file the size of a piece is its share, rounded so that all of them make up the file.
-            starts = record_starts(opened, size, self.boundary, max(1, target * size // file.size))
-        bounds = [*starts, size]
-        stored = [bound * file.size // max(1, size) for bound in bounds]
-        return [
-            Piece(file.path, start, end, below - above)
-            for (start, end), (above, below) in zip(pairwise(bounds), pairwise(stored), strict=True)
-        ]
+            return opened.size if isinstance(opened, BgzfFile) else None
+
+    def divided(self, piece: Piece) -> Literal["bytes", "stripes", "never"]:
+        """Return how a piece of a file can be divided among lanes, see `pieces`."""
+        if self.boundary is None:
+            return "never"
+        return "stripes" if piece.end is None else "bytes"
+
+    def stripes(self, piece: Piece, size: int) -> Iterator[Piece]:
+        """Cut a piece that is read from its beginning on into stripes: the records that begin in each `size` bytes.
+
+        A stripe has its content, unless that has more than `MAX_HELD_BYTES`.
+
+        Raises:
+            DataError: As `groups`.
+        """
+        assert self.boundary is not None
+        with self.storage.open(piece.path) as file:
+            window = Window(self.begin(file, piece.path, piece.start), piece, piece.start)
+            while window.fill(1):
+                start, searched, dropped = window.offset, size - window.offset % size - 1, 0
+                window.fill(searched + TAIL_BYTES)
+                while (found := window.buffer.find(self.boundary, searched)) < 0 and not window.over:
+                    searched = max(len(window.buffer) - 1, searched)
+                    if len(window.buffer) > MAX_HELD_BYTES or dropped:
+                        dropped += len(window.take(searched))
+                        searched = 0
+                    window.fill(max(2 * len(window.buffer), SEARCH_BYTES))
+                content = window.take(found + 1 if found >= 0 else len(window.buffer))
+                yield Piece(piece.path, start, window.offset, len(content), None if dropped else content)
+
+    @contextmanager
+    def opened(self, piece: Piece) -> Iterator[ByteFile]:
+        """Open the file of a piece, or what was read of it already."""
+        if piece.content is None:
+            with self.storage.open(piece.path) as file:
+                yield file
+        else:
+            yield HeldBytes(piece.content, piece.start)
 
     @abstractmethod
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
-        """Yield the documents of `piece` from an address on; its beginning is (`piece.start`, True).
+        """Yield the documents that begin in `piece` from an address on; its beginning is (`piece.start`, True).
 
         Raises:
             DataError: The file cannot be read, ends early, or is damaged in a way that hides where records begin.
@@ -206,8 +245,49 @@ def whole_piece(file: DataFile) -> list[Piece]:
     return [Piece(file.path, 0, end, file.size)] if file.size else []
 
 
+def even_pieces(file: DataFile, length: int, count: int) -> list[Piece]:
+    """Return `count` pieces of a file that has `length` bytes or rows; fewer if it has not as many."""
+    count = max(min(count, length), 1)
+    bounds = [place * length // count for place in range(count + 1)]
+    stored = [place * file.size // count for place in range(count + 1)]
+    return [Piece(file.path, bounds[place], bounds[place + 1], stored[place + 1] - stored[place]) for place in range(count)]
+
+
+def ends_early(piece: Piece, at: int) -> DataError:
+    """Return the error of a file that ends at a byte within a piece."""
+    return DataError(f"ends at byte {at}, and had {piece.end} bytes when it was found", file=piece.path)
+
+
+class HeldBytes:
+    """A part of a file in memory, as a file."""
+
+    def __init__(self, content: bytes, start: int) -> None:
+        self._content, self._start, self._at = content, start, 0
+
+    def seek(self, offset: int, /) -> int:
+        """Go to a byte of the file, which lies in the part."""
+        self._at = offset - self._start
+        return offset
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next `size` bytes, fewer only at the end of the part."""
+        data = self._content[self._at : self._at + size]
+        self._at += len(data)
+        return data
+
+
 class Window:
     """A piece seen through a buffer that moves forward; a byte order mark at the file's beginning is passed over.
+
+    With a `boundary`, the piece stands for the records that begin between its bounds. What lies before the first of
+    them is passed over, and the last one is read to its end.
+
+    Args:
+        file: Of the piece.
+        piece: Its part.
+        offset: Where to begin: at the piece's start, or within one of its records.
+        boundary: Of its reader; None: the piece is bounded by its bytes.
+        first: Whether a record begins at `offset`, or somewhere behind it where that is the piece's start.
 
     Attributes:
         buffer: Bytes read and not yet taken.
@@ -218,16 +298,47 @@ class Window:
         DamagedError: The file ends before `offset`; `FileStore.open` names the file.
     """
 
-    def __init__(self, file: ByteFile, piece: Piece, offset: int) -> None:
-        if (at := file.seek(offset)) < offset:
-            raise DamagedError(f"the file has {at} bytes uncompressed, and byte {offset} was asked for")
+    def __init__(self, file: ByteFile, piece: Piece, offset: int, boundary: bytes | None = None, first: bool = True) -> None:
         self.buffer = b""
         self.offset = offset
         self.over = False
         self._file = file
         self._piece = piece
-        if offset == 0 and self.fill(len(BOM)) and self.buffer.startswith(BOM):
+        self._boundary = boundary if piece.content is None else None
+        self._last = b""  # the byte before the next one of the file
+        self._tail = TAIL_BYTES
+        if first and piece.end is not None and offset >= piece.end:
+            self.over = True
+        elif self._boundary is not None and first and offset == piece.start > 0:
+            self._find_first(self._boundary)
+        elif (at := file.seek(offset)) < offset:
+            raise DamagedError(f"the file has {at} bytes uncompressed, and byte {offset} was asked for")
+        elif offset == 0 and self.fill(len(BOM)) and self.buffer.startswith(BOM):
             self.take(len(BOM))
+
+    def _find_first(self, boundary: bytes) -> None:
+        """Move to the first record that begins in the piece."""
+        begin, end = self._piece.start - 1, self._piece.end
+        assert end is not None
+        self._file.seek(begin)
+        data = b""
+        while begin < end - 1:
+            more = self._file.read(min(SEARCH_BYTES, end - begin + len(boundary)))
+            if not more:
+                raise ends_early(self._piece, begin + len(data))
+            data += more
+            if (found := data.find(boundary)) >= 0:
+                begin += found + 1
+                if begin >= end:
+                    break
+                # What was read behind the piece is looked at again.
+                self.buffer, self.offset = data[found + 1 : found + 1 + end - begin], begin
+                self._last = self.buffer[-1:]
+                self._file.seek(begin + len(self.buffer))
+                return
+            begin += len(data) - len(boundary) + 1
+            data = data[len(data) - len(boundary) + 1 :]
+        self.over, self.offset = True, end
 
     def fill(self, size: int) -> bool:
         """Read until the buffer holds `size` bytes or the piece is over; tell whether it holds any.
@@ -236,15 +347,25 @@ class Window:
             DataError: The file ends before the piece does.
         """
         end = self._piece.end
-        missing = size - len(self.buffer)
-        if missing > 0 and not self.over:
+        while (missing := size - len(self.buffer)) > 0 and not self.over:
             at = self.offset + len(self.buffer)
-            more = self._file.read(missing if end is None else min(missing, end - at))
+            behind = end is not None and at >= end
+            if behind and self._boundary is None:
+                self.over = True
+                break
+            wanted = missing if end is None else min(missing, self._tail) if behind else min(missing, end - at)
+            more = self._file.read(wanted)
+            if len(more) < wanted:
+                if end is not None and at + len(more) < end:
+                    raise ends_early(self._piece, at + len(more))
+                self.over = True
+            if behind:
+                assert self._boundary is not None
+                self._tail *= 2
+                if (found := (self._last + more).find(self._boundary)) >= 0:
+                    more, self.over = more[: max(found + 1 - len(self._last), 0)], True
+            self._last = more[-1:] or self._last
             self.buffer = self.buffer + more if self.buffer else more
-            at += len(more)
-            self.over = len(more) < missing if end is None else at >= end
-            if end is not None and len(more) < missing and not self.over:
-                raise DataError(f"ends at byte {at}, and had {end} bytes when it was found", file=self._piece.path)
         return bool(self.buffer)
 
     def take(self, count: int) -> bytes:

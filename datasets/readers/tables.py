@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from typing_extensions import override
 
@@ -113,7 +113,6 @@ class CsvReader(TableReader):
     format_name = "csv"
     endings = (".csv",)
     boundary: ClassVar[bytes | None] = None  # a line may end within quotes
-    cut: ClassVar[str] = "never"
 
     @override
     def parser(self, path: str) -> tuple[ParseLine, int]:
@@ -140,16 +139,40 @@ class CsvReader(TableReader):
         raise wrong or self.refuse(max(found, key=len), path)
 
     @override
+    def divided(self, piece: Piece) -> Literal["bytes", "stripes", "never"]:
+        return "stripes"
+
+    @override
+    def stripes(self, piece: Piece, size: int) -> Iterator[Piece]:
+        """Cut a piece into stripes of records, whose cells are parted and not looked at."""
+        columns = self.columns(piece.path)
+        rows: list[Row] = []
+        with self.storage.open(piece.path) as file:
+            lines = self._lines(Window(file, piece, columns.begin), piece.path)
+            for row in self._rows(lines, columns.delimiter, columns.begin, piece.path):
+                rows.append(row)
+                if row.end - rows[0].start >= size:
+                    yield Piece(piece.path, rows[0].start, row.end, row.end - rows[0].start, rows)
+                    rows = []
+        if rows:
+            yield Piece(piece.path, rows[0].start, rows[-1].end, rows[-1].end - rows[0].start, rows)
+
+    @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
         columns = self.columns(piece.path)
         offset = max(offset, columns.begin)
         with self.storage.open(piece.path) as file:
-            lines = self._lines(Window(file, piece, offset), piece.path)
+            rows: Iterator[Row]
+            if piece.content is None:
+                lines = self._lines(Window(file, piece, offset), piece.path)
+                rows = self._rows(lines, columns.delimiter, offset, piece.path)
+            else:
+                rows = (row for row in piece.content if row.start >= offset)
             documents: list[bytes] = []
             offsets: list[int] = []
             label_values: list[float] | None = [] if self.labelled else None
             size = 0
-            for row in self._rows(lines, columns.delimiter, offset, piece.path):
+            for row in rows:
                 error = None
                 try:
                     if row.problem:

@@ -96,20 +96,20 @@ def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | 
     if source.corpus is not None:
         letters = count_letters([]) if tokenizer.alphabet is None else count_ids(source.corpus.shards, tokenizer)
         return Holdings(length_statistics(shard_lengths(source.corpus.shards), seq_len), scale=1.0, letters=letters)
-    assert source.reader is not None
+    assert source.pieces is not None
+    pieces, reader = source.pieces.line.pieces, source.pieces.reader
     encode = tokenizer.encode_batch
-    if source.reader.content != "text":
-        encoder = make_encoder(source.reader.content, source.data, tokenizer)
+    if reader.content != "text":
+        encoder = make_encoder(reader.content, source.data, tokenizer)
         encode = lambda documents: encoder(documents).encoded  # noqa: E731
-    pieces = [piece for lane in source.lanes for piece in lane]
     lengths: list[Lengths] = []
     left, covered, cut, mapped, letters = SAMPLE, 0.0, 0, 0, count_letters([])
     for piece in random.Random(0).sample(pieces, min(len(pieces), SAMPLED_PIECES)):
-        documents, share, goes_on = head_of(source.reader, piece)
+        documents, share, goes_on = head_of(reader, piece)
         encoded = encoded_of(documents, encode)
         lengths.append(np.array(encoded.lengths, dtype=np.int64))
         mapped += sum(encoded.mapped or ())
-        letters += count_letters(documents if source.reader.content == "text" else [])
+        letters += count_letters(documents if reader.content == "text" else [])
         covered += piece.size * share
         cut += goes_on
         left -= sum(map(len, documents))
@@ -159,10 +159,10 @@ def on_disk(source: Source, lanes: int) -> str:
         size = sum(sum(shard.manifest.sizes().values()) for shard in shards)
         return f"{len(shards):,} shards, {size / 1e6:,.2f} MB; documents assigned one by one to {lanes} lanes"
     size, empty = sum(file.size for file in source.files), sum(file.size == 0 for file in source.files)
-    pieces = [len(lane) for lane in source.lanes]
+    pieces = len(source.pieces.line.pieces) if source.pieces else 0
     return (
-        f"{len(source.files):,} files{f' ({empty:,} empty)' if empty else ''}, {size / 1e6:,.2f} MB; {sum(pieces):,} pieces, "
-        f"{min(pieces)} to {max(pieces)} in each of {lanes} lanes"
+        f"{len(source.files):,} files{f' ({empty:,} empty)' if empty else ''}, {size / 1e6:,.2f} MB; {pieces:,} pieces, "
+        f"a share of them for each of {lanes} lanes"
     )
 
 
@@ -197,9 +197,9 @@ def largest_lane(source: Source, config: JobConfig, number: int) -> float:
     of token shards, which chance divides, count as equal.
     """
     lanes = config.data.lanes
-    if source.corpus is None:
-        loads = [float(sum(piece.size for piece in pieces)) for pieces in source.lanes]
-    elif source.corpus.units > COUNTED_UNITS:
+    if source.pieces is not None:
+        loads = [float(source.pieces.line.bytes_of(lane, 0)) for lane in range(lanes)]
+    elif source.corpus is None or source.corpus.units > COUNTED_UNITS:
         return 1.0
     else:
         units = Shuffle(source.corpus.units, config.training.seed, number, 0)[np.arange(source.corpus.units)]

@@ -14,11 +14,11 @@ from cistron.datasets.documents import DocumentConfig, LetterEncoder, Letters, l
 from cistron.datasets.documents import letters as genome
 from cistron.datasets.errors import DataConfigError, DataError, refuse
 from cistron.datasets.files import FileStore
-from cistron.datasets.lanes import Lane, LaneState, RawDocuments, blocks
+from cistron.datasets.lanes import Lane, LanePieces, LaneState, RawDocuments, blocks
 from cistron.datasets.loading import Loader
 from cistron.datasets.prepare import RawCorpus
 from cistron.datasets.prepare.run import Task
-from cistron.datasets.readers import SourceConfig
+from cistron.datasets.readers import PieceLine, SourceConfig
 from cistron.datasets.readers.fasta import FastaReader
 from cistron.datasets.rows import MaskedTokens, MaskingConfig, PackedRow, Packer
 from cistron.datasets.tokenizers import TokenizeError, TokenizerConfig, build_tokenizer
@@ -236,7 +236,8 @@ def lane(path: str, config: DocumentConfig, state: LaneState | None = None) -> I
     reader = FastaReader(storage, group_bytes=48)
     packer = Packer(24, EOS, 1, "best_fit", overlap=config.window_overlap)
     pieces = reader.split(storage.expand([path])[0], 10**6)
-    documents = RawDocuments(pieces, reader, ByteTokenizer(), packer, (0, 0, 0), False, config)
+    files = LanePieces(PieceLine(pieces, ["never"], 1, (0, 0)), reader)
+    documents = RawDocuments(files, 0, ByteTokenizer(), packer, 0, False, config)
     return Lane(documents, packer, (0, 0, 0), state or LaneState(), "main").rows()
 
 

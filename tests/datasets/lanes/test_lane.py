@@ -12,8 +12,8 @@ import pytest
 from cistron.datasets.documents import DocumentConfig
 from cistron.datasets.errors import DataError
 from cistron.datasets.files import DataFile
-from cistron.datasets.lanes import Lane, LaneRow, LaneState, RawDocuments, blocks
-from cistron.datasets.readers import Piece, Records
+from cistron.datasets.lanes import Lane, LanePieces, LaneRow, LaneState, RawDocuments, blocks
+from cistron.datasets.readers import Piece, PieceLine, Records
 from cistron.datasets.rows import NextToken, Objective, PackedRow, Packer, row_violations
 from cistron.datasets.rows.objectives import IGNORE
 from cistron.datasets.tokenizers import Encoded, TokenizeError
@@ -151,7 +151,8 @@ class Case:
         reader = Numbered(list(self.lengths), self.chunk, self.group, self.bad, self.broken)
         key = (seed, 0, 0)
         config = DocumentConfig(long_documents=self.long, window_overlap=self.overlap)
-        raw = RawDocuments(parts, reader, Plain(self.streams, self.poison), self.packer, key, self.skip_bad, config)
+        files = LanePieces(PieceLine(parts, ["never"] * len(parts), 1, (seed, 0)), reader)
+        raw = RawDocuments(files, 0, Plain(self.streams, self.poison), self.packer, seed, self.skip_bad, config)
         return Lane(raw, self.packer, key, state or LaneState())
 
     def rows(self, count: int, state: LaneState | None = None) -> list[tuple[PackedRow, LaneState]]:

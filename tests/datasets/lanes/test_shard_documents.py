@@ -9,7 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from cistron.datasets.documents import DocumentConfig, Strands
-from cistron.datasets.errors import BadRecords, DataConfigError, DataError
+from cistron.datasets.errors import BadRecords, DataError
 from cistron.datasets.files import FileStore
 from cistron.datasets.lanes import Lane, LaneRow, LaneState, ShardCorpus, ShardDocuments
 from cistron.datasets.lanes import shard_documents as shard_blocks
@@ -65,7 +65,7 @@ def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def _corpus(folder: Path, seq_len: int = 32, lanes: int = LANES, **treatment: Any) -> ShardCorpus:
     storage = FileStore()
     shards = open_shards(storage.expand([str(folder)], "*.json"), storage)
-    return ShardCorpus(shards, seq_len, lanes, "main", DocumentConfig(**treatment))
+    return ShardCorpus(shards, seq_len, lanes, DocumentConfig(**treatment))
 
 
 def _lane(corpus: ShardCorpus, lane: int, policy: str, state: LaneState | None = None) -> Lane:
@@ -157,10 +157,12 @@ def test_maps_of_many_shards_hold_no_file_handle(tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_too_few_documents_for_the_lanes_are_refused(tmp_path: Path) -> None:
+def test_of_fewer_documents_than_lanes_each_is_in_one_lane(tmp_path: Path) -> None:
     write_shard(tmp_path / "x", [[5, EOS], [6, 7, EOS]])
-    with pytest.raises(DataConfigError, match=r"data\.lanes: 3 lanes .* source 'main' has 2; lower data\.lanes"):
-        _corpus(tmp_path)
+    corpus = _corpus(tmp_path)
+    for epoch in range(5):
+        of_lanes = [list(ShardDocuments(corpus, lane, (0, 0), False).blocks(epoch, Address(0, -1, 1, 0))) for lane in range(3)]
+        assert sorted(sum(len(built.block.lengths) for built in built_by_lane) for built_by_lane in of_lanes) == [0, 1, 1]
 
 
 def test_lengths_of_a_source_sorted_by_length_are_mixed_everywhere(tmp_path: Path) -> None:

@@ -121,10 +121,6 @@ BAD_SETTINGS = {
         ["data.lanes = 5: must be a multiple of 2", "the next is 6"],
     ),
     "lanes and workers": (("--data.num_workers", "3"), ["data.lanes = 8: must be a multiple of 3"]),
-    "more lanes than pieces": (
-        ("--data.sources", '[{"name": "a", "format": "text", "paths": ["CORPUS/*.jsonl"]}]'),
-        ["data.lanes: 8 lanes", "source 'a' has 2", "lower data.lanes"],
-    ),
     "global batch and ranks": (
         ("--parallelism.data_parallel_shard_degree", "4", "--training.global_batch_size", "6"),
         ["training.global_batch_size = 6: must be a multiple of 4"],
