@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import UserError
+    from .datasets.documents import Letters
     from .trainer.config import JobConfig
     from .trainer.inference import embed, open_model, sample, score
     from .trainer.train import train
 
 __version__ = "0.1.0"
-__all__ = ["JobConfig", "UserError", "__version__", "embed", "open_model", "sample", "score", "train"]
+__all__ = ["JobConfig", "Letters", "UserError", "__version__", "embed", "open_model", "sample", "score", "train"]
 
 ROOMS = {
     "JobConfig": "trainer.config",
+    "Letters": "datasets.documents",
     "UserError": "base",
     "embed": "trainer.inference",
     "open_model": "trainer.inference",

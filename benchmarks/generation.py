@@ -1,10 +1,11 @@
 """Tokens per second of generation behind prompts of several lengths: with a key-value cache, and without one.
 
-    python benchmarks/generation.py --tokens 32 --repeats 5
+    OMP_NUM_THREADS=1 python benchmarks/generation.py --tokens 32 --repeats 5
 
 Without: a pass over the whole row for each token, as before there was a cache. Both ways take the most likely of the
 same tokens, which are compared; they alternate in one process. The prefill counts: a rate is of all that is between the
-prompt and its last new token, and of the steps alone beside it.
+prompt and its last new token, and of the steps alone beside it. On a CPU seconds are those of its processor time, in
+which other work on the machine has no part; threads add up.
 """
 
 import argparse
@@ -23,6 +24,14 @@ from cistron.trainer.inference import Decoding, logits_of, make_rows
 PAD = 1
 
 
+def seconds(device: torch.device) -> float:
+    """Return the time of a clock."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @torch.no_grad()
 def without(model: Decoder, prompt: list[int], tokens: int, device: torch.device) -> tuple[list[int], float]:
     """Return new tokens, and the seconds of all but the first."""
@@ -33,8 +42,8 @@ def without(model: Decoder, prompt: list[int], tokens: int, device: torch.device
         with logits_of(model, slice(len(ids) - 1, len(ids))):
             logits = model(rows.tokens, rows.positions, rows.mask)
         ids.append(int(logits[0, 0].argmax()))
-        started = started or time.perf_counter()
-    return ids[len(prompt) :], time.perf_counter() - started
+        started = started or seconds(device)
+    return ids[len(prompt) :], seconds(device) - started
 
 
 @torch.no_grad()
@@ -42,11 +51,11 @@ def cached(model: Decoder, prompt: list[int], tokens: int, device: torch.device)
     """Likewise."""
     decoding = Decoding.begin(model, [prompt], PAD, device)
     new = [int(decoding.logits[0].argmax())]
-    started = time.perf_counter()
+    started = seconds(device)
     while len(new) < tokens:
         decoding = decoding.append(new[-1:])
         new.append(int(decoding.logits[0].argmax()))
-    return new, time.perf_counter() - started
+    return new, seconds(device) - started
 
 
 def main() -> None:
@@ -75,15 +84,15 @@ def main() -> None:
         found = {}
         for repeat in range(options.repeats + 1):  # the first warms up
             for way, run in ways.items():
-                started = time.perf_counter()
+                started = seconds(device)
                 found[way], behind_first = run(model, prompt, options.tokens, device)
                 if repeat:
-                    whole[way].append(time.perf_counter() - started)
+                    whole[way].append(seconds(device) - started)
                     steps[way].append(behind_first)
             assert found["with"] == found["without"], "other tokens"
         cells: list[str] = []
-        for seconds, tokens in ((whole, options.tokens), (steps, options.tokens - 1)):
-            slow, fast = (tokens / statistics.median(seconds[way]) for way in ("without", "with"))
+        for taken, tokens in ((whole, options.tokens), (steps, options.tokens - 1)):
+            slow, fast = (tokens / statistics.median(taken[way]) for way in ("without", "with"))
             cells += [f"{slow:,.1f}", f"{fast:,.1f}", f"{fast / slow:.1f}"]
         print(f"| {length:,} | {' | '.join(cells)} |", flush=True)
 

@@ -7,18 +7,28 @@ was.
 import argparse
 import sys
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import get_args
 
 import torch
-from pydantic import JsonValue
 
 from ..base import load_plugins, public_name
 from ..datasets.readers import SequenceFiles
-from ..trainer.inference import Pool, choose_layers, embeddings, meaning, read_documents, widths
+from ..trainer.inference import Pool, choose_layers, embeddings, meaning, widths
 from . import cli
-from .support import EmbeddingFile, add_input_arguments, add_model_arguments, check_output, open_as_asked, progress_bar
+from .support import (
+    EMBEDDING_WRITERS,
+    EmbeddingFile,
+    add_input_arguments,
+    add_letter_arguments,
+    add_model_arguments,
+    check_output,
+    input_plan,
+    open_as_asked,
+    passing_over,
+    progress_bar,
+    read_as_asked,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--pool", choices=get_args(Pool), default="mean", help="over the residues (default: mean)")
     parser.add_argument("--output", type=Path, help="a file to write: .safetensors or .parquet")
     add_model_arguments(parser)
+    add_letter_arguments(parser, "uppercase")
     options = parser.parse_args(argv)
     if not options.list_layers and not (options.input and options.layer and options.output):
         parser.error("--input, --layer and --output are required, or --list-layers alone")
@@ -50,33 +61,35 @@ def list_layers(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Embed all sequences of the input."""
-    check_output(options.output)
+    check_output(options.output, [*EMBEDDING_WRITERS])
     files = SequenceFiles(options.input, options.format, options.field, options.id_field)
     opened = open_as_asked(options)
     layers = choose_layers(opened.model, options.layer)
-    plan: dict[str, JsonValue] = {
-        "model": opened.fingerprint,
+    plan = {
+        **input_plan(options, opened, files),
+        "uppercase": opened.letters.uppercase,
         "layers": [*layers],
         "pool": options.pool,
-        "dtype": options.dtype,
-        "on_unknown": getattr(opened.tokenizer, "on_unknown", None),
-        "input": [list(file.public) for file in files.files],
-        "fields": [options.format, options.field, options.id_field],
     }
     metadata = {"model": public_name(opened.where), "pool": options.pool, "dtype": options.dtype}
+    metadata |= {"uppercase": str(opened.letters.uppercase).lower(), "prefix": ascii(options.prefix)[1:-1]}
     metadata |= {layer: meaning(layer) for layer in layers}
     with EmbeddingFile(options.output, plan, layers, options.pool != "none", metadata) as output:
-        if output.done:
-            print(f"{output.partial} holds {output.done} sequences: going on behind them", file=sys.stderr)
-        sequences = islice(files, output.done, None)
-        documents = read_documents(opened, files, sequences, options.max_length)
+        if output.complete:
+            return
+        pass_over, left_out = passing_over(options), output.left_out
+        documents = read_as_asked(options, opened, files, pass_over, output.records)
         with progress_bar("embed") as bar, torch.no_grad():
             bar.begin("sequences", sum(file.size for file in files.files))
             for batch in embeddings(opened, documents, layers, options.pool, options.batch_tokens):
-                output.add([document.name for document in batch.documents], batch.lengths, batch.rows)
-                bar.reach(batch.documents[-1].stored, sum(batch.lengths))
+                last = batch.documents[-1]
+                output.add([document.name for document in batch.documents], batch.lengths, batch.rows, last.record + 1)
+                bar.reach(last.stored, sum(batch.lengths))
         output.finish()
-    print(f"{options.output}: {output.done} sequences, {', '.join(f'{layer} ({meaning(layer)})' for layer in layers)}")
+    left_out += pass_over.skipped
+    bad = f", {left_out:,} bad records left out" if left_out else ""
+    layers_told = ", ".join(f"{layer} ({meaning(layer)})" for layer in layers)
+    print(f"{options.output}: {output.done} sequences{bad}, {layers_told}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,15 @@ from ..trainer.extrapolation import (
 )
 from ..trainer.inference import OpenedModel, read_documents
 from ..trainer.processes import Terminal
-from .support import add_input_arguments, add_model_arguments, add_table_options, given, open_as_asked, progress_bar
+from .support import (
+    add_input_arguments,
+    add_model_arguments,
+    add_table_options,
+    given,
+    open_as_asked,
+    passing_over,
+    progress_bar,
+)
 
 OUTPUT = Path("outputs/extrapolation")
 
@@ -105,7 +113,8 @@ def long_documents(options: argparse.Namespace, opened: OpenedModel, longest: in
     if options.input:
         files = SequenceFiles(options.input, options.format, options.field, options.id_field)
         unlimited = replace(opened, seq_len=None)  # no warning that these are longer than rows of training
-        return (document.ids[:longest] for document in read_documents(unlimited, files, files, options.max_length))
+        documents = read_documents(unlimited, files, passing_over(options), max_length=options.max_length)
+        return (document.ids[:longest] for document in documents)
     if opened.config is None or not opened.config.validation.sources:
         raise ConfigError("--extrapolate: the model's job has no [[validation.sources]]; name files with --input")
     return read_sources(opened.config, opened.tokenizer, longest)

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from ..base import COUNT
+from ..datasets.documents import Letters
 from ..trainer.errors import ConfigError
 from ..trainer.inference import NewText, Sampling, prompt_ids, samples
 from ..trainer.processes import data_output
 from . import cli
-from .support import add_model_arguments, open_as_asked, whole_number
+from .support import add_model_arguments, add_table_options, open_as_asked, whole_number
 
 COLUMNS = 60  # of a line of FASTA
 NO_LETTER = re.compile(r"[^A-Za-z*.-]")  # what no sequence of FASTA has
@@ -24,6 +25,7 @@ def main(argv: Sequence[str]) -> None:
     """Open the model, and print `--samples` continuations of each prompt."""
     parser = argparse.ArgumentParser(prog="cistron generate", description=__doc__)
     add_model_arguments(parser)
+    add_table_options(parser, Letters, "uppercase", defaults=False)
     parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="stop here if no eos came (default: 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token (default: 0.8)")

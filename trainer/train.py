@@ -244,6 +244,7 @@ class Trainer:
             progress=self.progress,
             guard=self.guard.state(),
             data=data,
+            letters={source.config.name: source.letters for source in self.data.loader.sources},
         )
         self.saver.begin(self.progress.step, self.model, self.optimizer, state, self.data.loader.inventory(), note)
 

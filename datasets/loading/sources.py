@@ -48,17 +48,23 @@ class Source:
         """How many eos ids lie inside of documents, as token shards say; raw files do not say."""
         return sum(shard.manifest.interior_eos for shard in self.corpus.shards) if self.corpus is not None else 0
 
+    @property
+    def letters(self) -> set[Letters]:
+        """What was done with letters: the job's settings, or those that its shards were prepared with."""
+        if self.corpus is None:
+            return {self.data.letters}
+        return {shard.manifest.letters for shard in self.corpus.shards}
+
     def remarks(self) -> list[str]:
         """Return what is to be known of the shards: eos ids inside, and other letter settings than the job's."""
         if self.corpus is None:
             return []
         inside = f"source {self.config.name!r}: {self.interior_eos:,} eos ids are inside of documents, where nothing ends"
-        return [inside] * (self.interior_eos > 0) + self._letter_remarks(self.corpus)
+        return [inside] * (self.interior_eos > 0) + self._letter_remarks()
 
-    def _letter_remarks(self, corpus: ShardCorpus) -> list[str]:
+    def _letter_remarks(self) -> list[str]:
         """Return a line where the shards were prepared with other letter settings than the job's; theirs hold."""
-        made_with = {shard.manifest.letters for shard in corpus.shards}
-        kept = {key: {str(getattr(made, key)).lower() for made in made_with} for key in Letters.model_fields}
+        kept = {key: {str(getattr(made, key)).lower() for made in self.letters} for key in Letters.model_fields}
         job = {key: str(getattr(self.data, key)).lower() for key in kept}
         others = [key for key in kept if kept[key] != {job[key]}]
         if not others:

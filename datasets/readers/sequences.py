@@ -1,9 +1,10 @@
 """Sequences of raw files one by one, each whole and with its name: the input of a trained model."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
-from ..errors import DataConfigError, DataError
+from ..errors import BadRecords, DataConfigError, DataError
 from ..files import DataFile, FileStore, uncompressed_name
 from .config import build_reader, has_fields, in_folder, raw_formats
 from .fasta import ENDINGS
@@ -20,6 +21,7 @@ class NamedSequence(NamedTuple):
         file: Path or URL.
         offset: Its address there, see `records`.
         stored: Bytes of files, as stored, that are known to lie before it.
+        record: Its number among all records, bad ones too, from 0.
     """
 
     name: str
@@ -27,6 +29,7 @@ class NamedSequence(NamedTuple):
     file: str = ""
     offset: int = 0
     stored: float = 0.0
+    record: int = 0
 
 
 class SequenceFiles:
@@ -63,32 +66,48 @@ class SequenceFiles:
         self._names = None if id_field is None else build_reader(self._format, id_field, self._storage, numbers=True)
 
     def __iter__(self) -> Iterator[NamedSequence]:
-        """Read all records.
+        """Read all records, see `records`; a bad one is raised."""
+        return self.records(BadRecords(skip=False))
+
+    def records(self, pass_over: BadRecords, begin: int = 0) -> Iterator[NamedSequence]:
+        """Read the records from number `begin` on.
+
+        Args:
+            pass_over: What becomes of bad records.
+            begin: Records that are left out, good or bad.
 
         Raises:
-            DataError: A record cannot be read, or there is none.
+            DataError: A record cannot be read, and is not passed over; or there is none.
         """
         number, stored = 0, 0
         for file in self.files:
-            for piece in self._reader.split(file, MAX_PIECE_BYTES):
-                for offset, data, name in self._piece(piece):
-                    known = stored + (piece.share(offset) or 0.0) * piece.size
-                    yield NamedSequence(name or str(number), data, file.path, offset, known)
+            pieces = self._reader.split(file, MAX_PIECE_BYTES)
+            if self._format == "text" and not pieces:  # the other formats have no record in such a file
+                if number >= begin:
+                    pass_over(partial(DataError, "the file is empty: there is no sequence in it", file=file.path))
+                number += 1
+            for piece in pieces:
+                for offset, data, name, error in self._piece(piece):
+                    if number >= begin and error is not None:
+                        pass_over(partial(located, self._reader, error, offset))
+                    elif number >= begin:
+                        known = stored + (piece.share(offset) or 0.0) * piece.size
+                        yield NamedSequence(name or str(number), data, file.path, offset, known, number)
                     number += 1
                 stored += piece.size
         if not number:
             raise DataError("the input holds no sequence", file=self.files[0].path)
 
-    def _piece(self, piece: Piece) -> Iterator[tuple[int, bytes, str]]:
-        """Yield address, data and name of each record; the name is empty where there is none."""
+    def _piece(self, piece: Piece) -> Iterator[tuple[int, bytes, str, DataError | None]]:
+        """Yield address, data, name, empty where there is none, and what is wrong with it of each record."""
         if self._names is not None:
             # a second pass over the same lines, which costs little beside a model's, and readers know one field
-            for (offset, data, _), (_, name, _) in zip(_whole(self._reader, piece), _whole(self._names, piece), strict=True):
-                yield offset, data, " ".join(name.decode(errors="replace").split())
+            for one, (_, name, _, wrong) in zip(_whole(self._reader, piece), _whole(self._names, piece), strict=True):
+                yield one[0], one[1], " ".join(name.decode(errors="replace").split()), one[3] or wrong
             return
-        for offset, data, header in _whole(self._reader, piece):
+        for offset, data, header, wrong in _whole(self._reader, piece):
             words = header.removeprefix(b">").decode(errors="replace").split()
-            yield offset, data, piece.path if self._format == "text" else (words or [""])[0]
+            yield offset, data, piece.path if self._format == "text" else (words or [""])[0], wrong
 
     def located(self, sequence: NamedSequence, problem: str, index: int = 0) -> DataError:
         """Return an error about byte `index` of a sequence, with its record and its place in the file."""
@@ -112,12 +131,13 @@ def format_of(files: Iterable[DataFile]) -> str:
     return next(iter(formats))
 
 
-def _whole(reader: Reader, piece: Piece) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield address, data and header of each record, whole; the header is empty where the format has none."""
+def _whole(reader: Reader, piece: Piece) -> Iterator[tuple[int, bytes, bytes, DataError | None]]:
+    """Yield address, data and header of each record, whole, and what is wrong with it; the header may be empty."""
     join = DocumentJoiner()
     for group in reader.groups(piece, piece.start, True):
         records = join(group)
         headers = records.headers or [b""] * len(records.documents)
-        yield from zip(records.offsets, records.documents, headers, strict=True)
-        if group.error is not None:
-            raise located(reader, group.error, group.bad_offset)
+        for offset, document, header in zip(records.offsets, records.documents, headers, strict=True):
+            yield offset, document, header, None
+        if records.error is not None:
+            yield records.bad_offset, b"", b"", records.error

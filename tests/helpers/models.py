@@ -37,7 +37,9 @@ def ready(config: DecoderConfig, tokenizer: Tokenizer, dtype: torch.dtype = torc
 
 def write_checkpoint(folder: Path, config: DecoderConfig, tokenizer: Tokenizer = BYTE, **tables: Any) -> Path:
     """A checkpoint of random weights, of a job with these tables of the TOML."""
-    tables = {"training": {"seq_len": 64}, "tokenizer": {"kind": tokenizer.kind}, **tables}
+    sources = [{"name": "corpus", "format": "fasta", "paths": ["corpus.fa"]}]
+    data = {"sources": sources, **tables.pop("data", {})}
+    tables = {"training": {"seq_len": 64}, "tokenizer": {"kind": tokenizer.kind}, "data": data, **tables}
     job = JobConfig.model_validate(tables)
     weights = make_model(job, config).state_dict()
     generator = torch.Generator().manual_seed(0)

@@ -20,7 +20,7 @@ from cistron.datasets.files import Lock
 from cistron.datasets.nucleotides import reverse_complement
 from cistron.tests.helpers.models import CAUSAL, ENCODER, PROTEIN, random_sequences, write_checkpoint, write_fasta
 from cistron.tools import cli, embed, evaluate
-from cistron.tools.support import embedding_files
+from cistron.tools.support import ScoreFile, embedding_files
 from cistron.trainer.inference import OpenedModel, open_model
 from cistron.trainer.inference import embed as cistron_embed
 from safetensors.torch import load_file
@@ -229,7 +229,7 @@ def test_scores_come_as_tsv_jsonl_or_parquet_and_of_both_strands(
         return list(csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t"))
 
     forward, backward, both = run(source), run(other), run(source, "--reverse-complement", "--batch-tokens", "50")
-    assert list(forward[0]) == ["name", "residues", "tokens", "log_likelihood", "mean"]
+    assert list(forward[0]) == ["name", "residues", "tokens", "log_likelihood", "mean", "excluded"]
     for number, (one, two, mean) in enumerate(zip(forward, backward, both, strict=True)):
         assert one["name"] == mean["name"] == f"s{number}"
         length = LENGTHS[number]
@@ -267,7 +267,7 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path, checkpoint: Path, caps
         assert expected in refused(capsys, "evaluate", model, "--score", source, *options)
     (tmp_path / "nothing.fa.gz").write_bytes(gzip.compress(b""))
     assert "holds no sequence" in refused(capsys, "evaluate", checkpoint, "--score", tmp_path / "nothing.fa.gz")
-    with pytest.raises(OSError, match="of the input"), evaluate.open_writer(tmp_path / "s.tsv"):
+    with pytest.raises(OSError, match="of the input"), ScoreFile(tmp_path / "s.tsv", {}, {}):
         raise OSError("of the input")  # what goes wrong between writing is not the output's
     assert not list(tmp_path.glob("s.*"))
     capsys.readouterr()

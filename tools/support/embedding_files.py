@@ -1,18 +1,13 @@
 """Embeddings on their way into a file: in parts that survive a kill, put together when all are there.
 
-    <output>.partial/plan.json                    model, layers, pooling, input: what decides the numbers
     <output>.partial/part-NNNNNN.safetensors      consecutive sequences: of each layer float32 [rows, width], names,
     lengths
 
-A lock in that folder keeps the same command away while one runs. A rerun goes on behind the last part under the same
-plan and refuses another. The output is written from the parts, of
-which one layer of one is in memory at a time, and moved into place when it is whole.
+`partial_output` has the rest. The output is written from the parts, of which one layer of one is in memory at a time.
 """
 
 import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +16,13 @@ import torch
 from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from typing_extensions import override
 
-from ...base import LISTING_BYTES, json_of, read_json
-from ...datasets.files import Lock, check_writable, check_writable_folder, whole
+from ...base import json_of
+from ...datasets.files import whole
 from ...trainer.checkpoints import Folder, Spec, safetensors_bytes
 from ...trainer.errors import ConfigError
+from .partial_output import PartialOutput, writing
 
 PART_BYTES = 2**26
 PART_SEQUENCES = 4096
@@ -38,27 +35,36 @@ class Part(NamedTuple):
     Attributes:
         path: its file.
         sequences: how many.
+        records: that were read up to its end.
     """
 
     path: Path
     sequences: int
+    records: int
 
     @classmethod
     def find(cls, path: Path) -> "Part":
         """Return the part that a file holds."""
         try:
-            found = cls(path, len(cls(path, 0).lengths()))
+            empty = cls(path, 0, 0)
+            found = cls(path, len(empty.lengths()), int(empty.metadata()["records"]))
             names = found.names()
-        except (SafetensorError, KeyError, TypeError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(f"{path}: not a part of an output: {error}; remove it and those after it") from None
         if len(names) != found.sequences:
             raise ConfigError(f"{path}: {len(names)} names of {found.sequences} sequences; remove it and those after it")
         return found
 
+    def metadata(self) -> dict[str, str]:
+        """Return the texts beside the numbers."""
+        with safe_open(self.path, framework="pt") as file:
+            return dict(file.metadata())
+
     def names(self) -> list[str]:
         """Return the names of the sequences."""
-        with safe_open(self.path, framework="pt") as file:
-            names: list[str] = json_of(file.metadata()["names"].encode(), str(self.path), ConfigError)
+        names: list[str] = json_of(self.metadata()["names"].encode(), str(self.path), ConfigError)
         return names
 
     def lengths(self) -> list[int]:
@@ -72,66 +78,49 @@ class Part(NamedTuple):
         return tensor
 
 
-class EmbeddingFile:
-    """The output of a command that may be killed: a context manager, which holds the folder of its parts.
+class EmbeddingFile(PartialOutput):
+    """A file of embeddings, see `PartialOutput`.
 
     Args:
         output: a `.safetensors` or `.parquet` file that is not there yet.
-        plan: JSON values that decide the numbers; those of a half-done output must be the same.
+        plan: JSON values that decide the numbers.
         layers: names, in order.
         pooled: whether a sequence has one row or one per residue.
         metadata: texts that the output holds.
-
-    Raises:
-        InUseError: another process writes it.
-        ConfigError: the output is there, is of an unknown kind, cannot be written or hold what there is of it, or is
-            half done under another plan.
     """
 
     def __init__(
-        self, output: Path, plan: dict[str, JsonValue], layers: Sequence[str], pooled: bool, metadata: dict[str, str]
+        self, output: Path, plan: Mapping[str, JsonValue], layers: Sequence[str], pooled: bool, metadata: dict[str, str]
     ) -> None:
-        self.output, self.plan, self.layers, self.pooled, self.metadata = output, plan, layers, pooled, metadata
-        self.partial = output.with_name(f"{output.name}.partial")
-        self.lock = Lock(self.partial, advice="; wait for its end, or name another --output")
+        super().__init__(output, plan, [*WRITERS])
+        self.layers, self.pooled, self.metadata = layers, pooled, metadata
         self.parts: list[Part] = []
         self._names: list[str] = []
         self._lengths: list[int] = []
         self._rows: dict[str, list[Tensor]] = {name: [] for name in layers}
         self._bytes = 0
+        self._read = 0
 
-    def __enter__(self) -> "EmbeddingFile":
-        """Take the folder of the parts, and go on behind those that are there."""
-        with writing(self.output), ExitStack() as undo:
-            self.lock.__enter__()
-            undo.callback(self.lock.release)
-            check_output(self.output)
-            self.parts = [Part.find(path) for path in sorted(self.partial.glob("part-*.safetensors"))]
-            _agree(self.partial, self.plan, begun=bool(self.parts))
-            undo.pop_all()
-        return self
+    @override
+    def find_finished(self) -> None:
+        self.parts = [Part.find(path) for path in sorted(self.partial.glob("part-*.safetensors"))]
+        self.done = sum(part.sequences for part in self.parts)
+        self.records = self._read = self.parts[-1].records if self.parts else 0
 
-    def __exit__(self, *_: object) -> None:
-        """Let the folder go."""
-        self.lock.release()
-
-    @property
-    def done(self) -> int:
-        """Number of sequences in finished parts."""
-        return sum(part.sequences for part in self.parts)
-
-    def add(self, names: Sequence[str], lengths: Sequence[int], rows: dict[str, Tensor]) -> None:
+    def add(self, names: Sequence[str], lengths: Sequence[int], rows: dict[str, Tensor], records: int) -> None:
         """Take a batch of sequences. A part ends where a batch does, so that later batches are the same in a rerun.
 
         Args:
             names: of the sequences.
             lengths: residues of each.
             rows: of each layer float32 [rows, width], sequence after sequence.
+            records: that have been read for them since the first one.
 
         Raises:
             ConfigError: a part cannot be written.
         """
         self._names += names
+        self._read = records
         self._lengths += lengths
         for name in self.layers:
             self._rows[name].append(rows[name].cpu())
@@ -150,12 +139,12 @@ class EmbeddingFile:
         output = self.partial / self.output.name
         with writing(self.output):
             WRITERS[self.output.suffix](self, output)
+            beside = []
             if self.output.suffix != ".parquet":
                 names = f"{self.output.name}.names.txt"
                 Folder(self.partial).write(names, ("".join(f"{n}\n" for n in part.names()).encode() for part in self.parts))
-                (self.partial / names).replace(self.output.with_name(names))
-            output.replace(self.output)
-            shutil.rmtree(self.partial)
+                beside = [names]
+            self.publish(*beside)
 
     def widths(self) -> dict[str, int]:
         """Numbers per row of each layer."""
@@ -169,24 +158,13 @@ class EmbeddingFile:
         specs = {name: Spec.of(tensor) for name, tensor in tensors.items()}
         path = self.partial / f"part-{len(self.parts):06}.safetensors"
         with writing(self.output):
-            content = safetensors_bytes(specs, tensors.values(), {"names": json.dumps(self._names)})
+            content = safetensors_bytes(specs, tensors.values(), {"names": json.dumps(self._names), "records": str(self._read)})
             with whole(path) as unfinished:
                 Folder(self.partial).write(unfinished.name, content)
-        self.parts.append(Part(path, len(self._names)))
+        self.parts.append(Part(path, len(self._names), self._read))
+        self.done, self.records = self.done + len(self._names), self._read
         self._names, self._lengths, self._bytes = [], [], 0
         self._rows = {name: [] for name in self.layers}
-
-
-def check_output(output: Path) -> None:
-    """Raise ConfigError where an output cannot become what is asked for, before anything expensive is done."""
-    if output.suffix not in WRITERS:
-        raise ConfigError(f"--output {output}: its name must end in one of {', '.join(WRITERS)}")
-    if output.exists():
-        raise ConfigError(f"--output {output}: exists already; name another file, or remove it")
-    if output.parent.is_dir():
-        check_writable(output, "--output", ConfigError)
-    else:
-        check_writable_folder(output.parent, "--output", ConfigError)
 
 
 def _write_safetensors(file: EmbeddingFile, path: Path) -> None:
@@ -225,26 +203,3 @@ def _write_parquet(file: EmbeddingFile, path: Path) -> None:
 
 
 WRITERS: dict[str, Callable[[EmbeddingFile, Path], None]] = {".safetensors": _write_safetensors, ".parquet": _write_parquet}
-
-
-def _agree(partial: Path, plan: dict[str, JsonValue], begun: bool) -> None:
-    """Write the plan, or compare it with the one that finished parts were made by."""
-    plan = json.loads(json.dumps(plan))
-    file = partial / "plan.json"
-    if not begun:
-        Folder(partial).write_atomically(file.name, json.dumps(plan, indent=1))
-        return
-    before = read_json(file, ConfigError, LISTING_BYTES)
-    if different := [f"{key} was {before.get(key)!r}, is {plan[key]!r}" for key in plan if before.get(key) != plan[key]]:
-        raise ConfigError(
-            "\n  ".join([f"{partial}: half an output of another command; finish that, or remove it:", *different])
-        )
-
-
-@contextmanager
-def writing(output: Path) -> Iterator[None]:
-    """Raises ConfigError for what the system says of an output."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"--output {output}: cannot be written: {error}") from None

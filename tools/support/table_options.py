@@ -29,7 +29,7 @@ def add_table_options(group: OptionGroup, table: type[Table], *keys: str, prefix
         table: Declares the keys.
         keys: Whose values are text, numbers, truth values, one of some names, or a list of these.
         prefix: Begins the names of the options.
-        defaults: Whether the help names the table's defaults.
+        defaults: Whether a key that is left out has the table's default, which the help names.
     """
     for key in keys:
         field = table.model_fields[key]
@@ -44,7 +44,8 @@ def add_table_options(group: OptionGroup, table: type[Table], *keys: str, prefix
         if get_origin(kind) is Annotated:
             kind = get_args(kind)[0]
         if kind is bool:
-            group.add_argument(flag, action="store_true", default=None, help=help)
+            action = "store_true" if defaults else argparse.BooleanOptionalAction  # which has --no-some-key
+            group.add_argument(flag, action=action, default=None, help=help)
         elif get_origin(kind) is Literal:
             group.add_argument(flag, choices=get_args(kind), help=help, **many)
         else:

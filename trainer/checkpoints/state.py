@@ -6,7 +6,7 @@ step, and nothing draws from a global random generator: there is no more state t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from ... import __version__
 from ...base import json_object, load_saved_plugins, nearest, shown
+from ...datasets.documents import Letters
 from ...datasets.loading import DataState
 from ...models.config import DecoderConfig
 from ..config import JobConfig, table_at
@@ -120,6 +121,7 @@ class RunState(BaseModel):
         contract: the eos contract.
         model: shape of the decoder.
         config: the resolved job.
+        letters: of each source, by its name, what was done with letters, where its shards may differ; None: unknown.
         versions: of Cistron and torch when it was saved, for people.
     """
 
@@ -131,6 +133,7 @@ class RunState(BaseModel):
     contract: SavedContract
     model: DecoderConfig
     config: Annotated[JobConfig, BeforeValidator(_of_this_version), PlainSerializer(JobConfig.to_dict)]
+    letters: dict[str, list[Letters]] | None = None
     versions: dict[str, str]
 
     @classmethod
@@ -143,6 +146,7 @@ class RunState(BaseModel):
         progress: Progress | None = None,
         guard: GuardState | None = None,
         data: DataState | None = None,
+        letters: Mapping[str, Collection[Letters]] | None = None,
     ) -> "RunState":
         """Return the state of a run as it is now: what training changes afterwards does not change it.
 
@@ -153,6 +157,7 @@ class RunState(BaseModel):
             progress: steps and tokens so far; None: none.
             guard: what `StepGuard.state` returns; None: the checkpoint holds weights alone.
             data: state of the loader, joined over all ranks; None: the data begins anew.
+            letters: what was done with the letters of each source, by its name; None: unknown.
         """
         versions = {"cistron": __version__, "torch": torch.__version__}
         progress = progress.model_copy(deep=True) if progress else Progress.start()
@@ -163,6 +168,7 @@ class RunState(BaseModel):
             contract=contract,
             model=model,
             config=config,
+            letters=None if letters is None else {name: sorted(made, key=str) for name, made in letters.items()},
             versions=versions,
         )
 
@@ -196,6 +202,23 @@ class RunState(BaseModel):
             DataOrderError: it is of another version, which `data.on_change = "restart"` accepts: the weights are good.
         """
         return DataState.read(self.data)
+
+    def trained_letters(self) -> tuple[Letters, list[str]]:
+        """Return what training did with letters, and what is open about that, in words for people.
+
+        Where its sources differ in a key, the job's own value is returned.
+        """
+        data = self.config.data
+        if not data.sources:
+            return data.letters, ["no job says what else its training did with them"]
+        if not self.letters:
+            shards = any(source.format == "tokens" for source in data.sources)
+            return data.letters, ["the checkpoint does not say how its token shards were prepared"] if shards else []
+        found = {key: {getattr(made, key) for of in self.letters.values() for made in of} for key in Letters.model_fields}
+        agreed = {key: next(iter(values)) for key, values in found.items() if len(values) == 1}
+        differing = {key: sorted(str(value).lower() for value in values) for key, values in found.items() if len(values) > 1}
+        notes = [f"its sources had {key} = {' and '.join(values)}" for key, values in differing.items()]
+        return data.letters.replace(**agreed), notes
 
     def text(self) -> str:
         """Return the text of `state.json`."""

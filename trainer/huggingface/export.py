@@ -101,10 +101,15 @@ def export(
     if decoder.rope.by_length:
         what = f"training had those of {config.training.seq_len} tokens for all"
         messages.append(f"rotary angles there are those of the length of each text; {what}")
+    letters, _ = found.state.trained_letters()
     if not tokenizer:
-        messages.append("without a tokenizer")
+        messages.append("without a tokenizer" + ("; training had all letters in upper case" if letters.uppercase else ""))
     elif added := added_around(extra[TOKENIZER]):
         messages += added_token_notes(added, tokenizer, decoder)
+    if letters.weighted:
+        weighed = {key: value for key, value in letters.changed_letters.items() if key != "uppercase"}
+        said = ", ".join(f"{key} = {str(value).lower()}" for key, value in weighed.items())
+        messages.append(f"the folder does not say how training weighed letters: {said}")
     return messages
 
 
@@ -176,7 +181,8 @@ def read_tokenizer(found: Found, table: TokenizerConfig, decoder: DecoderConfig)
     except DataConfigError as error:
         raise ConfigError(f"{error}; --tokenizer PATH says where it is now, --no-tokenizer leaves it out") from None
     Contract.of_checkpoint(found, tokenizer).check()
-    return tokenizer_files(table, tokenizer)
+    letters, _ = found.state.trained_letters()
+    return tokenizer_files(table, tokenizer, uppercase=letters.uppercase)
 
 
 def refuse_taken(out: Path, replace: bool) -> None:

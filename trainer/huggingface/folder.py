@@ -26,7 +26,7 @@ from ..build import Contract, Statement, contract_of
 from ..checkpoints import MANIFEST, FileSet, Folder, Found, Index, RunState, SavedContract, file_index, foreign
 from ..config import JobConfig
 from ..errors import CheckpointError, ConfigError, EosMismatchError
-from .tokenizer_files import TOKENIZER, json_if_there, own_kind
+from .tokenizer_files import TOKENIZER, json_if_there, own_kind, shows_uppercase
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, GENERATION, NAMED = "config.json", "generation_config.json", "transformers_weights"
@@ -51,6 +51,7 @@ class HuggingFaceFolder:
         tokenizer: what it gives; None: there is no `tokenizer.json`.
         contract: eos, pad and embedding rows, on which all files of the folder agree.
         fingerprint: changes with `config.json` and the files of the weights.
+        uppercase: whether `tokenizer.json` puts texts in upper case, as an export of ours does.
         said: which files of weights were read, and which lie beside them unread.
     """
 
@@ -62,6 +63,7 @@ class HuggingFaceFolder:
     tokenizer: Tokenizer | None
     contract: SavedContract
     fingerprint: str
+    uppercase: bool
     said: str
 
     @classmethod
@@ -101,15 +103,18 @@ class HuggingFaceFolder:
             tokenizer=tokenizer,
             contract=agreed_contract(path, config, decoder, tokenizer, pad_token),
             fingerprint=xxhash.xxh3_128_hexdigest(json.dumps([config, stats]).encode()),
+            uppercase=table.kind == "byte" and shows_uppercase(path / TOKENIZER),
             said=said_of(path, files, listed),
         )
 
     def tables(self, table: TokenizerConfig) -> dict[str, dict[str, Any]]:
-        """Return `[model]`, `[tokenizer]` and, of a bidirectional model, `[training]` of a job that starts from it."""
+        """Return `[model]`, `[tokenizer]` and, where they say something, `[data]` and `[training]` of a job from it."""
         shape, rows = self.decoder.table(), self.decoder.vocab_size
         named = [name for name in PRESETS if PRESETS[name].replace(vocab_size=rows) == self.decoder]
         preset = {"preset": named[0]} if named else {}  # for people: all that it sets is set here too
         tables = {"model": {**preset, **shape}, "tokenizer": table.model_dump(exclude_none=True)}
+        if self.uppercase:
+            tables["data"] = {"uppercase": True}
         return tables if self.decoder.causal else {**tables, "training": {"objective": "mlm"}}
 
     def job(self, table: TokenizerConfig | None = None) -> JobConfig:

@@ -7,7 +7,8 @@ restated where the job names others. The tokenizers of this package become a `to
     "\\0" (id 0, eos) and "\\1" (id 1, pad) are special tokens of their own, so that `skip_special_tokens` leaves them
     out
 
-which encodes any text to the ids that training saw. Two things it cannot say: bytes that are not UTF-8, as the library
+which encodes any text to the ids that training saw; where training had all letters in upper case (`data.uppercase`), so
+does a normaliser, letter by letter. Two things it cannot say: bytes that are not UTF-8, as the library
 takes text only, and that a NUL inside a document is refused: there it becomes the eos. `protein` and `dna`:
 
     every character is a word of its own; `a` in dna, and `k` under `on_unknown = "map"`, are replaced by what they
@@ -18,6 +19,7 @@ They too refuse nothing: what training would, becomes `<unk>`, and the name of a
 """
 
 import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +42,28 @@ PLAIN = {
 }
 
 
-def tokenizer_files(table: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, bytes]:
+def tokenizer_files(table: TokenizerConfig, tokenizer: Tokenizer, *, uppercase: bool = False) -> dict[str, bytes]:
     """Return name and content of each of the tokenizer's files.
 
     Args:
         table: where the tokenizer came from.
         tokenizer: what was made of it.
+        uppercase: whether training had all letters in upper case.
+
+    Raises:
+        ConfigError: the files cannot be read, or cannot say `uppercase`.
     """
+    if uppercase and table.kind != "byte":
+        raise ConfigError(
+            f"data.uppercase = true: the {TOKENIZER} of a tokenizer of kind {table.kind!r} cannot say it; --no-tokenizer "
+            "leaves it out, and texts must then be put in upper case by whoever encodes them"
+        )
     beside: dict[str, bytes] = {}
     settings, special = dict(PLAIN), dict[str, Any]()
     if isinstance(tokenizer, LetterTokenizer):
         source = letter_tokenizer(tokenizer)
     elif table.kind == "byte":
-        source = byte_tokenizer()
+        source = byte_tokenizer(uppercase=uppercase)
     else:
         assert table.path
         given = Path(table.path).expanduser()
@@ -74,8 +85,8 @@ def tokenizer_files(table: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, b
     return {TOKENIZER: source, SETTINGS: _json(settings), SPECIAL: _json(special), **beside}
 
 
-def byte_tokenizer() -> bytes:
-    """Return the byte tokenizer as a `tokenizer.json`."""
+def byte_tokenizer(*, uppercase: bool = False) -> bytes:
+    """Return the byte tokenizer as a `tokenizer.json`; with `uppercase` it has a normaliser to upper case (ASCII)."""
     # GPT-2's alphabet: printable bytes stand for themselves, the others, in order, for the characters from 256 on
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))
@@ -83,6 +94,9 @@ def byte_tokenizer() -> bytes:
     alphabet[:2] = "\0", "\1"  # in a text these two are found before its bytes are looked at
     model = tokenizers.models.BPE({character: byte for byte, character in enumerate(alphabet)}, [])
     made = tokenizers.Tokenizer(model)
+    if uppercase:  # as `bytes.upper` does it
+        pairs = zip(string.ascii_lowercase, string.ascii_uppercase, strict=True)
+        made.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Replace(*pair) for pair in pairs])
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = tokenizers.decoders.ByteLevel()
     made.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in alphabet[:2]])
@@ -109,9 +123,17 @@ def own_kind(file: Path) -> str | None:
     """Return which of our kinds a `tokenizer.json` is, also after transformers has rewritten it; None: another."""
     letters = {kind: found for kind in TOKENIZERS if issubclass(found := TOKENIZERS[kind], LetterTokenizer)}
     own = {"byte": byte_tokenizer(), **{kind: letter_tokenizer(found()) for kind, found in letters.items()}}
-    model = read_json(file, ConfigError, TOKENIZER_BYTES).get("model")
+    content = read_json(file, ConfigError, TOKENIZER_BYTES)
+    model = content.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    return next((kind for kind, source in own.items() if vocabulary == json.loads(source)["model"]["vocab"]), None)
+    kind = next((kind for kind, source in own.items() if vocabulary == json.loads(source)["model"]["vocab"]), None)
+    return None if kind == "byte" and content.get("normalizer") is not None and not shows_uppercase(file) else kind
+
+
+def shows_uppercase(file: Path) -> bool:
+    """Return whether a `tokenizer.json` has the normaliser of our byte tokenizer for training in upper case."""
+    normalizer = read_json(file, ConfigError, TOKENIZER_BYTES).get("normalizer")
+    return bool(normalizer == json.loads(byte_tokenizer(uppercase=True))["normalizer"])
 
 
 def added_around(source: bytes) -> list[str]:

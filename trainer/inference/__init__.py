@@ -6,10 +6,19 @@ stream, which the commands use.
 """
 
 from .decoding import Decoding, logits_of
-from .documents import BATCH_TOKENS, Document, Rows, make_rows, opening_tokens, read_documents, with_positions
+from .documents import (
+    BATCH_TOKENS,
+    Document,
+    Rows,
+    batches_of_records,
+    make_rows,
+    opening_tokens,
+    read_documents,
+    with_positions,
+)
 from .embeddings import Pool, embed, embeddings
 from .layers import choose_layers, meaning, widths
-from .likelihood import Score, log_likelihoods, score
+from .likelihood import Score, check_scorable, log_likelihoods, score
 from .open import DTYPES, OpenedModel, inference_mask, open_model
 from .sampling import NewText, Sampling, prompt_ids, sample, sample_tokens, samples, text_behind
 
@@ -24,6 +33,8 @@ __all__ = [
     "Rows",
     "Sampling",
     "Score",
+    "batches_of_records",
+    "check_scorable",
     "choose_layers",
     "embed",
     "embeddings",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...datasets.errors import DataConfigError
 from ..errors import ConfigError
-from .documents import BATCH_TOKENS, Document, Texts, batches, encoded, make_row, opening_tokens, starts_of
+from .documents import BATCH_TOKENS, Document, Texts, batches, encoded, make_row, starts_of
 from .layers import choose_layers, outputs
 from .open import ModelOrPath, OpenedModel, opened_model
 
@@ -33,19 +33,40 @@ class Embedded(NamedTuple):
 
 @overload
 def embed(
-    model: ModelOrPath, sequences: Texts, *, layer: str, pool: Pooled = ..., gradients: bool = ..., batch_tokens: int = ...
+    model: ModelOrPath,
+    sequences: Texts,
+    *,
+    layer: str,
+    pool: Pooled = ...,
+    prefix: str | bytes = ...,
+    gradients: bool = ...,
+    batch_tokens: int = ...,
 ) -> Tensor: ...
 
 
 @overload
 def embed(
-    model: ModelOrPath, sequences: Texts, *, layer: str, pool: Literal["none"], gradients: bool = ..., batch_tokens: int = ...
+    model: ModelOrPath,
+    sequences: Texts,
+    *,
+    layer: str,
+    pool: Literal["none"],
+    prefix: str | bytes = ...,
+    gradients: bool = ...,
+    batch_tokens: int = ...,
 ) -> list[Tensor]: ...
 
 
 @overload
 def embed(
-    model: ModelOrPath, sequences: Texts, *, layer: list[str], pool: Pool = ..., gradients: bool = ..., batch_tokens: int = ...
+    model: ModelOrPath,
+    sequences: Texts,
+    *,
+    layer: list[str],
+    pool: Pool = ...,
+    prefix: str | bytes = ...,
+    gradients: bool = ...,
+    batch_tokens: int = ...,
 ) -> dict[str, Any]: ...
 
 
@@ -55,6 +76,7 @@ def embed(
     *,
     layer: str | list[str],
     pool: Pool = "mean",
+    prefix: str | bytes = "",
     gradients: bool = False,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Any:
@@ -71,7 +93,8 @@ def embed(
             float32.
         sequences: each without eos or any other special token.
         layer: the name of one, or a list of names and globs: `layers.*` is every block.
-        pool: `mean` over residues, the `last` residue, or `none`. Eos, padding and opening tokens never count.
+        pool: `mean` over residues, the `last` residue, or `none`. Eos, padding, opening tokens and prefix never count.
+        prefix: a text that the model reads before each sequence.
         gradients: keep the graph, through which the result reaches the model's parameters.
         batch_tokens: that run at once, or those of one longer sequence.
 
@@ -81,7 +104,7 @@ def embed(
 
     Raises:
         ConfigError: there is no such layer, or `layer` is a glob of several.
-        DataConfigError: a sequence cannot be encoded, or is empty; or there is none.
+        DataConfigError: a sequence or the prefix cannot be encoded, or one is empty; or there is none.
     """
     opened = opened_model(model)
     names = choose_layers(opened.model, [layer] if isinstance(layer, str) else layer)
@@ -89,7 +112,7 @@ def embed(
         raise ConfigError(f"layer = {layer!r} names {len(names)} layers; give a list to get a dictionary")
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     with torch.set_grad_enabled(gradients):
-        for batch in embeddings(opened, encoded(opened, sequences), names, pool, batch_tokens):
+        for batch in embeddings(opened, encoded(opened, sequences, prefix), names, pool, batch_tokens):
             for name, rows in batch.rows.items():
                 found[name] += rows.split(batch.lengths) if pool == "none" else [rows]
     if not found[names[0]]:
@@ -102,10 +125,9 @@ def embeddings(
     opened: OpenedModel, documents: Iterable[Document], layers: Sequence[str], pool: Pool, batch_tokens: int
 ) -> Iterator[Embedded]:
     """Yield batches of documents in order with their layers' outputs; the caller may disable gradients."""
-    first = opening_tokens(opened.tokenizer)
     for batch in batches(documents, lambda document: len(document.ids), batch_tokens):
         ids = [document.ids for document in batch]
-        spans = [slice(start + first, end - 1) for start, end in pairwise(starts_of(ids))]
+        spans = [slice(start + one.begin, end - 1) for one, (start, end) in zip(batch, pairwise(starts_of(ids)), strict=True)]
         found = outputs(opened.model, layers, make_row(opened, ids))
         rows = {name: _pooled(output, spans, pool).float() for name, output in found.items()}
         yield Embedded(batch, [span.stop - span.start for span in spans], rows)

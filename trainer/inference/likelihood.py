@@ -12,11 +12,14 @@ longest it counts what follows as well; here no label lies behind a sequence's o
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from ...datasets.tokenizers import Ids
 from ...models.loss import IGNORE
 from ..errors import ConfigError
-from .documents import BATCH_TOKENS, Document, Texts, batches, encoded, make_row, opening_tokens, starts_of
+from .documents import BATCH_TOKENS, Document, Texts, batches, encoded, make_row, starts_of
 from .open import ModelOrPath, OpenedModel, opened_model
 
 
@@ -24,14 +27,16 @@ class Score(NamedTuple):
     """How likely a model finds one sequence.
 
     Attributes:
-        residues: its tokens, opening token and eos left out.
+        residues: its tokens, opening token, prefix and eos left out.
         tokens: those whose probabilities were taken.
-        log_likelihood: in nats, summed over them.
+        log_likelihood: in nats, summed over them, each with weight 1.
+        excluded: residues that training took no loss on, and so are not scored.
     """
 
     residues: int
     tokens: int
     log_likelihood: float
+    excluded: int = 0
 
     @property
     def mean(self) -> float:
@@ -39,10 +44,13 @@ class Score(NamedTuple):
         return self.log_likelihood / self.tokens if self.tokens else float("nan")
 
 
-def score(model: ModelOrPath, sequences: Texts, *, with_eos: bool = False, batch_tokens: int = BATCH_TOKENS) -> list[Score]:
+def score(
+    model: ModelOrPath, sequences: Texts, *, prefix: str | bytes = "", with_eos: bool = False, batch_tokens: int = BATCH_TOKENS
+) -> list[Score]:
     """Return how likely a model finds each sequence.
 
     A causal model gives log-likelihoods, one trained by mlm pseudo-log-likelihoods: each residue is hidden once.
+    Letters are read as in training, and those that it took no loss on are not scored (`OpenedModel.letters`).
 
         >>> model = open_model("outputs/dna/checkpoint")
         >>> scores = score(model, ["ACGTTGCA", "TTAGC"])
@@ -54,6 +62,7 @@ def score(model: ModelOrPath, sequences: Texts, *, with_eos: bool = False, batch
     Args:
         model: what `open_model` returns, or the path of a checkpoint or a Hugging Face folder.
         sequences: each without eos or any other special token.
+        prefix: a text that the model reads before each sequence, and that is not scored; a tag, for instance.
         with_eos: whether the eos of a causal model counts too.
         batch_tokens: that run at once, or those of one longer sequence.
 
@@ -63,10 +72,10 @@ def score(model: ModelOrPath, sequences: Texts, *, with_eos: bool = False, batch
     Raises:
         ModelError: a model with a head for labels.
         ConfigError: a bidirectional model whose tokenizer has no mask token, or is asked for the eos.
-        DataConfigError: a sequence cannot be encoded, or is empty.
+        DataConfigError: a sequence or the prefix cannot be encoded, or one is empty.
     """
     opened = opened_model(model)
-    documents = encoded(opened, sequences)
+    documents = encoded(opened, sequences, prefix)
     return [found for _, found in log_likelihoods(opened, documents, with_eos=with_eos, batch_tokens=batch_tokens)]
 
 
@@ -85,14 +94,20 @@ def log_likelihoods(
         ModelError: a model with a head for labels.
         ConfigError: a bidirectional model whose tokenizer has no mask token, or is asked for the eos.
     """
-    opened.refuse_head("score sequences")
+    check_scorable(opened, with_eos=with_eos)
     if opened.mask.causal:
         return _causal(opened, documents, with_eos, batch_tokens)
-    if with_eos:
-        raise ConfigError("with_eos: a bidirectional model sees where a sequence ends, so its eos has no likelihood")
-    if opened.tokenizer.mask_id is None:
-        raise ConfigError(f"{opened.where}: a pseudo-likelihood needs a mask token, and {opened.tokenizer.where} has none")
+    assert opened.tokenizer.mask_id is not None
     return _masked(opened, documents, opened.tokenizer.mask_id, batch_tokens)
+
+
+def check_scorable(opened: OpenedModel, *, with_eos: bool) -> None:
+    """Raise what `log_likelihoods` does where a model cannot score sequences so."""
+    opened.refuse_head("score sequences")
+    if not opened.mask.causal and with_eos:
+        raise ConfigError("with_eos: a bidirectional model sees where a sequence ends, so its eos has no likelihood")
+    if not opened.mask.causal and opened.tokenizer.mask_id is None:
+        raise ConfigError(f"{opened.where}: a pseudo-likelihood needs a mask token, and {opened.tokenizer.where} has none")
 
 
 @torch.no_grad()
@@ -102,34 +117,54 @@ def _causal(
     for batch in batches(documents, lambda document: len(document.ids), batch_tokens):
         ids = [document.ids for document in batch]
         row, starts = make_row(opened, ids), starts_of(ids)
-        if not with_eos:
-            row.labels[0, [end - 2 for end in starts[1:]]] = IGNORE
+        scored = [scored_tokens(document, max(document.begin, 1), with_eos=with_eos) for document in batch]
+        following = np.zeros(row.labels.shape[1], dtype=np.bool_)  # whether the token behind each is scored
+        following[: starts[-1] - 1] = np.concatenate(scored)[1:]
+        row.labels[0, torch.from_numpy(~following).to(row.labels.device)] = IGNORE
         losses = opened.model(row.tokens, row.positions, row.mask, row.labels)[0].double().cpu()
-        for document, start in zip(batch, starts, strict=False):
-            length = len(document.ids)
-            log_likelihood = 0.0 - float(losses[start : start + length].sum())
-            residues = length - 1 - opening_tokens(opened.tokenizer)
-            yield document, Score(residues, length - 1 - (not with_eos), log_likelihood)
+        for document, start, counted in zip(batch, starts, scored, strict=False):
+            yield document, score_of(document, counted, 0.0 - float(losses[start : start + len(counted)].sum()))
 
 
 @torch.no_grad()
 def _masked(
     opened: OpenedModel, documents: Iterable[Document], mask_id: int, batch_tokens: int
 ) -> Iterator[tuple[Document, Score]]:
-    first = opening_tokens(opened.tokenizer)
-    questions = ((document, place) for document in documents for place in range(first, len(document.ids) - 1))
-    total = 0.0
-    for batch in batches(questions, lambda question: len(question[0].ids), batch_tokens):
-        ids = [document.ids for document, _ in batch]
+    for batch in batches(documents, lambda document: len(document.ids), batch_tokens):
+        scored = [scored_tokens(document, document.begin, with_eos=False) for document in batch]
+        totals = _hidden_in_turn(opened, [document.ids for document in batch], scored, mask_id, batch_tokens)
+        for document, counted, total in zip(batch, scored, totals, strict=True):
+            yield document, score_of(document, counted, total)
+
+
+def _hidden_in_turn(
+    opened: OpenedModel, documents: list[Ids], scored: list[npt.NDArray[np.bool_]], mask_id: int, batch_tokens: int
+) -> list[float]:
+    """Return the sum over the scored tokens of each document of their log-probabilities, each hidden in turn."""
+    totals = [0.0] * len(documents)
+    questions = ((number, place) for number, counted in enumerate(scored) for place in np.flatnonzero(counted).tolist())
+    for batch in batches(questions, lambda question: len(documents[question[0]]), batch_tokens):
+        ids = [documents[number] for number, _ in batch]
         row = make_row(opened, ids)
         places = [start + place for start, (_, place) in zip(starts_of(ids), batch, strict=False)]
         labels = torch.full_like(row.tokens, IGNORE)
         labels[0, places] = row.tokens[0, places]
         row.tokens[0, places] = mask_id
         losses = opened.model(row.tokens, row.positions, row.mask, labels)[0, places].double().tolist()
-        for (document, place), loss in zip(batch, losses, strict=True):
-            total -= loss
-            if place == len(document.ids) - 2:
-                residues = len(document.ids) - 1 - first
-                yield document, Score(residues, residues, total)
-                total = 0.0
+        for (number, _), loss in zip(batch, losses, strict=True):
+            totals[number] -= loss
+    return totals
+
+
+def scored_tokens(document: Document, first: int, *, with_eos: bool) -> npt.NDArray[np.bool_]:
+    """Tell which tokens of a document count, from `first` on: those that training could have taken as targets."""
+    counted = np.ones(len(document.ids), dtype=np.bool_) if document.targets is None else document.targets.copy()
+    counted[:first] = False
+    counted[-1] = with_eos
+    return counted
+
+
+def score_of(document: Document, scored: npt.NDArray[np.bool_], log_likelihood: float) -> Score:
+    """Return the score of a document of which some tokens were scored."""
+    never = 0 if document.targets is None else int((~document.targets[document.begin : -1]).sum())
+    return Score(document.residues, int(scored.sum()), log_likelihood, never)

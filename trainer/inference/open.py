@@ -1,12 +1,14 @@
 """From a path to a model that is ready to be used: a checkpoint of any layout, or a Hugging Face folder."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import torch
 
-from ...datasets.tokenizers import Tokenizer, build_tokenizer
+from ...datasets.documents import Letters, letter_complaints
+from ...datasets.errors import refuse
+from ...datasets.tokenizers import Tokenizer, build_tokenizer, has_bases
 from ...models.attention import DocumentMask
 from ...models.config import DecoderConfig, Executor
 from ...models.decoder import Decoder
@@ -34,6 +36,7 @@ class OpenedModel:
         where: the folder that it came from.
         fingerprint: changes with the weights.
         config: the job of its training; None of a Hugging Face folder.
+        letters: what is done with the letters of texts, and which of them are no targets.
         messages: what a person should know of it, a line each.
     """
 
@@ -45,12 +48,18 @@ class OpenedModel:
     where: str
     fingerprint: str
     config: JobConfig | None = None
+    letters: Letters = field(default_factory=Letters)
     messages: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.model.tok_embeddings.weight.device
+
+    def shown(self, text: str | bytes) -> bytes:
+        """Return a text as its tokenizer gets it: UTF-8, in upper case where `letters` say so."""
+        data = text.encode(errors="surrogateescape") if isinstance(text, str) else text
+        return data.upper() if self.letters.uppercase else data
 
     def refuse_head(self, command: str) -> None:
         """Raise ModelError where a head for labels stands in place of the token probabilities."""
@@ -72,6 +81,7 @@ def open_model(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = torch.float32,
     on_unknown: str | None = None,
+    letters: Letters | None = None,
 ) -> OpenedModel:
     """Load a model as a whole.
 
@@ -87,11 +97,14 @@ def open_model(
             nearest.
         on_unknown: of the protein and dna tokenizers: `error` or `map`; None: as the job says, `error` for a HF folder.
 
+        letters: keys of `[data]` about letters; those that it sets replace those of its training.
+
     Raises:
         CheckpointError: there is no good checkpoint, or it lacks tensors.
         ModelError: a Hugging Face model that the decoder is not.
         ConfigError: the tokenizer or the device is not there, or there is no such type.
-        DataConfigError: the tokenizer lacks no letter, so that `on_unknown` means nothing to it.
+        DataConfigError: the tokenizer lacks no letter, so that `on_unknown` means nothing to it; or it cannot serve
+            `letters`.
         EosMismatchError: the tokenizer is not that of the model.
     """
     try:
@@ -116,6 +129,9 @@ def open_model(
     if on_unknown is not None:
         tokenizer = build_tokenizer(config.tokenizer.model_copy(update={"on_unknown": on_unknown}))
     Contract.of_checkpoint(found, tokenizer).check()
+    trained, open_questions = found.state.trained_letters()
+    asked = trained.replace(**letters.model_dump(exclude_unset=True)) if letters else trained
+    refuse(letter_complaints(asked, tokenizer))
     with torch.device("meta"):
         model = Decoder(decoder, found.seq_len or 0)
         fine_tune(model, config.fine_tuning)
@@ -132,13 +148,27 @@ def open_model(
         where=str(found.path),
         fingerprint=found.fingerprint,
         config=None if hugging_face else config,
-        messages=(*messages, *length_dependent_rope_note(model)),
+        letters=asked,
+        messages=(*messages, *letters_note(tokenizer, asked, trained, open_questions), *length_dependent_rope_note(model)),
     )
 
 
 def opened_model(model: ModelOrPath) -> OpenedModel:
     """Return the model itself, or the one at a path, opened in float32. Raises what `open_model` does."""
     return model if isinstance(model, OpenedModel) else open_model(model)
+
+
+def letters_note(tokenizer: Tokenizer, asked: Letters, trained: Letters, open_questions: list[str]) -> list[str]:
+    """Return a line about what is done with letters, if there is anything to say."""
+    changed = [key for key in Letters.model_fields if key in asked.changed_letters or key in trained.changed_letters]
+    if not has_bases(tokenizer) or not (changed or open_questions):
+        return []
+
+    def said(key: str) -> str:
+        now, before = (str(getattr(letters, key)).lower() for letters in (asked, trained))
+        return f"{key} = {now}" + (f" (training: {before})" if now != before else "")
+
+    return ["; ".join([f"letters: {', '.join(map(said, changed)) or 'as they stand'}", *open_questions])]
 
 
 def length_dependent_rope_note(model: Decoder) -> list[str]:

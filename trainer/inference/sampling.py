@@ -133,7 +133,7 @@ def sample(
 def prompt_ids(opened: OpenedModel, prompt: str | bytes) -> Ids:
     """Return the tokens of a prompt. Raises ConfigError where it has none or cannot be encoded."""
     try:
-        ids = opened.tokenizer.encode(prompt.encode(errors="surrogateescape") if isinstance(prompt, str) else prompt)
+        ids = opened.tokenizer.encode(opened.shown(prompt))
     except TokenizeError as error:
         problem = error.problem.replace(MAP, 'on_unknown = "map"')  # of `open_model`, and of the command line
         raise ConfigError(f"prompt: {problem}") from None

@@ -204,6 +204,7 @@ def test_shards_hold_the_weights_of_the_letters_they_were_made_of(tmp_path: Path
     with loader([folder, path], DocumentConfig()) as data:
         batch = data.next()
         said = [source.remarks() for source in data.sources]
+        assert [source.letters for source in data.sources] == [{letters}, {Letters()}]
     assert len(said[0]) == 1
     assert "prepared with lowercase_weight = 0.25, exclude_tags = true, uppercase = true" in said[0][0]
     assert "[data] has lowercase_weight = 1.0, exclude_tags = false, uppercase = false" in said[0][0]

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from cistron.datasets.documents import Letters
+from cistron.datasets.errors import BadRecords
 from cistron.datasets.readers import NamedSequence, SequenceFiles
 from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
@@ -30,7 +32,7 @@ from cistron.trainer.inference import (
     sample_tokens,
     widths,
 )
-from cistron.trainer.inference.documents import encode_sequence, make_row, with_positions
+from cistron.trainer.inference.documents import SequenceEncoder, make_row, with_positions
 from cistron.trainer.inference.embeddings import embed
 from cistron.trainer.processes import StopRequest, join
 from cistron.trainer.train import Trainer
@@ -59,13 +61,13 @@ def close(one: Any, other: Any) -> None:
 
 
 def scores(opened: OpenedModel, sequences: list[str], **options: Any) -> list[tuple[int, float]]:
-    documents = (encode_sequence(opened.tokenizer, NamedSequence("", text.encode())) for text in sequences)
+    documents = map(SequenceEncoder(opened), (NamedSequence("", text.encode()) for text in sequences))
     return [(one.tokens, one.log_likelihood) for _, one in log_likelihoods(opened, documents, **options)]
 
 
 def test_a_model_is_asked_otherwise_says_so_and_is_had_back() -> None:
     opened = ready(CAUSAL, BYTE)
-    text = encode_sequence(BYTE, NamedSequence("", random_sequences(0, [40])[0].encode())).ids
+    text = SequenceEncoder(opened)(NamedSequence("", random_sequences(0, [40])[0].encode())).ids
 
     def logits(model: OpenedModel) -> Tensor:
         row = make_row(model, [text, text[-12:]])
@@ -290,7 +292,7 @@ def test_layers_are_chosen_by_name_or_glob(opened: OpenedModel) -> None:
 def test_a_person_is_told_of_long_sequences_and_mapped_letters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = SequenceFiles([str(write_fasta(tmp_path / "x.fasta", ["MkVj", "A" * 70, "A" * 80]))])
     opened = ready(ENCODER, build_tokenizer(TokenizerConfig(kind="protein", on_unknown="map")))
-    assert [len(document.ids) for document in read_documents(opened, files, files)] == [6, 72, 82]
+    assert [len(document.ids) for document in read_documents(opened, files, BadRecords(skip=False))] == [6, 72, 82]
     said = capsys.readouterr().err
     assert "s1 has 72 tokens, and the model was trained on rows of 64" in said
     assert "s2" not in said
@@ -328,4 +330,5 @@ def test_a_run_ends_with_a_line_where_its_weights_give_no_sample(tmp_path: Path,
     trainer.close()
     output = capsys.readouterr().out
     assert "warning: a sample: no text: what the model predicts is not finite; tok_embeddings.weight is not" in output
-    assert (tmp_path / "run" / "checkpoint" / "step-1" / "manifest.json").exists()
+    saved = checkpoint.read(tmp_path / "run" / "checkpoint" / "step-1")
+    assert saved.state.letters == {"words": [Letters()]}, "what was done with letters is known of a checkpoint"

@@ -28,6 +28,7 @@ from cistron.trainer.parallel.context_parallel import apply_context_parallel
 from cistron.trainer.parallel.tensor_parallel import apply_tensor_parallel
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.testing import assert_close
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -275,8 +276,11 @@ def spread_samples(kind: str) -> list[list[int]]:
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=(kind,))
     if kind == "tp":
         apply_tensor_parallel(model, mesh)
-    else:
+    elif kind == "cp":
         apply_context_parallel(model, mesh)
+    else:
+        for part in (*model.layers, [model.norm, model.output], model):
+            fully_shard(part, mesh=mesh)
     assert dist.get_world_size() == 2
     multiple_of = 2 if kind == "tp" else 1
     with without_context_parallel(model):
@@ -284,7 +288,7 @@ def spread_samples(kind: str) -> list[list[int]]:
         return [new.ids for new in draw_samples(model, BYTE, [[65] * 3, [66] * 8], sampling, count=2, multiple_of=multiple_of)]
 
 
-@pytest.mark.parametrize("kind", ["tp", "cp"])
+@pytest.mark.parametrize("kind", ["tp", "cp", "fsdp"])
 def test_ranks_that_share_a_model_draw_what_one_draws(kind: str) -> None:
     model = random_decoder(LLAMA.replace(qk_norm=True, vocab_size=512))
     sampling = Sampling(max_new_tokens=9, temperature=1.0)
