@@ -76,12 +76,18 @@ class Batch:
         held = (self.sequence_ids[:, 0] >= 0).nonzero().flatten()
         if len(held) == len(self.rows):
             return self
-        planes = {name: getattr(self, name) for name in ("tokens", "labels", "positions", "sequence_ids", "weights", "values")}
-        lists = {name: getattr(self, name) for name in ("rows", "sources", "goes_on")}
+        places = held.tolist()
         return replace(
             self,
-            **{name: None if plane is None else plane[held] for name, plane in planes.items()},
-            **{name: values and [values[place] for place in held.tolist()] for name, values in lists.items()},
+            tokens=self.tokens[held],
+            labels=self.labels[held],
+            positions=self.positions[held],
+            sequence_ids=self.sequence_ids[held],
+            rows=[self.rows[place] for place in places],
+            sources=[self.sources[place] for place in places],
+            weights=None if self.weights is None else self.weights[held],
+            values=None if self.values is None else self.values[held],
+            goes_on=[self.goes_on[place] for place in places] if self.goes_on else [],
         )
 
     @classmethod
