@@ -139,7 +139,8 @@ def fingerprint_of(kind: str, content: Json, library: tokenizers.Tokenizer) -> s
     steps = [_stated(part) for part in (settings, written["normalizer"], written["pre_tokenizer"])]
     vocabulary, merges = vocabulary_of(model), model.get("merges", [])
     by_id = sorted(zip(vocabulary.values(), vocabulary.keys(), strict=True))  # as most files have them: fast
-    scores = [score for _, score in model["vocab"]] if isinstance(model["vocab"], list) else []
+    # Of a score, a library that reads and writes it changes the last digits.
+    scores = [f"{score:.6g}" for _, score in model["vocab"]] if isinstance(model["vocab"], list) else []
     # One text of long lists: JSON of 280,000 merges takes a second.
     tokens, pairs = APART.join(token for _, token in by_id), APART.join(map(" ".join, merges) if _listed(merges) else merges)
     parts = (kind, steps, sorted(added), [index for index, _ in by_id], scores, tokens, pairs)

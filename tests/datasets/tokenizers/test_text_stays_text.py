@@ -188,3 +188,12 @@ def test_a_special_token_that_a_text_reaches_all_the_same_is_refused_where_it_st
     with pytest.raises(TokenizeError, match=r"encodes to the special token '<e>' \(id 1\) of .*remove its text") as caught:
         tokenizer.encode_batch([b"a<e>", "aa\ufdd0<e>a".encode()])
     assert (caught.value.index, caught.value.offset) == (1, 2)
+
+
+def test_the_last_digits_of_a_score_are_no_other_tokenizer(tmp_path: Path) -> None:
+    found = []
+    for score in (-1.5347911610911837, -1.5347911610911835, -1.5348):
+        made = Tokenizer(models.Unigram([("<?>", 0.0), ("<e>", 0.0), ("a", score)], 0))
+        made.add_special_tokens(["<e>"])
+        found.append(HFTokenizer(str(write(tmp_path, made, {"eos_token": "<e>"}))).fingerprint)
+    assert found[0] == found[1] != found[2]
