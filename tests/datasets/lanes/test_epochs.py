@@ -103,7 +103,7 @@ class Corpus:
         ]
         return config(*sources, lanes=self.lanes, seq_len=self.seq_len, batch_size=1, rows_per_step=self.lanes)
 
-    def opened(self, config: SourceConfig, *_: object) -> Given:
+    def opened(self, config: SourceConfig, *_: object, **__: object) -> Given:
         return Given(config, self.sources[int(config.name)], self.lanes, self.chunk)
 
     def expected(self) -> Iterator[tuple[int, Content]]:

@@ -378,16 +378,14 @@ def test_a_lane_with_bad_documents_resumes_to_the_bit(case: Case, data: st.DataO
     poison = data.draw(st.frozensets(st.integers(2, sum(case.lengths) + 2), max_size=3))
     broken = data.draw(st.frozensets(st.integers(0, len(case.lengths) - 1), max_size=2))
     case = replace(case, poison=poison, broken=broken)
-    try:
-        straight = case.rows(30)
-    except DataError:
-        return  # nothing is left of it
+    straight = case.rows(30)
     stop = data.draw(st.integers(1, len(straight) - 1), label="rows taken")
     resumed = case.rows(len(straight) - stop, straight[stop - 1][1])
     assert [state for _, state in resumed] == [state for _, state in straight[stop:]]
     planes = case.planes([row for row, _ in straight])
     assert (case.planes([row for row, _ in resumed]) == planes[:, stop:]).all()
-    assert row_violations(*planes, eos_id=EOS) == []
+    if held := [row for row, _ in straight if row.parts]:  # an epoch of bad documents is a row without any
+        assert row_violations(*case.planes(held), eos_id=EOS) == []
 
 
 def test_a_bad_document_is_raised_where_none_is_skipped() -> None:
