@@ -34,7 +34,9 @@ def count_ids(shards: Sequence[Shard], tokenizer: Tokenizer) -> Counts:
     counts = np.zeros(256, dtype=np.int64)
     letters = tokenizer.tokens if isinstance(tokenizer, LetterTokenizer) else [chr(byte) for byte in range(256)]
     for shard in shards[:: max(len(shards) // 16, 1)]:
-        found = np.bincount(np.minimum(shard.ids()[:SHARD_SAMPLE], 256), minlength=len(letters))[: len(letters)]
+        found = np.bincount(np.minimum(shard.ids()[:SHARD_SAMPLE].astype(np.int64), 256), minlength=len(letters))[
+            : len(letters)
+        ]
         for index in np.flatnonzero(found).tolist():
             if index not in tokenizer.special_ids:
                 counts[ord(letters[index])] += found[index]

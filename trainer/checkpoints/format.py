@@ -28,7 +28,7 @@ from ..processes import World
 from .dcp import CheckpointReader
 from .folder import Folder
 from .foreign import foreign
-from .manifest import INDEX, INVENTORY, MANIFEST, STATE, listed_files, manifest_text
+from .manifest import INDEX, INVENTORY, MANIFEST, STATE, TENSORS, listed_files, manifest_text
 from .state import RunState
 from .tensors import Count, Index, Spec, write_tensors
 
@@ -102,7 +102,9 @@ def inspect(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
         if not path.exists():
             return None, "no such folder"
         if path.size(MANIFEST) is None:
-            return None, foreign(path) or f"no {MANIFEST}: it was interrupted while being written"
+            ours = any(TENSORS.fullmatch(name) for name in path.names())
+            other = None if ours else foreign(path)
+            return None, other or f"no {MANIFEST}: it was interrupted while being written"
         text = path.read(MANIFEST)
         files = listed_files(text)
         for name, (size, _) in files.items():

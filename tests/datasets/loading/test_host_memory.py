@@ -33,7 +33,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(("seq_len", "weight"), [(128, 1.0), (2048, 1.0), (2048, 0.5)])
-def test_lanes_and_batches_hold_little_less_than_is_estimated(text: str, seq_len: int, weight: float) -> None:
+def test_lanes_and_batches_hold_little_less_than_is_estimated(
+    text: str, seq_len: int, weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cistron.datasets.readers.pieces.PIECES_PER_LANE", 1)  # pieces as of a large corpus
     sources = [SourceConfig(name="words", format="jsonl", paths=[text])]
     config = DataConfig(sources=sources, lanes=4, lowercase_weight=weight)
     gc.collect()

@@ -122,6 +122,8 @@ def test_batches_are_typed_whole_and_mixed_by_weight(mixed: Settings) -> None:
         planes = (batch.tokens, batch.labels, batch.positions, batch.sequence_ids)
         assert [str(plane.dtype) for plane in planes] == ["torch.int64"] * 2 + ["torch.int32"] * 2
         assert all(plane.shape == (16, 48) and plane.is_contiguous() for plane in planes)
+        held = batch.with_documents()
+        planes = (held.tokens, held.labels, held.positions, held.sequence_ids)
         assert row_violations(*(plane.numpy() for plane in planes), eos_id=0) == []
 
 
@@ -149,7 +151,7 @@ def test_a_state_with_a_missing_unknown_or_mistyped_key_is_refused_by_the_key(
     mixed: Settings, change: dict[str, Any], message: str
 ) -> None:
     saved = mixed.loader().state().model_dump(mode="json") | change
-    saved = {key: value for key, value in saved.items() if value is not None}
+    saved = {key: value for key, value in saved.items() if value is not None or key not in change}
     with pytest.raises(DataOrderError, match=f"data state cannot be read by this program: {message}"):
         DataState.read(saved)
 

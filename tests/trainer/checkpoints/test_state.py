@@ -16,7 +16,8 @@ from cistron.trainer.errors import CheckpointError
 # as Cistron 0.1.0 wrote it before `RunState`, with two of its eight lanes
 STATE = """
 {
- "progress": {"step": 2, "tokens_seen": 950, "rows_hash": 1903147458028915, "source_tokens": {"words": 950}},
+ "progress": {"step": 2, "tokens_seen": 950, "rows_hash": 1903147458028915, "source_tokens": {"words": 950},
+              "steps_without_targets": 0},
  "guard": {
   "nonfinite": 0, "spikes": 0, "nonfinite_in_a_row": 0, "last_skipped": 0,
   "window": {"loss": [6.65794038772583, 6.095598220825195], "grad_norm": [3.9365477561950684, 3.671159267425537]}
