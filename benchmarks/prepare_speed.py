@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 
+from cistron.datasets.documents import DocumentConfig
 from cistron.datasets.files import FileStore
 from cistron.datasets.prepare import RawCorpus, prepare
 from cistron.datasets.readers import build_reader
@@ -86,6 +87,7 @@ def main() -> None:
                 deduplicate=False,
                 seed=0,
                 skip_bad=False,
+                config=DocumentConfig(),
             )
             print(tokenizer.choose_backend(corpus.sample) or kind)
             documents = list(groups(folder / "text" / "0.jsonl"))

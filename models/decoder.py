@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import AttentionMask, attend_in_regions
+from .attention import AttentionMask, Cached, KeyValueCache, attend_in_regions
 from .config import AttentionConfig, DecoderConfig, RopeConfig, check_length
 from .errors import ModelError
 from .head import Head, document_losses
@@ -86,7 +86,7 @@ class Decoder(nn.Module):
         self,
         tokens: Tensor,
         positions: Tensor,
-        mask: AttentionMask,
+        mask: AttentionMask | Cached,
         labels: Tensor | None = None,
         weights: Tensor | None = None,
         values: Tensor | None = None,
@@ -98,7 +98,8 @@ class Decoder(nn.Module):
         Args:
             tokens: int64 [batch, seq_len].
             positions: int32 [batch, seq_len], restarting at 0 with every document.
-            mask: what `DocumentMask.build` made of the batch's `sequence_ids`.
+            mask: what `DocumentMask.build` made of the batch's `sequence_ids`; or tokens continue rows, and mixers read
+                the caches that it holds.
             labels: int64 [batch, seq_len], -100 where no loss is taken.
             weights: float32 [batch, seq_len], which losses are multiplied with; None: all 1.
             values: float32 [batch, seq_len], of each label where a head predicts a value; not read otherwise.
@@ -134,7 +135,7 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward = FeedForward(config.dim, config.hidden_dim)
 
-    def forward(self, x: Tensor, rotary: Sequence[RotaryTables], mask: AttentionMask) -> Tensor:
+    def forward(self, x: Tensor, rotary: Sequence[RotaryTables], mask: AttentionMask | Cached) -> Tensor:
         """`x` [batch, seq_len, dim] to the same shape; `rotary` as `positions.rotary_tables` returns them."""
         x = x + self.attention(self.attention_norm(x), rotary, mask)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
@@ -163,7 +164,11 @@ class Attention(nn.Module):
         # where a row is spread over ranks: from their own keys and values to all of the row's
         self.gather: nn.Module = nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Sequence[RotaryTables], mask: AttentionMask) -> Tensor:
+    def cache(self) -> KeyValueCache:
+        """Return an empty cache, for rows that grow, see `Cached`."""
+        return KeyValueCache()
+
+    def forward(self, x: Tensor, rotary: Sequence[RotaryTables], mask: AttentionMask | Cached) -> Tensor:
         """`x` [batch, seq_len, dim] to the same shape."""
         batch, seq_len, _ = x.shape
         q, k, v = (w(x).view(batch, seq_len, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
@@ -174,7 +179,13 @@ class Attention(nn.Module):
         rotated = [
             (rotate(q, *tables.q).transpose(1, 2), self.gather(rotate(k, *tables.k).transpose(1, 2))) for tables in rotary
         ]
-        heads = attend_in_regions(rotated, self.gather(v.transpose(1, 2)), mask)
+        v = self.gather(v.transpose(1, 2))
+        if isinstance(mask, Cached):
+            cache = mask.caches[self]
+            assert isinstance(cache, KeyValueCache)
+            heads = cache.attend(rotated, v, mask)
+        else:
+            heads = attend_in_regions(rotated, v, mask)
         out: Tensor = self.wo(heads.transpose(1, 2).reshape(batch, seq_len, -1))
         return out
 

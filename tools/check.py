@@ -65,7 +65,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     if feed.first is None:
         console.print(f"no rows are looked at: the data ends within the first {rows} (data.sources.max_epochs)")
     else:
-        console.print(f"the first {rows} rows agree: the packer's documents are those that eos {mask.eos_id} implies")
+        console.print(f"the first {rows} rows agree: {rows_said(config, feed.first, mask.eos_id)}")
     console.rule("layout")
     report_layout(console, config, layout, mask)
     console.rule("model and memory")
@@ -77,7 +77,7 @@ def check(argv: Sequence[str], world_size: int | None, device: str) -> None:
     positions = rows_per_step * config.training.seq_len
     console.print(f"a step: {rows_per_step} rows = {positions:,} positions on {layout.world_size} process(es)")
     if feed.first is not None:
-        report_rows(console, feed.first, mask.eos_id)
+        report_rows(console, feed.first)
         report_targets(console, feed.first, feed.loader.packer.objective, tokenizer)
     report_sources(console, config, feed.loader, tokenizer, rows_per_step)
     if config.eval.extrapolation.enable:
@@ -150,14 +150,21 @@ def report_host(console: Terminal, parts: dict[str, float], layout: Layout, devi
     console.print(f"{short}this machine has {host / 2**30:.1f} GiB: room for {room} such process(es); the job has {processes}")
 
 
-def report_rows(console: Terminal, batch: Batch, eos_id: int) -> None:
+def rows_said(config: JobConfig, batch: Batch, eos_id: int) -> str:
+    """What packer and attention mask agree on."""
+    if not config.data.keeps_eos:
+        return f"the packer's documents are those that eos {eos_id} implies"
+    inside = int(batch.interior_eos(eos_id).sum())
+    return f"the packer's documents end in eos {eos_id}; {inside:,} more are inside of documents, where nothing ends"
+
+
+def report_rows(console: Terminal, batch: Batch) -> None:
     """How well real rows are filled."""
     used = batch.sequence_ids >= 0
     documents = (batch.sequence_ids.amax(1) + 1).float().mean()
-    last = batch.tokens.gather(1, used.sum(1, keepdim=True) - 1)
     console.print(
         f"the first {len(batch.rows)} rows: {used.float().mean():.2%} of the positions used, {documents:.2f} documents or "
-        f"fragments per row, {int((last != eos_id).sum())} rows end in a fragment that goes on"
+        f"fragments per row, {sum(batch.goes_on)} rows end in a fragment that goes on"
     )
 
 

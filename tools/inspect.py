@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +69,30 @@ def run(argv: Sequence[str], options: argparse.Namespace) -> None:
 
 
 def decoded(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
-    """Return a row as text: a colour for each document, ⏹ where an eos ends one, ⋯ where another row continues it."""
+    """Return a row as text: a colour for each document, ⏹ where an eos ends one, ⋯ where another row continues it.
+
+    An eos inside of a document is ␃, as its own text may be that of the document or nothing.
+    """
     text = Text()
     sequence_ids = batch.sequence_ids[row]
     documents = int(sequence_ids.amax()) + 1
     for document in range(documents):
         ids = batch.tokens[row][sequence_ids == document].tolist()
-        ended = ids[-1] == tokenizer.eos_id
-        text.append(printable(tokenizer.decode(ids[:-1] if ended else ids)), style=STYLES[document % len(STYLES)])
+        ended = document < documents - batch.goes_on[row]
+        parts = list_split(ids[:-1] if ended else ids, tokenizer.eos_id)
+        for number, part in enumerate(parts):
+            text.append("␃" * (number > 0), style="bold reverse")
+            text.append(printable(tokenizer.decode(part)), style=STYLES[document % len(STYLES)])
         text.append(f" {'⏹' if ended else '⋯'} {len(ids)} tokens\n", style="bold reverse")
     if padding := int((sequence_ids < 0).sum()):
         text.append(f"{padding} positions of padding", style="dim")
     return text
+
+
+def list_split(ids: list[int], separator: int) -> list[list[int]]:
+    """Return the parts of a list between the places of an id."""
+    places = [-1, *(place for place, index in enumerate(ids) if index == separator), len(ids)]
+    return [ids[start + 1 : end] for start, end in pairwise(places)]
 
 
 def draw_rows(batch: Batch, mask: DocumentMask, output: Path) -> None:

@@ -11,6 +11,7 @@ cistron prepare --upgrade DIR
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import tomli_w
 
 from ..base import IDS, TOKENS, load_plugins
 from ..datasets.config import DataConfig
-from ..datasets.documents import Letters, letter_complaints
+from ..datasets.documents import DocumentConfig, Letters, content_complaints, letter_complaints
 from ..datasets.errors import DataConfigError, refuse
 from ..datasets.files import FileStore, FileStoreConfig, check_writable, check_writable_folder
 from ..datasets.prepare import (
@@ -31,6 +32,7 @@ from ..datasets.prepare import (
     Event,
     ListReader,
     MegatronReader,
+    PadId,
     PreparationResult,
     RawCorpus,
     TokenCorpus,
@@ -39,6 +41,7 @@ from ..datasets.prepare import (
     prepare,
     run_tasks,
     shard_lengths,
+    stated_pad,
 )
 from ..datasets.readers import SourceFiles, build_reader, in_folder, raw_formats
 from ..datasets.shards import open_shards, upgrade_shard, verify_shard
@@ -48,6 +51,7 @@ from ..trainer.errors import ConfigError
 from . import cli
 
 LETTERS = tuple(Letters.model_fields)
+DOCUMENT_KEYS = (*LETTERS, "interior_eos", "trained_roles")
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     how.add_argument("--seed", type=int, default=0, help="of that hash (default: 0)")
     how.add_argument("--deduplicate", action="store_true", help="leave out documents equal to one before, byte by byte")
-    add_table_options(how, DataConfig, *Letters.model_fields, "on_bad_record")
+    add_table_options(how, DataConfig, *DOCUMENT_KEYS, "on_bad_record")
     how.add_argument("--report", type=Path, metavar="FILE.html", help="write what there is, and how it packs")
     how.add_argument("--seq-len", type=int, help="tokens of a row in the report (default: the TOML's, else 2048)")
 
@@ -107,8 +111,18 @@ def make_parser() -> argparse.ArgumentParser:
     tokens.add_argument("--import", dest="kind", choices=["megatron", "tokens", "parquet"], help="what PATHS are")
     tokens.add_argument("--append-eos", action="store_true", help="end documents that come without an eos")
     tokens.add_argument("--eos-id", type=int, help="tokens: the id that ends documents")
+    tokens.add_argument(
+        "--offsets", metavar="SUFFIX",
+        help="tokens: where documents begin, int64 [documents + 1], is in FILE.npy or FILE.bin's neighbour FILE + SUFFIX, "
+        "an .npy file (default: an eos ends each)",
+    )  # fmt: skip
     tokens.add_argument("--dtype", choices=["uint8", "uint16", "uint32", "int32", "int64"], help="tokens: of raw files")
     tokens.add_argument("--column", default="input_ids", help="parquet: of the ids (default: input_ids)")
+    tokens.add_argument(
+        "--pad-id", metavar="ID|none",
+        help="that fills documents up at their ends, and is taken off (default: parquet's column attention_mask says, "
+        "else the tokenizer's pad, unless it is the eos or a byte)",
+    )  # fmt: skip
     tokens.add_argument("--weights-column", help="parquet: of loss weights, or of a loss mask of 0 and 1")
 
     parser.add_argument("--verify", metavar="DIR", help="only check all shards below a folder, byte by byte")
@@ -176,14 +190,17 @@ def works_of(options: argparse.Namespace) -> list[Work]:
     storage = FileStore(read_table(FileStoreConfig, "data", given(options, FileStoreConfig)))
     if options.kind:
         return [Work(options.output.name, token_corpus(options, tokenizer, storage), options.output)]
+    for name in ("append_eos", "eos_id", "dtype", "offsets", "weights_column", "pad_id"):
+        if getattr(options, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is for --import, which is not given")
     files = read_table(SourceFiles, "data", {**given(options, SourceFiles), "name": "PATHS"})
-    corpus = raw_corpus(options, tokenizer, storage, read_table(Letters, "data", given(options, Letters)), files)
+    corpus = raw_corpus(options, tokenizer, storage, read_table(DocumentConfig, "data", given(options, DocumentConfig)), files)
     return [Work(options.output.name, corpus, options.output)]
 
 
 def config_works(options: argparse.Namespace) -> list[Work]:
     """Return the sources of a job's TOML, each with a folder of its own."""
-    for name in ("paths", "format", "tokenizer", "eos_token", "pad_token", "on_unknown", "cache_dir", "kind", *LETTERS):
+    for name in ("paths", "format", "tokenizer", "eos_token", "pad_token", "on_unknown", "cache_dir", "kind", *DOCUMENT_KEYS):
         if getattr(options, name) not in (None, []):
             flag = {"paths": "PATHS", "kind": "--import"}.get(name, f"--{name.replace('_', '-')}")
             raise ConfigError(f"{flag} and --config exclude each other: the TOML says what to read")
@@ -209,16 +226,16 @@ def config_works(options: argparse.Namespace) -> list[Work]:
             if options.source:
                 raise ConfigError(f"--source {name}: it holds token shards already")
             continue
-        corpus = raw_corpus(options, tokenizer, storage, d.letters, source)
+        corpus = raw_corpus(options, tokenizer, storage, d, source)
         works.append(Work(name, corpus, options.output / name))
     return works
 
 
 def raw_corpus(
-    options: argparse.Namespace, tokenizer: Tokenizer, storage: FileStore, letters: Letters, source: SourceFiles
+    options: argparse.Namespace, tokenizer: Tokenizer, storage: FileStore, config: DocumentConfig, source: SourceFiles
 ) -> Corpus:
     """Return a corpus of raw files, with the fastest backend of the tokenizer that is known to give the same ids."""
-    refuse(letter_complaints(letters, tokenizer))
+    refuse([*letter_complaints(config.letters, tokenizer), *content_complaints([source.content], config, tokenizer)])
     corpus = RawCorpus(
         files=storage.expand(source.paths, *in_folder(source.format)),
         reader=build_reader(source.format, source.field, storage),
@@ -229,7 +246,7 @@ def raw_corpus(
         deduplicate=options.deduplicate,
         seed=options.seed,
         skip_bad=options.on_bad_record == "skip",
-        letters=letters,
+        config=config,
     )
     if backend := tokenizer.choose_backend(corpus.sample):
         print(backend)
@@ -238,19 +255,21 @@ def raw_corpus(
 
 def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: FileStore) -> Corpus:
     """Return a corpus of token files of the kind that `--import` names."""
-    for name in ("validation_share", "deduplicate", "on_bad_record", "format", *LETTERS):
-        if getattr(options, name) or (name in LETTERS and getattr(options, name) is not None):
+    of_raw = (*LETTERS, "trained_roles")
+    for name in ("validation_share", "deduplicate", "on_bad_record", "format", *of_raw):
+        if getattr(options, name) or (name in of_raw and getattr(options, name) is not None):
             raise ConfigError(f"--{name.replace('_', '-')} is for raw files; --import takes all documents as they are")
-    own = {"eos_id": "tokens", "dtype": "tokens", "weights_column": "parquet"}
+    own = {"eos_id": "tokens", "dtype": "tokens", "offsets": "tokens", "weights_column": "parquet"}
     for name, kind in own.items():
         if getattr(options, name) is not None and options.kind != kind:
             raise ConfigError(f"--{name.replace('_', '-')} is for --import {kind}, and not for {options.kind}")
-    paths, eos_id = options.paths, tokenizer.eos_id
+    paths, eos_id, pad_id = options.paths, tokenizer.eos_id, read_pad(options.pad_id)
+    pad, keeps_eos = stated_pad(tokenizer, pad_id), options.interior_eos == "keep"
     reader: TokenReader
     if options.kind == "megatron":
         prefixes = [path.removesuffix(".bin").removesuffix(".idx") for path in paths]
         paths = [prefix + ending for prefix in prefixes for ending in (".bin", ".idx")]
-        reader = MegatronReader(storage, eos_id, options.append_eos)
+        reader = MegatronReader(storage, eos_id, options.append_eos, pad)
     elif options.kind == "tokens":
         if options.eos_id is None:
             raise ConfigError(f"--eos-id is not set; say which id ends a document of the dump (the tokenizer's is {eos_id})")
@@ -258,10 +277,30 @@ def token_corpus(options: argparse.Namespace, tokenizer: Tokenizer, storage: Fil
             raise ConfigError(
                 f"--eos-id {options.eos_id}: the tokenizer's eos is {eos_id} ({tokenizer.where}); they must agree"
             )
-        reader = DumpReader(storage, eos_id, options.append_eos, options.dtype)
+        if keeps_eos and options.offsets is None:
+            raise ConfigError(
+                "--interior-eos keep: nothing but its eos ids says where the documents of a dump end; give --offsets"
+            )
+        reader = DumpReader(storage, eos_id, options.append_eos, options.dtype, pad, options.offsets)
     else:
-        reader = ListReader(storage, options.column, options.weights_column)
-    return TokenCorpus(files=storage.expand(paths), reader=reader, tokenizer=tokenizer, append_eos=options.append_eos)
+        reader = ListReader(storage, options.column, options.weights_column, masked=pad_id is None)
+    return TokenCorpus(
+        files=storage.expand(paths),
+        reader=reader,
+        tokenizer=tokenizer,
+        append_eos=options.append_eos,
+        pad_id=pad_id,
+        keeps_eos=keeps_eos,
+    )
+
+
+def read_pad(text: str | None) -> PadId:
+    """Return what `--pad-id` says. Raises ConfigError."""
+    if text is None or text == "none":
+        return text  # type: ignore[return-value]
+    if not re.fullmatch(r"-?[0-9]{1,10}", text):
+        raise ConfigError(f"--pad-id {text}: must be an id, or none where there is no padding")
+    return int(text)
 
 
 def summary(work: Work, result: PreparationResult, seconds: float) -> str:
@@ -280,6 +319,8 @@ def summary(work: Work, result: PreparationResult, seconds: float) -> str:
         "bad records skipped": result.skipped,
         "letters mapped": result.mapped,
         "documents given an eos": result.eos_appended,
+        "eos ids inside of documents kept": result.interior_eos,
+        "tokens of padding taken off": result.padding,
     }
     lines.append("; ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing left out")
     lines.append(f"{seconds:.1f} s")

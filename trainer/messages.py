@@ -8,7 +8,7 @@ from ..models.errors import ModelError
 from .build import attention_said
 from .config import JobConfig
 from .estimates import sizes_of
-from .inference import sample_tokens
+from .inference import sample_tokens, text_behind
 from .parallel import without_context_parallel
 from .processes import World, device_remarks, global_batch_size
 
@@ -44,8 +44,8 @@ def introduction(
 
 def prompt_of(batch: Batch, eos_id: int) -> list[int]:
     """Return how the first document of a batch's first row begins, which a sample continues."""
-    first = batch.tokens[0, :16][batch.sequence_ids[0, :16] == 0].tolist()
-    return [token for token in first if token != eos_id]
+    first: list[int] = batch.tokens[0, :16][batch.sequence_ids[0, :16] == 0].tolist()
+    return first[:-1] if first[-1:] == [eos_id] else first
 
 
 def sample_text(model: Decoder, tokenizer: Tokenizer, prompt: list[int], world: World) -> str:
@@ -57,4 +57,4 @@ def sample_text(model: Decoder, tokenizer: Tokenizer, prompt: list[int], world: 
             )
     except ModelError as error:
         return f"warning: a sample: {error}"
-    return f"\nA sample, continuing {tokenizer.decode(prompt)!r}:\n{tokenizer.decode(new)}\n"
+    return f"\nA sample, continuing {tokenizer.decode(prompt)!r}:\n{text_behind(tokenizer, prompt, new)}\n"

@@ -58,7 +58,6 @@ class Validation(Evaluation):
         super().__init__(done)
         self.config, self.world, self.data, self.stage = config, world, data, stage
         self.names = [source.config.name for source in data.sources]
-        self.eos_id = tokenizer.eos_id
         # a masked language model predicts a part of a text only, so that its losses are not the text's
         sizes = token_bytes(tokenizer) if config.training.objective == "causal" else None
         self.token_bytes = None if sizes is None else torch.from_numpy(sizes)
@@ -141,7 +140,7 @@ class Validation(Evaluation):
     def count(self, batch: Batch) -> torch.Tensor:
         """Count the documents that end in a batch, and bytes of text whose loss is taken: int64 [2, sources]."""
         used = batch.sequence_ids >= 0
-        documents = (used & (batch.tokens == self.eos_id)).sum(1)
+        documents = batch.ended
         sizes = torch.zeros_like(documents)
         if self.token_bytes is not None:
             sizes = (self.token_bytes[batch.tokens] * used).sum(1)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from typing_extensions import Self, override
 
-from ...base import TOKENS, Fraction
+from ...base import TOKENS, Fraction, Name, changed
 from ..tokenizers import Tokenizer
 from .letters import Letters, letter_complaints
 from .strands import strand_complaints
@@ -20,6 +20,11 @@ class DocumentConfig(Letters):
     """Longer than a row. split: rows and a rest. window: overlapping rows. truncate: first row. error: a bad record."""
     window_overlap: Annotated[int, Field(ge=0, lt=TOKENS)] = 0
     """long_documents window: tokens that a row repeats from the one before, as context without loss."""
+    interior_eos: Literal["refuse", "keep"] = "refuse"
+    """An eos inside of a document of ids or messages. refuse: a bad record. keep: a token like any, no end."""
+
+    trained_roles: list[Name] = Field(default_factory=lambda: ["assistant"], min_length=1)
+    """jsonl_messages: the roles whose messages are targets; all other tokens are context without loss."""
 
     @override
     def complaints(self) -> list[str]:
@@ -37,12 +42,19 @@ class DocumentConfig(Letters):
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the rows, by the keys of `[data]`."""
-        return {key: getattr(self, key) for key in DocumentConfig.model_fields}
+        # Left out at their defaults: a run that was begun before there were these keys goes on.
+        added = {key for key in ("interior_eos", "trained_roles") if not changed(self, key)}
+        return {key: getattr(self, key) for key in DocumentConfig.model_fields if key not in added}
 
     @property
     def as_read(self) -> Self:
         """The same without augmentation, for validation."""
         return self.model_copy(update={"reverse_complement": 0.0})
+
+    @property
+    def keeps_eos(self) -> bool:
+        """Whether a document may hold eos ids inside."""
+        return self.interior_eos == "keep"
 
     @property
     def whole(self) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..documents import DocumentConfig, LetterEncoder, Strands, Weighed, mirrored, too_long
+from ..documents import DocumentConfig, Strands, Weighed, make_encoder, mirrored, too_long
 from ..errors import BadRecords
 from ..files import last_name
 from ..randomness import permutation
@@ -46,13 +46,14 @@ class RawDocuments:
 
     def __post_init__(self) -> None:
         """Make what encodes, mirrors and skips documents."""
-        self._encode = LetterEncoder(self.config.letters, self.tokenizer)
+        self._encode = make_encoder(self.reader.content, self.config, self.tokenizer)
         self._strands = Strands(self.config.reverse_complement, self.key[0], self.tokenizer)
         self._pass_over = BadRecords(skip=self.skip_bad)
         # Of a document that is cut or refused, the first row and two bytes tell all, where a byte is a token and
         # neither the other strand nor the end of a tag is looked for behind them.
         letters = self.config.letters
         heads = self.config.long_documents in ("truncate", "error") and has_bases(self.tokenizer)
+        heads &= self.reader.content == "text"
         whole = self.config.reverse_complement > 0 or letters.exclude_tags or letters.exclude_degenerate
         self._head = self.packer.seq_len + 2 if heads and not whole else None
 

@@ -1,10 +1,11 @@
 """A batch, as the loader hands it to the trainer, and what beside `[data]` decides how rows become batches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from ..rows import NextToken, Objective, Planes
+from ..rows import NextToken, Objective, PackedRow, Planes, document_ends
 from .state import DataState
 
 
@@ -46,6 +47,7 @@ class Batch:
         state: State of the rank's data after this batch; None in a single pass, which is not resumed.
         weights: float32, as `tokens`: loss weight of each label, 0 where there is none; None where all are 1.
         values: float32, as `tokens`: of each label, where the target is a value and not a class.
+        goes_on: Whether the last document of each row goes on behind it.
     """
 
     tokens: torch.Tensor
@@ -57,10 +59,23 @@ class Batch:
     state: DataState | None
     weights: torch.Tensor | None
     values: torch.Tensor | None
+    goes_on: list[bool] = field(default_factory=list)
+
+    @property
+    def ended(self) -> torch.Tensor:
+        """Documents that end in each row: int64 [batch]."""
+        return self.sequence_ids.amax(1).long() + 1 - torch.tensor(self.goes_on, dtype=torch.int64)
+
+    def interior_eos(self, eos_id: int) -> torch.Tensor:
+        """Return which tokens are an eos inside of a document: bool, as `tokens`."""
+        ends = torch.from_numpy(document_ends(self.sequence_ids.numpy(), self.goes_on))
+        return (self.sequence_ids >= 0) & (self.tokens == eos_id) & ~ends
 
     @classmethod
-    def of(cls, planes: Planes, *, rows: list[int], sources: list[int], state: DataState | None) -> "Batch":
-        """Return a batch that shares the memory of `planes`."""
+    def of(
+        cls, planes: Planes, packed: Sequence[PackedRow] = (), *, rows: list[int], sources: list[int], state: DataState | None
+    ) -> "Batch":
+        """Return a batch that shares the memory of `planes`, which were laid out from the rows `packed`."""
         return cls(
             tokens=torch.from_numpy(planes.tokens),
             labels=torch.from_numpy(planes.labels),
@@ -71,4 +86,5 @@ class Batch:
             state=state,
             weights=None if planes.weights is None else torch.from_numpy(planes.weights),
             values=None if planes.values is None else torch.from_numpy(planes.values),
+            goes_on=[row.following is not None for row in packed],
         )

@@ -17,7 +17,7 @@ from typing import Any
 from typing_extensions import override
 
 from ..config import DataConfig
-from ..documents import document_complaints
+from ..documents import content_settings, document_complaints
 from ..errors import DataConfigError, refuse
 from ..files import fingerprint
 from ..rows import Packer
@@ -90,6 +90,7 @@ class Loader(AbstractContextManager["Loader"]):
                     "field": source.config.field,
                     "label": source.config.label or "",
                     "files": fingerprint(source.files),
+                    **content_settings(source.config.content, tokenizer),
                 }
                 for source in self.sources
             ],
@@ -181,8 +182,9 @@ class Loader(AbstractContextManager["Loader"]):
             for start in range(0, len(taken), size):
                 batch = taken[start : start + size]
                 numbers = [row.origin.row for row in batch]
-                planes = self.packer.expand([row.packed for row in batch], numbers)
-                yield Batch.of(planes, rows=numbers, sources=[row.origin.source for row in batch], state=state)
+                packed = [row.packed for row in batch]
+                planes = self.packer.expand(packed, numbers)
+                yield Batch.of(planes, packed, rows=numbers, sources=[row.origin.source for row in batch], state=state)
 
 
 def batches_ahead(batch_size: int, seq_len: int) -> int:

@@ -107,5 +107,6 @@ class SinglePass:
         """Lay out rows, each with its number and its source's; what is missing to `size` is padding, numbered -1."""
         taken = taken + [(-1, (0, PackedRow([])))] * (size - len(taken))
         numbers = [number for number, _ in taken]
-        planes = self.packer.expand([row for _, (_, row) in taken], numbers)
-        return Batch.of(planes, rows=numbers, sources=[source for _, (source, _) in taken], state=None)
+        packed = [row for _, (_, row) in taken]
+        planes = self.packer.expand(packed, numbers)
+        return Batch.of(planes, packed, rows=numbers, sources=[source for _, (source, _) in taken], state=None)

@@ -40,13 +40,24 @@ class Source:
     def weighted(self) -> bool:
         """Whether some of its targets may weigh other than 1."""
         of_shards = self.corpus is not None and any(shard.manifest.weights for shard in self.corpus.shards)
-        return of_shards or self.data.weighted or self.data.window_overlap > 0
+        of_roles = self.config.content == "messages"
+        return of_shards or of_roles or self.data.weighted or self.data.window_overlap > 0
+
+    @property
+    def interior_eos(self) -> int:
+        """How many eos ids lie inside of documents, as token shards say; raw files do not say."""
+        return sum(shard.manifest.interior_eos for shard in self.corpus.shards) if self.corpus is not None else 0
 
     def remarks(self) -> list[str]:
-        """Return a line where the shards were prepared with other letter settings than the job's; theirs hold."""
+        """Return what is to be known of the shards: eos ids inside, and other letter settings than the job's."""
         if self.corpus is None:
             return []
-        made_with = {shard.manifest.letters for shard in self.corpus.shards}
+        inside = f"source {self.config.name!r}: {self.interior_eos:,} eos ids are inside of documents, where nothing ends"
+        return [inside] * (self.interior_eos > 0) + self._letter_remarks(self.corpus)
+
+    def _letter_remarks(self, corpus: ShardCorpus) -> list[str]:
+        """Return a line where the shards were prepared with other letter settings than the job's; theirs hold."""
+        made_with = {shard.manifest.letters for shard in corpus.shards}
         kept = {key: {str(getattr(made, key)).lower() for made in made_with} for key in Letters.model_fields}
         job = {key: str(getattr(self.data, key)).lower() for key in kept}
         others = [key for key in kept if kept[key] != {job[key]}]
@@ -78,8 +89,8 @@ class Source:
 
     def sample(self) -> list[bytes]:
         """Return the heads of some raw documents from some lanes: at most 64 of 16 KiB."""
-        heads = []
-        for pieces in self.lanes[:4]:
+        heads: list[bytes] = []
+        for pieces in self.lanes[:4] if self.config.content == "text" else ():
             assert self.reader is not None
             groups = self.reader.groups(pieces[0], pieces[0].start, True)
             documents = (document for group in groups for document in group.documents)
@@ -108,6 +119,7 @@ def open_source(config: SourceFiles, lanes: int, rows: RowSettings, data: DataCo
         shards = [shards[place] for place in saved_order(saved, [shard.contents for shard in shards])]
         corpus = ShardCorpus(shards, rows.seq_len, lanes, config.name, data)
         _check_letters(shards, data)
+        _check_interior_eos(shards, data)
         return Source(
             config=config, files=[shard.contents for shard in shards], lanes=[], reader=None, corpus=corpus, data=data
         )
@@ -132,3 +144,13 @@ def _check_letters(shards: Sequence[Shard], letters: Letters) -> None:
                     f"data.{key} = {str(wanted).lower()}: {shard.path} was prepared with {str(found).lower()}; "
                     "leave the key out to take its weights as they are, or prepare it anew with this one"
                 )
+
+
+def _check_interior_eos(shards: Sequence[Shard], data: DataConfig) -> None:
+    """Refuse shards that keep eos ids inside of documents where the job does not."""
+    for shard in shards:
+        if shard.manifest.interior_eos and not data.keeps_eos:
+            raise DataConfigError(
+                f'data.interior_eos = "refuse": {shard.path} was prepared to keep {shard.manifest.interior_eos:,} eos ids '
+                'inside of documents; set interior_eos = "keep" to read it'
+            )

@@ -2,13 +2,15 @@
 time.
 
 Read `run` (the work list, and what is finished), `pool` (worker processes), `raw` (documents to tokens), then
-`imported` with `arrays`, `columns` and `megatron` (token files of others). `duplicates` and `statistics` stand alone.
+`imported` with `padding`, `arrays`, `columns` and `megatron` (token files of others). `duplicates` and `statistics`
+stand alone.
 """
 
 from .arrays import DumpReader
 from .columns import ListReader
 from .imported import TokenCorpus, TokenReader
 from .megatron import MegatronReader
+from .padding import PadId, stated_pad
 from .pool import Emit, run_tasks
 from .raw import RawCorpus
 from .run import Corpus, Event, PreparationResult, prepare
@@ -23,6 +25,7 @@ __all__ = [
     "Lengths",
     "ListReader",
     "MegatronReader",
+    "PadId",
     "PreparationResult",
     "RawCorpus",
     "TokenCorpus",
@@ -31,4 +34,5 @@ __all__ = [
     "prepare",
     "run_tasks",
     "shard_lengths",
+    "stated_pad",
 ]

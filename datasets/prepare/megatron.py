@@ -33,10 +33,12 @@ class MegatronReader(TokenReader):
     Attributes:
         eos_id: Ends documents.
         append_eos: Documents may lack it.
+        pad_id: Id of padding that may follow it; None: there is none.
     """
 
     eos_id: int
     append_eos: bool
+    pad_id: int | None = None
 
     @override
     def settings(self) -> dict[str, Any]:
@@ -48,7 +50,7 @@ class MegatronReader(TokenReader):
         if file.path.endswith(".idx"):
             return []
         index = _MegatronIndex(file.path, self.storage)
-        index.check(self.eos_id, self.append_eos)
+        index.check(self.eos_id, self.append_eos, self.pad_id)
         itemsize = index.ids.dtype.itemsize
         cuts = range(0, len(index.ids), max(target // itemsize, 1))
         numbers = range(index.documents)
@@ -116,7 +118,7 @@ class _MegatronIndex:
         pointers[inside] = self._pointers[sequences[inside]]
         return pointers // self.ids.dtype.itemsize
 
-    def check(self, eos_id: int, append_eos: bool) -> None:
+    def check(self, eos_id: int, append_eos: bool, pad_id: int | None) -> None:
         """Raise unless sequences follow one another, bounds rise, and documents end as claimed."""
         itemsize = self.ids.dtype.itemsize
         end = 0
@@ -137,7 +139,9 @@ class _MegatronIndex:
                 raise self._error("the bounds of its documents do not rise")
             begins = self.begins(at, min(at + CHUNK, self.documents) + 1)
             ends = begins[1:][begins[1:] > begins[:-1]]
-            without += int(np.count_nonzero(self.ids[ends - 1] != eos_id))
+            last = self.ids[ends - 1]
+            # padding may hide an eos: whether it does is looked at when it is taken off
+            without += int(np.count_nonzero((last != eos_id) & ((last != pad_id) if pad_id is not None else True)))
         if without and not append_eos:
             raise self._error(
                 f"{without:,} of {self.documents:,} documents do not end with eos {eos_id}; if they were written without "

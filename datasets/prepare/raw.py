@@ -19,7 +19,7 @@ import xxhash
 from typing_extensions import override
 
 from ...base import public_name
-from ..documents import LetterEncoder, Letters, Weighed, Weights
+from ..documents import DocumentConfig, Weighed, Weights, content_settings, make_encoder
 from ..errors import BadRecords, DataError
 from ..files import whole
 from ..readers import DocumentJoiner, Piece, Reader, Records, located, wrong_byte
@@ -42,7 +42,7 @@ class RawCorpus(Corpus):
         deduplicate: Leave out documents that are equal to one before, byte by byte.
         seed: Of the hashes.
         skip_bad: Leave out bad records and count them, instead of raising.
-        letters: How letters are weighed, and their case.
+        config: What is done with documents: with their letters, ids and messages.
     """
 
     reader: Reader
@@ -52,15 +52,22 @@ class RawCorpus(Corpus):
     deduplicate: bool
     seed: int
     skip_bad: bool
-    letters: Letters
+    config: DocumentConfig
 
     @override
     def settings(self) -> dict[str, Any]:
         names = ("format", "field", "validation_share", "deduplicate", "seed", "skip_bad")
-        return {**{name: getattr(self, name) for name in names}, "letters": self.letters.model_dump()}
+        of_content = content_settings(self.reader.content, self.tokenizer)
+        if of_content:
+            of_content |= {"trained_roles": self.config.trained_roles}
+        if self.config.keeps_eos:
+            of_content |= {"interior_eos": "keep"}
+        return {**{name: getattr(self, name) for name in names}, "letters": self.config.letters.model_dump(), **of_content}
 
     def sample(self) -> list[bytes]:
-        """Return documents, or beginnings of long ones, from the heads of up to four files."""
+        """Return documents, or beginnings of long ones, from the heads of up to four files; none that are no text."""
+        if self.reader.content != "text":
+            return []
         files = [file for file in self.files if file.size]
         heads = [self.reader.split(file, sys.maxsize)[0] for file in files[:: max(len(files) // 4, 1)][:4]]
         groups = (next(self.reader.groups(head, head.start, True), None) for head in heads)
@@ -147,13 +154,18 @@ class _Conversion:
         self._marked = marked
         self._emit = emit
         # The byte tokenizer has a vocabulary of 512 and writes ids below 256 only: it states uint8.
-        bytes_only = np.dtype(corpus.tokenizer.dtype) == np.uint8
+        bytes_only = np.dtype(corpus.tokenizer.dtype) == np.uint8 and corpus.reader.content == "text"
         dtype = id_dtype(255 if bytes_only else corpus.tokenizer.vocab_size - 1)
-        self._encode = LetterEncoder(corpus.letters, corpus.tokenizer)
-        self._train = ShardWriter(folder / "train", task.name, corpus.tokenizer, dtype, letters=corpus.letters)
+        self._encode = make_encoder(corpus.reader.content, corpus.config, corpus.tokenizer)
+        kinds: dict[str, Any] = {
+            "weighted": corpus.reader.content == "messages",
+            "letters": corpus.config.letters,
+            "keeps_eos": corpus.config.keeps_eos,
+        }
+        self._train = ShardWriter(folder / "train", task.name, corpus.tokenizer, dtype, **kinds)
         self._validation: ShardWriter | None = None
         if corpus.validation_share:
-            self._validation = ShardWriter(folder / "validation", task.name, corpus.tokenizer, dtype, letters=corpus.letters)
+            self._validation = ShardWriter(folder / "validation", task.name, corpus.tokenizer, dtype, **kinds)
         self._sizes = {file.path: file.size for file in corpus.files}
         self._digester = Digester(corpus.seed)
         self._records = 0  # documents met
@@ -170,11 +182,16 @@ class _Conversion:
         try:
             sources = [self._read(piece) for piece in self._task.pieces]
             documents, tokens = (sum(getattr(writer, name) for writer in writers) for name in ("documents", "tokens"))
-            shards = tuple(f"{w.path.parent.name}/{w.path.name}" for w in writers if w.finish(sources) is not None)
+            written = [(writer, manifest) for writer in writers if (manifest := writer.finish(sources)) is not None]
+            shards = tuple(f"{writer.path.parent.name}/{writer.path.name}" for writer, _ in written)
+            interior = sum(manifest.interior_eos for _, manifest in written)
         finally:
             for writer in writers:
                 writer.discard()
-        return PreparationResult(documents=documents, tokens=tokens, shards=shards, skipped=self._bad.skipped, **self._counts)
+        if self._corpus.reader.content != "text":
+            self._counts["text_bytes"] = 0
+        counts = {**self._counts, "skipped": self._bad.skipped, "interior_eos": interior}
+        return PreparationResult(documents=documents, tokens=tokens, shards=shards, **counts)
 
     def _read(self, piece: Piece) -> SourceRecord:
         self._piece = piece

@@ -105,6 +105,8 @@ class PreparationResult(Record):
         skipped: Bad records left out.
         mapped: Letters of the documents written that `on_unknown = "map"` replaced.
         eos_appended: Imported documents that came without an eos.
+        interior_eos: Eos ids inside of the documents written.
+        padding: Tokens of imported documents taken off as padding.
         shards: Manifests written, by their path in the output folder.
     """
 
@@ -116,6 +118,8 @@ class PreparationResult(Record):
     skipped: int = 0
     mapped: int = 0
     eos_appended: int = 0
+    interior_eos: int = 0
+    padding: int = 0
     shards: tuple[str, ...] = ()
 
     def __add__(self, other: "PreparationResult") -> "PreparationResult":

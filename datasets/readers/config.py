@@ -6,6 +6,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from ...base import Name, PathText, Positive, Table, Weight
+from ..documents import Content
 from .formats import has_fields
 from .records import READERS
 
@@ -20,9 +21,15 @@ class SourceFiles(Table):
     paths: list[PathText] = Field(min_length=1)
     """Files, globs, URLs; tokens: manifests (*.json), folders. {stdlib}: Python's library; {synthetic}: a genome."""
     field: str = "text"
-    """jsonl, tsv and parquet: the key or column that holds the document."""
+    """The key or column that holds the document, its ids or its messages; of jsonl, tsv, parquet and their kin."""
     label: Name | None = None
     """The same formats: key or column of the document's label, for training.objective classification, regression."""
+
+    @property
+    def content(self) -> Content | None:
+        """What the bytes of a document are; None: token shards, which are not read as bytes."""
+        reader = READERS[self.format]
+        return None if reader is None else reader.content
 
     @override
     def complaints(self) -> list[str]:

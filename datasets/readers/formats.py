@@ -2,7 +2,7 @@
 
 from ..errors import DataConfigError
 from ..files import FileStore
-from . import fasta, lines, text  # noqa: F401 (they register)
+from . import fasta, lines, structured, text  # noqa: F401 (they register)
 from .labels import Label
 from .records import READERS, FieldReader, Reader
 

@@ -149,7 +149,10 @@ class JsonlReader(LineReader):
         if self.field not in record:
             fields = ", ".join(map(repr, list(record)[:8])) or "none"
             raise ValueError(f"there is no field {self.field!r}; its fields are: {fields}")
-        text = record[self.field]
+        return self._value(record[self.field])
+
+    def _value(self, text: Any) -> bytes:
+        """Return the document that a field's value is. Raises ValueError, saying what is wrong with it."""
         if self.numbers and type(text) is int:
             text = str(text)
         if not isinstance(text, str):

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 from ...base import Registry
+from ..documents import Content
 from ..errors import DataError
 from ..files import BgzfFile, ByteFile, DamagedError, DataFile, FileStore, is_compressed
 from .labels import Label
@@ -101,6 +102,7 @@ class Reader(ABC):
     Attributes:
         storage: Opens files.
         group_bytes: Bytes of the file, or of documents, that become a group or a stretch.
+        content: What the bytes of its documents are; class attribute.
         endings: Of the names of its files, compression aside; class attribute.
         boundary: Its first byte ends a record, the one after that begins the next: there files can be cut; None: they
             cannot; class attribute.
@@ -109,6 +111,7 @@ class Reader(ABC):
 
     storage: FileStore
     group_bytes: int = field(default=GROUP_BYTES, kw_only=True)
+    content: ClassVar[Content] = "text"
     endings: ClassVar[tuple[str, ...]] = ()
     boundary: ClassVar[bytes | None] = None
     cut: ClassVar[str] = "never"

@@ -57,6 +57,8 @@ class SequenceFiles:
         if id_field is not None and not has_fields(self._format):
             raise DataConfigError(f"--id-field {id_field}: a {self._format} file has no fields")
         self._reader = build_reader(self._format, field, self._storage)
+        if self._reader.content != "text":
+            raise DataConfigError(f"--format {self._format}: its documents are {self._reader.content}; give sequences as text")
         self._names = None if id_field is None else build_reader(self._format, id_field, self._storage, numbers=True)
 
     def __iter__(self) -> Iterator[NamedSequence]:

@@ -7,7 +7,18 @@ targets); `config` has the table `[mlm]` and the registry of objectives.
 from .config import OBJECTIVES, MaskingConfig, ObjectiveSettings
 from .masking import MaskedTokens
 from .objectives import DocumentLabels, NextToken, Objective, PackedRow, Weights
-from .packing import PAD_MULTIPLE, Block, Packer, Part, Planes, best_fit, lay_out, row_violations, rows_of_best_fit
+from .packing import (
+    PAD_MULTIPLE,
+    Block,
+    Packer,
+    Part,
+    Planes,
+    best_fit,
+    document_ends,
+    lay_out,
+    row_violations,
+    rows_of_best_fit,
+)
 
 __all__ = [
     "OBJECTIVES",
@@ -25,6 +36,7 @@ __all__ = [
     "Planes",
     "Weights",
     "best_fit",
+    "document_ends",
     "lay_out",
     "row_violations",
     "rows_of_best_fit",

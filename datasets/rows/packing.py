@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import DataConfigError
 from ..tokenizers import Ids
-from .objectives import IGNORE, LaidOutRows, NextToken, Objective, PackedRow, Weights
+from .objectives import IGNORE, LaidOutRows, NextToken, Objective, PackedRow, TokenMask, Weights
 
 POLICIES = ("best_fit", "concat", "padded")
 PAD_MULTIPLE = 128  # of the width of a padded batch: few shapes for compilers, whole blocks for masks
@@ -336,8 +336,12 @@ def row_violations(
     sequence_ids: npt.NDArray[Any],
     eos_id: int,
     objective: Objective | None = None,
+    goes_on: Sequence[bool] | None = None,
 ) -> list[str]:
-    """Return what in a batch breaks the row invariants, from the eos tokens alone; nothing when all hold.
+    """Return what in a batch breaks the row invariants; nothing when all hold.
+
+    Documents end where the eos tokens are. With `goes_on` a document may hold eos tokens inside: then documents end
+    where `sequence_ids` say, and an eos must be at each of these places.
 
     Args:
         tokens: [batch, seq_len] input ids.
@@ -346,10 +350,13 @@ def row_violations(
         sequence_ids: [batch, seq_len] as packed, -1 on padding.
         eos_id: The id that ends documents.
         objective: Whose labels they are; None: `NextToken`.
+        goes_on: Of each row, whether its last document goes on behind it; None: no document has an eos inside.
     """
     tokens, labels, positions, sequence_ids = map(np.asarray, (tokens, labels, positions, sequence_ids))
     used = sequence_ids >= 0
-    ends = used & (tokens == eos_id)
+    at_eos = used & (tokens == eos_id)
+    ends = at_eos if goes_on is None else document_ends(sequence_ids, goes_on)
+    implies = "the eos tokens imply" if goes_on is None else "the ends of documents imply"
     opens = np.zeros_like(used)
     opens[:, 0] = True
     opens[:, 1:] = ends[:, :-1]
@@ -361,10 +368,26 @@ def row_violations(
     checks = {
         "padding comes before a token": used[:, 1:] & ~used[:, :-1],
         "a row holds no token": ~used[:, :1],
-        "sequence_ids differ from what the eos tokens imply": sequence_ids != implied_ids,
-        "positions differ from what the eos tokens imply": positions != implied_positions,
+        f"sequence_ids differ from what {implies}": sequence_ids != implied_ids,
+        f"positions differ from what {implies}": positions != implied_positions,
+        "a document ends without eos": ends & ~at_eos,
         "padding follows a document without eos": unfinished,
         "the label on padding is not -100": ~used & (labels != IGNORE),
         **(objective or NextToken()).violations(tokens, labels, used, ends),
     }
     return [f"row {np.argwhere(wrong)[0][0]}: {problem}" for problem, wrong in checks.items() if wrong.any()]
+
+
+def document_ends(sequence_ids: npt.NDArray[Any], goes_on: Sequence[bool]) -> TokenMask:
+    """Return where documents end: bool, of the shape of `sequence_ids`, whatever their tokens are.
+
+    Args:
+        sequence_ids: [batch, seq_len] as packed, -1 on padding.
+        goes_on: Of each row, whether its last document goes on behind it.
+    """
+    ends: TokenMask = sequence_ids >= 0
+    last = ends.sum(1) - 1
+    ends[:, :-1] &= sequence_ids[:, :-1] != sequence_ids[:, 1:]
+    open_rows = np.flatnonzero(np.asarray(goes_on, dtype=bool))
+    ends[open_rows, last[open_rows]] = False
+    return ends

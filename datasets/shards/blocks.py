@@ -108,8 +108,8 @@ def verify_shard(shard: Shard) -> None:
     """Check every byte by its checksum, every id, every weight.
 
     Raises:
-        DataError: A file is not the one that was written, an eos lies inside of a document, an id is larger than the
-            manifest says, or a weight is negative or not finite.
+        DataError: A file is not the one that was written, more or fewer eos ids lie inside of documents or an id is
+            larger than the manifest says, or a weight is negative or not finite.
     """
     manifest = shard.manifest
     for ending in manifest.sizes():
@@ -119,7 +119,10 @@ def verify_shard(shard: Shard) -> None:
         check_block(shard, block, sums, offsets, ids, weights)
     ends = sum(int(np.count_nonzero(part == manifest.eos_id)) for _, part in chunks(ids))
     # Every document ends with an eos, so that one too many is inside of a document.
-    if ends != manifest.documents:
+    if manifest.interior_eos and ends != manifest.documents + manifest.interior_eos:
+        problem = f"{ends - manifest.documents:,} eos ids ({manifest.eos_id}) inside of documents"
+        raise DataError(f"{problem}, and its manifest says {manifest.interior_eos:,}", file=shard.file("ids"))
+    if not manifest.interior_eos and ends != manifest.documents:
         problem = f"{ends:,} eos ids ({manifest.eos_id}) in {manifest.documents:,} documents"
         for first, part in chunks(ids):
             places = first + np.flatnonzero(part == manifest.eos_id)

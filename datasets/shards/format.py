@@ -74,7 +74,7 @@ class Manifest(Record):
     Attributes:
         version: Of this format.
         tokenizer: What made the ids.
-        eos_id: Id that ends every document, and occurs nowhere else.
+        eos_id: Id that ends every document, and occurs nowhere else but `interior_eos` times.
         bos_id: Id that opens every document, None where there is none.
         pad_id: The tokenizer's padding; not in the shard.
         mask_id: The tokenizer's mask; not in the shard. None where there is none.
@@ -86,6 +86,7 @@ class Manifest(Record):
         largest_id: The largest id in the shard.
         weights: Whether there are loss weights.
         letters: What was done with letters: how they were weighed, and their case.
+        interior_eos: How many eos ids lie inside of documents; 0 unless they were prepared to keep them.
         checksums: `xxh3_128:` and hexadecimal digits by the ending of each file but the manifest.
         sources: What the shard was made of, in its order.
     """
@@ -106,6 +107,7 @@ class Manifest(Record):
     checksums: dict[str, str]
     sources: tuple[SourceRecord, ...]
     letters: Letters = Letters()
+    interior_eos: int = Field(default=0, ge=0)
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes that each file must have, by its ending."""

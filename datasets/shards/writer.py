@@ -54,6 +54,7 @@ class ShardWriter:
         *,
         weighted: bool = False,
         letters: Letters | None = None,
+        keeps_eos: bool = False,
     ) -> None:
         """Create temporary files beside `folder`/`name`.*, of names that no other process uses.
 
@@ -64,8 +65,10 @@ class ShardWriter:
             dtype: Of the ids.
             weighted: Whether weights are written.
             letters: What was done with letters, which decides that, where they were raw.
+            keeps_eos: Whether documents may hold eos ids inside, which are counted.
         """
         self._letters = letters or Letters()
+        self._keeps_eos = keeps_eos
         weighted = weighted or self._letters.weighted
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.json"
@@ -173,7 +176,8 @@ class ShardWriter:
         chunks = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
         ends = sum(np.count_nonzero(chunk == tokenizer.eos_id) for chunk in chunks)
         assert len(ids) == self.tokens
-        assert ends == self.documents, f"{ends} eos ids in {self.documents} documents"
+        interior = int(ends) - self.documents
+        assert interior == 0 or (self._keeps_eos and interior > 0), f"{ends} eos ids in {self.documents} documents"
         return Manifest(
             version=VERSION,
             tokenizer=TokenizerRecord(kind=tokenizer.kind, fingerprint=tokenizer.fingerprint, where=tokenizer.where),
@@ -191,6 +195,7 @@ class ShardWriter:
             checksums={ending: checksum(str(self._temporary(ending))) for ending in endings},
             sources=sources,
             letters=self._letters,
+            interior_eos=interior,
         )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from .config import TOKENIZERS, TokenizerConfig
 from .protocol import Alphabet, Encoded, TokenizeError, Tokenizer
@@ -38,6 +39,10 @@ class ByteTokenizer(Tokenizer):
             problem = "a NUL byte, which is the eos of the byte tokenizer; remove it from the document"
             raise TokenizeError(problem, offset, index)
         return Encoded(ids, [len(data) + 1 for data in documents])
+
+    @override
+    def text_ids(self) -> Sequence[int]:
+        return range(2, 256)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids below 256 as UTF-8; others, and broken sequences, become U+FFFD."""

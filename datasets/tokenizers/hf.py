@@ -23,7 +23,12 @@ ID_KEYS = ("eos_token_id", "pad_token_id", "mask_token_id", "vocab_size")
 
 @TOKENIZERS.add("hf", says="any tokenizer.json")
 class HFTokenizer(Tokenizer):
-    """Any Hugging Face `tokenizer.json`, its special ids from arguments or from `tokenizer_config.json` beside it."""
+    """Any Hugging Face `tokenizer.json`, its special ids from arguments or from `tokenizer_config.json` beside it.
+
+    Attributes:
+        file: The tokenizer.json.
+        settings: What is in the `tokenizer_config.json` beside it.
+    """
 
     options: ClassVar[tuple[str, ...]] = ("path", "eos_token", "pad_token", "mask_token")
     kind = "hf"
@@ -60,7 +65,8 @@ class HFTokenizer(Tokenizer):
             )
 
         settings_file = file.with_name("tokenizer_config.json")
-        settings = read_json(settings_file, DataConfigError) if settings_file.is_file() else {}
+        settings: Json = read_json(settings_file, DataConfigError) if settings_file.is_file() else {}
+        self.file, self.settings = file, settings
         eos = eos_token or _token_text(settings.get("eos_token"))
         if eos is None:
             raise DataConfigError(
@@ -97,6 +103,8 @@ class HFTokenizer(Tokenizer):
         self.hf_config: dict[str, Any] | None = None
         if config_file.is_file():
             written = stated_ids(read_json(config_file, DataConfigError), str(config_file), DataConfigError)
+            if pad_token:
+                written.pop("pad_token_id", None)  # whoever names the pad overrules it: padding goes by place
             self.hf_config = {"where": str(config_file), **written}
 
     @classmethod
@@ -187,6 +195,10 @@ class HFTokenizer(Tokenizer):
             offset if offset >= 0 else None,
             index,
         )
+
+    @override
+    def text_ids(self) -> Sequence[int]:
+        return self.residue_ids  # ids may have gaps, which are no tokens
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids to text, special tokens included."""

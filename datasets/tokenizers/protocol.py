@@ -125,6 +125,11 @@ class Tokenizer(Protocol):
         """Decode ids to text, special ones included."""
         ...
 
+    def text_ids(self) -> Sequence[int]:
+        """Return the ids that texts consist of, rising: what a model may draw, beside the eos."""
+        roles = (self.eos_id, self.pad_id, self.bos_id, self.mask_id, self.unk_id)
+        return [index for index in range(self.vocab_size) if index not in self.special_ids and index not in roles]
+
     def choose_backend(self, sample: Callable[[], Sequence[bytes]]) -> str | None:
         """Encode from now on in the fastest way that gives the same ids.
 

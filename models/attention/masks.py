@@ -135,7 +135,7 @@ class DocumentMask:
                 device here: the number of documents is read on the host, which would wait for a GPU.
             queries: int64 [batch, n]: the positions in their rows that the mask's queries have, where they are not all
                 of them in order. For flex in whole blocks of 128: 128 consecutive positions, the first a multiple of
-                128. Windows and maps need them all in order.
+                128, and with windows and maps all in order.
             keys: likewise for the keys.
         """
         device = device or sequence_ids.device

@@ -229,9 +229,14 @@ def _architecture_of(content: dict[str, Any]) -> str:
     named = content.get("architectures") or [name for name in MODEL_TYPES if MODEL_TYPES[name] == kind]
     known = [name for name in MODEL_TYPES if [name] == named]
     if not known:
+        inner = content.get("text_config")
+        part = inner.get("model_type") if isinstance(inner, dict) else None
+        advice = (
+            f"; docs/huggingface.md shows how its text part, a {part}, is saved alone" if part in MODEL_TYPES.values() else ""
+        )
         raise ModelError(
             f"config.json: architectures is {shown(content.get('architectures'))} (model_type {shown(kind)}); "
-            f"supported: {', '.join(MODEL_TYPES)}"
+            f"supported: {', '.join(MODEL_TYPES)}{advice}"
         )
     return known[0]
 

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cistron.datasets.files import FileStore, Lock
 from cistron.datasets.shards import open_shards
@@ -266,6 +270,22 @@ def test_token_files_are_imported(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert shard.ids().tolist() == [5, 6, 0, 7, 0]
 
 
+def test_the_advice_about_padded_rows_leads_to_shards_without_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [[*range(65, 65 + length), *[7] * (20 - length)] for length in range(1, 13)]
+    pq.write_table(pa.table({"input_ids": rows}), tmp_path / "a.parquet")
+    argv = ["--import", "parquet", "--tokenizer", "byte", str(tmp_path / "a.parquet"), "--processes", "1"]
+    argv += ["--output", str(tmp_path / "out")]
+    assert "do not end with eos 0" in refused(capsys, *argv, "--pad-id", "none")
+    shutil.rmtree(tmp_path / "out")
+    advised = re.search(r"--pad-id \d+", refused(capsys, *argv, "--append-eos"))
+    assert advised
+    shutil.rmtree(tmp_path / "out")
+    prepare.main([*argv, "--append-eos", *advised[0].split()])
+    assert f"{sum(20 - length for length in range(1, 13))} tokens of padding taken off" in capsys.readouterr().out
+    (shard,) = open_shards(FileStore().expand([str(tmp_path / "out" / "train")], "*.json"), FileStore())
+    assert shard.ids().tolist() == [token for length in range(1, 13) for token in [*range(65, 65 + length), 0]]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -283,6 +303,8 @@ def test_token_files_are_imported(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("a --import megatron --tokenizer byte --output out --lowercase-weight 0", "--lowercase-weight is for raw files"),
         ("a --format fasta --tokenizer protein --output out --exclude-tags", "data.exclude_tags = true: is for genomes"),
         ("a --import megatron --tokenizer byte --output out --dtype uint16", "--dtype is for --import tokens"),
+        ("a --import parquet --tokenizer byte --output out --pad-id x", "--pad-id x: must be an id, or none"),
+        ("a --format jsonl --tokenizer byte --output out --append-eos", "--append-eos is for --import"),
         ("--verify nothing", "there is no shard"),
     ],
 )

@@ -6,17 +6,18 @@ estimated.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from rich.padding import Padding
 from rich.table import Table
 
+from ...datasets.documents import make_encoder
 from ...datasets.loading import Loader, Source
 from ...datasets.prepare import Lengths, LengthStatistics, length_statistics, shard_lengths
 from ...datasets.readers import Piece, Reader
-from ...datasets.tokenizers import TokenizeError, Tokenizer
+from ...datasets.tokenizers import Encoded, TokenizeError, Tokenizer
 from ...trainer.config import JobConfig
 from ...trainer.processes import Terminal
 
@@ -83,12 +84,16 @@ def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | 
     if source.corpus is not None:
         return Holdings(length_statistics(shard_lengths(source.corpus.shards), seq_len), scale=1.0)
     assert source.reader is not None
+    encode = tokenizer.encode_batch
+    if source.reader.content != "text":
+        encoder = make_encoder(source.reader.content, source.data, tokenizer)
+        encode = lambda documents: encoder(documents).encoded  # noqa: E731
     pieces = [piece for lane in source.lanes for piece in lane]
     lengths: list[Lengths] = []
     left, covered, cut = SAMPLE, 0.0, 0
     for piece in random.Random(0).sample(pieces, min(len(pieces), SAMPLED_PIECES)):
         documents, share, goes_on = head_of(source.reader, piece)
-        lengths.append(lengths_of(documents, tokenizer))
+        lengths.append(lengths_of(documents, encode))
         covered += piece.size * share
         cut += goes_on
         left -= sum(map(len, documents))
@@ -122,14 +127,14 @@ def head_of(reader: Reader, piece: Piece) -> tuple[list[bytes], float, bool]:
     return documents, 1.0, False
 
 
-def lengths_of(documents: list[bytes], tokenizer: Tokenizer) -> Lengths:
+def lengths_of(documents: list[bytes], encode: Callable[[list[bytes]], Encoded]) -> Lengths:
     """Return how many tokens each document has, its eos included.
 
     Documents that cannot be encoded are left out: training names them.
     """
     while True:
         try:
-            return np.array(tokenizer.encode_batch(documents).lengths, dtype=np.int64)
+            return np.array(encode(documents).lengths, dtype=np.int64)
         except TokenizeError as error:
             documents = documents[: error.index] + documents[error.index + 1 :]
 

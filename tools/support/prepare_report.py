@@ -50,6 +50,7 @@ def report_section(name: str, files: Sequence[DataFile], result: PreparationResu
         ("duplicates left out", f"{result.duplicates:,}"),
         ("bad records skipped", f"{result.skipped:,}"),
         ("documents given an eos", f"{result.eos_appended:,}"),
+        ("eos ids inside of documents", f"{result.interior_eos:,}"),
         ("documents for training", f"{s.documents:,}"),
         ("tokens for training", f"{s.tokens:,}"),
         ("shortest, median, longest document", f"{s.shortest:,}, {s.median:,}, {s.longest:,} tokens"),

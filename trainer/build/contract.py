@@ -13,7 +13,7 @@ import torch
 
 from ...base import aligned
 from ...datasets.loading import Batch, Source
-from ...datasets.rows import Objective, Packer, row_violations
+from ...datasets.rows import Objective, Packer, document_ends, row_violations
 from ...datasets.tokenizers import Tokenizer
 from ...models.attention import DocumentMask
 from ...models.config import DecoderConfig
@@ -89,9 +89,11 @@ class Contract:
 
     Attributes:
         statements: of each party.
+        keeps_eos: whether documents may hold eos ids inside: each document ends with one, but not each eos ends one.
     """
 
     statements: Sequence[Statement]
+    keeps_eos: bool = False
 
     @classmethod
     def of_job(
@@ -130,7 +132,7 @@ class Contract:
             statements += shard_statements(source)
         if checkpoint is not None:
             statements.append(Statement.of_checkpoint(checkpoint))
-        return cls(statements)
+        return cls(statements, config.data.keeps_eos)
 
     @classmethod
     def of_checkpoint(cls, found: Found, tokenizer: Tokenizer) -> "Contract":
@@ -189,9 +191,33 @@ class Contract:
     def check_rows(self, batch: Batch, objective: Objective, mask: DocumentMask) -> None:
         """Hold real rows against both sides: the packer's documents must be the ones that the mask's eos implies.
 
+        Where documents keep their eos, each of the packer's must end at the mask's eos.
+
         Raises:
             EosMismatchError: naming the first row and position at which the two differ, or the broken row invariant.
         """
+        if self.keeps_eos:
+            self._check_ends(batch, mask)
+        else:
+            self._check_implied(batch, mask)
+        tokens, labels, positions, ids = (t.numpy() for t in (batch.tokens, batch.labels, batch.positions, batch.sequence_ids))
+        goes_on = batch.goes_on if self.keeps_eos else None
+        violations = row_violations(tokens, labels, positions, ids, mask.eos_id, objective, goes_on)
+        if violations:
+            raise EosMismatchError("\n  ".join([f"rows {batch.rows[0]} and on:", *violations]) + "\n\n" + str(self))
+
+    def _check_ends(self, batch: Batch, mask: DocumentMask) -> None:
+        ends = torch.from_numpy(document_ends(batch.sequence_ids.numpy(), batch.goes_on))
+        wrong = ends & (batch.tokens != mask.eos_id)
+        if wrong.any():
+            row, position = (int(i) for i in torch.nonzero(wrong)[0])
+            document, found = int(batch.sequence_ids[row, position]), int(batch.tokens[row, position])
+            raise EosMismatchError(
+                f"row {batch.rows[row]}, position {position}: the packer ends document {document} at id {found}, which is "
+                f"not the attention mask's eos {mask.eos_id}\n\n{self}"
+            )
+
+    def _check_implied(self, batch: Batch, mask: DocumentMask) -> None:
         implied = mask.sequence_ids(batch.tokens)
         # a document may hold the pad id, or end in an eos that is one: only the packer knows where that is no padding
         ambiguous = (implied < 0) & (batch.tokens == mask.pad_id)
@@ -203,10 +229,6 @@ class Contract:
                 f"row {batch.rows[row]}, position {position}: the packer says document {packed}, "
                 f"the attention mask's eos {mask.eos_id} implies {found} (-1: padding)\n\n{self}"
             )
-        tokens, labels, positions, ids = (t.numpy() for t in (batch.tokens, batch.labels, batch.positions, batch.sequence_ids))
-        violations = row_violations(tokens, labels, positions, ids, mask.eos_id, objective)
-        if violations:
-            raise EosMismatchError("\n  ".join([f"rows {batch.rows[0]} and on:", *violations]) + "\n\n" + str(self))
 
     def __str__(self) -> str:
         """Return aligned text: party | where | eos | pad | vocab | others; `-` where a party does not say."""

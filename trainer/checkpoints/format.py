@@ -27,6 +27,7 @@ from ..errors import CheckpointError
 from ..processes import World
 from .dcp import CheckpointReader
 from .folder import Folder
+from .foreign import foreign
 from .manifest import INDEX, INVENTORY, MANIFEST, STATE, listed_files, manifest_text
 from .state import RunState
 from .tensors import Count, Index, Spec, write_tensors
@@ -101,7 +102,7 @@ def inspect(path: str | os.PathLike[str]) -> tuple[Found | None, str]:
         if not path.exists():
             return None, "no such folder"
         if path.size(MANIFEST) is None:
-            return None, f"no {MANIFEST}: it was interrupted while being written"
+            return None, foreign(path) or f"no {MANIFEST}: it was interrupted while being written"
         text = path.read(MANIFEST)
         files = listed_files(text)
         for name, (size, _) in files.items():

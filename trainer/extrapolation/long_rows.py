@@ -4,8 +4,7 @@ A document has a row of its own, padded to a multiple of 128; rows run in batche
 ranks take batches round robin, all as many, and every rank gets all results.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 
 from ...datasets.tokenizers import Ids, Tokenizer
 from ...models.decoder import Decoder
-from ..inference import Rows, inference_mask, make_rows
+from ..inference import Rows, inference_mask, logits_of, make_rows
 from ..processes import World
 
 Array = npt.NDArray[Any]
@@ -83,13 +82,3 @@ class LongRowModel:
         parts = self.world.gather(found if self.world.is_row_leader else {}) if self.world else [found]
         whole = {number: rows for part in parts for number, rows in part.items()}
         return np.concatenate([whole[number] for number in range(len(batches))])
-
-
-@contextmanager
-def logits_of(model: Decoder, places: slice) -> Iterator[None]:
-    """Within it the model computes logits of these places alone: [batch, places, vocab_size]."""
-    handle = model.output.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, places],))
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -118,8 +118,8 @@ def read_sources(config: JobConfig, tokenizer: Tokenizer, longest: int) -> Itera
     Raises:
         DataConfigError, DataError: a source cannot be used.
     """
-    letters = {**config.data.letters.model_dump(), "long_documents": "truncate"}
-    data = DataConfig(**letters, on_bad_record=config.data.on_bad_record)
+    kept = {key: getattr(config.data, key) for key in ("on_bad_record", "interior_eos", "trained_roles")}
+    data = DataConfig(**config.data.letters.model_dump(), **kept, long_documents="truncate")
     rows = RowSettings(seq_len=longest, seed=config.training.seed, batch_size=1)
     for batch in SinglePass(config.validation.sources, data, tokenizer, rows).batches():
         tokens, ids = batch.tokens[0].numpy(), batch.sequence_ids[0].numpy()

@@ -1,10 +1,14 @@
 """A folder with a Hugging Face model: its config.json, its tensors and its tokenizer, read and compared in one place.
 
-Only safetensors are read: a pickle can run code.
+Only safetensors are read: a pickle can run code. Of several that a folder holds, those are read that transformers
+reads: what `config.json` names in `transformers_weights`, else `model.safetensors`, else what its index lists. A newer
+file and an older index lie side by side where a model was saved twice.
 """
 
 import json
-from dataclasses import dataclass
+import re
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +16,25 @@ import torch
 import xxhash
 from pydantic import ValidationError
 
-from ...base import Json, problems, shown, text_of
+from ...base import Json, problems, read_json, shown, text_of
 from ...datasets.errors import DataConfigError
 from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer, stated_ids
 from ...models.config import PRESETS, DecoderConfig
 from ...models.decoder import Decoder
 from ...models.huggingface import from_hf, hf_names
 from ..build import Contract, Statement, contract_of
-from ..checkpoints import MANIFEST, FileSet, Folder, Found, Index, RunState, SavedContract, file_index
+from ..checkpoints import MANIFEST, FileSet, Folder, Found, Index, RunState, SavedContract, file_index, foreign
 from ..config import JobConfig
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, EosMismatchError
 from .tokenizer_files import TOKENIZER, json_if_there, own_kind
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-CONFIG, GENERATION = "config.json", "generation_config.json"
+CONFIG, GENERATION, NAMED = "config.json", "generation_config.json", "transformers_weights"
+# Files of weights, or what lists or needs them; not those of a trainer (`optimizer.pt`, `training_args.bin`).
+WEIGHT_FILES = re.compile(
+    r".+\.(safetensors|gguf)|.+\.index(\.\w+)?\.json|(pytorch_model|consolidated|adapter_model).*\.(bin|pth)"
+    r"|tf_model\.h5|flax_model.*\.msgpack|adapter_config\.json"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +51,7 @@ class HuggingFaceFolder:
         tokenizer: what it gives; None: there is no `tokenizer.json`.
         contract: eos, pad and embedding rows, on which all files of the folder agree.
         fingerprint: changes with `config.json` and the files of the weights.
+        said: which files of weights were read, and which lie beside them unread.
     """
 
     path: Path
@@ -52,6 +62,7 @@ class HuggingFaceFolder:
     tokenizer: Tokenizer | None
     contract: SavedContract
     fingerprint: str
+    said: str
 
     @classmethod
     def open(cls, folder: Folder, eos_token: str | None = None, pad_token: str | None = None) -> "HuggingFaceFolder":
@@ -74,13 +85,13 @@ class HuggingFaceFolder:
         path = Path(folder)
         config = json_if_there(path / CONFIG)
         if config is None:
-            raise ConfigError(f"{path}: has no {CONFIG}: not a folder of a Hugging Face model")
+            raise ConfigError(f"{path}: has no {CONFIG}: {foreign_or_missing(path)}")
         decoder = from_hf(dict(config))
-        index = find_tensors(path, decoder)
+        files, listed = files_of_weights(path, config)
+        index = find_tensors(path, decoder, files, listed)
         table, tokenizer = find_tokenizer(path, eos_token, pad_token)
         longest = decoder.rope.original_seq_len if decoder.rope.by_length else config.get("max_position_embeddings")
-        weights = [file for file in sorted(path.glob("*.safetensors")) if file.is_file()]
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
+        stats = [(name, stat.st_size, stat.st_mtime_ns) for name in files for stat in [(path / name).stat()]]
         return cls(
             path=path,
             decoder=decoder,
@@ -88,8 +99,9 @@ class HuggingFaceFolder:
             index=index,
             table=table,
             tokenizer=tokenizer,
-            contract=agreed_contract(path, config, decoder, tokenizer),
+            contract=agreed_contract(path, config, decoder, tokenizer, pad_token),
             fingerprint=xxhash.xxh3_128_hexdigest(json.dumps([config, stats]).encode()),
+            said=said_of(path, files, listed),
         )
 
     def tables(self, table: TokenizerConfig) -> dict[str, dict[str, Any]]:
@@ -125,8 +137,8 @@ def is_hugging_face(folder: Folder) -> bool:
     return folder.size(CONFIG) is not None and folder.size(MANIFEST) is None
 
 
-def open_for_job(folder: Folder, table: TokenizerConfig) -> Found:
-    """Return the weights of a Hugging Face folder that a job begins from.
+def open_for_job(folder: Folder, table: TokenizerConfig) -> tuple[Found, str]:
+    """Return the weights of a Hugging Face folder that a job begins from, and which files were read.
 
     Args:
         folder: with `config.json` and safetensors.
@@ -137,7 +149,8 @@ def open_for_job(folder: Folder, table: TokenizerConfig) -> Found:
         ConfigError, ModelError, CheckpointError, EosMismatchError: as `HuggingFaceFolder.open`.
     """
     named = table if table.kind == "hf" and folder.size(TOKENIZER) is not None else TokenizerConfig()
-    return HuggingFaceFolder.open(folder, named.eos_token, named.pad_token).found()
+    opened = HuggingFaceFolder.open(folder, named.eos_token, named.pad_token)
+    return opened.found(), opened.said
 
 
 def stored_names(decoder: DecoderConfig) -> dict[str, str]:
@@ -148,35 +161,42 @@ def stored_names(decoder: DecoderConfig) -> dict[str, str]:
     return names
 
 
-def find_tensors(source: Path, decoder: DecoderConfig) -> Index:
+def find_tensors(source: Path, decoder: DecoderConfig, files: list[str], listed: str | None) -> Index:
     """Return where every tensor of the decoder is, by its name in a checkpoint.
 
     Tensors that the decoder has not are there too, under their own names: a file's first one is where its data begin.
 
+    Args:
+        source: the folder.
+        decoder: whose tensors they are.
+        files: that hold them.
+        listed: the index that names these files, if one does.
+
     Raises:
         ConfigError: there are no safetensors.
-        CheckpointError: listing every tensor that is missing, unexpected, or of another shape or type.
+        CheckpointError: listing every tensor that is missing, unexpected, or of another shape or type, or in two files.
     """
-    files = files_of_weights(source)
-    missing = [name for name in files if not is_plain_file(source, name)]
-    if missing:
-        pickles = sorted(path.name for path in source.glob("*.bin"))
-        hint = (
-            f"; {pickles[0]} is a pickle, which can run code when it is read, and never is here: load it with transformers "
-            "where you trust it, and save_pretrained writes safetensors"
-            if pickles
-            else ""
+    if missing := [name for name in files if not is_plain_file(source, name)]:
+        hint = f"which {listed} names; copy it from where the others come from" if listed else foreign(Folder(source))
+        if (source / missing[0][:255]).is_symlink():
+            hint = "which is a link that leads nowhere"
+        raise ConfigError(
+            f"{source}: there is no {', '.join(missing)}"
+            + (f"{',' if hint.startswith('which') else ';'} {hint}" if hint else "")
         )
-        raise ConfigError(f"{source}: there is no {', '.join(missing)}{hint}")
+    index: Index = {}
+    complaints = []
     for file in files:
         refuse_pointer(source / file)
-    index = {name: entry for file in files for name, entry in file_index(source / file).items()}
+        held = file_index(source / file)
+        complaints += [f"{name}: both in {index[name][1][0].file} and in {file}" for name in held if name in index]
+        index |= held
     found = {name: entry for name, entry in index.items() if not name.endswith(".rotary_emb.inv_freq")}
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in Decoder(decoder).state_dict().items()}
     names = stored_names(decoder)
     shapes = {theirs: expected[ours] for ours, theirs in names.items()}
-    complaints = [f"{name}: missing, it should be {list(shapes[name])}" for name in shapes if name not in found]
+    complaints += [f"{name}: missing, it should be {list(shapes[name])}" for name in shapes if name not in found]
     head, table = "lm_head.weight", "model.embed_tokens.weight"
     if decoder.tie_embeddings and {head, table} <= found.keys():
         # a file may hold the table of a tied model twice
@@ -197,16 +217,45 @@ def find_tensors(source: Path, decoder: DecoderConfig) -> Index:
     return {**{f"model.{ours}": index[theirs] for ours, theirs in names.items()}, **others}
 
 
-def files_of_weights(source: Path) -> list[str]:
-    """Return the names of the files that hold the tensors. Raises ConfigError for an index that names none."""
-    index = json_if_there(source / INDEX)
-    if index is None:
-        return [WEIGHTS]
-    named = index.get("weight_map")
-    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+def files_of_weights(source: Path, config: Json) -> tuple[list[str], str | None]:
+    """Return the names of the files that hold the tensors, and of the index that lists them, None where none does.
+
+    In the order of transformers' `from_pretrained`.
+
+    Raises:
+        ConfigError: `config.json` names no file of safetensors or index of them, or an index names no files.
+    """
+    name = config.get(NAMED)
+    if name is None:
+        name = WEIGHTS if (source / WEIGHTS).is_file() or not (source / INDEX).is_file() else INDEX
+    elif not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
+        raise ConfigError(f"{source / CONFIG}: {NAMED} is {shown(name)}; it must name a safetensors file, or an index of such")
+    if not name.endswith(".json"):
+        return [name], None
+    if not is_plain_file(source, name):
+        raise ConfigError(f"{source}: there is no {name}, which {CONFIG} names in {NAMED}")
+    named = read_json(source / name, ConfigError).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):
         problem = f"weight_map is {shown(named)}; it must be an object with the file of each tensor by its name"
-        raise ConfigError(f"{source / INDEX}: {problem}")
-    return sorted(set(named.values()))
+        raise ConfigError(f"{source / name}: {problem}")
+    return sorted(set(named.values())), name
+
+
+def said_of(source: Path, files: list[str], listed: str | None) -> str:
+    """Return which files were read, and which files of weights were not."""
+    read = files[0] if listed is None else f"the {len(files)} files that {listed} names"
+    others = sorted(path.name for path in source.iterdir() if WEIGHT_FILES.fullmatch(path.name))
+    unread = [name for name in others if name not in files and name != listed]
+    return f"{source}: weights from {read}" + (f"; beside them, not read: {', '.join(unread)}" if unread else "")
+
+
+def foreign_or_missing(path: Path) -> str:
+    """Return what a path leads to that has no `config.json`, and what to do."""
+    if not path.exists():
+        return "there is no such folder; `hf download NAME --local-dir FOLDER` fetches a model from the hub"
+    if path.is_file():
+        return "it is a file; name the folder that holds it and config.json"
+    return foreign(Folder(path)) or "not a folder of a Hugging Face model"
 
 
 def refuse_pointer(path: Path) -> None:
@@ -245,8 +294,12 @@ def find_tokenizer(source: Path, eos_token: str | None, pad_token: str | None) -
         raise ConfigError(f"{error}; `cistron import` takes them by --eos-token and --pad-token") from None
 
 
-def agreed_contract(source: Path, config: Json, decoder: DecoderConfig, tokenizer: Tokenizer | None) -> SavedContract:
+def agreed_contract(
+    source: Path, config: Json, decoder: DecoderConfig, tokenizer: Tokenizer | None, pad_token: str | None
+) -> SavedContract:
     """Return eos, pad and embedding rows, on which all files of the folder agree.
+
+    Whoever names a pad overrules what `config.json` says of it: padding goes by its place, never by its id.
 
     Raises:
         EosMismatchError: they do not.
@@ -257,7 +310,18 @@ def agreed_contract(source: Path, config: Json, decoder: DecoderConfig, tokenize
     for file, content in ((CONFIG, config), (GENERATION, json_if_there(source / GENERATION) or {})):
         content = stated_ids(content, str(source / file), ConfigError)
         statements.append(Statement.of_hf_file(file.removesuffix(".json"), str(source / file), content))
-    Contract(statements).check()
+    settled = [replace(statement, pad=None) for statement in statements]
+    try:
+        Contract([*statements[:1], *settled[1:]] if pad_token else statements).check()
+    except EosMismatchError as error:
+        if tokenizer is None or pad_token:
+            raise
+        Contract(settled).check()
+        end = shlex.quote(tokenizer.decode([tokenizer.eos_id]))
+        advice = (
+            f"`cistron import {source} OUT --pad-token {end}` settles the pad: the eos may fill rows, as padding goes by place"
+        )
+        raise EosMismatchError(f"{error}\n\n{advice}") from None
     if tokenizer:
         return contract_of(tokenizer, decoder)
     ends = [set(statement.eos) for statement in statements if statement.eos]

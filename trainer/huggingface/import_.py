@@ -72,8 +72,11 @@ def import_folder(source: Path, out: Path, *, eos_token: str | None = None, pad_
         body = tomli_w.dumps({**opened.tables(table), "checkpoint": {"initial_load_path": str(home / STEP)}})
         (folder / TOML).write_text(HEAD.format(source=source.absolute(), told=told, toml=home / TOML) + body)
     messages = [f"imported {source} to {out / STEP}: {told}, eos {contract.eos}, pad {contract.pad}"]
+    messages.append(opened.said)
     if opened.tokenizer is None:
-        messages.append(f"there is no {TOKENIZER} in {source}: name one in tokenizer.path of {out / TOML}")
+        others = any((source / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt"))
+        made = f" (AutoTokenizer.from_pretrained({str(source)!r}).save_pretrained(FOLDER) makes one)" if others else ""
+        messages.append(f"there is no {TOKENIZER} in {source}: name one in tokenizer.path of {out / TOML}{made}")
     if not decoder.causal and contract.mask is None:
         messages.append(f"no file states a mask token: name one in tokenizer.mask_token of {out / TOML}")
     messages.append(f'to train from it, begin a TOML with extends = "{home / TOML}" and add [[data.sources]] and [training]')

@@ -108,7 +108,7 @@ def open_model(
         theirs = HuggingFaceFolder.open(folder)
         if theirs.tokenizer is None:
             raise ConfigError(f"{folder}: there is no {TOKENIZER} to read sequences with")
-        found, messages, tokenizer = theirs.found(), list[str](), theirs.tokenizer
+        found, messages, tokenizer = theirs.found(), [theirs.said], theirs.tokenizer
     else:
         found, messages = read_newest(folder)
         tokenizer = build_tokenizer(found.state.config.tokenizer)

@@ -67,7 +67,8 @@ def starting_point(config: JobConfig, run: Folder, folder: Folder, decoder: Deco
     if found is None and c.initial_load_path:
         path = Folder(c.initial_load_path)
         if on_rank_zero(world, path, partial(is_hugging_face, path)):
-            found = world.on_every_rank(lambda: open_for_job(path, config.tokenizer))
+            found, read = world.on_every_rank(lambda: open_for_job(path, config.tokenizer))
+            messages = [*messages, read]
         else:
             found = verified(path, world)
     if found is None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from ...base import UserError
-from ...datasets.documents import document_complaints
+from ...datasets.documents import Content, content_complaints, content_settings, document_complaints
 from ...datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from ...models.config import DecoderConfig
 from ...models.decoder import Decoder
@@ -156,13 +156,22 @@ class Examination:
             self.attempt(lambda: make_objective(config, tokenizer))
             data = data_config(config)
             self.add(document_complaints(data, tokenizer, data.policy, config.training.seq_len))
+            self.add(content_complaints(contents(config), data, tokenizer))
+
+
+def contents(config: JobConfig) -> list[Content | None]:
+    """Return what documents are, in each source of training and validation."""
+    validation = config.validation.sources if config.validation.enable else []
+    return [source.content for source in (*config.data.sources, *validation)]
 
 
 def host_facts(config: JobConfig, parts: Parts) -> dict[str, str]:
     """Return what depends on the host and must be alike on all ranks: the tokenizer, attention's kernels."""
     tokenizer, decoder = parts
     ids = contract_of(tokenizer, decoder).model_dump(exclude={"tokenizer", "vocab"})
+    of_content = [content_settings(content, tokenizer) for content in contents(config)]
     return {
+        **{f"tokenizer: {key}": str(value) for found in of_content for key, value in found.items()},
         "tokenizer (fingerprint)": tokenizer.fingerprint,
         **{f"tokenizer.{role}": str(id_) for role, id_ in ids.items()},
         "vocabulary": str(decoder.vocab_size),

@@ -184,7 +184,7 @@ def test_shards_hold_the_weights_of_the_letters_they_were_made_of(tmp_path: Path
         corpus = RawCorpus(
             files=storage.expand([path]), reader=FastaReader(storage, group_bytes=group_bytes), tokenizer=ByteTokenizer(),
             format="fasta",
-            field="", validation_share=share, deduplicate=False, seed=0, skip_bad=False, letters=letters,
+            field="", validation_share=share, deduplicate=False, seed=0, skip_bad=False, config=DocumentConfig(**dict(letters)),
         )  # fmt: skip
         result = corpus.convert(Task(0, tuple(corpus.split(10**6))), tmp_path / name, None, lambda _: None)
         assert result.documents == len(RECORDS)

@@ -41,6 +41,7 @@ class Numbered:
     group: int
     bad: frozenset[int] = frozenset()
     broken: frozenset[int] = frozenset()
+    content = "text"
 
     def split(self, file: DataFile, target: int) -> list[Piece]:
         """Make no pieces: the case has them."""

@@ -16,14 +16,17 @@ from cistron.datasets.prepare import (
     DumpReader,
     ListReader,
     MegatronReader,
+    PadId,
     PreparationResult,
     TokenCorpus,
     TokenReader,
     columns,
 )
+from cistron.datasets.prepare import arrays as array_files
 from cistron.datasets.prepare import megatron as token_files
 from cistron.datasets.prepare.run import group
 from cistron.datasets.shards import open_shards
+from cistron.datasets.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from cistron.datasets.tokenizers.bytes import ByteTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,11 +36,18 @@ Documents = list[list[int]]
 
 
 def convert(
-    folder: Path, reader: TokenReader, paths: Sequence[Path], append_eos: bool = False, target: int = 40
+    folder: Path,
+    reader: TokenReader,
+    paths: Sequence[Path],
+    append_eos: bool = False,
+    target: int = 40,
+    pad_id: PadId = None,
+    tokenizer: Tokenizer | None = None,
 ) -> PreparationResult:
     """Import files into `folder`/train, in pieces of `target` bytes, as `cistron prepare` does."""
     files = FileStore().expand(map(str, paths))
-    corpus = TokenCorpus(files=files, reader=reader, tokenizer=ByteTokenizer(), append_eos=append_eos)
+    tokenizer = tokenizer or ByteTokenizer()
+    corpus = TokenCorpus(files=files, reader=reader, tokenizer=tokenizer, append_eos=append_eos, pad_id=pad_id)
     tasks = group(corpus.split(target), target)
     return sum((corpus.convert(task, folder, None, lambda _: None) for task in tasks), PreparationResult())
 
@@ -211,7 +221,7 @@ def test_a_damaged_megatron_index_is_refused(tmp_path: Path, change: object, pro
     ("ids", "dtype", "problem"),
     [
         ([5, 6, 7], "<u2", r"0 of 3 tokens are the eos 0, so that there would be no end of a document"),
-        ([0, 0, 5, 0, 0], "<u2", r"4 of 5 tokens are the eos 0, 1\.25 tokens a document"),
+        ([0, 0, 5, 0, 0], "<u2", r"4 of 5 tokens are the eos 0, 1\.25 tokens a document.* give --pad-id 0"),
         ([5, 6, 0, 7, 8, 9, 9], "<u2", "its last document ends with 9, not the eos 0; give --append-eos"),
         ([5, 6, 0], "<u4", r"4 of 6 tokens are the eos 0, 1\.50 tokens a document"),  # read as uint16, every other id is 0
     ],
@@ -274,3 +284,138 @@ def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match=r"a\.parquet: cannot be read as parquet"):
         convert(tmp_path, ListReader(FileStore(), "input_ids", None), [tmp_path / "a.parquet"])
+
+
+PROTEIN = build_tokenizer(TokenizerConfig(kind="protein"))  # <cls> 0, <pad> 1, <eos> 2, <mask> 32, vocabulary 33
+residues = st.lists(st.lists(st.integers(4, 23), max_size=9), min_size=1, max_size=20).filter(any)
+
+
+def padded(random: Random, document: list[int], pad: int, width: int) -> list[int]:
+    """Fill up to `width` at the end, at the start, or at both."""
+    missing = width - len(document)
+    left = random.choice([0, missing, random.randint(0, missing)])
+    return [pad] * left + document + [pad] * (missing - left)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    residues,
+    st.sampled_from(["rows", "rows with a mask", "megatron", "dump"]),
+    st.sampled_from([None, 24, PROTEIN.eos_id]),
+    st.booleans(),
+    st.randoms(),
+    small,
+)
+def test_padding_at_either_end_is_taken_off_and_counted(
+    tmp_path_factory: pytest.TempPathFactory,
+    bodies: Documents,
+    kind: str,
+    pad_id: int | None,
+    append: bool,
+    random: Random,
+    chunk: int,
+) -> None:
+    folder, eos, target = tmp_path_factory.mktemp("padded"), PROTEIN.eos_id, 9999
+    append = append and kind != "dump"
+    documents = bodies if append else [[*body, eos] for body in bodies]
+    pad = PROTEIN.pad_id if pad_id is None else pad_id
+    width = max(map(len, documents)) + 4
+    rows = [padded(random, document, pad, width) for document in documents]
+    taken = sum(map(len, rows)) - sum(map(len, documents))
+    expected = [[*body, eos] for body in bodies if body]
+    if kind == "megatron":
+        files = write_megatron(folder / "m", [[row[:2], row[2:]] for row in rows], "<i4")
+        with patch.object(token_files, "CHUNK", chunk):
+            reader: TokenReader = MegatronReader(FileStore(), eos, append, pad)
+            result = convert(folder, reader, files, append, target, pad_id, PROTEIN)
+    elif kind == "dump":
+        long = [5, 6, 7] * 30 + [eos]  # so that the mean is plausible
+        expected.append(long)
+        taken += 2
+        np.save(folder / "d.npy", np.array([token for row in rows for token in row] + [*long, pad, pad]))
+        with patch.object(array_files, "CHUNK", chunk):
+            dump = DumpReader(FileStore(), eos, False, None, pad)
+            result = convert(folder, dump, [folder / "d.npy"], False, target, pad_id, PROTEIN)
+    else:
+        table = {"input_ids": rows, "w": [[float(at) for at in range(width)] for _ in rows]}
+        if kind == "rows with a mask":
+            starts = [next((at for at, token in enumerate(row) if token != pad), 0) for row in rows]
+            spans = [range(start, start + len(document)) for start, document in zip(starts, documents, strict=True)]
+            table["attention_mask"] = [[int(at in span) for at in range(width)] for span in spans]
+            pad_id = None
+        pq.write_table(pa.table(table), folder / "a.parquet", row_group_size=chunk)
+        reader = ListReader(FileStore(), "input_ids", "w", masked=pad_id is None)
+        result = convert(folder, reader, [folder / "a.parquet"], append, target, pad_id, PROTEIN)
+        filled = [row for row, body in zip(rows, bodies, strict=True) if body]
+        for row, weight in zip(filled, imported(folder)[1], strict=True):  # each beside its own token
+            first = next(at for at, token in enumerate(row) if token not in (pad, eos))
+            assert weight[:-1] == [float(first + at) for at in range(len(weight) - 1)]
+    assert imported(folder)[0] == expected
+    assert result.documents == len(expected)
+    if pad_id != eos:  # one behind a document is its own, and a document of eos alone is dropped as one or as padding
+        assert result.padding == taken
+
+
+@pytest.mark.parametrize(
+    ("row", "pad_id", "problem"),
+    [
+        ([5, 1, 1, 6, 2], None, "the pad 1 is inside of a document, at its token 1 from 0"),
+        ([1, 5, 6, 1, 2], None, "the pad 1 is inside of a document, at its token 3"),
+        ([5, 6, 1, 2, 24], 24, "the pad 1 is inside of a document, at its token 2 from 0; --pad-id 1 takes it off"),
+        ([5, 6, 7, 2, 1], "none", "the pad 1 is inside of a document, at its token 4 from 0; --pad-id 1 takes it off"),
+        ([1, 5, 32, 6, 2], None, "the mask 32 is inside of a document, at its token 2 from 0"),
+        ([5, 2, 2, 6, 2], 2, "the eos 2 is inside of a document, at its token 1"),
+        ([5, 6, 2, 2, 2], None, "the eos 2 is inside of a document, at its token 2 from 0; if it fills rows up, --pad-id 2"),
+        ([2, 2, 5, 6, 2], None, "the eos 2 is inside of a document, at its token 0 from 0; if it fills rows up, --pad-id 2"),
+    ],
+)
+def test_padding_and_masks_inside_of_a_document_are_refused_with_row_and_place(
+    tmp_path: Path, row: list[int], pad_id: PadId, problem: str
+) -> None:
+    paths = write_lists(tmp_path / "a.parquet", [[5, 2], [7, 8, 2], row])
+    with pytest.raises(DataError, match=problem) as caught:
+        convert(tmp_path, ListReader(FileStore(), "input_ids", None), paths, False, 9999, pad_id, PROTEIN)
+    assert caught.value.record == 2
+    if pad_id is None:
+        for chunk in (1, 2, 3, 99):
+            files = write_megatron(tmp_path / "m", [[[5, 2]], [[7, 8, 2]], [row[:1], row[1:]]], "<i4")
+            with patch.object(token_files, "CHUNK", chunk), pytest.raises(DataError, match=problem.split(",")[0]) as caught:
+                convert(tmp_path, MegatronReader(FileStore(), 2, False, 1), files, False, 9999, pad_id, PROTEIN)
+            assert caught.value.record == 2
+
+
+def test_a_mask_that_covers_the_inside_of_a_document_is_refused(tmp_path: Path) -> None:
+    table = {"input_ids": [[5, 2, 1], [7, 8, 2]], "attention_mask": [[True, True, False], [True, False, True]]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    problem = "attention_mask is 0 inside of a document, at its token 1"
+    with pytest.raises(DataError, match=problem) as caught:
+        convert(tmp_path, ListReader(FileStore(), "input_ids", None), [tmp_path / "a.parquet"], tokenizer=PROTEIN)
+    assert caught.value.record == 1
+    table["attention_mask"][1].pop()
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="3 ids and 2 values of attention_mask"):
+        convert(tmp_path, ListReader(FileStore(), "input_ids", None), [tmp_path / "a.parquet"], tokenizer=PROTEIN)
+
+
+@pytest.mark.parametrize("side", ["end", "start"])
+def test_rows_that_look_padded_are_refused_with_advice_that_leads_on(tmp_path: Path, side: str) -> None:
+    draw = Random(3)
+    bodies = [[5, *(draw.randint(30, 90) for _ in range(draw.randint(1, 12))), 6] for _ in range(9)]  # some with a 77
+    rows = [body + [77] * (16 - len(body)) if side == "end" else [77] * (16 - len(body)) + body for body in bodies]
+    paths = write_lists(tmp_path / "a.parquet", rows, rows=9)
+    reader = ListReader(FileStore(), "input_ids", None)
+    with pytest.raises(DataError, match=r"9 of the 9 documents looked at have a run of id 77 .* --pad-id 77 takes it off"):
+        convert(tmp_path, reader, paths, True)
+    result = convert(tmp_path / "off", reader, paths, True, pad_id=77)
+    assert imported(tmp_path / "off")[0] == [[*body, EOS] for body in bodies]
+    assert result.padding == sum(16 - len(body) for body in bodies)
+    convert(tmp_path / "kept", reader, paths, True, pad_id="none")
+    assert imported(tmp_path / "kept")[0] == [[*row, EOS] for row in rows]
+
+
+def test_windows_of_bases_are_not_taken_for_padded_rows(tmp_path: Path) -> None:
+    draw = Random(4)
+    rows = [[draw.choice([65, 67, 71, 84]) for _ in range(60)] for _ in range(200)]
+    paths = write_lists(tmp_path / "a.parquet", rows, rows=25)
+    convert(tmp_path, ListReader(FileStore(), "input_ids", None), paths, True, 10**4)
+    assert imported(tmp_path)[0] == [[*row, EOS] for row in rows]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
-from cistron.datasets.documents import Letters
+from cistron.datasets.documents import DocumentConfig
 from cistron.datasets.errors import DataConfigError, DataError
 from cistron.datasets.files import FileStore
 from cistron.datasets.prepare import Event, PreparationResult, RawCorpus
@@ -32,7 +32,7 @@ JSONL = JsonlReader(FileStore(), "text")
 
 def make_corpus(pattern: str, reader: Reader = JSONL, tokenizer: Tokenizer | None = None, **changes: Any) -> RawCorpus:
     arguments: dict[str, Any] = {"format": "any", "field": "text", "validation_share": 0.0, "deduplicate": False}
-    arguments |= {"seed": 0, "skip_bad": False, "letters": Letters()}
+    arguments |= {"seed": 0, "skip_bad": False, "config": DocumentConfig()}
     files = FileStore().expand([pattern])
     return RawCorpus(files=files, reader=reader, tokenizer=tokenizer or ByteTokenizer(), **arguments | changes)
 
