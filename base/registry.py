@@ -132,7 +132,12 @@ def load_plugins(modules: Sequence[str] = ()) -> None:
         try:
             importlib.import_module(module)
         except Exception as error:  # whatever a module of others raises on import
-            raise UserError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
+            # A folder of PYTHONPATH that is not there may be on a disk that is away.
+            folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+            away = [folder for folder in folders if not os.path.exists(folder)]  # noqa: PTH110 (pathlib is not loaded)
+            passing = isinstance(error, ModuleNotFoundError) and module.startswith(f"{error.name}") and bool(away)
+            there = f"; PYTHONPATH names {', '.join(away)}, which is not there" if passing else ""
+            raise UserError(f"{where}: cannot be imported: {type(error).__name__}: {error}{there}", passing=passing) from error
 
 
 def load_saved_plugins(modules: Sequence[str]) -> None:

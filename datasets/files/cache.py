@@ -1,9 +1,13 @@
 """Whole copies of remote files in a folder of limited size: those used longest ago go first.
 
 A copy is called `<key>-<checksum>-<name>`. The key stands for the URL, the size, and what the store tells of the
-version; the checksum is of the content. Its time of last change is set to a time that follows from the checksum: as
-long as it is that, nobody has written to the copy, and another one means that its content is compared with the
-checksum before it is used. Its atime is the time of its last use.
+version; the checksum is of the content. Its time of last change is a whole second of the last 36 hours before its last
+use, which has a remainder that follows from the checksum: as long as it has, nobody has written to the copy, and
+another one means that its content is compared with the checksum before it is used. So what deletes old files from a
+scratch disk takes it for one in use. Its atime is the time of its last use.
+
+Mirrors behind one name may tell another tag in each answer. Where a tag changes while a file is copied, and its size,
+time of last change and both ends do not, the copy is kept by that time instead.
 
 Any number of processes share the folder without locks: a copy gets its name only when it is complete, by a rename, and
 what another process deletes stays readable for those that have it open.
@@ -28,11 +32,12 @@ COPY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}-")
 PART_SECONDS = 3600  # after which a copy that does not grow belongs to a dead process
 COPY_BYTES = 2**22
 END_BYTES = 2**16  # compared at both ends where a store tells no version
+REMAINDERS = 2**17  # seconds: a time that somebody else sets has the right one by chance once in so many
 
 Opener = Callable[[], RemoteFile]
 
 
-def find_copy(folder: Path, file: DataFile, opener: Opener) -> Path | None:
+def find_copy(folder: Path, file: DataFile, opener: Opener, *, by_time: bool = False) -> Path | None:
     """Return the copy of this version of a file, if there is a sound one, and note its use.
 
     Where the store tells no version, first and last 64 KiB must be those of the remote file; a change between them is
@@ -42,19 +47,20 @@ def find_copy(folder: Path, file: DataFile, opener: Opener) -> Path | None:
         folder: Of the copies.
         file: As its store lists it now.
         opener: Opens it.
+        by_time: Whether the stamp is the time of last change alone: then the ends must be the same too.
     """
     for copy in sorted(folder.glob(f"{_key(file)}-*")):
         if not COPY.match(copy.name):
             continue  # of another version of Cistron, or of somebody else: it goes when room is made
         with suppress(FileNotFoundError):  # another process makes room
-            if _is_sound(copy, file.size) and (file.stamp or _same_ends(copy, file.size, opener)):
-                os.utime(copy, ns=(time.time_ns(), _unchanged_ns(copy)))
+            if _is_sound(copy, file.size) and ((file.stamp and not by_time) or _same_ends(copy, file.size, opener)):
+                _note_use(copy, copy)
                 return copy
             copy.unlink()
     return None
 
 
-def make_copy(folder: Path, limit: float, file: DataFile, opener: Opener, is_unchanged: Callable[[], bool]) -> Path:
+def make_copy(folder: Path, limit: float, file: DataFile, opener: Opener, again: Callable[[], DataFile | None]) -> Path:
     """Copy the stored bytes of `file`, after making room for it within `limit` bytes.
 
     Args:
@@ -62,7 +68,8 @@ def make_copy(folder: Path, limit: float, file: DataFile, opener: Opener, is_unc
         limit: Bytes of all copies.
         file: As its store lists it now.
         opener: Opens it.
-        is_unchanged: Asks the store whether it still lists the file so.
+        again: Asks the store anew; returns the file to keep the copy under: itself, or by its time where nothing but
+            its tag has changed; None where more has.
 
     Raises:
         OSError: The folder cannot be written, or the file changed while it was copied.
@@ -80,10 +87,11 @@ def make_copy(folder: Path, limit: float, file: DataFile, opener: Opener, is_unc
                 size += len(data)
             target.flush()
             os.fsync(target.fileno())
-        if size != file.size or not is_unchanged():
+        now = again() if size == file.size else None
+        if now is None or (now != file and not _same_ends(part, size, opener)):
             raise OSError("it changed while it was copied")
-        copy = folder / f"{_key(file)}-{digest.hexdigest()}-{_name(file)}"
-        os.utime(part, ns=(time.time_ns(), _unchanged_ns(copy)))
+        copy = folder / f"{_key(now)}-{digest.hexdigest()}-{_name(file)}"
+        _note_use(part, copy)
         return part.replace(copy)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -98,16 +106,25 @@ def _name(file: DataFile) -> str:
     return re.sub(r"[^\w.-]", "_", plain_name(file.path).rsplit("/", 1)[-1])[-80:]
 
 
-def _unchanged_ns(copy: Path) -> int:
-    """Return the time of last change that a copy has which nobody has written to: a whole second before 2004."""
-    return int(copy.name.split("-")[1][:7], 16) * 4 * 10**9
+def _remainder(copy: Path) -> int:
+    """Return that of the time of last change, in seconds, of a copy which nobody has written to; even, for FAT."""
+    return int(copy.name.split("-")[1][:8], 16) % REMAINDERS // 2 * 2
+
+
+def _note_use(path: Path, copy: Path) -> None:
+    """Set the times of a file that is a copy, or becomes one, to those of a sound one that is used now."""
+    now = time.time_ns()
+    seconds = now // 10**9
+    os.utime(path, ns=(now, (seconds - (seconds - _remainder(copy)) % REMAINDERS) * 10**9))
 
 
 def _is_sound(copy: Path, size: int) -> bool:
     stat = copy.stat()
     if stat.st_size != size:
         return False
-    return stat.st_mtime_ns == _unchanged_ns(copy) or checksum(str(copy)).endswith(f":{copy.name.split('-')[1]}")
+    seconds, rest = divmod(stat.st_mtime_ns, 10**9)
+    untouched = not rest and seconds % REMAINDERS == _remainder(copy)
+    return untouched or checksum(str(copy)).endswith(f":{copy.name.split('-')[1]}")
 
 
 def _same_ends(copy: Path, size: int, opener: Opener) -> bool:

@@ -13,8 +13,9 @@ from .globs import WILD, hidden, is_glob, matching
 from .redirects import file_system
 
 # By their endings, what compressed files hold; of others the bytes would be read as text.
-COMPRESSION = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-FOREIGN_COMPRESSION = (".bz2", ".xz", ".zip", ".lz4", ".7z", ".br", ".snappy")
+COMPRESSION = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".xz": "xz", ".bz2": "bzip2"}
+FOREIGN_COMPRESSION = (".lzma", ".zip", ".lz4", ".7z", ".rar", ".br", ".snappy", ".z", ".lzo")
+ARCHIVES = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
 A_FOLDER = "this is a folder; name its files with a pattern such as folder/*.jsonl"
 WITHHELD = "*** stands for credentials, which are kept nowhere"
 # What stores tell of a file's content and else of its version, in fsspec's `info`. Times of reading are not among them.
@@ -217,8 +218,10 @@ def _remote_file(filesystem: Any, info: Mapping[str, Any], named: bool = False) 
 
 
 def _file(path: str, size: int, stamp: str, named: bool) -> DataFile:
+    if uncompressed_name(path).endswith(ARCHIVES):
+        raise DataError("this is an archive of files by its name; unpack it, and name what it holds", file=path)
     if plain_name(path).endswith(FOREIGN_COMPRESSION):
-        raise DataError("of compressed files .gz, .bgz and .zst are read; compress it by one of them", file=path)
+        raise DataError("of compressed files .gz, .bgz, .zst, .xz and .bz2 are read; compress it by one of them", file=path)
     if named and not size:
         raise DataError("this file is empty (0 bytes)", file=path)
     return DataFile(path, size, stamp)

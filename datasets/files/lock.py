@@ -162,7 +162,7 @@ class Lock:
     def release(self) -> None:
         """Let the folder go, and leave nothing of this lock in it."""
         self.ended.set()
-        with suppress(OSError):  # a disk that is gone: the end of the process says the same
+        with suppress(Exception):  # a disk that is gone, whatever a store says: the end of the process says the same
             self.withdraw()
         self.place.tidy()
 

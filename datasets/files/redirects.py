@@ -6,7 +6,10 @@ address to one that is private, of this host or link-local is refused, as is one
 names may be private, and a private server may redirect to others of its network, as those of clusters do.
 
 Names are judged by their addresses, before the redirect is followed and again when it connects, so that a name server
-that gives another answer the second time changes nothing. This holds for http and https; drivers of other stores follow
+that gives another answer the second time changes nothing.
+
+A proxy that the environment names (http_proxy, https_proxy; read where fsspec's client has `trust_env`) may be private;
+it looks up names that this host does not know. All of this holds for http and https; drivers of other stores follow
 redirects as their own libraries do.
 """
 
@@ -15,6 +18,8 @@ import socket
 from functools import partial
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from fsspec.core import url_to_fs
 from typing_extensions import override
@@ -59,17 +64,29 @@ async def addresses(host: str) -> list[str]:
     return [str(address[0]) for *_, address in found]
 
 
-async def refuse_redirect(begin: Any, end: Any, private_redirects: bool) -> None:
+async def refuse_redirect(begin: Any, end: Any, private_redirects: bool, proxied: bool = False) -> None:
     """Refuse a redirect from one yarl.URL to another.
 
+    Args:
+        begin: Its server.
+        end: Where it leads.
+        private_redirects: Whether it may lead into a private network.
+        proxied: Whether a proxy looks up what this host cannot.
+
     Raises:
+        OSError: The end has no address, and no proxy could know one.
         RedirectError: It leaves https, or http altogether, or leads from a public address to one that is not.
     """
     if end.scheme not in ("http", "https") or (begin.scheme, end.scheme) == ("https", "http") or not end.host:
         raise RedirectError(f"{begin.host} redirects from {begin.scheme} to {end}; an https URL may follow, or http after http")
     if private_redirects:
         return
-    inner = [address for address in await addresses(end.host) if is_inner(address)]
+    try:
+        inner = [address for address in await addresses(end.host) if is_inner(address)]
+    except socket.gaierror:
+        if proxied:
+            return
+        raise
     link_local = any(ip_address(address.partition("%")[0]).is_link_local for address in inner)
     if inner and (link_local or not await is_inside(begin.host)):
         raise RedirectError(_refused(begin.host, end.host, inner[0]))
@@ -95,7 +112,10 @@ async def _client(private_redirects: bool, **options: Any) -> Any:
     """Return the aiohttp session of an http file system."""
     import aiohttp  # an optional driver of fsspec's
 
-    trusted: set[str | None] = set()  # hosts that may be private: the user names them, or one of them does
+    proxies = {urlsplit(url).hostname for kind, url in getproxies().items() if kind in ("http", "https")}
+    proxied = bool(proxies) and bool(options.get("trust_env"))
+    # Hosts that may be private: the user names them, or one of them does.
+    trusted: set[str | None] = set(proxies) if proxied else set()
 
     class Resolver(aiohttp.ThreadedResolver):
         @override
@@ -112,7 +132,7 @@ async def _client(private_redirects: bool, **options: Any) -> Any:
     async def redirects(session: Any, context: Any, answer: Any) -> None:
         begin, headers = answer.response.url, answer.response.headers
         end = begin.join(type(begin)(headers.get("Location") or headers.get("URI") or ""))  # as aiohttp reads them
-        await refuse_redirect(begin, end, private_redirects)
+        await refuse_redirect(begin, end, private_redirects, proxied)
         if begin.raw_host in trusted and await is_inside(begin.host):
             trusted.add(end.raw_host)
 

@@ -1,7 +1,7 @@
 """Files of a corpus: found by pattern, opened wherever they are and however compressed.
 
-gzip and zstd are inflated by Python's own readers, which go back by inflating the file again from the first byte; bgzip
-by `bgzip`. Python has zstd from 3.14 on; `backports.zstd` is the same module.
+gzip and zstd are inflated by Python's own readers, which go back by inflating the file again from the first byte; xz
+and bzip2 by `contents`, bgzip by `bgzip`. Python has zstd from 3.14 on; `backports.zstd` is the same module.
 """
 
 import gzip
@@ -19,10 +19,12 @@ from pydantic import Field
 
 from ...base import PathText, Table
 from ..errors import DataError
-from .bgzip import HEAD_BYTES, BgzfFile, BlockIndex, ByteFile, DamagedError, block_size, find_blocks
+from .bgzip import BgzfFile, BlockIndex, ByteFile, DamagedError, block_size, find_blocks
 from .cache import find_copy, make_copy
-from .find import DataFile, FolderRule, find_files, is_compressed, local_path, plain_name, real_path
+from .contents import HEAD_BYTES, InflatedFile, miscompressed
+from .find import DataFile, FolderRule, compression, find_files, is_compressed, local_path, real_path
 from .inventory import last_name, stamped
+from .redirects import file_system
 from .remote import Patience, RemoteFile
 
 if sys.version_info >= (3, 14):
@@ -30,12 +32,17 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# zstd's window is memory of each lane. Of any file 128 MiB, `zstd --long=27`, as zstd itself takes unasked; more, up to
-# the 2 GiB of --long=31, of a file so large that its contents need it.
+# zstd's window, or xz's dictionary, is memory of each lane. Of any file 128 MiB, `zstd --long=27`, as zstd itself
+# takes unasked; more, up to the 2 GiB of --long=31, of a file so large that its contents need it.
 WINDOW_LOGS = range(27, 32)
 WINDOW_SHARE = 16  # a file has at least the 16th part of a larger window
+XZ_OWN_BYTES = 2**20  # that xz takes beside its dictionary, at most
 # A listing of many files takes many requests.
 LISTING_PATIENCE = 10
+TOO_LARGE = (
+    ("too much memory", "zstd window", f"--long={WINDOW_LOGS[0]}"),
+    ("Memory usage limit", "xz dictionary", f"--lzma2=dict={2 ** (WINDOW_LOGS[0] - 20)}MiB"),
+)
 DAMAGED = "the compressed data is truncated or damaged"
 
 
@@ -121,7 +128,7 @@ class FileStore:
         """Open a path or URL for reading its bytes, uncompressed.
 
         Args:
-            path: Compressed if its name ends in .gz, .bgz, .zst or .zstd.
+            path: Compressed as its name says, see `find.COMPRESSION`.
             whole: Whether so much will be read that a remote file is worth a copy in the cache.
 
         Raises:
@@ -132,13 +139,15 @@ class FileStore:
             try:
                 yield self._uncompressed(path, raw)
             except EOFError:
-                unit = "zstd frame" if _is_zstd(path) else "gzip member"
-                raise DataError(f"{DAMAGED}: the file ends within a {unit}", file=path) from None
+                unit = {"zstd": "zstd frame", "xz": "stream of xz", "bzip2": "stream of bzip2"}.get(compression(path) or "")
+                raise DataError(f"{DAMAGED}: the file ends within a {unit or 'gzip member'}", file=path) from None
             except (DamagedError, gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
-                if "too much memory" in str(error):
-                    window = 2 ** _window_log(raw) // 2**20
-                    problem = f"its zstd window is larger than {window} MiB, the most of a file of this size; compress it again"
-                    raise DataError(f"{problem} with at most --long={WINDOW_LOGS[0]}", file=path) from None
+                for said, what, remedy in TOO_LARGE:
+                    if said in str(error):
+                        problem = (
+                            f"its {what} is larger than {2 ** _window_log(raw) // 2**20} MiB, the most of a file of this size"
+                        )
+                        raise DataError(f"{problem}; compress it again with at most {remedy}", file=path) from None
                 raise DataError(f"{DAMAGED}: {error}", file=path) from error
 
     @contextmanager
@@ -162,12 +171,27 @@ class FileStore:
         folder, limit = Path(cache_dir).expanduser(), self.config.cache_gb * 1e9
         [file] = self.expand([path])
         opener = partial(self._remote, path)
+
+        def again() -> DataFile | None:
+            [now] = self.expand([path])
+            same = now == file or (now.size == file.size and bool(by_time.stamp) and self._by_time(now) == by_time)
+            return (file if now == file else by_time) if same else None
+
         try:
             if (copy := find_copy(folder, file, opener)) is None and file.size <= limit:
-                copy = make_copy(folder, limit, file, opener, lambda: self.expand([path]) == [file])
+                by_time = self._by_time(file)
+                copy = find_copy(folder, by_time, opener, by_time=True) if by_time.stamp else None
+                copy = copy or make_copy(folder, limit, file, opener, again)
         except OSError as error:
             raise DataError(f"cannot be copied into data.cache_dir: {error}", file=path) from error
         return None if copy is None else str(copy)
+
+    def _by_time(self, file: DataFile) -> DataFile:
+        """Return a remote file with its time of last change as stamp; with none where its store tells no time."""
+        filesystem, root = file_system(file.path, self.config.allow_private_redirects)
+        info = self._patience()(lambda: filesystem.info(root), file.path)
+        time = next((str(info[key]) for key in ("Last-Modified", "LastModified", "mtime", "updated") if info.get(key)), "")
+        return file._replace(stamp=f"changed at {time}" if time else "")
 
     def _remote(self, path: str) -> RemoteFile:
         return RemoteFile(path, self._patience(), self.config.allow_private_redirects)
@@ -175,17 +199,32 @@ class FileStore:
     def _uncompressed(self, path: str, raw: IO[bytes]) -> ByteFile:
         if not is_compressed(path):
             return cast("ByteFile", raw)
-        if _is_zstd(path):
-            return zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: _window_log(raw)})
         head = raw.read(HEAD_BYTES)
         raw.seek(0)
+        if (problem := miscompressed(path, head)) is not None:
+            raise DamagedError(problem)
+        means = compression(path)
+        if means == "zstd":
+            return zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: _window_log(raw)})
+        if means in ("xz", "bzip2"):
+            return _stream(means, raw, path)
         if block_size(head) is None:
             return gzip.GzipFile(fileobj=raw, mode="rb")
         return BgzfFile(cast("ByteFile", raw), partial(_block_index, self, path, _version(raw)))
 
 
-def _is_zstd(path: str) -> bool:
-    return plain_name(path).endswith((".zst", ".zstd"))
+def _stream(means: str, raw: IO[bytes], path: str) -> ByteFile:
+    stored = cast("ByteFile", raw)
+    try:  # Python can be built without either
+        if means == "bzip2":
+            import bz2
+
+            return InflatedFile(stored, bz2.BZ2Decompressor, OSError)
+        import lzma
+    except ImportError as error:
+        raise DataError(f"this Python was built without {means}: {error}", file=path) from None
+    limit = 2 ** _window_log(raw) + XZ_OWN_BYTES
+    return InflatedFile(stored, partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, limit), lzma.LZMAError, padding=4)
 
 
 def _window_log(raw: object) -> int:

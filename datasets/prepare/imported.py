@@ -252,7 +252,8 @@ class _Contract:
         self._open_stored = stop - last if len(ends) else self._before + stop
         begin = int(ends[0]) if opened and len(ends) else 0  # of the first whole document
         whole = ends[opened:] - begin
-        if self._guess and (looks := unstated_padding(ids[begin:], whole, self._eos)):
+        text = None if self._keeps_eos and self._pad != self._eos else self._eos  # a run of what is refused else
+        if self._guess and (looks := unstated_padding(ids[begin:], whole, text)):
             pad, count = looks
             problem = (
                 f"{count:,} of the {len(whole):,} documents looked at have a run of id {pad} at the same end, like padding"

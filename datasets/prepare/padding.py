@@ -52,13 +52,13 @@ def filled_mask(ids: Ids, ends: npt.NDArray[np.int64], pads: Mask, eos_id: int |
     return np.cumsum(edges[:-1], dtype=np.int8).astype(np.bool_)
 
 
-def unstated_padding(ids: Ids, ends: npt.NDArray[np.int64], eos_id: int) -> tuple[int, int] | None:
+def unstated_padding(ids: Ids, ends: npt.NDArray[np.int64], eos_id: int | None) -> tuple[int, int] | None:
     """Return the id that documents look padded with, and how many do; None where they do not.
 
     Args:
         ids: Of whole documents.
         ends: Behind the last token of each.
-        eos_id: Is no padding here.
+        eos_id: Is no padding here; None: it may be, too.
     """
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
     lengths = ends - starts

@@ -1,7 +1,8 @@
 r"""FASTA: a record is a document, everything between two header lines, line ends removed and case kept.
 
-A record without a residue is bad, and so is one with a blank or a tab in its sequence or with a line that begins with
-`;`, an old form of comment. One pass over a group tells whether there is any, in 3 % of the time that reading takes.
+A record without a residue is bad, and so is one with a blank, a control byte or a `>` in a line of its sequence or
+with a line that begins with `;`, an old form of comment: a `>` there is where files were joined, the first of which had
+no last line end. One pass over a group tells whether there is any, in 3 % of the time that reading takes.
 
 A long record comes in stretches of `group_bytes`, cut before a line feed rather than after one. So `\n>` always lies
 within a stretch, and what a stretch begins with is never a header.
@@ -16,14 +17,36 @@ import numpy as np
 from typing_extensions import override
 
 from ..errors import DataError
-from ..files import ByteFile
+from ..files import ByteFile, look_at_lines
 from .pieces import Piece
 from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, READERS, Reader, Records, Window
 
 BOUNDARY = b"\n>"
 NO_RESIDUE = "the record has no residue; remove its header, or put the sequence behind it"
-MISPLACED = re.compile(rb"[ \t\v\f]|(?<=\n);")
-NAMES = {b" ": "a blank", b"\t": "a tab", b"\v": "a vertical tab", b"\f": "a form feed"}
+MISPLACED = re.compile(rb"[\0-\x09\x0b\x0c\x0e-\x20>]|(?<=\n);")
+NAMES = {b" ": "a blank", b"\t": "a tab", b"\v": "a vertical tab", b"\f": "a form feed", b"\0": "a NUL byte"}
+JOINED = (
+    "'>' within a line of the sequence: a record begins here, and the line end before it is missing, as where files are "
+    "joined of which the first has none at its end; put it there"
+)
+CR_IN_HEADER = "a carriage return within a header: lines end by it alone here, so that a sequence would be lost in it"
+BY_BIOPYTHON = "convert it, as Biopython's SeqIO.convert('{name}', '{format}', 'x.fasta', 'fasta') does"
+# Of formats that hold sequences too: how they begin, and what to do with them.
+FASTQ = "this is FASTQ, with qualities; convert it, as `seqtk seq -A x.fq > x.fasta` does"
+SAM = "this is SAM, of alignments; convert it, as `samtools fasta x.sam > x.fasta` does"
+GENBANK, EMBL = (
+    f"this is {name}, with annotations; {BY_BIOPYTHON.format(name=f'x.{ending}', format=ending)}"
+    for name, ending in (("GenBank", "gb"), ("EMBL or UniProt", "embl"))
+)
+OTHERS = (
+    (re.compile(rb"@[^\n]*\n[^\n]+\n\+"), FASTQ),
+    (re.compile(rb"@(HD|SQ|RG|PG|CO)\t"), SAM),
+    (re.compile(rb"LOCUS {2,}"), GENBANK),
+    (re.compile(rb"ID {3}"), EMBL),
+    (re.compile(rb"##(gff|fileformat=VCF)"), "this is GFF or VCF, which holds places in sequences; give the sequences"),
+    (re.compile(rb"# STOCKHOLM|CLUSTAL"), f"this is an alignment; {BY_BIOPYTHON.format(name='x.sto', format='stockholm')}"),
+)
+ENDINGS = {".fq": FASTQ, ".fastq": FASTQ, ".sam": SAM, ".gb": GENBANK, ".gbk": GENBANK, ".gbff": GENBANK, ".embl": EMBL}
 
 
 class Fault(NamedTuple):
@@ -45,9 +68,17 @@ class FastaReader(Reader):
     cut = "where it is uncompressed or in bgzip's blocks"
 
     @override
+    def look(self, path: str, head: bytes) -> None:
+        super().look(path, head)
+        look_at_lines(path, head)
+        begin = head.removeprefix(BOM).lstrip()
+        if (problem := next((told for start, told in OTHERS if start.match(begin)), None)) is not None:
+            raise DataError(problem, file=path, offset=0)
+
+    @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
         with self.storage.open(piece.path) as file:
-            window = Window(file, piece, offset)
+            window = Window(self.begin(file, piece.path, offset), piece, offset)
             if first:
                 yield from self._before_header(window, piece.path)
             # One byte more than a stretch: what a record comes in depends on its own beginning only.
@@ -67,8 +98,6 @@ class FastaReader(Reader):
     def _before_header(self, window: Window, path: str) -> Iterator[Records]:
         """Move to the first header; whatever is before it but blank lines is one bad record."""
         opens_line, good = True, True
-        if window.offset == 0 and window.fill(self.group_bytes) and window.buffer.startswith(BOM):
-            window.take(len(BOM))
         while window.fill(self.group_bytes):
             if opens_line and window.buffer.startswith(b">"):
                 return
@@ -90,6 +119,8 @@ class FastaReader(Reader):
         if first and not begin:
             problem = f"a header line has more than {self.group_bytes} bytes, beginning with {data[:40]!r}"
             raise DataError(problem, file=path, offset=offset)
+        if (at := data.find(b"\r", 0, max(begin - 2, 0))) >= 0:
+            return _bad(Fault(CR_IN_HEADER, at), path, offset, offset, first)
         document = _joined(data[begin:])
         if _suspicious(document) and (fault := _misplaced(data, begin)):
             return _bad(fault, path, offset, offset, first)
@@ -105,12 +136,15 @@ class FastaReader(Reader):
         if not first:
             documents[0], headers[0] = _joined(parts[0]), b""
         begun = 0  # the first document that was not yielded
-        if not all(documents) or _suspicious(b"".join(documents)):
+        if not all(documents) or _suspicious(b"".join(documents)) or _has_lone_return(data):
             for place, part in enumerate(parts):
                 opens = first or place > 0
                 fault = _misplaced(part, (part.find(b"\n") + 1 or len(part)) if opens else 0)
-                if not documents[place] and (opens or not self._has_residue(path, offset)):
-                    fault = Fault(NO_RESIDUE, offsets[place] - starts[place])
+                if not documents[place]:
+                    header = offsets[place] if opens else self._bare_header(path, offset)
+                    fault = fault if header is None else Fault(NO_RESIDUE, header - starts[place])
+                if (at := headers[place].find(b"\r", 0, -1)) >= 0:
+                    fault = Fault(CR_IN_HEADER, at)
                 if fault:
                     whole = slice(begun, place)
                     yield from _portions(documents[whole], offsets[whole], headers[whole], first or begun > 0)
@@ -118,12 +152,12 @@ class FastaReader(Reader):
                     begun = place + 1
         yield from _portions(documents[begun:], offsets[begun:], headers[begun:], first or begun > 0)
 
-    def _has_residue(self, path: str, offset: int) -> bool:
-        """Tell whether the record that goes on at `offset` has had a residue before."""
+    def _bare_header(self, path: str, offset: int) -> int | None:
+        """Return where the record that goes on at `offset` begins, if it has had no residue before."""
         with self.storage.open(path) as file:
             header = _header_before(file, offset)
         residue = self.locate(path, header, 0)[1]
-        return residue < offset
+        return None if residue < offset else header
 
     def locate(self, path: str, offset: int, index: int) -> tuple[str | None, int]:
         """Return the name of the record at `offset`, and the byte that `index` residues later is."""
@@ -159,7 +193,7 @@ def _bad(fault: Fault, path: str, start: int, address: int, opens: bool) -> Reco
 
 def _suspicious(residues: bytes) -> bool:
     """Tell whether there may be anything but residues: white space and controls are the smallest bytes."""
-    return b";" in residues or bool(np.frombuffer(residues, dtype=np.uint8).min(initial=0xFF) <= ord(" "))
+    return b";" in residues or b">" in residues or bool(np.frombuffer(residues, dtype=np.uint8).min(initial=0xFF) <= ord(" "))
 
 
 def _misplaced(part: bytes, begin: int) -> Fault | None:
@@ -169,7 +203,15 @@ def _misplaced(part: bytes, begin: int) -> Fault | None:
         return None
     if found[0] == b";":
         return Fault("a line of the sequence begins with ';'; comments are not part of FASTA: remove the line", found.start())
-    return Fault(f"{NAMES[found[0]]} in a line of the sequence; remove it", found.start())
+    if found[0] == b">":
+        return Fault(JOINED, found.start())
+    name = NAMES.get(found[0], f"the control byte 0x{found[0][0]:02x}")
+    return Fault(f"{name} in a line of the sequence; remove it", found.start())
+
+
+def _has_lone_return(data: bytes) -> bool:
+    """Tell whether there is a carriage return that no line feed follows."""
+    return b"\r" in data and data.count(b"\r") > data.count(b"\r\n") + data.endswith(b"\r")
 
 
 def _pass_over(window: Window, size: int) -> None:

@@ -1,16 +1,17 @@
-"""Formats whose lines are records: how files are cut, read, reopened and named by line; blank lines are skipped."""
+"""Formats whose lines are records, such as jsonl: how they are cut, read, reopened, named; blank lines are skipped."""
 
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from typing_extensions import override
 
 from ..errors import DataError
+from ..files import look_at_lines
 from .pieces import Piece
-from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, READERS, FieldReader, Records, Window
+from .records import BOM, GROUP_BYTES, GROUP_DOCUMENTS, READERS, FieldReader, Reader, Records, Window
 
 MAX_LINE_BYTES = 2**30
 # To name a bad record by its line, the lines before it are counted; so many bytes take 0.1 s, or 1 s to inflate.
@@ -20,7 +21,7 @@ ParseLine = Callable[[bytes], tuple[bytes, float]]
 
 
 @dataclass(frozen=True)
-class LineReader(FieldReader):
+class LineReader(Reader):
     """Documents in lines.
 
     Attributes:
@@ -28,10 +29,20 @@ class LineReader(FieldReader):
         format_name: Of `data.sources.format`; class attribute.
     """
 
-    max_line_bytes: int = MAX_LINE_BYTES
+    max_line_bytes: int = field(default=MAX_LINE_BYTES, kw_only=True)
     format_name: ClassVar[str]
     boundary: ClassVar[bytes | None] = b"\n"
     cut: ClassVar[str] = "where it is uncompressed or in bgzip's blocks"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels are read beside documents."""
+        return isinstance(self, FieldReader) and self.label is not None
+
+    @override
+    def look(self, path: str, head: bytes) -> None:
+        super().look(path, head)
+        look_at_lines(path, head)
 
     @abstractmethod
     def parser(self, path: str) -> tuple[ParseLine, int]:
@@ -44,7 +55,7 @@ class LineReader(FieldReader):
         if offset < begin:
             offset, number = begin, 2
         with self.storage.open(piece.path) as file:
-            window = Window(file, piece, offset)
+            window = Window(self.begin(file, piece.path, offset), piece, offset)
             while window.fill(self.group_bytes):
                 offset = window.offset
                 whole = len(window.buffer) if window.over else window.buffer.rfind(b"\n") + 1
@@ -70,7 +81,7 @@ class LineReader(FieldReader):
         """Yield the documents of lines that begin at `offset`, of which the first is line `number` of the file."""
         documents: list[bytes] = []
         offsets: list[int] = []
-        label_values: list[float] | None = None if self.label is None else []
+        label_values: list[float] | None = [] if self.labelled else None
         for place, line in enumerate(lines):
             if not line or line.isspace():
                 offset += len(line) + 1
@@ -104,11 +115,13 @@ class LineReader(FieldReader):
 
 # Half of the time of json.loads goes into finding out how bytes are encoded and into skipping spaces around the value.
 _parse = json.JSONDecoder().raw_decode
+MISSING = object()  # null is a value
 
 
 @READERS.add("jsonl", says="a line is a document")
-class JsonlReader(LineReader):
-    """Documents in one field of JSON objects, an object per line."""
+@dataclass(frozen=True)
+class JsonlReader(LineReader, FieldReader):
+    """Documents in one field of JSON objects, an object per line; `a.b` is key b of the object at a, or a key "a.b"."""
 
     format_name = "jsonl"
     endings = (".jsonl", ".ndjson", ".json")
@@ -122,13 +135,14 @@ class JsonlReader(LineReader):
         try:
             text = str(line, "utf-8")
             record, end = _parse(text)
-            document = record[self.field].encode() if end == len(text) else None
+            value = record[self.field] if self.field in record else at_key(record, self.field)
+            document = value.encode() if end == len(text) else None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             document = None
         if document is None:
             record = self._object(line)
             document = self._document(record)
-        return document, 0.0 if self.label is None else self.label.number(record.get(self.label.field), document)
+        return document, 0.0 if self.label is None else self.label.number(at_key(record, self.label.field), document)
 
     def _object(self, line: bytes) -> dict[str, Any]:
         """Return the JSON object of a line with all the care that the fast way leaves out.
@@ -146,10 +160,11 @@ class JsonlReader(LineReader):
 
     def _document(self, record: dict[str, Any]) -> bytes:
         """Return the document of a record. Raises ValueError, saying what is wrong with it."""
-        if self.field not in record:
+        text = at_key(record, self.field, MISSING)
+        if text is MISSING:
             fields = ", ".join(map(repr, list(record)[:8])) or "none"
             raise ValueError(f"there is no field {self.field!r}; its fields are: {fields}")
-        return self._value(record[self.field])
+        return self._value(text)
 
     def _value(self, text: Any) -> bytes:
         """Return the document that a field's value is. Raises ValueError, saying what is wrong with it."""
@@ -164,48 +179,12 @@ class JsonlReader(LineReader):
             raise ValueError(f"field {self.field!r} holds half a surrogate pair ({error.reason})") from None
 
 
-HEADER_BYTES = 2**16
-
-
-@READERS.add("tsv", says="a line of a table is a document")
-class TsvReader(LineReader):
-    """Documents in one column of a table, of which every cell is text."""
-
-    format_name = "tsv"
-    endings = (".tsv", ".tab")
-
-    @override
-    def parser(self, path: str) -> tuple[ParseLine, int]:
-        with self.storage.open(path, whole=False) as file:
-            line, newline, _ = file.read(HEADER_BYTES).partition(b"\n")
-        if not newline:
-            problem = f"the first line must name the columns, and another follow within {HEADER_BYTES} bytes"
-            raise DataError(problem, file=path, record=1, offset=0)
-        names = _cells(line.removeprefix(BOM))
-        wanted = [self.field, *([self.label.field] if self.label else [])]
-        places = []
-        for name in wanted:
-            if names.count(name.encode()) != 1:
-                found = ", ".join(repr(cell.decode("utf-8", errors="replace")) for cell in names[:8])
-                problem = f"there must be one column {name!r}; the first line names: {found}"
-                raise DataError(problem, file=path, record=1, offset=0)
-            places.append(names.index(name.encode()))
-
-        def parse(line: bytes) -> tuple[bytes, float]:
-            cells = _cells(line)
-            if len(cells) != len(names):
-                raise ValueError(f"{len(cells)} cells; the first line names {len(names)} columns")
-            document = cells[places[0]]
-            try:
-                document.decode("utf-8")
-                label = cells[places[-1]].decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"not valid UTF-8 ({error.reason})") from None
-            return document, 0.0 if self.label is None else self.label.number(label, document)
-
-        return parse, len(line) + 1
-
-
-def _cells(line: bytes) -> list[bytes]:
-    """Return the cells of a line, which may end as in files of Windows."""
-    return line.removesuffix(b"\r").split(b"\t")
+def at_key(record: Any, name: str, otherwise: Any = None) -> Any:
+    """Return what a key holds; where there is none of the name, `a.b` is key b of the object at a."""
+    if name in record:
+        return record[name]
+    for part in name.split("."):
+        if not isinstance(record, dict) or part not in record:
+            return otherwise
+        record = record[part]
+    return record

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 from ...base import Registry
 from ..documents import Content
 from ..errors import DataError
-from ..files import BgzfFile, ByteFile, DamagedError, DataFile, FileStore, is_compressed
+from ..files import TEXT_HEAD_BYTES, BgzfFile, ByteFile, DamagedError, DataFile, FileStore, Rewound, is_compressed, look_at_head
 from .labels import Label
 from .pieces import Piece, record_starts
 
@@ -144,6 +144,22 @@ class Reader(ABC):
             DataError: The file cannot be read, ends early, or is damaged in a way that hides where records begin.
         """
 
+    def begin(self, file: ByteFile, path: str, offset: int) -> ByteFile:
+        """Return an open file that is read from `offset` on, after a look at its first bytes where that is 0.
+
+        Raises:
+            DataError: By these bytes it is a file of another kind.
+        """
+        if offset:
+            return file
+        head = file.read(TEXT_HEAD_BYTES)
+        self.look(path, head)
+        return Rewound(file, head)
+
+    def look(self, path: str, head: bytes) -> None:
+        """Refuse a file by how it begins, uncompressed. Raises DataError."""
+        look_at_head(path, head)
+
     def locate(self, path: str, offset: int, index: int) -> tuple[int | str | None, int | None]:
         """Return (record, byte in the file) of byte `index` of the document data that begins at `offset`.
 
@@ -191,7 +207,7 @@ def whole_piece(file: DataFile) -> list[Piece]:
 
 
 class Window:
-    """A piece seen through a buffer that moves forward.
+    """A piece seen through a buffer that moves forward; a byte order mark at the file's beginning is passed over.
 
     Attributes:
         buffer: Bytes read and not yet taken.
@@ -210,6 +226,8 @@ class Window:
         self.over = False
         self._file = file
         self._piece = piece
+        if offset == 0 and self.fill(len(BOM)) and self.buffer.startswith(BOM):
+            self.take(len(BOM))
 
     def fill(self, size: int) -> bool:
         """Read until the buffer holds `size` bytes or the piece is over; tell whether it holds any.

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from ..errors import DataConfigError, DataError
 from ..files import DataFile, FileStore, uncompressed_name
-from .formats import build_reader, has_fields, in_folder, raw_formats
+from .config import build_reader, has_fields, in_folder, raw_formats
+from .fasta import ENDINGS
 from .pieces import MAX_PIECE_BYTES, Piece
 from .records import READERS, DocumentJoiner, Reader, located, wrong_byte
 
@@ -102,6 +103,8 @@ def format_of(files: Iterable[DataFile]) -> str:
         name = uncompressed_name(file.path)
         found = next((format for format in endings if name.endswith(endings[format])), None)
         if found is None:
+            if (told := next((told for ending, told in ENDINGS.items() if name.endswith(ending)), None)) is not None:
+                raise DataConfigError(f"{file.path}: by its name {told}")
             raise DataConfigError(f"{file.path}: its ending tells no format; name it with --format {'|'.join(raw_formats())}")
         formats[found] = file.path
     if len(formats) > 1:

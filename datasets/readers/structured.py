@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import override
 
 from ..documents import IDS, Content
-from .lines import JsonlReader
+from .lines import JsonlReader, at_key
 from .records import READERS
 
 
@@ -22,7 +22,7 @@ class StructuredReader(JsonlReader):
     def _record(self, line: bytes) -> tuple[bytes, float]:
         record = self._object(line)
         document = self._document(record)
-        return document, 0.0 if self.label is None else self.label.number(record.get(self.label.field), b"")
+        return document, 0.0 if self.label is None else self.label.number(at_key(record, self.label.field), b"")
 
 
 @READERS.add("jsonl_ids", says="a line's list of token ids is a document")

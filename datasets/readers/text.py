@@ -1,11 +1,12 @@
-"""Text: one file, one document."""
+"""Text: one file, one document, or one line."""
 
 from collections.abc import Iterator
 
 from typing_extensions import override
 
+from .lines import LineReader, ParseLine
 from .pieces import Piece
-from .records import READERS, Reader, Records, Window
+from .records import BOM, READERS, Reader, Records, Window
 
 
 @READERS.add("text", says="a file is a document")
@@ -17,7 +18,7 @@ class TextReader(Reader):
     @override
     def groups(self, piece: Piece, offset: int, first: bool) -> Iterator[Records]:
         with self.storage.open(piece.path) as file:
-            window = Window(file, piece, offset)
+            window = Window(self.begin(file, piece.path, offset), piece, offset)
             last = False
             while not last:
                 window.fill(self.group_bytes + 1)  # one ahead, which tells whether this is the last
@@ -29,3 +30,15 @@ class TextReader(Reader):
     def locate(self, path: str, offset: int, index: int) -> tuple[None, int]:
         """Add: file and document are the same bytes."""
         return None, offset + index
+
+
+@READERS.add("lines", says="a line of text is a document")
+class TextLineReader(LineReader):
+    """The bytes of lines as they are."""
+
+    format_name = "lines"
+    endings = TextReader.endings
+
+    @override
+    def parser(self, path: str) -> tuple[ParseLine, int]:
+        return lambda line: (line.removesuffix(b"\r").removeprefix(BOM), 0.0), 0

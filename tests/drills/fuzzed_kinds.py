@@ -285,12 +285,13 @@ def documents(folder: Path) -> tuple[dict[str, Mutation], Callable[[Path], objec
     raw = {
         "a.jsonl": b"".join(json.dumps({"text": line, "id": n}).encode() + b"\n" for n, line in enumerate(lines)),
         "a.tsv": b"id\ttext\n" + b"".join(b"%d\t%s\n" % (n, line.encode().strip()) for n, line in enumerate(lines[:3])),
+        "a.csv": b"id,text\r\n" + b"".join(b'%d,"%s ""and"" more,"\n' % (n, line.encode()) for n, line in enumerate(lines)),
         "a.fasta": b"".join(b">r%d x\n%s\n" % (n, b"ACGT" * 30) for n in range(4)),
         "a.txt": TEXT.encode() * 5,
     }
     files: dict[str, Mutation] = {}
     for name, data in raw.items():
-        for ending in ("", ".gz", ".bgz", ".zst"):
+        for ending in ("", ".gz", ".bgz", ".zst", ".xz", ".bz2"):
             (folder / f"{name}{ending}").write_bytes(compress(ending, data) if ending else data)
             files[f"{name}{ending}"] = mangled
     pq.write_table(pa.table({"text": [*lines, None], "id": [1, 2, 3, 4, 5]}), folder / "a.parquet", row_group_size=2)
@@ -300,8 +301,9 @@ def documents(folder: Path) -> tuple[dict[str, Mutation], Callable[[Path], objec
     def read(at: Path) -> None:
         for name, data in changed.items():
             if (at / name).read_bytes() != data:
-                for _ in SequenceFiles([str(at / name)]):
-                    pass
+                for format in (None, "lines") if name.startswith("a.txt") else (None,):
+                    for _ in SequenceFiles([str(at / name)], format):
+                        pass
 
     return files, read
 

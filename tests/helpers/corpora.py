@@ -1,13 +1,16 @@
 """Corpora on disk, loaders over them, and rows read back into documents without the code under test."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import struct
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,12 +75,11 @@ def write_bytes(path: Path, data: bytes) -> str:
 
 
 def compress(suffix: str, data: bytes, part: int = 200) -> bytes:
-    """Return `data` as .gz of two members, .zst of two frames, or .bgz in blocks of `part` bytes; or as it is."""
+    """Return `data` as .gz, .zst, .xz or .bz2 of two members, or .bgz in blocks of `part` bytes; or as it is."""
     middle = len(data) // 3
-    if suffix == ".gz":
-        return gzip.compress(data[:middle]) + gzip.compress(data[middle:])
-    if suffix == ".zst":
-        return zstd.compress(data[:middle]) + zstd.compress(data[middle:])
+    members = {".gz": gzip.compress, ".zst": zstd.compress, ".xz": partial(lzma.compress, preset=0), ".bz2": bz2.compress}
+    if suffix in members:
+        return members[suffix](data[:middle]) + members[suffix](data[middle:])
     if suffix == ".bgz":
         return b"".join(bgzip_block(data[start : start + part]) for start in range(0, len(data), part)) + bgzip_block(b"")
     return data

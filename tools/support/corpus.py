@@ -7,7 +7,7 @@ estimated.
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from rich.padding import Padding
@@ -20,6 +20,7 @@ from ...datasets.readers import Piece, Reader
 from ...datasets.tokenizers import Encoded, TokenizeError, Tokenizer
 from ...trainer.config import JobConfig
 from ...trainer.processes import Terminal
+from .alphabet import Counts, alphabet_report, count_ids, count_letters
 
 # Read of a raw source, in bytes: in all, and of one piece, so that the sample comes from at least 8 places.
 SAMPLE, SAMPLE_PER_PIECE = 2**21, 2**18
@@ -36,11 +37,13 @@ class Holdings:
         scale: Size of the whole divided by that of the sample: 1 for all documents, None where it is unknown.
         cut: Sampled documents that continue behind the sample. Their number is a guess, and their lengths are too
             short.
+        letters: How often each byte is in the sample, see `alphabet`; of token shards, each letter in theirs.
     """
 
     statistics: LengthStatistics
     scale: float | None
     cut: int = 0
+    letters: Counts = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
 
     def rows(self, config: JobConfig) -> float:
         """Return how many rows the job packs the documents into."""
@@ -77,12 +80,16 @@ def report_sources(console: Terminal, config: JobConfig, loader: Loader, tokeniz
         console.print("\n".join(lines))
         if holdings is not None:
             console.print(Padding(histogram_table(holdings.statistics.histogram), (0, 0, 0, 4), expand=False))
+        if holdings is not None and tokenizer.alphabet is not None and holdings.letters.any():
+            for told in alphabet_report(holdings.letters, tokenizer.alphabet):
+                console.print(told if isinstance(told, str) else Padding(told, (0, 0, 0, 4), expand=False))
 
 
 def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | None:
     """Return all lengths of token shards, or those of a sample of raw files; None where there is no document."""
     if source.corpus is not None:
-        return Holdings(length_statistics(shard_lengths(source.corpus.shards), seq_len), scale=1.0)
+        letters = count_letters([]) if tokenizer.alphabet is None else count_ids(source.corpus.shards, tokenizer)
+        return Holdings(length_statistics(shard_lengths(source.corpus.shards), seq_len), scale=1.0, letters=letters)
     assert source.reader is not None
     encode = tokenizer.encode_batch
     if source.reader.content != "text":
@@ -90,10 +97,11 @@ def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | 
         encode = lambda documents: encoder(documents).encoded  # noqa: E731
     pieces = [piece for lane in source.lanes for piece in lane]
     lengths: list[Lengths] = []
-    left, covered, cut = SAMPLE, 0.0, 0
+    left, covered, cut, letters = SAMPLE, 0.0, 0, count_letters([])
     for piece in random.Random(0).sample(pieces, min(len(pieces), SAMPLED_PIECES)):
         documents, share, goes_on = head_of(source.reader, piece)
         lengths.append(lengths_of(documents, encode))
+        letters += count_letters(documents if source.reader.content == "text" else [])
         covered += piece.size * share
         cut += goes_on
         left -= sum(map(len, documents))
@@ -102,7 +110,7 @@ def look_into(source: Source, tokenizer: Tokenizer, seq_len: int) -> Holdings | 
     if not sum(map(len, lengths)):
         return None
     scale = sum(piece.size for piece in pieces) / covered
-    return Holdings(length_statistics(lengths, seq_len), None if np.isnan(scale) else scale, cut)
+    return Holdings(length_statistics(lengths, seq_len), None if np.isnan(scale) else scale, cut, letters)
 
 
 def head_of(reader: Reader, piece: Piece) -> tuple[list[bytes], float, bool]:

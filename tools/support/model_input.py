@@ -15,11 +15,13 @@ from ...trainer.inference import BATCH_TOKENS, DTYPES, OpenedModel, open_model
 def add_input_arguments(parser: argparse.ArgumentParser, name: str, *, required: bool = False) -> None:
     """Add the options that say what to read, the files as option `name`."""
     parser.add_argument(
-        name, nargs="+", metavar="FILE", required=required, help="files, globs or URLs; .gz and .zst are inflated"
+        name, nargs="+", metavar="FILE", required=required, help="files, globs or URLs; .gz, .zst, .xz and .bz2 are inflated"
     )
     parser.add_argument("--format", choices=raw_formats(), help="of the files (default: by their endings)")
-    parser.add_argument("--field", default="text", help="of jsonl, tsv and parquet: holds the sequence (default: text)")
-    parser.add_argument("--id-field", help="of jsonl, tsv and parquet: holds the name (default: records are numbered from 0)")
+    parser.add_argument("--field", default="text", help="of jsonl, csv, tsv and parquet: holds the sequence (default: text)")
+    parser.add_argument(
+        "--id-field", help="of jsonl, csv, tsv and parquet: holds the name (default: records are numbered from 0)"
+    )
     parser.add_argument(
         "--max-length", type=positive, metavar="TOKENS", help="refuse longer sequences (default: run them whole)"
     )

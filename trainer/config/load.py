@@ -10,9 +10,10 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
@@ -63,7 +64,8 @@ def load_config(
     except ConfigError as error:
         unread, passing = str(error), error.passing
         lines.append(unread)
-    unusable = load_job_plugins(merged)
+    unusable, away = load_job_plugins(merged)
+    passing |= away
     if options.help:
         parser.print_help()
         sys.exit(0)
@@ -186,7 +188,26 @@ def read_overrides(cli: CliSettingsSource[Any], options: Namespace) -> tuple[Val
         else:
             usable[key] = value
     overrides: Values = cli(parsed_args=Namespace(**usable))()
+    for key in usable:
+        *tables, name = key.split(".")
+        found: Any = overrides
+        for table in tables:
+            found = found.get(table) if isinstance(found, dict) else None
+        if isinstance(found, dict) and isinstance(found.get(name), str):
+            found[name] = as_number([*tables, name], found[name])
     return overrides, lines
+
+
+def as_number(path: list[str], text: str) -> Any:
+    """Return a text as the number that a key takes beside None; pydantic leaves one beyond the key's limits a text."""
+    field = table_at(path[:-1]).model_fields.get(path[-1])
+    members = get_args(field.annotation) if field else ()
+    kinds = {get_args(member)[0] if get_origin(member) is Annotated else member for member in members}
+    for kind in (int, float):
+        if kind in kinds and str not in kinds and len(text) <= 100:
+            with suppress(ValueError):
+                return kind(text)
+    return text
 
 
 def shown_error(error: Exception) -> str:
@@ -260,14 +281,17 @@ def deep_merge(base: Values, over: Values) -> Values:
     return merged
 
 
-def load_job_plugins(values: Values) -> list[str]:
-    """Import installed plug-ins and those of `job.plugins`; return a line for each that cannot be imported."""
+def load_job_plugins(values: Values) -> tuple[list[str], bool]:
+    """Import installed plug-ins and those of `job.plugins`; return a line for each that cannot be imported, and whether
+    that may pass by itself.
+    """
     job = values.get("job")
     modules = job.get("plugins") if isinstance(job, dict) else None
-    lines = []
+    lines, passing = [], False
     for names in ([], *([name] for name in (modules if isinstance(modules, list) else []) if isinstance(name, str))):
         try:
             load_plugins(names)
         except UserError as error:
             lines.append(str(error))
-    return list(dict.fromkeys(lines))
+            passing |= error.passing
+    return list(dict.fromkeys(lines)), passing

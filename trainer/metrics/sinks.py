@@ -190,6 +190,8 @@ class WeightsAndBiases(Sink):
                 resume="allow",
                 dir=str(folder),
                 config=config.to_dict(),
+                # Other ranks wait for rank 0 meanwhile. W&B's own limit is 90 s.
+                settings={"init_timeout": min(90.0, config.comm.timeout_seconds / 4)},
             )
         except wandb.Error as error:
             advice = "run `wandb login`, or set WANDB_MODE=offline"

@@ -1,14 +1,15 @@
 """The data of a run where its checkpoint left it or, if the data changed and the job accepts that, anew."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from ...base import aligned
 from ...datasets.errors import DataOrderError
-from ...datasets.files import deviations, fingerprint
+from ...datasets.files import DataFile, FileStore, deviations, fingerprint
 from ...datasets.loading import DataShard, DataState
+from ...datasets.readers import in_folder
 from ..checkpoints import Found
 from ..config import JobConfig
 from ..errors import CheckpointError, RanksDifferError
@@ -44,7 +45,7 @@ def resume_data(
     """
     opened, state, refusal = opened_anywhere(config, world, start, step, open_shard)
     try:
-        agree_on_files(world, opened)
+        agree_on_files(world, world.on_every_rank(lambda: files_of(config, opened)))
     except BaseException:
         opened.loader.close()
         raise
@@ -71,18 +72,37 @@ def opened_anywhere(
     return anew, None, f'{refusal}; data.on_change = "restart": the data begins anew, at row {row}'
 
 
-def agree_on_files(world: World, data: TrainData) -> None:
+def files_of(config: JobConfig, data: TrainData) -> Mapping[str, Sequence[DataFile]]:
+    """Return the files of each source that the job reads, `[eval.extrapolation]` included, by the source's key.
+
+    Raises:
+        DataError: those of `[eval.extrapolation]` alone cannot be found.
+    """
+    opened = {"data": data.loader.sources, "validation": data.validation.sources if data.validation else []}
+    found: dict[str, Sequence[DataFile]] = {
+        f"{table}.sources.{source.config.name}": source.files for table in opened for source in opened[table]
+    }
+    if config.eval.extrapolation.enable and not data.validation:
+        storage = FileStore(config.data)
+        for source in config.validation.sources:
+            within = ("*.json",) if source.format == "tokens" else in_folder(source.format)
+            found[f"validation.sources.{source.name}"] = storage.expand(source.paths, *within)
+    return found
+
+
+def agree_on_files(world: World, sources: Mapping[str, Sequence[DataFile]]) -> None:
     """Return where all ranks have found the same files: by their order, last names, sizes and contents.
 
     Folders and times may differ between hosts. All ranks exchange a hash for each source, and files only where these
     differ.
 
+    Args:
+        world: this process among the others.
+        sources: the files of each source, as this rank found them.
+
     Raises:
         RanksDifferError: with the files in which ranks differ from the first.
     """
-    validation = data.validation.sources if data.validation else []
-    sources = {f"data.sources.{source.config.name}": source.files for source in data.loader.sources}
-    sources |= {f"validation.sources.{source.config.name}": source.files for source in validation}
     hashes = {key: fingerprint(files) for key, files in sources.items()}
     said = world.gather(hashes)
     if all(other == said[0] for other in said):

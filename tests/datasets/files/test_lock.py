@@ -165,6 +165,30 @@ def test_a_dead_holder_on_another_machine_is_taken_over_whatever_its_clock(
     assert "gives no sign; watching for" in capsys.readouterr().err
 
 
+def test_a_request_to_stop_ends_the_watch_of_another_machine(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = lock._place(folder)
+    place.make()
+    place.write(f"lock-{'0' * 16}", lock.Claim.mine())
+    elsewhere(monkeypatch)
+    monkeypatch.setattr(lock, "WATCH_SECONDS", 60)
+    began, asked = time.monotonic(), iter([False, False, True])
+    with pytest.raises(InUseError, match=r"told to stop while watching whether host .*, process .* still writes to it"):
+        Lock(folder, stop=lambda: next(asked)).__enter__()
+    assert time.monotonic() - began < 30
+    assert claims(folder) == [f"lock-{'0' * 16}"], "the other's claim stays, its own goes"
+
+
+def test_a_store_that_refuses_to_delete_is_no_traceback_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ClientError(Exception):
+        """As botocore's, which is no OSError."""
+
+    def refuse(*_: object) -> None:
+        raise ClientError("AccessDenied")
+
+    with Lock(f"memory://{tmp_path.name}/run"):
+        monkeypatch.setattr(lock._Store, "delete", refuse)
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff" * 10, b"[" * 5000, ESCAPE])
 def test_a_claim_that_cannot_be_read_counts_while_it_is_renewed(tmp_path: Path, text: bytes) -> None:
     damaged = tmp_path / f"lock-{'f' * 16}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
+import fsspec
 import pytest
 from cistron.datasets.errors import DataError
 from cistron.datasets.files import FileStore, FileStoreConfig, redirects
@@ -52,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append(dict(self.headers))
-        redirected = self.path.startswith("/to")
+        redirected = "/to/" in self.path  # which a proxy gets with the whole URL before it
         self.send_response(302 if redirected else 200)
         if redirected:
             self.send_header(self.server.header, self.server.location)
@@ -75,6 +78,36 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Server]]:
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
             stack.callback(server.shutdown)
         yield outer, inner
+
+
+@pytest.fixture
+def proxy(servers: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The inner server as the proxy that the environment names, by a name, and a client that takes it."""
+    _, inner = servers
+    monkeypatch.setenv("http_proxy", f"http://localhost:{inner.server_port}")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setattr(socket, "getaddrinfo", only_localhost)
+    monkeypatch.setitem(fsspec.config.conf, "http", {"client_kwargs": {"trust_env": True}})
+    return inner
+
+
+def only_localhost(host: str, *arguments: object, getaddrinfo: Any = socket.getaddrinfo, **more: object) -> Any:
+    """Know a single name, as a host does whose names its proxy looks up; it is that of the inner server."""
+    if host.endswith(".example"):
+        raise socket.gaierror("Name or service not known")
+    return getaddrinfo("127.0.0.2" if host == "localhost" else host, *arguments, **more)
+
+
+def test_a_proxy_may_be_private_and_knows_names_that_this_host_does_not(proxy: Server) -> None:
+    assert read("http://data.example/x.txt") == TEXT
+    proxy.location = "http://mirror.example/x.txt"
+    assert read("http://data.example/to/x.txt") == TEXT
+
+
+def test_nor_does_a_redirect_lead_inside_behind_a_proxy(proxy: Server) -> None:
+    proxy.location = "http://169.254.169.254/latest"
+    with pytest.raises(DataError, match="private network"):
+        read("http://data.example/to/x.txt")
 
 
 def read(url: str, allowed: bool = False) -> bytes:

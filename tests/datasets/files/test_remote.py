@@ -41,7 +41,8 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.faults: list[str] = []
         self.ranges = self.versions = True
-        self.requests = 0
+        self.flapping, self.changed = False, ""  # another tag in each answer; time of last change
+        self.requests = self.answers = 0
         self.over = threading.Event()
 
     def url(self, name: str) -> str:
@@ -64,7 +65,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200 if data is not None else 404)
         self.send_header("Content-Length", str(len(data or b"")))
         if self.server.versions:
-            self.send_header("ETag", str(hash(data)))
+            self.server.answers += 1
+            self.send_header("ETag", str(self.server.answers if self.server.flapping else hash(data)))
+            if self.server.changed:
+                self.send_header("Last-Modified", self.server.changed)
         self.end_headers()
 
     def do_GET(self) -> None:
@@ -213,6 +217,32 @@ def test_a_changed_file_of_the_same_size_is_noticed_where_the_server_tells_no_ve
         assert [file.stamp for file in storage.expand([server.url("x.txt")])] == [""]
         assert Path(storage.local(server.url("x.txt"))).read_bytes() == data
         assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_tag_that_changes_with_each_answer_is_not_taken_for_a_change_where_time_and_ends_tell(
+    server: Server, tmp_path: Path
+) -> None:
+    server.flapping, server.changed = True, "Mon, 01 Jan 2024 00:00:00 GMT"
+    storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path), retries=0))
+    for data, when in ((b"a" * 300_000, "00"), (b"a" * 299_999 + b"b", "00"), (b"a" * 150_000 + b"c" * 150_000, "59")):
+        server.files["x.txt"], server.changed = data, f"Mon, 01 Jan 2024 00:00:{when} GMT"
+        copies = {storage.local(server.url("x.txt")) for _ in range(3)}
+        assert [Path(copy).read_bytes() for copy in copies] == [data]
+    server.changed = ""
+    with pytest.raises(DataError, match="it changed while it was copied"):
+        storage.local(server.url("x.txt"))
+
+
+def test_a_copy_looks_used_to_what_clears_a_scratch_disk(server: Server, tmp_path: Path) -> None:
+    storage = FileStore(FileStoreConfig(cache_dir=str(tmp_path), retries=0))
+    server.files["x.txt"] = b"right" * 100
+    copy = Path(storage.local(server.url("x.txt")))
+    before = copy.stat().st_mtime
+    assert 0 <= time.time() - before < 2 * 86_400
+    os.utime(copy, (before - 30 * 2**17, before - 30 * 2**17))  # used last some 45 days ago
+    assert storage.local(server.url("x.txt")) == str(copy)
+    assert copy.stat().st_mtime == pytest.approx(before, abs=2**17)
+    assert server.requests == 1
 
 
 def test_a_file_that_changes_while_it_is_copied_is_not_kept(

@@ -43,11 +43,14 @@ def convert(
     target: int = 40,
     pad_id: PadId = None,
     tokenizer: Tokenizer | None = None,
+    keeps_eos: bool = False,
 ) -> PreparationResult:
     """Import files into `folder`/train, in pieces of `target` bytes, as `cistron prepare` does."""
     files = FileStore().expand(map(str, paths))
     tokenizer = tokenizer or ByteTokenizer()
-    corpus = TokenCorpus(files=files, reader=reader, tokenizer=tokenizer, append_eos=append_eos, pad_id=pad_id)
+    corpus = TokenCorpus(
+        files=files, reader=reader, tokenizer=tokenizer, append_eos=append_eos, pad_id=pad_id, keeps_eos=keeps_eos
+    )
     tasks = group(corpus.split(target), target)
     return sum((corpus.convert(task, folder, None, lambda _: None) for task in tasks), PreparationResult())
 
@@ -411,6 +414,19 @@ def test_rows_that_look_padded_are_refused_with_advice_that_leads_on(tmp_path: P
     assert result.padding == sum(16 - len(body) for body in bodies)
     convert(tmp_path / "kept", reader, paths, True, pad_id="none")
     assert imported(tmp_path / "kept")[0] == [[*row, EOS] for row in rows]
+
+
+def test_rows_padded_with_the_eos_are_no_documents_that_keep_it(tmp_path: Path) -> None:
+    bodies = [[*range(5, 5 + length), EOS, *range(9, 9 + length), EOS] for length in range(1, 12)]
+    paths = write_lists(tmp_path / "a.parquet", [body + [EOS] * (30 - len(body)) for body in bodies], rows=11)
+    reader = ListReader(FileStore(), "input_ids", None)
+    with pytest.raises(DataError, match=r"11 of the 11 .* a run of id 0 .* --pad-id 0 takes it off"):
+        convert(tmp_path, reader, paths, target=9999, keeps_eos=True)
+    convert(tmp_path, reader, paths, target=9999, keeps_eos=True, pad_id=EOS)
+    assert imported(tmp_path)[0] == bodies
+    paths = write_lists(tmp_path / "b.parquet", bodies, rows=11)
+    convert(tmp_path / "plain", reader, paths, target=9999, keeps_eos=True)
+    assert imported(tmp_path / "plain")[0] == bodies
 
 
 def test_windows_of_bases_are_not_taken_for_padded_rows(tmp_path: Path) -> None:

@@ -166,6 +166,7 @@ def test_a_table_that_is_none_is_refused(content: bytes, message: str, tmp_path:
 
 
 def test_a_format_without_columns_has_no_labels() -> None:
-    for format in ("text", "fasta", "tokens"):
+    others = "jsonl, jsonl_ids, jsonl_messages, tsv, csv, parquet"
+    for format in ("text", "lines", "fasta", "tokens"):
         source = SourceConfig(name="a", format=format, paths=["x"], label="value")
-        assert source.complaints() == [f"label = 'value': format = \"{format}\" has no labels; jsonl, tsv, parquet have"]
+        assert source.complaints() == [f"label = 'value': format = \"{format}\" has no labels; {others} have"]

@@ -1,6 +1,7 @@
 """Conversations become the ids of transformers, answers are told, and no message's text becomes a special token."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,12 @@ import pytest
 import tokenizers
 from cistron.datasets.documents import DocumentConfig, content_complaints
 from cistron.datasets.documents.encoders import MessageEncoder
+from cistron.datasets.readers import SourceConfig
 from cistron.datasets.tokenizers import HFTokenizer, TokenizeError
 from cistron.datasets.tokenizers.chat_template import ChatTemplate, ChatTemplateError
+from cistron.tests.helpers.corpora import Settings, config
+from cistron.tests.helpers.jobs import metrics, refusal, train_here, write_job
+from cistron.tools import prepare
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
@@ -283,3 +288,65 @@ def test_a_text_of_a_template_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> No
         ChatTemplate("{% for i in range(99) %}{{ messages[0].content }}{% endfor %}", {}).render(
             [{"role": "u", "content": "a" * 99}]
         )
+
+
+CHATS = [chat("hi", "one", "more", "two"), chat("a", "b", system="be kind"), chat("q" * 30, "r" * 40)] * 8
+
+
+def write_chats(path: Path, chats: list[Any]) -> str:
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in chats))
+    return str(path)
+
+
+def weighed_rows(settings: Settings, tokenizer: HFTokenizer) -> list[tuple[list[int], list[float]]]:
+    """Tokens of each document, and the weights of its targets."""
+    found = []
+    for batch in settings.single_pass(tokenizer).batches():
+        assert batch.weights is not None
+        for row in range(len(batch.rows)):
+            for number in range(int(batch.sequence_ids[row].max()) + 1):
+                at = batch.sequence_ids[row] == number
+                found.append((batch.tokens[row][at].tolist(), batch.weights[row][at].tolist()))
+    return sorted(found)
+
+
+def test_rows_of_chats_are_the_same_from_files_and_from_shards(
+    folders: dict[str, Path], opened: dict[str, HFTokenizer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_chats(tmp_path / "a.jsonl", CHATS)
+    common = {"lanes": 1, "seq_len": 256, "interior_eos": "keep"}
+    raw = config(SourceConfig(name="chats", format="jsonl_messages", field="messages", paths=[path]), **common)
+    command = ["--format", "jsonl_messages", "--field", "messages", "--tokenizer", str(folders["chatml"]), "--processes", "1"]
+    prepare.main([*command, "--interior-eos", "keep", "--output", str(tmp_path / "out"), path])
+    inside = sum(len(messages) for messages in CHATS)
+    assert f"{inside} eos ids inside of documents kept" in capsys.readouterr().out
+    shards = config(SourceConfig(name="chats", format="tokens", paths=[str(tmp_path / "out" / "train")]), **common)
+    rows = weighed_rows(raw, opened["chatml"])
+    assert rows == weighed_rows(shards, opened["chatml"])
+    expected = []
+    for messages in CHATS:
+        ids, weights = encoded(opened["chatml"], messages)
+        expected.append((ids, [*weights[1:], 0.0]))
+    assert rows == sorted(expected), "a weight stands at the token before its target"
+
+
+def test_a_job_trains_on_chats_and_knows_its_template_again(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(folders["chatml"], tokenizer)
+    job = write_job(tmp_path, 2, f'[tokenizer]\nkind = "hf"\npath = "{tokenizer}"\n')
+    for file in (tmp_path / "corpus").iterdir():
+        write_chats(file, CHATS * 4)
+    options = 'format = "jsonl_messages"\nfield = "messages"'
+    job.write_text(job.read_text().replace('format = "jsonl"', options).replace("[data]", '[data]\ninterior_eos = "keep"'))
+    train_here(job)
+    assert metrics(job)[-1]["step"] == 2
+    (tokenizer / "chat_template.jinja").write_text(CHATML + "{# another #}")
+    assert "data.sources.words.template: checkpoint " in refusal(capsys, job, "--training.steps", "4")
+    message = refusal(capsys, job, "--data.interior_eos", "refuse", "--job.dump_folder", str(tmp_path / "other"))
+    assert "inside of the document" in message
+    write_chats(tmp_path / "corpus" / "0.jsonl", [*CHATS, [{"role": "user", "text": "x"}]])
+    message = refusal(capsys, job, "--job.dump_folder", str(tmp_path / "other"), "--data.lanes", "2", "--training.steps", "40")
+    assert "0.jsonl, record 25" in message
+    assert "message 0 has no 'content'" in message

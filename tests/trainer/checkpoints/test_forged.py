@@ -16,6 +16,7 @@ from itertools import count, product
 from math import prod
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from cistron.datasets.files import Lock
 from cistron.tests.helpers.jobs import forge, refusal, why_incomplete
 from cistron.tools import export
 from cistron.trainer.checkpoints import Folder, Spec, read, safetensors_bytes
+from cistron.trainer.checkpoints import tiling as tiling_room
 from cistron.trainer.checkpoints.find import NEWEST
 from cistron.trainer.checkpoints.manifest import INDEX, INVENTORY, MANIFEST, STATE, files_of, manifest_text
 from cistron.trainer.checkpoints.tensors import (
@@ -88,6 +90,8 @@ def test_what_is_wrongly_covered_is_what_counting_elements_finds(
             times[element] += 1
     first = next(((element, n) for element, n in sorted(times.items()) if n != 1), None)
     assert wrongly_covered(shape, boxes) == first
+    with patch.object(tiling_room, "FEW", 0):  # as many boxes are looked at
+        assert wrongly_covered(shape, boxes) == first
 
 
 def test_the_time_grows_with_the_pieces_not_with_their_pairs() -> None:

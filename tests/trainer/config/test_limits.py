@@ -36,7 +36,7 @@ def refused(*argv: str) -> str:
         ("data.cache_gb", "1e300", "1000000000"),
         ("model.n_layers", "10000000", "1024"),
         ("model.dim", "10000000000", "1048576"),
-        ("model.vocab_size", str(2**32), "valid integer"),  # of a key that may be unset, the last try is as text
+        ("model.vocab_size", str(2**32), "less than or equal to 16777216"),
         ("model.rope.theta", "1e300", "1000000000000000"),
         ("parallelism.tensor_parallel_degree", str(10**12), "1048576"),
         ("fine_tuning.lora.rank", str(10**12), "65536"),

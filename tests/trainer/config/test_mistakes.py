@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -225,3 +226,16 @@ def test_a_plug_in_of_the_toml_is_imported_before_its_names_are_looked_at(
         assert "nothing: records go nowhere" in capsys.readouterr().out
     finally:
         sys.modules.pop("plugin_of_a_test", None)
+
+
+def test_a_plug_in_on_a_disk_that_is_away_may_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = tmp_path / "mount"
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{away}")
+    argv = ["--job.plugins", '["cistron_is_away.parts"]']
+    with pytest.raises(ConfigError, match=f"PYTHONPATH names {away}, which is not there") as caught:
+        load_config(argv)
+    assert caught.value.passing, "a launcher's restart tries it again"
+    away.mkdir()
+    with pytest.raises(ConfigError, match="No module named 'cistron_is_away'") as caught:
+        load_config(argv)
+    assert not caught.value.passing

@@ -22,6 +22,7 @@ from cistron.trainer.errors import ConfigError
 from cistron.trainer.estimates import document_flops, frozen_flops, peak_flops, row_flops, sizes_of
 from cistron.trainer.estimates.flops import named_peak
 from cistron.trainer.metrics import MetricsLog, MetricsRecord, Outcome, StepCounts
+from cistron.trainer.metrics.sinks import WeightsAndBiases
 from cistron.trainer.processes import join
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -185,6 +186,7 @@ def test_weights_and_biases_has_every_number_of_every_record_and_a_resume_goes_o
     first, second = wandb
     assert first.finished
     assert second.options["id"] == first.options["id"]
+    assert first.options["settings"] == {"init_timeout": 90.0}, "less than comm.timeout_seconds"
     assert (first.options["project"], first.options["name"], first.options["resume"]) == ("proteins", "run", "allow")
     assert second.options["config"]["training"]["steps"] == 6
     logged = first.logged | second.logged
@@ -206,6 +208,9 @@ def test_a_refusal_by_weights_and_biases_is_a_refusal_of_the_job(
         raise ConnectionError("no API key")
 
     monkeypatch.setattr(sys.modules["wandb"], "init", without_key)
+    with pytest.raises(ConfigError, match="no API key") as caught:
+        WeightsAndBiases(tmp_path, JobConfig(), 0)
+    assert caught.value.passing, "a launcher's restart tries it again"
     message = refusal(capsys, write_job(tmp_path), "--metrics.enable_wandb", "true")
     assert "metrics.enable_wandb = true: no API key" in message
     assert not wandb

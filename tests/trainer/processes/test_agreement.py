@@ -154,6 +154,14 @@ def test_what_an_editor_or_an_environment_leaves_is_no_source_and_what_cannot_be
     assert digest_of(tmp_path / "gone.py") == digest_of(tmp_path / "gone.py")
 
 
+def test_a_pipe_called_like_a_source_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("X = 1")
+    before = digest_of(tmp_path)
+    os.mkfifo(tmp_path / "two.py")
+    assert digest_of(tmp_path) == digest_of(tmp_path) != before
+    assert digest_of(tmp_path / "two.py")
+
+
 def named(said: dict[int, tuple[str, dict[str, str]]]) -> list[str]:
     """The head of the table of some ranks, without the empty cell."""
     return [cell.strip() for cell in differences(said, ["key"])[0].split("|")][1:]

@@ -45,7 +45,12 @@ def opened(config_path: str, root: str, cases: list[str]) -> list[tuple[str, obj
         folder = Path(root) / case / os.environ["RANK"]
         job = Path(root) / case / f"{os.environ['RANK']}.toml"
         job.write_text((Path(config_path).read_text() + SOURCES).replace("FOLDER", str(folder)))
-        options = ("--validation.enable", "true", "--job.dump_folder", f"{root}/{case}/run")
+        options = (
+            "--eval.extrapolation.enable" if case == "long documents" else "--validation.enable",
+            "true",
+            "--job.dump_folder",
+            f"{root}/{case}/run",
+        )
         config, _ = load_config(["--config", str(job), *options])
         try:
             trainer = Trainer(config, join(config), StopRequest())
@@ -91,6 +96,7 @@ CASES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "shard": (other_shard, ["data.sources.shards: ", "/shards/part-0.json: "]),
     "missing": (missing, ["data.sources.words: ", "/0/corpus/2.jsonl: missing", "/1/corpus/0.jsonl: "]),
     "validation": (other_validation, ["validation.sources.held out: ", "/1/validation.jsonl.txt: "]),
+    "long documents": (other_validation, ["validation.sources.held out: ", "/1/validation.jsonl.txt: "]),
     "absent": (absent, ["there is no such file", "[found by rank 1 (", "), 1 in all]"]),
 }
 
