@@ -27,17 +27,12 @@ class Line(NamedTuple):
     Attributes:
         at: byte that it begins at.
         text: without its line break.
-        record: what it says; None: it is damaged.
+        step: that its record is of; -1: it is damaged.
     """
 
     at: int
     text: bytes
-    record: Record | None
-
-    @property
-    def step(self) -> int:
-        """The step that the record is of; -1 of a damaged line."""
-        return cast(int, self.record["step"]) if self.record else -1
+    step: int
 
 
 def record_of(text: bytes) -> Record | None:
@@ -58,16 +53,20 @@ def lines_from(file: Path, start: int) -> Iterator[Line]:
             at += len(opened.readline())  # the rest of a line that begins before
         for text in opened:
             if text != b"\n":
-                yield Line(at, text.rstrip(b"\n"), record_of(text))
+                record = record_of(text)
+                yield Line(at, text.rstrip(b"\n"), cast(int, record["step"]) if record else -1)
             at += len(text)
 
 
 def end_of(file: Path, step: int) -> list[Line]:
-    """Return the last lines of a file, back to a record of `step` or before and of at least 4 MiB, or all."""
+    """Return the last lines of a file, back to a record of `step` or before and of at least 4 MiB, or all.
+
+    The texts of later records are left out: there may be 2 million of them.
+    """
     size, length = file.stat().st_size, END_BYTES
     while True:
         start = max(size - length, 0)
-        lines = list(lines_from(file, start))
+        lines = [line if line.step <= step else line._replace(text=b"") for line in lines_from(file, start)]
         if start == 0 or any(0 <= line.step <= step for line in lines):
             return lines
         length *= 4
@@ -75,8 +74,8 @@ def end_of(file: Path, step: int) -> list[Line]:
 
 def last_record(file: Path) -> Record:
     """Return the last record of a file; empty where it holds none, or is not there."""
-    records = [line.record for line in end_of(file, 2**63) if line.record] if file.is_file() else []
-    return records[-1] if records else {}
+    lines = [line for line in end_of(file, 2**63) if line.step >= 0] if file.is_file() else []
+    return (record_of(lines[-1].text) or {}) if lines else {}
 
 
 def append_record(file: Path, record: Record) -> None:
@@ -119,7 +118,7 @@ def forget_after(file: Path, step: int) -> list[str]:
         Folder(file.parent).set_aside(file.name)
         return []
     lines = end_of(file, step)
-    damaged = [line for line in lines if line.record is None]
+    damaged = [line for line in lines if line.step < 0]
     kept = [line for line in lines if 0 <= line.step <= step]
     if not damaged and len(kept) == len(lines):
         return []

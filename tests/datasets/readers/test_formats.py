@@ -212,6 +212,11 @@ def test_a_bad_line_is_named_by_number_and_byte_and_passed_over(line: str, messa
     assert [len(group.documents) for group in groups] == [2, 1]
 
 
+def test_a_fasta_header_may_hold_what_begins_one(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "x.fasta", b">A <B> <C>\nNN\n\n>sampled at >3m depth\r\nAC\r\nGT\r\n")
+    assert _read(build_reader("fasta", "text", STORAGE), path) == [b"NN", b"ACGT"]
+
+
 def test_text_before_the_first_fasta_header_is_one_bad_record(tmp_path: Path) -> None:
     path = write_bytes(tmp_path / "x.fasta", b"\nACGT\nACGTTTTACGTACGTACGT\n>late\nAC\n")
     piece = Piece(path, 0, Path(path).stat().st_size, 1)
