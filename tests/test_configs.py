@@ -51,7 +51,7 @@ def test_a_configuration_names_files_that_there_are_and_more_pieces_of_them_than
     tokenizer, _ = verify(config, layout)
     data = data_config(config)
     for source in data.sources:
-        open_source(source, data.lanes, RowSettings(seq_len=config.training.seq_len, seed=0, batch_size=1), data)
+        open_source(source, data.lanes or 16, RowSettings(seq_len=config.training.seq_len, seed=0, batch_size=1), data)
     open_validation(config, tokenizer, row_settings(config, layout, tokenizer, batch_size=1))
 
 

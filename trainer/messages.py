@@ -36,6 +36,7 @@ def introduction(
         *config.remarks(step),
         *device_remarks(world.device),
         *(remark for source in loader.sources for remark in source.remarks()),
+        *([f"data.lanes: {loader.lanes}, chosen; a resume keeps it"] if config.data.lanes is None else []),
         f"{config.model.preset}: {sizes_of(config, decoder)}, {executor} attention ({why}) over documents ending in "
         f"eos {eos_id}; {rows} rows x {config.training.seq_len} tokens a step on {layout.world_size} process(es) "
         f"({world.device.type}): {layout}, {micro_batches} micro-batch(es) of {micro_batch_size} rows",

@@ -14,6 +14,7 @@ from ..lanes import block_tokens
 from ..readers import GROUP_BYTES, READERS, SourceFiles
 from ..tokenizers import Tokenizer
 from .loader import BYTES_PER_TOKEN, batches_ahead
+from .sources import DEFAULT_LANES
 from .transport import MESSAGES_PER_WORKER, message_rows
 
 
@@ -54,7 +55,8 @@ def loader_memory(
     """
     weights = np.dtype(np.float32).itemsize * (config.weighted or config.window_overlap > 0)
     per_id = np.dtype(tokenizer.dtype).itemsize
-    lanes = config.lanes // degree * _raw(config.sources) + _raw(validation)
+    most = config.lanes or max(DEFAULT_LANES, degree * max(1, config.num_workers))  # fewer may be chosen
+    lanes = most // degree * _raw(config.sources) + _raw(validation)
     block = (block_tokens(seq_len) + seq_len) * (per_id + weights)
     read_ahead = GROUP_BYTES * (2 + per_id + weights)  # bytes of the next group, that group, and its ids
     building = max(1, config.num_workers) * block if lanes else 0  # joined from runs that are still there

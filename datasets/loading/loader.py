@@ -27,7 +27,7 @@ from ..shards import verify_shard
 from ..tokenizers import Tokenizer
 from .batch import Batch, RowSettings
 from .read_ahead import ReadAhead
-from .sources import Source, open_source
+from .sources import Source, choose_lanes, open_source
 from .state import ALL_DATA, DataShard, DataState, RanksLeft, check_state
 from .transport import Row, RowStream, drawn_by_workers, drawn_here, in_order
 
@@ -47,16 +47,20 @@ class Loader(AbstractContextManager["Loader"]):
         rows: How rows become batches.
         shard: Which part of the data this rank has, and where it continues.
 
+    Attributes:
+        lanes: How many each source is read in.
+
     Raises:
         DataConfigError: The config cannot be met; as DataOrderError: the state belongs to another one.
         DataError: A source's files cannot be used.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, rows: RowSettings, shard: DataShard = ALL_DATA) -> None:
-        _check_degrees(config.lanes, shard.dp_degree, max(1, config.num_workers))
         if not config.sources:
             raise DataConfigError("data.sources: name at least one source")
         refuse([*config.complaints(), *document_complaints(config, tokenizer, config.policy, rows.seq_len)])
+        units = config.units and tokenizer.streams
+        self.lanes = _lanes_of(config, units, shard)
         self.packer = Packer(
             rows.seq_len,
             tokenizer.eos_id,
@@ -68,16 +72,15 @@ class Loader(AbstractContextManager["Loader"]):
         )
         self._config, self._rows = config, rows
         before = shard.inventory or {}
-        units = config.units and tokenizer.streams
         self.sources = [
-            open_source(source, config.lanes, rows, config, before.get(source.name), number=number, units=units)
+            open_source(source, self.lanes, rows, config, before.get(source.name), number=number, units=units)
             for number, source in enumerate(config.sources)
         ]
         self.packer.weighted = any(source.weighted for source in self.sources)
 
         names = [source.name for source in config.sources]
         identity = {
-            "lanes": config.lanes,
+            "lanes": self.lanes,
             "packing": config.policy,
             "objective": rows.objective.identity(),
             **config.identity(),
@@ -118,7 +121,7 @@ class Loader(AbstractContextManager["Loader"]):
         if any(source.pieces for source in self.sources):
             self.encoding = tokenizer.choose_backend(self._sample) or tokenizer.kind
         self._exchange = shard.exchange
-        own = range(shard.dp_rank, config.lanes, shard.dp_degree)
+        own = range(shard.dp_rank, self.lanes, shard.dp_degree)
         most = [source.max_epochs for source in config.sources]
         self._epochs = [self._epochs_of(*source, state, own) for source in zip(self.sources, most, strict=True)]
         names_of_own = {source.lane_name(lane) for source in self.sources for lane in own}
@@ -126,14 +129,14 @@ class Loader(AbstractContextManager["Loader"]):
         self._state = state.model_copy(update={"config": identity, "lanes": lanes})
         # What workers need not know.
         shard = replace(shard, state=None, inventory=None, exchange=None)
-        self._stream = RowStream(self.sources, tokenizer, self.packer, config, rows, shard, self._state)
+        self._stream = RowStream(self.sources, tokenizer, self.packer, config, rows, shard, self._state, self.lanes)
         self._depth = batches_ahead(rows.batch_size, rows.seq_len)
         self._ahead: ReadAhead[Batch] | None = None
         self._processes: list[Any] = []  # workers
 
     def _epochs_of(self, source: Source, most: int | None, state: DataState, own: range) -> Epochs:
         """Return the epochs of a source where the run's state has them."""
-        lanes = [state.lanes.get(source.lane_name(lane), LaneState()) for lane in range(self._config.lanes)]
+        lanes = [state.lanes.get(source.lane_name(lane), LaneState()) for lane in range(self.lanes)]
         return Epochs(
             source.config.name,
             [lane.epoch for lane in lanes],
@@ -238,11 +241,24 @@ def verify_sources(sources: Sequence[Source], shard: DataShard) -> None:
             verify_shard(tokens)
 
 
-def _check_degrees(lanes: int, degree: int, workers: int) -> None:
-    """Refuse degrees by which lanes cannot be divided: a lane is read by one worker of one rank."""
-    owners = degree * workers
+def _lanes_of(config: DataConfig, units: bool, shard: DataShard) -> int:
+    """Return how many lanes there are: as the job says, else as its checkpoint, else chosen.
+
+    Raises:
+        DataConfigError: The ranks and workers do not divide them: a lane is read by one worker of one rank.
+    """
+    workers = max(1, config.num_workers)
+    owners = shard.dp_degree * workers
+    saved = shard.state.config.get("lanes") if shard.state else None
+    lanes, whose = config.lanes, ""
+    if lanes is None and isinstance(saved, int):
+        lanes, whose = saved, ", as the checkpoint has it,"
+    if lanes is None:
+        return choose_lanes(config, owners, units)
     if lanes < 1 or lanes % owners:
+        advice = "go on with as many as divide it" if whose else f"raise it to {-(-max(lanes, 1) // owners) * owners}"
         raise DataConfigError(
-            f"data.lanes: {lanes} is not a multiple of data-parallel degree x workers = {degree} x {workers} = {owners}; "
-            f"raise it to {-(-max(lanes, 1) // owners) * owners}"
+            f"data.lanes: {lanes}{whose} is not a multiple of data-parallel degree x workers = {shard.dp_degree} x {workers} "
+            f"= {owners}; {advice}"
         )
+    return lanes

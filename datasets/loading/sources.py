@@ -16,6 +16,11 @@ from ..tokenizers import Tokenizer
 from .batch import RowSettings
 
 
+DEFAULT_LANES = 16
+# What a lane should have in an epoch of each source, so that lanes end it nearly together.
+LANE_BYTES, LANE_UNITS = 2**16, 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A source ready to be read: either raw files with their reader, or token shards.
@@ -100,6 +105,33 @@ class Source:
             documents = (document for group in groups for document in group.documents)
             heads += [document[: 2**14] for document in islice(documents, 16)]
         return heads
+
+
+def choose_lanes(config: DataConfig, owners: int, units: bool) -> int:
+    """Return a number of lanes for a job that names none: a multiple of `owners`, at most 16 if they are not more.
+
+    A lane that has little of a source waits for others at the end of each epoch. So there are fewer where a source has
+    less than 16 times 64 KiB, or than 4 documents for each lane where it is known how many it has.
+
+    Args:
+        config: Which sources there are.
+        owners: Data-parallel ranks x workers.
+        units: Whether a long text may be cut into units for several lanes.
+
+    Raises:
+        DataError: A file is missing, or cannot be read.
+    """
+    room, storage = DEFAULT_LANES, FileStore(config)
+    for source in config.sources:
+        if READERS[source.format] is None:
+            manifests = [shard.manifest for shard in open_shards(storage.expand(source.paths, "*.json"), storage)]
+            parts = sum(max(manifest.documents, manifest.tokens // 2**20) for manifest in manifests)
+            room = min(room, parts // LANE_UNITS)
+        else:
+            sizes = [file.size for file in storage.expand(source.paths, *in_folder(source.format)) if file.size]
+            parts = max(len(sizes), sum(sizes) // 2**20 * units)
+            room = min(room, parts // LANE_UNITS if source.format == "text" else sum(sizes) // LANE_BYTES)
+    return owners * max(1, room // owners)
 
 
 def open_source(

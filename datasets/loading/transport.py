@@ -134,18 +134,19 @@ class RowStream(IterableDataset[Message]):
     settings: RowSettings
     shard: DataShard
     state: DataState
+    lanes: int
     waited: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         """Make the memory that is shared, where there are workers."""
-        self.waited = torch.zeros(len(self.sources), self.config.lanes, dtype=torch.int64)
+        self.waited = torch.zeros(len(self.sources), self.lanes, dtype=torch.int64)
         if self.config.num_workers:
             self.waited.share_memory_()
 
     def mixer(self) -> Mixer:
         """Return the mixer at the state's row."""
         weights = [((step - 1) * self.settings.rows_per_step, weights) for step, weights in self.config.phases()]
-        return Mixer(weights, self.config.lanes, self.settings.seed, self.state.mixture)
+        return Mixer(weights, self.lanes, self.settings.seed, self.state.mixture)
 
     def lane(self, key: LaneKey) -> Iterator[LaneRow]:
         """Return the rows of a lane of this rank."""

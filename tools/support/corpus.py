@@ -70,7 +70,7 @@ def report_sources(console: Terminal, config: JobConfig, loader: Loader, tokeniz
     console.print(f"encoding: {loader.encoding}")
     for number, source in enumerate(loader.sources):
         holdings = look_into(source, tokenizer, config.training.seq_len)
-        lines = ["", f"{source.config.name} ({source.config.format}): {on_disk(source, config.data.lanes)}"]
+        lines = ["", f"{source.config.name} ({source.config.format}): {on_disk(source, loader.lanes)}"]
         lines += [f"  {remark}" for remark in source.remarks()]
         if holdings is None:
             lines.append("  no document in the sample")
@@ -78,7 +78,7 @@ def report_sources(console: Terminal, config: JobConfig, loader: Loader, tokeniz
             lines += [
                 f"  {in_tokens(holdings)}",
                 f"  {in_rows(holdings, config)}",
-                f"  {in_steps(holdings, config, number, largest_lane(source, config, number), rows_per_step)}",
+                f"  {in_steps(holdings, config, number, rows_per_step, loader)}",
                 f"  tokens of a document: median {holdings.statistics.median:,}, longest {holdings.statistics.longest:,}",
             ]
             if holdings.mapped:
@@ -190,13 +190,12 @@ def in_rows(holdings: Holdings, config: JobConfig) -> str:
     return f"packing uses {s.packing_efficiency:.2%} of {seq_len} positions; {of}{split}"
 
 
-def largest_lane(source: Source, config: JobConfig, number: int) -> float:
+def largest_lane(source: Source, config: JobConfig, number: int, lanes: int) -> float:
     """Return what the largest lane of the first epoch has, divided by the mean: of bytes, or of tokens.
 
     An epoch takes so many times the rows of its documents, since the other lanes wait. Lanes of more than 2^20 units
     of token shards, which chance divides, count as equal.
     """
-    lanes = config.data.lanes
     if source.pieces is not None:
         loads = [float(source.pieces.line.bytes_of(lane, 0)) for lane in range(lanes)]
     elif source.corpus is None or source.corpus.units > COUNTED_UNITS:
@@ -208,15 +207,15 @@ def largest_lane(source: Source, config: JobConfig, number: int) -> float:
     return max(loads) * lanes / sum(loads)
 
 
-def in_steps(holdings: Holdings, config: JobConfig, number: int, largest: float, rows_per_step: int) -> str:
+def in_steps(holdings: Holdings, config: JobConfig, number: int, rows_per_step: int, loader: Loader) -> str:
     """Describe how many steps an epoch takes at the source's share, and how many epochs the job makes.
 
     Args:
         holdings: Of the source.
         config: Of the job.
         number: Of the source.
-        largest: Rows of the largest lane divided by the mean.
         rows_per_step: Rows of an optimizer step over all ranks.
+        loader: Of the job.
     """
     name = config.data.sources[number].name
     phases = list(weight_phases(config))
@@ -227,7 +226,7 @@ def in_steps(holdings: Holdings, config: JobConfig, number: int, largest: float,
     if holdings.scale is None or not first:  # compressed, or of a stage that the job does not reach
         return shares
     filled = holdings.rows(config) * holdings.scale
-    rows = max(filled * largest, config.data.lanes)
+    rows = max(filled * largest_lane(loader.sources[number], config, number, loader.lanes), loader.lanes)
     idle = f" and about {rows - filled:,.0f} idle ones" if rows - filled >= 0.5 else ""
     epochs = sum(steps * of[name] for _, steps, of in phases) * rows_per_step / rows
     about = "" if holdings.scale == 1.0 and holdings.statistics.planned == holdings.statistics.documents else "about "

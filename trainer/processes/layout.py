@@ -99,7 +99,7 @@ def layout_complaints(config: JobConfig, layout: Layout) -> list[str]:
     loaders = layout.data_parallel * max(1, config.data.num_workers)
     cp, tp = layout.cp, layout.tp
     complaints = indivisible(
-        ("data.lanes", config.data.lanes, loaders, "data-parallel ranks x data.num_workers"),
+        ("data.lanes", config.data.lanes or loaders, loaders, "data-parallel ranks x data.num_workers"),
         ("training.seq_len", config.training.seq_len, cp * tp, f"{layout.sequence}, which split the sequence"),
     )
     if rows < layout.data_parallel:
