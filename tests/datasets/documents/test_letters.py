@@ -238,7 +238,7 @@ def lane(path: str, config: DocumentConfig, state: LaneState | None = None) -> I
     pieces = reader.split(storage.expand([path])[0], 10**6)
     files = LanePieces(PieceLine(pieces, ["never"], 1, (0, 0)), reader)
     documents = RawDocuments(files, 0, ByteTokenizer(), packer, 0, False, config)
-    return Lane(documents, packer, (0, 0, 0), state or LaneState(), "main").rows()
+    return ((row.packed, row.state) for row in Lane(documents, packer, (0, 0, 0), state or LaneState()).rows())
 
 
 @pytest.mark.parametrize("overlap", [0, 7, 20])

@@ -100,7 +100,7 @@ def test_a_lane_of_both_strands_resumes_to_the_bit(tmp_path: Path, long: str) ->
     packer = Packer(64, 0, 1, "best_fit", overlap=overlap)
 
     def rows(state: LaneState) -> Iterator[tuple[PackedRow, LaneState]]:
-        return source(path, 1, config).rows(0, ByteTokenizer(), packer, (0, 0), state, None)
+        return ((row.packed, row.state) for row in source(path, 1, config).rows(0, ByteTokenizer(), packer, (0, 0), state))
 
     with patch.object(blocks, "block_tokens", lambda seq_len: 5 * seq_len):
         straight = list(islice(rows(LaneState()), 90))

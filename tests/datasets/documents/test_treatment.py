@@ -151,4 +151,4 @@ def test_what_was_truncated_and_mapped_is_said(tmp_path: Path) -> None:
     source = text_source(write_text(tmp_path, ["acgu" * 30] * 4))
     with byte_loader(config(source, documents=DocumentConfig(long_documents="truncate"), lanes=1)) as loader:
         take(loader, 3)
-        assert loader.state().left_out() == "8 document(s) truncated"
+        assert loader.state().left_out() == "12 document(s) truncated"

@@ -103,9 +103,12 @@ def test_skipped_records_are_counted_logged_and_the_same_everywhere(
     assert runs[0][1] % 5 == 0
 
 
-def test_a_bad_record_is_raised_at_the_same_row_everywhere(with_bad_records: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_record_is_raised_at_the_same_row_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cistron.datasets.lanes.blocks.block_tokens", lambda seq_len: 4 * seq_len)
-    data = with_bad_records.but(on_bad_record="error")
+    lines = [json.dumps({"text": text}).encode() for text in words(600)]
+    lines[560] = b"{"  # in the middle of the last lane's
+    path = write_bytes(tmp_path / "x.jsonl", b"\n".join(lines))
+    data = config(SourceConfig(name="lines", format="jsonl", paths=[path]))
     straight = _until(DataError, data, 1, 0)
     assert "x.jsonl, record" in straight[1]
     assert len(straight[0]) > 64, "more than a message of rows comes first"

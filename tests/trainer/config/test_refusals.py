@@ -65,7 +65,10 @@ BAD_DATA = {
     ),
     "record without a residue": (lambda f: fasta(f, b">a\nAC\n>b\n\n>c\nA\n"), ["bad.fasta, record b, byte 6", "no residue"]),
     "comment line": (lambda f: fasta(f, b">a\nAC\n;note\nGT\n"), ["bad.fasta, record a, byte 6", "begins with ';'"]),
-    "eos byte in a protein": (lambda f: protein(f, b"MK\0V"), ["bad.fasta, record p, byte 17: a NUL byte inside of a protein"]),
+    "eos byte in a protein": (
+        lambda f: protein(f, b"MK\0V"),
+        ["bad.fasta, record p, byte 17: a NUL byte in a line of the sequence"],
+    ),
     "unknown residue": (
         lambda f: protein(f, b"MKJ"),
         ["bad.fasta, record p, byte 17: 'J' is no letter of the protein vocabulary"],
