@@ -32,8 +32,8 @@ class DataConfig(FileStoreConfig, DocumentConfig):
     stages: list[Stage] = Field(default_factory=list)
     """The [[data.stages]] tables: weights that replace those of the sources, in ascending order of steps."""
     lanes: Annotated[int, Field(gt=0, le=2**16)] | None = None
-    """Independent row streams; a multiple of data-parallel ranks x workers. The lane of row i depends on i alone. Unset:
-    16 or what is near and divides among ranks x workers, fewer where a source is small; a resume keeps the number."""
+    """Independent row streams; a multiple of data-parallel ranks x workers. The lane of row i depends on i alone.
+    Unset: chosen, up to 16 or one for each rank and worker, fewer of a small source; a resume keeps the number."""
     packing: Literal["best_fit", "concat"] = "best_fit"
     """best_fit: whole documents, least padding. concat: classic concatenate-and-chunk."""
     layout: Literal["packed", "padded"] = "packed"

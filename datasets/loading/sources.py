@@ -15,8 +15,7 @@ from ..shards import Shard, open_shards
 from ..tokenizers import Tokenizer
 from .batch import RowSettings
 
-
-DEFAULT_LANES = 16
+DEFAULT_LANES = 16  # at most, unless ranks and workers are more
 # What a lane should have in an epoch of each source, so that lanes end it nearly together.
 LANE_BYTES, LANE_UNITS = 2**16, 4
 
