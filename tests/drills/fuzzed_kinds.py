@@ -73,9 +73,8 @@ def maker(make: Maker) -> Maker:
 def job_state() -> RunState:
     """Return the state of a run with all of its parts."""
     lanes = {"words/0": {"epoch": 1, "block": 3}, "words/1": {}}
-    data = DataState.model_validate(
-        {"rows": 8, "begin": 0, "counts": [8], "lanes": {name: dict(at) for name, at in lanes.items()}, "config": {"seed": 0}}
-    )
+    at = {"rows": 8, "begin": 0, "counts": [8], "drawn": [[4, 4]], "rotation": 1}
+    data = DataState.model_validate(at | {"lanes": {name: dict(lane) for name, lane in lanes.items()}, "config": {"seed": 0}})
     return RunState.of(
         config=JobConfig(),
         model=SHAPE,
@@ -271,7 +270,7 @@ def embeddings(folder: Path) -> tuple[dict[str, Mutation], Callable[[Path], obje
             pass
 
     with EmbeddingFile(folder / "e.safetensors", ours, ["norm"], True, {}) as output:
-        output.add(["a", "b"], [3, 4], {"norm": torch.zeros(2, 4)})
+        output.add(["a", "b"], [3, 4], {"norm": torch.zeros(2, 4)}, 2)
         output._flush()
     (part,) = output.partial.glob("part-*")
     names = {"e.safetensors.partial/plan.json": json_file, f"e.safetensors.partial/{part.name}": mangled}
