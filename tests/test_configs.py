@@ -82,7 +82,7 @@ def test_the_promoter_task_is_learnt_from_a_genome_full_and_by_adapters(tmp_path
     with brief_sample():
         train_here(CONFIGS / "dna_debug.toml", *small, *base)
     start = ["--checkpoint.initial_load_path", str(tmp_path / "base" / "checkpoint" / "step-2")]
-    steps = ["--training.steps", "20", "--validation.steps", "8", "--validation.freq", "100"]
+    steps = ["--training.steps", "40", "--validation.steps", "8", "--validation.freq", "100"]
     adapters = ["--fine_tuning.lora.rank", "8", "--optimizer.lr", "1e-2"]
     for name, more in (("full", ["--optimizer.lr", "3e-3"]), ("lora", adapters)):
         folder = tmp_path / name
