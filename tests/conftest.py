@@ -17,6 +17,11 @@ from collections.abc import Iterator
 from types import CodeType, FunctionType
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that stands still for a while is no fault of what is tested.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 # Names that a test, its fixtures or helpers of theirs mention, and what that makes of the test.
 MARKS = {
