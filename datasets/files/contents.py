@@ -21,7 +21,8 @@ MAGIC = {
     "gzip": (b"\x1f\x8b",),
     "zstd": (b"\x28\xb5\x2f\xfd", *SKIPPABLE),
     "xz": (b"\xfd7zXZ\0",),
-    "bzip2": tuple(b"BZh%d1AY&SY" % size for size in range(1, 10)),
+    # Of a block, or of the end where there is none.
+    "bzip2": tuple(b"BZh%d" % size + begins for size in range(1, 10) for begins in (b"1AY&SY", b"\x17rE8P\x90")),
 }
 NAMED = {"gzip": ".gz", "zstd": ".zst", "xz": ".xz", "bzip2": ".bz2"}
 

@@ -118,6 +118,13 @@ def test_a_name_that_belies_the_content_is_told_what_it_holds(name: str, data: b
         read(tmp_path / name, data)
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_member_without_a_byte_is_one_like_others(suffix: str, tmp_path: Path) -> None:
+    empty = FORMATS[suffix](b"")
+    assert read(tmp_path / f"x{suffix}", empty) == b""
+    assert read(tmp_path / f"y{suffix}", empty + FORMATS[suffix](TAIL)) == TAIL
+
+
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.TGZ", "x.tar", "x.tar.xz"])
 def test_an_archive_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"anything")
