@@ -48,7 +48,7 @@ def without(model: Decoder, prompt: list[int], tokens: int, device: torch.device
 
 @torch.no_grad()
 def cached(model: Decoder, prompt: list[int], tokens: int, device: torch.device) -> tuple[list[int], float]:
-    """Likewise."""
+    """Return what `without` does, by a cache of keys and values."""
     decoding = Decoding.begin(model, [prompt], PAD, device)
     new = [int(decoding.logits[0].argmax())]
     started = seconds(device)

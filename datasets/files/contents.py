@@ -139,7 +139,7 @@ class Decompressor(Protocol):
 
     @property
     def eof(self) -> bool:
-        """Whether its end was met."""
+        """Whether the end of the member was met, so that what follows is another one."""
         ...
 
     @property

@@ -122,7 +122,7 @@ class PieceLine:
     _orders: dict[int, tuple[Integers, Integers]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        """Add up sizes."""
+        """Find the length of the line: a piece without a byte has one, so that it is somebody's."""
         self._sizes = np.array([max(piece.size, 1) for piece in self.pieces], dtype=np.int64)
         self.bytes = int(self._sizes.sum())
 

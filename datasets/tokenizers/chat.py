@@ -52,7 +52,7 @@ class TemplateSource(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the text."""
+        """The sha256 of the template's text, by which ranks, plans and resumes compare it."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 

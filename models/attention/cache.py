@@ -40,7 +40,7 @@ class Mixer(Protocol):
     """A module that remembers tokens."""
 
     def cache(self) -> Cache:
-        """Return an empty cache."""
+        """Return what the mixer remembers before the first token of a row."""
         ...
 
 
@@ -72,7 +72,7 @@ class KeyValueCache:
         self.tensors = list(tensors)
 
     def rows(self, rows: Tensor) -> "KeyValueCache":
-        """See `Cache.rows`."""
+        """Return the keys and values of these rows, as `Cache.rows` says."""
         return KeyValueCache([x.index_select(0, rows) for x in self.tensors])
 
     def attend(self, rotated: Sequence[tuple[Tensor, Tensor]], v: Tensor, cached: Cached) -> Tensor:

@@ -62,7 +62,7 @@ class ScoreCounts:
         self.without = 0
 
     def count(self, lines: Sequence[Line]) -> None:
-        """Count lines."""
+        """Add the targets that were left out of these lines, and the lines without any target."""
         self.excluded += sum(line.excluded for line in lines)
         self.without += sum(math.isnan(line.mean) for line in lines)
 

@@ -90,7 +90,7 @@ def test_the_block_mask_is_that_of_torch(bodies: list[list[int]], causal: bool) 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on one process."""
+    """The job of a finished run on one process, which others are compared with."""
     config = write_ids_job(tmp_path_factory.mktemp("one"))
     train_here(config)
     return config
